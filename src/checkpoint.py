@@ -1,0 +1,221 @@
+"""Checkpoints: written whole or not at all, loaded strictly, and all that a resume needs.
+
+A run's `ckpt/` holds weights (`checkpoint_vnet-EPOCH_STEP.ckpt`, `best.ckpt`, `last.ckpt`) and
+`last_state.ckpt` with the optimizer, the step and the random state's seed. `last.ckpt` and `last_state.ckpt`
+belong together; they are replaced as one transaction:
+
+1. both are written under other names,
+2. `last.commit` appears: from now on the new pair counts,
+3. both are renamed over the old pair, and `last.commit` goes.
+
+A process that dies before step 2 leaves the old pair, one that dies after it leaves the new pair; `recover`
+finishes or forgets what was under way.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import mindspore as ms
+
+from src.errors import DataError
+from src.vnet import VARIANTS, VNet
+
+PREFIX = "checkpoint_vnet"
+BEST, LAST, STATE, COMMIT = "best.ckpt", "last.ckpt", "last_state.ckpt", "last.commit"
+PROGRESS = "progress"  # entry of the state, JSON
+
+
+def _pending(path):
+    """Where the next version of a checkpoint is written; MindSpore insists on the suffix."""
+    return path.with_name(f".{path.stem}.new.ckpt")
+
+
+def _write(entries, path, extra=None):
+    """Writes parameters to `path` for good: data and name are on the disk when this returns."""
+    try:
+        ms.save_checkpoint(entries, str(path), append_dict=extra, crc_check=False)
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+    except (OSError, RuntimeError, ValueError) as error:
+        path.unlink(missing_ok=True)
+        reason = str(error).strip().splitlines()[-1]
+        raise DataError(f"{path}: cannot be written ({reason}); is the disk full?") from None
+
+
+def _sync_folder(folder):
+    """A rename is on the disk once its folder is."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _entries(parameters):
+    return [{"name": parameter.name, "data": parameter} for parameter in parameters]
+
+
+def save_weights(network, path):
+    """Writes a network's parameters to `path`, replacing what was there in one step.
+
+    Raises:
+        DataError: the folder cannot be written or the disk is full.
+    """
+    path = Path(path)
+    _write(_entries(network.get_parameters()), _pending(path))
+    os.replace(_pending(path), path)
+
+
+def save_last(folder, network, training_cell, progress):
+    """Replaces `last.ckpt` and `last_state.ckpt` as one transaction.
+
+    Args:
+        folder: the run's `ckpt/`.
+        network: its parameters become `last.ckpt`.
+        training_cell: every further parameter in it (optimizer, global step, loss scale) becomes `last_state.ckpt`.
+        progress: numbers to go on from, `{name: int or float}`.
+    """
+    folder = Path(folder)
+    last, state = folder / LAST, folder / STATE
+    weights = list(network.get_parameters())
+    names = {parameter.name for parameter in weights}
+    others = [p for p in training_cell.get_parameters() if p.name not in names]
+    try:
+        _write(_entries(weights), _pending(last))
+        _write(
+            _entries(others), _pending(state), {PROGRESS: json.dumps(progress)}
+        )
+    except DataError:
+        recover(folder)
+        raise
+    (folder / COMMIT).touch()
+    _sync_folder(folder)
+    recover(folder)
+
+
+def recover(folder):
+    """Finishes a transaction that was committed, forgets one that was not."""
+    folder = Path(folder)
+    committed = (folder / COMMIT).exists()
+    for name in (LAST, STATE):
+        pending = _pending(folder / name)
+        if committed and pending.exists():
+            os.replace(pending, folder / name)
+        pending.unlink(missing_ok=True)
+    _sync_folder(folder)
+    (folder / COMMIT).unlink(missing_ok=True)
+
+
+def can_resume(folder):
+    """Whether a run's `ckpt/` holds a whole state; a transaction under way is settled first."""
+    recover(folder)
+    return Path(folder, STATE).is_file()
+
+
+def load_last(folder, network, training_cell):
+    """Puts `last.ckpt` and `last_state.ckpt` back.
+
+    Returns:
+        The progress that `save_last` was given.
+
+    Raises:
+        DataError: there is nothing to resume from, or it does not fit.
+    """
+    folder = Path(folder)
+    recover(folder)
+    load_weights(network, folder / LAST)
+    state = _read(folder / STATE)
+    progress = state.pop(PROGRESS, None)
+    names = {parameter.name for parameter in network.get_parameters()}
+    expected = {p.name: p for p in training_cell.get_parameters() if p.name not in names}
+    shapes = {name: parameter.shape for name, parameter in expected.items()}
+    if progress is None or shapes != {name: value.shape for name, value in state.items()}:
+        raise DataError(
+            f"{folder / STATE}: not the state of this optimizer and number of steps; resume with "
+            "the run's own configuration and cases"
+        )
+    for name, parameter in expected.items():
+        parameter.set_data(ms.Tensor(state[name].asnumpy(), parameter.dtype))
+    return json.loads(progress)
+
+
+def prune(folder, keep):
+    """Removes all numbered checkpoints but the newest `keep`."""
+    numbered = sorted(Path(folder).glob(f"{PREFIX}-*_*.ckpt"), key=epoch_and_step)
+    for path in numbered[:-keep]:
+        path.unlink()
+
+
+def epoch_and_step(path):
+    """(epoch, step) of a checkpoint called `checkpoint_vnet-EPOCH_STEP.ckpt`."""
+    epoch, step = Path(path).stem.rsplit("-", 1)[1].split("_")
+    return int(epoch), int(step)
+
+
+def _read(path):
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"{path}: no such checkpoint")
+    try:
+        return ms.load_checkpoint(str(path))
+    except (ValueError, RuntimeError, TypeError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise DataError(
+            f"{path}: not a whole MindSpore checkpoint ({reason}); copy it again or take another"
+        ) from None
+
+
+def load_weights(network, path):
+    """Loads a checkpoint into a network; every parameter must be there, with its shape, and none besides.
+
+    Raises:
+        DataError: missing, truncated, of another variant or width, or of another program.
+    """
+    found = _read(path)
+    expected = {parameter.name: parameter for parameter in network.get_parameters()}
+    wrong = next(
+        (
+            name
+            for name in (*expected, *found)
+            if name not in found
+            or name not in expected
+            or found[name].shape != expected[name].shape
+        ),
+        None,
+    )
+    if wrong is not None:
+        raise DataError(f"{path}: {_mismatch(wrong, expected, found)}")
+    for name, parameter in expected.items():
+        parameter.set_data(ms.Tensor(found[name].asnumpy(), parameter.dtype))
+
+
+def _mismatch(name, expected, found):
+    """In words, what a checkpoint is instead of what was expected."""
+    fitting = fitting_architecture({key: tuple(value.shape) for key, value in found.items()})
+    if fitting:
+        variant, width = fitting
+        return (
+            f"holds a V-Net of variant={variant}, width={width}, not of this configuration; "
+            f"use --set variant={variant} --set width={width}"
+        )
+    if name not in found:
+        return (
+            f"has no parameter {name}; expected a V-Net checkpoint, whole and of this configuration"
+        )
+    if name not in expected:
+        return f"has a parameter {name} that this V-Net has not; expected a V-Net checkpoint"
+    return f"{name} has shape {found[name].shape}, expected {expected[name].shape}"
+
+
+def fitting_architecture(shapes):
+    """(variant, width) of the V-Net with exactly these parameters, None if there is none.
+
+    Args:
+        shapes: parameter name -> shape.
+    """
+    width = shapes.get("in_tr.conv.weight", (0,))[0]
+    for variant, options in VARIANTS.items():
+        if width and {p.name: p.shape for p in VNet(width, **options).get_parameters()} == shapes:
+            return variant, width
+    return None

@@ -1,0 +1,49 @@
+"""What the entry points have in common on the command line."""
+
+import sys
+
+from src.errors import DataError, UsageError
+
+DEVICES = ("Ascend", "GPU", "CPU")
+
+
+def add_device_arguments(parser, id_flag):
+    """`--device_target` and the zoo's name for the device number."""
+    parser.add_argument(
+        "--device_target",
+        choices=DEVICES,
+        default="Ascend",
+        help="device that computes (default: Ascend)",
+    )
+    parser.add_argument(id_flag, type=int, default=0, help="number of the device (default: 0)")
+
+
+def add_set_argument(parser):
+    """`--set key=value`, as often as wanted."""
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="overrides",
+        help="override a configuration key (src/config.py), e.g. --set VolSize=64,64,32",
+    )
+
+
+def run(main):
+    """Runs an entry point: errors meant for the user become one line and an exit code, 2 for usage, 1 else."""
+    try:
+        main()
+        sys.stdout.flush()
+    except UsageError as error:
+        sys.exit(_line(error, 2))
+    except (DataError, OSError) as error:
+        sys.exit(_line(error, 1))
+    except KeyboardInterrupt:
+        sys.exit(_line("interrupted", 130))
+
+
+def _line(error, code):
+    sys.stdout.flush()
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    return code

@@ -1,0 +1,200 @@
+"""The configuration: the zoo's keys and defaults, ours, and how a run keeps and returns them."""
+
+import difflib
+import json
+import os
+from pathlib import Path
+
+from easydict import EasyDict
+
+from src.errors import DataError, UsageError
+from src.vnet import SIDE_MULTIPLE, VARIANTS
+
+vnet_cfg = EasyDict(
+    {
+        # The model zoo's.
+        "task": "promise12",
+        "fold": 0,  # which of create_csv.py's --folds files a split folder means
+        "dirResult": "results/infer",  # runs are made here
+        "dirPredictionImage": "results/prediction",  # masks and metrics are written here
+        "normDir": False,  # align the network grid with the patient axes
+        "dstRes": [1.0, 1.0, 1.5],  # network grid: voxel size in mm, x, y, z
+        "VolSize": [128, 128, 64],  # network grid: voxels, x, y, z
+        "batch_size": 4,
+        "epochs": 500,
+        "lr": 0.001,  # on a GPU 0.0005, unless set
+        "weight_decay": 1e-4,  # L2, not on batch norm and biases
+        "momentum": 0.99,  # of optimizer 'momentum'
+        "warmup_step": 120,
+        "warmup_ratio": 0.3,
+        # Ours: network.
+        "variant": "zoo",
+        "width": 16,  # channels of the first stage
+        "dropout": 0.5,  # share of the channels dropped in training, where the variant drops any
+        # Ours: training.
+        "seed": 1,  # rules weights, order and dropout
+        "optimizer": "adam",
+        "precision": "auto",  # auto: mixed on Ascend and GPU, float32 on CPU
+        "loss_scale": 256.0,  # start of the dynamic loss scale in mixed precision
+        "dataset_sink": "auto",  # auto: on for Ascend and GPU, off on CPU
+        "num_workers": 0,  # threads that read cases; 0: one per core, at most 8
+        "val_interval": 10,  # epochs between validations
+        "save_interval": 1,  # epochs between checkpoints
+        "early_stop": 0,  # validations without a better Dice after which training ends; 0: never
+        "keep_checkpoint_max": 10,  # numbered checkpoints that are kept
+        "cache_dir": "auto",  # preprocessed cases; auto: the user's cache folder; off: none
+        # Ours: prediction.
+        "threshold": 0.5,  # foreground is where the probability is above it
+        "flip_average": False,  # average the prediction over a left-right flip
+    }
+)
+CHOICES = {
+    "variant": tuple(VARIANTS),
+    "optimizer": ("adam", "momentum"),
+    "precision": ("auto", "float32", "mixed"),
+    "dataset_sink": ("auto", "on", "off"),
+}
+# Key -> (what holds, in words). Checked whenever a configuration is made.
+RULES = {
+    "dstRes": (lambda v: len(v) == 3 and all(r > 0 for r in v), "three positive sizes in mm"),
+    "VolSize": (
+        lambda v: len(v) == 3 and all(s > 0 and s % SIDE_MULTIPLE == 0 for s in v),
+        f"three multiples of {SIDE_MULTIPLE}, since V-Net halves each side four times",
+    ),
+    "dropout": (lambda v: 0 <= v < 1, "at least 0 and below 1"),
+    "momentum": (lambda v: 0 <= v < 1, "at least 0 and below 1"),
+    "threshold": (lambda v: 0 <= v < 1, "at least 0 and below 1"),
+    "warmup_ratio": (lambda v: 0 <= v <= 1, "between 0 and 1"),
+    **dict.fromkeys(
+        ("batch_size", "epochs", "width", "val_interval", "save_interval", "keep_checkpoint_max"),
+        (lambda v: v >= 1, "at least 1"),
+    ),
+    **dict.fromkeys(
+        ("fold", "weight_decay", "warmup_step", "seed", "num_workers", "early_stop"),
+        (lambda v: v >= 0, "at least 0"),
+    ),
+    **dict.fromkeys(("lr", "loss_scale"), (lambda v: v > 0, "above 0")),
+}
+CONFIG_NAME = "config.json"
+FIXED_BY_WEIGHTS = ("variant", "width")
+GPU_LEARNING_RATE = 0.0005
+
+
+def _parsed(key, text, default):
+    """`text` as a value of the default's type."""
+    try:
+        if isinstance(default, bool):
+            return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+        if isinstance(default, list):
+            kind = type(default[0])
+            return [kind(part) for part in text.strip("[]() ").split(",")]
+        return type(default)(text)
+    except (KeyError, ValueError):
+        kind = "list of numbers" if isinstance(default, list) else type(default).__name__
+        raise UsageError(f"--set {key}={text}: expected a {kind}, such as {default}") from None
+
+
+def _checked(key, value):
+    if key in CHOICES and value not in CHOICES[key]:
+        raise UsageError(f"{key} is {value!r}, expected one of {', '.join(CHOICES[key])}")
+    holds, words = RULES.get(key, (lambda _: True, ""))
+    if not holds(value):
+        raise UsageError(f"{key} is {value}, expected {words}")
+    return value
+
+
+def _known(key):
+    if key not in vnet_cfg:
+        nearest = difflib.get_close_matches(key, vnet_cfg, n=1, cutoff=0.3)
+        hint = f"; did you mean {nearest[0]!r}?" if nearest else f"; known: {', '.join(vnet_cfg)}"
+        raise UsageError(f"unknown configuration key {key!r}{hint}")
+    return key
+
+
+def overridden(config, overrides):
+    """A copy of `config` with `key=value` texts applied, all of it checked.
+
+    Args:
+        config: EasyDict with the keys of `vnet_cfg`.
+        overrides: such as ["VolSize=64,64,32", "lr=0.01"].
+
+    Raises:
+        UsageError: unknown key (the nearest is named), a value of the wrong type or out of range.
+    """
+    result = EasyDict(json.loads(json.dumps(config)))
+    for item in overrides:
+        key, separator, text = item.partition("=")
+        if not separator:
+            raise UsageError(f"--set {item}: expected key=value")
+        result[_known(key)] = _parsed(key, text, vnet_cfg[key])
+    for key, value in result.items():
+        _checked(key, value)
+    return result
+
+
+def training_config(device_target, overrides):
+    """`vnet_cfg` with `overrides`; on a GPU the zoo's lower learning rate, unless one was chosen."""
+    config = overridden(vnet_cfg, overrides)
+    chosen = vnet_cfg.lr != 0.001 or any(item.startswith("lr=") for item in overrides)
+    if device_target == "GPU" and not chosen:
+        config.lr = GPU_LEARNING_RATE
+    return config
+
+
+def save_config(config, path):
+    """Writes `config` as JSON, whole or not at all."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(json.dumps(config, indent=2) + "\n")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_config(path):
+    """The configuration that `save_config` wrote; keys that came later get their defaults.
+
+    Raises:
+        DataError: not JSON, an unknown key, or a value out of range.
+    """
+    try:
+        saved = json.loads(Path(path).read_text())
+        unknown = [key for key in saved if key not in vnet_cfg]
+        if unknown:
+            raise UsageError(f"unknown key {unknown[0]!r}, written by another version?")
+        return overridden({**vnet_cfg, **saved}, [])
+    except (ValueError, AttributeError, TypeError, UsageError) as error:
+        raise DataError(f"{path}: no configuration of this program ({error})") from None
+
+
+def config_path_of(checkpoint_path):
+    """The `config.json` of a checkpoint: beside it or one folder up, None if there is none."""
+    folder = Path(checkpoint_path).absolute().parent
+    return next(
+        (path for path in (folder / CONFIG_NAME, folder.parent / CONFIG_NAME) if path.is_file()),
+        None,
+    )
+
+
+def config_of_checkpoint(checkpoint_path, overrides):
+    """The configuration that fits a checkpoint's weights, with `overrides` on top.
+
+    A checkpoint without `config.json` (the zoo's own) gets the defaults, and a line says so.
+
+    Raises:
+        UsageError: an override of what the weights fix (variant, width).
+    """
+    path = config_path_of(checkpoint_path)
+    if path is None:
+        print(f"{checkpoint_path}: no {CONFIG_NAME} near it, taking the defaults and --set")
+        return overridden(vnet_cfg, overrides)
+    saved = load_config(path)
+    config = overridden(saved, overrides)
+    for key in FIXED_BY_WEIGHTS:
+        if config[key] != saved[key]:
+            raise UsageError(
+                f"--set {key}={config[key]}: the weights of {checkpoint_path} were trained with "
+                f"{key}={saved[key]} ({path}); leave it out"
+            )
+    return config

@@ -1,0 +1,481 @@
+"""Cases: find, read, check, bring to the network grid and back, write.
+
+Images are SimpleITK images (x, y, z in LPS mm); arrays here have axes (X, Y, Z), as the network takes
+them. Each way between the case's grid and the network grid is one linear resampling.
+"""
+
+import gzip
+import hashlib
+import json
+import os
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+from src.errors import DataError
+
+SUFFIXES = (".mhd", ".mha", ".nii.gz", ".nii", ".nrrd")
+MASK_SUFFIX = "_segmentation"
+SAME_GRID_VOXELS = 0.05  # corners of an image and its mask may lie this far apart
+CACHE_VERSION = 1  # raise it when a preprocessed case would come out differently
+
+
+@dataclass(frozen=True)
+class Case:
+    """One examination: an image and, where known, its reference mask."""
+
+    case_id: str
+    image_path: Path
+    mask_path: Path | None = None
+
+
+# --- finding ---------------------------------------------------------------------------------
+
+
+def suffix_of(path):
+    """Which of `SUFFIXES` a file name ends with, None for any other."""
+    return next((suffix for suffix in SUFFIXES if Path(path).name.lower().endswith(suffix)), None)
+
+
+def stem(path):
+    """The file's name without folder and image suffix: Case03 of img/Case03.nii.gz."""
+    name = Path(path).name
+    return name[: len(name) - len(suffix_of(name) or "")]
+
+
+def images_in(folder):
+    """Image files of a folder, `{stem: [paths]}`, sorted by name.
+
+    Raises:
+        DataError: no such folder.
+    """
+    if not Path(folder).is_dir():
+        raise DataError(f"{folder}: no such folder; expected the images there")
+    found = {}
+    for path in sorted(Path(folder).iterdir()):
+        if suffix_of(path) and not path.name.startswith("."):
+            found.setdefault(stem(path), []).append(path)
+    return found
+
+
+def _only(folder, found, wanted):
+    """The file of `found` that a name means: the one with its suffix, or the only one of its stem."""
+    paths = found.get(stem(wanted), [])
+    exact = [path for path in paths if path.name == Path(wanted).name]
+    if exact:
+        return exact[0]
+    if not paths:
+        raise DataError(
+            f"{folder}: no image {stem(wanted)} ({', '.join(SUFFIXES)}); "
+            "the split names it: add the file or take it out of the split"
+        )
+    if len(paths) > 1:
+        names = ", ".join(path.name for path in paths)
+        raise DataError(f"{folder}: {names} are all called {stem(wanted)}; keep one of them")
+    return paths[0]
+
+
+def find_cases(data_path, names, with_mask=True):
+    """The cases of `data_path/img` (and `gt`) that a split names.
+
+    Args:
+        data_path: folder with `img/NAME.<ext>` and `gt/NAME_segmentation.<ext>`.
+        names: lines of a split file; matched by stem, so Case03.mhd finds Case03.nii.gz.
+        with_mask: whether each must have its reference mask.
+
+    Raises:
+        DataError: a file is missing or ambiguous.
+    """
+    image_folder, mask_folder = Path(data_path, "img"), Path(data_path, "gt")
+    images = images_in(image_folder)
+    masks = images_in(mask_folder) if with_mask else {}
+    return [
+        Case(
+            stem(name),
+            _only(image_folder, images, name),
+            _only(mask_folder, masks, stem(name) + MASK_SUFFIX) if with_mask else None,
+        )
+        for name in names
+    ]
+
+
+# --- reading and checking ----------------------------------------------------------------------
+
+
+def _meta_header(path):
+    """The `key = value` lines of a MetaImage header, up to the one that names the data."""
+    header = {}
+    with open(path, "rb") as file:
+        for line in file:
+            key, _, value = line.decode("latin-1").partition("=")
+            header[key.strip()] = value.strip()
+            if key.strip() == "ElementDataFile" or len(header) > 200:
+                break
+    return header
+
+
+def _data_file(path):
+    """Where a `.mhd` keeps its voxels, None for formats that keep them in the file itself."""
+    if suffix_of(path) != ".mhd":
+        return None
+    name = _meta_header(path).get("ElementDataFile", "")
+    if not name:
+        raise DataError(f"{path}: no ElementDataFile in its header; expected a MetaImage header")
+    return None if name in ("LOCAL", "LIST") or "%" in name else Path(path).parent / name
+
+
+def _check_data_is_whole(path, reader):
+    """SimpleITK reads a truncated NIfTI without a word, and says of a missing .raw that the .mhd is."""
+    voxel_bytes = int(np.prod(reader.GetSize())) * _component_bytes(reader.GetPixelID())
+    data_file = _data_file(path)
+    if data_file is not None:
+        header = _meta_header(path)
+        compressed = header.get("CompressedData", "").lower() == "true"
+        expected = int(header.get("CompressedDataSize", 0)) if compressed else voxel_bytes
+        if not data_file.is_file():
+            raise DataError(
+                f"{path}: its data file {data_file.name} is missing; copy it beside the header"
+            )
+        found = data_file.stat().st_size
+        if found < expected:
+            raise DataError(
+                f"{data_file}: truncated, {found} bytes of {expected}; get the file again"
+            )
+    elif suffix_of(path) in (".nii", ".nii.gz"):
+        with gzip.open(path) if suffix_of(path) == ".nii.gz" else open(path, "rb") as file:
+            found = 0
+            try:
+                while block := file.read(1 << 22):
+                    found += len(block)
+            except EOFError:
+                found = min(found, voxel_bytes - 1)
+        if found < voxel_bytes:
+            raise DataError(
+                f"{path}: truncated, {found} bytes of {voxel_bytes}; get the file again"
+            )
+
+
+def _component_bytes(pixel_id):
+    return sitk.GetArrayViewFromImage(sitk.Image([1, 1], pixel_id)).itemsize
+
+
+def _read(path):
+    """A 3-D scalar image as it is stored, whole and finite."""
+    path = Path(path)
+    if path.is_dir():
+        return _read_dicom_series(path)
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    if suffix_of(path) is None:
+        raise DataError(f"{path}: not one of the image formats {', '.join(SUFFIXES)}")
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+        size, components = reader.GetSize(), reader.GetNumberOfComponents()
+        if len(size) != 3 or components != 1:
+            raise DataError(
+                f"{path}: {len(size)}-D with {components} component(s) per voxel, "
+                "expected a 3-D scalar volume"
+            )
+        _check_data_is_whole(path, reader)
+        image = reader.Execute()
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise DataError(f"{path}: cannot be read ({reason}); get the file again") from None
+    return _finite(image, path)
+
+
+def _finite(image, path):
+    values = sitk.GetArrayViewFromImage(image)
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        count = int((~np.isfinite(values)).sum())
+        raise DataError(f"{path}: {count} voxels are NaN or infinite; repair or leave out the file")
+    return image
+
+
+def _read_dicom_series(folder):
+    series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
+    if len(series) != 1:
+        raise DataError(f"{folder}: {len(series)} DICOM series, expected one series per folder")
+    try:
+        image = sitk.ReadImage(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder)))
+    except RuntimeError as error:
+        raise DataError(f"{folder}: cannot be read ({str(error).splitlines()[-1]})") from None
+    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
+        raise DataError(f"{folder}: expected a 3-D scalar DICOM series")
+    return _finite(image, folder)
+
+
+def read_image(path):
+    """An MR image, as float32 in its own intensities.
+
+    Args:
+        path: a file with one of `SUFFIXES`, or the folder of one DICOM series.
+
+    Raises:
+        DataError: missing, unreadable, truncated, not a 3-D scalar volume, NaN, or all of one value.
+    """
+    image = sitk.Cast(_read(path), sitk.sitkFloat32)
+    values = sitk.GetArrayViewFromImage(image)
+    if values.min() == values.max():
+        raise DataError(f"{path}: every voxel is {values.min():g}, expected an MR image")
+    return image
+
+
+def read_mask(path, image, image_path):
+    """The reference mask of `image`, uint8 0 and 1, with exactly the image's geometry.
+
+    Raises:
+        DataError: unreadable, of another size or geometry than its image, or labels other than 0 and 1.
+    """
+    mask = _read(path)
+    check_same_grid(image, image_path, mask, path)
+    labels = np.unique(sitk.GetArrayViewFromImage(mask))
+    if not np.isin(labels, (0, 1)).all():
+        shown = ", ".join(f"{label:g}" for label in labels[:6])
+        raise DataError(f"{path}: labels {shown}, expected only 0 and 1 (1 is the prostate)")
+    mask = sitk.Cast(mask, sitk.sitkUInt8)
+    mask.CopyInformation(image)
+    return mask
+
+
+def check_same_grid(image, image_path, mask, mask_path):
+    """Raises a DataError where a mask does not lie on its image's voxels."""
+    if image.GetSize() != mask.GetSize():
+        raise DataError(
+            f"{mask_path}: size {mask.GetSize()} differs from its image {image_path} "
+            f"{image.GetSize()}"
+        )
+    size = image.GetSize()
+    corners = [
+        [i * (size[0] - 1), j * (size[1] - 1), k * (size[2] - 1)] for i, j, k in np.ndindex(2, 2, 2)
+    ]
+    apart_mm = max(
+        np.linalg.norm(
+            np.subtract(
+                image.TransformIndexToPhysicalPoint(corner),
+                mask.TransformIndexToPhysicalPoint(corner),
+            )
+        )
+        for corner in corners
+    )
+    if apart_mm > SAME_GRID_VOXELS * min(image.GetSpacing()):
+        raise DataError(
+            f"{mask_path}: geometry differs from its image {image_path}, corners lie "
+            f"{apart_mm:.2f} mm apart; expected the same spacing, origin and direction"
+        )
+
+
+# --- to the network grid and back --------------------------------------------------------------
+
+
+def xyz(image):
+    """The voxels of a SimpleITK image as an array (X, Y, Z)."""
+    return sitk.GetArrayFromImage(image).T
+
+
+def network_grid(image, config):
+    """An empty image on the network grid: `VolSize` voxels of `dstRes` mm about the image's centre.
+
+    Its axes are the image's, or with `normDir` the patient's.
+    """
+    grid = sitk.Image([int(side) for side in config.VolSize], sitk.sitkUInt8)
+    grid.SetSpacing([float(size_mm) for size_mm in config.dstRes])
+    grid.SetDirection(np.eye(3).ravel() if config.normDir else image.GetDirection())
+    centre = image.TransformContinuousIndexToPhysicalPoint(
+        [(side - 1) / 2 for side in image.GetSize()]
+    )
+    grid_centre = grid.TransformContinuousIndexToPhysicalPoint(
+        [(side - 1) / 2 for side in grid.GetSize()]
+    )
+    grid.SetOrigin(np.subtract(centre, grid_centre))
+    return grid
+
+
+def image_to_network_grid(image, config):
+    """The network's input of one image.
+
+    Rescaled to 0..1 over the whole image, resampled with 0 outside, then z-scored over the voxels
+    above 0.
+
+    Args:
+        image: float32, from `read_image`.
+        config: `VolSize`, `dstRes`, `normDir`.
+
+    Returns:
+        (X, Y, Z) float32.
+    """
+    unit = sitk.RescaleIntensity(image, 0.0, 1.0)
+    volume = xyz(
+        sitk.Resample(unit, network_grid(image, config), sitk.Transform(), sitk.sitkLinear, 0.0)
+    )
+    positive = volume[volume > 0].astype(np.float64)
+    if not positive.size or positive.min() == positive.max():
+        return np.zeros_like(volume)
+    return ((volume - positive.mean()) / positive.std()).astype(np.float32)
+
+
+def mask_to_network_grid(mask, config):
+    """A reference mask on the network grid, (X, Y, Z) bool: linear, then above one half."""
+    soft = sitk.Resample(
+        sitk.Cast(mask, sitk.sitkFloat32),
+        network_grid(mask, config),
+        sitk.Transform(),
+        sitk.sitkLinear,
+        0.0,
+    )
+    return xyz(soft) > 0.5
+
+
+def probability_to_case_grid(probability, image, config):
+    """The network's output on the image's own voxels.
+
+    Args:
+        probability: (X, Y, Z) on the network grid.
+        image: the case's image, which gives the geometry.
+        config: that of the network grid.
+
+    Returns:
+        float32 image with the image's geometry; 0 outside the network grid.
+    """
+    on_grid = sitk.GetImageFromArray(np.ascontiguousarray(probability.T, dtype=np.float32))
+    on_grid.CopyInformation(network_grid(image, config))
+    return sitk.Resample(on_grid, image, sitk.Transform(), sitk.sitkLinear, 0.0, sitk.sitkFloat32)
+
+
+# --- preprocessed cases ------------------------------------------------------------------------
+
+
+def read_case(case):
+    """Image and reference mask (None if the case has none), read and checked."""
+    image = read_image(case.image_path)
+    mask = read_mask(case.mask_path, image, case.image_path) if case.mask_path else None
+    return image, mask
+
+
+def load_training_volumes(cases, config):
+    """All cases on the network grid, read in parallel and kept in `cache_dir` for the next start.
+
+    Args:
+        cases: with masks.
+        config: `VolSize`, `dstRes`, `normDir`, `num_workers`, `cache_dir`.
+
+    Returns:
+        [(volume (X, Y, Z) float32, mask (X, Y, Z) bool)] in the order of `cases`.
+
+    Raises:
+        DataError: a case that cannot be read, or whose gland lies outside the network grid.
+    """
+    with ThreadPoolExecutor(worker_count(config)) as pool:
+        return list(pool.map(lambda case: _training_volume(case, config), cases))
+
+
+def worker_count(config):
+    """Threads for reading: `num_workers`, or one per core, at most 8 and never more than the cores."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(config.num_workers or 8, cores)
+
+
+def _training_volume(case, config):
+    cached = _cache_file(case, config)
+    if cached is not None and cached.is_file():
+        try:
+            with np.load(cached) as arrays:
+                return arrays["volume"], arrays["mask"]
+        except (OSError, ValueError, KeyError, EOFError):
+            cached.unlink(missing_ok=True)  # not ours to trust; made again below
+    image, mask = read_case(case)
+    arrays = {
+        "volume": image_to_network_grid(image, config),
+        "mask": mask_to_network_grid(mask, config),
+    }
+    if not sitk.GetArrayViewFromImage(mask).any():
+        print(f"{case.mask_path}: empty, the case is trained on as one without a prostate")
+    elif not arrays["mask"].any():
+        raise DataError(
+            f"{case.mask_path}: no foreground on the network grid of {config.VolSize} voxels of "
+            f"{config.dstRes} mm about the image's centre; check the mask, or enlarge the grid"
+        )
+    if cached is not None:
+        _write_cache(cached, arrays)
+    return arrays["volume"], arrays["mask"]
+
+
+def _cache_file(case, config):
+    """Where a case is kept; the name holds the files' identity and all that shapes the result."""
+    if config.cache_dir == "off":
+        return None
+    if config.cache_dir == "auto":
+        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "vnet_mindspore")
+    else:
+        root = Path(config.cache_dir)
+    files = [
+        case.image_path,
+        _data_file(case.image_path),
+        case.mask_path,
+        _data_file(case.mask_path),
+    ]
+    identity = [
+        (str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns)
+        for path in files
+        if path is not None and path.exists()
+    ]
+    geometry = [
+        config.VolSize,
+        config.dstRes,
+        config.normDir,
+        CACHE_VERSION,
+        sitk.Version_VersionString(),
+    ]
+    key = hashlib.sha256(json.dumps([identity, geometry]).encode()).hexdigest()[:32]
+    return root / f"{case.case_id}-{key}.npz"
+
+
+def _write_cache(path, arrays):
+    """Keeps a preprocessed case; a cache that cannot be written costs time, not the run."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.npz")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        np.savez(temporary, **arrays)
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+
+
+# --- writing -----------------------------------------------------------------------------------
+
+
+def write_volume(image, path):
+    """Writes an image, whole or not at all.
+
+    It is written under a folder of its own, read back and compared, since SimpleITK does not notice
+    every full disk, and then renamed, the voxels of a `.mhd` before its header.
+
+    Args:
+        image: SimpleITK image.
+        path: with one of `SUFFIXES`; `.mhd` gets a compressed `.zraw` beside it.
+
+    Raises:
+        DataError: the folder cannot be written or the disk is full.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".writing-", dir=path.parent) as folder:
+            temporary = Path(folder, path.name)
+            sitk.WriteImage(image, str(temporary), True)
+            written = sitk.ReadImage(str(temporary))
+            if not np.array_equal(
+                sitk.GetArrayViewFromImage(written), sitk.GetArrayViewFromImage(image)
+            ):
+                raise RuntimeError("what was written reads back differently")
+            for file in sorted(Path(folder).iterdir(), key=lambda file: file == temporary):
+                file.replace(path.with_name(file.name))
+    except (OSError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise DataError(f"{path}: cannot be written ({reason}); is the disk full?") from None

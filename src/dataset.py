@@ -1,0 +1,119 @@
+"""Cases as a MindSpore dataset: a fresh order each epoch, sharded by rank, in full batches.
+
+Every sample is known by its index, `epoch * samples per epoch + position`; order and dropout follow from
+(seed, index) alone, so any step of any epoch can be made again.
+"""
+
+import mindspore.dataset as ds
+import numpy as np
+
+ORDER_STREAM, DROPOUT_STREAM = 0, 1  # one random stream each, of the same seed
+
+
+def epoch_order(case_count, epoch, seed, global_batch_size):
+    """Which case stands where in an epoch.
+
+    A permutation of all cases, drawn from (seed, epoch), filled up from its own beginning to whole
+    global batches; a batch holds no case twice unless there are fewer cases than it takes.
+
+    Returns:
+        (samples per epoch,) int64, a multiple of `global_batch_size`.
+    """
+    order = np.random.default_rng((seed, ORDER_STREAM, epoch)).permutation(case_count)
+    return np.resize(order, -(-case_count // global_batch_size) * global_batch_size)
+
+
+def dropout_keep(seed, sample_index, channels, rate):
+    """The factor of each channel that dropout acts on, for one sample of one step.
+
+    Drawn from (seed, sample, channel), the same on every device and after a resume.
+
+    Returns:
+        (channels,) float32, 0 with probability `rate`, else 1 / (1 - rate).
+    """
+    draw = np.random.default_rng((seed, DROPOUT_STREAM, sample_index)).random(channels)
+    return np.where(draw < rate, 0, 1 / (1 - rate)).astype(np.float32)
+
+
+class TrainingSamples:
+    """Sample index -> (image (1, X, Y, Z), mask (X, Y, Z)[, keep (channels,)]), all float32.
+
+    Args:
+        volumes: [(volume, mask)], from `src.data_manager.load_training_volumes`.
+        config: `batch_size`, `seed`, `dropout`.
+        dropout_channels: columns of `keep` that the network takes.
+        ranks: processes that share each step.
+    """
+
+    def __init__(self, volumes, config, dropout_channels, ranks=1):
+        self.volumes = volumes
+        self.batch_size = config.batch_size
+        self.global_batch_size = config.batch_size * ranks
+        self.ranks = ranks
+        self.seed = config.seed
+        self.dropout = config.dropout
+        self.dropout_channels = dropout_channels if config.dropout else 0
+        self.per_epoch = len(self.order(0))
+
+    def order(self, epoch):
+        """Indices into `volumes` of one epoch, see `epoch_order`."""
+        return epoch_order(len(self.volumes), epoch, self.seed, self.global_batch_size)
+
+    def batch(self, epoch, step):
+        """Indices into `volumes` of one global batch; epoch and step count from 0."""
+        return self.order(epoch)[step * self.global_batch_size :][: self.global_batch_size]
+
+    def __len__(self):
+        return self.per_epoch
+
+    def __getitem__(self, index):
+        index = int(index)
+        epoch, position = divmod(index, self.per_epoch)
+        volume, mask = self.volumes[self.order(epoch)[position]]
+        sample = (volume[None].astype(np.float32), mask.astype(np.float32))
+        if not self.dropout_channels:
+            return sample
+        return *sample, dropout_keep(self.seed, index, self.dropout_channels, self.dropout)
+
+
+class EpochSampler(ds.Sampler):
+    """Yields one rank's sample indices, epoch after epoch, starting with `first_epoch`.
+
+    Each step takes one global batch; rank r of R takes every R-th of its samples.
+    """
+
+    def __init__(self, per_epoch, first_epoch, rank, ranks):
+        super().__init__(per_epoch // ranks)
+        self.per_epoch = per_epoch
+        self.epoch = first_epoch
+        self.rank = rank
+        self.ranks = ranks
+
+    def __iter__(self):
+        start = self.epoch * self.per_epoch
+        self.epoch += 1
+        return iter(range(start + self.rank, start + self.per_epoch, self.ranks))
+
+
+def create_dataset(samples, first_epoch=0, rank=0, workers=1):
+    """The training dataset of one rank.
+
+    Args:
+        samples: `TrainingSamples` of all cases.
+        first_epoch: epochs already trained.
+        rank: this process among `samples.ranks`.
+        workers: threads that make samples.
+
+    Returns:
+        Dataset with columns image (batch, 1, X, Y, Z), mask (batch, X, Y, Z) and, with dropout, keep
+        (batch, channels).
+    """
+    columns = ["image", "mask"] + (["keep"] if samples.dropout_channels else [])
+    dataset = ds.GeneratorDataset(
+        samples,
+        columns,
+        sampler=EpochSampler(len(samples), first_epoch, rank, samples.ranks),
+        num_parallel_workers=workers,
+        python_multiprocessing=False,
+    )
+    return dataset.batch(samples.batch_size, drop_remainder=True)

@@ -1,0 +1,29 @@
+"""The Dice loss of the V-Net paper."""
+
+from mindspore import dtype as mstype
+from mindspore import nn, ops
+
+
+class DiceLoss(nn.Cell):
+    """1 - Dice with squared denominators (Milletari et al. 2016, section 3), mean over the batch.
+
+    Dice of one volume is 2 sum(p g) / (sum(p^2) + sum(g^2)), of the probability p and the mask g.
+    Everything is summed in float32: float16 overflows at 65,504 voxels.
+
+    Args:
+        epsilon: added above and below, so that an empty mask with an empty prediction has Dice 1, not
+            NaN. One voxel of foreground counts a hundred thousand times more.
+
+    `construct(probability, mask)` takes two (batch, X, Y, Z) tensors and returns a float32 scalar.
+    """
+
+    def __init__(self, epsilon=1e-5):
+        super().__init__()
+        self.epsilon = epsilon
+
+    def construct(self, probability, mask):
+        p = ops.cast(probability, mstype.float32).reshape(probability.shape[0], -1)
+        g = ops.cast(mask, mstype.float32).reshape(mask.shape[0], -1)
+        overlap = 2 * (p * g).sum(axis=1) + self.epsilon
+        size = (p * p).sum(axis=1) + (g * g).sum(axis=1) + self.epsilon
+        return (1 - overlap / size).mean()

@@ -1,0 +1,26 @@
+"""The learning rate of every step: linear warm-up, then cosine."""
+
+import numpy as np
+
+
+def learning_rates(lr, total_steps, warmup_step, warmup_ratio):
+    """One rate per training step.
+
+    Rises linearly from `warmup_ratio * lr` over `warmup_step` steps, then follows half a cosine from `lr`
+    down to the end of training. A training of no more than `warmup_step` steps warms up over its
+    first half, so that it ends low too.
+
+    Args:
+        lr: the highest rate.
+        total_steps: global steps of the whole training.
+        warmup_step: steps of the warm-up.
+        warmup_ratio: first rate as a share of `lr`.
+
+    Returns:
+        (total_steps,) float32.
+    """
+    warmup = warmup_step if total_steps > warmup_step else total_steps // 2
+    step = np.arange(total_steps)
+    rising = warmup_ratio + (1 - warmup_ratio) * step / max(warmup, 1)
+    falling = 0.5 * (1 + np.cos(np.pi * (step - warmup) / max(total_steps - warmup, 1)))
+    return (lr * np.where(step < warmup, rising, falling)).astype(np.float32)

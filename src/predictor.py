@@ -1,0 +1,79 @@
+"""From an image to its mask: network grid in, probability out, threshold, largest component."""
+
+import mindspore as ms
+import numpy as np
+import SimpleITK as sitk
+from scipy import ndimage
+
+from src.data_manager import image_to_network_grid, probability_to_case_grid
+
+X_AXIS = 0  # left-right, where the grid follows the patient
+
+
+def foreground_probability(network, volume, flip_average=False):
+    """The network's answer to one volume.
+
+    Args:
+        network: a `VNet` in evaluation mode, `set_train(False)`.
+        volume: (X, Y, Z) float32 on the network grid.
+        flip_average: average over the volume and its mirror image along x (test-time augmentation).
+
+    Returns:
+        (X, Y, Z) float32 in 0..1.
+    """
+
+    def run(array):
+        batch = np.ascontiguousarray(array[None, None], dtype=np.float32)
+        return network(ms.Tensor(batch)).asnumpy()[0]
+
+    probability = run(volume)
+    if flip_average:
+        mirrored = np.flip(run(np.flip(volume, X_AXIS)), X_AXIS)
+        probability = (probability + mirrored) / 2
+    return probability
+
+
+def largest_component(mask):
+    """The largest 26-connected component of a boolean array; an empty mask stays empty.
+
+    Of equally large ones, the first in array order.
+    """
+    labels, count = ndimage.label(mask, structure=np.ones((3, 3, 3)))
+    if count < 2:
+        return mask
+    sizes = np.bincount(labels.ravel())
+    return labels == 1 + np.argmax(sizes[1:])
+
+
+def mask_of_probability(probability, threshold=0.5):
+    """The prostate where the probability is above the threshold, reduced to its largest component.
+
+    Args:
+        probability: float32 image on the case's own grid.
+        threshold: 0..1.
+
+    Returns:
+        uint8 image, 0 and 1, with the same geometry.
+    """
+    above = sitk.GetArrayViewFromImage(probability) > threshold
+    mask = sitk.GetImageFromArray(largest_component(above).astype(np.uint8))
+    mask.CopyInformation(probability)
+    return mask
+
+
+def segment(network, image, config):
+    """One case from its image to its mask, on the image's own grid.
+
+    Args:
+        network: a `VNet` in evaluation mode.
+        image: float32, from `src.data_manager.read_image`.
+        config: network grid, `threshold`, `flip_average`.
+
+    Returns:
+        (mask uint8, probability float32), images with the geometry of `image`.
+    """
+    volume = image_to_network_grid(image, config)
+    probability = probability_to_case_grid(
+        foreground_probability(network, volume, config.flip_average), image, config
+    )
+    return mask_of_probability(probability, config.threshold), probability

@@ -1,0 +1,346 @@
+"""V-Net (Milletari, Navab, Ahmadi 2016, https://arxiv.org/abs/1606.04797) as one MindSpore cell.
+
+The shape of the network is data: a `VARIANTS` entry says how deep each stage is and how the known
+implementations differ. Stages carry the model zoo's names (`in_tr`, `down_tr32` .. `up_tr32`, `out_tr`),
+so its checkpoints load as they are, whatever `width` is.
+"""
+
+from mindspore import nn, ops
+from mindspore import dtype as mstype
+from mindspore.ops import constexpr
+
+SIDE_MULTIPLE = 16  # four halvings on the way down
+
+# What the three known V-Nets are made of. `dropout_on` names the places where whole channels are
+# dropped in training: "down" the input of a stage's convolutions, "up" what the stage below brings,
+# "skip" what comes across from the encoder.
+VARIANTS = {
+    # MindSpore model zoo, research/cv/vnet.
+    "zoo": {
+        "encoder_depths": (1, 1, 2, 3, 2),
+        "decoder_depths": (2, 2, 1, 1),
+        "activation": "elu",
+        "batch_norm": True,
+        "encoder_bias": False,
+        "decoder_bias": False,
+        "up_bias": False,
+        "head_unit": True,
+        "head_kernel_size": 3,
+        "head_bias": False,
+        "foreground_channel": 0,
+        "dropout_on": {
+            "down_tr128": ("down",),
+            "down_tr256": ("down",),
+            "up_tr256": ("up", "skip"),
+            "up_tr128": ("up", "skip"),
+        },
+    },
+    # MONAI 1.6, monai.networks.nets.VNet(out_channels=2), softmax on its logits.
+    "monai": {
+        "encoder_depths": (1, 1, 2, 3, 2),
+        "decoder_depths": (2, 2, 1, 1),
+        "activation": "elu",
+        "batch_norm": True,
+        "encoder_bias": False,
+        "decoder_bias": False,
+        "up_bias": True,
+        "head_unit": True,
+        "head_kernel_size": 1,
+        "head_bias": True,
+        "foreground_channel": 1,
+        "dropout_on": {
+            "down_tr128": ("down",),
+            "down_tr256": ("down",),
+            "up_tr256": ("up", "skip"),
+            "up_tr128": ("up", "skip"),
+            "up_tr64": ("skip",),
+            "up_tr32": ("skip",),
+        },
+    },
+    # The paper's figure 2 and table 1. It has neither batch norm nor dropout, hence a bias
+    # everywhere. Its 1x1x1 convolution follows the last stage at once: table 1 gives the output the
+    # receptive field of that stage, 551 voxels.
+    "paper": {
+        "encoder_depths": (1, 2, 3, 3, 3),
+        "decoder_depths": (3, 3, 2, 1),
+        "activation": "prelu",
+        "batch_norm": False,
+        "encoder_bias": True,
+        "decoder_bias": True,
+        "up_bias": True,
+        "head_unit": False,
+        "head_kernel_size": 1,
+        "head_bias": True,
+        "foreground_channel": 1,
+        "dropout_on": {},
+    },
+}
+DOWN_NAMES = ("down_tr32", "down_tr64", "down_tr128", "down_tr256")
+UP_NAMES = ("up_tr256", "up_tr128", "up_tr64", "up_tr32")
+
+
+@constexpr
+def _check_volume_shape(shape):
+    """Refuses what four halvings cannot bring back; runs when the graph is compiled."""
+    if len(shape) != 5 or shape[1] != 1:
+        raise ValueError(f"V-Net takes volumes of shape (batch, 1, X, Y, Z), got {tuple(shape)}")
+    if any(side % SIDE_MULTIPLE for side in shape[2:]):
+        raise ValueError(
+            f"V-Net halves each side four times: X, Y, Z must be multiples of {SIDE_MULTIPLE}, "
+            f"got {tuple(shape[2:])}"
+        )
+
+
+def activation_cell(name, channels):
+    """ELU, or PReLU with one slope per channel."""
+    return nn.ELU() if name == "elu" else nn.PReLU(channels)
+
+
+def norm_cell(batch_norm, channels):
+    """Batch norm over `channels`, or nothing."""
+    return nn.BatchNorm3d(channels) if batch_norm else nn.Identity()
+
+
+def conv5(in_channels, out_channels, bias):
+    """The network's 5x5x5 convolution: stride 1, same size."""
+    return nn.Conv3d(in_channels, out_channels, 5, pad_mode="pad", padding=2, has_bias=bias)
+
+
+def drop_channels(x, keep):
+    """Multiplies each channel by its factor.
+
+    Args:
+        x: (batch, channels, X, Y, Z).
+        keep: (batch, channels), 0 where a channel is dropped and 1 / (1 - rate) elsewhere.
+    """
+    return x * ops.cast(keep, x.dtype).reshape(keep.shape + (1, 1, 1))
+
+
+def columns(keep, place):
+    """The columns of `keep` that belong to one place, None without dropout there."""
+    return None if keep is None or place is None else keep[:, place[0] : place[1]]
+
+
+class ConvUnit(nn.Cell):
+    """5x5x5 convolution, norm, activation; the channel count stays."""
+
+    def __init__(self, channels, bias, batch_norm, activation):
+        super().__init__()
+        self.conv = conv5(channels, channels, bias)
+        self.bn = norm_cell(batch_norm, channels)
+        self.relu = activation_cell(activation, channels)
+
+    def construct(self, x):
+        return self.relu(self.bn(self.conv(x)))
+
+
+def conv_units(depth, *arguments):
+    """`depth` units in a row; a single one stands bare, as the zoo's parameter names have it."""
+    if depth == 1:
+        return ConvUnit(*arguments)
+    return nn.SequentialCell(*(ConvUnit(*arguments) for _ in range(depth)))
+
+
+class InputStage(nn.Cell):
+    """One channel in, `width` out; the volume itself is the residual of every channel."""
+
+    def __init__(self, width, bias, batch_norm, activation):
+        super().__init__()
+        self.conv = conv5(1, width, bias)
+        self.bn = norm_cell(batch_norm, width)
+        self.relu = activation_cell(activation, width)
+
+    def construct(self, volume):
+        return self.relu(self.bn(self.conv(volume)) + volume)
+
+
+class DownStage(nn.Cell):
+    """Halves the sides, doubles the channels, then a residual block of `depth` convolutions."""
+
+    def __init__(self, in_channels, depth, bias, batch_norm, activation):
+        super().__init__()
+        channels = 2 * in_channels
+        self.down_conv = nn.Conv3d(
+            in_channels, channels, 2, stride=2, pad_mode="valid", has_bias=bias
+        )
+        self.bn = norm_cell(batch_norm, channels)
+        self.relu1 = activation_cell(activation, channels)
+        self.ops = conv_units(depth, channels, bias, batch_norm, activation)
+        self.relu2 = activation_cell(activation, channels)
+
+    def construct(self, x, keep_down=None):
+        down = self.relu1(self.bn(self.down_conv(x)))
+        out = down if keep_down is None else drop_channels(down, keep_down)
+        return self.relu2(self.ops(out) + down)
+
+
+class UpStage(nn.Cell):
+    """Doubles the sides, joins the encoder's features, then a residual block over both."""
+
+    def __init__(self, in_channels, channels, depth, bias, up_bias, batch_norm, activation):
+        super().__init__()
+        self.up_conv = nn.Conv3dTranspose(
+            in_channels, channels // 2, 2, stride=2, pad_mode="valid", has_bias=up_bias
+        )
+        self.bn = norm_cell(batch_norm, channels // 2)
+        self.relu1 = activation_cell(activation, channels // 2)
+        self.ops = conv_units(depth, channels, bias, batch_norm, activation)
+        self.relu2 = activation_cell(activation, channels)
+
+    def construct(self, x, skip, keep_up=None, keep_skip=None):
+        if keep_up is not None:
+            x = drop_channels(x, keep_up)
+        if keep_skip is not None:
+            skip = drop_channels(skip, keep_skip)
+        joined = ops.concat((self.relu1(self.bn(self.up_conv(x))), skip), axis=1)
+        return self.relu2(self.ops(joined) + joined)
+
+
+class Head(nn.Cell):
+    """Two channels of logits, returned as the probability of the foreground in float32."""
+
+    def __init__(
+        self, in_channels, unit, kernel_size, bias, head_bias, batch_norm, activation, foreground
+    ):
+        super().__init__()
+        self.conv1 = conv5(in_channels, 2, bias) if unit else nn.Identity()
+        self.bn = norm_cell(batch_norm and unit, 2)
+        self.relu = activation_cell(activation, 2) if unit else nn.Identity()
+        self.conv2 = nn.Conv3d(
+            2 if unit else in_channels,
+            2,
+            kernel_size,
+            pad_mode="pad",
+            padding=kernel_size // 2,
+            has_bias=head_bias,
+        )
+        self.foreground = foreground
+
+    def construct(self, x):
+        logits = ops.cast(self.conv2(self.relu(self.bn(self.conv1(x)))), mstype.float32)
+        # Softmax over two channels is the sigmoid of their difference.
+        return ops.sigmoid(logits[:, self.foreground] - logits[:, 1 - self.foreground])
+
+
+def dropout_slices(channels, dropout_on):
+    """Gives each place of dropout its columns of `keep`.
+
+    Args:
+        channels: channel count of each of the five levels.
+        dropout_on: stage name -> places, see `VNet`.
+
+    Returns:
+        ((down,) of each stage down, (up, skip) of each stage up, number of columns); a place is
+        (start, stop), or None without dropout.
+    """
+    total = 0
+
+    def claim(name, place, count):
+        nonlocal total
+        if place not in dropout_on.get(name, ()):
+            return None
+        total += count
+        return (total - count, total)
+
+    down = tuple(
+        (claim(name, "down", channels[level + 1]),) for level, name in enumerate(DOWN_NAMES)
+    )
+    brought = (channels[4], *channels[:1:-1])
+    up = tuple(
+        (claim(name, "up", below), claim(name, "skip", across))
+        for name, below, across in zip(UP_NAMES, brought, channels[3::-1], strict=True)
+    )
+    return down, up, total
+
+
+class VNet(nn.Cell):
+    """V-Net with four halvings.
+
+    Args:
+        width: channels of the first stage; each stage below has twice as many.
+        encoder_depths: 5x5x5 convolutions of the input stage and the four stages down.
+        decoder_depths: those of the four stages up, deepest first.
+        activation: "elu" or "prelu".
+        batch_norm: batch norm after every convolution but the last.
+        encoder_bias: bias of the encoder's convolutions and of the head's unit.
+        decoder_bias: bias of the decoder's 5x5x5 convolutions.
+        up_bias: bias of the transposed convolutions.
+        head_unit: whether a 5x5x5 convolution to two channels, with norm and activation, precedes
+            the last convolution.
+        head_kernel_size: side of the last convolution's kernel, odd.
+        head_bias: bias of the last convolution.
+        foreground_channel: which of the two logits is the foreground, 0 or 1.
+        dropout_on: stage name -> places ("down"; "up", "skip") where channels are dropped in training.
+
+    `construct(volume, keep=None)` takes a (batch, 1, X, Y, Z) volume and, in training, the factors
+    that drop channels, (batch, `dropout_channels`) as `src.dataset.dropout_keep` draws them: MindSpore's
+    own Dropout3D keeps a random engine that no seed reaches. It returns the probability of the
+    foreground, (batch, X, Y, Z) float32 in 0..1.
+
+    Raises:
+        ValueError: a side of the volume is no multiple of 16.
+    """
+
+    def __init__(
+        self,
+        width=16,
+        encoder_depths=(1, 1, 2, 3, 2),
+        decoder_depths=(2, 2, 1, 1),
+        activation="elu",
+        batch_norm=True,
+        encoder_bias=False,
+        decoder_bias=False,
+        up_bias=False,
+        head_unit=True,
+        head_kernel_size=3,
+        head_bias=False,
+        foreground_channel=0,
+        dropout_on=None,
+    ):
+        super().__init__()
+        common = (batch_norm, activation)
+        channels = [width * 2**level for level in range(5)]
+        self.in_tr = InputStage(width, encoder_bias, *common)
+        self.down_stages = tuple(
+            DownStage(channels[level], depth, encoder_bias, *common)
+            for level, depth in enumerate(encoder_depths[1:])
+        )
+        # Each stage up takes what the one below returns; the bottom and the first both have 16 * width.
+        self.up_stages = tuple(
+            UpStage(wide_in, wide_out, depth, decoder_bias, up_bias, *common)
+            for wide_in, wide_out, depth in zip(
+                (channels[4], *channels[:1:-1]), channels[:0:-1], decoder_depths, strict=True
+            )
+        )
+        for name, stage in zip(
+            DOWN_NAMES + UP_NAMES, self.down_stages + self.up_stages, strict=True
+        ):
+            setattr(self, name, stage)
+        self.out_tr = Head(
+            2 * width,
+            head_unit,
+            head_kernel_size,
+            encoder_bias,
+            head_bias,
+            *common,
+            foreground_channel,
+        )
+        self.down_slices, self.up_slices, self.dropout_channels = dropout_slices(
+            channels, dropout_on or {}
+        )
+
+    def construct(self, volume, keep=None):
+        _check_volume_shape(volume.shape)
+        x = self.in_tr(volume)
+        skips = ()
+        for stage, (down,) in zip(self.down_stages, self.down_slices):
+            skips = (x, *skips)
+            x = stage(x, columns(keep, down))
+        for stage, skip, (up, across) in zip(self.up_stages, skips, self.up_slices):
+            x = stage(x, skip, columns(keep, up), columns(keep, across))
+        return self.out_tr(x)
+
+
+def create_vnet(config):
+    """The network that a configuration names (`variant`, `width`)."""
+    return VNet(width=config.width, **VARIANTS[config.variant])
