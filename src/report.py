@@ -1,0 +1,371 @@
+"""What a run and an evaluation leave behind for people: tables, the training curve, overlays.
+
+Everything is written to a temporary name in the target folder and renamed when complete, so a
+reader never meets half a file and a failure leaves the earlier one as it was.
+"""
+
+import json
+import os
+from collections.abc import Iterable
+from contextlib import suppress
+from io import BytesIO
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import SimpleITK as sitk
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+from src.errors import DataError
+from src.metrics import bounding_box, dice, summary
+
+# Okabe and Ito's palette, told apart with every common form of colour blindness; orange and sky
+# blue also stand out from any grey.
+REFERENCE_COLOUR, PREDICTION_COLOUR = "#E69F00", "#56B4E9"
+# The prediction runs as a thin line over a broad one: where both agree, both are seen.
+REFERENCE_LINE, PREDICTION_LINE = 3.2, 1.6
+LOSS_COLOUR, DICE_COLOUR, RATE_COLOUR = "#D55E00", "#0072B2", "#555555"
+
+OVERLAY_ROWS = 12
+OVERLAY_MARGIN_MM = 15  # around the masks: enough to see what the gland borders on
+SCALE_BAR_MM = 20
+
+
+def write_metrics(rows: list[dict], directory: str | Path, extra: dict | None = None) -> None:
+    """Write `metrics.csv` (a row per case) and `metrics.json`.
+
+    Args:
+        rows: {"case": id, **case_metrics(...)} of each case.
+        directory: where to; created if absent.
+        extra: more for the JSON, such as checkpoint and configuration. The JSON has these keys,
+            then `summary`, then `flagged` (cases with an empty mask), then `cases`.
+
+    Raises:
+        DataError: the files cannot be written.
+        ValueError: a number is NaN or infinite, which strict JSON cannot hold.
+    """
+    table = pd.DataFrame(rows)
+    table = table[["case", *table.columns.drop("case")]]
+    flags = [key for key in table.columns if key.endswith("empty")]
+    csv = table.astype(dict.fromkeys(flags, int)).to_csv(index=False, float_format="%.6f")
+    content = {
+        **(extra or {}),
+        "summary": summary(rows),
+        "flagged": [row["case"] for row in rows if row["empty"]],
+        "cases": rows,
+    }
+    text = json.dumps(content, indent=2, allow_nan=False, default=os.fspath, ensure_ascii=False)
+    _write(
+        {
+            Path(directory, "metrics.csv"): csv.encode(),
+            Path(directory, "metrics.json"): f"{text}\n".encode(),
+        }
+    )
+
+
+def zoo_lines(rows: list[dict]) -> list[str]:
+    """The two lines with which the model zoo's evaluation ends: mean distance (mm), mean Dice.
+
+    The zoo measures from mask to mask (SimpleITK), this from surface to surface: the same for
+    convex shapes, and a little more where the surface has dents that the other mask fills.
+    """
+    statistics = summary(rows)
+    return [
+        f"avg_Hausdorff_distance: {statistics['hausdorff_mm']['mean']}",
+        f"avg_dice: {statistics['dice']['mean']}",
+    ]
+
+
+def plot_progress(history: str | Path | pd.DataFrame, path: str | Path) -> None:
+    """Draw loss, validation Dice (where there is any; the best one marked) and learning rate.
+
+    Args:
+        history: `history.csv` of a run or its table: epoch, learning_rate, train_loss, val_dice.
+        path: the PNG to write.
+
+    Raises:
+        DataError: the picture cannot be written.
+    """
+    if not isinstance(history, pd.DataFrame):
+        history = pd.read_csv(history)
+    _save(_progress_figure(history), path)
+
+
+def _progress_figure(history: pd.DataFrame) -> Figure:
+    validated = history[history["val_dice"].notna()]
+    heights = [3, 3, 1.6] if len(validated) else [3, 1.6]
+    figure = Figure(figsize=(8, 1.1 * sum(heights)), layout="constrained")
+    panels = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
+
+    loss = history["train_loss"]
+    panels[0].plot(history["epoch"], loss, color=LOSS_COLOUR, **_markers(history))
+    panels[0].set_ylabel("training loss")
+    positive = loss[loss > 0]
+    if len(positive) and positive.max() > 4 * positive.min():
+        # A Dice loss ends at some hundredths: only a logarithmic axis still shows it falling.
+        _use_log_axis(panels[0])
+
+    if len(validated):
+        best = validated.loc[validated["val_dice"].idxmax()]
+        panels[1].plot(
+            validated["epoch"],
+            validated["val_dice"],
+            color=DICE_COLOUR,
+            **_markers(validated),
+        )
+        panels[1].plot(
+            best["epoch"],
+            best["val_dice"],
+            linestyle="none",
+            marker="*",
+            markersize=13,
+            markerfacecolor=REFERENCE_COLOUR,
+            markeredgecolor="black",
+            label=f"best: {best['val_dice']:.4f} in epoch {best['epoch']:.0f}",
+        )
+        panels[1].legend(loc="lower right")
+        panels[1].set_ylabel("validation Dice")
+
+    panels[-1].plot(
+        history["epoch"], history["learning_rate"], color=RATE_COLOUR, **_markers(history)
+    )
+    panels[-1].set_ylabel("learning rate")
+    panels[-1].set_ylim(bottom=0)
+    panels[-1].ticklabel_format(axis="y", style="sci", scilimits=(-3, 3))
+    panels[-1].set_xlabel("epoch")
+    panels[-1].xaxis.set_major_locator(
+        MaxNLocator(integer=True, min_n_ticks=1, steps=(1, 2, 5, 10))
+    )
+    for panel in panels:
+        panel.grid(color="0.9")
+        panel.spines[["top", "right"]].set_visible(False)
+    figure.align_ylabels()
+    return figure
+
+
+def _markers(points: pd.DataFrame) -> dict:
+    # A curve of few points needs them marked, and of one point has nothing else to show.
+    return {"marker": "o", "markersize": 3.5} if len(points) <= 60 else {}
+
+
+def _use_log_axis(panel: Axes) -> None:
+    panel.set_yscale("log")
+    panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    panel.yaxis.set_minor_locator(NullLocator())
+
+
+class OverlayCase(NamedTuple):
+    """One case to draw; image and masks on the same grid, the reference None where unknown."""
+
+    case: str
+    image: sitk.Image
+    prediction: sitk.Image
+    reference: sitk.Image | None = None
+
+
+class _Plane(NamedTuple):
+    """A slice of image and masks with its place in mm: rows downwards, columns to the right."""
+
+    name: str
+    letters: str  # left, right, top, bottom
+    image: np.ndarray
+    prediction: np.ndarray
+    reference: np.ndarray
+    spacing_mm: np.ndarray  # of rows, of columns
+    centre_mm: np.ndarray  # of the view, from the plane's upper left corner
+
+
+class _Row(NamedTuple):
+    title: str
+    dice: float
+    planes: list[_Plane]
+    width_mm: float  # of the square that each of the three views shows
+    grey_range: tuple[float, float]
+
+
+def plot_overlays(cases: Iterable[OverlayCase], path: str | Path) -> None:
+    """Draw the masks' outlines on the image, a row per case, the worst Dice first.
+
+    Axial, sagittal and coronal slices (of the volume's own grid, nearest to the patient's axes)
+    through the centre of mass of the reference, or of the prediction where there is none. The
+    grey range is the image's 1st to 99th percentile. With more than `OVERLAY_ROWS` cases the
+    worst ones are shown.
+
+    Args:
+        cases: may be a generator: of each case only three slices are kept.
+        path: the PNG to write.
+
+    Raises:
+        DataError: the picture cannot be written.
+    """
+    _save(_overlay_figure([_overlay_row(case) for case in cases]), path)
+
+
+def _overlay_row(case: OverlayCase) -> _Row:
+    # LPS: rows from anterior to posterior and columns from right to left, as radiologists look at
+    # an axial slice; the head comes last and is turned up below.
+    image, prediction = (sitk.DICOMOrient(i, "LPS") for i in (case.image, case.prediction))
+    image_zyx = sitk.GetArrayViewFromImage(image)
+    prediction_zyx = sitk.GetArrayViewFromImage(prediction) != 0
+    size_zyx, spacing_zyx = np.array(image_zyx.shape), np.array(image.GetSpacing()[::-1])
+    voxel_ml = spacing_zyx.prod() / 1000
+    title = f"{case.case}   prediction {np.count_nonzero(prediction_zyx) * voxel_ml:.1f} ml"
+    score = np.nan
+    reference_zyx = np.zeros_like(prediction_zyx)
+    if case.reference is not None:
+        reference = sitk.DICOMOrient(case.reference, "LPS")
+        reference_zyx = sitk.GetArrayViewFromImage(reference) != 0
+        score = dice(reference_zyx, prediction_zyx)
+        title = (
+            f"{case.case}   Dice {score:.3f}   "
+            f"reference {np.count_nonzero(reference_zyx) * voxel_ml:.1f} ml, "
+            f"prediction {np.count_nonzero(prediction_zyx) * voxel_ml:.1f} ml"
+        )
+
+    centred_on = next((m for m in (reference_zyx, prediction_zyx) if m.any()), None)
+    if centred_on is None:
+        cut = size_zyx // 2
+        low, high = np.zeros(3), size_zyx * spacing_zyx
+    else:
+        cut = np.rint(np.mean(np.nonzero(centred_on), axis=1)).astype(int)
+        box = bounding_box(reference_zyx | prediction_zyx)
+        low = [side.start for side in box] * spacing_zyx - OVERLAY_MARGIN_MM
+        high = [side.stop for side in box] * spacing_zyx + OVERLAY_MARGIN_MM
+    centre_zyx_mm = (low + high) / 2
+
+    planes = []
+    for name, axis, letters in (
+        ("axial", 0, "RLAP"),
+        ("sagittal", 2, "APSI"),
+        ("coronal", 1, "RLSI"),
+    ):
+        rows, columns = (i for i in range(3) if i != axis)
+        slices = [v.take(cut[axis], axis) for v in (image_zyx, prediction_zyx, reference_zyx)]
+        centre = centre_zyx_mm[[rows, columns]]
+        if rows == 0:
+            slices = [plane[::-1] for plane in slices]
+            centre[0] = size_zyx[0] * spacing_zyx[0] - centre[0]
+        planes.append(_Plane(name, letters, *slices, spacing_zyx[[rows, columns]], centre))
+    return _Row(title, score, planes, max(high - low), tuple(np.percentile(image_zyx, (1, 99))))
+
+
+def _overlay_figure(rows: list[_Row]) -> Figure:
+    shown = sorted(rows, key=lambda row: (np.isnan(row.dice), row.dice))[:OVERLAY_ROWS]
+    has_reference = any(not np.isnan(row.dice) for row in shown)
+    cell, gap, head = 3.0, 0.36, 0.3  # inches: a view, the title above a row, the legend
+    width, height = 3 * cell + 0.4, len(shown) * (cell + gap) + head + 0.1
+    figure = Figure(figsize=(width, height), facecolor="white")
+    for i, row in enumerate(shown):
+        bottom = height - head - (i + 1) * (cell + gap)
+        for j, plane in enumerate(row.planes):
+            left = 0.1 + j * (cell + 0.1)
+            panel = figure.add_axes(
+                (left / width, bottom / height, cell / width, cell / height), label=plane.name
+            )
+            _draw_plane(panel, plane, row)
+        figure.text(
+            0.1 / width,
+            (bottom + cell + 0.07) / height,
+            row.title,
+            fontsize=12,
+            parse_math=False,
+        )
+    lines = [("prediction", PREDICTION_COLOUR, PREDICTION_LINE)]
+    if has_reference:
+        lines.insert(0, ("reference", REFERENCE_COLOUR, REFERENCE_LINE))
+    figure.legend(
+        handles=[Line2D([], [], label=n, color=c, linewidth=width) for n, c, width in lines],
+        loc="upper right",
+        bbox_to_anchor=(1 - 0.1 / width, 1 - 0.05 / height),
+        borderaxespad=0,
+        ncols=2,
+        fontsize=11,
+        frameon=False,
+    )
+    if len(rows) > len(shown):
+        kind = "lowest Dice" if has_reference else "first"
+        figure.text(
+            0.1 / width,
+            1 - 0.26 / height,
+            f"{len(shown)} of {len(rows)} cases, {kind}",
+            fontsize=11,
+        )
+    return figure
+
+
+def _draw_plane(panel: Axes, plane: _Plane, row: _Row) -> None:
+    """One view in mm from the upper left corner of its slice."""
+    size_mm = np.array(plane.image.shape) * plane.spacing_mm
+    panel.imshow(
+        plane.image,
+        cmap="gray",
+        vmin=row.grey_range[0],
+        vmax=row.grey_range[1],
+        extent=(0, size_mm[1], size_mm[0], 0),
+        interpolation="bilinear",
+    )
+    for mask, colour, line in (
+        (plane.reference, REFERENCE_COLOUR, REFERENCE_LINE),
+        (plane.prediction, PREDICTION_COLOUR, PREDICTION_LINE),
+    ):
+        if mask.any():
+            _outline(panel, mask, plane.spacing_mm, colors=colour, linewidths=line)
+    panel.set(facecolor="black", xticks=[], yticks=[])
+    half = row.width_mm / 2
+    panel.set_xlim(plane.centre_mm[1] - half, plane.centre_mm[1] + half)
+    panel.set_ylim(plane.centre_mm[0] + half, plane.centre_mm[0] - half)
+
+    style = {
+        "transform": panel.transAxes,
+        "color": "white",
+        "path_effects": [withStroke(linewidth=3, foreground="black")],
+    }
+    for letter, x, y in zip(
+        plane.letters, (0.03, 0.97, 0.5, 0.5), (0.5, 0.5, 0.96, 0.04), strict=True
+    ):
+        panel.text(x, y, letter, ha="center", va="center", **style)
+    panel.text(0.03, 0.96, plane.name, ha="left", va="center", **style)
+    bar = SCALE_BAR_MM / row.width_mm
+    panel.plot((0.97 - bar, 0.97), (0.04, 0.04), linewidth=2, solid_capstyle="butt", **style)
+    panel.text(0.97, 0.055, f"{SCALE_BAR_MM} mm", ha="right", va="bottom", **style)
+
+
+def _outline(panel: Axes, mask: np.ndarray, spacing_mm: np.ndarray, **style) -> None:
+    """Draw the border of a mask half-way between its voxels' centres and the next ones outside."""
+    padded = np.pad(mask, 1).astype(float)  # closes what touches the edge of the image
+    y_mm, x_mm = (
+        (np.arange(n) - 0.5) * step for n, step in zip(padded.shape, spacing_mm, strict=True)
+    )
+    panel.contour(x_mm, y_mm, padded, levels=[0.5], **style)
+
+
+def _save(figure: Figure, path: str | Path) -> None:
+    png = BytesIO()
+    figure.savefig(png, format="png", dpi=110)
+    _write({Path(path): png.getvalue()})
+
+
+def _write(files: dict[Path, bytes]) -> None:
+    """Write all files under temporary names beside them, then rename each to its own."""
+    temporary = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in files}
+    try:
+        for path, content in files.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary[path].write_bytes(content)
+        for path in files:
+            temporary[path].replace(path)
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be written ({error.strerror}): check that its folder is a folder, "
+            "allows writing and has space left"
+        ) from error
+    finally:
+        for leftover in temporary.values():
+            with suppress(OSError):
+                leftover.unlink()
