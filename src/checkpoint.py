@@ -1,15 +1,15 @@
 """Checkpoints: written whole or not at all, loaded strictly, and all that a resume needs.
 
 A run's `ckpt/` holds weights (`checkpoint_vnet-EPOCH_STEP.ckpt`, `best.ckpt`, `last.ckpt`) and
-`last_state.ckpt` with the optimizer, the step and the random state's seed. `last.ckpt` and `last_state.ckpt`
-belong together; they are replaced as one transaction:
+`last_state.ckpt`: the optimizer, the loss scale, the progress. Order and dropout follow from seed
+and step, so that is all. `last.ckpt` and `last_state.ckpt` are replaced as one transaction:
 
 1. both are written under other names,
 2. `last.commit` appears: from now on the new pair counts,
 3. both are renamed over the old pair, and `last.commit` goes.
 
-A process that dies before step 2 leaves the old pair, one that dies after it leaves the new pair; `recover`
-finishes or forgets what was under way.
+A process that dies before step 2 leaves the old pair, one that dies after it leaves the new pair;
+`recover` finishes or forgets what was under way.
 """
 
 import json
@@ -35,7 +35,7 @@ def _write(entries, path, extra=None):
     """Writes parameters to `path` for good: data and name are on the disk when this returns."""
     try:
         ms.save_checkpoint(entries, str(path), append_dict=extra, crc_check=False)
-        with open(path, "rb") as file:
+        with path.open("rb") as file:
             os.fsync(file.fileno())
     except (OSError, RuntimeError, ValueError) as error:
         path.unlink(missing_ok=True)
@@ -64,7 +64,7 @@ def save_weights(network, path):
     """
     path = Path(path)
     _write(_entries(network.get_parameters()), _pending(path))
-    os.replace(_pending(path), path)
+    _pending(path).replace(path)
 
 
 def save_last(folder, network, training_cell, progress):
@@ -73,7 +73,8 @@ def save_last(folder, network, training_cell, progress):
     Args:
         folder: the run's `ckpt/`.
         network: its parameters become `last.ckpt`.
-        training_cell: every further parameter in it (optimizer, global step, loss scale) becomes `last_state.ckpt`.
+        training_cell: every further parameter in it (optimizer, global step, loss scale) becomes
+            `last_state.ckpt`.
         progress: numbers to go on from, `{name: int or float}`.
     """
     folder = Path(folder)
@@ -83,9 +84,7 @@ def save_last(folder, network, training_cell, progress):
     others = [p for p in training_cell.get_parameters() if p.name not in names]
     try:
         _write(_entries(weights), _pending(last))
-        _write(
-            _entries(others), _pending(state), {PROGRESS: json.dumps(progress)}
-        )
+        _write(_entries(others), _pending(state), {PROGRESS: json.dumps(progress)})
     except DataError:
         recover(folder)
         raise
@@ -101,7 +100,7 @@ def recover(folder):
     for name in (LAST, STATE):
         pending = _pending(folder / name)
         if committed and pending.exists():
-            os.replace(pending, folder / name)
+            pending.replace(folder / name)
         pending.unlink(missing_ok=True)
     _sync_folder(folder)
     (folder / COMMIT).unlink(missing_ok=True)
@@ -167,7 +166,7 @@ def _read(path):
 
 
 def load_weights(network, path):
-    """Loads a checkpoint into a network; every parameter must be there, with its shape, and none besides.
+    """Loads a checkpoint into a network: exactly its parameters, with their shapes.
 
     Raises:
         DataError: missing, truncated, of another variant or width, or of another program.

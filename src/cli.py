@@ -31,7 +31,7 @@ def add_set_argument(parser):
 
 
 def run(main):
-    """Runs an entry point: errors meant for the user become one line and an exit code, 2 for usage, 1 else."""
+    """Runs an entry point: its errors become one line and an exit code, 2 for usage and 1 else."""
     try:
         main()
         sys.stdout.flush()

@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import math
 import os
 from pathlib import Path
 
@@ -94,7 +95,18 @@ def _parsed(key, text, default):
         raise UsageError(f"--set {key}={text}: expected a {kind}, such as {default}") from None
 
 
+def _is_like(value, default):
+    """Whether a value, such as one of a `config.json`, has the default's type."""
+    if isinstance(default, list):
+        return isinstance(value, list) and all(_is_like(part, default[0]) for part in value)
+    if isinstance(default, float):
+        return type(value) in (int, float) and math.isfinite(value)
+    return type(value) is type(default)
+
+
 def _checked(key, value):
+    if not _is_like(value, vnet_cfg[key]):
+        raise UsageError(f"{key} is {value!r}, expected something like {vnet_cfg[key]!r}")
     if key in CHOICES and value not in CHOICES[key]:
         raise UsageError(f"{key} is {value!r}, expected one of {', '.join(CHOICES[key])}")
     holds, words = RULES.get(key, (lambda _: True, ""))
@@ -133,7 +145,7 @@ def overridden(config, overrides):
 
 
 def training_config(device_target, overrides):
-    """`vnet_cfg` with `overrides`; on a GPU the zoo's lower learning rate, unless one was chosen."""
+    """`vnet_cfg` with `overrides`; on a GPU the zoo's lower rate, unless one was chosen."""
     config = overridden(vnet_cfg, overrides)
     chosen = vnet_cfg.lr != 0.001 or any(item.startswith("lr=") for item in overrides)
     if device_target == "GPU" and not chosen:
@@ -165,7 +177,9 @@ def load_config(path):
             raise UsageError(f"unknown key {unknown[0]!r}, written by another version?")
         return overridden({**vnet_cfg, **saved}, [])
     except (ValueError, AttributeError, TypeError, UsageError) as error:
-        raise DataError(f"{path}: no configuration of this program ({error})") from None
+        raise DataError(
+            f"{path}: no configuration of this program ({error}); restore it, or move it away"
+        ) from None
 
 
 def config_path_of(checkpoint_path):

@@ -1,7 +1,7 @@
 """Cases: find, read, check, bring to the network grid and back, write.
 
-Images are SimpleITK images (x, y, z in LPS mm); arrays here have axes (X, Y, Z), as the network takes
-them. Each way between the case's grid and the network grid is one linear resampling.
+Images are SimpleITK images (x, y, z in LPS mm); arrays here have axes (X, Y, Z), as the network
+takes them. Each way between the case's grid and the network grid is one linear resampling.
 """
 
 import gzip
@@ -9,7 +9,9 @@ import hashlib
 import json
 import os
 import tempfile
+import zlib
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,7 +65,7 @@ def images_in(folder):
 
 
 def _only(folder, found, wanted):
-    """The file of `found` that a name means: the one with its suffix, or the only one of its stem."""
+    """The file of `found` that a name means: with its suffix, or the only one of its stem."""
     paths = found.get(stem(wanted), [])
     exact = [path for path in paths if path.name == Path(wanted).name]
     if exact:
@@ -107,56 +109,65 @@ def find_cases(data_path, names, with_mask=True):
 
 
 def _meta_header(path):
-    """The `key = value` lines of a MetaImage header, up to the one that names the data."""
+    """The `key = value` lines of a MetaImage header, and how many bytes they take."""
     header = {}
-    with open(path, "rb") as file:
+    with Path(path).open("rb") as file:
         for line in file:
             key, _, value = line.decode("latin-1").partition("=")
             header[key.strip()] = value.strip()
             if key.strip() == "ElementDataFile" or len(header) > 200:
                 break
-    return header
+        return header, file.tell()
 
 
 def _data_file(path):
-    """Where a `.mhd` keeps its voxels, None for formats that keep them in the file itself."""
-    if suffix_of(path) != ".mhd":
-        return None
-    name = _meta_header(path).get("ElementDataFile", "")
+    """The file that holds the voxels: the image file, or the one that a MetaImage header names."""
+    path = Path(path)
+    if suffix_of(path) not in (".mhd", ".mha"):
+        return path
+    name = _meta_header(path)[0].get("ElementDataFile", "")
     if not name:
         raise DataError(f"{path}: no ElementDataFile in its header; expected a MetaImage header")
-    return None if name in ("LOCAL", "LIST") or "%" in name else Path(path).parent / name
+    if name.upper().startswith("LIST") or "%" in name:
+        raise DataError(f"{path}: its voxels lie in several files; expected one, save it as .mha")
+    return path if name.upper() == "LOCAL" else path.parent / name
 
 
 def _check_data_is_whole(path, reader):
-    """SimpleITK reads a truncated NIfTI without a word, and says of a missing .raw that the .mhd is."""
-    voxel_bytes = int(np.prod(reader.GetSize())) * _component_bytes(reader.GetPixelID())
-    data_file = _data_file(path)
-    if data_file is not None:
-        header = _meta_header(path)
-        compressed = header.get("CompressedData", "").lower() == "true"
-        expected = int(header.get("CompressedDataSize", 0)) if compressed else voxel_bytes
-        if not data_file.is_file():
-            raise DataError(
-                f"{path}: its data file {data_file.name} is missing; copy it beside the header"
+    """SimpleITK fills up a truncated NIfTI or a damaged compressed MetaImage without a word."""
+    data_file, suffix, start = _data_file(path), suffix_of(path), 0
+    if suffix in (".mhd", ".mha"):
+        header, header_bytes = _meta_header(path)
+        packed = header.get("CompressedData", "").lower() == "true"
+        start = header_bytes if data_file == path else 0
+        expected = int(np.prod(reader.GetSize())) * _component_bytes(reader.GetPixelID())
+    elif suffix in (".nii", ".nii.gz"):
+        packed = suffix == ".nii.gz"
+        voxel_bits = int(reader.GetMetaData("bitpix"))  # stored, before the header's scaling
+        expected = int(float(reader.GetMetaData("vox_offset")))
+        expected += int(np.prod(reader.GetSize())) * voxel_bits // 8
+    else:
+        return  # SimpleITK's NRRD reader looks itself
+    if not data_file.is_file():
+        raise DataError(
+            f"{path}: its data file {data_file.name} is missing; copy it beside the header"
+        )
+    found = data_file.stat().st_size - start
+    if packed:
+        content = data_file.read_bytes()[start:]
+        try:
+            unpacked = (
+                gzip.decompress(content)
+                if suffix == ".nii.gz"
+                else zlib.decompress(content, wbits=32 + zlib.MAX_WBITS)  # zlib or gzip, as MetaIO
             )
-        found = data_file.stat().st_size
-        if found < expected:
+        except (EOFError, OSError, zlib.error):
             raise DataError(
-                f"{data_file}: truncated, {found} bytes of {expected}; get the file again"
-            )
-    elif suffix_of(path) in (".nii", ".nii.gz"):
-        with gzip.open(path) if suffix_of(path) == ".nii.gz" else open(path, "rb") as file:
-            found = 0
-            try:
-                while block := file.read(1 << 22):
-                    found += len(block)
-            except EOFError:
-                found = min(found, voxel_bytes - 1)
-        if found < voxel_bytes:
-            raise DataError(
-                f"{path}: truncated, {found} bytes of {voxel_bytes}; get the file again"
-            )
+                f"{data_file}: its compressed data is truncated or damaged; get the file again"
+            ) from None
+        found = len(unpacked)
+    if found < expected:
+        raise DataError(f"{data_file}: truncated, {found} bytes of {expected}; get the file again")
 
 
 def _component_bytes(pixel_id):
@@ -176,21 +187,31 @@ def _read(path):
     reader.SetFileName(str(path))
     try:
         reader.ReadImageInformation()
-        size, components = reader.GetSize(), reader.GetNumberOfComponents()
-        if len(size) != 3 or components != 1:
-            raise DataError(
-                f"{path}: {len(size)}-D with {components} component(s) per voxel, "
-                "expected a 3-D scalar volume"
-            )
-        _check_data_is_whole(path, reader)
+    except RuntimeError:
+        raise DataError(
+            f"{path}: its header cannot be read as {suffix_of(path)}; check the file's "
+            "permissions, or get it again"
+        ) from None
+    size, components = reader.GetSize(), reader.GetNumberOfComponents()
+    if len(size) != 3 or 0 in size or components != 1:
+        raise DataError(
+            f"{path}: size {size} with {components} component(s) per voxel, "
+            "expected a 3-D scalar volume"
+        )
+    _check_data_is_whole(path, reader)
+    try:
         image = reader.Execute()
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise DataError(f"{path}: cannot be read ({reason}); get the file again") from None
+    except RuntimeError:
+        raise DataError(
+            f"{path}: truncated, damaged, or of an impossible geometry; get the file again"
+        ) from None
     return _finite(image, path)
 
 
 def _finite(image, path):
+    geometry = [*image.GetOrigin(), *image.GetSpacing(), *image.GetDirection()]
+    if not np.isfinite(geometry).all():
+        raise DataError(f"{path}: its geometry holds NaN or infinity; repair the header")
     values = sitk.GetArrayViewFromImage(image)
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         count = int((~np.isfinite(values)).sum())
@@ -200,8 +221,15 @@ def _finite(image, path):
 
 def _read_dicom_series(folder):
     series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
-    if len(series) != 1:
-        raise DataError(f"{folder}: {len(series)} DICOM series, expected one series per folder")
+    if not series:
+        raise DataError(
+            f"{folder}: neither images ({', '.join(SUFFIXES)}) nor a DICOM series in this folder; "
+            "name the folder or the files that are meant"
+        )
+    if len(series) > 1:
+        raise DataError(
+            f"{folder}: {len(series)} DICOM series, expected one; give each a folder of its own"
+        )
     try:
         image = sitk.ReadImage(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder)))
     except RuntimeError as error:
@@ -218,7 +246,7 @@ def read_image(path):
         path: a file with one of `SUFFIXES`, or the folder of one DICOM series.
 
     Raises:
-        DataError: missing, unreadable, truncated, not a 3-D scalar volume, NaN, or all of one value.
+        DataError: missing, unreadable, truncated, no 3-D scalar volume, NaN, or all of one value.
     """
     image = sitk.Cast(_read(path), sitk.sitkFloat32)
     values = sitk.GetArrayViewFromImage(image)
@@ -231,7 +259,7 @@ def read_mask(path, image, image_path):
     """The reference mask of `image`, uint8 0 and 1, with exactly the image's geometry.
 
     Raises:
-        DataError: unreadable, of another size or geometry than its image, or labels other than 0 and 1.
+        DataError: unreadable, of another size or geometry than its image, or other labels.
     """
     mask = _read(path)
     check_same_grid(image, image_path, mask, path)
@@ -376,7 +404,7 @@ def load_training_volumes(cases, config):
 
 
 def worker_count(config):
-    """Threads for reading: `num_workers`, or one per core, at most 8 and never more than the cores."""
+    """Threads for reading: `num_workers`, or one per core up to 8; never more than the cores."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return min(config.num_workers or 8, cores)
 
@@ -387,8 +415,8 @@ def _training_volume(case, config):
         try:
             with np.load(cached) as arrays:
                 return arrays["volume"], arrays["mask"]
-        except (OSError, ValueError, KeyError, EOFError):
-            cached.unlink(missing_ok=True)  # not ours to trust; made again below
+        except Exception as error:  # whatever a damaged archive raises: it is made again
+            print(f"{cached}: damaged ({error}), made again")
     image, mask = read_case(case)
     arrays = {
         "volume": image_to_network_grid(image, config),
@@ -414,17 +442,13 @@ def _cache_file(case, config):
         root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "vnet_mindspore")
     else:
         root = Path(config.cache_dir)
-    files = [
-        case.image_path,
-        _data_file(case.image_path),
-        case.mask_path,
-        _data_file(case.mask_path),
-    ]
-    identity = [
-        (str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns)
-        for path in files
-        if path is not None and path.exists()
-    ]
+    identity = []
+    for image in (case.image_path, case.mask_path):
+        for path in (image, _data_file(image)):
+            if path.exists():
+                status = path.stat()
+                times = (status.st_mtime_ns, status.st_ctime_ns)  # a copy may keep the former
+                identity.append((str(path.resolve()), status.st_size, *times))
     geometry = [
         config.VolSize,
         config.dstRes,
@@ -444,7 +468,8 @@ def _write_cache(path, arrays):
         np.savez(temporary, **arrays)
         temporary.replace(path)
     except OSError:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
 
 
 # --- writing -----------------------------------------------------------------------------------

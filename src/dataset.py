@@ -1,7 +1,7 @@
 """Cases as a MindSpore dataset: a fresh order each epoch, sharded by rank, in full batches.
 
-Every sample is known by its index, `epoch * samples per epoch + position`; order and dropout follow from
-(seed, index) alone, so any step of any epoch can be made again.
+Every sample is known by its index, `epoch * samples per epoch + position`; order and dropout follow
+from (seed, index) alone, so any step of any epoch can be made again.
 """
 
 import mindspore.dataset as ds
@@ -43,6 +43,9 @@ class TrainingSamples:
         config: `batch_size`, `seed`, `dropout`.
         dropout_channels: columns of `keep` that the network takes.
         ranks: processes that share each step.
+
+    Attributes:
+        steps: global batches of an epoch.
     """
 
     def __init__(self, volumes, config, dropout_channels, ranks=1):
@@ -54,6 +57,7 @@ class TrainingSamples:
         self.dropout = config.dropout
         self.dropout_channels = dropout_channels if config.dropout else 0
         self.per_epoch = len(self.order(0))
+        self.steps = self.per_epoch // self.global_batch_size
 
     def order(self, epoch):
         """Indices into `volumes` of one epoch, see `epoch_order`."""
@@ -105,8 +109,8 @@ def create_dataset(samples, first_epoch=0, rank=0, workers=1):
         workers: threads that make samples.
 
     Returns:
-        Dataset with columns image (batch, 1, X, Y, Z), mask (batch, X, Y, Z) and, with dropout, keep
-        (batch, channels).
+        Dataset with columns image (batch, 1, X, Y, Z), mask (batch, X, Y, Z) and, with dropout,
+        keep (batch, channels).
     """
     columns = ["image", "mask"] + (["keep"] if samples.dropout_channels else [])
     dataset = ds.GeneratorDataset(

@@ -62,8 +62,8 @@ def start_device(target, device_id=0, distributed=False):
 def apply_precision(network, config, target):
     """Lets the network compute in float16 where the device is made for it.
 
-    Batch norm stays in float32, and so do the parameters; `precision` 'auto' means mixed on Ascend and
-    GPU, float32 on CPU.
+    Batch norm stays in float32, and so do the parameters; `precision` 'auto' means mixed on Ascend
+    and GPU, float32 on CPU.
 
     Returns:
         Whether precision is mixed.

@@ -6,9 +6,9 @@ import numpy as np
 def learning_rates(lr, total_steps, warmup_step, warmup_ratio):
     """One rate per training step.
 
-    Rises linearly from `warmup_ratio * lr` over `warmup_step` steps, then follows half a cosine from `lr`
-    down to the end of training. A training of no more than `warmup_step` steps warms up over its
-    first half, so that it ends low too.
+    Rises linearly from `warmup_ratio * lr` over `warmup_step` steps, then falls along a cosine from
+    `lr` down to the end of training. A training of no more than `warmup_step` steps warms up over
+    its first half, so that it ends low too.
 
     Args:
         lr: the highest rate.

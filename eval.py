@@ -1,0 +1,37 @@
+"""Evaluates a checkpoint on cases with reference masks.
+
+    python eval.py --device_target CPU --ckpt_path RUN/ckpt/best.ckpt --data_path data \
+        --eval_split_file_path split/val.csv [--set flip_average=true]
+
+Masks, metrics.csv, metrics.json and overlays.png go to results/prediction (dirPredictionImage).
+"""
+
+import argparse
+
+from src.cli import add_device_arguments, add_set_argument, run
+
+
+def main():
+    """Parses the zoo's arguments and ours, and evaluates."""
+    parser = argparse.ArgumentParser(description="Evaluate V-Net on prostate MR volumes")
+    add_device_arguments(parser, "--dev_id")
+    parser.add_argument("--ckpt_path", required=True, help="checkpoint to evaluate")
+    parser.add_argument("--data_path", default="./promise", help="folder with img/ and gt/")
+    parser.add_argument("--eval_split_file_path", default="./split/eval.csv")
+    add_set_argument(parser)
+    args = parser.parse_args()
+
+    from src.config import config_of_checkpoint
+    from src.device import start_device
+    from src.evaluation import evaluate, load_network
+    from src.splits import split_cases
+
+    config = config_of_checkpoint(args.ckpt_path, args.overrides)
+    cases = split_cases(args.data_path, args.eval_split_file_path, "val", config.fold)
+    start_device(args.device_target, args.dev_id)
+    network = load_network(args.ckpt_path, config, args.device_target)
+    evaluate(network, cases, config, {"checkpoint": args.ckpt_path})
+
+
+if __name__ == "__main__":
+    run(main)

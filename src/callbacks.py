@@ -1,0 +1,227 @@
+"""What happens around the steps of a training: log, validation, history, checkpoints, early stop.
+
+They act in this order at the end of an epoch (see `src.training`) and share one `Progress`.
+"""
+
+import math
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from src import checkpoint
+from src.errors import DataError
+from src.report import plot_progress
+
+HISTORY_COLUMNS = ("epoch", "step", "learning_rate", "train_loss", "epoch_time_s", "val_dice")
+
+
+@dataclass
+class Progress:
+    """How far a training is, and the history row of the epoch that just ended."""
+
+    epoch: int = 0
+    step: int = 0  # global steps done
+    best_dice: float = -1.0
+    validations_since_best: int = 0
+    row: dict = field(default_factory=dict)
+
+    def numbers(self):
+        """What a resume needs."""
+        return {key: value for key, value in asdict(self).items() if key != "row"}
+
+
+def _loss(callback_parameters):
+    """The loss of the step that just ended; mixed precision returns it with its loss scale."""
+    outputs = callback_parameters.net_outputs
+    return float((outputs[0] if isinstance(outputs, tuple | list) else outputs).asnumpy())
+
+
+class EpochLog(ms.Callback):
+    """Prints the zoo's two lines an epoch, fills the history row, and stops at a NaN.
+
+    Args:
+        progress: shared; `epoch`, `step` and `row` are set here.
+        learning_rates: rate of each global step.
+        batch_cases: function epoch, step in the epoch (both from 0) -> case ids of that batch.
+        run_folder: its last checkpoint is named when a NaN stops the run.
+    """
+
+    def __init__(self, progress, learning_rates, batch_cases, run_folder):
+        super().__init__()
+        self.progress = progress
+        self.learning_rates = learning_rates
+        self.batch_cases = batch_cases
+        self.run_folder = run_folder
+
+    def on_train_begin(self, run_context):
+        print("compiling the network: the first step takes longer than the others", flush=True)
+
+    def on_train_epoch_begin(self, run_context):
+        parameters = run_context.original_args()
+        self.started = time.perf_counter()
+        self.losses = []
+        self.bar = tqdm(
+            total=parameters.batch_num,
+            desc=f"epoch {parameters.cur_epoch_num}",
+            leave=False,
+            disable=not sys.stdout.isatty(),
+        )
+
+    def on_train_step_end(self, run_context):
+        parameters = run_context.original_args()
+        loss = _loss(parameters)
+        self.losses.append(loss)
+        self.bar.update()
+        if not math.isfinite(loss):
+            self.bar.close()
+            self._stop(parameters, loss)
+
+    def on_train_epoch_end(self, run_context):
+        parameters = run_context.original_args()
+        self.bar.close()
+        steps = parameters.batch_num
+        elapsed_s = time.perf_counter() - self.started
+        self.progress.epoch = parameters.cur_epoch_num
+        self.progress.step = parameters.cur_epoch_num * steps
+        self.progress.row = {
+            "epoch": self.progress.epoch,
+            "step": self.progress.step,
+            "learning_rate": float(self.learning_rates[self.progress.step - 1]),
+            "train_loss": float(np.mean(self.losses)),
+            "epoch_time_s": round(elapsed_s, 3),
+            "val_dice": float("nan"),
+        }
+        print(f"epoch: {self.progress.epoch} step: {steps}, loss is {np.float32(self.losses[-1])}")
+        print(
+            f"epoch time: {elapsed_s * 1000:.3f} ms, "
+            f"per step time: {elapsed_s * 1000 / steps:.3f} ms",
+            flush=True,
+        )
+
+    def _stop(self, parameters, loss):
+        epoch = parameters.cur_epoch_num
+        if parameters.get("dataset_sink_mode"):
+            where = f"in epoch {epoch}"
+        else:
+            step = (parameters.cur_step_num - 1) % parameters.batch_num
+            names = ", ".join(self.batch_cases(epoch - 1, step))
+            where = f"at epoch {epoch} step {step + 1}, in the batch of {names}"
+        kept = Path(self.run_folder, "ckpt", checkpoint.LAST)
+        good = f"the last good checkpoint is {kept}" if kept.exists() else "no checkpoint yet"
+        raise DataError(f"loss is {loss} {where}; {good}; look at these cases, or lower lr")
+
+
+class Validation(ms.Callback):
+    """Mean Dice of the validation cases, every `val_interval` epochs and after the last.
+
+    Args:
+        progress: shared; `best_dice`, `validations_since_best` and `row["val_dice"]` are set here.
+        network: the `VNet` in training.
+        mean_dice: function that returns it, called while the network is in evaluation mode.
+        run_folder: `ckpt/best.ckpt` there gets the best weights.
+        config: `val_interval`, `epochs`.
+    """
+
+    def __init__(self, progress, network, mean_dice, run_folder, config):
+        super().__init__()
+        self.progress = progress
+        self.network = network
+        self.mean_dice = mean_dice
+        self.best_path = Path(run_folder, "ckpt", checkpoint.BEST)
+        self.config = config
+
+    def on_train_epoch_end(self, run_context):
+        progress = self.progress
+        if progress.epoch % self.config.val_interval and progress.epoch != self.config.epochs:
+            return
+        self.network.set_train(False)
+        dice = self.mean_dice()
+        self.network.set_train(True)
+        progress.row["val_dice"] = dice
+        progress.validations_since_best += 1
+        if dice > progress.best_dice:
+            checkpoint.save_weights(self.network, self.best_path)
+            progress.best_dice = dice
+            progress.validations_since_best = 0
+        print(
+            f"epoch: {progress.epoch} validation dice: {dice:.4f}, best: {progress.best_dice:.4f}",
+            flush=True,
+        )
+
+
+class RunRecorder(ms.Callback):
+    """Keeps history, progress picture and checkpoints; the checkpoint comes last and counts.
+
+    Args:
+        progress: shared.
+        network, training_cell: what is saved.
+        run_folder: see `src.run_folder`.
+        config: `save_interval`, `keep_checkpoint_max`.
+    """
+
+    def __init__(self, progress, network, training_cell, run_folder, config):
+        super().__init__()
+        self.progress = progress
+        self.network = network
+        self.training_cell = training_cell
+        self.run_folder = Path(run_folder)
+        self.config = config
+        self.history = read_history(self.run_folder, progress.epoch)
+
+    def on_train_epoch_end(self, run_context):
+        self.history.append(self.progress.row)
+        write_history(self.run_folder, self.history)
+        if self.progress.epoch % self.config.save_interval == 0:
+            self._save(run_context.original_args().batch_num)
+
+    def on_train_end(self, run_context):
+        if self.progress.epoch % self.config.save_interval:
+            self._save(run_context.original_args().batch_num)
+
+    def _save(self, steps):
+        folder = self.run_folder / "ckpt"
+        name = f"{checkpoint.PREFIX}-{self.progress.epoch}_{steps}.ckpt"
+        checkpoint.save_weights(self.network, folder / name)
+        checkpoint.prune(folder, self.config.keep_checkpoint_max)
+        checkpoint.save_last(folder, self.network, self.training_cell, self.progress.numbers())
+        plot_progress(pd.DataFrame(self.history), self.run_folder / "progress.png")
+
+
+class EarlyStop(ms.Callback):
+    """Ends the training after `patience` validations without a better Dice."""
+
+    def __init__(self, progress, patience):
+        super().__init__()
+        self.progress = progress
+        self.patience = patience
+
+    def on_train_epoch_end(self, run_context):
+        if self.progress.validations_since_best >= self.patience:
+            print(
+                f"early stop: {self.patience} validations without a better Dice than "
+                f"{self.progress.best_dice:.4f}"
+            )
+            run_context.request_stop()
+
+
+def read_history(run_folder, epochs):
+    """The rows of the first `epochs` epochs, as dicts; a resumed run goes on from there."""
+    path = Path(run_folder, "history.csv")
+    if not epochs or not path.is_file():
+        return []
+    history = pd.read_csv(path)
+    return history[history["epoch"] <= epochs].to_dict("records")
+
+
+def write_history(run_folder, rows):
+    """Writes history.csv whole or not at all."""
+    path = Path(run_folder, "history.csv")
+    temporary = path.with_name(".history.new.csv")
+    pd.DataFrame(rows, columns=HISTORY_COLUMNS).to_csv(temporary, index=False)
+    temporary.replace(path)

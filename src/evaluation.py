@@ -1,0 +1,181 @@
+"""A checkpoint at work: masks, with metrics where there is a reference, and pictures."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import SimpleITK as sitk
+from tqdm import tqdm
+
+from src import output_folder
+from src.checkpoint import load_weights
+from src.data_manager import (
+    MASK_SUFFIX,
+    images_in,
+    read_case,
+    read_image,
+    stem,
+    suffix_of,
+    write_volume,
+    xyz,
+)
+from src.device import apply_precision
+from src.errors import DataError
+from src.metrics import case_metrics, dice
+from src.predictor import segment
+from src.report import OverlayCase, plot_overlays, write_metrics, zoo_lines
+from src.vnet import create_vnet
+
+EVALUATION_FILES = ("metrics.csv", "metrics.json", "overlays.png")
+PREDICTION_FILES = ("volumes.csv", "overlays.png")
+
+
+def load_network(checkpoint_path, config, device_target):
+    """The network of a checkpoint, ready to predict.
+
+    Raises:
+        DataError: missing, truncated, of another variant, width or program.
+    """
+    network = create_vnet(config)
+    load_weights(network, checkpoint_path)
+    apply_precision(network, config, device_target)
+    return network.set_train(False)
+
+
+def mean_dice(network, cases, config):
+    """Mean Dice of some cases on their own grids; the network must be in evaluation mode."""
+    scores = []
+    for case in cases:
+        image, reference = read_case(case)
+        mask, _ = segment(network, image, config)
+        scores.append(dice(xyz(reference) > 0, xyz(mask) > 0))
+    return float(np.mean(scores))
+
+
+def evaluate(network, cases, config, about):
+    """Predicts cases, compares them with their references, and writes all of it.
+
+    `dirPredictionImage` gets NAME_test.mhd of each case, metrics.csv, metrics.json, overlays.png.
+
+    Args:
+        network: from `load_network`.
+        cases: with reference masks.
+        config: network grid, threshold, flip averaging, `dirPredictionImage`.
+        about: what else metrics.json should say, such as the checkpoint.
+
+    Returns:
+        One dict per case: its name and `src.metrics.case_metrics`.
+
+    Raises:
+        DataError: a file is at fault, or the folder holds other people's files of these names.
+    """
+    folder = Path(config.dirPredictionImage)
+    for case in cases:
+        read_case(case)  # a broken file stops the evaluation before anything is written
+    masks = [f"{case.case_id}_test.mhd" for case in cases]
+    voxels = [f"{case.case_id}_test.zraw" for case in cases]
+    output_folder.claim(folder, [*masks, *voxels, *EVALUATION_FILES])
+    rows = []
+    for case, name in zip(cases, masks, strict=True):
+        image, reference = read_case(case)
+        mask, _ = segment(network, image, config)
+        write_volume(mask, folder / name)
+        print(f"save predicted label for test '{case.case_id}'", flush=True)
+        rows.append({"case": case.case_id, **case_metrics(reference, mask)})
+    write_metrics(rows, folder, {**about, "configuration": dict(config)})
+    drawn = (
+        OverlayCase(case.case_id, image, sitk.ReadImage(str(folder / name)), reference)
+        for case, name in zip(cases, masks, strict=True)
+        for image, reference in [read_case(case)]
+    )
+    plot_overlays(drawn, folder / "overlays.png")
+    for line in zoo_lines(rows):
+        print(line)
+    print(f"predictions, metrics and overlays: {folder}", flush=True)
+    return rows
+
+
+def find_images(inputs):
+    """The images that a command line names.
+
+    Args:
+        inputs: image files, folders of image files, folders of one DICOM series each.
+
+    Returns:
+        {name: path}; reference masks (NAME_segmentation) are left out.
+
+    Raises:
+        DataError: nothing there, or two of the same name.
+    """
+    found = {}
+    for item in map(Path, inputs):
+        paths = [item]
+        if item.is_dir():
+            images = [path for group in images_in(item).values() for path in group]
+            paths = [path for path in images if not stem(path).endswith(MASK_SUFFIX)] or [item]
+        for path in paths:
+            name = stem(path.resolve() if path.is_dir() else path)  # "." has no name of its own
+            if name in found:
+                raise DataError(f"{path}: also called {name}, like {found[name]}; rename one")
+            found[name] = path
+    return found
+
+
+def predict(network, images, config, save_probability=False):
+    """Segments images without references, each in its own geometry and format.
+
+    `dirPredictionImage` gets NAME_test.<ext> (`.nii.gz` for DICOM), with `save_probability` also
+    NAME_probability.<ext>, volumes.csv and overlays.png.
+
+    Args:
+        network: from `load_network`.
+        images: {name: path}, from `find_images`.
+        config: network grid, threshold, flip averaging, `dirPredictionImage`.
+        save_probability: also write the float32 probability.
+
+    Returns:
+        DataFrame with a row per image: case, prostate_ml, mask.
+
+    Raises:
+        DataError: a file is at fault, or the folder holds other people's files of these names.
+    """
+    folder = Path(config.dirPredictionImage)
+    for path in images.values():
+        read_image(path)
+    suffixes = {name: suffix_of(path) or ".nii.gz" for name, path in images.items()}
+    kinds = ("test", "probability") if save_probability else ("test",)
+    names = [f"{name}_{kind}{suffixes[name]}" for name in images for kind in kinds]
+    voxels = [f"{name[:-4]}.zraw" for name in names if name.endswith(".mhd")]
+    output_folder.claim(folder, [*names, *voxels, *PREDICTION_FILES])
+    rows = []
+    for name, path in tqdm(images.items(), desc="predicting", disable=None):
+        mask, probability = segment(network, read_image(path), config)
+        target = folder / f"{name}_test{suffixes[name]}"
+        write_volume(mask, target)
+        if save_probability:
+            write_volume(probability, folder / f"{name}_probability{suffixes[name]}")
+        voxel_ml = np.prod(mask.GetSpacing()) / 1000
+        volume_ml = float(sitk.GetArrayViewFromImage(mask).sum() * voxel_ml)
+        rows.append({"case": name, "prostate_ml": round(volume_ml, 3), "mask": target.name})
+    table = pd.DataFrame(rows)
+    _write_table(table, folder / "volumes.csv")
+    drawn = (
+        OverlayCase(row["case"], read_image(path), sitk.ReadImage(str(folder / row["mask"])))
+        for row, path in zip(rows, images.values(), strict=True)
+    )
+    plot_overlays(drawn, folder / "overlays.png")
+    print(table.to_string(index=False))
+    print(f"masks, volumes and overlays: {folder}", flush=True)
+    return table
+
+
+def _write_table(table, path):
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        table.to_csv(temporary, index=False)
+        temporary.replace(path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error.strerror}); make room") from None
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,50 @@
+"""A folder for results: our own earlier files may be replaced, other people's never."""
+
+import json
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from src.errors import DataError
+
+MANIFEST = ".vnet_outputs.json"  # names of the files that this program wrote here
+
+
+def claim(folder, names):
+    """Makes `folder` ready for files of these names.
+
+    Files of an earlier evaluation or prediction are replaced, with a line that says so.
+
+    Args:
+        folder: created if absent.
+        names: file names that will be written.
+
+    Raises:
+        DataError: the folder cannot be written, or one of the files is there and is not ours.
+    """
+    folder = Path(folder)
+    manifest = folder / MANIFEST
+    temporary = folder / f"{MANIFEST}.{os.getpid()}"
+    try:
+        ours = set(map(str, json.loads(manifest.read_text()))) if manifest.is_file() else set()
+    except (ValueError, TypeError):
+        ours = set()  # not what this program wrote: no file here counts as ours
+    present = [name for name in names if (folder / name).exists()]
+    foreign = [name for name in present if name not in ours]
+    if foreign:
+        raise DataError(
+            f"{folder / foreign[0]}: there already, and not written by this program; move it away "
+            "or choose another folder"
+        )
+    if present:
+        print(f"{folder}: replacing {len(present)} file(s) of an earlier run")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(sorted(ours.union(names)), indent=2))
+        temporary.replace(manifest)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink()
+        raise DataError(
+            f"{folder}: cannot be written ({error.strerror}); choose another folder, or make room"
+        ) from None

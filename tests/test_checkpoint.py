@@ -1,0 +1,263 @@
+"""The transaction of last.ckpt and last_state.ckpt at any moment of dying, and strict loading."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import nn
+
+from src import checkpoint
+from src.config import vnet_cfg
+from src.errors import DataError
+from src.vnet import VARIANTS, VNet
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class Pair(nn.Cell):
+    """A training cell in small: `network` has the weights, the rest is state."""
+
+    def __init__(self, size=1000):
+        super().__init__()
+        self.network = nn.Cell()
+        self.network.weight = ms.Parameter(np.zeros(size, np.float32), name="weight")
+        self.moment = ms.Parameter(np.zeros(size, np.float32), name="moment")
+
+    def fill(self, value):
+        for parameter in self.get_parameters():
+            parameter.set_data(ms.Tensor(np.full(parameter.shape, value, np.float32)))
+        return self
+
+    def value(self):
+        values = {float(v) for p in self.get_parameters() for v in p.asnumpy()}
+        assert len(values) == 1, "weights and state are of different saves"
+        return values.pop()
+
+
+def saved(folder):
+    """What a resume would find: the one number in weights, state and progress."""
+    pair = Pair()
+    progress = checkpoint.load_last(folder, pair.network, pair)
+    assert progress["epoch"] == pair.value()
+    return progress["epoch"]
+
+
+def save(folder, value):
+    pair = Pair().fill(value)
+    checkpoint.save_last(folder, pair.network, pair, {"epoch": value, "best_dice": 0.1 + value})
+
+
+def test_last_and_state_come_back(tmp_path):
+    save(tmp_path, 3)
+    pair = Pair()
+    progress = checkpoint.load_last(tmp_path, pair.network, pair)
+    assert progress == {"epoch": 3, "best_dice": 3.1}
+    assert pair.value() == 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["last.ckpt", "last_state.ckpt"]
+
+
+class Died(BaseException):
+    """Stands for kill -9: nothing below catches it."""
+
+
+@pytest.mark.parametrize("survived", range(12))
+def test_dying_between_any_two_steps_leaves_one_whole_pair(tmp_path, monkeypatch, survived):
+    """Dies at the n-th file operation of the second save, whatever it is."""
+    save(tmp_path, 1)
+    with monkeypatch.context() as patch:
+        count = iter(range(100))
+
+        def dying(operation):
+            def wrapper(*args, **kwargs):
+                if next(count) >= survived:
+                    raise Died
+                return operation(*args, **kwargs)
+
+            return wrapper
+
+        patch.setattr(checkpoint.ms, "save_checkpoint", dying(ms.save_checkpoint))
+        for name in ("touch", "replace", "unlink"):
+            patch.setattr(Path, name, dying(getattr(Path, name)))
+        try:
+            save(tmp_path, 2)
+            finished = True
+        except Died:
+            finished = False
+    assert checkpoint.can_resume(tmp_path)
+    assert saved(tmp_path) in ((2,) if finished else (1, 2))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["last.ckpt", "last_state.ckpt"]
+    # The first two operations write the new pair; nothing of it counts before the third.
+    assert (saved(tmp_path) == 1) == (survived < 3)
+
+
+SAVER = """
+    import sys
+    sys.path[:0] = [{root!r}, {tests!r}]
+    from test_checkpoint import Pair
+    from src import checkpoint
+    pair = Pair(200_000)
+    for value in range(1_000_000):
+        pair.fill(value)
+        checkpoint.save_last({folder!r}, pair.network, pair, {{"epoch": value}})
+        print(value, flush=True)
+"""
+
+
+def test_a_kill_at_many_random_moments_leaves_one_whole_pair(tmp_path):
+    """A stopped process's folder is what kill -9 at that moment would leave behind."""
+    folder = tmp_path / "ckpt"
+    folder.mkdir()
+    script = textwrap.dedent(SAVER).format(
+        root=str(ROOT), tests=str(ROOT / "tests"), folder=str(folder)
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    random = np.random.default_rng(1)
+    under_way, epochs = 0, []
+    try:
+        assert child.stdout.readline().strip() == b"0"
+        for moment in range(40):
+            time.sleep(random.uniform(0, 0.03))
+            os.kill(child.pid, signal.SIGSTOP)
+            os.waitid(os.P_PID, child.pid, os.WSTOPPED | os.WNOWAIT)
+            snapshot = tmp_path / f"moment{moment}"
+            shutil.copytree(folder, snapshot)
+            os.kill(child.pid, signal.SIGCONT)
+            under_way += len(list(snapshot.iterdir())) > 2
+            pair = Pair(200_000)
+            epochs.append(checkpoint.load_last(snapshot, pair.network, pair)["epoch"])
+            assert pair.value() == epochs[-1]
+            shutil.rmtree(snapshot)
+    finally:
+        child.kill()
+        child.wait()
+    assert epochs == sorted(epochs)
+    assert under_way > 5, "the moments should meet saves under way"
+    pair = Pair(200_000)
+    checkpoint.load_last(folder, pair.network, pair)
+    assert sorted(path.name for path in folder.iterdir()) == ["last.ckpt", "last_state.ckpt"]
+
+
+def test_a_full_disk_keeps_the_old_pair(tmp_path, monkeypatch):
+    save(tmp_path, 1)
+
+    def full(entries, path, **options):
+        Path(path).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint.ms, "save_checkpoint", full)
+    with pytest.raises(DataError, match=r"last.*No space left.*disk full"):
+        save(tmp_path, 2)
+    monkeypatch.undo()
+    assert saved(tmp_path) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["last.ckpt", "last_state.ckpt"]
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="mounting a small disk takes root")
+def test_a_disk_that_really_is_full_keeps_the_old_pair(tmp_path):
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40k", "none", tmp_path]).returncode:
+        pytest.skip("no tmpfs here")
+    try:
+        save(tmp_path, 1)
+        filler = tmp_path / "filler"
+        filler.write_bytes(bytes(shutil.disk_usage(tmp_path).free - 4096))
+        with pytest.raises(DataError, match="disk full"):
+            save(tmp_path, 2)
+        filler.unlink()
+        assert saved(tmp_path) == 1
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
+
+
+def test_nothing_to_resume_is_said(tmp_path):
+    assert not checkpoint.can_resume(tmp_path)
+    pair = Pair()
+    with pytest.raises(DataError, match="last.ckpt: no such checkpoint"):
+        checkpoint.load_last(tmp_path, pair.network, pair)
+
+
+def test_state_of_another_optimizer_is_refused(tmp_path):
+    save(tmp_path, 1)
+    other = Pair()
+    other.second_moment = ms.Parameter(np.zeros(3, np.float32), name="second_moment")
+    with pytest.raises(DataError, match="not the state of this optimizer"):
+        checkpoint.load_last(tmp_path, other.network, other)
+
+
+def test_prune_keeps_the_newest(tmp_path):
+    for epoch in (1, 2, 9, 10, 100):
+        (tmp_path / f"checkpoint_vnet-{epoch}_10.ckpt").touch()
+    (tmp_path / "best.ckpt").touch()
+    checkpoint.prune(tmp_path, 2)
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"checkpoint_vnet-10_10.ckpt", "checkpoint_vnet-100_10.ckpt", "best.ckpt"}
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "zoo2.ckpt"
+    network = VNet(width=2, **VARIANTS["zoo"])
+    checkpoint.save_weights(network, path)
+    return path, {p.name: p.asnumpy() for p in network.get_parameters()}
+
+
+def test_weights_come_back_bit_for_bit(weights):
+    path, values = weights
+    network = VNet(width=2, **VARIANTS["zoo"])
+    checkpoint.load_weights(network, path)
+    for parameter in network.get_parameters():
+        np.testing.assert_array_equal(parameter.asnumpy(), values[parameter.name])
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize(
+    ("variant", "width", "says"),
+    [
+        ("monai", 2, "variant=zoo, width=2"),
+        ("paper", 2, "variant=zoo, width=2"),
+        ("zoo", 4, "variant=zoo, width=2"),
+    ],
+)
+def test_another_variant_or_width_is_named(weights, variant, width, says):
+    with pytest.raises(DataError, match=says):
+        checkpoint.load_weights(VNet(width=width, **VARIANTS[variant]), weights[0])
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.999])
+def test_a_truncated_checkpoint_is_refused(weights, tmp_path, share):
+    whole = weights[0].read_bytes()
+    path = tmp_path / "cut.ckpt"
+    path.write_bytes(whole[: int(len(whole) * share)])
+    with pytest.raises(DataError, match=r"cut\.ckpt") as caught:
+        checkpoint.load_weights(VNet(width=2, **VARIANTS["zoo"]), path)
+    assert "\n" not in str(caught.value)
+
+
+def test_other_programs_files_are_refused(tmp_path):
+    text = tmp_path / "notes.ckpt"
+    text.write_text("no checkpoint at all\n" * 50)
+    foreign = tmp_path / "lenet.ckpt"
+    ms.save_checkpoint(
+        [{"name": "fc.weight", "data": ms.Tensor(np.ones(3, np.float32))}], str(foreign)
+    )
+    network = VNet(width=2, **VARIANTS["zoo"])
+    before = network.in_tr.conv.weight.asnumpy().copy()
+    for path, says in ((text, "not a whole MindSpore"), (foreign, "has no parameter in_tr")):
+        with pytest.raises(DataError, match=says):
+            checkpoint.load_weights(network, path)
+    with pytest.raises(DataError, match="no such checkpoint"):
+        checkpoint.load_weights(network, tmp_path / "absent.ckpt")
+    np.testing.assert_array_equal(network.in_tr.conv.weight.asnumpy(), before)
+
+
+def test_default_architecture_is_the_zoos():
+    assert (vnet_cfg.variant, vnet_cfg.width) == ("zoo", 16)
