@@ -15,6 +15,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from src import checkpoint
+from src.atomic import write_files
 from src.errors import DataError
 from src.report import plot_progress
 
@@ -220,8 +221,6 @@ def read_history(run_folder, epochs):
 
 
 def write_history(run_folder, rows):
-    """Writes history.csv whole or not at all."""
-    path = Path(run_folder, "history.csv")
-    temporary = path.with_name(".history.new.csv")
-    pd.DataFrame(rows, columns=HISTORY_COLUMNS).to_csv(temporary, index=False)
-    temporary.replace(path)
+    """Writes history.csv of a run."""
+    table = pd.DataFrame(rows, columns=HISTORY_COLUMNS)
+    write_files({Path(run_folder, "history.csv"): table.to_csv(index=False).encode()})

@@ -52,6 +52,20 @@ def _sync_folder(folder):
         os.close(descriptor)
 
 
+def _state_parameters(network, training_cell):
+    """Name -> parameter, of all that a step changes besides the network.
+
+    The optimizer's rates are left out: they follow from the configuration, where a resume may ask
+    for more epochs.
+    """
+    weights = {parameter.name for parameter in network.get_parameters()}
+    return {
+        parameter.name: parameter
+        for parameter in training_cell.get_parameters()
+        if parameter.name not in weights and parameter.name != "learning_rate"
+    }
+
+
 def _entries(parameters):
     return [{"name": parameter.name, "data": parameter} for parameter in parameters]
 
@@ -79,11 +93,9 @@ def save_last(folder, network, training_cell, progress):
     """
     folder = Path(folder)
     last, state = folder / LAST, folder / STATE
-    weights = list(network.get_parameters())
-    names = {parameter.name for parameter in weights}
-    others = [p for p in training_cell.get_parameters() if p.name not in names]
+    others = _state_parameters(network, training_cell).values()
     try:
-        _write(_entries(weights), _pending(last))
+        _write(_entries(network.get_parameters()), _pending(last))
         _write(_entries(others), _pending(state), {PROGRESS: json.dumps(progress)})
     except DataError:
         recover(folder)
@@ -126,13 +138,12 @@ def load_last(folder, network, training_cell):
     load_weights(network, folder / LAST)
     state = _read(folder / STATE)
     progress = state.pop(PROGRESS, None)
-    names = {parameter.name for parameter in network.get_parameters()}
-    expected = {p.name: p for p in training_cell.get_parameters() if p.name not in names}
+    expected = _state_parameters(network, training_cell)
     shapes = {name: parameter.shape for name, parameter in expected.items()}
     if progress is None or shapes != {name: value.shape for name, value in state.items()}:
         raise DataError(
-            f"{folder / STATE}: not the state of this optimizer and number of steps; resume with "
-            "the run's own configuration and cases"
+            f"{folder / STATE}: not the state of this optimizer; resume with the run's own "
+            "configuration"
         )
     for name, parameter in expected.items():
         parameter.set_data(ms.Tensor(state[name].asnumpy(), parameter.dtype))

@@ -3,11 +3,11 @@
 import difflib
 import json
 import math
-import os
 from pathlib import Path
 
 from easydict import EasyDict
 
+from src.atomic import write_files
 from src.errors import DataError, UsageError
 from src.vnet import SIDE_MULTIPLE, VARIANTS
 
@@ -138,7 +138,7 @@ def overridden(config, overrides):
         key, separator, text = item.partition("=")
         if not separator:
             raise UsageError(f"--set {item}: expected key=value")
-        result[_known(key)] = _parsed(key, text, vnet_cfg[key])
+        result[key] = _parsed(key, text, vnet_cfg[_known(key)])
     for key, value in result.items():
         _checked(key, value)
     return result
@@ -154,14 +154,12 @@ def training_config(device_target, overrides):
 
 
 def save_config(config, path):
-    """Writes `config` as JSON, whole or not at all."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(json.dumps(config, indent=2) + "\n")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Writes `config` as JSON, whole or not at all.
+
+    Raises:
+        DataError: the folder cannot be written or the disk is full.
+    """
+    write_files({Path(path): f"{json.dumps(config, indent=2)}\n".encode()})
 
 
 def load_config(path):

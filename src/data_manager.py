@@ -6,6 +6,7 @@ takes them. Each way between the case's grid and the network grid is one linear 
 
 import gzip
 import hashlib
+import io
 import json
 import os
 import tempfile
@@ -465,7 +466,9 @@ def _write_cache(path, arrays):
     temporary = path.with_name(f".{path.name}.{os.getpid()}.npz")
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        np.savez(temporary, **arrays)
+        content = io.BytesIO()  # an archive that is cut off while it is open complains aloud
+        np.savez(content, **arrays)
+        temporary.write_bytes(content.getvalue())
         temporary.replace(path)
     except OSError:
         with suppress(OSError):

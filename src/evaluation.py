@@ -1,6 +1,5 @@
 """A checkpoint at work: masks, with metrics where there is a reference, and pictures."""
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +8,7 @@ import SimpleITK as sitk
 from tqdm import tqdm
 
 from src import output_folder
+from src.atomic import write_files
 from src.checkpoint import load_weights
 from src.data_manager import (
     MASK_SUFFIX,
@@ -159,7 +159,7 @@ def predict(network, images, config, save_probability=False):
         volume_ml = float(sitk.GetArrayViewFromImage(mask).sum() * voxel_ml)
         rows.append({"case": name, "prostate_ml": round(volume_ml, 3), "mask": target.name})
     table = pd.DataFrame(rows)
-    _write_table(table, folder / "volumes.csv")
+    write_files({folder / "volumes.csv": table.to_csv(index=False).encode()})
     drawn = (
         OverlayCase(row["case"], read_image(path), sitk.ReadImage(str(folder / row["mask"])))
         for row, path in zip(rows, images.values(), strict=True)
@@ -168,14 +168,3 @@ def predict(network, images, config, save_probability=False):
     print(table.to_string(index=False))
     print(f"masks, volumes and overlays: {folder}", flush=True)
     return table
-
-
-def _write_table(table, path):
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        table.to_csv(temporary, index=False)
-        temporary.replace(path)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error.strerror}); make room") from None
-    finally:
-        temporary.unlink(missing_ok=True)

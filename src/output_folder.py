@@ -1,10 +1,9 @@
 """A folder for results: our own earlier files may be replaced, other people's never."""
 
 import json
-import os
-from contextlib import suppress
 from pathlib import Path
 
+from src.atomic import write_files
 from src.errors import DataError
 
 MANIFEST = ".vnet_outputs.json"  # names of the files that this program wrote here
@@ -24,7 +23,6 @@ def claim(folder, names):
     """
     folder = Path(folder)
     manifest = folder / MANIFEST
-    temporary = folder / f"{MANIFEST}.{os.getpid()}"
     try:
         ours = set(map(str, json.loads(manifest.read_text()))) if manifest.is_file() else set()
     except (ValueError, TypeError):
@@ -38,13 +36,4 @@ def claim(folder, names):
         )
     if present:
         print(f"{folder}: replacing {len(present)} file(s) of an earlier run")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(sorted(ours.union(names)), indent=2))
-        temporary.replace(manifest)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
-        raise DataError(
-            f"{folder}: cannot be written ({error.strerror}); choose another folder, or make room"
-        ) from None
+    write_files({manifest: json.dumps(sorted(ours.union(names)), indent=2).encode()})

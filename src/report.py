@@ -7,7 +7,6 @@ reader never meets half a file and a failure leaves the earlier one as it was.
 import json
 import os
 from collections.abc import Iterable
-from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +20,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from src.errors import DataError
+from src.atomic import write_files
 from src.metrics import bounding_box, dice, summary
 
 # Okabe and Ito's palette, told apart with every common form of colour blindness; orange and sky
@@ -60,7 +59,7 @@ def write_metrics(rows: list[dict], directory: str | Path, extra: dict | None = 
         "cases": rows,
     }
     text = json.dumps(content, indent=2, allow_nan=False, default=os.fspath, ensure_ascii=False)
-    _write(
+    write_files(
         {
             Path(directory, "metrics.csv"): csv.encode(),
             Path(directory, "metrics.json"): f"{text}\n".encode(),
@@ -348,24 +347,4 @@ def _outline(panel: Axes, mask: np.ndarray, spacing_mm: np.ndarray, **style) -> 
 def _save(figure: Figure, path: str | Path) -> None:
     png = BytesIO()
     figure.savefig(png, format="png", dpi=110)
-    _write({Path(path): png.getvalue()})
-
-
-def _write(files: dict[Path, bytes]) -> None:
-    """Write all files under temporary names beside them, then rename each to its own."""
-    temporary = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in files}
-    try:
-        for path, content in files.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary[path].write_bytes(content)
-        for path in files:
-            temporary[path].replace(path)
-    except OSError as error:
-        raise DataError(
-            f"{path}: cannot be written ({error.strerror}): check that its folder is a folder, "
-            "allows writing and has space left"
-        ) from error
-    finally:
-        for leftover in temporary.values():
-            with suppress(OSError):
-                leftover.unlink()
+    write_files({Path(path): png.getvalue()})

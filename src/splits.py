@@ -3,11 +3,11 @@
 A split file holds one image file name a line, without a header.
 """
 
-import os
 import random
 import re
 from pathlib import Path
 
+from src.atomic import write_files
 from src.data_manager import MASK_SUFFIX, SUFFIXES, find_cases, images_in, stem
 from src.errors import DataError, UsageError
 
@@ -103,7 +103,7 @@ def write_splits(out_path: Path, splits: dict[str, list[str]]) -> None:
     Raises:
         DataError: the folder cannot be written, or one of the files exists and is not a split file.
     """
-    notes, temporary = {}, {}
+    notes = {}
     for name, cases in splits.items():
         path, note = out_path / name, ""
         if path.exists():
@@ -117,22 +117,10 @@ def write_splits(out_path: Path, splits: dict[str, list[str]]) -> None:
             same = previous == [stem(case) for case in cases]
             note = ", as before" if same else f", replaces a split of {len(previous)}"
         notes[path] = f"{path}: {len(cases)} cases{note}"
-    try:
-        out_path.mkdir(parents=True, exist_ok=True)
-        for path in notes:
-            temporary[path] = path.with_name(f".{path.name}.{os.getpid()}")
-            temporary[path].write_text("".join(f"{case}\n" for case in splits[path.name]))
-        for path, written in temporary.items():
-            written.replace(path)
-            print(notes[path])
-    except OSError as error:
-        raise DataError(
-            f"{out_path}: cannot be written ({error.strerror}); choose another --out_path"
-        ) from error
-    finally:
-        for written in temporary.values():
-            if written.is_file():
-                written.unlink()
+    write_files(
+        {path: "".join(f"{case}\n" for case in splits[path.name]).encode() for path in notes}
+    )
+    print(*notes.values(), sep="\n")
     earlier = {path.name for path in out_path.glob("*_fold*.csv")} - set(splits)
     if earlier and any("_fold" in name for name in splits):
         print(

@@ -98,13 +98,13 @@ def train(config, device, data_path, train_split, val_split=None, run_folder=Non
     """
     cases = split_cases(data_path, train_split, "train", config.fold)
     val_cases = split_cases(data_path, val_split, "val", config.fold) if val_split else []
-    check_training_fits(config, device.target)
+    ms.set_seed(config.seed)
+    network = create_vnet(config)
+    if device.target == "CPU":
+        check_training_fits(config, network)
     for case in val_cases:
         read_case(case)  # a broken file stops the run now, not after the first epochs
     volumes = load_training_volumes(cases, config)
-
-    ms.set_seed(config.seed)
-    network = create_vnet(config)
     samples = TrainingSamples(volumes, config, network.dropout_channels, device.ranks)
     rates = learning_rates(
         config.lr, samples.steps * config.epochs, config.warmup_step, config.warmup_ratio

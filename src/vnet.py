@@ -1,12 +1,12 @@
 """V-Net (Milletari, Navab, Ahmadi 2016, https://arxiv.org/abs/1606.04797) as one MindSpore cell.
 
 The shape of the network is data: a `VARIANTS` entry says how deep each stage is and how the known
-implementations differ. Stages carry the model zoo's names (`in_tr`, `down_tr32` .. `up_tr32`, `out_tr`),
-so its checkpoints load as they are, whatever `width` is.
+implementations differ. Stages carry the model zoo's names (`in_tr`, `down_tr32` .. `up_tr32`,
+`out_tr`), so its checkpoints load as they are; the names stay whatever `width` is.
 """
 
-from mindspore import nn, ops
 from mindspore import dtype as mstype
+from mindspore import nn, ops
 from mindspore.ops import constexpr
 
 SIDE_MULTIPLE = 16  # four halvings on the way down
@@ -270,12 +270,12 @@ class VNet(nn.Cell):
         head_kernel_size: side of the last convolution's kernel, odd.
         head_bias: bias of the last convolution.
         foreground_channel: which of the two logits is the foreground, 0 or 1.
-        dropout_on: stage name -> places ("down"; "up", "skip") where channels are dropped in training.
+        dropout_on: stage name -> places ("down"; "up", "skip") where training drops channels.
 
     `construct(volume, keep=None)` takes a (batch, 1, X, Y, Z) volume and, in training, the factors
-    that drop channels, (batch, `dropout_channels`) as `src.dataset.dropout_keep` draws them: MindSpore's
-    own Dropout3D keeps a random engine that no seed reaches. It returns the probability of the
-    foreground, (batch, X, Y, Z) float32 in 0..1.
+    that drop channels, (batch, `dropout_channels`), as `src.dataset.dropout_keep` draws them:
+    MindSpore's own Dropout3D keeps a random engine that no seed reaches. It returns the probability
+    of the foreground, (batch, X, Y, Z) float32 in 0..1.
 
     Raises:
         ValueError: a side of the volume is no multiple of 16.
@@ -305,7 +305,7 @@ class VNet(nn.Cell):
             DownStage(channels[level], depth, encoder_bias, *common)
             for level, depth in enumerate(encoder_depths[1:])
         )
-        # Each stage up takes what the one below returns; the bottom and the first both have 16 * width.
+        # Each stage up takes what the one below returns; the first keeps the bottom's 16 * width.
         self.up_stages = tuple(
             UpStage(wide_in, wide_out, depth, decoder_bias, up_bias, *common)
             for wide_in, wide_out, depth in zip(
@@ -333,10 +333,11 @@ class VNet(nn.Cell):
         _check_volume_shape(volume.shape)
         x = self.in_tr(volume)
         skips = ()
-        for stage, (down,) in zip(self.down_stages, self.down_slices):
+        # MindSpore's graph parser knows no zip(strict=...).
+        for stage, (down,) in zip(self.down_stages, self.down_slices):  # noqa: B905
             skips = (x, *skips)
             x = stage(x, columns(keep, down))
-        for stage, skip, (up, across) in zip(self.up_stages, skips, self.up_slices):
+        for stage, skip, (up, across) in zip(self.up_stages, skips, self.up_slices):  # noqa: B905
             x = stage(x, skip, columns(keep, up), columns(keep, across))
         return self.out_tr(x)
 

@@ -1,0 +1,34 @@
+"""Small files, written whole or not at all."""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from src.errors import DataError
+
+
+def write_files(files: dict[Path, bytes]) -> None:
+    """Writes all files under temporary names beside them, then renames each to its own.
+
+    Args:
+        files: path -> content; folders are made where absent.
+
+    Raises:
+        DataError: the folder cannot be written or the disk is full; what was there stays.
+    """
+    temporary = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in files}
+    try:
+        for path, content in files.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary[path].write_bytes(content)
+        for path in files:
+            temporary[path].replace(path)
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be written ({error.strerror}): check that its folder is a folder, "
+            "allows writing and has space left"
+        ) from error
+    finally:
+        for leftover in temporary.values():
+            with suppress(OSError):
+                leftover.unlink()

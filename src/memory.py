@@ -1,0 +1,55 @@
+"""Whether a training fits into this machine's memory, said before it starts."""
+
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+from src.errors import DataError
+
+# From peak memory of CPU training steps of full-width V-Nets at 64x64x32, batches 1 and 2: what a
+# process has anyway; weights, gradients, Adam's moments, a copy; features kept for the backward.
+PROCESS_BYTES = 0.7e9
+BYTES_PER_PARAMETER = 20
+BYTES_PER_VOXEL_AND_CHANNEL = 360
+CGROUP = Path("/sys/fs/cgroup")
+
+
+def training_bytes(config, parameter_count, batch_size):
+    """Estimated peak memory of one process's training step on a CPU.
+
+    Args:
+        config: `VolSize`, `width`.
+        parameter_count: numbers in the network's weights.
+        batch_size: volumes per step.
+    """
+    features = float(np.prod(config.VolSize)) * config.width * BYTES_PER_VOXEL_AND_CHANNEL
+    return PROCESS_BYTES + BYTES_PER_PARAMETER * parameter_count + features * batch_size
+
+
+def available_bytes():
+    """Memory that this process may still take: the machine's, or less in a container."""
+    available = psutil.virtual_memory().available
+    try:
+        limit = int((CGROUP / "memory.max").read_text())
+        used = int((CGROUP / "memory.current").read_text())
+    except (OSError, ValueError):
+        return available
+    return min(available, limit - used)
+
+
+def check_training_fits(config, network):
+    """Raises a DataError that says what would fit, where a CPU training surely does not."""
+    parameters = sum(parameter.size for parameter in network.get_parameters())
+    available = available_bytes()
+    needed = training_bytes(config, parameters, config.batch_size)
+    if needed <= available:
+        return
+    fitting = [
+        b for b in range(1, config.batch_size) if training_bytes(config, parameters, b) <= available
+    ]
+    remedy = f"batch_size={fitting[-1]} fits" if fitting else "use a smaller VolSize or width"
+    raise DataError(
+        f"memory: batch_size={config.batch_size} at VolSize={config.VolSize} takes about "
+        f"{needed / 1e9:.1f} GB, {available / 1e9:.1f} GB are free; {remedy}"
+    )

@@ -1,0 +1,96 @@
+"""Small synthetic cases, for every test file that needs some."""
+
+import resource
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from src.config import overridden, vnet_cfg
+from src.device import start_device
+
+start_device("CPU")  # MindSpore takes a device only before the first kernel of a process
+
+# A rotation about all three axes; its columns are the image's axes in LPS.
+OBLIQUE = np.array([[1, 0, 0], [0, 0.8, -0.6], [0, 0.6, 0.8]]) @ np.array(
+    [[0.96, -0.28, 0], [0.28, 0.96, 0], [0, 0, 1]]
+)
+
+
+def image_of(array_zyx, spacing_mm=(1.25, 1.25, 2.5), origin=(-20.0, 31.5, 7.25), direction=None):
+    """A SimpleITK image with this geometry (x, y, z)."""
+    image = sitk.GetImageFromArray(array_zyx)
+    image.SetSpacing(spacing_mm)
+    image.SetOrigin(origin)
+    image.SetDirection(np.ravel(np.eye(3) if direction is None else direction).astype(float))
+    return image
+
+
+@pytest.fixture(scope="session")
+def make_image():
+    """Function array (z, y, x) and geometry -> SimpleITK image."""
+    return image_of
+
+
+@pytest.fixture(scope="session")
+def oblique():
+    """A direction matrix (3, 3) off all axes."""
+    return OBLIQUE
+
+
+@pytest.fixture(scope="session")
+def write_case():
+    """Function that writes img/NAME and gt/NAME_segmentation: a bright ellipsoid in noise."""
+
+    def write(data_path, name, suffix=".mhd", size_xyz=(26, 24, 12), seed=0, **geometry):
+        distance = sum(
+            ((index - (side - 1) / 2 - 0.4) / (side * share)) ** 2
+            for index, side, share in zip(
+                np.ogrid[tuple(slice(side) for side in size_xyz[::-1])],
+                size_xyz[::-1],
+                (0.35, 0.25, 0.3),
+                strict=True,
+            )
+        )
+        mask = distance < 1
+        noise = np.random.default_rng(seed).integers(0, 90, mask.shape)
+        image = image_of((100 + noise + 500 * mask).astype(np.int16), **geometry)
+        reference = image_of(mask.astype(np.uint8), **geometry)
+        paths = (
+            data_path / "img" / f"{name}{suffix}",
+            data_path / "gt" / f"{name}_segmentation{suffix}",
+        )
+        for volume, path in zip((image, reference), paths, strict=True):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            sitk.WriteImage(volume, str(path))
+        return paths
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def small_config():
+    """Function `key=value` texts -> a configuration of a network and grid that run in a second."""
+
+    def config(*overrides):
+        small = ("width=2", "VolSize=16,16,16", "dstRes=2.5,2.5,2.5", "batch_size=2")
+        return overridden(vnet_cfg, [*small, "cache_dir=off", *overrides])
+
+    return config
+
+
+@pytest.fixture(scope="session")
+def full_disk():
+    """Function bytes -> context in which no file can grow beyond them, as on a full disk."""
+
+    @contextmanager
+    def limit(size_bytes):
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return limit

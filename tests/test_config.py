@@ -1,0 +1,383 @@
+"""Rules, overrides and files of the configuration, and that no key is idle."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from src.config import (
+    CHOICES,
+    RULES,
+    config_of_checkpoint,
+    config_path_of,
+    load_config,
+    overridden,
+    save_config,
+    training_config,
+    vnet_cfg,
+)
+from src.errors import DataError, UsageError
+from src.splits import draw_splits, split_file, write_splits
+from src.vnet import create_vnet
+
+ROOT = Path(__file__).parents[1]
+# Key -> the test that shows its effect.
+EFFECTS = {
+    "task": "test_training.py::test_a_run_leaves_what_the_readme_says",
+    "fold": "test_config.py::test_fold_picks_a_file_of_a_split_folder",
+    "dirResult": "test_training.py::test_a_run_leaves_what_the_readme_says",
+    "dirPredictionImage": "test_evaluation.py::test_an_evaluation_leaves_masks_and_metrics",
+    "normDir": "test_data_manager.py::test_network_grid_lies_about_the_images_centre",
+    "dstRes": "test_data_manager.py::test_network_grid_lies_about_the_images_centre",
+    "VolSize": "test_data_manager.py::test_network_grid_lies_about_the_images_centre",
+    "batch_size": "test_dataset.py::test_each_epoch_takes_every_case_once_up_to_padding",
+    "epochs": "test_training.py::test_a_run_leaves_what_the_readme_says",
+    "lr": "test_training.py::test_history_holds_every_epoch",
+    "weight_decay": "test_training.py::test_weight_decay_is_l2_on_convolution_weights_alone",
+    "momentum": "test_training.py::test_momentum_belongs_to_the_momentum_optimizer",
+    "warmup_step": "test_training.py::test_history_holds_every_epoch",
+    "warmup_ratio": "test_training.py::test_history_holds_every_epoch",
+    "variant": "test_config.py::test_variant_and_width_shape_the_network",
+    "width": "test_config.py::test_variant_and_width_shape_the_network",
+    "dropout": "test_dataset.py::test_samples_carry_the_dropout_of_the_configuration",
+    "seed": "test_dataset.py::test_order_follows_from_seed_and_epoch",
+    "optimizer": "test_training.py::test_adam_is_the_default_optimizer",
+    "precision": "test_device.py::test_mixed_precision_computes_in_float16",
+    "loss_scale": "test_training.py::test_mixed_precision_brings_a_loss_scale",
+    "dataset_sink": "test_training.py::test_dataset_sink_is_for_ascend_and_gpu",
+    "num_workers": "test_data_manager.py::test_worker_count",
+    "val_interval": "test_training.py::test_validation_comes_every_val_interval_and_at_the_end",
+    "save_interval": "test_training.py::test_checkpoints_come_every_save_interval_and_at_the_end",
+    "early_stop": "test_training.py::test_early_stop_ends_the_training",
+    "keep_checkpoint_max": "test_training.py::test_a_run_leaves_what_the_readme_says",
+    "cache_dir": "test_data_manager.py::test_cache_lies_where_the_configuration_says",
+    "threshold": "test_predictor.py::test_foreground_is_strictly_above_the_threshold",
+    "flip_average": "test_predictor.py::test_segment_averages_over_the_flip_if_configured",
+}
+
+
+def test_every_key_has_a_test_of_its_effect():
+    assert set(EFFECTS) == set(vnet_cfg)
+
+
+@pytest.mark.parametrize("key", EFFECTS)
+def test_the_test_of_an_effect_exists(key):
+    file, name = EFFECTS[key].split("::")
+    assert re.search(rf"^def {name}\(", (ROOT / "tests" / file).read_text(), re.MULTILINE)
+
+
+def test_variant_and_width_shape_the_network():
+    shapes = {
+        (variant, width): {
+            parameter.name: parameter.shape
+            for parameter in create_vnet(
+                overridden(vnet_cfg, [f"variant={variant}", f"width={width}"])
+            ).get_parameters()
+        }
+        for variant in ("zoo", "monai", "paper")
+        for width in (1, 2)
+    }
+    for (variant, width), found in shapes.items():
+        assert found["in_tr.conv.weight"] == (width, 1, 5, 5, 5)
+        assert found["down_tr256.down_conv.weight"][:2] == (16 * width, 8 * width)
+        assert found["out_tr.conv2.weight"][2:] == ((3,) * 3 if variant == "zoo" else (1,) * 3)
+        assert ("out_tr.conv2.bias" in found) == (variant != "zoo")
+        assert ("in_tr.relu.w" in found) == (variant == "paper")
+
+
+def test_fold_picks_a_file_of_a_split_folder(tmp_path):
+    write_splits(tmp_path, draw_splits(None, folds=3))
+    for fold in range(3):
+        config = overridden(vnet_cfg, [f"fold={fold}"])
+        for kind in ("train", "val"):
+            expected = tmp_path / f"{kind}_fold{fold}.csv"
+            assert split_file(tmp_path, kind, config.fold) == expected
+    with pytest.raises(DataError, match="no val_fold3.csv"):
+        split_file(tmp_path, "val", 3)
+
+
+# Overrides --------------------------------------------------------------------------------------
+
+
+def test_defaults_are_the_zoos():
+    zoo = {
+        "task": "promise12",
+        "fold": 0,
+        "dirResult": "results/infer",
+        "dirPredictionImage": "results/prediction",
+        "normDir": False,
+        "dstRes": [1, 1, 1.5],
+        "VolSize": [128, 128, 64],
+        "batch_size": 4,
+        "epochs": 500,
+        "lr": 0.001,
+        "momentum": 0.99,
+        "warmup_step": 120,
+        "warmup_ratio": 0.3,
+        "variant": "zoo",
+        "seed": 1,
+    }
+    assert {key: vnet_cfg[key] for key in zoo} == zoo
+    assert overridden(vnet_cfg, []) == vnet_cfg  # the defaults keep their own rules
+
+
+@pytest.mark.parametrize(
+    "item, value",
+    [
+        ("task=knee", "knee"),
+        ("dirResult=a=b", "a=b"),
+        ("epochs=3", 3),
+        ("lr=0.01", 0.01),
+        ("lr=1e-4", 1e-4),
+        ("weight_decay=0", 0.0),
+        ("VolSize=64,48,32", [64, 48, 32]),
+        ("VolSize=[64, 48, 32]", [64, 48, 32]),
+        ("VolSize=(64,48,32)", [64, 48, 32]),
+        ("dstRes=0.5,1,3.6", [0.5, 1.0, 3.6]),
+        ("normDir=true", True),
+        ("normDir=True", True),
+        ("normDir=1", True),
+        ("flip_average=false", False),
+        ("flip_average=0", False),
+        ("variant=monai", "monai"),
+        ("fold=4", 4),
+    ],
+)
+def test_an_override_has_the_defaults_type(item, value):
+    config = overridden(vnet_cfg, [item])
+    key = item.partition("=")[0]
+    assert config[key] == value and type(config[key]) is type(vnet_cfg[key])
+    assert {other: config[other] for other in config if other != key} == {
+        other: vnet_cfg[other] for other in vnet_cfg if other != key
+    }
+
+
+def test_the_last_override_counts_and_the_original_stays():
+    before = json.dumps(vnet_cfg)
+    config = overridden(vnet_cfg, ["VolSize=16,16,16", "epochs=2", "epochs=3"])
+    config.dstRes[0] = 9.0
+    assert config.epochs == 3
+    assert json.dumps(vnet_cfg) == before
+
+
+WRONG = [
+    ("epochs", "--set epochs: expected key=value"),
+    ("epochs=", "--set epochs=: expected a int"),
+    ("epochs=2.5", "--set epochs=2.5: expected a int"),
+    ("lr=fast", "--set lr=fast: expected a float"),
+    ("lr=nan", "lr is nan, expected something like 0.001"),
+    ("lr=inf", "lr is inf, expected something like 0.001"),
+    ("normDir=maybe", "--set normDir=maybe: expected a bool"),
+    ("VolSize=64,x,32", "--set VolSize=64,x,32: expected a list of numbers"),
+    ("VolSize=64,64,32.0", "--set VolSize=64,64,32.0: expected a list of numbers"),
+    ("VolSize=64", "VolSize is [64], expected three multiples of 16"),
+    ("VolSize=64,64,24", "VolSize is [64, 64, 24], expected three multiples of 16"),
+    ("VolSize=64,64,0", "three multiples of 16"),
+    ("VolSize=64,64,-16", "three multiples of 16"),
+    ("dstRes=1,1", "dstRes is [1.0, 1.0], expected three positive sizes in mm"),
+    ("dstRes=1,1,0", "three positive sizes in mm"),
+    ("dstRes=1,1,inf", "dstRes is [1.0, 1.0, inf], expected something like [1.0, 1.0, 1.5]"),
+    *[(f"{key}={value}", f"{key} is {value}, expected") for key, value in [
+        ("dropout", 1.0), ("dropout", -0.1), ("momentum", 1.0), ("momentum", -0.1),
+        ("threshold", 1.0), ("threshold", -0.1), ("warmup_ratio", 1.1), ("warmup_ratio", -0.1),
+        ("batch_size", 0), ("epochs", 0), ("width", 0), ("val_interval", 0),
+        ("save_interval", 0), ("keep_checkpoint_max", 0),
+        ("fold", -1), ("weight_decay", -0.1), ("warmup_step", -1), ("seed", -1),
+        ("num_workers", -1), ("early_stop", -1), ("lr", 0.0), ("lr", -0.1), ("loss_scale", 0.0),
+    ]],
+    ("variant=unet", "variant is 'unet', expected one of zoo, monai, paper"),
+    ("optimizer=sgd", "optimizer is 'sgd', expected one of adam, momentum"),
+    ("precision=half", "precision is 'half', expected one of auto, float32, mixed"),
+    ("dataset_sink=true", "dataset_sink is 'true', expected one of auto, on, off"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("item, message", WRONG)
+def test_wrong_values_are_refused(item, message):
+    with pytest.raises(UsageError) as error:
+        overridden(vnet_cfg, [item])
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_each_rule_and_choice_was_tried():
+    assert {item.partition("=")[0] for item, _ in WRONG} >= {*RULES, *CHOICES}
+
+
+@pytest.mark.parametrize("key, choices", CHOICES.items())
+def test_each_choice_is_taken(key, choices):
+    assert vnet_cfg[key] in choices
+    for choice in choices:
+        assert overridden(vnet_cfg, [f"{key}={choice}"])[key] == choice
+
+
+@pytest.mark.parametrize(
+    "key, nearest",
+    [
+        ("volsize", "VolSize"),
+        ("epoch", "epochs"),
+        ("learning_rate", None),
+        ("batchsize", "batch_size"),
+        ("treshold", "threshold"),
+        ("dstRes ", "dstRes"),
+        ("keep_checkpoints", "keep_checkpoint_max"),
+        ("items", None),  # a method of the dictionary, no key
+    ],
+)
+def test_an_unknown_key_names_the_nearest(key, nearest):
+    with pytest.raises(UsageError) as error:
+        overridden(vnet_cfg, [f"{key}=1"])
+    assert f"unknown configuration key {key!r}; did you mean " in str(error.value)
+    if nearest:
+        assert f"did you mean {nearest!r}?" in str(error.value)
+
+
+def test_a_key_like_no_other_gets_the_list():
+    with pytest.raises(UsageError, match="'#'; known: task, fold, .*, flip_average$"):
+        overridden(vnet_cfg, ["#=1"])
+
+
+@pytest.mark.parametrize(
+    "device, overrides, lr",
+    [
+        ("CPU", [], 0.001),
+        ("Ascend", [], 0.001),
+        ("GPU", [], 0.0005),
+        ("GPU", ["epochs=2"], 0.0005),
+        ("GPU", ["lr=0.001"], 0.001),
+        ("GPU", ["lr=0.02"], 0.02),
+        ("CPU", ["lr=0.02"], 0.02),
+    ],
+)
+def test_a_gpu_starts_lower_unless_told(device, overrides, lr):
+    assert training_config(device, overrides).lr == lr
+
+
+def test_a_rate_set_in_the_file_counts_as_told(monkeypatch):
+    monkeypatch.setitem(vnet_cfg, "lr", 0.003)
+    monkeypatch.setattr(vnet_cfg, "lr", 0.003)
+    assert training_config("GPU", []).lr == 0.003
+
+
+# Files ------------------------------------------------------------------------------------------
+
+
+def test_save_and_load_round_trip(tmp_path):
+    config = overridden(
+        vnet_cfg,
+        ["VolSize=32,48,16", "dstRes=0.1,2,3.3", "lr=1e-7", "normDir=true", "task=Übung 1"],
+    )
+    save_config(config, tmp_path / "config.json")
+    loaded = load_config(tmp_path / "config.json")
+    assert loaded == config
+    assert {key: type(value) for key, value in loaded.items()} == {
+        key: type(value) for key, value in config.items()
+    }
+    assert loaded.lr == loaded["lr"] == 1e-7
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_keys_that_came_later_get_their_defaults(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text('{"width": 8, "VolSize": [16, 16, 16]}')
+    assert load_config(path) == overridden(vnet_cfg, ["width=8", "VolSize=16,16,16"])
+
+
+@pytest.mark.parametrize(
+    "content, finding",
+    [
+        ("", "Expecting value"),
+        ('{"width": 8', ""),
+        ("[]", ""),
+        ("[1, 2]", "unknown key 1"),
+        ('"text"', "unknown key 't'"),
+        ("5", ""),
+        ("null", ""),
+        ('{"model_type": "bert"}', "unknown key 'model_type'"),
+        ('{"width": "8"}', "width is '8', expected something like 16"),
+        ('{"width": 8.5}', "width is 8.5"),
+        ('{"width": true}', "width is True"),
+        ('{"width": 0}', "width is 0, expected at least 1"),
+        ('{"lr": NaN}', "lr is nan"),
+        ('{"flip_average": "yes"}', "flip_average is 'yes'"),
+        ('{"task": 5}', "task is 5"),
+        ('{"VolSize": "64,64,32"}', "VolSize is '64,64,32'"),
+        ('{"VolSize": [64, 64, "32"]}', "VolSize is [64, 64, '32']"),
+        ('{"variant": ["zoo"]}', "variant is ['zoo']"),
+        ('{"variant": "unet"}', "variant is 'unet', expected one of"),
+        (b"\xff\xfe\x00binary", "codec can't decode"),
+    ],
+)
+def test_foreign_and_corrupt_files_are_named(tmp_path, content, finding):
+    path = tmp_path / "config.json"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(DataError) as error:
+        load_config(path)
+    message = str(error.value)
+    assert message.startswith(f"{path}: no configuration of this program (")
+    assert finding in message and "restore it, or move it away" in message
+    assert "\n" not in message
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path, full_disk):
+    path = tmp_path / "config.json"
+    path.write_text("{}")
+    with full_disk(200), pytest.raises(DataError, match="config.json: cannot be written"):
+        save_config(vnet_cfg, path)
+    assert [file.name for file in tmp_path.iterdir()] == ["config.json"]
+    assert path.read_text() == "{}"
+
+
+@pytest.fixture
+def run_folder(tmp_path):
+    """A run whose weights are not of the default configuration."""
+    (tmp_path / "ckpt").mkdir()
+    trained = overridden(vnet_cfg, ["width=4", "VolSize=32,32,16", "variant=paper"])
+    save_config(trained, tmp_path / "config.json")
+    return tmp_path
+
+
+@pytest.mark.parametrize("place", ["ckpt/best.ckpt", "best.ckpt"])
+def test_config_one_folder_up_or_beside(run_folder, place, monkeypatch, capsys):
+    config = config_of_checkpoint(run_folder / place, ["threshold=0.3"])
+    assert (config.width, config.VolSize, config.variant) == (4, [32, 32, 16], "paper")
+    assert config.threshold == 0.3
+    assert config_path_of(run_folder / place) == run_folder / "config.json"
+    monkeypatch.chdir(run_folder / Path(place).parent)  # a bare name has no parent to look into
+    assert config_of_checkpoint("best.ckpt", []).width == 4
+    assert capsys.readouterr().out == ""
+
+
+def test_the_nearer_config_counts(run_folder):
+    save_config(overridden(vnet_cfg, ["width=2"]), run_folder / "ckpt" / "config.json")
+    assert config_of_checkpoint(run_folder / "ckpt" / "best.ckpt", []).width == 2
+
+
+def test_a_checkpoint_alone_gets_the_defaults_and_a_line(tmp_path, capsys):
+    checkpoint = tmp_path / "a" / "b" / "VNet.ckpt"
+    checkpoint.parent.mkdir(parents=True)
+    save_config(overridden(vnet_cfg, ["width=2"]), tmp_path / "config.json")  # two folders up
+    config = config_of_checkpoint(checkpoint, ["width=8", "variant=monai"])
+    assert config == overridden(vnet_cfg, ["width=8", "variant=monai"])
+    assert capsys.readouterr().out == (
+        f"{checkpoint}: no config.json near it, taking the defaults and --set\n"
+    )
+
+
+@pytest.mark.parametrize("item", ["width=8", "variant=zoo"])
+def test_what_the_weights_fix_cannot_be_overridden(run_folder, item):
+    key, value = item.split("=")
+    with pytest.raises(UsageError) as error:
+        config_of_checkpoint(run_folder / "ckpt" / "best.ckpt", [item])
+    message = str(error.value)
+    assert f"--set {key}={value}: the weights of" in message
+    assert str(run_folder / "config.json") in message and "leave it out" in message
+    same = config_of_checkpoint(run_folder / "ckpt" / "best.ckpt", ["width=4", "variant=paper"])
+    assert same.width == 4
+
+
+def test_a_broken_config_near_a_checkpoint_is_no_reason_to_guess(run_folder):
+    (run_folder / "config.json").write_text("{")
+    with pytest.raises(DataError, match=r"config\.json: no configuration of this program"):
+        config_of_checkpoint(run_folder / "ckpt" / "best.ckpt", [])

@@ -1,0 +1,182 @@
+"""Order, shards and dropout of the samples, as the real MindSpore dataset yields them."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from src.dataset import TrainingSamples, create_dataset, dropout_keep, epoch_order
+
+
+def numbered_volumes(count):
+    """Volumes that hold their own number, with a mask unlike each other's."""
+    return [
+        (np.full((2, 3, 4), number, np.float64), np.arange(24).reshape(2, 3, 4) == number)
+        for number in range(count)
+    ]
+
+
+def samples_of(small_config, count=5, ranks=1, channels=0, *overrides):
+    return TrainingSamples(numbered_volumes(count), small_config(*overrides), channels, ranks)
+
+
+def epochs_of(samples, first_epoch, count, rank=0, workers=1):
+    """Case numbers of each batch of each epoch."""
+    dataset = create_dataset(samples, first_epoch, rank, workers)
+    iterator = dataset.create_tuple_iterator(num_epochs=count, output_numpy=True)
+    return [
+        [batch[0][:, 0, 0, 0, 0].astype(int).tolist() for batch in iterator] for _ in range(count)
+    ]
+
+
+@pytest.mark.parametrize(
+    "count, batch, ranks", [(5, 2, 1), (6, 2, 1), (7, 3, 2), (1, 1, 1), (9, 4, 1)]
+)
+def test_each_epoch_takes_every_case_once_up_to_padding(small_config, count, batch, ranks):
+    samples = samples_of(small_config, count, ranks, 0, f"batch_size={batch}")
+    assert samples.steps == -(-count // (batch * ranks))
+    for rank in range(ranks):
+        dataset = create_dataset(samples, rank=rank)
+        assert dataset.get_dataset_size() == samples.steps
+    epochs = [epochs_of(samples, 0, 3, rank) for rank in range(ranks)]
+    for epoch in range(3):
+        batches = [numbers for rank in epochs for numbers in rank[epoch]]
+        assert all(len(numbers) == batch for numbers in batches)
+        seen = Counter(number for numbers in batches for number in numbers)
+        padding = samples.steps * batch * ranks - count
+        assert set(seen) == set(range(count))
+        assert sorted(seen.values()) == [1] * (count - padding) + [2] * padding
+
+
+@pytest.mark.parametrize("count, batch", [(5, 4), (9, 8), (7, 3), (8, 8), (4, 4)])
+def test_no_batch_holds_a_case_twice_where_avoidable(count, batch):
+    for epoch in range(20):
+        for numbers in epoch_order(count, epoch, 1, batch).reshape(-1, batch):
+            assert len(set(numbers)) == batch
+
+
+def test_a_batch_larger_than_the_cases_repeats_them_evenly():
+    order = epoch_order(3, 0, 1, 8)
+    assert sorted(Counter(order.tolist()).values()) == [2, 3, 3]
+
+
+def test_order_follows_from_seed_and_epoch():
+    orders = {
+        (seed, epoch): tuple(epoch_order(12, epoch, seed, 4))
+        for seed in (1, 2)
+        for epoch in range(6)
+    }
+    assert len(set(orders.values())) == len(orders)
+    again = {key: tuple(epoch_order(12, key[1], key[0], 4)) for key in reversed(orders)}
+    assert again == orders
+    first = Counter(order[0] for order in (epoch_order(4, epoch, 1, 4) for epoch in range(400)))
+    assert all(70 < first[case] < 130 for case in range(4))  # 100 each, 8.7 standard deviation
+
+
+def test_the_seed_of_the_configuration_rules_the_order(small_config):
+    first, second = (samples_of(small_config, 12, 1, 0, f"seed={seed}") for seed in (1, 2))
+    assert epochs_of(first, 0, 2) != epochs_of(second, 0, 2)
+    assert epochs_of(first, 0, 2) == epochs_of(samples_of(small_config, 12), 0, 2)
+
+
+def test_batch_names_the_cases_of_a_global_batch(small_config):
+    samples = samples_of(small_config, 7, 2)
+    ranks = [epochs_of(samples, 0, 2, rank) for rank in range(2)]
+    for epoch in range(2):
+        for step in range(samples.steps):
+            together = [number for rank in ranks for number in rank[epoch][step]]
+            assert sorted(samples.batch(epoch, step).tolist()) == sorted(together)
+
+
+@pytest.mark.parametrize("ranks, workers", [(1, 1), (1, 2), (2, 1)])
+def test_a_later_start_goes_on_as_if_never_stopped(small_config, ranks, workers):
+    samples = samples_of(small_config, 5, ranks)
+    for rank in range(ranks):
+        whole = epochs_of(samples, 0, 5, rank, workers)
+        for first_epoch in (1, 3):
+            rest = epochs_of(samples, first_epoch, 5 - first_epoch, rank, workers)
+            assert rest == whole[first_epoch:]
+        assert len({str(epoch) for epoch in whole}) == 5
+
+
+def test_ranks_are_disjoint_and_together_one_process_with_their_batch(small_config):
+    """Four ranks with batch 2 see in each step what one process with batch 8 sees."""
+    alone = epochs_of(samples_of(small_config, 16, 1, 0, "batch_size=8"), 0, 2)
+    shared = samples_of(small_config, 16, 4)
+    ranks = [epochs_of(shared, 0, 2, rank) for rank in range(4)]
+    for epoch in range(2):
+        for step in range(shared.steps):
+            parts = [set(rank[epoch][step]) for rank in ranks]
+            assert sum(map(len, parts)) == len(set.union(*parts)) == 8
+            assert set.union(*parts) == set(alone[epoch][step])
+
+
+def test_columns_shapes_and_values(small_config):
+    samples = samples_of(small_config, 5, 1, 6)
+    dataset = create_dataset(samples)
+    assert dataset.get_col_names() == ["image", "mask", "keep"]
+    for image, mask, keep in dataset.create_tuple_iterator(num_epochs=1, output_numpy=True):
+        assert (image.shape, mask.shape, keep.shape) == ((2, 1, 2, 3, 4), (2, 2, 3, 4), (2, 6))
+        assert {image.dtype, mask.dtype, keep.dtype} == {np.dtype(np.float32)}
+        for volume, truth in zip(image[:, 0], mask, strict=True):
+            expected = numbered_volumes(5)[int(volume[0, 0, 0])]
+            np.testing.assert_array_equal(volume, expected[0])
+            np.testing.assert_array_equal(truth, expected[1])
+
+
+# Dropout ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
+def test_dropout_keep_drops_the_share_and_keeps_the_mean(rate):
+    keep = dropout_keep(1, 0, 20000, rate)
+    assert keep.dtype == np.float32
+    assert set(np.unique(keep)) == {np.float32(0), np.float32(1 / (1 - rate))}
+    deviation = np.sqrt(rate * (1 - rate) / 20000)
+    assert abs((keep == 0).mean() - rate) < 4 * deviation
+    assert abs(keep.mean() - 1) < 4 * deviation / (1 - rate)
+
+
+def test_dropout_keep_follows_from_seed_and_sample():
+    draws = {
+        (seed, index): dropout_keep(seed, index, 64, 0.5) for seed in (1, 2) for index in range(50)
+    }
+    assert len({draw.tobytes() for draw in draws.values()}) == 100
+    for (seed, index), draw in draws.items():
+        np.testing.assert_array_equal(draw, dropout_keep(seed, index, 64, 0.5))
+    overlap = np.mean([np.mean(draws[1, i] == draws[1, i + 1]) for i in range(49)])
+    assert abs(overlap - 0.5) < 0.05  # neighbours are no more alike than chance
+
+
+def keeps(samples, first_epoch, count):
+    iterator = create_dataset(samples, first_epoch).create_tuple_iterator(
+        num_epochs=count, output_numpy=True
+    )
+    return [np.concatenate([batch[2] for batch in iterator]) for _ in range(count)]
+
+
+@pytest.mark.parametrize("rate", [0.2, 0.5])
+def test_samples_carry_the_dropout_of_the_configuration(small_config, rate):
+    samples = samples_of(small_config, 5, 1, 1000, f"dropout={rate}")
+    whole = keeps(samples, 0, 3)
+    rows = np.concatenate(whole)
+    assert abs((rows == 0).mean() - rate) < 0.02
+    assert rows.max() == np.float32(1 / (1 - rate))
+    assert len({row.tobytes() for row in rows}) == 18  # six samples an epoch, none like another
+    np.testing.assert_array_equal(keeps(samples, 1, 2), whole[1:])
+    other_seed = samples_of(small_config, 5, 1, 1000, f"dropout={rate}", "seed=2")
+    assert (keeps(other_seed, 0, 1)[0] != whole[0]).any()
+
+
+def test_order_and_dropout_do_not_share_their_random_numbers():
+    uniform = np.random.default_rng((1, 0, 0)).random(64)
+    assert not np.array_equal(dropout_keep(1, 0, 64, 0.5) == 0, uniform < 0.5)
+
+
+@pytest.mark.parametrize("channels, rate", [(6, 0), (0, 0.5)])
+def test_no_keep_column_without_dropout(small_config, channels, rate):
+    samples = samples_of(small_config, 5, 1, channels, f"dropout={rate}")
+    dataset = create_dataset(samples)
+    assert dataset.get_col_names() == ["image", "mask"]
+    batch = next(dataset.create_tuple_iterator(num_epochs=1, output_numpy=True))
+    assert len(batch) == 2

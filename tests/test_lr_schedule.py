@@ -1,0 +1,50 @@
+"""The schedule against the formula written out step by step."""
+
+import math
+
+import numpy as np
+import pytest
+
+from src.lr_schedule import learning_rates
+
+
+def expected_rate(step, lr, total, warmup, ratio):
+    """Two points of a line, then cos^2 of a quarter turn."""
+    if step < warmup:
+        first = ratio * lr
+        return first + (lr - first) * step / warmup
+    return lr * math.cos(math.pi / 2 * (step - warmup) / (total - warmup)) ** 2
+
+
+@pytest.mark.parametrize(
+    "lr, total, warmup_step, ratio, warmup",
+    [
+        (0.001, 5000, 120, 0.3, 120),
+        (0.0005, 130, 120, 0.3, 120),
+        (0.001, 121, 120, 0.3, 120),
+        (0.001, 120, 120, 0.3, 60),  # no room for a cosine: half of the steps warm up
+        (0.001, 119, 120, 0.3, 59),
+        (0.01, 4, 120, 0.0, 2),
+        (0.01, 1, 120, 0.3, 0),
+        (0.01, 1, 0, 0.3, 0),
+        (0.01, 1, 1, 0.3, 0),
+        (0.01, 7, 0, 0.3, 0),
+        (0.01, 9, 1, 1.0, 1),
+    ],
+)
+def test_every_step_equals_the_closed_form(lr, total, warmup_step, ratio, warmup):
+    rates = learning_rates(lr, total, warmup_step, ratio)
+    expected = [expected_rate(step, lr, total, warmup, ratio) for step in range(total)]
+    assert rates.shape == (total,) and rates.dtype == np.float32
+    np.testing.assert_allclose(rates, expected, rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize("total", [40, 119, 120, 200, 5000])
+def test_rises_from_the_ratio_to_the_top_and_ends_low(total):
+    rates = learning_rates(0.001, total, 120, 0.3)
+    top = int(rates.argmax())
+    assert rates[0] == np.float32(0.0003)
+    assert rates[top] == np.float32(0.001)
+    assert (np.diff(rates[: top + 1]) > 0).all()
+    assert (np.diff(rates[top:]) < 0).all()
+    assert 0 < rates[-1] < 0.02 * 0.001

@@ -1,0 +1,163 @@
+"""Threshold, largest component and flip averaging against what can be counted by hand."""
+
+import itertools
+from collections import deque
+
+import mindspore as ms
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from src.predictor import foreground_probability, largest_component, mask_of_probability, segment
+
+NEIGHBOURS = [step for step in itertools.product((-1, 0, 1), repeat=3) if any(step)]
+
+
+def flood_components(mask):
+    """Sets of voxels joined by faces, edges or corners, in the order of their first voxels."""
+    left = set(map(tuple, np.argwhere(mask)))
+    components = []
+    for seed in map(tuple, np.argwhere(mask)):
+        if seed not in left:
+            continue
+        left.remove(seed)
+        component, queue = {seed}, deque([seed])
+        while queue:
+            voxel = queue.popleft()
+            for step in NEIGHBOURS:
+                other = tuple(np.add(voxel, step))
+                if other in left:
+                    left.remove(other)
+                    component.add(other)
+                    queue.append(other)
+        components.append(component)
+    return components
+
+
+@pytest.mark.parametrize("share", [0.02, 0.06, 0.1, 0.5])
+@pytest.mark.parametrize("seed", range(4))
+def test_largest_component_equals_a_flood_fill(seed, share):
+    mask = np.random.default_rng(seed).random((9, 8, 7)) < share
+    components = flood_components(mask)
+    expected = max(components, key=len)  # the first of equally large ones
+    assert set(map(tuple, np.argwhere(largest_component(mask)))) == expected
+    assert len(components) > 1 or share == 0.5
+
+
+def test_of_equally_large_components_the_first_stays():
+    mask = np.zeros((3, 3, 9), bool)
+    mask[0, 0, [0, 1, 4, 5]] = True
+    assert np.argwhere(largest_component(mask)).tolist() == [[0, 0, 0], [0, 0, 1]]
+
+
+@pytest.mark.parametrize("value", [False, True])
+def test_an_empty_mask_stays_empty_and_a_full_one_full(value):
+    mask = np.full((4, 5, 6), value)
+    np.testing.assert_array_equal(largest_component(mask), mask)
+
+
+def test_the_background_is_no_component():
+    mask = np.zeros((6, 6, 6), bool)
+    mask[2, 2, 2] = True  # one voxel of foreground, 215 of background
+    np.testing.assert_array_equal(largest_component(mask), mask)
+
+
+# The network's answer ----------------------------------------------------------------------------
+
+
+class Stub:
+    """A network without any symmetry: half of each voxel and a ramp along x, y and z."""
+
+    def __init__(self):
+        self.seen = []
+
+    def __call__(self, batch):
+        volume = batch.asnumpy()
+        self.seen.append(volume)
+        x, y, z = np.ogrid[tuple(slice(side) for side in volume.shape[2:])]
+        return ms.Tensor((0.5 * volume[:, 0] + 0.1 * x + 0.01 * y + 0.001 * z).astype(np.float32))
+
+
+def test_the_network_gets_a_batch_of_one():
+    volume = np.random.default_rng(0).normal(size=(3, 4, 5))
+    network = Stub()
+    probability = foreground_probability(network, volume)
+    (seen,) = network.seen
+    assert seen.shape == (1, 1, 3, 4, 5) and seen.dtype == np.float32
+    np.testing.assert_array_equal(seen[0, 0], volume.astype(np.float32))
+    assert probability.shape == (3, 4, 5) and probability.dtype == np.float32
+    assert probability[2, 3, 4] == pytest.approx(0.5 * volume[2, 3, 4] + 0.2 + 0.03 + 0.004)
+
+
+def test_flips_are_averaged_voxel_by_voxel():
+    volume = np.random.default_rng(0).normal(size=(3, 4, 5)).astype(np.float32)
+    network = Stub()
+    averaged = foreground_probability(network, volume, flip_average=True)
+    assert len(network.seen) == 2
+    for x, y, z in np.ndindex(3, 4, 5):
+        straight = 0.5 * volume[x, y, z] + 0.1 * x + 0.01 * y + 0.001 * z
+        # In the mirror image voxel x lies at 2 - x, where the ramp along x is another.
+        mirrored = 0.5 * volume[x, y, z] + 0.1 * (2 - x) + 0.01 * y + 0.001 * z
+        assert averaged[x, y, z] == pytest.approx((straight + mirrored) / 2, abs=1e-6)
+    assert np.abs(averaged - foreground_probability(network, volume)).max() > 0.09
+
+
+@pytest.mark.parametrize("threshold", [0.5, 0.25, 0.0, 0.3])
+def test_foreground_is_strictly_above_the_threshold(make_image, oblique, threshold):
+    at = np.float32(threshold)
+    values = np.array([0, at, np.nextafter(at, np.float32(1)), 1, np.nextafter(at, -1)], np.float32)
+    probability = make_image(values.reshape(1, 1, 5), direction=oblique)
+    mask = mask_of_probability(probability, threshold)
+    assert sitk.GetArrayFromImage(mask).ravel().tolist() == [0, 0, 1, 1, 0]
+    assert mask.GetPixelID() == sitk.sitkUInt8
+
+
+def test_mask_keeps_geometry_and_the_largest_component(make_image, oblique):
+    values = np.zeros((4, 5, 6), np.float32)
+    values[0, 0, :2] = 1
+    values[2:, 2:, 3:] = 0.6
+    probability = make_image(values, (0.3, 0.4, 3.6), (1.5, -2.5, 1 / 3), oblique)
+    mask = mask_of_probability(probability)
+    assert sitk.GetArrayFromImage(mask).sum() == 2 * 3 * 3
+    assert sitk.GetArrayFromImage(mask)[0].sum() == 0
+    for geometry in ("GetSize", "GetSpacing", "GetOrigin", "GetDirection"):
+        assert getattr(mask, geometry)() == getattr(probability, geometry)()
+
+
+def bright(batch):
+    """A network that calls the bright half of the values foreground."""
+    volume = batch.asnumpy()[:, 0]
+    return ms.Tensor((volume > 0).astype(np.float32))
+
+
+def test_segment_finds_a_bright_block_on_the_images_own_grid(make_image, small_config, oblique):
+    values = np.full((10, 20, 24), 100, np.float32)
+    values[3:7, 5:14, 8:18] = 900
+    image = make_image(values, direction=oblique)
+    config = small_config("VolSize=32,32,32", "dstRes=1.25,1.25,1.25")
+    mask, probability = segment(bright, image, config)
+    for result in (mask, probability):
+        for geometry in ("GetSize", "GetSpacing", "GetOrigin", "GetDirection"):
+            assert getattr(result, geometry)() == getattr(image, geometry)()
+    expected, found = values > 500, sitk.GetArrayFromImage(mask) > 0
+    assert 2 * (expected & found).sum() / (expected.sum() + found.sum()) > 0.95
+    array = sitk.GetArrayViewFromImage(probability)
+    assert array.dtype == np.float32 and array.min() == 0 and array.max() == 1
+
+
+def test_segment_averages_over_the_flip_if_configured(make_image, small_config):
+    image = make_image(np.random.default_rng(0).random((12, 20, 20)).astype(np.float32))
+    configs = [small_config(f"flip_average={flag}") for flag in ("false", "true")]
+    networks = [Stub(), Stub()]
+    straight, averaged = (
+        sitk.GetArrayFromImage(segment(network, image, config)[1])
+        for network, config in zip(networks, configs, strict=True)
+    )
+    assert [len(network.seen) for network in networks] == [1, 2]
+    assert np.abs(straight - averaged).max() > 0.1
+
+
+def test_an_empty_prediction_is_an_empty_mask(make_image, small_config):
+    image = make_image(np.random.default_rng(0).random((12, 20, 20)).astype(np.float32))
+    mask, _ = segment(lambda batch: ms.ops.zeros_like(batch)[:, 0], image, small_config())
+    assert not sitk.GetArrayViewFromImage(mask).any()

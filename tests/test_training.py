@@ -1,0 +1,369 @@
+"""Trainings for real, in small: what a run leaves, resume, NaN, and each key that acts here."""
+
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+import pandas as pd
+import pytest
+
+from src import checkpoint
+from src.config import load_config, overridden, save_config, vnet_cfg
+from src.device import Device
+from src.errors import DataError, UsageError
+from src.lr_schedule import learning_rates
+from src.run_folder import configured_run
+from src.training import create_optimizer, create_training_cell, sinks_dataset, train
+from src.vnet import create_vnet
+
+ROOT = Path(__file__).resolve().parents[1]
+CPU = Device("CPU")
+SETTINGS = (
+    "val_interval=3",
+    "keep_checkpoint_max=2",
+    "lr=0.002",
+    "warmup_step=5",
+    "warmup_ratio=0.1",
+)
+SMALL = ("VolSize=16,16,16", "dstRes=4,4,4", "width=2", "batch_size=2", "cache_dir=off", "epochs=4")
+
+
+@pytest.fixture(autouse=True)
+def in_scratch_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory, write_case):
+    """Five training and two validation cases of 20^3 voxels: a bright ball in noise."""
+    folder = tmp_path_factory.mktemp("data")
+    names = [f"Case{number:02d}" for number in range(7)]
+    for number, name in enumerate(names):
+        write_case(folder, name, seed=number)
+    (folder / "train.csv").write_text("".join(f"{name}.mhd\n" for name in names[:5]))
+    (folder / "val.csv").write_text("".join(f"{name}.mhd\n" for name in names[5:]))
+    return folder
+
+
+def small(*overrides):
+    return overridden(vnet_cfg, [*SMALL, *overrides])
+
+
+class Losses(ms.Callback):
+    """The exact loss of each step."""
+
+    def __init__(self):
+        super().__init__()
+        self.values = []
+
+    def on_train_step_end(self, run_context):
+        self.values.append(float(run_context.original_args().net_outputs.asnumpy()))
+
+
+class StopAfter(ms.Callback):
+    def __init__(self, epoch):
+        super().__init__()
+        self.epoch = epoch
+
+    def on_train_epoch_end(self, run_context):
+        if run_context.original_args().cur_epoch_num == self.epoch:
+            run_context.request_stop()
+
+
+def run(data, config, *callbacks, val=False, run_folder=None):
+    return train(
+        config,
+        CPU,
+        data,
+        data / "train.csv",
+        data / "val.csv" if val else None,
+        run_folder,
+        callbacks,
+    )
+
+
+@pytest.fixture(scope="module")
+def whole_run(data, tmp_path_factory):
+    """One uninterrupted training with validation: (folder, losses, printed text)."""
+    folder = tmp_path_factory.mktemp("whole")
+    losses = Losses()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        printed = []
+        patch.setattr(
+            "builtins.print",
+            lambda *words, **_: printed.append(" ".join(map(str, words))),
+        )
+        config = small(*SETTINGS, "task=balls", "dirResult=runs")
+        run_folder = run(data, config, losses, val=True)
+    return folder / run_folder, losses.values, printed
+
+
+def test_a_run_leaves_what_the_readme_says(whole_run):
+    """Also shows task, dirResult, epochs, keep_checkpoint_max, save_interval."""
+    folder, losses, _ = whole_run
+    assert folder.parent.name == "runs"
+    assert re.fullmatch(r"vnet\.balls\.\d{8}_\d{6}(_\d+)?", folder.name)
+    assert {path.name for path in folder.iterdir()} == {
+        "ckpt",
+        "config.json",
+        "history.csv",
+        "progress.png",
+    }
+    assert {path.name for path in (folder / "ckpt").iterdir()} == {
+        "checkpoint_vnet-3_3.ckpt",
+        "checkpoint_vnet-4_3.ckpt",
+        "best.ckpt",
+        "last.ckpt",
+        "last_state.ckpt",
+    }
+    assert load_config(folder / "config.json").task == "balls"
+    assert len(losses) == 4 * 3  # five cases in batches of two
+
+
+def test_the_log_has_the_zoos_lines(whole_run):
+    _, losses, printed = whole_run
+    text = "\n".join(printed)
+    assert "compiling" in text
+    assert "============== Starting Training fold 0 ==============" in text
+    lines = re.findall(r"^epoch: (\d+) step: (\d+), loss is ([\d.e-]+)$", text, re.MULTILINE)
+    assert [(int(epoch), int(step)) for epoch, step, _ in lines] == [(e, 3) for e in (1, 2, 3, 4)]
+    np.testing.assert_allclose([float(loss) for *_, loss in lines], losses[2::3], rtol=1e-6)
+    times = re.findall(r"^epoch time: ([\d.]+) ms, per step time: ([\d.]+) ms$", text, re.MULTILINE)
+    assert len(times) == 4
+    for epoch_ms, step_ms in times:
+        assert float(step_ms) == pytest.approx(float(epoch_ms) / 3, abs=1e-2)
+
+
+def test_history_holds_every_epoch(whole_run):
+    """Also shows lr, warmup_step and warmup_ratio: the rates are the schedule's."""
+    folder, losses, _ = whole_run
+    history = pd.read_csv(folder / "history.csv")
+    assert list(history["epoch"]) == [1, 2, 3, 4]
+    assert list(history["step"]) == [3, 6, 9, 12]
+    np.testing.assert_allclose(
+        history["train_loss"], np.reshape(losses, (4, 3)).mean(axis=1), rtol=1e-6
+    )
+    rates = learning_rates(0.002, 12, 5, 0.1)
+    np.testing.assert_allclose(history["learning_rate"], rates[2::3], rtol=1e-6)
+
+
+def test_validation_comes_every_val_interval_and_at_the_end(whole_run):
+    history = pd.read_csv(whole_run[0] / "history.csv")
+    assert list(history["val_dice"].notna()) == [False, False, True, True]
+    assert history["val_dice"].dropna().between(0, 1).all()
+
+
+def test_a_resumed_run_has_the_same_losses_as_an_uninterrupted_one(data, whole_run):
+    """With dropout and shuffling on, to the last bit."""
+    config = small(*SETTINGS)
+    before, after = Losses(), Losses()
+    folder = run(data, config, before, StopAfter(2), val=True)
+    resumed, run_folder = configured_run(str(folder), "CPU", [])
+    assert resumed == config
+    assert run(data, resumed, after, val=True, run_folder=run_folder) == folder
+    assert before.values + after.values == whole_run[1]
+    np.testing.assert_array_equal(
+        pd.read_csv(folder / "history.csv")["val_dice"],
+        pd.read_csv(whole_run[0] / "history.csv")["val_dice"],
+    )
+    for name in ("last.ckpt", "best.ckpt", "last_state.ckpt"):
+        ours = ms.load_checkpoint(str(folder / "ckpt" / name))
+        theirs = ms.load_checkpoint(str(whole_run[0] / "ckpt" / name))
+        for key in theirs.keys() - {checkpoint.PROGRESS}:
+            np.testing.assert_array_equal(ours[key].asnumpy(), theirs[key].asnumpy())
+    with pytest.raises(UsageError, match="all 4 epochs are trained"):
+        run(data, resumed, run_folder=run_folder)
+    longer, _ = configured_run(str(folder), "CPU", ["epochs=5"])
+    run(data, longer, run_folder=run_folder)
+    assert len(pd.read_csv(folder / "history.csv")) == 5
+
+
+def test_a_killed_run_resumes_on_the_same_trajectory(data):
+    """kill -9 of the real command at random moments, then --resume, until it is through."""
+    arguments = [sys.executable, ROOT / "train.py", "--device_target", "CPU", "--data_path", data]
+    arguments += ["--train_split_file_path", data / "train.csv"]
+    arguments += ["--val_split_file_path", data / "val.csv"]
+    arguments += [word for setting in (*SMALL, "val_interval=3") for word in ("--set", setting)]
+    subprocess.run([*arguments, "--set", "dirResult=whole"], check=True, capture_output=True)
+    random = np.random.default_rng(3)
+    for attempt in range(4):
+        command = [*arguments, "--set", "dirResult=runs", *(["--resume"] if attempt else [])]
+        child = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        lines = []
+        for line in child.stdout:
+            lines.append(line)
+            if attempt < 3 and re.match(f"epoch: {attempt + 1} step", line):
+                time.sleep(random.uniform(0, 0.2))
+                child.send_signal(signal.SIGKILL)
+        child.wait()
+        if attempt < 3:
+            assert child.returncode == -signal.SIGKILL, lines
+    assert child.returncode == 0, lines
+    (folder,), (whole,) = Path("runs").iterdir(), Path("whole").iterdir()
+    history, expected = (pd.read_csv(run / "history.csv") for run in (folder, whole))
+    pd.testing.assert_frame_equal(
+        history.drop(columns="epoch_time_s"),
+        expected.drop(columns="epoch_time_s"),
+        check_exact=True,
+    )
+
+
+def test_a_run_without_a_checkpoint_yet_starts_again(data, whole_run):
+    config = small(*SETTINGS)
+    folder = run(data, config, StopAfter(1))
+    for path in (folder / "ckpt").iterdir():
+        path.unlink()
+    losses = Losses()
+    run(data, config, StopAfter(1), losses, run_folder=folder)
+    assert losses.values == whole_run[1][:3]
+
+
+def test_without_validation_split_there_is_no_best(data):
+    folder = run(data, small("epochs=1"))
+    assert not (folder / "ckpt" / "best.ckpt").exists()
+    assert pd.read_csv(folder / "history.csv")["val_dice"].isna().all()
+
+
+def test_checkpoints_come_every_save_interval_and_at_the_end(data, whole_run):
+    """Also shows seed: with another one the losses are others."""
+    losses = Losses()
+    folder = run(data, small(*SETTINGS, "epochs=3", "save_interval=2", "seed=2"), losses)
+    assert losses.values[0] != whole_run[1][0]
+    names = {path.name for path in (folder / "ckpt").iterdir()}
+    assert names == {
+        "checkpoint_vnet-2_3.ckpt",
+        "checkpoint_vnet-3_3.ckpt",
+        "last.ckpt",
+        "last_state.ckpt",
+    }
+
+
+def test_early_stop_ends_the_training(data, capsys):
+    config = small("lr=1e-30", "epochs=20", "val_interval=1", "early_stop=2", "weight_decay=0")
+    folder = run(data, config, val=True)
+    history = pd.read_csv(folder / "history.csv")
+    best = history["val_dice"].idxmax()
+    assert len(history) == best + 1 + 2
+    assert "early stop" in capsys.readouterr().out
+
+
+class Poison(ms.Callback):
+    """Turns the weights into NaN when epoch 2 begins."""
+
+    def on_train_epoch_begin(self, run_context):
+        arguments = run_context.original_args()
+        if arguments.cur_epoch_num == 2:
+            parameter = next(iter(arguments.train_network.get_parameters()))
+            parameter.set_data(ms.Tensor(np.full(parameter.shape, np.nan, np.float32)))
+
+
+def test_a_nan_names_the_batch_and_keeps_the_last_good_checkpoint(data):
+    config = small("epochs=3", "dirResult=runs")
+    with pytest.raises(DataError) as caught:
+        run(data, config, Poison())
+    message = str(caught.value)
+    named = re.search(r"epoch 2 step 1, in the batch of (Case\d\d), (Case\d\d);", message)
+    assert named, message
+    (folder,) = Path("runs").iterdir()
+    assert str(folder / "ckpt" / "last.ckpt") in message
+    for value in ms.load_checkpoint(str(folder / "ckpt" / "last.ckpt")).values():
+        assert np.isfinite(value.asnumpy()).all()
+    assert len(pd.read_csv(folder / "history.csv")) == 1
+
+
+def adam_step(config, steps=2):
+    """One tiny parameter set through the real optimizer: names, values before and after."""
+    network = create_vnet(config)
+    rates = np.full(10, 0.1, np.float32)
+    optimizer = create_optimizer(network, config, rates)
+    before = {p.name: p.asnumpy().copy() for p in optimizer.parameters}
+    for _ in range(steps):
+        optimizer(tuple(ms.ops.ones_like(p) * 1e-3 for p in optimizer.parameters))
+    return before, {p.name: p.asnumpy() for p in optimizer.parameters}
+
+
+def test_momentum_belongs_to_the_momentum_optimizer():
+    """Two steps of a constant gradient g move by lr * g * (1 + (1 + momentum))."""
+    for momentum in (0.5, 0.99):
+        config = small("optimizer=momentum", f"momentum={momentum}", "weight_decay=0")
+        before, after = adam_step(config)
+        for name in before:
+            expected = before[name] - 0.1 * 1e-3 * (2 + momentum)
+            np.testing.assert_allclose(after[name], expected, atol=1e-6)
+
+
+def test_adam_is_the_default_optimizer():
+    """Adam moves by the rate whatever the gradient's size; momentum does not act on it."""
+    before, after = adam_step(small("weight_decay=0"))
+    for name in before:
+        np.testing.assert_allclose(after[name], before[name] - 0.2, atol=2e-3)
+
+
+def test_weight_decay_is_l2_on_convolution_weights_alone():
+    config = small("optimizer=momentum", "momentum=0", "weight_decay=0.1")
+    before, after = adam_step(config, steps=1)
+    for name in before:
+        is_convolution = re.search(r"conv\d?\.weight$", name)
+        decay = 0.1 * before[name] if is_convolution else 0
+        expected = before[name] - 0.1 * (1e-3 + decay)
+        np.testing.assert_allclose(after[name], expected, atol=1e-6, err_msg=name)
+    assert any(name.endswith("gamma") for name in before)
+
+
+def test_mixed_precision_brings_a_loss_scale():
+    """`precision` and `loss_scale`; that it computes is for a device with float16 convolutions."""
+    rates = np.full(4, 0.1, np.float32)
+
+    def cell(target, *overrides):
+        config = small(*overrides)
+        network = create_vnet(config)
+        return create_training_cell(
+            network, create_optimizer(network, config, rates), config, target
+        )
+
+    scaled = cell("GPU", "loss_scale=1024")
+    assert isinstance(scaled, ms.nn.TrainOneStepWithLossScaleCell)
+    assert float(scaled.scale_sense.asnumpy()) == 1024
+    for target, precision, mixed in (
+        ("CPU", "auto", False),
+        ("Ascend", "auto", True),
+        ("GPU", "float32", False),
+        ("CPU", "mixed", True),
+    ):
+        kind = type(cell(target, f"precision={precision}"))
+        assert (kind is ms.nn.TrainOneStepWithLossScaleCell) == mixed
+
+
+@pytest.mark.parametrize(
+    ("target", "choice", "sinks"),
+    [
+        ("CPU", "auto", False),
+        ("CPU", "on", False),
+        ("GPU", "auto", True),
+        ("Ascend", "auto", True),
+        ("Ascend", "off", False),
+    ],
+)
+def test_dataset_sink_is_for_ascend_and_gpu(target, choice, sinks):
+    assert sinks_dataset(small(f"dataset_sink={choice}"), target) == sinks
+
+
+def test_resume_finds_the_newest_run_of_the_task(tmp_path):
+    for name in ("vnet.a.20260101_000000", "vnet.a.20260102_000000", "vnet.b.20260103_000000"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        save_config(small("task=a", "width=4"), tmp_path / "runs" / name / "config.json")
+    config, folder = configured_run("", "CPU", ["task=a", "dirResult=runs"])
+    assert folder.name == "vnet.a.20260102_000000"
+    assert config.width == 4, "the run's own configuration holds"
+    with pytest.raises(DataError, match=r"no run vnet\.c\.\* to resume"):
+        configured_run("", "CPU", ["task=c", "dirResult=runs"])
+    with pytest.raises(DataError, match="not the folder of a run"):
+        configured_run(str(tmp_path), "CPU", [])
