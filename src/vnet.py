@@ -5,6 +5,8 @@ implementations differ. Stages carry the model zoo's names (`in_tr`, `down_tr32`
 `out_tr`), so its checkpoints load as they are; the names stay whatever `width` is.
 """
 
+from typing import NamedTuple
+
 from mindspore import dtype as mstype
 from mindspore import nn, ops
 from mindspore.ops import constexpr
@@ -21,6 +23,7 @@ VARIANTS = {
         "decoder_depths": (2, 2, 1, 1),
         "activation": "elu",
         "batch_norm": True,
+        "activation_before_sum": True,
         "encoder_bias": False,
         "decoder_bias": False,
         "up_bias": False,
@@ -41,6 +44,7 @@ VARIANTS = {
         "decoder_depths": (2, 2, 1, 1),
         "activation": "elu",
         "batch_norm": True,
+        "activation_before_sum": True,
         "encoder_bias": False,
         "decoder_bias": False,
         "up_bias": True,
@@ -59,12 +63,14 @@ VARIANTS = {
     },
     # The paper's figure 2 and table 1. It has neither batch norm nor dropout, hence a bias
     # everywhere. Its 1x1x1 convolution follows the last stage at once: table 1 gives the output the
-    # receptive field of that stage, 551 voxels.
+    # receptive field of that stage, 551 voxels. A stage's input is added to the output of its last
+    # convolution, before the nonlinearity (section 2).
     "paper": {
         "encoder_depths": (1, 2, 3, 3, 3),
         "decoder_depths": (3, 3, 2, 1),
         "activation": "prelu",
         "batch_norm": False,
+        "activation_before_sum": False,
         "encoder_bias": True,
         "decoder_bias": True,
         "up_bias": True,
@@ -91,14 +97,34 @@ def _check_volume_shape(shape):
         )
 
 
-def activation_cell(name, channels):
-    """ELU, or PReLU with one slope per channel."""
-    return nn.ELU() if name == "elu" else nn.PReLU(channels)
+class Layers(NamedTuple):
+    """What follows the convolutions of one network, see `VNet`."""
 
+    activation: str
+    batch_norm: bool
+    activation_before_sum: bool
 
-def norm_cell(batch_norm, channels):
-    """Batch norm over `channels`, or nothing."""
-    return nn.BatchNorm3d(channels) if batch_norm else nn.Identity()
+    def act(self, channels):
+        """ELU, or PReLU with one slope per channel."""
+        return nn.ELU() if self.activation == "elu" else nn.PReLU(channels)
+
+    def norm(self, channels):
+        """Batch norm, or nothing."""
+        return nn.BatchNorm3d(channels) if self.batch_norm else nn.Identity()
+
+    def units(self, depth, channels, bias):
+        """The convolutions of a residual block; a single one stands bare, as the zoo names it."""
+        units = [
+            ConvUnit(
+                conv5(channels, channels, bias),
+                self.norm(channels),
+                self.act(channels)
+                if index < depth - 1 or self.activation_before_sum
+                else nn.Identity(),
+            )
+            for index in range(depth)
+        ]
+        return units[0] if depth == 1 else nn.SequentialCell(*units)
 
 
 def conv5(in_channels, out_channels, bias):
@@ -122,33 +148,26 @@ def columns(keep, place):
 
 
 class ConvUnit(nn.Cell):
-    """5x5x5 convolution, norm, activation; the channel count stays."""
+    """A convolution, its norm, its activation."""
 
-    def __init__(self, channels, bias, batch_norm, activation):
+    def __init__(self, conv, norm, activation):
         super().__init__()
-        self.conv = conv5(channels, channels, bias)
-        self.bn = norm_cell(batch_norm, channels)
-        self.relu = activation_cell(activation, channels)
+        self.conv = conv
+        self.bn = norm
+        self.relu = activation
 
     def construct(self, x):
         return self.relu(self.bn(self.conv(x)))
 
 
-def conv_units(depth, *arguments):
-    """`depth` units in a row; a single one stands bare, as the zoo's parameter names have it."""
-    if depth == 1:
-        return ConvUnit(*arguments)
-    return nn.SequentialCell(*(ConvUnit(*arguments) for _ in range(depth)))
-
-
 class InputStage(nn.Cell):
     """One channel in, `width` out; the volume itself is the residual of every channel."""
 
-    def __init__(self, width, bias, batch_norm, activation):
+    def __init__(self, width, bias, layers):
         super().__init__()
         self.conv = conv5(1, width, bias)
-        self.bn = norm_cell(batch_norm, width)
-        self.relu = activation_cell(activation, width)
+        self.bn = layers.norm(width)
+        self.relu = layers.act(width)
 
     def construct(self, volume):
         return self.relu(self.bn(self.conv(volume)) + volume)
@@ -157,16 +176,16 @@ class InputStage(nn.Cell):
 class DownStage(nn.Cell):
     """Halves the sides, doubles the channels, then a residual block of `depth` convolutions."""
 
-    def __init__(self, in_channels, depth, bias, batch_norm, activation):
+    def __init__(self, in_channels, depth, bias, layers):
         super().__init__()
         channels = 2 * in_channels
         self.down_conv = nn.Conv3d(
             in_channels, channels, 2, stride=2, pad_mode="valid", has_bias=bias
         )
-        self.bn = norm_cell(batch_norm, channels)
-        self.relu1 = activation_cell(activation, channels)
-        self.ops = conv_units(depth, channels, bias, batch_norm, activation)
-        self.relu2 = activation_cell(activation, channels)
+        self.bn = layers.norm(channels)
+        self.relu1 = layers.act(channels)
+        self.ops = layers.units(depth, channels, bias)
+        self.relu2 = layers.act(channels)
 
     def construct(self, x, keep_down=None):
         down = self.relu1(self.bn(self.down_conv(x)))
@@ -177,15 +196,15 @@ class DownStage(nn.Cell):
 class UpStage(nn.Cell):
     """Doubles the sides, joins the encoder's features, then a residual block over both."""
 
-    def __init__(self, in_channels, channels, depth, bias, up_bias, batch_norm, activation):
+    def __init__(self, in_channels, channels, depth, bias, up_bias, layers):
         super().__init__()
         self.up_conv = nn.Conv3dTranspose(
             in_channels, channels // 2, 2, stride=2, pad_mode="valid", has_bias=up_bias
         )
-        self.bn = norm_cell(batch_norm, channels // 2)
-        self.relu1 = activation_cell(activation, channels // 2)
-        self.ops = conv_units(depth, channels, bias, batch_norm, activation)
-        self.relu2 = activation_cell(activation, channels)
+        self.bn = layers.norm(channels // 2)
+        self.relu1 = layers.act(channels // 2)
+        self.ops = layers.units(depth, channels, bias)
+        self.relu2 = layers.act(channels)
 
     def construct(self, x, skip, keep_up=None, keep_skip=None):
         if keep_up is not None:
@@ -199,20 +218,18 @@ class UpStage(nn.Cell):
 class Head(nn.Cell):
     """Two channels of logits, returned as the probability of the foreground in float32."""
 
-    def __init__(
-        self, in_channels, unit, kernel_size, bias, head_bias, batch_norm, activation, foreground
-    ):
+    def __init__(self, in_channels, unit, unit_bias, kernel_size, bias, layers, foreground):
         super().__init__()
-        self.conv1 = conv5(in_channels, 2, bias) if unit else nn.Identity()
-        self.bn = norm_cell(batch_norm and unit, 2)
-        self.relu = activation_cell(activation, 2) if unit else nn.Identity()
+        self.conv1 = conv5(in_channels, 2, unit_bias) if unit else nn.Identity()
+        self.bn = layers.norm(2) if unit else nn.Identity()
+        self.relu = layers.act(2) if unit else nn.Identity()
         self.conv2 = nn.Conv3d(
             2 if unit else in_channels,
             2,
             kernel_size,
             pad_mode="pad",
             padding=kernel_size // 2,
-            has_bias=head_bias,
+            has_bias=bias,
         )
         self.foreground = foreground
 
@@ -258,10 +275,12 @@ class VNet(nn.Cell):
 
     Args:
         width: channels of the first stage; each stage below has twice as many.
-        encoder_depths: 5x5x5 convolutions of the input stage and the four stages down.
+        encoder_depths: 5x5x5 convolutions of the input stage, always 1, and the four stages down.
         decoder_depths: those of the four stages up, deepest first.
         activation: "elu" or "prelu".
         batch_norm: batch norm after every convolution but the last.
+        activation_before_sum: whether a residual block's last convolution has its own activation,
+            besides the one that follows the sum.
         encoder_bias: bias of the encoder's convolutions and of the head's unit.
         decoder_bias: bias of the decoder's 5x5x5 convolutions.
         up_bias: bias of the transposed convolutions.
@@ -288,6 +307,7 @@ class VNet(nn.Cell):
         decoder_depths=(2, 2, 1, 1),
         activation="elu",
         batch_norm=True,
+        activation_before_sum=True,
         encoder_bias=False,
         decoder_bias=False,
         up_bias=False,
@@ -298,16 +318,16 @@ class VNet(nn.Cell):
         dropout_on=None,
     ):
         super().__init__()
-        common = (batch_norm, activation)
+        layers = Layers(activation, batch_norm, activation_before_sum)
         channels = [width * 2**level for level in range(5)]
-        self.in_tr = InputStage(width, encoder_bias, *common)
+        self.in_tr = InputStage(width, encoder_bias, layers)
         self.down_stages = tuple(
-            DownStage(channels[level], depth, encoder_bias, *common)
+            DownStage(channels[level], depth, encoder_bias, layers)
             for level, depth in enumerate(encoder_depths[1:])
         )
         # Each stage up takes what the one below returns; the first keeps the bottom's 16 * width.
         self.up_stages = tuple(
-            UpStage(wide_in, wide_out, depth, decoder_bias, up_bias, *common)
+            UpStage(wide_in, wide_out, depth, decoder_bias, up_bias, layers)
             for wide_in, wide_out, depth in zip(
                 (channels[4], *channels[:1:-1]), channels[:0:-1], decoder_depths, strict=True
             )
@@ -319,10 +339,10 @@ class VNet(nn.Cell):
         self.out_tr = Head(
             2 * width,
             head_unit,
-            head_kernel_size,
             encoder_bias,
+            head_kernel_size,
             head_bias,
-            *common,
+            layers,
             foreground_channel,
         )
         self.down_slices, self.up_slices, self.dropout_channels = dropout_slices(

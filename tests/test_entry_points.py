@@ -1,0 +1,166 @@
+"""What users do wrong at the command line: one line, the right exit code, nothing left behind."""
+
+import runpy
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from src.checkpoint import save_weights
+from src.config import overridden, save_config, vnet_cfg
+from src.vnet import create_vnet
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = "--set VolSize=16,16,16 --set dstRes=4,4,4 --set width=2 --set cache_dir=off"
+TRAIN = f"train.py --device_target CPU --data_path data --train_split_file_path train.csv {SMALL}"
+EVAL = "eval.py --device_target CPU --data_path data --eval_split_file_path val.csv"
+PREDICT = "predict.py --device_target CPU --output_path masks"
+
+
+@pytest.fixture(scope="module")
+def healthy(tmp_path_factory, write_case):
+    """A folder with three good cases, their splits, and a checkpoint with its configuration."""
+    folder = tmp_path_factory.mktemp("healthy")
+    for number in range(3):
+        write_case(folder / "data", f"Case0{number}", suffix=".mha", seed=number)
+    (folder / "train.csv").write_text("Case00.mhd\nCase01.mhd\n")
+    (folder / "val.csv").write_text("Case02.mhd\n")
+    (folder / "run").mkdir()
+    config = overridden(vnet_cfg, ["VolSize=16,16,16", "dstRes=4,4,4", "width=2"])
+    save_config(config, folder / "run" / "config.json")
+    save_weights(create_vnet(config), folder / "run" / "best.ckpt")
+    return folder
+
+
+@pytest.fixture
+def case_folder(healthy, tmp_path, monkeypatch):
+    """A copy of the healthy folder to spoil, as the working directory."""
+    shutil.copytree(healthy, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def call(command, monkeypatch, capfd):
+    """Runs an entry point in this process: (exit code, last line of stderr)."""
+    script, *arguments = command.split()
+    monkeypatch.setattr(sys, "argv", [script, *arguments])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+    return ended.value.code, capfd.readouterr().err.strip().splitlines()[-1]
+
+
+def rewrite(path, change):
+    """Replaces a volume by what `change` makes of its voxels (z, y, x)."""
+    image = sitk.ReadImage(str(path))
+    changed = sitk.GetImageFromArray(change(sitk.GetArrayFromImage(image)))
+    if changed.GetDimension() == image.GetDimension() and changed.GetSize() == image.GetSize():
+        changed.CopyInformation(image)
+    sitk.WriteImage(changed, str(path))
+
+
+def shifted(path):
+    image = sitk.ReadImage(str(path))
+    image.SetOrigin([place + 5 for place in image.GetOrigin()])
+    sitk.WriteImage(image, str(path))
+
+
+def truncated(path):
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+def with_nan(array):
+    array = array.astype(np.float32)
+    array[0, 0, 0] = np.nan
+    return array
+
+
+IMAGE, MASK = "data/img/Case01.mha", "data/gt/Case01_segmentation.mha"
+SPOILED = {
+    "missing split": (lambda: Path("train.csv").unlink(), "train.csv"),
+    "empty split": (lambda: Path("train.csv").write_text("\n"), "train.csv"),
+    "case not there": (lambda: Path("train.csv").write_text("Case00.mhd\nCase77.mhd\n"), "Case77"),
+    "mask not there": (lambda: Path(MASK).unlink(), "Case01_segmentation"),
+    "truncated": (lambda: truncated(Path(IMAGE)), "Case01.mha"),
+    "corrupt header": (lambda: Path(IMAGE).write_bytes(b"rubbish" * 100), "Case01.mha"),
+    "two-dimensional": (lambda: rewrite(IMAGE, lambda array: array[0]), "Case01.mha"),
+    "other size": (lambda: rewrite(MASK, lambda array: array[:-1]), "Case01_segmentation.mha"),
+    "other geometry": (lambda: shifted(MASK), "Case01_segmentation.mha"),
+    "all zero": (lambda: rewrite(IMAGE, np.zeros_like), "Case01.mha"),
+    "NaN": (lambda: rewrite(IMAGE, with_nan), "Case01.mha"),
+    "foreign labels": (lambda: rewrite(MASK, lambda array: array * 3), "Case01_segmentation.mha"),
+}
+
+
+@pytest.mark.parametrize("fault", SPOILED)
+def test_a_training_refuses_bad_data(fault, case_folder, monkeypatch, capfd):
+    spoil, named = SPOILED[fault]
+    spoil()
+    before = sorted(case_folder.rglob("*"))
+    code, line = call(TRAIN, monkeypatch, capfd)
+    assert code == 1
+    assert line.startswith("error: ") and named in line
+    assert sorted(case_folder.rglob("*")) == before, "nothing may be left behind"
+
+
+@pytest.mark.parametrize("command", [TRAIN, EVAL + " --ckpt_path run/best.ckpt"])
+def test_a_broken_validation_case_is_found_before_anything_runs(
+    command, case_folder, monkeypatch, capfd
+):
+    truncated(case_folder / "data" / "img" / "Case02.mha")
+    before = sorted(case_folder.rglob("*"))
+    extra = " --val_split_file_path val.csv" if command is TRAIN else ""
+    code, line = call(command + extra, monkeypatch, capfd)
+    assert code == 1
+    assert "Case02.mha" in line
+    assert sorted(case_folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "says"),
+    [
+        (TRAIN + " --set widht=4", 2, "did you mean 'width'"),
+        (TRAIN + " --set VolSize=20,16,16", 2, "multiples of 16"),
+        (TRAIN + " --set epochs=many", 2, "epochs=many"),
+        (TRAIN + " --no_such_argument 1", 2, "no_such_argument"),
+        (TRAIN.replace("CPU", "TPU"), 2, "TPU"),
+        (TRAIN.replace("CPU", "Ascend"), 1, "device Ascend is not available"),
+        (TRAIN + " --resume run", 1, "run"),
+        (TRAIN + " --resume", 1, "no run vnet.promise12.* to resume"),
+        (TRAIN + " --set dirResult=train.csv/runs", 1, "train.csv"),
+        (TRAIN + " --set batch_size=1000000", 1, "batch_size=1000000"),
+        (EVAL, 2, "--ckpt_path"),
+        (EVAL + " --ckpt_path absent.ckpt", 1, "absent.ckpt"),
+        (EVAL + " --ckpt_path train.csv --set width=2", 1, "train.csv"),
+        (EVAL + " --ckpt_path run/best.ckpt --set width=4", 2, "width=2"),
+        (EVAL + " --ckpt_path run/best.ckpt --set variant=paper", 2, "variant=zoo"),
+        (EVAL + " --ckpt_path run/best.ckpt --set dirPredictionImage=val.csv", 1, "val.csv"),
+        (PREDICT + " --ckpt_path run/best.ckpt --input absent.mhd", 1, "absent.mhd"),
+        (PREDICT + " --ckpt_path run/best.ckpt --input run", 1, "run"),
+    ],
+)
+def test_wrong_words_get_one_line(command, code, says, case_folder, monkeypatch, capfd):
+    if "--resume run" in command:
+        (case_folder / "run" / "config.json").unlink()
+    before = sorted(case_folder.rglob("*"))
+    found, line = call(command, monkeypatch, capfd)
+    assert (found, says in line) == (code, True), line
+    assert sorted(case_folder.rglob("*")) == before
+
+
+def test_a_cut_checkpoint_is_refused_by_eval(case_folder, monkeypatch, capfd):
+    truncated(case_folder / "run" / "best.ckpt")
+    code, line = call(EVAL + " --ckpt_path run/best.ckpt", monkeypatch, capfd)
+    assert (code, "best.ckpt" in line) == (1, True)
+    assert not (case_folder / "results").exists()
+
+
+@pytest.mark.parametrize("script", ["train", "eval", "predict", "create_csv", "prepare_data"])
+def test_help_is_given(script, monkeypatch, capfd):
+    monkeypatch.setattr(sys, "argv", [f"{script}.py", "--help"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / f"{script}.py"), run_name="__main__")
+    assert ended.value.code == 0
+    assert "--" in capfd.readouterr().out
