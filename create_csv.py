@@ -12,10 +12,10 @@ import argparse
 from pathlib import Path
 
 from src.cli import run
-from src.splits import cases_in, draw_splits, write_splits
 
 
 def main():
+    """Parses the arguments and writes the split files."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -35,6 +35,9 @@ def main():
     )
     parser.add_argument("--seed", type=int, default=1, help="of the random draws (default: 1)")
     args = parser.parse_args()
+
+    from src.splits import cases_in, draw_splits, write_splits
+
     cases = cases_in(args.data_path) if args.data_path else None
     write_splits(args.out_path, draw_splits(cases, args.random == 1, args.folds, args.seed))
 

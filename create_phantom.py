@@ -10,10 +10,10 @@ import argparse
 from pathlib import Path
 
 from src.cli import run
-from src.phantom import write_phantom
 
 
 def main():
+    """Parses the arguments and writes the cases."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -23,6 +23,9 @@ def main():
     parser.add_argument("--cases", type=int, default=30, help="how many (default: 30)")
     parser.add_argument("--seed", type=int, default=1, help="of the whole set (default: 1)")
     args = parser.parse_args()
+
+    from src.phantom import write_phantom
+
     write_phantom(args.out_path, args.cases, args.seed)
     print(f"{args.cases} cases in {args.out_path}: img/ holds the images, gt/ the masks")
 

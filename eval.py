@@ -21,6 +21,7 @@ def main():
     add_set_argument(parser)
     args = parser.parse_args()
 
+    # MindSpore takes seconds to import; --help and wrong arguments need not wait for it.
     from src.config import config_of_checkpoint
     from src.device import start_device
     from src.evaluation import evaluate, load_network

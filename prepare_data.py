@@ -13,10 +13,10 @@ import argparse
 from pathlib import Path
 
 from src.cli import run
-from src.promise12 import check, download, lay_out, report
 
 
 def main():
+    """Parses the arguments, lays the data out and checks it."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -30,6 +30,9 @@ def main():
         help="gets TrainData, TestData, LiveTestData, each with img/ and gt/",
     )
     args = parser.parse_args()
+
+    from src.promise12 import check, download, lay_out, report
+
     if not args.check:
         if args.out_path is None:
             parser.error("--out_path is needed to say where the data goes")

@@ -17,8 +17,8 @@ def main():
     """Parses the zoo's arguments and ours, and trains."""
     parser = argparse.ArgumentParser(description="Train V-Net on prostate MR volumes")
     add_device_arguments(parser, "--device_id")
-    parser.add_argument("--run_distribute", type=int, choices=(0, 1), default=0)
-    parser.add_argument("--device_num", type=int, default=1, help="number of devices")
+    parser.add_argument("--run_distribute", type=int, choices=(0,), default=0, help="only 0 yet")
+    parser.add_argument("--device_num", type=int, choices=(1,), default=1, help="only 1 yet")
     parser.add_argument("--data_path", default="./promise", help="folder with img/ and gt/")
     parser.add_argument("--train_split_file_path", default="./split/train.csv")
     parser.add_argument("--val_split_file_path", help="without it there is no validation")
@@ -26,15 +26,16 @@ def main():
     add_set_argument(parser)
     args = parser.parse_args()
 
+    # MindSpore takes seconds to import; --help and wrong arguments need not wait for it.
     from src.device import start_device
     from src.run_folder import configured_run
     from src.training import train
 
     config, run_folder = configured_run(args.resume, args.device_target, args.overrides)
-    device = start_device(args.device_target, args.device_id, bool(args.run_distribute))
+    start_device(args.device_target, args.device_id)
     train(
         config,
-        device,
+        args.device_target,
         args.data_path,
         args.train_split_file_path,
         args.val_split_file_path,

@@ -4,6 +4,7 @@ They act in this order at the end of an epoch (see `src.training`) and share one
 """
 
 import math
+import signal
 import sys
 import time
 from dataclasses import asdict, dataclass, field
@@ -24,12 +25,13 @@ HISTORY_COLUMNS = ("epoch", "step", "learning_rate", "train_loss", "epoch_time_s
 
 @dataclass
 class Progress:
-    """How far a training is, and the history row of the epoch that just ended."""
+    """How far a training is, on which cases, and the history row of the epoch that just ended."""
 
     epoch: int = 0
     step: int = 0  # global steps done
     best_dice: float = -1.0
     validations_since_best: int = 0
+    case_ids: list = field(default_factory=list)  # of the training cases, in the split's order
     row: dict = field(default_factory=dict)
 
     def numbers(self):
@@ -37,10 +39,23 @@ class Progress:
         return {key: value for key, value in asdict(self).items() if key != "row"}
 
 
-def _loss(callback_parameters):
-    """The loss of the step that just ended; mixed precision returns it with its loss scale."""
-    outputs = callback_parameters.net_outputs
-    return float((outputs[0] if isinstance(outputs, tuple | list) else outputs).asnumpy())
+def _loss_and_overflow(outputs):
+    """Loss of a step, and whether mixed precision skipped its update for an overflow."""
+    if isinstance(outputs, tuple | list):
+        return float(outputs[0].asnumpy()), bool(outputs[1].asnumpy())
+    return float(outputs.asnumpy()), False
+
+
+def all_finite(cell):
+    """Whether no parameter of a cell is NaN or infinite."""
+    return all(np.isfinite(parameter.asnumpy()).all() for parameter in cell.get_parameters())
+
+
+def _end_cleanly_on_signals():
+    """Takes back Ctrl-C and TERM: MindSpore's own handlers, set with the first step, end the
+    process without unwinding, and TERM even with exit code 0."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
 
 class EpochLog(ms.Callback):
@@ -49,15 +64,15 @@ class EpochLog(ms.Callback):
     Args:
         progress: shared; `epoch`, `step` and `row` are set here.
         learning_rates: rate of each global step.
-        batch_cases: function epoch, step in the epoch (both from 0) -> case ids of that batch.
+        samples: `src.dataset.TrainingSamples`, tells which cases a batch held.
         run_folder: its last checkpoint is named when a NaN stops the run.
     """
 
-    def __init__(self, progress, learning_rates, batch_cases, run_folder):
+    def __init__(self, progress, learning_rates, samples, run_folder):
         super().__init__()
         self.progress = progress
         self.learning_rates = learning_rates
-        self.batch_cases = batch_cases
+        self.samples = samples
         self.run_folder = run_folder
 
     def on_train_begin(self, run_context):
@@ -67,24 +82,29 @@ class EpochLog(ms.Callback):
         parameters = run_context.original_args()
         self.started = time.perf_counter()
         self.losses = []
+        self.skipped = 0
         self.bar = tqdm(
             total=parameters.batch_num,
             desc=f"epoch {parameters.cur_epoch_num}",
             leave=False,
-            disable=not sys.stdout.isatty(),
+            disable=None,  # only on a terminal
         )
 
     def on_train_step_end(self, run_context):
+        _end_cleanly_on_signals()
         parameters = run_context.original_args()
-        loss = _loss(parameters)
+        loss, overflow = _loss_and_overflow(parameters.net_outputs)
         self.losses.append(loss)
-        self.bar.update()
+        self.skipped += overflow
+        # With dataset sink this is called once an epoch, with its last step.
+        self.bar.update(parameters.batch_num if parameters.get("dataset_sink_mode") else 1)
         if not math.isfinite(loss):
-            self.bar.close()
-            self._stop(parameters, loss)
+            self._stop(parameters, f"loss is {loss}")
 
     def on_train_epoch_end(self, run_context):
         parameters = run_context.original_args()
+        if not all_finite(parameters.train_network):
+            self._stop(parameters, "weights became NaN or infinite")
         self.bar.close()
         steps = parameters.batch_num
         elapsed_s = time.perf_counter() - self.started
@@ -98,24 +118,30 @@ class EpochLog(ms.Callback):
             "epoch_time_s": round(elapsed_s, 3),
             "val_dice": float("nan"),
         }
-        print(f"epoch: {self.progress.epoch} step: {steps}, loss is {np.float32(self.losses[-1])}")
+        print(
+            f"epoch: {self.progress.epoch} step: {steps}, loss is {np.float32(self.losses[-1])!s}"
+        )
+        if self.skipped:
+            print(f"epoch: {self.progress.epoch} steps skipped for overflow: {self.skipped}")
         print(
             f"epoch time: {elapsed_s * 1000:.3f} ms, "
             f"per step time: {elapsed_s * 1000 / steps:.3f} ms",
             flush=True,
         )
 
-    def _stop(self, parameters, loss):
+    def _stop(self, parameters, finding):
+        self.bar.close()
         epoch = parameters.cur_epoch_num
         if parameters.get("dataset_sink_mode"):
             where = f"in epoch {epoch}"
         else:
             step = (parameters.cur_step_num - 1) % parameters.batch_num
-            names = ", ".join(self.batch_cases(epoch - 1, step))
+            batch = self.samples.batch(epoch - 1, step)
+            names = ", ".join(self.progress.case_ids[index] for index in batch)
             where = f"at epoch {epoch} step {step + 1}, in the batch of {names}"
         kept = Path(self.run_folder, "ckpt", checkpoint.LAST)
         good = f"the last good checkpoint is {kept}" if kept.exists() else "no checkpoint yet"
-        raise DataError(f"loss is {loss} {where}; {good}; look at these cases, or lower lr")
+        raise DataError(f"{finding} {where}; {good}; look at these cases, or lower lr")
 
 
 class Validation(ms.Callback):

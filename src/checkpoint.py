@@ -168,12 +168,13 @@ def _read(path):
     if not path.is_file():
         raise DataError(f"{path}: no such checkpoint")
     try:
-        return ms.load_checkpoint(str(path))
+        entries = ms.load_checkpoint(str(path))
     except (ValueError, RuntimeError, TypeError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise DataError(
             f"{path}: not a whole MindSpore checkpoint ({reason}); copy it again or take another"
         ) from None
+    return entries
 
 
 def load_weights(network, path):
@@ -183,6 +184,9 @@ def load_weights(network, path):
         DataError: missing, truncated, of another variant or width, or of another program.
     """
     found = _read(path)
+    if PROGRESS in found:
+        raise DataError(f"{path}: the state of an optimizer, not weights; take {LAST} beside it")
+    found = {name: value for name, value in found.items() if isinstance(value, ms.Parameter)}
     expected = {parameter.name: parameter for parameter in network.get_parameters()}
     wrong = next(
         (

@@ -37,8 +37,19 @@ def run(main):
         sys.stdout.flush()
     except UsageError as error:
         sys.exit(_line(error, 2))
-    except (DataError, OSError) as error:
+    except DataError as error:
         sys.exit(_line(error, 1))
+    except ModuleNotFoundError as error:
+        remedy = "pip install -r requirements.txt, or activate the environment that has it"
+        sys.exit(_line(f"{sys.executable} has no module {error.name}; {remedy}", 1))
+    except OSError as error:
+        remedy = "check that path, its permissions and the space left"
+        sys.exit(_line(f"{error.filename or 'a file'}: {error.strerror or error}; {remedy}", 1))
+    except (MemoryError, RuntimeError) as error:
+        reason = (str(error).strip() or "out of memory").splitlines()[0]
+        if "memory" not in reason.lower():
+            raise
+        sys.exit(_line(f"{reason}; a smaller batch_size or VolSize needs less", 1))
     except KeyboardInterrupt:
         sys.exit(_line("interrupted", 130))
 

@@ -3,6 +3,7 @@
 import difflib
 import json
 import math
+import re
 from pathlib import Path
 
 from easydict import EasyDict
@@ -64,6 +65,7 @@ RULES = {
     ),
     "dropout": (lambda v: 0 <= v < 1, "at least 0 and below 1"),
     "momentum": (lambda v: 0 <= v < 1, "at least 0 and below 1"),
+    "task": (lambda v: re.fullmatch(r"[\w-]+", v) is not None, "letters, digits, _ and -"),
     "threshold": (lambda v: 0 <= v < 1, "at least 0 and below 1"),
     "warmup_ratio": (lambda v: 0 <= v <= 1, "between 0 and 1"),
     **dict.fromkeys(
@@ -78,6 +80,11 @@ RULES = {
 }
 CONFIG_NAME = "config.json"
 FIXED_BY_WEIGHTS = ("variant", "width")
+# What a resumed run must not change: its later steps would not be those of the run it continues.
+FIXED_BY_RUN = (
+    *FIXED_BY_WEIGHTS,
+    *("VolSize", "dstRes", "normDir", "batch_size", "seed", "dropout", "optimizer"),
+)
 GPU_LEARNING_RATE = 0.0005
 
 
@@ -197,16 +204,35 @@ def config_of_checkpoint(checkpoint_path, overrides):
     Raises:
         UsageError: an override of what the weights fix (variant, width).
     """
+    if not Path(checkpoint_path).is_file():
+        raise DataError(f"{checkpoint_path}: no such checkpoint")
     path = config_path_of(checkpoint_path)
     if path is None:
         print(f"{checkpoint_path}: no {CONFIG_NAME} near it, taking the defaults and --set")
         return overridden(vnet_cfg, overrides)
+    return _keeping(FIXED_BY_WEIGHTS, path, overrides)
+
+
+def config_of_run(run_folder, overrides):
+    """The configuration to resume a run with: its own, with `overrides` on top.
+
+    Raises:
+        UsageError: an override of what the run's earlier steps fix.
+        DataError: not the folder of a run.
+    """
+    path = Path(run_folder, CONFIG_NAME)
+    if not path.is_file():
+        raise DataError(f"{run_folder}: no {CONFIG_NAME}, not the folder of a run")
+    return _keeping(FIXED_BY_RUN, path, overrides)
+
+
+def _keeping(keys, path, overrides):
+    """The saved configuration with `overrides`, which must leave `keys` alone."""
     saved = load_config(path)
     config = overridden(saved, overrides)
-    for key in FIXED_BY_WEIGHTS:
+    for key in keys:
         if config[key] != saved[key]:
             raise UsageError(
-                f"--set {key}={config[key]}: the weights of {checkpoint_path} were trained with "
-                f"{key}={saved[key]} ({path}); leave it out"
+                f"--set {key}={config[key]}: trained with {key}={saved[key]} ({path}); leave it out"
             )
     return config

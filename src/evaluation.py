@@ -22,7 +22,7 @@ from src.data_manager import (
 )
 from src.device import apply_precision
 from src.errors import DataError
-from src.metrics import case_metrics, dice
+from src.metrics import case_metrics, dice, volume_ml
 from src.predictor import segment
 from src.report import OverlayCase, plot_overlays, write_metrics, zoo_lines
 from src.vnet import create_vnet
@@ -76,6 +76,7 @@ def evaluate(network, cases, config, about):
     masks = [f"{case.case_id}_test.mhd" for case in cases]
     voxels = [f"{case.case_id}_test.zraw" for case in cases]
     output_folder.claim(folder, [*masks, *voxels, *EVALUATION_FILES])
+    print(f"evaluating {len(cases)} cases", flush=True)
     rows = []
     for case, name in zip(cases, masks, strict=True):
         image, reference = read_case(case)
@@ -103,7 +104,7 @@ def find_images(inputs):
         inputs: image files, folders of image files, folders of one DICOM series each.
 
     Returns:
-        {name: path}; reference masks (NAME_segmentation) are left out.
+        {name: path}; reference masks (NAME_segmentation) and our own earlier results are left out.
 
     Raises:
         DataError: nothing there, or two of the same name.
@@ -112,8 +113,13 @@ def find_images(inputs):
     for item in map(Path, inputs):
         paths = [item]
         if item.is_dir():
+            ours = output_folder.outputs_in(item)
             images = [path for group in images_in(item).values() for path in group]
-            paths = [path for path in images if not stem(path).endswith(MASK_SUFFIX)] or [item]
+            paths = [
+                path
+                for path in images
+                if not stem(path).endswith(MASK_SUFFIX) and path.name not in ours
+            ] or [item]
         for path in paths:
             name = stem(path.resolve() if path.is_dir() else path)  # "." has no name of its own
             if name in found:
@@ -155,9 +161,7 @@ def predict(network, images, config, save_probability=False):
         write_volume(mask, target)
         if save_probability:
             write_volume(probability, folder / f"{name}_probability{suffixes[name]}")
-        voxel_ml = np.prod(mask.GetSpacing()) / 1000
-        volume_ml = float(sitk.GetArrayViewFromImage(mask).sum() * voxel_ml)
-        rows.append({"case": name, "prostate_ml": round(volume_ml, 3), "mask": target.name})
+        rows.append({"case": name, "prostate_ml": round(volume_ml(mask), 3), "mask": target.name})
     table = pd.DataFrame(rows)
     write_files({folder / "volumes.csv": table.to_csv(index=False).encode()})
     drawn = (

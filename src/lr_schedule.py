@@ -6,9 +6,8 @@ import numpy as np
 def learning_rates(lr, total_steps, warmup_step, warmup_ratio):
     """One rate per training step.
 
-    Rises linearly from `warmup_ratio * lr` over `warmup_step` steps, then falls along a cosine from
-    `lr` down to the end of training. A training of no more than `warmup_step` steps warms up over
-    its first half, so that it ends low too.
+    Rises linearly from `warmup_ratio * lr` over `warmup_step` steps, but at most over the first
+    half of the training, then falls along a cosine from `lr` down to its end.
 
     Args:
         lr: the highest rate.
@@ -19,7 +18,7 @@ def learning_rates(lr, total_steps, warmup_step, warmup_ratio):
     Returns:
         (total_steps,) float32.
     """
-    warmup = warmup_step if total_steps > warmup_step else total_steps // 2
+    warmup = min(warmup_step, total_steps // 2)
     step = np.arange(total_steps)
     rising = warmup_ratio + (1 - warmup_ratio) * step / max(warmup, 1)
     falling = 0.5 * (1 + np.cos(np.pi * (step - warmup) / max(total_steps - warmup, 1)))

@@ -33,9 +33,11 @@ def available_bytes():
     try:
         limit = int((CGROUP / "memory.max").read_text())
         used = int((CGROUP / "memory.current").read_text())
+        statistics = dict(line.split() for line in (CGROUP / "memory.stat").open())
     except (OSError, ValueError):
         return available
-    return min(available, limit - used)
+    # Cached files count as used, but give way.
+    return min(available, limit - used + int(statistics.get("inactive_file", 0)))
 
 
 def check_training_fits(config, network):

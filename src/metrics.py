@@ -96,11 +96,14 @@ def case_metrics(reference: sitk.Image, prediction: sitk.Image) -> dict[str, flo
         metrics |= {prefix + key: value for key, value in measures.items()}
         metrics[prefix + "empty"] = float(not all(mask.any() for mask in part))
 
-    voxel_ml = float(np.prod(spacing_zyx_mm)) / 1000
-    metrics["reference_ml"], metrics["prediction_ml"] = (
-        float(np.count_nonzero(mask) * voxel_ml) for mask in masks
-    )
+    metrics["reference_ml"], metrics["prediction_ml"] = volume_ml(reference), volume_ml(prediction)
     return metrics
+
+
+def volume_ml(mask: sitk.Image) -> float:
+    """Volume of a mask's foreground in ml."""
+    voxel_ml = float(np.prod(mask.GetSpacing())) / 1000
+    return float(np.count_nonzero(sitk.GetArrayViewFromImage(mask)) * voxel_ml)
 
 
 def summary(cases: list[dict[str, float]]) -> dict[str, dict[str, float]]:

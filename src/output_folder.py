@@ -9,6 +9,15 @@ from src.errors import DataError
 MANIFEST = ".vnet_outputs.json"  # names of the files that this program wrote here
 
 
+def outputs_in(folder):
+    """Names of the files that this program wrote into a folder."""
+    manifest = Path(folder, MANIFEST)
+    try:
+        return set(map(str, json.loads(manifest.read_text()))) if manifest.is_file() else set()
+    except (ValueError, TypeError):
+        return set()  # not what this program wrote: no file here counts as ours
+
+
 def claim(folder, names):
     """Makes `folder` ready for files of these names.
 
@@ -22,11 +31,7 @@ def claim(folder, names):
         DataError: the folder cannot be written, or one of the files is there and is not ours.
     """
     folder = Path(folder)
-    manifest = folder / MANIFEST
-    try:
-        ours = set(map(str, json.loads(manifest.read_text()))) if manifest.is_file() else set()
-    except (ValueError, TypeError):
-        ours = set()  # not what this program wrote: no file here counts as ours
+    ours = outputs_in(folder)
     present = [name for name in names if (folder / name).exists()]
     foreign = [name for name in present if name not in ours]
     if foreign:
@@ -36,4 +41,4 @@ def claim(folder, names):
         )
     if present:
         print(f"{folder}: replacing {len(present)} file(s) of an earlier run")
-    write_files({manifest: json.dumps(sorted(ours.union(names)), indent=2).encode()})
+    write_files({folder / MANIFEST: json.dumps(sorted(ours.union(names)), indent=2).encode()})

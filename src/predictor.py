@@ -5,18 +5,23 @@ import numpy as np
 import SimpleITK as sitk
 from scipy import ndimage
 
-from src.data_manager import image_to_network_grid, probability_to_case_grid
-
-X_AXIS = 0  # left-right, where the grid follows the patient
+from src.data_manager import image_to_network_grid, network_grid, probability_to_case_grid
 
 
-def foreground_probability(network, volume, flip_average=False):
+def left_right_axis(grid):
+    """The array axis (0, 1, 2 of X, Y, Z) of an image that runs closest to the patient's left."""
+    left_of_axes = np.abs(grid.GetDirection()[:3])
+    return int(np.argmax(left_of_axes))
+
+
+def foreground_probability(network, volume, flip_axis=None):
     """The network's answer to one volume.
 
     Args:
         network: a `VNet` in evaluation mode, `set_train(False)`.
         volume: (X, Y, Z) float32 on the network grid.
-        flip_average: average over the volume and its mirror image along x (test-time augmentation).
+        flip_axis: average over the volume and its mirror image along this axis (test-time
+            augmentation); None: the volume alone.
 
     Returns:
         (X, Y, Z) float32 in 0..1.
@@ -27,8 +32,8 @@ def foreground_probability(network, volume, flip_average=False):
         return network(ms.Tensor(batch)).asnumpy()[0]
 
     probability = run(volume)
-    if flip_average:
-        mirrored = np.flip(run(np.flip(volume, X_AXIS)), X_AXIS)
+    if flip_axis is not None:
+        mirrored = np.flip(run(np.flip(volume, flip_axis)), flip_axis)
         probability = (probability + mirrored) / 2
     return probability
 
@@ -73,7 +78,8 @@ def segment(network, image, config):
         (mask uint8, probability float32), images with the geometry of `image`.
     """
     volume = image_to_network_grid(image, config)
+    flip_axis = left_right_axis(network_grid(image, config)) if config.flip_average else None
     probability = probability_to_case_grid(
-        foreground_probability(network, volume, config.flip_average), image, config
+        foreground_probability(network, volume, flip_axis), image, config
     )
     return mask_of_probability(probability, config.threshold), probability

@@ -23,7 +23,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-import numpy as np
 import pandas as pd
 import SimpleITK as sitk
 from tqdm import tqdm
@@ -38,6 +37,7 @@ from src.data_manager import (
     suffix_of,
 )
 from src.errors import DataError
+from src.metrics import volume_ml
 
 RECORD_URL = "https://zenodo.org/records/8026660"
 LICENCE = "LICENSE.TXT"
@@ -513,8 +513,7 @@ def _check_case(
         problems.append(str(error))
     prostate_ml = math.nan
     if mask is not None:
-        prostate_ml = np.count_nonzero(sitk.GetArrayViewFromImage(mask)) / 1000
-        prostate_ml *= math.prod(mask.GetSpacing())
+        prostate_ml = volume_ml(mask)
         if not prostate_ml:
             problems.append(f"{masks[0].name}: the mask is empty; redraw it or leave the case out")
     size, spacing_mm = _grid((images or masks)[0])

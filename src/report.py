@@ -21,7 +21,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from src.atomic import write_files
-from src.metrics import bounding_box, dice, summary
+from src.metrics import bounding_box, dice, summary, volume_ml
 
 # Okabe and Ito's palette, told apart with every common form of colour blindness; orange and sky
 # blue also stand out from any grey.
@@ -213,8 +213,7 @@ def _overlay_row(case: OverlayCase) -> _Row:
     image_zyx = sitk.GetArrayViewFromImage(image)
     prediction_zyx = sitk.GetArrayViewFromImage(prediction) != 0
     size_zyx, spacing_zyx = np.array(image_zyx.shape), np.array(image.GetSpacing()[::-1])
-    voxel_ml = spacing_zyx.prod() / 1000
-    title = f"{case.case}   prediction {np.count_nonzero(prediction_zyx) * voxel_ml:.1f} ml"
+    title = f"{case.case}   prediction {volume_ml(prediction):.1f} ml"
     score = np.nan
     reference_zyx = np.zeros_like(prediction_zyx)
     if case.reference is not None:
@@ -223,8 +222,7 @@ def _overlay_row(case: OverlayCase) -> _Row:
         score = dice(reference_zyx, prediction_zyx)
         title = (
             f"{case.case}   Dice {score:.3f}   "
-            f"reference {np.count_nonzero(reference_zyx) * voxel_ml:.1f} ml, "
-            f"prediction {np.count_nonzero(prediction_zyx) * voxel_ml:.1f} ml"
+            f"reference {volume_ml(reference):.1f} ml, prediction {volume_ml(prediction):.1f} ml"
         )
 
     centred_on = next((m for m in (reference_zyx, prediction_zyx) if m.any()), None)

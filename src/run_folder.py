@@ -1,22 +1,31 @@
-"""A run's folder: made for a new training, found for a resume.
+"""A run's folder: made for a new training, found for a resume, held by one process.
 
 dirResult/vnet.TASK.DATE/
     config.json  history.csv  progress.png
     ckpt/        see src/checkpoint.py
 """
 
+import fcntl
+import os
+import re
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
-from src.config import CONFIG_NAME, load_config, overridden, save_config, training_config
+from src.config import CONFIG_NAME, config_of_run, save_config, training_config
 from src.errors import DataError
+
+DATE = r"\d{8}_\d{6}(_\d+)?"
 
 
 def new_run_folder(config):
-    """Makes `dirResult/vnet.TASK.DATE/ckpt` and saves the configuration there.
+    """Makes `dirResult/vnet.TASK.DATE/ckpt` (UTC) and saves the configuration there.
 
     Returns:
         The run's folder.
+
+    Raises:
+        DataError: the folder cannot be made.
     """
     stamp = time.strftime("%Y%m%d_%H%M%S", time.gmtime())
     for attempt in range(100):
@@ -24,9 +33,13 @@ def new_run_folder(config):
         folder = Path(config.dirResult, name)
         try:
             folder.mkdir(parents=True)
+            (folder / "ckpt").mkdir()
         except FileExistsError:
             continue
-        (folder / "ckpt").mkdir()
+        except OSError as error:
+            raise DataError(
+                f"{folder}: cannot be made ({error.strerror}); choose another dirResult"
+            ) from None
         save_config(config, folder / CONFIG_NAME)
         return folder
     raise DataError(f"{config.dirResult}: no free name for a run like vnet.{config.task}.{stamp}")
@@ -39,11 +52,13 @@ def newest_run(config):
         DataError: there is none.
     """
     runs = [
-        path.parent for path in Path(config.dirResult).glob(f"vnet.{config.task}.*/{CONFIG_NAME}")
+        path.parent
+        for path in Path(config.dirResult).glob(f"vnet.{config.task}.*/{CONFIG_NAME}")
+        if re.fullmatch(rf"vnet\.{config.task}\.{DATE}", path.parent.name)
     ]
     if not runs:
         raise DataError(f"{config.dirResult}: no run vnet.{config.task}.* to resume")
-    return max(runs, key=lambda run: (run.name.rsplit(".", 1)[1], run.stat().st_mtime))
+    return max(runs, key=lambda run: (run.name, run.stat().st_mtime))
 
 
 def configured_run(resume, device_target, overrides):
@@ -58,13 +73,29 @@ def configured_run(resume, device_target, overrides):
         (configuration, folder of the run to resume or None).
 
     Raises:
-        UsageError: wrong overrides.
+        UsageError: wrong overrides, or ones that a resumed run must not change.
         DataError: no such run.
     """
     config = training_config(device_target, overrides)
     if resume is None:
         return config, None
     run_folder = Path(resume) if resume else newest_run(config)
-    if not (run_folder / CONFIG_NAME).is_file():
-        raise DataError(f"{run_folder}: no {CONFIG_NAME}, not the folder of a run")
-    return overridden(load_config(run_folder / CONFIG_NAME), overrides), run_folder
+    return config_of_run(run_folder, overrides), run_folder
+
+
+@contextmanager
+def held(run_folder):
+    """Holds a run's folder while it is trained; the lock goes with the process, however it ends.
+
+    Raises:
+        DataError: another process trains this run.
+    """
+    descriptor = os.open(run_folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise DataError(f"{run_folder}: another process is training this run") from None
+    else:
+        yield
+    finally:
+        os.close(descriptor)

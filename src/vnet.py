@@ -16,71 +16,57 @@ SIDE_MULTIPLE = 16  # four halvings on the way down
 # What the three known V-Nets are made of. `dropout_on` names the places where whole channels are
 # dropped in training: "down" the input of a stage's convolutions, "up" what the stage below brings,
 # "skip" what comes across from the encoder.
-VARIANTS = {
-    # MindSpore model zoo, research/cv/vnet.
-    "zoo": {
-        "encoder_depths": (1, 1, 2, 3, 2),
-        "decoder_depths": (2, 2, 1, 1),
-        "activation": "elu",
-        "batch_norm": True,
-        "activation_before_sum": True,
-        "encoder_bias": False,
-        "decoder_bias": False,
-        "up_bias": False,
-        "head_unit": True,
-        "head_kernel_size": 3,
-        "head_bias": False,
-        "foreground_channel": 0,
-        "dropout_on": {
-            "down_tr128": ("down",),
-            "down_tr256": ("down",),
-            "up_tr256": ("up", "skip"),
-            "up_tr128": ("up", "skip"),
-        },
-    },
-    # MONAI 1.6, monai.networks.nets.VNet(out_channels=2), softmax on its logits.
-    "monai": {
-        "encoder_depths": (1, 1, 2, 3, 2),
-        "decoder_depths": (2, 2, 1, 1),
-        "activation": "elu",
-        "batch_norm": True,
-        "activation_before_sum": True,
-        "encoder_bias": False,
-        "decoder_bias": False,
-        "up_bias": True,
-        "head_unit": True,
-        "head_kernel_size": 1,
-        "head_bias": True,
-        "foreground_channel": 1,
-        "dropout_on": {
-            "down_tr128": ("down",),
-            "down_tr256": ("down",),
-            "up_tr256": ("up", "skip"),
-            "up_tr128": ("up", "skip"),
-            "up_tr64": ("skip",),
-            "up_tr32": ("skip",),
-        },
-    },
-    # The paper's figure 2 and table 1. It has neither batch norm nor dropout, hence a bias
-    # everywhere. Its 1x1x1 convolution follows the last stage at once: table 1 gives the output the
-    # receptive field of that stage, 551 voxels. A stage's input is added to the output of its last
-    # convolution, before the nonlinearity (section 2).
-    "paper": {
-        "encoder_depths": (1, 2, 3, 3, 3),
-        "decoder_depths": (3, 3, 2, 1),
-        "activation": "prelu",
-        "batch_norm": False,
-        "activation_before_sum": False,
-        "encoder_bias": True,
-        "decoder_bias": True,
-        "up_bias": True,
-        "head_unit": False,
-        "head_kernel_size": 1,
-        "head_bias": True,
-        "foreground_channel": 1,
-        "dropout_on": {},
+# MindSpore model zoo, research/cv/vnet.
+ZOO = {
+    "encoder_depths": (1, 1, 2, 3, 2),
+    "decoder_depths": (2, 2, 1, 1),
+    "activation": "elu",
+    "batch_norm": True,
+    "activation_before_sum": True,
+    "encoder_bias": False,
+    "decoder_bias": False,
+    "up_bias": False,
+    "head_unit": True,
+    "head_kernel_size": 3,
+    "head_bias": False,
+    "foreground_channel": 0,
+    "dropout_on": {
+        "down_tr128": ("down",),
+        "down_tr256": ("down",),
+        "up_tr256": ("up", "skip"),
+        "up_tr128": ("up", "skip"),
     },
 }
+# MONAI 1.6, monai.networks.nets.VNet(out_channels=2), softmax on its logits.
+MONAI = {
+    **ZOO,
+    "up_bias": True,
+    "head_kernel_size": 1,
+    "head_bias": True,
+    "foreground_channel": 1,
+    "dropout_on": {**ZOO["dropout_on"], "up_tr64": ("skip",), "up_tr32": ("skip",)},
+}
+# The paper's figure 2 and table 1. It has neither batch norm nor dropout, hence a bias everywhere.
+# Its 1x1x1 convolution follows the last stage at once: table 1 gives the output the receptive field
+# of that stage, 551 voxels. A stage's input is added to the output of its last convolution, before
+# the nonlinearity (section 2).
+PAPER = {
+    "encoder_depths": (1, 2, 3, 3, 3),
+    "decoder_depths": (3, 3, 2, 1),
+    "activation": "prelu",
+    "batch_norm": False,
+    "activation_before_sum": False,
+    "encoder_bias": True,
+    "decoder_bias": True,
+    "up_bias": True,
+    "head_unit": False,
+    "head_kernel_size": 1,
+    "head_bias": True,
+    "foreground_channel": 1,
+    "dropout_on": {},
+}
+VARIANTS = {"zoo": ZOO, "monai": MONAI, "paper": PAPER}
+
 DOWN_NAMES = ("down_tr32", "down_tr64", "down_tr128", "down_tr256")
 UP_NAMES = ("up_tr256", "up_tr128", "up_tr64", "up_tr32")
 
@@ -97,8 +83,8 @@ def _check_volume_shape(shape):
         )
 
 
-class Layers(NamedTuple):
-    """What follows the convolutions of one network, see `VNet`."""
+class LayerFactory(NamedTuple):
+    """Makes what follows the convolutions of one network, see `VNet`."""
 
     activation: str
     batch_norm: bool
@@ -106,7 +92,7 @@ class Layers(NamedTuple):
 
     def act(self, channels):
         """ELU, or PReLU with one slope per channel."""
-        return nn.ELU() if self.activation == "elu" else nn.PReLU(channels)
+        return {"elu": nn.ELU, "prelu": lambda: nn.PReLU(channels)}[self.activation]()
 
     def norm(self, channels):
         """Batch norm, or nothing."""
@@ -148,7 +134,7 @@ def columns(keep, place):
 
 
 class ConvUnit(nn.Cell):
-    """A convolution, its norm, its activation."""
+    """A convolution, its norm, its activation; attributes have the zoo's names, here and below."""
 
     def __init__(self, conv, norm, activation):
         super().__init__()
@@ -297,28 +283,31 @@ class VNet(nn.Cell):
     of the foreground, (batch, X, Y, Z) float32 in 0..1.
 
     Raises:
-        ValueError: a side of the volume is no multiple of 16.
+        ValueError: a side of the volume is no multiple of 16; more than one input convolution.
     """
 
     def __init__(
         self,
         width=16,
-        encoder_depths=(1, 1, 2, 3, 2),
-        decoder_depths=(2, 2, 1, 1),
-        activation="elu",
-        batch_norm=True,
-        activation_before_sum=True,
-        encoder_bias=False,
-        decoder_bias=False,
-        up_bias=False,
-        head_unit=True,
-        head_kernel_size=3,
-        head_bias=False,
-        foreground_channel=0,
-        dropout_on=None,
+        *,
+        encoder_depths,
+        decoder_depths,
+        activation,
+        batch_norm,
+        activation_before_sum,
+        encoder_bias,
+        decoder_bias,
+        up_bias,
+        head_unit,
+        head_kernel_size,
+        head_bias,
+        foreground_channel,
+        dropout_on,
     ):
         super().__init__()
-        layers = Layers(activation, batch_norm, activation_before_sum)
+        if encoder_depths[0] != 1:
+            raise ValueError(f"the input stage has 1 convolution, got {encoder_depths[0]}")
+        layers = LayerFactory(activation, batch_norm, activation_before_sum)
         channels = [width * 2**level for level in range(5)]
         self.in_tr = InputStage(width, encoder_bias, layers)
         self.down_stages = tuple(
@@ -346,7 +335,7 @@ class VNet(nn.Cell):
             foreground_channel,
         )
         self.down_slices, self.up_slices, self.dropout_channels = dropout_slices(
-            channels, dropout_on or {}
+            channels, dropout_on
         )
 
     def construct(self, volume, keep=None):

@@ -91,3 +91,42 @@ def test_entry_points(tmp_path, monkeypatch, capsys, write_case, entry, argument
     assert exit_.value.code == code
     assert words in capsys.readouterr().err.splitlines()[-1]
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_missing_package_is_named_with_its_remedy(capsys):
+    def main():
+        import no_such_package_at_all  # noqa: F401
+
+    with pytest.raises(SystemExit) as ended:
+        run(main)
+    assert ended.value.code == 1
+    line = capsys.readouterr().err.strip()
+    assert "no module no_such_package_at_all" in line
+    assert "requirements.txt" in line
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (MemoryError(), "out of memory; a smaller batch_size"),
+        (RuntimeError("Memory not enough: alloc failed\nlong trace"), "Memory not enough"),
+        (OSError(28, "No space left on device", "x.mhd"), "x.mhd: No space left on device; check"),
+    ],
+)
+def test_the_machines_faults_are_one_line(error, says, capsys):
+    def main():
+        raise error
+
+    with pytest.raises(SystemExit) as ended:
+        run(main)
+    captured = capsys.readouterr().err
+    assert ended.value.code == 1
+    assert says in captured and captured.count("\n") == 1
+
+
+def test_a_fault_of_the_program_keeps_its_traceback():
+    def main():
+        raise RuntimeError("shapes differ")
+
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        run(main)

@@ -39,6 +39,7 @@ def test_a_containers_limit_counts(tmp_path, monkeypatch):
     monkeypatch.setattr(memory, "CGROUP", tmp_path)
     (tmp_path / "memory.current").write_text("1000\n")
     (tmp_path / "memory.max").write_text("3000\n")
-    assert memory.available_bytes() == 2000
+    (tmp_path / "memory.stat").write_text("anon 700\ninactive_file 300\n")
+    assert memory.available_bytes() == 2300
     (tmp_path / "memory.max").write_text("max\n")
     assert memory.available_bytes() > 2000

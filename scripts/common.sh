@@ -1,0 +1,224 @@
+#!/usr/bin/env bash
+# What the scripts of this folder share; they source it.
+set -euo pipefail
+unset CDPATH
+ROOT=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
+
+fail() { # fail EXIT_CODE MESSAGE
+  printf 'error: %s\n' "$2" >&2
+  exit "$1"
+}
+
+# ---------------------------------------------------------------------------- launchers
+
+# check_arguments "NAME ..." ENTRY_POINT "$@": the names say what each argument has to be.
+check_arguments() {
+  local names usage="usage: bash scripts/${0##*/} $1 [further arguments for $2]"
+  read -ra names <<<"$1"
+  shift 2
+  if [[ ${1:-} == -h || ${1:-} == --help ]]; then
+    echo "$usage"
+    exit 0
+  fi
+  if (($# < ${#names[@]})); then
+    echo "$usage" >&2
+    exit 2
+  fi
+  local name
+  for name in "${names[@]}"; do
+    case $name in
+      DEVICE_ID) [[ $1 =~ ^[0-9]+$ ]] || fail 2 "DEVICE_ID '$1' is not a number ($usage)" ;;
+      RANDOM) [[ $1 == [01] ]] || fail 2 "RANDOM '$1' is neither 0 nor 1 ($usage)" ;;
+      DATA_PATH) [[ -d $1 && -r $1 ]] || fail 2 "$name '$1' is not a readable folder ($usage)" ;;
+      CKPT_PATH) [[ -f $1 && -r $1 ]] || fail 2 "$name '$1' is not a readable file ($usage)" ;;
+      *_SPLIT_FILE_PATH) # or the folder of the folds' files
+        [[ -r $1 ]] || fail 2 "$name '$1' is not a readable file or folder ($usage)"
+        ;;
+    esac
+    shift
+  done
+}
+
+# PYTHON if set, then the active environment, then the repository's .venv, then python3.
+find_python() {
+  local candidate conda=""
+  [[ ${CONDA_DEFAULT_ENV:-base} == base ]] || conda=${CONDA_PREFIX:-}
+  for candidate in "${PYTHON:-}" "${VIRTUAL_ENV:+$VIRTUAL_ENV/bin/python}" \
+    "${conda:+$conda/bin/python}" "$ROOT/.venv/bin/python" python3; do
+    if [[ -n $candidate ]] && type -P -- "$candidate"; then return; fi
+    [[ -z ${PYTHON:-} ]] || fail 2 "PYTHON '$PYTHON' cannot be run: set it to a Python with MindSpore"
+  done
+  fail 2 "no python3 found: run 'bash scripts/run_tests.sh' or set PYTHON"
+}
+
+device_target() { # device_target DEFAULT: the environment's DEVICE_TARGET comes first
+  local target=${DEVICE_TARGET:-$1}
+  [[ $target =~ ^(Ascend|GPU|CPU)$ ]] || fail 2 "DEVICE_TARGET '$target' is not Ascend, GPU or CPU"
+  echo "$target"
+}
+
+# Opens a new log as descriptor 3. An earlier log becomes LOG.1, LOG.2, ... (the first free number)
+# by renaming, so the log of a run that is still going goes on under its new name.
+open_log() {
+  local log=$1 number
+  until { set -o noclobber; exec 3>"$log"; } 2>/dev/null; do
+    [[ -f $log ]] || fail 1 "cannot write the log $log: start from a folder where you may write"
+    number=1
+    while [[ -e $log.$number ]]; do ((number += 1)); done
+    mv -n -- "$log" "$log.$number"
+    echo "the earlier log is now $log.$number"
+  done
+  set +o noclobber
+}
+
+# Ends the started process and its children: the signal first, KILL after STOP_SECONDS.
+stop() { # stop SIGNAL EXIT_CODE
+  trap '' INT TERM HUP
+  child=${child:-${!:-}}
+  [[ -n $child ]] || exit "$2"
+  local deadline=$((SECONDS + ${STOP_SECONDS:-10}))
+  kill -s "$1" -- "-$child" 2>/dev/null || true
+  while kill -0 "$child" 2>/dev/null && ((SECONDS < deadline)); do sleep 0.1; done
+  kill -s KILL -- "-$child" 2>/dev/null || true
+  echo "stopped process $child"
+  exit "$2"
+}
+
+# launch LOG DEVICE_ID ENTRY_POINT ARGUMENT...: starts the entry point in the caller's folder, detached
+# from the terminal, and watches it until its work begins, START_SECONDS at most. WAIT=1 shows its output and waits for its end.
+launch() {
+  local log=$PWD/$1 entry=$3 python code=0
+  python=$(find_python)
+  export DEVICE_ID=$2 DEVICE_NUM=1 RANK_ID=0 PYTHONUNBUFFERED=1
+  shift 3
+  open_log "$log"
+  trap 'stop INT 130' INT
+  trap 'stop TERM 143' TERM
+  # Job control gives the process a group of its own, out of reach of the terminal's Ctrl-C.
+  set -m
+  nohup "$python" "$ROOT/$entry" "$@" </dev/null >&3 2>&1 3>&- &
+  child=$!
+  set +m
+  exec 3>&-
+  echo "$entry started with $python: process $child, log $log"
+
+  local foreground=${WAIT:-0} deadline=$((SECONDS + ${START_SECONDS:-20}))
+  if [[ $foreground == 1 ]]; then
+    trap 'stop TERM 129' HUP
+    tail -n +1 -f -s 0.2 --pid="$child" -- "$log" &
+  fi
+  { # without bash's own notice of a process that a signal ended
+    while [[ $foreground != 1 ]] && kill -0 "$child"; do
+      if ((SECONDS >= deadline)) || grep -qE '^(run: |evaluating )' "$log"; then exit 0; fi
+      sleep 0.1
+    done
+    wait "$child" || code=$?
+  } 2>/dev/null
+  if [[ $foreground == 1 ]]; then
+    wait $! || true # for the last lines of the log
+  elif ((code == 0)); then
+    echo "$entry has finished"
+  else
+    echo "error: $entry ended with exit code $code; the end of $log:" >&2
+    tail -n 20 -- "$log" >&2
+  fi
+  exit "$code"
+}
+
+train_standalone() { # train_standalone DEFAULT_DEVICE_TARGET LOG "$@"
+  local default=$1 log=$2 target resume=()
+  shift 2
+  check_arguments "DEVICE_ID DATA_PATH TRAIN_SPLIT_FILE_PATH" train.py "$@"
+  target=$(device_target "$default")
+  [[ ${RESUME:-0} != 1 ]] || resume=(--resume)
+  launch "$log" "$1" train.py --device_target "$target" --device_id "$1" --data_path "$2" \
+    --train_split_file_path "$3" "${resume[@]}" "${@:4}"
+}
+
+evaluate() { # evaluate DEFAULT_DEVICE_TARGET LOG "$@"
+  local default=$1 log=$2 target
+  shift 2
+  check_arguments "DEVICE_ID CKPT_PATH DATA_PATH EVAL_SPLIT_FILE_PATH" eval.py "$@"
+  target=$(device_target "$default")
+  launch "$log" "$1" eval.py --device_target "$target" --dev_id "$1" --ckpt_path "$2" \
+    --data_path "$3" --eval_split_file_path "$4" "${@:5}"
+}
+
+# -------------------------------------------------------------------------- environment
+
+system_package() { # system_package DEBIAN_PACKAGE...
+  if ((EUID != 0)) || ! command -v apt-get >/dev/null; then
+    fail 1 "a system package is missing, install it first: sudo apt-get install $* (or its like)"
+  fi
+  echo "installing the system package $*" >&2
+  { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y "$@"; } >&2 ||
+    fail 1 "apt-get could not install $*"
+}
+
+# The first Python that MindSpore has a wheel for and that really runs (a pyenv shim may not).
+supported_python() {
+  local candidate candidates=(python3.11 python3.10 python3.12 python3)
+  local version_check='import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))'
+  [[ -z ${PYTHON:-} ]] || candidates=("$PYTHON")
+  for candidate in "${candidates[@]}"; do
+    if "$candidate" -c "$version_check" 2>/dev/null; then
+      type -P -- "$candidate"
+      return
+    fi
+  done
+  fail 1 "no Python 3.10, 3.11 or 3.12 among ${candidates[*]} (MindSpore has no wheel for others): \
+install one (Debian, Ubuntu: python3 and python3-venv) or name one, PYTHON=/path/to/python3 bash $0"
+}
+
+# prepare_environment REQUIREMENTS_FILE...: makes .venv hold these packages and activates it.
+# .venv/vnet-packages says that the folder is ours and which files are installed, by their hash. It
+# is empty while pip runs, so that an interrupted install counts for nothing and is made anew.
+prepare_environment() {
+  local venv=$ROOT/.venv python version file lines=() missing=() requirements=()
+  local installed=$venv/vnet-packages
+  python=$(supported_python)
+  version=$("$python" -c 'import sys; print(*sys.version_info[:3], sys.base_prefix)')
+  exec 9>"$venv.lock"
+  flock --nonblock 9 || { echo "waiting for another script that prepares $venv" && flock 9; }
+  if [[ -e $venv && ! -e $installed ]]; then
+    fail 1 "$venv was not made by this script and stays as it is: move it away and start again"
+  fi
+
+  for file in "$@"; do
+    lines+=("$file $(sha256sum <"$ROOT/$file") $version $venv")
+    requirements+=(--requirement "$ROOT/$file")
+    grep -qsxF -- "${lines[-1]}" "$installed" || missing+=("$file")
+  done
+  if ((${#missing[@]})); then
+    # The first file holds what the project runs on: when it changes, nothing old stays behind.
+    if [[ ${missing[0]} == "$1" ]]; then
+      create_venv "$python" "$venv"
+    fi
+    : >"$installed"
+    echo "installing ${missing[*]} into $venv (once, some minutes)"
+    "$venv/bin/python" -m pip install --disable-pip-version-check --quiet "${requirements[@]}" ||
+      fail 1 "pip could not install ${missing[*]}: see its message above, then start again"
+    printf '%s\n' "${lines[@]}" >"$installed"
+  fi
+  exec 9>&-
+
+  # MindSpore's wheel leaves this library to the system.
+  "$venv/bin/python" -c 'import ctypes; ctypes.CDLL("libgomp.so.1")' 2>/dev/null ||
+    system_package libgomp1
+  export VIRTUAL_ENV=$venv PATH=$venv/bin:$PATH
+  unset PYTHON
+}
+
+create_venv() { # create_venv PYTHON FOLDER
+  local attempt
+  for attempt in 1 2; do
+    rm -rf -- "$2"
+    mkdir -- "$2"
+    : >"$2/vnet-packages"
+    if "$1" -m venv "$2" >/dev/null; then return; fi
+    # Debian keeps the part of Python that makes environments in a package of its own.
+    ((attempt == 2)) ||
+      system_package "$("$1" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')"
+  done
+  fail 1 "$1 -m venv $2 fails: see its message above"
+}

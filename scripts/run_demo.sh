@@ -1,0 +1,72 @@
+#!/usr/bin/env bash
+# The whole path on synthetic cases, on the CPU: environment, data, split, training, evaluation.
+#   bash scripts/run_demo.sh [FOLDER]
+# Everything goes to FOLDER (default: vnet_demo in the caller's folder). What is there already stays
+# as it is: another demo takes FOLDER_2, FOLDER_3, ...
+# shellcheck source=scripts/common.sh
+source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
+
+CASES=40
+SETTINGS=(
+  --set "VolSize=32,32,16" --set "dstRes=3.5,3.5,4.5" --set width=8 --set batch_size=2
+  --set epochs=16 --set val_interval=4 --set save_interval=4 --set keep_checkpoint_max=1
+  --set warmup_step=20 --set cache_dir=cache
+)
+
+begin() { # begin NUMBER TITLE DETAIL
+  step="step $1 of 5, $2,"
+  echo "[$1/5] $2: $3"
+}
+
+# Runs a command with its output in a log of the demo's folder.
+logged() { # logged LOG COMMAND...
+  "${@:2}" >"$1" 2>&1 || step_failed "$1"
+}
+
+step_failed() { # step_failed LOG
+  tail -n 20 -- "$1" >&2
+  fail 1 "$step failed; its whole output is in $folder/$1"
+}
+
+wanted=${1:-vnet_demo}
+folder=$wanted
+for ((number = 2; ; number++)); do
+  [[ -e $folder ]] || mkdir -p -- "$folder" || fail 1 "cannot make the folder $folder"
+  if [[ -d $folder && -z $(ls -A -- "$folder") ]]; then break; fi
+  echo "$folder is there already and stays as it is"
+  folder=${wanted}_$number
+done
+folder=$(cd -- "$folder" && pwd)
+
+begin 1 environment "$ROOT/.venv"
+prepare_environment requirements.txt
+SECONDS=0
+cd -- "$folder"
+export DEVICE_TARGET=CPU WAIT=1
+unset RESUME
+
+begin 2 "synthetic cases" "$CASES in $folder/data"
+logged create_phantom.log python "$ROOT/create_phantom.py" --out_path data --cases "$CASES" --seed 1
+
+begin 3 split "drawn at random, $folder/train.csv and val.csv"
+logged create_csv.log bash "$ROOT/scripts/create_csv.sh" . 1 --data_path data
+
+begin 4 training "some minutes, log $folder/train_standalone.log"
+bash "$ROOT/scripts/train_standalone.sh" 0 data train.csv --val_split_file_path val.csv \
+  "${SETTINGS[@]}" 2>&1 | sed -un 's/^epoch: .* validation dice/      &/p' ||
+  step_failed train_standalone.log
+runs=(results/infer/vnet.*)
+
+begin 5 evaluation "of the best epoch, log $folder/eval.log"
+bash "$ROOT/scripts/eval.sh" 0 "${runs[0]}/ckpt/best.ckpt" data val.csv >/dev/null 2>&1 ||
+  step_failed eval.log
+mapfile -t cases <val.csv
+
+cat <<END
+Done in $((SECONDS / 60)) min $((SECONDS % 60)) s, environment aside. In $folder:
+  ${runs[0]}/progress.png   loss, validation Dice and learning rate of the training
+  ${runs[0]}/ckpt/best.ckpt   the network
+  results/prediction/overlays.png   prediction over reference, each validation case
+  results/prediction/metrics.csv, metrics.json, *_test.mhd   the numbers and the masks
+Mean Dice of ${#cases[@]} validation cases: $(sed -n 's/^avg_dice: *\([0-9]*\.[0-9]\{,3\}\).*/\1/p' eval.log)
+END

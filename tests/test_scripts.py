@@ -1,0 +1,622 @@
+"""The shell launchers, run for real with stand-ins for Python that record how they were called."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# Records its call, prints, then sleeps or ends as the test's environment asks.
+STAND_IN = """
+import json, os, signal, subprocess, sys, time
+if os.environ.get("STUBBORN"):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+call = {"argv": sys.argv[1:], "env": dict(os.environ), "cwd": os.getcwd(), "pid": os.getpid()}
+call["stdin_at_end"] = sys.stdin.read() == ""
+if os.environ.get("GRANDCHILD"):
+    call["grandchild"] = subprocess.Popen(["sleep", "60"]).pid
+with open(os.environ["RECORD"] + ".new", "w") as file:
+    json.dump(call, file)
+os.rename(os.environ["RECORD"] + ".new", os.environ["RECORD"])
+for line in os.environ.get("PRINT", "").split("|"):
+    print("out", line)
+print("err", file=sys.stderr)
+time.sleep(float(os.environ.get("SLEEP", "0")))
+print("last words", flush=True)
+if os.environ.get("DIE_OF"):
+    os.kill(os.getpid(), int(os.environ["DIE_OF"]))
+sys.exit(int(os.environ.get("EXIT", "0")))
+"""
+
+TRAINERS = {"train_standalone.sh": "Ascend", "train_standalone_gpu.sh": "GPU"}
+EVALUATORS = {"eval.sh": "Ascend", "eval_gpu.sh": "GPU"}
+TARGETS = TRAINERS | EVALUATORS
+
+
+def executable(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    path.chmod(0o755)
+    return path
+
+
+def alive(pid):
+    """Whether the process is still there and no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def wait_until(condition, timeout_s=10):
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+class Caller:
+    """A user's folder with a space in its name: data, split, checkpoint and a recording Python."""
+
+    def __init__(self, folder):
+        self.folder = folder / "my folder"
+        self.record = folder / "call.json"
+        stand_in = executable(folder / "tools of mine" / "stand_in.py", STAND_IN)
+        self.python = executable(
+            stand_in.with_name("python"),
+            f'#!/bin/sh\nexec "{sys.executable}" "{stand_in}" "$@"\n',
+        )
+        (self.folder / "my data").mkdir(parents=True)
+        (self.folder / "train set.csv").write_text("Case00.mhd\n")
+        (self.folder / "best.ckpt").write_bytes(b"weights")
+
+    def arguments(self, script):
+        if script in TRAINERS:
+            return ["3", "my data", "train set.csv"]
+        return ["3", "best.ckpt", "my data", "train set.csv"]
+
+    def environment(self, **variables):
+        base = {"PATH": os.environ["PATH"], "PYTHON": str(self.python), "RECORD": str(self.record)}
+        return base | {"START_SECONDS": "5"} | {name: str(v) for name, v in variables.items()}
+
+    def start(self, script, *arguments, **variables):
+        """Starts the launcher as a terminal would; its stdin is a pipe that never ends."""
+        return subprocess.Popen(
+            ["bash", str(ROOT / "scripts" / script), *arguments],
+            cwd=self.folder,
+            env=self.environment(**variables),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def run(self, script, *arguments, **variables):
+        process = self.start(script, *arguments, **variables)
+        process.stdout_text, process.stderr_text = process.communicate(timeout=20)
+        return process
+
+    def call(self):
+        wait_until(self.record.exists)
+        return json.loads(self.record.read_text())
+
+    def log(self, script):
+        return self.folder / f"{Path(script).stem}.log"
+
+
+@pytest.fixture
+def caller(tmp_path):
+    caller = Caller(tmp_path)
+    yield caller
+    if caller.record.exists():
+        call = caller.call()
+        for pid in filter(alive, [call["pid"], call.get("grandchild", 0)]):
+            os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("script", TARGETS)
+def test_the_whole_command(caller, script):
+    further = ["--set", "VolSize=32,32,16", "--note", "two words; $HOME *", ""]
+    process = caller.run(script, *caller.arguments(script), *further)
+    call = caller.call()
+    if script in TRAINERS:
+        expected = [str(ROOT / "train.py"), "--device_target", TARGETS[script]]
+        expected += ["--device_id", "3", "--data_path", "my data"]
+        expected += ["--train_split_file_path", "train set.csv"]
+    else:
+        expected = [str(ROOT / "eval.py"), "--device_target", TARGETS[script]]
+        expected += ["--dev_id", "3", "--ckpt_path", "best.ckpt", "--data_path", "my data"]
+        expected += ["--eval_split_file_path", "train set.csv"]
+    assert call["argv"] == expected + further
+    assert call["cwd"] == str(caller.folder)
+    zoo = {"DEVICE_ID": "3", "DEVICE_NUM": "1", "RANK_ID": "0", "PYTHONUNBUFFERED": "1"}
+    assert zoo.items() <= call["env"].items()
+    assert call["stdin_at_end"]
+    assert process.returncode == 0
+    assert str(caller.log(script)) in process.stdout_text
+    assert f"process {call['pid']}" in process.stdout_text
+    assert "has finished" in process.stdout_text
+    assert process.stderr_text == ""
+    assert caller.log(script).read_text().splitlines() == ["out ", "err", "last words"]
+
+
+def test_create_csv_runs_in_the_foreground(caller):
+    further = ["--folds", "5", "--data_path", "my data"]
+    process = caller.run("create_csv.sh", "out folder", "1", *further, EXIT=7)
+    call = caller.call()
+    expected = [str(ROOT / "create_csv.py"), "--out_path", "out folder", "--random", "1"]
+    assert call["argv"] == expected + further
+    assert call["cwd"] == str(caller.folder)
+    assert process.returncode == 7
+    assert process.stdout_text.splitlines() == ["out ", "last words"]
+    assert process.stderr_text == "err\n"
+    assert not list(caller.folder.glob("*.log"))
+
+
+@pytest.mark.parametrize("script", ["train_standalone.sh", "eval.sh"])
+def test_the_launcher_returns_while_the_process_goes_on(caller, script):
+    begin = time.monotonic()
+    process = caller.run(script, *caller.arguments(script), START_SECONDS=1, SLEEP=60)
+    assert time.monotonic() - begin < 5
+    assert process.returncode == 0
+    pid = caller.call()["pid"]
+    assert f"process {pid}" in process.stdout_text
+    assert alive(pid)
+    assert os.getpgid(pid) == pid
+    os.kill(pid, signal.SIGHUP)  # what closing the terminal sends
+    assert "finished" not in process.stdout_text
+    time.sleep(0.2)
+    assert alive(pid)
+    assert caller.log(script).read_text().splitlines() == ["out ", "err"]
+
+
+@pytest.mark.parametrize(("ending", "code"), [({"EXIT": 3}, 3), ({"DIE_OF": 9}, 137)])
+def test_an_early_death_is_told_at_once(caller, ending, code):
+    script = "train_standalone_gpu.sh"
+    lines = "|".join(str(number) for number in range(40))
+    begin = time.monotonic()
+    process = caller.run(
+        script, *caller.arguments(script), START_SECONDS=60, SLEEP=0.3, PRINT=lines, **ending
+    )
+    assert time.monotonic() - begin < 10
+    assert process.returncode == code
+    first, *rest = process.stderr_text.splitlines()
+    assert first == (
+        f"error: train.py ended with exit code {code}; the end of {caller.log(script)}:"
+    )
+    assert rest == [f"out {number}" for number in range(22, 40)] + ["err", "last words"]
+
+
+@pytest.mark.parametrize(
+    ("script", "code"), [("train_standalone.sh", 0), ("train_standalone.sh", 1), ("eval_gpu.sh", 2)]
+)
+def test_wait_passes_output_and_exit_code_on(caller, script, code):
+    lines = "|".join(str(number) for number in range(500))
+    process = caller.run(
+        script, *caller.arguments(script), WAIT=1, EXIT=code, SLEEP=0.3, PRINT=lines
+    )
+    assert process.returncode == code
+    log = caller.log(script).read_text()
+    assert log.splitlines() == [f"out {number}" for number in range(500)] + ["err", "last words"]
+    assert process.stdout_text.partition("\n")[2] == log
+    assert process.stderr_text == ""
+
+
+def test_wait_goes_on_when_nobody_reads_its_output(caller):
+    process = caller.start("eval.sh", *caller.arguments("eval.sh"), WAIT=1, SLEEP=0.5, EXIT=4)
+    caller.call()
+    process.stdout.close()
+    assert process.wait(timeout=10) == 4
+    assert caller.log("eval.sh").read_text().endswith("last words\n")
+
+
+@pytest.mark.parametrize(
+    ("sent", "variables", "code"),
+    [
+        (signal.SIGINT, {"WAIT": 1}, 130),
+        (signal.SIGTERM, {"WAIT": 1}, 143),
+        (signal.SIGHUP, {"WAIT": 1}, 129),
+        (signal.SIGTERM, {"WAIT": 1, "STUBBORN": 1, "STOP_SECONDS": 1}, 143),
+        (signal.SIGINT, {"START_SECONDS": 60}, 130),
+    ],
+)
+def test_a_stopped_launcher_leaves_no_process(caller, sent, variables, code):
+    script = "train_standalone.sh"
+    process = caller.start(script, *caller.arguments(script), SLEEP=60, GRANDCHILD=1, **variables)
+    call = caller.call()
+    wait_until(lambda: caller.log(script).read_text().endswith("err\n"))
+    os.killpg(process.pid, sent)  # as a terminal does
+    output, errors = process.communicate(timeout=10)
+    assert process.returncode == code
+    assert output.endswith(f"stopped process {call['pid']}\n")
+    assert errors == ""
+    wait_until(lambda: not alive(call["pid"]) and not alive(call["grandchild"]))
+    assert "last words" not in caller.log(script).read_text()
+
+
+@pytest.mark.parametrize("script", TARGETS)
+def test_device_target_from_the_environment(caller, script):
+    assert caller.run(script, *caller.arguments(script), DEVICE_TARGET="CPU").returncode == 0
+    assert caller.call()["argv"][1:3] == ["--device_target", "CPU"]
+
+
+@pytest.mark.parametrize("script", TRAINERS)
+def test_resume_comes_before_what_the_user_adds(caller, script):
+    further = ["--resume", "results/run 1"]
+    assert caller.run(script, *caller.arguments(script), *further, RESUME=1).returncode == 0
+    assert caller.call()["argv"][-4:] == ["train set.csv", "--resume", *further]
+
+
+@pytest.mark.parametrize("variables", [{"RESUME": ""}, {"RESUME": 0}, {}])
+def test_no_resume_unasked(caller, variables):
+    script = "train_standalone.sh"
+    assert caller.run(script, *caller.arguments(script), **variables).returncode == 0
+    assert "--resume" not in caller.call()["argv"]
+
+
+def test_a_folder_of_folds_as_split(caller):
+    assert caller.run("train_standalone.sh", "0", "my data", ".").returncode == 0
+    assert caller.call()["argv"][-1] == "."
+
+
+def test_an_earlier_log_is_kept_even_while_it_is_written(caller):
+    script = "train_standalone.sh"
+    log = caller.log(script)
+    log.write_text("first\n")
+    second = caller.start(script, *caller.arguments(script), WAIT=1, SLEEP=1, PRINT="second")
+    caller.call()
+    caller.record.unlink()
+    third = caller.run(script, *caller.arguments(script), PRINT="third")
+    assert f"the earlier log is now {log}.2" in third.stdout_text
+    second_output, _ = second.communicate(timeout=10)
+    assert f"the earlier log is now {log}.1" in second_output
+    assert second_output.endswith("out second\nerr\nlast words\n")
+    assert Path(f"{log}.1").read_text() == "first\n"
+    assert Path(f"{log}.2").read_text() == "out second\nerr\nlast words\n"
+    assert log.read_text() == "out third\nerr\nlast words\n"
+
+
+def test_a_log_that_cannot_be_written(caller):
+    log = caller.log("eval.sh")
+    log.mkdir()
+    process = caller.run("eval.sh", *caller.arguments("eval.sh"))
+    assert process.returncode == 1
+    assert process.stderr_text.startswith(f"error: cannot write the log {log}: ")
+    assert process.stderr_text.count("\n") == 1
+    assert not caller.record.exists()
+
+
+TRAIN_USAGE = "DEVICE_ID DATA_PATH TRAIN_SPLIT_FILE_PATH [further arguments for train.py]"
+EVAL_USAGE = "DEVICE_ID CKPT_PATH DATA_PATH EVAL_SPLIT_FILE_PATH [further arguments for eval.py]"
+CSV_USAGE = "OUT_PATH RANDOM [further arguments for create_csv.py]"
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "complaint"),
+    [
+        ("train_standalone.sh", [], None),
+        ("train_standalone_gpu.sh", ["0", "my data"], None),
+        ("train_standalone.sh", ["one", "my data", "train set.csv"], "DEVICE_ID 'one' is not"),
+        ("train_standalone.sh", ["-1", "my data", "train set.csv"], "DEVICE_ID '-1' is not"),
+        ("train_standalone.sh", ["", "my data", "train set.csv"], "DEVICE_ID '' is not"),
+        ("train_standalone.sh", ["0", "no data", "train set.csv"], "DATA_PATH 'no data' is not"),
+        ("train_standalone.sh", ["0", "best.ckpt", "train set.csv"], "DATA_PATH 'best.ckpt' is"),
+        ("train_standalone_gpu.sh", ["0", "my data", "no.csv"], "TRAIN_SPLIT_FILE_PATH 'no.csv'"),
+        ("eval.sh", ["0", "best.ckpt", "my data"], None),
+        ("eval.sh", ["0", "my data", "my data", "train set.csv"], "CKPT_PATH 'my data' is not"),
+        ("eval.sh", ["0", "no.ckpt", "my data", "train set.csv"], "CKPT_PATH 'no.ckpt' is not"),
+        ("eval_gpu.sh", ["x", "best.ckpt", "my data", "train set.csv"], "DEVICE_ID 'x' is not"),
+        ("eval_gpu.sh", ["0", "best.ckpt", "no", "train set.csv"], "DATA_PATH 'no' is not"),
+        ("eval_gpu.sh", ["0", "best.ckpt", "my data", "no"], "EVAL_SPLIT_FILE_PATH 'no' is not"),
+        ("create_csv.sh", ["out"], None),
+        ("create_csv.sh", ["out", "yes"], "RANDOM 'yes' is neither 0 nor 1"),
+    ],
+)
+def test_bad_arguments(caller, script, arguments, complaint):
+    names = TRAIN_USAGE if script in TRAINERS else EVAL_USAGE if script in EVALUATORS else CSV_USAGE
+    usage = f"usage: bash scripts/{script} {names}"
+    process = caller.run(script, *arguments)
+    assert process.returncode == 2
+    assert process.stdout_text == ""
+    if complaint is None:
+        assert process.stderr_text == f"{usage}\n"
+    else:
+        assert process.stderr_text.startswith(f"error: {complaint}")
+        assert process.stderr_text.endswith(f" ({usage})\n")
+        assert process.stderr_text.count("\n") == 1
+    assert not caller.record.exists()
+    assert not list(caller.folder.glob("*.log*"))
+
+
+@pytest.mark.parametrize(
+    ("variables", "complaint"),
+    [
+        ({"DEVICE_TARGET": "TPU"}, "DEVICE_TARGET 'TPU' is not Ascend, GPU or CPU"),
+        ({"PYTHON": "/no/such/python"}, "PYTHON '/no/such/python' cannot be run"),
+    ],
+)
+def test_bad_environment(caller, variables, complaint):
+    process = caller.run("eval.sh", *caller.arguments("eval.sh"), **variables)
+    assert process.returncode == 2
+    assert process.stderr_text.startswith(f"error: {complaint}")
+    assert process.stderr_text.count("\n") == 1
+    assert not list(caller.folder.glob("*.log*"))
+
+
+def test_help(caller):
+    process = caller.run("train_standalone.sh", "--help")
+    assert process.returncode == 0
+    assert process.stdout_text == f"usage: bash scripts/train_standalone.sh {TRAIN_USAGE}\n"
+
+
+# ------------------------------------------------------------------- which Python, environment
+
+# Stands for a Python that makes environments; logs its calls, fails where the test asks.
+FAKE_PYTHON = """#!/usr/bin/env bash
+echo "$(basename "$0") ${*//$'\\n'/ }" >>"$CALLS"
+case "$*" in
+  *hexversion* | *version_info*) case "$2" in
+    *sys.exit*) exit "${UNSUPPORTED:-0}" ;;
+    *venv*) echo python3.11-venv ;;
+    *) echo "${VERSION:-3 11 7 /usr}" ;;
+    esac ;;
+  *ctypes*) [[ -z ${LACKS_LIBRARY:-} ]] || exit 1 ;;
+  "-m venv"*)
+    [[ -z ${LACKS_VENV:-} || -e $CALLS.apt ]] || exit 1
+    mkdir -p "$3/bin"
+    cp "$0" "$3/bin/python" ;;
+  "-m pip"*)
+    [[ -z ${PIP_EXIT:-} ]] || exit "$PIP_EXIT"
+    for tool in ruff shellcheck; do
+      printf '#!/bin/sh\\necho %s "$@" >>"$CALLS"\\nexit "${%s_exit:-0}"\\n' $tool $tool \\
+        >"${0%/*}/$tool"
+      chmod +x "${0%/*}/$tool"
+    done ;;
+  */create_phantom.py*) [[ -z ${PHANTOM_EXIT:-} ]] || { echo "no space"; exit "$PHANTOM_EXIT"; } ;;
+  */create_csv.py*) printf 'Case1.mhd\\nCase2.mhd\\n' | tee train.csv >val.csv; mkdir data ;;
+  */train.py*)
+    echo "epoch: 5 validation dice: 0.5, best: 0.5"
+    [[ -z ${TRAIN_EXIT:-} ]] || { echo "error: NaN"; exit "$TRAIN_EXIT"; }
+    mkdir -p results/infer/vnet.a.1/ckpt
+    touch results/infer/vnet.a.1/ckpt/best.ckpt ;;
+  */eval.py*) echo "avg_dice: 0.875"; exit "${EVAL_EXIT:-0}" ;;
+  "-m pytest"*) echo "== 5 passed in $PWD as ${VIRTUAL_ENV##*/} =="; exit "${PYTEST_EXIT:-0}" ;;
+esac
+"""
+
+
+class Checkout:
+    """A copy of the scripts, with a stand-in for python3.11."""
+
+    def __init__(self, folder):
+        self.root = folder / "my checkout"
+        self.calls = folder / "calls"
+        shutil.copytree(ROOT / "scripts", self.root / "scripts")
+        for name in ["requirements.txt", "requirements-dev.txt"]:
+            (self.root / name).write_text(name)
+        (self.root / ".ci").mkdir()
+        shutil.copy(ROOT / ".ci" / "run", self.root / ".ci")
+        self.python = executable(folder / "bin" / "python3.11", FAKE_PYTHON)
+
+    def run(self, *command, **variables):
+        """Runs a command; returns the finished process and the calls of the stand-ins."""
+        self.calls.write_text("")
+        env = {"PATH": f"{self.python.parent}:{os.environ['PATH']}", "CALLS": str(self.calls)}
+        process = subprocess.run(
+            command, cwd=self.root.parent, env=env | variables, capture_output=True, text=True
+        )
+        return process, self.calls.read_text().splitlines()
+
+    def prepare(self, *files, **variables):
+        """What prepare_environment did: 'venv' and 'pip', and the process."""
+        command = 'source "$1/scripts/common.sh"; shift; prepare_environment "$@"'
+        process, calls = self.run("bash", "-c", command, "-", str(self.root), *files, **variables)
+        return [
+            word for call in calls for word in ["venv", "pip"] if f" -m {word} " in call
+        ], process
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    return Checkout(tmp_path)
+
+
+def test_which_python_the_launchers_take(checkout, tmp_path):
+    def chosen(**variables):
+        command = f"source '{checkout.root}/scripts/common.sh'; find_python"
+        process, _ = checkout.run("bash", "-c", command, **variables)
+        return process.stdout.strip()
+
+    on_path = shutil.which("python3")
+    active = executable(tmp_path / "active" / "bin" / "python", "")
+    conda = executable(tmp_path / "conda" / "bin" / "python", "")
+    environments = {"CONDA_PREFIX": str(tmp_path / "conda"), "CONDA_DEFAULT_ENV": "vnet"}
+    assert chosen() == on_path
+    own = executable(checkout.root / ".venv" / "bin" / "python", "")
+    assert chosen() == str(own)
+    assert chosen(**environments | {"CONDA_DEFAULT_ENV": "base"}) == str(own)
+    assert chosen(**environments) == str(conda)
+    environments["VIRTUAL_ENV"] = str(tmp_path / "active")
+    assert chosen(**environments) == str(active)
+    assert chosen(**environments, PYTHON=str(checkout.python)) == str(checkout.python)
+
+
+def test_the_environment_is_made_once(checkout):
+    steps, process = checkout.prepare("requirements.txt")
+    assert process.returncode == 0, process.stderr
+    assert steps == ["venv", "pip"]
+    assert checkout.prepare("requirements.txt")[0] == []
+    # The tests' packages join it, and the demo then still finds it complete.
+    both = ["requirements.txt", "requirements-dev.txt"]
+    assert checkout.prepare(*both)[0] == ["pip"]
+    assert checkout.prepare(*both)[0] == []
+    assert checkout.prepare("requirements.txt")[0] == []
+    (checkout.root / "requirements-dev.txt").write_text("changed")
+    assert checkout.prepare(*both)[0] == ["pip"]
+    (checkout.root / "requirements.txt").write_text("changed")
+    assert checkout.prepare(*both)[0] == ["venv", "pip"]
+    assert checkout.prepare(*both, VERSION="3 12 1 /usr")[0] == ["venv", "pip"]
+
+
+def test_an_interrupted_install_counts_for_nothing(checkout):
+    both = ["requirements.txt", "requirements-dev.txt"]
+    steps, process = checkout.prepare("requirements.txt", PIP_EXIT="1")
+    assert steps == ["venv", "pip"]
+    assert process.returncode == 1
+    assert process.stderr.startswith("error: pip could not install requirements.txt")
+    assert checkout.prepare("requirements.txt")[0] == ["venv", "pip"]
+    assert checkout.prepare(*both, PIP_EXIT="130")[0] == ["pip"]
+    assert checkout.prepare(*both)[0] == ["venv", "pip"]
+
+
+def test_a_foreign_environment_stays(checkout):
+    theirs = executable(checkout.root / ".venv" / "bin" / "python", "theirs")
+    steps, process = checkout.prepare("requirements.txt")
+    assert steps == []
+    assert process.returncode == 1
+    assert process.stderr.startswith(f"error: {theirs.parents[1]} was not made by this script")
+    assert theirs.read_text() == "theirs"
+
+
+def test_no_supported_python(checkout):
+    steps, process = checkout.prepare(
+        "requirements.txt", UNSUPPORTED="1", PYTHON=str(checkout.python)
+    )
+    assert (steps, process.returncode) == ([], 1)
+    assert process.stderr.startswith("error: no Python 3.10, 3.11 or 3.12 among ")
+    assert process.stderr.count("\n") == 1
+
+
+def test_a_shim_that_does_not_run_is_passed_over(checkout):
+    executable(checkout.python, "#!/bin/sh\nexit 127\n")
+    executable(checkout.python.with_name("python3.10"), FAKE_PYTHON)
+    _, process = checkout.prepare("requirements.txt")
+    assert process.returncode == 0, process.stderr
+    assert "python3.10 -m venv" in checkout.calls.read_text()
+
+
+@pytest.mark.parametrize(
+    ("lacks", "package"), [("LACKS_VENV", "python3.11-venv"), ("LACKS_LIBRARY", "libgomp1")]
+)
+def test_a_missing_system_package(checkout, lacks, package):
+    executable(
+        checkout.python.with_name("apt-get"),
+        '#!/bin/sh\ntouch "$CALLS.apt"\necho apt-get "$@" >>"$CALLS"\n',
+    )
+    _, process = checkout.prepare("requirements.txt", **{lacks: "1"})
+    calls = [call for call in checkout.calls.read_text().splitlines() if "apt-get" in call]
+    if os.geteuid() == 0:
+        assert process.returncode == 0, process.stderr
+        assert [call.split()[1] for call in calls] == ["update", "install"]
+        assert calls[1].endswith(f" {package}")
+    else:
+        assert process.returncode == 1
+        assert not calls
+        assert f"sudo apt-get install {package}" in process.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("script", ["scripts/run_tests.sh", ".ci/run"])
+def test_run_tests(checkout, script):
+    process, calls = checkout.run("bash", str(checkout.root / script), PYTEST_EXIT="5")
+    assert process.returncode == 5, process.stderr
+    assert process.stdout.endswith(f"== 5 passed in {checkout.root} as .venv ==\n")
+    tools = [call for call in calls if call.split()[0] in ("ruff", "shellcheck")]
+    assert tools[:2] == ["ruff format --check .", "ruff check ."]
+    assert tools[2].startswith("shellcheck ")
+    names = {script.name for script in (ROOT / "scripts").glob("*.sh")}
+    checked = {Path(word).name for word in tools[2].split()}
+    assert names | {"run"} <= checked
+    assert calls[-1] == "python -m pytest --timeout=600"
+
+
+def test_run_tests_passes_arguments_on(checkout):
+    _, calls = checkout.run("bash", f"{checkout.root}/scripts/run_tests.sh", "-k", "dice", "-x")
+    assert calls[-1] == "python -m pytest --timeout=600 -k dice -x"
+
+
+@pytest.mark.parametrize("tool", ["ruff", "shellcheck"])
+def test_run_tests_stops_at_a_linter(checkout, tool):
+    process, calls = checkout.run(
+        "bash", f"{checkout.root}/scripts/run_tests.sh", **{f"{tool}_exit": "1"}
+    )
+    assert process.returncode == 1
+    assert process.stderr.startswith("error: ")
+    assert not any(" -m pytest" in call for call in calls)
+
+
+# ------------------------------------------------------------------------------------- demo
+
+
+def demo(checkout, *arguments, **variables):
+    return checkout.run("bash", f"{checkout.root}/scripts/run_demo.sh", *arguments, **variables)
+
+
+def files(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_demo(checkout):
+    variables = {"RESUME": "1", "WAIT": "0", "DEVICE_TARGET": "GPU", "PYTHON": str(checkout.python)}
+    process, calls = demo(checkout, **variables)
+    assert process.returncode == 0, process.stderr
+    folder = checkout.root.parent / "vnet_demo"
+    commands = [call for call in calls if ".py " in call]
+    names = ["create_phantom", "create_csv", "train", "eval"]
+    assert [Path(call.split(".py ")[0]).name for call in commands] == names
+    assert "--random 1 --data_path data" in commands[1]
+    assert (
+        "--device_target CPU --device_id 0 --data_path data --train_split_file_path train.csv "
+        "--val_split_file_path val.csv --set VolSize=" in commands[2]
+    )
+    assert "--resume" not in commands[2]
+    assert (
+        "--device_target CPU --dev_id 0 --ckpt_path results/infer/vnet.a.1/ckpt/best.ckpt "
+        "--data_path data --eval_split_file_path val.csv" in commands[3]
+    )
+    steps = [line for line in process.stdout.splitlines() if line.startswith("[")]
+    assert [line[:5] for line in steps] == [f"[{number}/5]" for number in range(1, 6)]
+    assert "      epoch: 5 validation dice: 0.5" in process.stdout
+    assert process.stdout.endswith("Mean Dice of 2 validation cases: 0.875\n")
+    assert (folder / "train_standalone.log").is_file()
+
+    before = files(folder)
+    process, _ = demo(checkout)
+    assert process.returncode == 0
+    assert process.stdout.startswith("vnet_demo is there already and stays as it is\n")
+    assert files(folder) == before
+    assert (folder.with_name("vnet_demo_2") / "eval.log").is_file()
+
+
+def test_demo_in_a_folder_of_the_users_choice(checkout):
+    empty = checkout.root.parent / "an empty folder"
+    empty.mkdir()
+    process, _ = demo(checkout, "an empty folder")
+    assert process.returncode == 0, process.stderr
+    assert (empty / "eval.log").is_file()
+    assert not (checkout.root.parent / "vnet_demo").exists()
+
+
+@pytest.mark.parametrize(
+    ("variables", "step", "log", "cause"),
+    [
+        ({"PHANTOM_EXIT": "1"}, "2 of 5", "create_phantom.log", "no space"),
+        ({"TRAIN_EXIT": "1"}, "4 of 5", "train_standalone.log", "error: NaN"),
+        ({"EVAL_EXIT": "1"}, "5 of 5", "eval.log", "avg_dice"),
+    ],
+)
+def test_demo_stops_at_a_step_that_fails(checkout, variables, step, log, cause):
+    process, _ = demo(checkout, **variables)
+    assert process.returncode == 1
+    assert cause in process.stderr
+    last = process.stderr.splitlines()[-1]
+    assert last.startswith(f"error: step {step}, ")
+    assert last.endswith(f"/vnet_demo/{log}")
+    assert "Done" not in process.stdout
