@@ -65,7 +65,7 @@ RULES = {
     ),
     "dropout": (lambda v: 0 <= v < 1, "at least 0 and below 1"),
     "momentum": (lambda v: 0 <= v < 1, "at least 0 and below 1"),
-    "task": (lambda v: re.fullmatch(r"[\w-]+", v) is not None, "letters, digits, _ and -"),
+    "task": (lambda v: re.fullmatch(r"[\w -]+", v) is not None, "letters, digits, space, _ and -"),
     "threshold": (lambda v: 0 <= v < 1, "at least 0 and below 1"),
     "warmup_ratio": (lambda v: 0 <= v <= 1, "between 0 and 1"),
     **dict.fromkeys(
@@ -77,6 +77,12 @@ RULES = {
         (lambda v: v >= 0, "at least 0"),
     ),
     **dict.fromkeys(("lr", "loss_scale"), (lambda v: v > 0, "above 0")),
+}
+KINDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    list: "numbers with commas",
 }
 CONFIG_NAME = "config.json"
 FIXED_BY_WEIGHTS = ("variant", "width")
@@ -98,8 +104,10 @@ def _parsed(key, text, default):
             return [kind(part) for part in text.strip("[]() ").split(",")]
         return type(default)(text)
     except (KeyError, ValueError):
-        kind = "list of numbers" if isinstance(default, list) else type(default).__name__
-        raise UsageError(f"--set {key}={text}: expected a {kind}, such as {default}") from None
+        shown = ",".join(map(str, default)) if isinstance(default, list) else default
+        raise UsageError(
+            f"--set {key}={text}: expected {KINDS[type(default)]}, such as {shown}"
+        ) from None
 
 
 def _is_like(value, default):
@@ -204,8 +212,6 @@ def config_of_checkpoint(checkpoint_path, overrides):
     Raises:
         UsageError: an override of what the weights fix (variant, width).
     """
-    if not Path(checkpoint_path).is_file():
-        raise DataError(f"{checkpoint_path}: no such checkpoint")
     path = config_path_of(checkpoint_path)
     if path is None:
         print(f"{checkpoint_path}: no {CONFIG_NAME} near it, taking the defaults and --set")

@@ -24,7 +24,7 @@ from src.errors import DataError
 SUFFIXES = (".mhd", ".mha", ".nii.gz", ".nii", ".nrrd")
 MASK_SUFFIX = "_segmentation"
 SAME_GRID_VOXELS = 0.05  # corners of an image and its mask may lie this far apart
-LEAST_SHARE_ON_GRID = 0.8  # of the prostate; less is said
+LEAST_SHARE_ON_GRID = 0.95  # of the prostate; less is said
 CACHE_VERSION = 1  # raise it when a preprocessed case would come out differently
 
 
@@ -427,24 +427,24 @@ def _training_volume(case, config):
     if not sitk.GetArrayViewFromImage(mask).any():
         print(f"{case.mask_path}: empty, the case is trained on as one without a prostate")
     else:
-        _check_gland_is_on_grid(case, mask, arrays["mask"], config)
+        _check_gland_is_on_grid(case, mask, config)
     if cached is not None:
         _write_cache(cached, arrays)
     return arrays["volume"], arrays["mask"]
 
 
-def _check_gland_is_on_grid(case, mask, on_grid, config):
+def _check_gland_is_on_grid(case, mask, config):
     """Refuses a grid that misses the prostate, and says when it cuts off a good part."""
-    voxels = np.count_nonzero(sitk.GetArrayViewFromImage(mask))
-    whole_mm3 = voxels * np.prod(mask.GetSpacing())
-    share = np.count_nonzero(on_grid) * np.prod(config.dstRes) / whole_mm3
+    everywhere = network_grid(mask, config) + 1
+    on_grid = sitk.Resample(everywhere, mask, sitk.Transform(), sitk.sitkNearestNeighbor, 0)
+    prostate = sitk.GetArrayViewFromImage(mask) > 0
+    share = sitk.GetArrayViewFromImage(on_grid)[prostate].mean()
     grid = (
-        f"the network grid, {config.VolSize} voxels of {config.dstRes} mm about the image's centre"
+        f"the network grid of {config.VolSize} voxels of {config.dstRes} mm about the image's "
+        "centre; check the mask, or enlarge the grid"
     )
     if share == 0:
-        raise DataError(
-            f"{case.mask_path}: no foreground on {grid}; check the mask, or enlarge the grid"
-        )
+        raise DataError(f"{case.mask_path}: no foreground on {grid}")
     if share < LEAST_SHARE_ON_GRID:
         print(f"{case.mask_path}: only {share:.0%} of the prostate lies on {grid}")
 

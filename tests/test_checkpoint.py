@@ -259,5 +259,11 @@ def test_other_programs_files_are_refused(tmp_path):
     np.testing.assert_array_equal(network.in_tr.conv.weight.asnumpy(), before)
 
 
+def test_the_optimizers_state_is_not_taken_for_weights(tmp_path):
+    save(tmp_path, 1)
+    with pytest.raises(DataError, match=r"state of an optimizer, not weights; take last\.ckpt"):
+        checkpoint.load_weights(VNet(width=2, **VARIANTS["zoo"]), tmp_path / "last_state.ckpt")
+
+
 def test_default_architecture_is_the_zoos():
     assert (vnet_cfg.variant, vnet_cfg.width) == ("zoo", 16)

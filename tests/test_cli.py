@@ -20,7 +20,11 @@ from src.errors import DataError, UsageError
             "batch_size is 0, expected at least 1",
         ),
         (DataError("a.mhd: truncated\n  by 3 bytes\n"), 1, "a.mhd: truncated by 3 bytes"),
-        (OSError(28, "No space left", "x.csv"), 1, "[Errno 28] No space left: 'x.csv'"),
+        (
+            OSError(28, "No space left", "x.csv"),
+            1,
+            "x.csv: No space left; check that path, its permissions and the space left",
+        ),
         (KeyboardInterrupt(), 130, "interrupted"),
     ],
 )

@@ -162,15 +162,16 @@ def test_the_last_override_counts_and_the_original_stays():
 
 
 WRONG = [
+    ("task=a/b", "task is a/b, expected letters, digits"),
     ("epochs", "--set epochs: expected key=value"),
-    ("epochs=", "--set epochs=: expected a int"),
-    ("epochs=2.5", "--set epochs=2.5: expected a int"),
-    ("lr=fast", "--set lr=fast: expected a float"),
+    ("epochs=", "--set epochs=: expected a whole number"),
+    ("epochs=2.5", "--set epochs=2.5: expected a whole number"),
+    ("lr=fast", "--set lr=fast: expected a number"),
     ("lr=nan", "lr is nan, expected something like 0.001"),
     ("lr=inf", "lr is inf, expected something like 0.001"),
-    ("normDir=maybe", "--set normDir=maybe: expected a bool"),
-    ("VolSize=64,x,32", "--set VolSize=64,x,32: expected a list of numbers"),
-    ("VolSize=64,64,32.0", "--set VolSize=64,64,32.0: expected a list of numbers"),
+    ("normDir=maybe", "--set normDir=maybe: expected true or false"),
+    ("VolSize=64,x,32", "--set VolSize=64,x,32: expected numbers with commas"),
+    ("VolSize=64,64,32.0", "--set VolSize=64,64,32.0: expected numbers with commas"),
     ("VolSize=64", "VolSize is [64], expected three multiples of 16"),
     ("VolSize=64,64,24", "VolSize is [64, 64, 24], expected three multiples of 16"),
     ("VolSize=64,64,0", "three multiples of 16"),
@@ -371,7 +372,7 @@ def test_what_the_weights_fix_cannot_be_overridden(run_folder, item):
     with pytest.raises(UsageError) as error:
         config_of_checkpoint(run_folder / "ckpt" / "best.ckpt", [item])
     message = str(error.value)
-    assert f"--set {key}={value}: the weights of" in message
+    assert f"--set {key}={value}: trained with" in message
     assert str(run_folder / "config.json") in message and "leave it out" in message
     same = config_of_checkpoint(run_folder / "ckpt" / "best.ckpt", ["width=4", "variant=paper"])
     assert same.width == 4

@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import re
 import struct
 import zlib
 from pathlib import Path
@@ -868,6 +869,20 @@ def test_a_gland_outside_the_network_grid_is_an_error(tmp_path, make_image, smal
         load_training_volumes(find_cases(tmp_path, ["Case0"]), small_config())
     assert "Case0_segmentation.mha: no foreground on the network grid" in str(error.value)
     assert "[16, 16, 16]" in str(error.value) and "[2.5, 2.5, 2.5] mm" in str(error.value)
+
+
+def test_a_gland_partly_outside_the_network_grid_is_said(
+    tmp_path, make_image, small_config, capsys
+):
+    values = np.random.default_rng(0).integers(0, 900, (12, 60, 60)).astype(np.int16)
+    mask = np.zeros((12, 60, 60), np.uint8)
+    mask[4:8, 25:35, :34] = 1  # the grid holds x from 14 to 45
+    for name, array in (("img/Case0.mha", values), ("gt/Case0_segmentation.mha", mask)):
+        write_volume(make_image(array), tmp_path / name)
+    load_training_volumes(find_cases(tmp_path, ["Case0"]), small_config())
+    said = capsys.readouterr().out
+    share = int(re.search(r"only (\d+)% of the prostate", said)[1])
+    assert share == pytest.approx(100 * 20 / 34, abs=1)
 
 
 def test_a_case_without_a_prostate_is_trained_on_with_a_word(

@@ -130,7 +130,7 @@ def test_a_broken_validation_case_is_found_before_anything_runs(
         (TRAIN + " --resume run", 1, "run"),
         (TRAIN + " --run_distribute 1", 2, "--run_distribute"),
         (TRAIN + " --set precision=mixed", 2, "Ascend and GPU only"),
-        (TRAIN + " --set task=a/b", 2, "letters, digits"),
+        (TRAIN + " --set task=a/b", 2, "letters, digits, space"),
         (TRAIN + " --resume", 1, "no run vnet.promise12.* to resume"),
         (TRAIN + " --set dirResult=train.csv/runs", 1, "train.csv"),
         (TRAIN + " --set batch_size=1000000", 1, "batch_size=1000000"),

@@ -13,10 +13,10 @@ import eval as eval_entry
 import predict as predict_entry
 from src.checkpoint import save_weights
 from src.config import overridden, save_config, vnet_cfg
-from src.data_manager import find_cases, read_case
+from src.data_manager import find_cases, read_case, write_volume
 from src.errors import DataError
 from src.evaluation import evaluate, find_images, load_network, mean_dice, predict
-from src.output_folder import MANIFEST
+from src.output_folder import MANIFEST, claim
 from src.vnet import create_vnet
 
 GEOMETRY = ("GetSize", "GetSpacing", "GetOrigin", "GetDirection")
@@ -198,6 +198,18 @@ def test_images_of_files_and_folders(data, tmp_path, monkeypatch):
     assert list(find_images(["."])) == ["series"]
     monkeypatch.chdir(img)
     assert list(find_images(["."])) == ["Case0", "Case1", "Case2"]
+
+
+def test_our_own_results_are_no_images(tmp_path, write_case):
+    """A prediction beside its image is not segmented in its turn."""
+    image, _ = write_case(tmp_path, "Case0")
+    mask = image.with_name("Case0_test.mhd")
+    write_volume(sitk.ReadImage(str(image)), mask)
+    assert list(find_images([image.parent])) == ["Case0", "Case0_test"]
+    mask.unlink()
+    claim(image.parent, [mask.name])
+    write_volume(sitk.ReadImage(str(image)), mask)
+    assert list(find_images([image.parent])) == ["Case0"]
 
 
 def test_a_link_is_called_by_its_own_name(tmp_path, data):

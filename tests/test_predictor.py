@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from src.predictor import foreground_probability, largest_component, mask_of_probability, segment
+from src.predictor import (
+    foreground_probability,
+    largest_component,
+    left_right_axis,
+    mask_of_probability,
+    segment,
+)
 
 NEIGHBOURS = [step for step in itertools.product((-1, 0, 1), repeat=3) if any(step)]
 
@@ -92,7 +98,7 @@ def test_the_network_gets_a_batch_of_one():
 def test_flips_are_averaged_voxel_by_voxel():
     volume = np.random.default_rng(0).normal(size=(3, 4, 5)).astype(np.float32)
     network = Stub()
-    averaged = foreground_probability(network, volume, flip_average=True)
+    averaged = foreground_probability(network, volume, flip_axis=0)
     assert len(network.seen) == 2
     for x, y, z in np.ndindex(3, 4, 5):
         straight = 0.5 * volume[x, y, z] + 0.1 * x + 0.01 * y + 0.001 * z
@@ -155,6 +161,21 @@ def test_segment_averages_over_the_flip_if_configured(make_image, small_config):
     )
     assert [len(network.seen) for network in networks] == [1, 2]
     assert np.abs(straight - averaged).max() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("direction", "axis"),
+    [
+        (np.eye(3), 0),  # axial: x runs to the left
+        (np.diag([-1, -1, 1]), 0),
+        ([[0, 0, 1], [1, 0, 0], [0, -1, 0]], 2),  # sagittal: slices run to the left
+        ([[1, 0, 0], [0, 0, 1], [0, -1, 0]], 0),  # coronal
+        ([[0.6, 0.8, 0], [-0.8, 0.6, 0], [0, 0, 1]], 1),
+    ],
+)
+def test_the_flip_is_left_right_for_the_patient(make_image, direction, axis):
+    image = make_image(np.zeros((3, 4, 5), np.float32), direction=np.array(direction, float))
+    assert left_right_axis(image) == axis
 
 
 def test_an_empty_prediction_is_an_empty_mask(make_image, small_config):
