@@ -7,16 +7,20 @@ import math
 import signal
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import mindspore as ms
 import numpy as np
 import pandas as pd
+from easydict import EasyDict
+from mindspore import nn
 from tqdm import tqdm
 
 from src import checkpoint
 from src.atomic import write_files
+from src.dataset import TrainingSamples
 from src.errors import DataError
 from src.report import plot_progress
 
@@ -31,10 +35,10 @@ class Progress:
     step: int = 0  # global steps done
     best_dice: float = -1.0
     validations_since_best: int = 0
-    case_ids: list = field(default_factory=list)  # of the training cases, in the split's order
-    row: dict = field(default_factory=dict)
+    case_ids: list[str] = field(default_factory=list)  # of the training cases, in the split's order
+    row: dict[str, float] = field(default_factory=dict)
 
-    def numbers(self):
+    def numbers(self) -> dict[str, int | float | list[str]]:
         """What a resume needs."""
         return {key: value for key, value in asdict(self).items() if key != "row"}
 
@@ -46,7 +50,7 @@ def _loss_and_overflow(outputs):
     return float(outputs.asnumpy()), False
 
 
-def all_finite(cell):
+def all_finite(cell: nn.Cell) -> bool:
     """Whether no parameter of a cell is NaN or infinite."""
     return all(np.isfinite(parameter.asnumpy()).all() for parameter in cell.get_parameters())
 
@@ -64,21 +68,27 @@ class EpochLog(ms.Callback):
     Args:
         progress: shared; `epoch`, `step` and `row` are set here.
         learning_rates: rate of each global step.
-        samples: `src.dataset.TrainingSamples`, tells which cases a batch held.
+        samples: tells which cases a batch held.
         run_folder: its last checkpoint is named when a NaN stops the run.
     """
 
-    def __init__(self, progress, learning_rates, samples, run_folder):
+    def __init__(
+        self,
+        progress: Progress,
+        learning_rates: np.ndarray,
+        samples: TrainingSamples,
+        run_folder: str | Path,
+    ) -> None:
         super().__init__()
         self.progress = progress
         self.learning_rates = learning_rates
         self.samples = samples
         self.run_folder = run_folder
 
-    def on_train_begin(self, run_context):
+    def on_train_begin(self, run_context: ms.RunContext) -> None:
         print("compiling the network: the first step takes longer than the others", flush=True)
 
-    def on_train_epoch_begin(self, run_context):
+    def on_train_epoch_begin(self, run_context: ms.RunContext) -> None:
         parameters = run_context.original_args()
         self.started = time.perf_counter()
         self.losses = []
@@ -90,7 +100,7 @@ class EpochLog(ms.Callback):
             disable=None,  # only on a terminal
         )
 
-    def on_train_step_end(self, run_context):
+    def on_train_step_end(self, run_context: ms.RunContext) -> None:
         _end_cleanly_on_signals()
         parameters = run_context.original_args()
         loss, overflow = _loss_and_overflow(parameters.net_outputs)
@@ -101,7 +111,7 @@ class EpochLog(ms.Callback):
         if not math.isfinite(loss):
             self._stop(parameters, f"loss is {loss}")
 
-    def on_train_epoch_end(self, run_context):
+    def on_train_epoch_end(self, run_context: ms.RunContext) -> None:
         parameters = run_context.original_args()
         if not all_finite(parameters.train_network):
             self._stop(parameters, "weights became NaN or infinite")
@@ -149,13 +159,20 @@ class Validation(ms.Callback):
 
     Args:
         progress: shared; `best_dice`, `validations_since_best` and `row["val_dice"]` are set here.
-        network: the `VNet` in training.
-        mean_dice: function that returns it, called while the network is in evaluation mode.
+        network: the one in training.
+        mean_dice: returns it, called while the network is in evaluation mode.
         run_folder: `ckpt/best.ckpt` there gets the best weights.
         config: `val_interval`, `epochs`.
     """
 
-    def __init__(self, progress, network, mean_dice, run_folder, config):
+    def __init__(
+        self,
+        progress: Progress,
+        network: nn.Cell,
+        mean_dice: Callable[[], float],
+        run_folder: str | Path,
+        config: EasyDict,
+    ) -> None:
         super().__init__()
         self.progress = progress
         self.network = network
@@ -163,7 +180,7 @@ class Validation(ms.Callback):
         self.best_path = Path(run_folder, "ckpt", checkpoint.BEST)
         self.config = config
 
-    def on_train_epoch_end(self, run_context):
+    def on_train_epoch_end(self, run_context: ms.RunContext) -> None:
         progress = self.progress
         if progress.epoch % self.config.val_interval and progress.epoch != self.config.epochs:
             return
@@ -192,7 +209,14 @@ class RunRecorder(ms.Callback):
         config: `save_interval`, `keep_checkpoint_max`.
     """
 
-    def __init__(self, progress, network, training_cell, run_folder, config):
+    def __init__(
+        self,
+        progress: Progress,
+        network: nn.Cell,
+        training_cell: nn.Cell,
+        run_folder: str | Path,
+        config: EasyDict,
+    ) -> None:
         super().__init__()
         self.progress = progress
         self.network = network
@@ -201,13 +225,13 @@ class RunRecorder(ms.Callback):
         self.config = config
         self.history = read_history(self.run_folder, progress.epoch)
 
-    def on_train_epoch_end(self, run_context):
+    def on_train_epoch_end(self, run_context: ms.RunContext) -> None:
         self.history.append(self.progress.row)
         write_history(self.run_folder, self.history)
         if self.progress.epoch % self.config.save_interval == 0:
             self._save(run_context.original_args().batch_num)
 
-    def on_train_end(self, run_context):
+    def on_train_end(self, run_context: ms.RunContext) -> None:
         if self.progress.epoch % self.config.save_interval:
             self._save(run_context.original_args().batch_num)
 
@@ -223,12 +247,12 @@ class RunRecorder(ms.Callback):
 class EarlyStop(ms.Callback):
     """Ends the training after `patience` validations without a better Dice."""
 
-    def __init__(self, progress, patience):
+    def __init__(self, progress: Progress, patience: int) -> None:
         super().__init__()
         self.progress = progress
         self.patience = patience
 
-    def on_train_epoch_end(self, run_context):
+    def on_train_epoch_end(self, run_context: ms.RunContext) -> None:
         if self.progress.validations_since_best >= self.patience:
             print(
                 f"early stop: {self.patience} validations without a better Dice than "
@@ -237,8 +261,8 @@ class EarlyStop(ms.Callback):
             run_context.request_stop()
 
 
-def read_history(run_folder, epochs):
-    """The rows of the first `epochs` epochs, as dicts; a resumed run goes on from there."""
+def read_history(run_folder: str | Path, epochs: int) -> list[dict[str, float]]:
+    """The rows of the first `epochs` epochs; a resumed run goes on from there."""
     path = Path(run_folder, "history.csv")
     if not epochs or not path.is_file():
         return []
@@ -246,7 +270,7 @@ def read_history(run_folder, epochs):
     return history[history["epoch"] <= epochs].to_dict("records")
 
 
-def write_history(run_folder, rows):
+def write_history(run_folder: str | Path, rows: list[dict[str, float]]) -> None:
     """Writes history.csv of a run."""
     table = pd.DataFrame(rows, columns=HISTORY_COLUMNS)
     write_files({Path(run_folder, "history.csv"): table.to_csv(index=False).encode()})

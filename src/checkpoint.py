@@ -17,6 +17,7 @@ import os
 from pathlib import Path
 
 import mindspore as ms
+from mindspore import nn
 
 from src.errors import DataError
 from src.vnet import VARIANTS, VNet
@@ -70,7 +71,7 @@ def _entries(parameters):
     return [{"name": parameter.name, "data": parameter} for parameter in parameters]
 
 
-def save_weights(network, path):
+def save_weights(network: nn.Cell, path: str | Path) -> None:
     """Writes a network's parameters to `path`, replacing what was there in one step.
 
     Raises:
@@ -81,7 +82,12 @@ def save_weights(network, path):
     _pending(path).replace(path)
 
 
-def save_last(folder, network, training_cell, progress):
+def save_last(
+    folder: str | Path,
+    network: nn.Cell,
+    training_cell: nn.Cell,
+    progress: dict[str, int | float | list[str]],
+) -> None:
     """Replaces `last.ckpt` and `last_state.ckpt` as one transaction.
 
     Args:
@@ -89,7 +95,7 @@ def save_last(folder, network, training_cell, progress):
         network: its parameters become `last.ckpt`.
         training_cell: every further parameter in it (optimizer, global step, loss scale) becomes
             `last_state.ckpt`.
-        progress: numbers to go on from, `{name: int or float}`.
+        progress: what to go on from.
     """
     folder = Path(folder)
     last, state = folder / LAST, folder / STATE
@@ -105,26 +111,29 @@ def save_last(folder, network, training_cell, progress):
     recover(folder)
 
 
-def recover(folder):
+def recover(folder: str | Path) -> None:
     """Finishes a transaction that was committed, forgets one that was not."""
     folder = Path(folder)
-    committed = (folder / COMMIT).exists()
     for name in (LAST, STATE):
         pending = _pending(folder / name)
-        if committed and pending.exists():
+        if (folder / COMMIT).exists() and pending.exists():
             pending.replace(folder / name)
-        pending.unlink(missing_ok=True)
+    # MindSpore writes under yet another suffix, .tmp, before it renames.
+    for leftover in folder.glob(".*.new.*"):
+        leftover.unlink()
     _sync_folder(folder)
     (folder / COMMIT).unlink(missing_ok=True)
 
 
-def can_resume(folder):
+def can_resume(folder: str | Path) -> bool:
     """Whether a run's `ckpt/` holds a whole state; a transaction under way is settled first."""
     recover(folder)
     return Path(folder, STATE).is_file()
 
 
-def load_last(folder, network, training_cell):
+def load_last(
+    folder: str | Path, network: nn.Cell, training_cell: nn.Cell
+) -> dict[str, int | float | list[str]]:
     """Puts `last.ckpt` and `last_state.ckpt` back.
 
     Returns:
@@ -150,14 +159,14 @@ def load_last(folder, network, training_cell):
     return json.loads(progress)
 
 
-def prune(folder, keep):
+def prune(folder: str | Path, keep: int) -> None:
     """Removes all numbered checkpoints but the newest `keep`."""
     numbered = sorted(Path(folder).glob(f"{PREFIX}-*_*.ckpt"), key=epoch_and_step)
     for path in numbered[:-keep]:
         path.unlink()
 
 
-def epoch_and_step(path):
+def epoch_and_step(path: str | Path) -> tuple[int, int]:
     """(epoch, step) of a checkpoint called `checkpoint_vnet-EPOCH_STEP.ckpt`."""
     epoch, step = Path(path).stem.rsplit("-", 1)[1].split("_")
     return int(epoch), int(step)
@@ -177,7 +186,7 @@ def _read(path):
     return entries
 
 
-def load_weights(network, path):
+def load_weights(network: nn.Cell, path: str | Path) -> None:
     """Loads a checkpoint into a network: exactly its parameters, with their shapes.
 
     Raises:
@@ -222,7 +231,7 @@ def _mismatch(name, expected, found):
     return f"{name} has shape {found[name].shape}, expected {expected[name].shape}"
 
 
-def fitting_architecture(shapes):
+def fitting_architecture(shapes: dict[str, tuple[int, ...]]) -> tuple[str, int] | None:
     """(variant, width) of the V-Net with exactly these parameters, None if there is none.
 
     Args:

@@ -1,13 +1,15 @@
 """What the entry points have in common on the command line."""
 
 import sys
+from argparse import ArgumentParser
+from collections.abc import Callable
 
 from src.errors import DataError, UsageError
 
 DEVICES = ("Ascend", "GPU", "CPU")
 
 
-def add_device_arguments(parser, id_flag):
+def add_device_arguments(parser: ArgumentParser, id_flag: str) -> None:
     """`--device_target` and the zoo's name for the device number."""
     parser.add_argument(
         "--device_target",
@@ -18,7 +20,7 @@ def add_device_arguments(parser, id_flag):
     parser.add_argument(id_flag, type=int, default=0, help="number of the device (default: 0)")
 
 
-def add_set_argument(parser):
+def add_set_argument(parser: ArgumentParser) -> None:
     """`--set key=value`, as often as wanted."""
     parser.add_argument(
         "--set",
@@ -30,7 +32,7 @@ def add_set_argument(parser):
     )
 
 
-def run(main):
+def run(main: Callable[[], None]) -> None:
     """Runs an entry point: its errors become one line and an exit code, 2 for usage and 1 else."""
     try:
         main()

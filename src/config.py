@@ -138,11 +138,11 @@ def _known(key):
     return key
 
 
-def overridden(config, overrides):
+def overridden(config: dict, overrides: list[str]) -> EasyDict:
     """A copy of `config` with `key=value` texts applied, all of it checked.
 
     Args:
-        config: EasyDict with the keys of `vnet_cfg`.
+        config: with the keys of `vnet_cfg`.
         overrides: such as ["VolSize=64,64,32", "lr=0.01"].
 
     Raises:
@@ -159,7 +159,7 @@ def overridden(config, overrides):
     return result
 
 
-def training_config(device_target, overrides):
+def training_config(device_target: str, overrides: list[str]) -> EasyDict:
     """`vnet_cfg` with `overrides`; on a GPU the zoo's lower rate, unless one was chosen."""
     config = overridden(vnet_cfg, overrides)
     chosen = vnet_cfg.lr != 0.001 or any(item.startswith("lr=") for item in overrides)
@@ -168,7 +168,7 @@ def training_config(device_target, overrides):
     return config
 
 
-def save_config(config, path):
+def save_config(config: EasyDict, path: str | Path) -> None:
     """Writes `config` as JSON, whole or not at all.
 
     Raises:
@@ -177,7 +177,7 @@ def save_config(config, path):
     write_files({Path(path): f"{json.dumps(config, indent=2)}\n".encode()})
 
 
-def load_config(path):
+def load_config(path: str | Path) -> EasyDict:
     """The configuration that `save_config` wrote; keys that came later get their defaults.
 
     Raises:
@@ -195,7 +195,7 @@ def load_config(path):
         ) from None
 
 
-def config_path_of(checkpoint_path):
+def config_path_of(checkpoint_path: str | Path) -> Path | None:
     """The `config.json` of a checkpoint: beside it or one folder up, None if there is none."""
     folder = Path(checkpoint_path).absolute().parent
     return next(
@@ -204,7 +204,7 @@ def config_path_of(checkpoint_path):
     )
 
 
-def config_of_checkpoint(checkpoint_path, overrides):
+def config_of_checkpoint(checkpoint_path: str | Path, overrides: list[str]) -> EasyDict:
     """The configuration that fits a checkpoint's weights, with `overrides` on top.
 
     A checkpoint without `config.json` (the zoo's own) gets the defaults, and a line says so.
@@ -219,7 +219,7 @@ def config_of_checkpoint(checkpoint_path, overrides):
     return _keeping(FIXED_BY_WEIGHTS, path, overrides)
 
 
-def config_of_run(run_folder, overrides):
+def config_of_run(run_folder: str | Path, overrides: list[str]) -> EasyDict:
     """The configuration to resume a run with: its own, with `overrides` on top.
 
     Raises:

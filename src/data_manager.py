@@ -14,14 +14,17 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath, PureWindowsPath
+from typing import BinaryIO
 
 import numpy as np
 import SimpleITK as sitk
+from easydict import EasyDict
 
 from src.errors import DataError
 
 SUFFIXES = (".mhd", ".mha", ".nii.gz", ".nii", ".nrrd")
+META_SUFFIXES = (".mhd", ".mha")  # MetaImage
 MASK_SUFFIX = "_segmentation"
 SAME_GRID_VOXELS = 0.05  # corners of an image and its mask may lie this far apart
 LEAST_SHARE_ON_GRID = 0.95  # of the prostate; less is said
@@ -40,18 +43,18 @@ class Case:
 # --- finding ---------------------------------------------------------------------------------
 
 
-def suffix_of(path):
+def suffix_of(path: str | PurePath) -> str | None:
     """Which of `SUFFIXES` a file name ends with, None for any other."""
     return next((suffix for suffix in SUFFIXES if Path(path).name.lower().endswith(suffix)), None)
 
 
-def stem(path):
+def stem(path: str | PurePath) -> str:
     """The file's name without folder and image suffix: Case03 of img/Case03.nii.gz."""
     name = Path(path).name
     return name[: len(name) - len(suffix_of(name) or "")]
 
 
-def images_in(folder):
+def images_in(folder: str | Path) -> dict[str, list[Path]]:
     """Image files of a folder, `{stem: [paths]}`, sorted by name.
 
     Raises:
@@ -83,7 +86,7 @@ def _only(folder, found, wanted):
     return paths[0]
 
 
-def find_cases(data_path, names, with_mask=True):
+def find_cases(data_path: str | Path, names: list[str], with_mask: bool = True) -> list[Case]:
     """The cases of `data_path/img` (and `gt`) that a split names.
 
     Args:
@@ -110,26 +113,35 @@ def find_cases(data_path, names, with_mask=True):
 # --- reading and checking ----------------------------------------------------------------------
 
 
-def _meta_header(path):
+def meta_header(file: BinaryIO) -> tuple[dict[str, str], int]:
     """The `key = value` lines of a MetaImage header, and how many bytes they take."""
     header = {}
-    with Path(path).open("rb") as file:
-        for line in file:
-            key, _, value = line.decode("latin-1").partition("=")
-            header[key.strip()] = value.strip()
-            if key.strip() == "ElementDataFile" or len(header) > 200:
-                break
-        return header, file.tell()
+    for line in file:
+        key, _, value = line.decode("utf-8", "replace").partition("=")
+        header[key.strip()] = value.strip()
+        if key.strip() == "ElementDataFile" or len(header) > 200:
+            break
+    return header, file.tell()
 
 
 def _data_file(path):
-    """The file that holds the voxels: the image file, or the one that a MetaImage header names."""
+    """The file that holds the voxels: the image file, or the one that a MetaImage header names.
+
+    A header may name any file of the disk; only one in its own folder is the image's.
+    """
     path = Path(path)
-    if suffix_of(path) not in (".mhd", ".mha"):
+    if suffix_of(path) not in META_SUFFIXES:
         return path
-    name = _meta_header(path)[0].get("ElementDataFile", "")
+    with path.open("rb") as file:
+        name = meta_header(file)[0].get("ElementDataFile", "")
     if not name:
         raise DataError(f"{path}: no ElementDataFile in its header; expected a MetaImage header")
+    place = PureWindowsPath(name)  # knows both kinds of slashes, and drives
+    if place.anchor or ".." in place.parts:
+        raise DataError(
+            f"{path}: ElementDataFile {name} is not in its folder; put the file there and "
+            "write its bare name into the header"
+        )
     if name.upper().startswith("LIST") or "%" in name:
         raise DataError(f"{path}: its voxels lie in several files; expected one, save it as .mha")
     return path if name.upper() == "LOCAL" else path.parent / name
@@ -138,8 +150,9 @@ def _data_file(path):
 def _check_data_is_whole(path, reader):
     """SimpleITK fills up a truncated NIfTI or a damaged compressed MetaImage without a word."""
     data_file, suffix, start = _data_file(path), suffix_of(path), 0
-    if suffix in (".mhd", ".mha"):
-        header, header_bytes = _meta_header(path)
+    if suffix in META_SUFFIXES:
+        with path.open("rb") as file:
+            header, header_bytes = meta_header(file)
         packed = header.get("CompressedData", "").lower() == "true"
         start = header_bytes if data_file == path else 0
         expected = int(np.prod(reader.GetSize())) * _component_bytes(reader.GetPixelID())
@@ -241,14 +254,15 @@ def _read_dicom_series(folder):
     return _finite(image, folder)
 
 
-def read_image(path):
+def read_image(path: str | Path) -> sitk.Image:
     """An MR image, as float32 in its own intensities.
 
     Args:
         path: a file with one of `SUFFIXES`, or the folder of one DICOM series.
 
     Raises:
-        DataError: missing, unreadable, truncated, no 3-D scalar volume, NaN, or all of one value.
+        DataError: missing, unreadable, truncated, no 3-D scalar volume, NaN, all of one value, or
+            a header that names voxels outside its folder.
     """
     image = _finite(sitk.Cast(_read(path), sitk.sitkFloat32), path)
     values = sitk.GetArrayViewFromImage(image)
@@ -257,7 +271,7 @@ def read_image(path):
     return image
 
 
-def read_mask(path, image, image_path):
+def read_mask(path: str | Path, image: sitk.Image, image_path: str | Path) -> sitk.Image:
     """The reference mask of `image`, uint8 0 and 1, with exactly the image's geometry.
 
     Raises:
@@ -274,7 +288,9 @@ def read_mask(path, image, image_path):
     return mask
 
 
-def check_same_grid(image, image_path, mask, mask_path):
+def check_same_grid(
+    image: sitk.Image, image_path: str | Path, mask: sitk.Image, mask_path: str | Path
+) -> None:
     """Raises a DataError where a mask does not lie on its image's voxels."""
     if image.GetSize() != mask.GetSize():
         raise DataError(
@@ -304,12 +320,12 @@ def check_same_grid(image, image_path, mask, mask_path):
 # --- to the network grid and back --------------------------------------------------------------
 
 
-def xyz(image):
-    """The voxels of a SimpleITK image as an array (X, Y, Z)."""
+def xyz(image: sitk.Image) -> np.ndarray:
+    """The voxels of an image, (X, Y, Z)."""
     return sitk.GetArrayFromImage(image).T
 
 
-def network_grid(image, config):
+def network_grid(image: sitk.Image, config: EasyDict) -> sitk.Image:
     """An empty image on the network grid: `VolSize` voxels of `dstRes` mm about the image's centre.
 
     Its axes are the image's, or with `normDir` the patient's.
@@ -327,7 +343,7 @@ def network_grid(image, config):
     return grid
 
 
-def image_to_network_grid(image, config):
+def image_to_network_grid(image: sitk.Image, config: EasyDict) -> np.ndarray:
     """The network's input of one image.
 
     Rescaled to 0..1 over the whole image, resampled with 0 outside, then z-scored over the voxels
@@ -350,7 +366,7 @@ def image_to_network_grid(image, config):
     return ((volume - positive.mean()) / positive.std()).astype(np.float32)
 
 
-def mask_to_network_grid(mask, config):
+def mask_to_network_grid(mask: sitk.Image, config: EasyDict) -> np.ndarray:
     """A reference mask on the network grid, (X, Y, Z) bool: linear, then above one half."""
     soft = sitk.Resample(
         sitk.Cast(mask, sitk.sitkFloat32),
@@ -362,7 +378,9 @@ def mask_to_network_grid(mask, config):
     return xyz(soft) > 0.5
 
 
-def probability_to_case_grid(probability, image, config):
+def probability_to_case_grid(
+    probability: np.ndarray, image: sitk.Image, config: EasyDict
+) -> sitk.Image:
     """The network's output on the image's own voxels.
 
     Args:
@@ -371,7 +389,7 @@ def probability_to_case_grid(probability, image, config):
         config: that of the network grid.
 
     Returns:
-        float32 image with the image's geometry; 0 outside the network grid.
+        float32, with the image's geometry; 0 outside the network grid.
     """
     on_grid = sitk.GetImageFromArray(np.ascontiguousarray(probability.T, dtype=np.float32))
     on_grid.CopyInformation(network_grid(image, config))
@@ -381,14 +399,16 @@ def probability_to_case_grid(probability, image, config):
 # --- preprocessed cases ------------------------------------------------------------------------
 
 
-def read_case(case):
+def read_case(case: Case) -> tuple[sitk.Image, sitk.Image | None]:
     """Image and reference mask (None if the case has none), read and checked."""
     image = read_image(case.image_path)
     mask = read_mask(case.mask_path, image, case.image_path) if case.mask_path else None
     return image, mask
 
 
-def load_training_volumes(cases, config):
+def load_training_volumes(
+    cases: list[Case], config: EasyDict
+) -> list[tuple[np.ndarray, np.ndarray]]:
     """All cases on the network grid, read in parallel and kept in `cache_dir` for the next start.
 
     Args:
@@ -396,7 +416,7 @@ def load_training_volumes(cases, config):
         config: `VolSize`, `dstRes`, `normDir`, `num_workers`, `cache_dir`.
 
     Returns:
-        [(volume (X, Y, Z) float32, mask (X, Y, Z) bool)] in the order of `cases`.
+        Volume (X, Y, Z) float32 and mask (X, Y, Z) bool of each, in the order of `cases`.
 
     Raises:
         DataError: a case that cannot be read, or whose gland lies outside the network grid.
@@ -405,7 +425,7 @@ def load_training_volumes(cases, config):
         return list(pool.map(lambda case: _training_volume(case, config), cases))
 
 
-def worker_count(config):
+def worker_count(config: EasyDict) -> int:
     """Threads for reading: `num_workers`, or one per core up to 8; never more than the cores."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return min(config.num_workers or 8, cores)
@@ -492,14 +512,14 @@ def _write_cache(path, arrays):
 # --- writing -----------------------------------------------------------------------------------
 
 
-def write_volume(image, path):
+def write_volume(image: sitk.Image, path: str | Path) -> None:
     """Writes an image, whole or not at all.
 
     It is written under a folder of its own, read back and compared, since SimpleITK does not notice
     every full disk, and then renamed, the voxels of a `.mhd` before its header.
 
     Args:
-        image: SimpleITK image.
+        image: of any size and voxel type.
         path: with one of `SUFFIXES`; `.mhd` gets a compressed `.zraw` beside it.
 
     Raises:

@@ -4,13 +4,16 @@ Every sample is known by its index, `epoch * samples per epoch + position`; orde
 from (seed, index) alone, so any step of any epoch can be made again.
 """
 
+from collections.abc import Iterator
+
 import mindspore.dataset as ds
 import numpy as np
+from easydict import EasyDict
 
 ORDER_STREAM, DROPOUT_STREAM = 0, 1  # one random stream each, of the same seed
 
 
-def epoch_order(case_count, epoch, seed, global_batch_size):
+def epoch_order(case_count: int, epoch: int, seed: int, global_batch_size: int) -> np.ndarray:
     """Which case stands where in an epoch.
 
     A permutation of all cases, drawn from (seed, epoch), filled up from its own beginning to whole
@@ -23,7 +26,7 @@ def epoch_order(case_count, epoch, seed, global_batch_size):
     return np.resize(order, -(-case_count // global_batch_size) * global_batch_size)
 
 
-def dropout_keep(seed, sample_index, channels, rate):
+def dropout_keep(seed: int, sample_index: int, channels: int, rate: float) -> np.ndarray:
     """The factor of each channel that dropout acts on, for one sample of one step.
 
     Drawn from (seed, sample, channel), the same on every device and after a resume.
@@ -39,7 +42,7 @@ class TrainingSamples:
     """Sample index -> (image (1, X, Y, Z), mask (X, Y, Z)[, keep (channels,)]), all float32.
 
     Args:
-        volumes: [(volume, mask)], from `src.data_manager.load_training_volumes`.
+        volumes: volume and mask of each case, from `src.data_manager.load_training_volumes`.
         config: `batch_size`, `seed`, `dropout`.
         dropout_channels: columns of `keep` that the network takes.
         ranks: processes that share each step.
@@ -48,7 +51,13 @@ class TrainingSamples:
         steps: global batches of an epoch.
     """
 
-    def __init__(self, volumes, config, dropout_channels, ranks=1):
+    def __init__(
+        self,
+        volumes: list[tuple[np.ndarray, np.ndarray]],
+        config: EasyDict,
+        dropout_channels: int,
+        ranks: int = 1,
+    ) -> None:
         self.volumes = volumes
         self.batch_size = config.batch_size
         self.global_batch_size = config.batch_size * ranks
@@ -59,18 +68,18 @@ class TrainingSamples:
         self.per_epoch = len(self.order(0))
         self.steps = self.per_epoch // self.global_batch_size
 
-    def order(self, epoch):
+    def order(self, epoch: int) -> np.ndarray:
         """Indices into `volumes` of one epoch, see `epoch_order`."""
         return epoch_order(len(self.volumes), epoch, self.seed, self.global_batch_size)
 
-    def batch(self, epoch, step):
+    def batch(self, epoch: int, step: int) -> np.ndarray:
         """Indices into `volumes` of one global batch; epoch and step count from 0."""
         return self.order(epoch)[step * self.global_batch_size :][: self.global_batch_size]
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self.per_epoch
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> tuple[np.ndarray, ...]:
         index = int(index)
         epoch, position = divmod(index, self.per_epoch)
         volume, mask = self.volumes[self.order(epoch)[position]]
@@ -86,30 +95,32 @@ class EpochSampler(ds.Sampler):
     Each step takes one global batch; rank r of R takes every R-th of its samples.
     """
 
-    def __init__(self, per_epoch, first_epoch, rank, ranks):
+    def __init__(self, per_epoch: int, first_epoch: int, rank: int, ranks: int) -> None:
         super().__init__(per_epoch // ranks)
         self.per_epoch = per_epoch
         self.epoch = first_epoch
         self.rank = rank
         self.ranks = ranks
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[int]:
         start = self.epoch * self.per_epoch
         self.epoch += 1
         return iter(range(start + self.rank, start + self.per_epoch, self.ranks))
 
 
-def create_dataset(samples, first_epoch=0, rank=0, workers=1):
+def create_dataset(
+    samples: TrainingSamples, first_epoch: int = 0, rank: int = 0, workers: int = 1
+) -> ds.Dataset:
     """The training dataset of one rank.
 
     Args:
-        samples: `TrainingSamples` of all cases.
+        samples: of all cases.
         first_epoch: epochs already trained.
         rank: this process among `samples.ranks`.
         workers: threads that make samples.
 
     Returns:
-        Dataset with columns image (batch, 1, X, Y, Z), mask (batch, X, Y, Z) and, with dropout,
+        Columns image (batch, 1, X, Y, Z), mask (batch, X, Y, Z) and, with dropout,
         keep (batch, channels).
     """
     columns = ["image", "mask"] + (["keep"] if samples.dropout_channels else [])

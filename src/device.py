@@ -3,7 +3,8 @@
 import os
 
 import mindspore as ms
-from mindspore import device_context
+from easydict import EasyDict
+from mindspore import device_context, nn
 
 from src.errors import DataError
 
@@ -40,12 +41,12 @@ def start_device(target: str, device_id: int = 0) -> None:
     ms.set_context(mode=ms.GRAPH_MODE)
 
 
-def uses_mixed_precision(config, target: str) -> bool:
+def uses_mixed_precision(config: EasyDict, target: str) -> bool:
     """Whether convolutions run in float16: on Ascend and GPU, unless `precision` says otherwise."""
     return config.precision == "mixed" or (config.precision == "auto" and target != "CPU")
 
 
-def apply_precision(network, config, target: str) -> None:
+def apply_precision(network: nn.Cell, config: EasyDict, target: str) -> None:
     """Lets convolutions compute in float16 where they should; parameters stay float32."""
     if uses_mixed_precision(config, target):
         ms.amp.auto_mixed_precision(network, "O2")

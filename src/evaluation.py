@@ -1,10 +1,13 @@
 """A checkpoint at work: masks, with metrics where there is a reference, and pictures."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import SimpleITK as sitk
+from easydict import EasyDict
+from mindspore import nn
 from tqdm import tqdm
 
 from src import output_folder
@@ -12,6 +15,7 @@ from src.atomic import write_files
 from src.checkpoint import load_weights
 from src.data_manager import (
     MASK_SUFFIX,
+    Case,
     images_in,
     read_case,
     read_image,
@@ -31,7 +35,7 @@ EVALUATION_FILES = ("metrics.csv", "metrics.json", "overlays.png")
 PREDICTION_FILES = ("volumes.csv", "overlays.png")
 
 
-def load_network(checkpoint_path, config, device_target):
+def load_network(checkpoint_path: str | Path, config: EasyDict, device_target: str) -> nn.Cell:
     """The network of a checkpoint, ready to predict.
 
     Raises:
@@ -43,7 +47,7 @@ def load_network(checkpoint_path, config, device_target):
     return network.set_train(False)
 
 
-def mean_dice(network, cases, config):
+def mean_dice(network: nn.Cell, cases: list[Case], config: EasyDict) -> float:
     """Mean Dice of some cases on their own grids; the network must be in evaluation mode."""
     scores = []
     for case in cases:
@@ -53,7 +57,9 @@ def mean_dice(network, cases, config):
     return float(np.mean(scores))
 
 
-def evaluate(network, cases, config, about):
+def evaluate(
+    network: nn.Cell, cases: list[Case], config: EasyDict, about: dict
+) -> list[dict[str, str | float]]:
     """Predicts cases, compares them with their references, and writes all of it.
 
     `dirPredictionImage` gets NAME_test.mhd of each case, metrics.csv, metrics.json, overlays.png.
@@ -65,7 +71,7 @@ def evaluate(network, cases, config, about):
         about: what else metrics.json should say, such as the checkpoint.
 
     Returns:
-        One dict per case: its name and `src.metrics.case_metrics`.
+        Of each case its name and `src.metrics.case_metrics`.
 
     Raises:
         DataError: a file is at fault, or the folder holds other people's files of these names.
@@ -97,7 +103,7 @@ def evaluate(network, cases, config, about):
     return rows
 
 
-def find_images(inputs):
+def find_images(inputs: Iterable[str | Path]) -> dict[str, Path]:
     """The images that a command line names.
 
     Args:
@@ -128,7 +134,9 @@ def find_images(inputs):
     return found
 
 
-def predict(network, images, config, save_probability=False):
+def predict(
+    network: nn.Cell, images: dict[str, Path], config: EasyDict, save_probability: bool = False
+) -> pd.DataFrame:
     """Segments images without references, each in its own geometry and format.
 
     `dirPredictionImage` gets NAME_test.<ext> (`.nii.gz` for DICOM), with `save_probability` also
@@ -136,12 +144,12 @@ def predict(network, images, config, save_probability=False):
 
     Args:
         network: from `load_network`.
-        images: {name: path}, from `find_images`.
+        images: from `find_images`.
         config: network grid, threshold, flip averaging, `dirPredictionImage`.
         save_probability: also write the float32 probability.
 
     Returns:
-        DataFrame with a row per image: case, prostate_ml, mask.
+        A row per image: case, prostate_ml, mask.
 
     Raises:
         DataError: a file is at fault, or the folder holds other people's files of these names.

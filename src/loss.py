@@ -17,7 +17,7 @@ class DiceLoss(nn.Cell):
     `construct(probability, mask)` takes two (batch, X, Y, Z) tensors and returns a float32 scalar.
     """
 
-    def __init__(self, epsilon=1e-5):
+    def __init__(self, epsilon: float = 1e-5) -> None:
         super().__init__()
         self.epsilon = epsilon
 

@@ -3,7 +3,9 @@
 import numpy as np
 
 
-def learning_rates(lr, total_steps, warmup_step, warmup_ratio):
+def learning_rates(
+    lr: float, total_steps: int, warmup_step: int, warmup_ratio: float
+) -> np.ndarray:
     """One rate per training step.
 
     Rises linearly from `warmup_ratio * lr` over `warmup_step` steps, but at most over the first

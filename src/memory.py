@@ -4,6 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+from easydict import EasyDict
+from mindspore import nn
 
 from src.errors import DataError
 
@@ -15,7 +17,7 @@ BYTES_PER_VOXEL_AND_CHANNEL = 360
 CGROUP = Path("/sys/fs/cgroup")
 
 
-def training_bytes(config, parameter_count, batch_size):
+def training_bytes(config: EasyDict, parameter_count: int, batch_size: int) -> float:
     """Estimated peak memory of one process's training step on a CPU.
 
     Args:
@@ -27,7 +29,7 @@ def training_bytes(config, parameter_count, batch_size):
     return PROCESS_BYTES + BYTES_PER_PARAMETER * parameter_count + features * batch_size
 
 
-def available_bytes():
+def available_bytes() -> int:
     """Memory that this process may still take: the machine's, or less in a container."""
     available = psutil.virtual_memory().available
     try:
@@ -40,7 +42,7 @@ def available_bytes():
     return min(available, limit - used + int(statistics.get("inactive_file", 0)))
 
 
-def check_training_fits(config, network):
+def check_training_fits(config: EasyDict, network: nn.Cell) -> None:
     """Raises a DataError that says what would fit, where a CPU training surely does not."""
     parameters = sum(parameter.size for parameter in network.get_parameters())
     available = available_bytes()

@@ -22,7 +22,7 @@ CONV = {"weight": "weight", "bias": "bias"}
 PRELU = {"weight": "w"}
 
 
-def monai_names():
+def monai_names() -> dict[str, str]:
     """MONAI's parameter name -> ours, for all that any MONAI VNet of three dimensions has."""
     shape = VARIANTS["monai"]
     convs = {"out_tr.conv2": "out_tr.conv2"}
@@ -51,17 +51,17 @@ def monai_names():
     }
 
 
-def from_monai(state):
+def from_monai(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Renames the arrays of MONAI's VNet; both libraries lay them out alike.
 
     With `bias=True` MONAI adds a bias before a batch norm, which takes it away again: it is moved
     into the moving mean. A state dict does not tell its activation, but PReLU has slopes.
 
     Args:
-        state: name -> array of `monai.networks.nets.VNet(out_channels=2).state_dict()`.
+        state: entries of `monai.networks.nets.VNet(out_channels=2).state_dict()`.
 
     Returns:
-        Name -> float32 array of `VNet(**VARIANTS["monai"])`, with activation "prelu" where the
+        Name -> float32 values of `VNet(**VARIANTS["monai"])`, with activation "prelu" where the
         state has slopes.
 
     Raises:
@@ -93,8 +93,8 @@ def from_monai(state):
     return ours
 
 
-def read_state_dict(path):
-    """Name -> array of a state dict in a .pt, .pth (needs PyTorch), .safetensors or .npz file.
+def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
+    """The arrays of a state dict in a .pt, .pth (needs PyTorch), .safetensors or .npz file.
 
     Raises:
         UsageError: another suffix.
@@ -141,7 +141,7 @@ def _read_torch(path):
     }
 
 
-def import_monai(state_dict_path, ckpt_path):
+def import_monai(state_dict_path: str | Path, ckpt_path: str | Path) -> None:
     """Writes MONAI's weights as a checkpoint of variant 'monai', and its `config.json` beside it.
 
     Raises:

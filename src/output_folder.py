@@ -9,7 +9,7 @@ from src.errors import DataError
 MANIFEST = ".vnet_outputs.json"  # names of the files that this program wrote here
 
 
-def outputs_in(folder):
+def outputs_in(folder: str | Path) -> set[str]:
     """Names of the files that this program wrote into a folder."""
     manifest = Path(folder, MANIFEST)
     try:
@@ -18,7 +18,7 @@ def outputs_in(folder):
         return set()  # not what this program wrote: no file here counts as ours
 
 
-def claim(folder, names):
+def claim(folder: str | Path, names: list[str]) -> None:
     """Makes `folder` ready for files of these names.
 
     Files of an earlier evaluation or prediction are replaced, with a line that says so.

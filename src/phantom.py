@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import SimpleITK as sitk
+from numpy.typing import ArrayLike
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 from tqdm import tqdm
@@ -57,7 +58,7 @@ VOLUME_ML = (20.0, 96.0)  # of the gland before it is bent and the rectum presse
 PROTOCOLS = ((0.27, 3.6), (0.4, 3), (0.5, 3), (0.625, 3.6), (0.625, 2.2), (0.75, 4), (1, 2))
 
 
-def rotation(degrees):
+def rotation(degrees: ArrayLike) -> np.ndarray:
     """Matrix of the turns about x, y and z, one after another."""
     return Rotation.from_euler("xyz", degrees, degrees=True).as_matrix()
 
@@ -74,7 +75,7 @@ class Ellipsoid:
     rim_mm: float = 0
     name: str = ""
 
-    def distance_mm(self, at):
+    def distance_mm(self, at: np.ndarray) -> np.ndarray:
         """Signed distance, negative inside, of points (3, N); exact along the shortest axis."""
         to_unit = np.float32((rotation(self.tilt_deg) / self.radii_mm).T)
         unit = to_unit @ at - (to_unit @ np.float32(self.centre_mm))[:, None]
@@ -97,8 +98,8 @@ class Anatomy:
     waves: dict[str, np.ndarray]  # of each random field
 
 
-def random_waves(rng, length_mm, count):
-    """Draw plane waves, (count, 4): wave vectors in rad/mm and phases.
+def random_waves(rng: np.random.Generator, length_mm: float, count: int) -> np.ndarray:
+    """Draws plane waves, (count, 4): wave vectors in rad/mm and phases.
 
     Their sum is a random field with a Gaussian covariance of width `length_mm` (random Fourier
     features, Rahimi and Recht 2007).
@@ -107,13 +108,13 @@ def random_waves(rng, length_mm, count):
     return np.column_stack([vectors, rng.uniform(0, 2 * np.pi, count)])
 
 
-def geometry(grid):
-    """Size `xyz`, origin, and the step in mm along each index axis (rows) of a sitk image."""
+def geometry(grid: sitk.Image) -> tuple[tuple[int, ...], np.ndarray, np.ndarray]:
+    """Size `xyz`, origin, and the step in mm along each index axis (rows)."""
     steps = np.reshape(grid.GetDirection(), (3, 3)).T * np.array(grid.GetSpacing())[:, None]
     return grid.GetSize(), np.array(grid.GetOrigin()), steps
 
 
-def sample_field(waves, grid):
+def sample_field(waves: np.ndarray, grid: sitk.Image) -> np.ndarray:
     """Random field on the voxels of `grid`, flat `zyx` order, mean 0 and variance about 1.
 
     On a grid a plane wave is a product of one factor per axis, so one matrix product sums them.
@@ -129,7 +130,7 @@ def sample_field(waves, grid):
     return summed.real.ravel() * np.float32(np.sqrt(2 / len(waves)))
 
 
-def sample_points(grid):
+def sample_points(grid: sitk.Image) -> np.ndarray:
     """Patient coordinates of the voxels of `grid`, (3, N) float32 in flat `zyx` order."""
     size, origin, steps = geometry(grid)
     x, y, z = (np.outer(step, np.arange(n)) for n, step in zip(size, steps, strict=True))
@@ -137,8 +138,8 @@ def sample_points(grid):
     return at.astype(np.float32).reshape(3, -1)
 
 
-def draw_anatomy(rng):
-    """Draw one patient: sizes, positions and contents vary, neighbours keep touching."""
+def draw_anatomy(rng: np.random.Generator) -> Anatomy:
+    """Draws one patient: sizes, positions and contents vary, neighbours keep touching."""
 
     def one(tissue, centre, radii, tilt=(0, 0, 0), rim="", rim_mm=0, name=""):
         centre, tilt = centre + rng.normal(0, 1.5, 3), tilt + rng.normal(0, 3, 3)
@@ -210,8 +211,8 @@ def draw_anatomy(rng):
     )
 
 
-def draw_grid(rng, anatomy):
-    """Draw the scan: an empty sitk image around the gland, oblique in half of the cases."""
+def draw_grid(rng: np.random.Generator, anatomy: Anatomy) -> sitk.Image:
+    """Draws the scan: an empty image around the gland, oblique in half of the cases."""
     width_mm = max(rng.uniform(100, 180), 3.2 * anatomy.gland_radii_mm[0])
     height_mm = 2 * anatomy.gland_radii_mm[2] + rng.uniform(30, 44)
     fitting = [p for p in PROTOCOLS if 3.2 * anatomy.gland_radii_mm[0] < 320 * p[0]]
@@ -228,7 +229,9 @@ def draw_grid(rng, anatomy):
     return grid
 
 
-def paint(anatomy, at, fields):
+def paint(
+    anatomy: Anatomy, at: np.ndarray, fields: dict[str, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
     """Signal, float32 with urine at about 1, and gland, bool, at points (3, N) in LPS."""
     at = np.float32(anatomy.rotation.T) @ (at - np.float32(anatomy.centre_mm)[:, None])
     at += BEND_MM * np.stack([fields["bend_x"], fields["bend_y"], fields["bend_z"]])
@@ -258,8 +261,8 @@ def paint(anatomy, at, fields):
     return np.maximum(signal, 0), gland
 
 
-def render(anatomy, grid):
-    """Sample a patient on the voxels of `grid`: signal and gland (see `paint`), both `zyx`."""
+def render(anatomy: Anatomy, grid: sitk.Image) -> tuple[np.ndarray, np.ndarray]:
+    """Samples a patient on the voxels of `grid`: signal and gland (see `paint`), both `zyx`."""
     shape = grid.GetSize()[::-1]
     at = sample_points(grid).reshape(3, shape[0], -1)
     fields = {k: sample_field(v, grid).reshape(shape[0], -1) for k, v in anatomy.waves.items()}
@@ -271,18 +274,18 @@ def render(anatomy, grid):
     return signal, gland
 
 
-def phantom_case(seed, index):
-    """Make one case; the same for the same two numbers, whatever else is made.
+def phantom_case(seed: int, index: int) -> tuple[sitk.Image, sitk.Image]:
+    """Makes one case; the same for the same two numbers, whatever else is made.
 
     Another kind of processor may round a grey level or a voxel of the edge differently.
 
     Args:
-        seed: non-negative integer, rules the whole set.
-        index: non-negative number of the case in the set.
+        seed: from 0 on, rules the whole set.
+        index: from 0 on, number of the case in the set.
 
     Returns:
-        Sitk images of one geometry: the T2 image (int16) and the reference mask (uint8, 0 and 1) of
-        the gland without the seminal vesicles.
+        Of one geometry: the T2 image (int16) and the reference mask (uint8, 0 and 1) of the gland
+        without the seminal vesicles.
     """
     rng = np.random.default_rng(np.random.SeedSequence((seed, index)))
     anatomy = draw_anatomy(rng)
@@ -299,8 +302,8 @@ def phantom_case(seed, index):
     return image, mask
 
 
-def write_phantom(out_path, cases, seed, first=0):
-    """Write `img/CaseNN.mhd` and `gt/CaseNN_segmentation.mhd`: all cases, or nothing.
+def write_phantom(out_path: str | Path, cases: int, seed: int, first: int = 0) -> None:
+    """Writes `img/CaseNN.mhd` and `gt/CaseNN_segmentation.mhd`: all cases, or nothing.
 
     Args:
         out_path: folder, created where needed.

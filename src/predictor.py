@@ -3,18 +3,22 @@
 import mindspore as ms
 import numpy as np
 import SimpleITK as sitk
+from easydict import EasyDict
+from mindspore import nn
 from scipy import ndimage
 
 from src.data_manager import image_to_network_grid, network_grid, probability_to_case_grid
 
 
-def left_right_axis(grid):
+def left_right_axis(grid: sitk.Image) -> int:
     """The array axis (0, 1, 2 of X, Y, Z) of an image that runs closest to the patient's left."""
     left_of_axes = np.abs(grid.GetDirection()[:3])
     return int(np.argmax(left_of_axes))
 
 
-def foreground_probability(network, volume, flip_axis=None):
+def foreground_probability(
+    network: nn.Cell, volume: np.ndarray, flip_axis: int | None = None
+) -> np.ndarray:
     """The network's answer to one volume.
 
     Args:
@@ -38,7 +42,7 @@ def foreground_probability(network, volume, flip_axis=None):
     return probability
 
 
-def largest_component(mask):
+def largest_component(mask: np.ndarray) -> np.ndarray:
     """The largest 26-connected component of a boolean array; an empty mask stays empty.
 
     Of equally large ones, the first in array order.
@@ -50,15 +54,15 @@ def largest_component(mask):
     return labels == 1 + np.argmax(sizes[1:])
 
 
-def mask_of_probability(probability, threshold=0.5):
+def mask_of_probability(probability: sitk.Image, threshold: float = 0.5) -> sitk.Image:
     """The prostate where the probability is above the threshold, reduced to its largest component.
 
     Args:
-        probability: float32 image on the case's own grid.
+        probability: float32, on the case's own grid.
         threshold: 0..1.
 
     Returns:
-        uint8 image, 0 and 1, with the same geometry.
+        uint8, 0 and 1, with the same geometry.
     """
     above = sitk.GetArrayViewFromImage(probability) > threshold
     mask = sitk.GetImageFromArray(largest_component(above).astype(np.uint8))
@@ -66,7 +70,7 @@ def mask_of_probability(probability, threshold=0.5):
     return mask
 
 
-def segment(network, image, config):
+def segment(network: nn.Cell, image: sitk.Image, config: EasyDict) -> tuple[sitk.Image, sitk.Image]:
     """One case from its image to its mask, on the image's own grid.
 
     Args:
@@ -75,7 +79,7 @@ def segment(network, image, config):
         config: network grid, `threshold`, `flip_average`.
 
     Returns:
-        (mask uint8, probability float32), images with the geometry of `image`.
+        Mask (uint8) and probability (float32), with the geometry of `image`.
     """
     volume = image_to_network_grid(image, config)
     flip_axis = left_right_axis(network_grid(image, config)) if config.flip_average else None

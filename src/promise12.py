@@ -7,6 +7,7 @@ TestData, LiveTestData.
 
 import hashlib
 import http.client
+import io
 import math
 import re
 import shutil
@@ -29,8 +30,10 @@ from tqdm import tqdm
 
 from src.data_manager import (
     MASK_SUFFIX,
+    META_SUFFIXES,
     SUFFIXES,
     images_in,
+    meta_header,
     read_image,
     read_mask,
     stem,
@@ -49,7 +52,6 @@ ARCHIVES_MD5 = {
 # Set -> what its name begins with in the challenge's archives and folders, old and new.
 SETS = {"LiveTestData": "live", "TestData": "test", "TrainData": "train"}
 TIMEOUT_S = 60
-META_SUFFIXES = (".mhd", ".mha")
 
 # Unpackers of what zipfile does not know (older archives use Deflate64), as commands that write one
 # entry to stdout. The entry's size and CRC are compared afterwards.
@@ -356,8 +358,7 @@ def _set_named(folder_name: str) -> str | None:
 
 def data_file(header: bytes) -> str | None:
     """ElementDataFile of a MetaImage header; None where the voxels follow in the same file."""
-    found = re.search(rb"^\s*ElementDataFile\s*=\s*(.*?)\s*$", header, re.MULTILINE)
-    name = found[1].decode("utf-8", "replace") if found else "LOCAL"
+    name = meta_header(io.BytesIO(header))[0].get("ElementDataFile", "LOCAL")
     return None if name.upper() == "LOCAL" else name
 
 
@@ -503,10 +504,7 @@ def _check_case(
     image = mask = None
     try:
         if images:
-            _refuse_foreign_voxels(images[0])
             image = read_image(images[0])
-        if masks:
-            _refuse_foreign_voxels(masks[0])
         if image is not None and masks:
             mask = read_mask(masks[0], image, images[0])
     except DataError as error:
@@ -523,17 +521,6 @@ def _check_case(
         "prostate_ml": prostate_ml,
         "problems": "\n".join(problems),
     }
-
-
-def _refuse_foreign_voxels(path: Path) -> None:
-    """A MetaImage header may name any file of the disk; only one beside it is the case's own."""
-    if suffix_of(path) in META_SUFFIXES:
-        name = data_file(path.read_bytes())
-        if name and (PureWindowsPath(name).anchor or ".." in PureWindowsPath(name).parts):
-            raise DataError(
-                f"{path}: ElementDataFile {name} is not in its folder; put the file there and "
-                "write its bare name into the header"
-            )
 
 
 def _grid(path: Path) -> tuple[tuple[int, ...], tuple[float, ...]]:

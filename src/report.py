@@ -36,7 +36,7 @@ SCALE_BAR_MM = 20
 
 
 def write_metrics(rows: list[dict], directory: str | Path, extra: dict | None = None) -> None:
-    """Write `metrics.csv` (a row per case) and `metrics.json`.
+    """Writes `metrics.csv` (a row per case) and `metrics.json`.
 
     Args:
         rows: {"case": id, **case_metrics(...)} of each case.
@@ -81,7 +81,7 @@ def zoo_lines(rows: list[dict]) -> list[str]:
 
 
 def plot_progress(history: str | Path | pd.DataFrame, path: str | Path) -> None:
-    """Draw loss, validation Dice (where there is any; the best one marked) and learning rate.
+    """Draws loss, validation Dice (where there is any; the best one marked) and learning rate.
 
     Args:
         history: `history.csv` of a run or its table: epoch, learning_rate, train_loss, val_dice.
@@ -189,7 +189,7 @@ class _Row(NamedTuple):
 
 
 def plot_overlays(cases: Iterable[OverlayCase], path: str | Path) -> None:
-    """Draw the masks' outlines on the image, a row per case, the worst Dice first.
+    """Draws the masks' outlines on the image, a row per case, the worst Dice first.
 
     Axial, sagittal and coronal slices (of the volume's own grid, nearest to the patient's axes)
     through the centre of mass of the reference, or of the prediction where there is none. The
@@ -334,7 +334,7 @@ def _draw_plane(panel: Axes, plane: _Plane, row: _Row) -> None:
 
 
 def _outline(panel: Axes, mask: np.ndarray, spacing_mm: np.ndarray, **style) -> None:
-    """Draw the border of a mask half-way between its voxels' centres and the next ones outside."""
+    """Draws the border of a mask half-way between its voxels' centres and the next ones outside."""
     padded = np.pad(mask, 1).astype(float)  # closes what touches the edge of the image
     y_mm, x_mm = (
         (np.arange(n) - 0.5) * step for n, step in zip(padded.shape, spacing_mm, strict=True)

@@ -9,8 +9,11 @@ import fcntl
 import os
 import re
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from easydict import EasyDict
 
 from src.config import CONFIG_NAME, config_of_run, save_config, training_config
 from src.errors import DataError
@@ -18,7 +21,7 @@ from src.errors import DataError
 DATE = r"\d{8}_\d{6}(_\d+)?"
 
 
-def new_run_folder(config):
+def new_run_folder(config: EasyDict) -> Path:
     """Makes `dirResult/vnet.TASK.DATE/ckpt` (UTC) and saves the configuration there.
 
     Returns:
@@ -45,7 +48,7 @@ def new_run_folder(config):
     raise DataError(f"{config.dirResult}: no free name for a run like vnet.{config.task}.{stamp}")
 
 
-def newest_run(config):
+def newest_run(config: EasyDict) -> Path:
     """The run of this task that was started last.
 
     Raises:
@@ -61,7 +64,9 @@ def newest_run(config):
     return max(runs, key=lambda run: (run.name, run.stat().st_mtime))
 
 
-def configured_run(resume, device_target, overrides):
+def configured_run(
+    resume: str | Path | None, device_target: str, overrides: list[str]
+) -> tuple[EasyDict, Path | None]:
     """What a command line asks for: a configuration, and the run it goes on with.
 
     Args:
@@ -70,7 +75,7 @@ def configured_run(resume, device_target, overrides):
         overrides: `--set` texts; on a resume they change the run's own configuration.
 
     Returns:
-        (configuration, folder of the run to resume or None).
+        The configuration, and the folder of the run to resume, None for a new one.
 
     Raises:
         UsageError: wrong overrides, or ones that a resumed run must not change.
@@ -84,7 +89,7 @@ def configured_run(resume, device_target, overrides):
 
 
 @contextmanager
-def held(run_folder):
+def held(run_folder: str | Path) -> Iterator[None]:
     """Holds a run's folder while it is trained; the lock goes with the process, however it ends.
 
     Raises:

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from src.atomic import write_files
-from src.data_manager import MASK_SUFFIX, SUFFIXES, find_cases, images_in, stem
+from src.data_manager import MASK_SUFFIX, SUFFIXES, Case, find_cases, images_in, stem
 from src.errors import DataError, UsageError
 
 # The evaluation cases of the MindSpore model zoo's V-Net, out of the challenge's 50 training cases.
@@ -128,7 +128,7 @@ def write_splits(out_path: Path, splits: dict[str, list[str]]) -> None:
         )
 
 
-def read_split(path: Path) -> list[str]:
+def read_split(path: str | Path) -> list[str]:
     """Case names (stems: `Case03` for `Case03.mhd`) of a split file, in its order.
 
     Blank lines do not count.
@@ -170,7 +170,7 @@ def _few(names: list[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-def split_file(path: Path, kind: str, fold: int) -> Path:
+def split_file(path: str | Path, kind: str, fold: int) -> Path:
     """The split file that a command line means.
 
     Args:
@@ -194,15 +194,12 @@ def split_file(path: Path, kind: str, fold: int) -> Path:
     return chosen
 
 
-def split_cases(data_path: Path, path: Path, kind: str, fold: int):
+def split_cases(data_path: str | Path, path: str | Path, kind: str, fold: int) -> list[Case]:
     """The cases of a split, with their masks.
 
     Args:
         data_path: folder with `img/` and `gt/`.
         path, kind, fold: see `split_file`.
-
-    Returns:
-        [`src.data_manager.Case`].
 
     Raises:
         DataError: missing or empty split, missing or ambiguous files.

@@ -1,9 +1,12 @@
 """A training, from the configuration to a run's folder."""
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 import mindspore as ms
+import numpy as np
+from easydict import EasyDict
 from mindspore import nn
 
 from src import checkpoint
@@ -25,7 +28,7 @@ from src.vnet import create_vnet
 class LossCell(nn.Cell):
     """The network and its loss on one batch."""
 
-    def __init__(self, network):
+    def __init__(self, network: nn.Cell) -> None:
         super().__init__(auto_prefix=False)
         self.network = network
         self.loss = DiceLoss()
@@ -34,7 +37,7 @@ class LossCell(nn.Cell):
         return self.loss(self.network(image, keep), mask)
 
 
-def create_optimizer(network, config, rates):
+def create_optimizer(network: nn.Cell, config: EasyDict, rates: np.ndarray) -> nn.Optimizer:
     """Adam, or the paper's momentum, with L2 on the convolutions' weights alone."""
     parameters = network.trainable_params()
     decayed = [p for p in parameters if p.name.endswith(".weight")]
@@ -48,7 +51,9 @@ def create_optimizer(network, config, rates):
     return nn.Adam(groups, rates)
 
 
-def create_training_cell(network, optimizer, config, device_target):
+def create_training_cell(
+    network: nn.Cell, optimizer: nn.Optimizer, config: EasyDict, device_target: str
+) -> nn.Cell:
     """One step of training: forward, backward, optimizer; with a loss scale in mixed precision.
 
     Raises:
@@ -63,12 +68,18 @@ def create_training_cell(network, optimizer, config, device_target):
     return nn.TrainOneStepWithLossScaleCell(LossCell(network), optimizer, scale).set_train()
 
 
-def sinks_dataset(config, device_target):
+def sinks_dataset(config: EasyDict, device_target: str) -> bool:
     """Whether whole epochs go to the device at once; CPU has no sink."""
     return config.dataset_sink != "off" and device_target != "CPU"
 
 
-def open_run(run_folder, config, network, training_cell, case_ids):
+def open_run(
+    run_folder: Path,
+    config: EasyDict,
+    network: nn.Cell,
+    training_cell: nn.Cell,
+    case_ids: list[str],
+) -> Progress:
     """Brings a run back to its last checkpoint, and keeps what its configuration is from now on.
 
     Args:
@@ -78,7 +89,7 @@ def open_run(run_folder, config, network, training_cell, case_ids):
         case_ids: of the training cases, which must be those the run was started with.
 
     Returns:
-        Its `Progress`; a run that died before its first checkpoint starts again.
+        How far it is; a run that died before its first checkpoint starts again.
 
     Raises:
         UsageError: all epochs are trained.
@@ -105,18 +116,24 @@ def open_run(run_folder, config, network, training_cell, case_ids):
 
 
 def train(
-    config, device_target, data_path, train_split, val_split=None, run_folder=None, callbacks=()
-):
+    config: EasyDict,
+    device_target: str,
+    data_path: str | Path,
+    train_split: str | Path,
+    val_split: str | Path | None = None,
+    run_folder: str | Path | None = None,
+    callbacks: Sequence[ms.Callback] = (),
+) -> Path:
     """Trains a V-Net; all that comes of it lies in the run's folder.
 
     Args:
-        config: EasyDict, see `src.config`.
+        config: see `src.config`.
         device_target: "Ascend", "GPU" or "CPU", started by `src.device.start_device`.
         data_path: folder with `img/` and `gt/`.
         train_split: file with the names of the training cases, or a folder with such files.
         val_split: those of the validation cases; None: no validation, no `best.ckpt`.
         run_folder: a run to go on with; None: a new one.
-        callbacks: further MindSpore callbacks.
+        callbacks: called after the run's own.
 
     Returns:
         The run's folder.

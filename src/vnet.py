@@ -7,6 +7,7 @@ implementations differ. Stages carry the model zoo's names (`in_tr`, `down_tr32`
 
 from typing import NamedTuple
 
+from easydict import EasyDict
 from mindspore import dtype as mstype
 from mindspore import nn, ops
 from mindspore.ops import constexpr
@@ -90,15 +91,15 @@ class LayerFactory(NamedTuple):
     batch_norm: bool
     activation_before_sum: bool
 
-    def act(self, channels):
+    def act(self, channels: int) -> nn.Cell:
         """ELU, or PReLU with one slope per channel."""
         return {"elu": nn.ELU, "prelu": lambda: nn.PReLU(channels)}[self.activation]()
 
-    def norm(self, channels):
+    def norm(self, channels: int) -> nn.Cell:
         """Batch norm, or nothing."""
         return nn.BatchNorm3d(channels) if self.batch_norm else nn.Identity()
 
-    def units(self, depth, channels, bias):
+    def units(self, depth: int, channels: int, bias: bool) -> nn.Cell:
         """The convolutions of a residual block; a single one stands bare, as the zoo names it."""
         units = [
             ConvUnit(
@@ -113,7 +114,7 @@ class LayerFactory(NamedTuple):
         return units[0] if depth == 1 else nn.SequentialCell(*units)
 
 
-def conv5(in_channels, out_channels, bias):
+def conv5(in_channels: int, out_channels: int, bias: bool) -> nn.Cell:
     """The network's 5x5x5 convolution: stride 1, same size."""
     return nn.Conv3d(in_channels, out_channels, 5, pad_mode="pad", padding=2, has_bias=bias)
 
@@ -136,7 +137,7 @@ def columns(keep, place):
 class ConvUnit(nn.Cell):
     """A convolution, its norm, its activation; attributes have the zoo's names, here and below."""
 
-    def __init__(self, conv, norm, activation):
+    def __init__(self, conv: nn.Cell, norm: nn.Cell, activation: nn.Cell) -> None:
         super().__init__()
         self.conv = conv
         self.bn = norm
@@ -149,7 +150,7 @@ class ConvUnit(nn.Cell):
 class InputStage(nn.Cell):
     """One channel in, `width` out; the volume itself is the residual of every channel."""
 
-    def __init__(self, width, bias, layers):
+    def __init__(self, width: int, bias: bool, layers: LayerFactory) -> None:
         super().__init__()
         self.conv = conv5(1, width, bias)
         self.bn = layers.norm(width)
@@ -162,7 +163,7 @@ class InputStage(nn.Cell):
 class DownStage(nn.Cell):
     """Halves the sides, doubles the channels, then a residual block of `depth` convolutions."""
 
-    def __init__(self, in_channels, depth, bias, layers):
+    def __init__(self, in_channels: int, depth: int, bias: bool, layers: LayerFactory) -> None:
         super().__init__()
         channels = 2 * in_channels
         self.down_conv = nn.Conv3d(
@@ -182,7 +183,15 @@ class DownStage(nn.Cell):
 class UpStage(nn.Cell):
     """Doubles the sides, joins the encoder's features, then a residual block over both."""
 
-    def __init__(self, in_channels, channels, depth, bias, up_bias, layers):
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        depth: int,
+        bias: bool,
+        up_bias: bool,
+        layers: LayerFactory,
+    ) -> None:
         super().__init__()
         self.up_conv = nn.Conv3dTranspose(
             in_channels, channels // 2, 2, stride=2, pad_mode="valid", has_bias=up_bias
@@ -204,7 +213,16 @@ class UpStage(nn.Cell):
 class Head(nn.Cell):
     """Two channels of logits, returned as the probability of the foreground in float32."""
 
-    def __init__(self, in_channels, unit, unit_bias, kernel_size, bias, layers, foreground):
+    def __init__(
+        self,
+        in_channels: int,
+        unit: bool,
+        unit_bias: bool,
+        kernel_size: int,
+        bias: bool,
+        layers: LayerFactory,
+        foreground: int,
+    ) -> None:
         super().__init__()
         self.conv1 = conv5(in_channels, 2, unit_bias) if unit else nn.Identity()
         self.bn = layers.norm(2) if unit else nn.Identity()
@@ -225,7 +243,9 @@ class Head(nn.Cell):
         return ops.sigmoid(logits[:, self.foreground] - logits[:, 1 - self.foreground])
 
 
-def dropout_slices(channels, dropout_on):
+def dropout_slices(
+    channels: list[int], dropout_on: dict[str, tuple[str, ...]]
+) -> tuple[tuple, tuple, int]:
     """Gives each place of dropout its columns of `keep`.
 
     Args:
@@ -288,22 +308,22 @@ class VNet(nn.Cell):
 
     def __init__(
         self,
-        width=16,
+        width: int = 16,
         *,
-        encoder_depths,
-        decoder_depths,
-        activation,
-        batch_norm,
-        activation_before_sum,
-        encoder_bias,
-        decoder_bias,
-        up_bias,
-        head_unit,
-        head_kernel_size,
-        head_bias,
-        foreground_channel,
-        dropout_on,
-    ):
+        encoder_depths: tuple[int, ...],
+        decoder_depths: tuple[int, ...],
+        activation: str,
+        batch_norm: bool,
+        activation_before_sum: bool,
+        encoder_bias: bool,
+        decoder_bias: bool,
+        up_bias: bool,
+        head_unit: bool,
+        head_kernel_size: int,
+        head_bias: bool,
+        foreground_channel: int,
+        dropout_on: dict[str, tuple[str, ...]],
+    ) -> None:
         super().__init__()
         if encoder_depths[0] != 1:
             raise ValueError(f"the input stage has 1 convolution, got {encoder_depths[0]}")
@@ -351,6 +371,6 @@ class VNet(nn.Cell):
         return self.out_tr(x)
 
 
-def create_vnet(config):
+def create_vnet(config: EasyDict) -> VNet:
     """The network that a configuration names (`variant`, `width`)."""
     return VNet(width=config.width, **VARIANTS[config.variant])
