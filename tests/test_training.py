@@ -1,11 +1,13 @@
 """Trainings for real, in small: what a run leaves, resume, NaN, and each key that acts here."""
 
+import io
 import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import mindspore as ms
 import numpy as np
@@ -13,6 +15,7 @@ import pandas as pd
 import pytest
 
 from src import checkpoint
+from src.callbacks import EpochLog, Progress
 from src.config import load_config, overridden, save_config, vnet_cfg
 from src.errors import DataError, UsageError
 from src.lr_schedule import learning_rates
@@ -136,6 +139,23 @@ def test_the_log_has_the_zoos_lines(whole_run):
     assert len(times) == 4
     for epoch_ms, step_ms in times:
         assert float(step_ms) == pytest.approx(float(epoch_ms) / 3, abs=1e-2)
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize(("stream", "shown"), [(Terminal, True), (io.StringIO, False)])
+def test_the_progress_bar_is_for_terminals_only(stream, shown, monkeypatch):
+    drawn = stream()
+    monkeypatch.setattr(sys, "stderr", drawn)
+    monkeypatch.setenv("COLUMNS", "80")
+    arguments = SimpleNamespace(batch_num=4, cur_epoch_num=7)
+    log = EpochLog(Progress(), [0.1] * 28, None, None)
+    log.on_train_epoch_begin(SimpleNamespace(original_args=lambda: arguments))
+    log.bar.close()
+    assert ("epoch 7" in drawn.getvalue()) == shown
 
 
 def test_history_holds_every_epoch(whole_run):
