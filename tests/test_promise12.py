@@ -469,7 +469,7 @@ def zip_with(path, name, mode=None):
     [
         ("../Case01.mha", None),
         ("a/../../Case01.mha", None),
-        ("/tmp/Case01.mha", None),
+        ("/elsewhere/Case01.mha", None),
         ("..\\Case01.mha", None),
         ("C:\\Case01.mha", None),
         ("C:Case01.mha", None),
