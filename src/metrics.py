@@ -1,7 +1,7 @@
 """How well a predicted mask fits its reference: overlap, volume and surface distances in mm.
 
 The measures are those of the PROMISE12 challenge (Litjens et al. 2014, "Evaluation of prostate
-segmentation algorithms for MRI", section 2.4), for the whole gland and for its apex and base.
+segmentation algorithms for MRI"), for the whole gland and for its apex and base.
 
 Arrays are `zyx` and boolean. A surface is the set of foreground voxels with at least one of their
 six neighbours outside the mask (outside the image is outside the mask); distances run between
@@ -224,7 +224,7 @@ def surface_distance_maps(
 def _distances(reference, prediction, to_prediction, to_reference, diagonal_mm) -> dict[str, float]:
     """Hausdorff, 95 % Hausdorff and average boundary distance of one part of the gland.
 
-    Litjens et al. 2014, section 2.4: the 95 % Hausdorff distance is the larger one of the two
+    Litjens et al. 2014: the 95 % Hausdorff distance is the larger one of the two
     directed 95th percentiles, the average boundary distance the mean over all points of both
     surfaces.
     """
