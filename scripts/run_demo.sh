@@ -68,5 +68,5 @@ Done in $((SECONDS / 60)) min $((SECONDS % 60)) s, environment aside. In $folder
   ${runs[0]}/ckpt/best.ckpt   the network
   results/prediction/overlays.png   prediction over reference, each validation case
   results/prediction/metrics.csv, metrics.json, *_test.mhd   the numbers and the masks
-Mean Dice of ${#cases[@]} validation cases: $(sed -n 's/^avg_dice: *\([0-9]*\.[0-9]\{,3\}\).*/\1/p' eval.log)
+Mean Dice of ${#cases[@]} validation cases: $(awk '/^avg_dice:/ { printf "%.3f", $2 }' eval.log)
 END
