@@ -24,6 +24,7 @@ from src.vnet import VARIANTS, VNet
 
 PREFIX = "checkpoint_vnet"
 BEST, LAST, STATE, COMMIT = "best.ckpt", "last.ckpt", "last_state.ckpt", "last.commit"
+MINDSPORE_TEMPORARY = ".tmp"  # suffix under which save_checkpoint writes before it renames
 PROGRESS = "progress"  # entry of the state, JSON
 
 
@@ -39,7 +40,8 @@ def _write(entries, path, extra=None):
         with path.open("rb") as file:
             os.fsync(file.fileno())
     except (OSError, RuntimeError, ValueError) as error:
-        path.unlink(missing_ok=True)
+        for half_written in (path, path.with_suffix(MINDSPORE_TEMPORARY)):
+            half_written.unlink(missing_ok=True)
         reason = str(error).strip().splitlines()[-1]
         raise DataError(f"{path}: cannot be written ({reason}); is the disk full?") from None
 
@@ -118,7 +120,6 @@ def recover(folder: str | Path) -> None:
         pending = _pending(folder / name)
         if (folder / COMMIT).exists() and pending.exists():
             pending.replace(folder / name)
-    # MindSpore writes under yet another suffix, .tmp, before it renames.
     for leftover in folder.glob(".*.new.*"):
         leftover.unlink()
     _sync_folder(folder)

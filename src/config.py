@@ -54,7 +54,7 @@ CHOICES = {
     "variant": tuple(VARIANTS),
     "optimizer": ("adam", "momentum"),
     "precision": ("auto", "float32", "mixed"),
-    "dataset_sink": ("auto", "on", "off"),
+    "dataset_sink": ("auto", "off"),
 }
 # Key -> (what holds, in words). Checked whenever a configuration is made.
 RULES = {

@@ -69,7 +69,7 @@ def create_training_cell(
 
 
 def sinks_dataset(config: EasyDict, device_target: str) -> bool:
-    """Whether whole epochs go to the device at once; CPU has no sink."""
+    """Whether whole epochs go to the device at once: unless turned off; CPU has no sink."""
     return config.dataset_sink != "off" and device_target != "CPU"
 
 

@@ -178,6 +178,17 @@ def test_a_disk_that_really_is_full_keeps_the_old_pair(tmp_path):
         subprocess.run(["umount", tmp_path], check=True)
 
 
+def test_a_full_disk_leaves_nothing_of_new_weights(tmp_path, full_disk):
+    """MindSpore writes under a name of its own first."""
+    pair = Pair()
+    checkpoint.save_weights(pair.network, tmp_path / "best.ckpt")
+    before = (tmp_path / "best.ckpt").read_bytes()
+    with full_disk(500), pytest.raises(DataError, match="disk full"):
+        checkpoint.save_weights(pair.fill(1).network, tmp_path / "best.ckpt")
+    assert [path.name for path in tmp_path.iterdir()] == ["best.ckpt"]
+    assert (tmp_path / "best.ckpt").read_bytes() == before
+
+
 def test_nothing_to_resume_is_said(tmp_path):
     assert not checkpoint.can_resume(tmp_path)
     pair = Pair()

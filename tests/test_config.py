@@ -190,7 +190,7 @@ WRONG = [
     ("variant=unet", "variant is 'unet', expected one of zoo, monai, paper"),
     ("optimizer=sgd", "optimizer is 'sgd', expected one of adam, momentum"),
     ("precision=half", "precision is 'half', expected one of auto, float32, mixed"),
-    ("dataset_sink=true", "dataset_sink is 'true', expected one of auto, on, off"),
+    ("dataset_sink=true", "dataset_sink is 'true', expected one of auto, off"),
 ]  # fmt: skip
 
 

@@ -406,7 +406,7 @@ def test_mixed_precision_brings_a_loss_scale():
     ("target", "choice", "sinks"),
     [
         ("CPU", "auto", False),
-        ("CPU", "on", False),
+        ("CPU", "off", False),
         ("GPU", "auto", True),
         ("Ascend", "auto", True),
         ("Ascend", "off", False),
