@@ -146,13 +146,24 @@ evaluate() { # evaluate DEFAULT_DEVICE_TARGET LOG "$@"
 
 # -------------------------------------------------------------------------- environment
 
+can_install() { ((EUID == 0)) && command -v apt-get >/dev/null; }
+
 system_package() { # system_package DEBIAN_PACKAGE...
-  if ((EUID != 0)) || ! command -v apt-get >/dev/null; then
+  if ! can_install; then
     fail 1 "a system package is missing, install it first: sudo apt-get install $* (or its like)"
   fi
   echo "installing the system package $*" >&2
   { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y "$@"; } >&2 ||
     fail 1 "apt-get could not install $*"
+}
+
+# Whether src/fast_conv3d/build.py has a compiler; one that CXX names is the user's own affair.
+has_compiler() {
+  local candidate
+  for candidate in g++ c++ clang++; do
+    if [[ -n ${CXX:-} ]] || "$candidate" --version >/dev/null 2>&1; then return; fi
+  done
+  return 1
 }
 
 # The first Python that MindSpore has a wheel for and that really runs (a pyenv shim may not).

@@ -40,6 +40,10 @@ folder=$(cd -- "$folder" && pwd)
 
 begin 1 environment "$ROOT/.venv"
 prepare_environment requirements.txt
+if ! has_compiler && ! { can_install && (system_package g++); }; then
+  echo "  no C++ compiler: training takes MindSpore's own convolutions, which are slower" \
+    "(sudo apt-get install g++ before another demo)"
+fi
 SECONDS=0
 cd -- "$folder"
 export DEVICE_TARGET=CPU WAIT=1

@@ -5,9 +5,13 @@
 # shellcheck source=scripts/common.sh
 source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
 prepare_environment requirements.txt requirements-dev.txt
+has_compiler || system_package g++
 cd -- "$ROOT"
 
 ruff format --check . || fail 1 "the formatter would change the files above: .venv/bin/ruff format ."
 ruff check . || fail 1 "the linter found the faults above"
 shellcheck --external-sources scripts/*.sh .ci/run || fail 1 "shellcheck found the faults above"
+native=src/fast_conv3d/native
+clang-format --dry-run --Werror "$native"/*.h "$native"/*.cpp ||
+  fail 1 "the formatter would change the files above: .venv/bin/clang-format -i $native/*"
 exec python -m pytest --timeout=600 "$@"

@@ -33,6 +33,7 @@ vnet_cfg = EasyDict(
         "variant": "zoo",
         "width": 16,  # channels of the first stage
         "dropout": 0.5,  # share of the channels dropped in training, where the variant drops any
+        "fast_conv3d": "auto",  # on CPU: auto: where it can be built; on: or fail; off: never
         # Ours: training.
         "seed": 1,  # rules weights, order and dropout
         "optimizer": "adam",
@@ -55,6 +56,7 @@ CHOICES = {
     "optimizer": ("adam", "momentum"),
     "precision": ("auto", "float32", "mixed"),
     "dataset_sink": ("auto", "off"),
+    "fast_conv3d": ("auto", "on", "off"),
 }
 # Key -> (what holds, in words). Checked whenever a configuration is made.
 RULES = {

@@ -27,6 +27,7 @@ from src.data_manager import (
 from src.device import apply_precision
 from src.errors import DataError
 from src.metrics import case_metrics, dice, volume_ml
+from src.fast_conv3d.network import accelerated
 from src.predictor import segment
 from src.report import OverlayCase, plot_overlays, write_metrics, zoo_lines
 from src.vnet import create_vnet
@@ -39,12 +40,14 @@ def load_network(checkpoint_path: str | Path, config: EasyDict, device_target: s
     """The network of a checkpoint, ready to predict.
 
     Raises:
-        DataError: missing, truncated, of another variant, width or program.
+        DataError: missing, truncated, of another variant, width or program; `fast_conv3d` is "on"
+            and cannot be built.
+        UsageError: `fast_conv3d` is "on" for another device than CPU.
     """
     network = create_vnet(config)
     load_weights(network, checkpoint_path)
     apply_precision(network, config, device_target)
-    return network.set_train(False)
+    return accelerated(network, config, device_target).set_train(False)
 
 
 def mean_dice(network: nn.Cell, cases: list[Case], config: EasyDict) -> float:

@@ -17,6 +17,7 @@ from src.dataset import TrainingSamples, create_dataset
 from src.device import apply_precision, uses_mixed_precision
 from src.errors import DataError, UsageError
 from src.evaluation import mean_dice
+from src.fast_conv3d.network import accelerated
 from src.loss import DiceLoss
 from src.lr_schedule import learning_rates
 from src.memory import check_training_fits
@@ -148,7 +149,7 @@ def train(
     if shared:
         print(f"note: {len(shared)} validation case(s) are also trained on, {min(shared)} for one")
     ms.set_seed(config.seed)
-    network = create_vnet(config)
+    network = accelerated(create_vnet(config), config, device_target)
     if device_target == "CPU":
         check_training_fits(config, network)
     for case in val_cases:

@@ -73,7 +73,7 @@ UP_NAMES = ("up_tr256", "up_tr128", "up_tr64", "up_tr32")
 
 
 @constexpr
-def _check_volume_shape(shape):
+def check_volume_shape(shape):
     """Refuses what four halvings cannot bring back; runs when the graph is compiled."""
     if len(shape) != 5 or shape[1] != 1:
         raise ValueError(f"V-Net takes volumes of shape (batch, 1, X, Y, Z), got {tuple(shape)}")
@@ -238,7 +238,13 @@ class Head(nn.Cell):
         self.foreground = foreground
 
     def construct(self, x):
-        logits = ops.cast(self.conv2(self.relu(self.bn(self.conv1(x)))), mstype.float32)
+        return self.after_unit(self.conv1(x))
+
+    def after_unit(self, y):
+        return self.probability(self.conv2(self.relu(self.bn(y))))
+
+    def probability(self, logits):
+        logits = ops.cast(logits, mstype.float32)
         # Softmax over two channels is the sigmoid of their difference.
         return ops.sigmoid(logits[:, self.foreground] - logits[:, 1 - self.foreground])
 
@@ -359,7 +365,7 @@ class VNet(nn.Cell):
         )
 
     def construct(self, volume, keep=None):
-        _check_volume_shape(volume.shape)
+        check_volume_shape(volume.shape)
         x = self.in_tr(volume)
         skips = ()
         # MindSpore's graph parser knows no zip(strict=...).

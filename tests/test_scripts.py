@@ -375,8 +375,8 @@ case "$*" in
     cp "$0" "$3/bin/python" ;;
   "-m pip"*)
     [[ -z ${PIP_EXIT:-} ]] || exit "$PIP_EXIT"
-    for tool in ruff shellcheck; do
-      printf '#!/bin/sh\\necho %s "$@" >>"$CALLS"\\nexit "${%s_exit:-0}"\\n' $tool $tool \\
+    for tool in ruff shellcheck clang-format; do
+      printf '#!/bin/sh\\necho %s "$@" >>"$CALLS"\\nexit "${%s_exit:-0}"\\n' $tool ${tool/-/_} \\
         >"${0%/*}/$tool"
       chmod +x "${0%/*}/$tool"
     done ;;
@@ -405,6 +405,13 @@ class Checkout:
         (self.root / ".ci").mkdir()
         shutil.copy(ROOT / ".ci" / "run", self.root / ".ci")
         self.python = executable(folder / "bin" / "python3.11", FAKE_PYTHON)
+        for name in ["g++", "c++", "clang++"]:
+            executable(self.python.with_name(name), '#!/bin/sh\nexit "${NO_COMPILER:-0}"\n')
+
+    def add_apt_get(self):
+        """A stand-in for the system's package manager, which fails where the test asks."""
+        record = 'touch "$CALLS.apt"\necho apt-get "$@" >>"$CALLS"\nexit "${APT_EXIT:-0}"'
+        executable(self.python.with_name("apt-get"), f"#!/bin/sh\n{record}\n")
 
     def run(self, *command, **variables):
         """Runs a command; returns the finished process and the calls of the stand-ins."""
@@ -507,10 +514,7 @@ def test_a_shim_that_does_not_run_is_passed_over(checkout):
     ("lacks", "package"), [("LACKS_VENV", "python3.11-venv"), ("LACKS_LIBRARY", "libgomp1")]
 )
 def test_a_missing_system_package(checkout, lacks, package):
-    executable(
-        checkout.python.with_name("apt-get"),
-        '#!/bin/sh\ntouch "$CALLS.apt"\necho apt-get "$@" >>"$CALLS"\n',
-    )
+    checkout.add_apt_get()
     _, process = checkout.prepare("requirements.txt", **{lacks: "1"})
     calls = [call for call in checkout.calls.read_text().splitlines() if "apt-get" in call]
     if os.geteuid() == 0:
@@ -528,12 +532,14 @@ def test_run_tests(checkout, script):
     process, calls = checkout.run("bash", str(checkout.root / script), PYTEST_EXIT="5")
     assert process.returncode == 5, process.stderr
     assert process.stdout.endswith(f"== 5 passed in {checkout.root} as .venv ==\n")
-    tools = [call for call in calls if call.split()[0] in ("ruff", "shellcheck")]
+    tools = [call for call in calls if call.split()[0] in ("ruff", "shellcheck", "clang-format")]
     assert tools[:2] == ["ruff format --check .", "ruff check ."]
     assert tools[2].startswith("shellcheck ")
     names = {script.name for script in (ROOT / "scripts").glob("*.sh")}
     checked = {Path(word).name for word in tools[2].split()}
     assert names | {"run"} <= checked
+    sources = "src/fast_conv3d/native/*.h src/fast_conv3d/native/*.cpp"
+    assert tools[3] == f"clang-format --dry-run --Werror {sources}"
     assert calls[-1] == "python -m pytest --timeout=600"
 
 
@@ -542,7 +548,7 @@ def test_run_tests_passes_arguments_on(checkout):
     assert calls[-1] == "python -m pytest --timeout=600 -k dice -x"
 
 
-@pytest.mark.parametrize("tool", ["ruff", "shellcheck"])
+@pytest.mark.parametrize("tool", ["ruff", "shellcheck", "clang_format"])
 def test_run_tests_stops_at_a_linter(checkout, tool):
     process, calls = checkout.run(
         "bash", f"{checkout.root}/scripts/run_tests.sh", **{f"{tool}_exit": "1"}
@@ -550,6 +556,38 @@ def test_run_tests_stops_at_a_linter(checkout, tool):
     assert process.returncode == 1
     assert process.stderr.startswith("error: ")
     assert not any(" -m pytest" in call for call in calls)
+
+
+def test_run_tests_needs_a_compiler(checkout):
+    checkout.add_apt_get()
+    script = f"{checkout.root}/scripts/run_tests.sh"
+    process, calls = checkout.run("bash", script)
+    assert process.returncode == 0, process.stderr
+    assert not any(call.startswith("apt-get") for call in calls)
+    process, calls = checkout.run("bash", script, NO_COMPILER="127")
+    if os.geteuid() == 0:
+        assert process.returncode == 0, process.stderr
+        assert [call for call in calls if call.startswith("apt-get")][1].endswith(" g++")
+    else:
+        assert process.returncode == 1
+        assert "sudo apt-get install g++" in process.stderr.splitlines()[-1]
+    process, calls = checkout.run("bash", script, NO_COMPILER="127", CXX="the user's own")
+    assert process.returncode == 0, process.stderr
+    assert not any(call.startswith("apt-get") for call in calls)
+
+
+@pytest.mark.parametrize("cache", [None, "my cache"])
+def test_build_fast_conv3d_from_any_folder(checkout, cache):
+    variables = {"PYTHON": str(checkout.python)} | ({"FAST_CONV3D_CACHE": cache} if cache else {})
+    executable(
+        checkout.python, '#!/bin/sh\necho "$PWD" "$FAST_CONV3D_CACHE" "$@" >"$CALLS"\nexit 3\n'
+    )
+    process, calls = checkout.run(
+        "bash", f"{checkout.root}/scripts/build_fast_conv3d.sh", "--help", **variables
+    )
+    assert process.returncode == 3, process.stderr
+    folder = f"{checkout.root.parent}/my cache" if cache else ""
+    assert calls == [f"{checkout.root} {folder} -m src.fast_conv3d.build --help"]
 
 
 # ------------------------------------------------------------------------------------- demo
@@ -602,6 +640,18 @@ def test_demo_in_a_folder_of_the_users_choice(checkout):
     assert process.returncode == 0, process.stderr
     assert (empty / "eval.log").is_file()
     assert not (checkout.root.parent / "vnet_demo").exists()
+
+
+@pytest.mark.parametrize("apt_exit", ["0", "1"])
+def test_demo_without_a_compiler(checkout, apt_exit):
+    checkout.add_apt_get()
+    process, calls = demo(checkout, NO_COMPILER="127", APT_EXIT=apt_exit)
+    assert process.returncode == 0, process.stderr
+    installed = any(call.startswith("apt-get install") for call in calls)
+    assert installed == (os.geteuid() == 0 and apt_exit == "0")
+    assert ("no C++ compiler: training takes MindSpore's own" in process.stdout) != installed
+    assert "Mean Dice of 2 validation cases" in process.stdout
+    assert not any(call.startswith("apt-get") for call in demo(checkout)[1])
 
 
 @pytest.mark.parametrize(

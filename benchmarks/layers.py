@@ -1,0 +1,106 @@
+"""The convolutions of V-Net one by one: their shapes, and the same numbers for every contestant."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+WIDTH = 16
+PARTS = ("forward", "input gradient", "weight gradient")
+SAMPLES = 64  # values of a result that are compared
+
+
+class Layer(NamedTuple):
+    """A convolution without bias.
+
+    Attributes:
+        kind: "conv5" (5x5x5, same size), "down" (2x2x2, stride 2) or "up" (its transpose).
+        in_channels, out_channels: of the convolution.
+        sides: X, Y, Z of its input.
+        count: how many of them V-Net (variants `monai` and `zoo`) has.
+    """
+
+    kind: str
+    in_channels: int
+    out_channels: int
+    sides: tuple[int, int, int]
+    count: int
+
+    @property
+    def name(self) -> str:
+        """Such as "conv5 32->32 @ 128x128x64"."""
+        sides = "x".join(map(str, self.sides))
+        return f"{self.kind} {self.in_channels}->{self.out_channels} @ {sides}"
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """What a training step computes of it: nobody asks for the gradient of the volume."""
+        return PARTS if self.in_channels > 1 else (PARTS[0], PARTS[2])
+
+    @property
+    def kernel(self) -> int:
+        """Side of the kernel."""
+        return 5 if self.kind == "conv5" else 2
+
+
+def vnet_layers(size: tuple[int, int, int]) -> list[Layer]:
+    """All different convolutions of the full-width network for a volume of X, Y, Z voxels."""
+
+    def sides(level):
+        return tuple(side >> level for side in size)
+
+    layers = [
+        Layer("conv5", 1, WIDTH, sides(0), 1),
+        Layer("conv5", 2 * WIDTH, 2, sides(0), 1),
+        Layer("conv5", 2 * WIDTH, 2 * WIDTH, sides(0), 1),
+    ]
+    # Convolutions of each stage, from the top; the stage up has twice the channels of its level.
+    for level, (down, up) in enumerate(((1, 1), (2, 2), (3, 2), (2, 0)), start=1):
+        channels = WIDTH << level
+        layers.append(Layer("conv5", channels, channels, sides(level), down))
+        if up:
+            layers.append(Layer("conv5", 2 * channels, 2 * channels, sides(level), up))
+    layers += [
+        Layer("down", WIDTH << level, 2 * WIDTH << level, sides(level), 1) for level in range(4)
+    ]
+    # What a stage up returns is as wide as the level below its own; the deepest brings 16 * WIDTH.
+    layers += [
+        Layer("up", min(4 * WIDTH << level, 16 * WIDTH), WIDTH << level, sides(level + 1), 1)
+        for level in range(4)
+    ]
+    return layers
+
+
+def layer_arrays(layer: Layer, batch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Input, weight and the gradient that comes back to the output, drawn from a fixed seed.
+
+    Returns:
+        (batch, in, X, Y, Z); (out, in, k, k, k), or (in, out, k, k, k) of a transpose;
+        (batch, out, X, Y, Z) of the output. All float32, of order one but for the weight.
+    """
+    random = np.random.default_rng(0)
+    sides = {
+        "conv5": layer.sides,
+        "down": tuple(side // 2 for side in layer.sides),
+        "up": tuple(2 * side for side in layer.sides),
+    }[layer.kind]
+    channels = (layer.out_channels, layer.in_channels)
+    kernel = (channels[::-1] if layer.kind == "up" else channels) + (layer.kernel,) * 3
+    # Each output voxel of a transposed convolution of stride 2 sums over the channels alone.
+    fan_in = layer.in_channels * (1 if layer.kind == "up" else layer.kernel**3)
+    x = random.standard_normal((batch, layer.in_channels, *layer.sides), dtype=np.float32)
+    weight = random.standard_normal(kernel, dtype=np.float32) / np.float32(np.sqrt(fan_in))
+    dy = random.standard_normal((batch, layer.out_channels, *sides), dtype=np.float32)
+    return x, weight, dy
+
+
+def sample(array: np.ndarray) -> list[float]:
+    """Some values from all over an array, enough to tell another result."""
+    flat = array.ravel()
+    places = np.linspace(0, flat.size - 1, SAMPLES).astype(int)
+    return flat[places].tolist()
+
+
+def relative_difference(sample_a: list[float], sample_b: list[float]) -> float:
+    """Largest difference of two samples, over the second one's root mean square."""
+    a, b = np.array(sample_a), np.array(sample_b)
+    return float(np.abs(a - b).max() / np.sqrt((b * b).mean()))

@@ -1,0 +1,61 @@
+"""What a measurement was made on, and how much memory a process took; Linux's /proc."""
+
+import os
+import platform
+from pathlib import Path
+
+import numpy as np
+
+STATUS = Path("/proc/self/status")
+CLEAR_REFERENCES = Path("/proc/self/clear_refs")
+RESET_PEAK = "5"  # proc(5): sets VmHWM to what is resident now
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0))
+
+
+def describe_machine() -> dict[str, str | int | float | list[float]]:
+    """Processor, cores, memory, system and load, for the record."""
+    return {
+        "cpu": _first_value(Path("/proc/cpuinfo"), "model name") or platform.machine(),
+        "usable_cores": usable_cores(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "system": platform.platform(),
+        "load_average": list(os.getloadavg()),
+    }
+
+
+def describe_process() -> dict[str, str]:
+    """The Python of a contestant, and what of its environment decides its speed."""
+    names = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "ONEDNN_MAX_CPU_ISA")
+    return {
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        **{name: os.environ.get(name, "not set") for name in names},
+    }
+
+
+def busy_core_seconds() -> float:
+    """What all processes together have computed since the machine started, in core seconds."""
+    ticks = [int(count) for count in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+    idle = sum(ticks[3:5])  # proc(5): user nice system idle iowait irq softirq steal
+    return (sum(ticks) - idle) / os.sysconf("SC_CLK_TCK")
+
+
+def reset_peak_memory() -> None:
+    """Lets the peak start from what is resident now: loading weights does not count."""
+    CLEAR_REFERENCES.write_text(RESET_PEAK)
+
+
+def peak_memory_bytes() -> int:
+    """Most memory that was resident at once since `reset_peak_memory`, VmHWM."""
+    return int(_first_value(STATUS, "VmHWM").split()[0]) * 1024
+
+
+def _first_value(path, key):
+    """The text after the first `key:` of a file of /proc, None if there is none."""
+    with path.open() as lines:
+        found = (line.partition(":") for line in lines)
+        return next((value.strip() for name, _, value in found if name.strip() == key), None)

@@ -1,0 +1,164 @@
+"""From measured times to ratios and tables; plain numbers in, plain text out."""
+
+import sys
+from collections.abc import Callable, Sequence
+from statistics import median
+
+from benchmarks.layers import PARTS, Layer
+
+TITLES = {"ours": "this project", "pytorch": "PyTorch + MONAI", "stock": "stock MindSpore"}
+PHASES = {"inference": "inference", "train_step": "training step"}
+
+
+def progress(text: str) -> None:
+    """What is going on, apart from the tables."""
+    print(f"... {text}", file=sys.stderr, flush=True)
+
+
+def alternate(calls: dict[str, tuple[Callable[[], float], int]]) -> dict[str, list[float]]:
+    """Measures A B C, A B C, ...: what slows the machine for a while slows all of them.
+
+    Args:
+        calls: name -> (returns the time that it took, how often).
+
+    Returns:
+        name -> times in order.
+    """
+    times = {name: [] for name in calls}
+    for round_ in range(max(count for _, count in calls.values())):
+        for name, (call, count) in calls.items():
+            if round_ < count:
+                times[name].append(call())
+    return times
+
+
+def summary(first_call_s: float, times_s: list[float]) -> dict[str, float | list[float]]:
+    """What is kept of one contestant's calls.
+
+    Args:
+        first_call_s: of the first call, which compiles.
+        times_s: of those that count.
+    """
+    return {
+        "first_call_s": first_call_s,
+        "first_call_extra_s": first_call_s - median(times_s),
+        "times_s": times_s,
+        "median_s": median(times_s),
+    }
+
+
+def ratio(measured: dict[str, dict], theirs: str = "pytorch", ours: str = "ours") -> float:
+    """How many times as fast ours is: the other's median over ours."""
+    return measured[theirs]["median_s"] / measured[ours]["median_s"]
+
+
+def time_text(summary_: dict) -> str:
+    """A median and the range it comes from."""
+    times = summary_["times_s"]
+    return f"{median(times):.3f} s ({min(times):.3f} .. {max(times):.3f})"
+
+
+def memory_text(summary_: dict) -> str:
+    """The peak in GB, of 1e9 bytes."""
+    return f"{summary_['peak_bytes'] / 1e9:.2f} GB"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Aligned columns, the first to the left, the others to the right; a line under the header."""
+    columns = list(zip(header, *rows, strict=True))
+    widths = [max(map(len, column)) for column in columns]
+
+    def line(cells):
+        aligned = [
+            cell.rjust(width) if index else cell.ljust(width)
+            for index, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        ]
+        return "  ".join(aligned).rstrip()
+
+    return "\n".join([line(header), "-" * len(line(header)), *map(line, rows)])
+
+
+def network_table(measured: dict) -> str:
+    """The whole network: times, peaks of memory, PyTorch over ours; what first calls cost more."""
+    names = list(measured["inference"])
+
+    def row(title, phase, key, text):
+        of = measured[phase]
+        quotient = f"{of['pytorch'][key] / of['ours'][key]:.2f}"
+        return [title, *(text(of[name]) for name in names), quotient]
+
+    rows = [row(title, phase, "median_s", time_text) for phase, title in PHASES.items()]
+    rows += [
+        row(f"{title}, peak of memory", phase, "peak_bytes", memory_text)
+        for phase, title in PHASES.items()
+    ]
+    for phase, title in PHASES.items():
+        extra = [f"{measured[phase][name]['first_call_extra_s']:.2f} s" for name in names]
+        rows.append([f"{title}, first call's extra", *extra, ""])
+    return table(["", *(TITLES[name] for name in names), "PyTorch / ours"], rows)
+
+
+def layers_table(layers: list[dict]) -> str:
+    """Medians of each layer, PyTorch's over ours in brackets; last the network's sums."""
+    names = list(layers[0]["made_by"])
+
+    def cell(milliseconds):
+        quotient = milliseconds["pytorch"] / milliseconds["ours"]
+        return f"{' / '.join(f'{milliseconds[name]:.1f}' for name in names)} ({quotient:.1f}x)"
+
+    sums = {part: dict.fromkeys(names, 0.0) for part in PARTS}
+    rows = []
+    for layer in layers:
+        cells = []
+        for part in PARTS:
+            if part not in layer["parts"]:
+                cells.append("")
+                continue
+            of = {name: 1e3 * layer["parts"][part][name]["median_s"] for name in names}
+            sums[part] = {name: sums[part][name] + layer["count"] * of[name] for name in names}
+            cells.append(cell(of))
+        shape = Layer(*(layer[field] for field in Layer._fields))
+        rows.append([f"{layer['count']} x {shape.name}", layer["made_by"]["ours"], *cells])
+    rows.append(["sum over the network", "", *(cell(sums[part]) for part in PARTS)])
+    return table(["layer", "ours is", *PARTS], rows)
+
+
+def report_text(measured: dict) -> str:
+    """What is printed at the end."""
+    machine, compared = measured["machine"], measured["compared"]
+    processes = {name: of["process"] for name, of in measured["inference"].items()}
+    shape = "x".join(map(str, (measured["batch"], 1, *measured["size"])))
+    others = " and ".join(f"{cores:.2f}" for cores in machine["others_cores"].values())
+    parameters = measured["inference"]["ours"]["parameters"] / 1e6
+    lines = [
+        f"{machine['cpu']}, {machine['usable_cores']} cores, {measured['threads']} threads each; "
+        f"load average {machine['load_average'][0]:.2f} at the start",
+        f"other processes took {others} cores while it was timed",
+    ]
+    for name, process in processes.items():
+        versions = [
+            f"{library} {process[library]}"
+            for library in ("mindspore", "torch", "monai")
+            if library in process
+        ]
+        lines.append(
+            f"{TITLES[name]}: {', '.join(versions)}, {process['threads']} threads, "
+            f"ONEDNN_MAX_CPU_ISA {process['ONEDNN_MAX_CPU_ISA']}"
+        )
+    differences = ", ".join(
+        f"{key.replace('_', ' ')} {value:.1e}"
+        for key, value in compared.items()
+        if "difference" in key
+    )
+    lines += [
+        f"compared before timing: {differences}; probabilities span "
+        f"{compared['probability_lowest']:.3f} .. {compared['probability_highest']:.3f}",
+        "",
+        f"V-Net, {parameters:.1f} M parameters, {shape}: median (fastest .. slowest) of "
+        f"{measured['pairs']} in alternation",
+        network_table(measured),
+    ]
+    if "layers" in measured:
+        names = " / ".join(TITLES[name] for name in processes)
+        lines += ["", f"Each convolution by itself: {names}, ms", layers_table(measured["layers"])]
+    return "\n".join(lines)

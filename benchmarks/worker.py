@@ -1,0 +1,166 @@
+"""A contestant in a process of its own: MindSpore and PyTorch share no environment.
+
+    python -m benchmarks.worker benchmarks.pytorch_contestant
+
+A child imports the module, makes its `Contestant` and calls its methods. Parent and child talk in
+JSON lines: [method, arguments] there, {"result": ...} or {"error": ...} back, with the time that
+the child computed so far. Between two calls the child is stopped (SIGSTOP): a thread pool that
+spins for work would take the others' cores.
+
+Every contestant has the methods of `CALLS`, which return {"seconds": ...} and a training step's
+"loss", besides `load`, `describe`, `write_probability`, `peak_memory`, `load_layer`, `run_layer`.
+"""
+
+import ctypes
+import importlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from pathlib import Path
+
+from src.errors import DataError, UsageError
+
+ROOT = Path(__file__).resolve().parents[1]
+PR_SET_PDEATHSIG = 1  # prctl(2)
+# Phase -> a contestant's method, its arguments where results are compared, and where it is timed.
+CALLS = {
+    "inference": ("infer", {}, {}),
+    "train_step": ("train_step", {"drop": False}, {"drop": True}),
+}
+LEARNING_RATE = 1e-3  # of plain Adam, without weight decay
+# Limits of oneDNN that MindSpore needs (src/device.py) and PyTorch must not inherit.
+ONEDNN_LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
+
+
+class Worker:
+    """A running contestant; a context manager that ends the process.
+
+    Args:
+        name: for messages.
+        python: the interpreter of its environment.
+        module: has the class `Contestant`.
+        threads: cores it may use, as OMP_NUM_THREADS and as affinity.
+        keep_onednn_limits: whether it sees ONEDNN_MAX_CPU_ISA of this environment.
+        arguments: for `Contestant`, all of them JSON.
+
+    Attributes:
+        cpu_s: core seconds that the process took until the end of the last call.
+
+    Raises:
+        DataError: it does not start, a package is missing for one.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        python: str,
+        module: str,
+        threads: int,
+        keep_onednn_limits=True,
+        **arguments,
+    ) -> None:
+        self.name = name
+        self.cpu_s = 0.0
+        interpreter = shutil.which(python)
+        if interpreter is None:
+            raise DataError(f"{name}: {python} is no Python that can be run; give another path")
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        if not keep_onednn_limits:
+            for limit in ONEDNN_LIMITS:
+                environment.pop(limit, None)
+        self._process = subprocess.Popen(
+            [Path(interpreter).absolute(), "-m", "benchmarks.worker", module],
+            cwd=ROOT,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # so that signals reach what an interpreter's wrapper starts
+        )
+        # Before it has threads, which inherit this.
+        os.sched_setaffinity(self._process.pid, sorted(os.sched_getaffinity(0))[:threads])
+        try:
+            self.call("__init__", **arguments)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> "Worker":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.close()
+
+    def call(self, method: str, **arguments):
+        """What the contestant's method returns.
+
+        Raises:
+            DataError: the method failed, or the process died.
+        """
+        self._signal(signal.SIGCONT)
+        try:
+            self._process.stdin.write(json.dumps([method, arguments]) + "\n")
+            self._process.stdin.flush()
+            answer = self._process.stdout.readline()
+        except BrokenPipeError:
+            answer = ""
+        if not answer:
+            code = self._process.wait()
+            cause = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+            remedy = "; out of memory? a smaller --size or --batch needs less" if code < 0 else ""
+            raise DataError(f"{self.name}: its process ended in {method} ({cause}){remedy}")
+        self._signal(signal.SIGSTOP)
+        answer = json.loads(answer)
+        self.cpu_s = answer["cpu_s"]
+        if "error" in answer:
+            raise DataError(f"{self.name}: {answer['error']}")
+        return answer["result"]
+
+    def close(self) -> None:
+        """Ends the process; there is nothing of it to keep."""
+        self._signal(signal.SIGKILL)
+        with self._process:  # closes the pipes and waits
+            pass
+
+    def _signal(self, number):
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, number)
+
+
+def serve(module: str) -> None:
+    """The child's side, until its standard input ends."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # a stopped child would stay for ever
+    replies = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print is no reply
+    contestant = None
+    for line in sys.stdin:
+        method, arguments = json.loads(line)
+        try:
+            if method == "__init__":
+                contestant = importlib.import_module(module).Contestant(**arguments)
+                result = None
+            else:
+                result = getattr(contestant, method)(**arguments)
+            answer = {"result": result}
+        except ModuleNotFoundError as error:
+            answer = {
+                "error": f"{sys.executable} has no module {error.name}; see "
+                "benchmarks/requirements.txt for PyTorch, requirements.txt for MindSpore"
+            }
+        except (DataError, UsageError) as error:
+            answer = {"error": str(error)}
+        except Exception as error:  # the parent says it in one line, with its contestant's name
+            traceback.print_exc()
+            answer = {
+                "error": f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+            }
+        print(json.dumps({**answer, "cpu_s": time.process_time()}), file=replies, flush=True)
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1])

@@ -1,0 +1,221 @@
+"""Compiles native/ops.cpp at first use, for this machine, and keeps the library in a cache.
+
+    python -m src.fast_conv3d.build          builds ahead and prints where the library lies
+
+The cache, FAST_CONV3D_CACHE or fast_conv3d/ in the user's cache folder of this project:
+    KEY/libfast_conv3d.so  KEY/build.log     appear together, once the library is known to load
+    failed_build.log                         what the compiler said when it last failed
+    lock                                     held by the one process that compiles
+"""
+
+import argparse
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
+from pathlib import Path
+
+from src.cli import run
+from src.errors import DataError
+
+SOURCES = Path(__file__).with_name("native")
+LIBRARY = "libfast_conv3d.so"
+LOG = "build.log"
+UNFINISHED = ".building-"
+KEPT = 4  # libraries in the cache: this one and those of other machines, compilers, versions
+COMPILE_SECONDS = 30  # on one core of a server
+COMPILERS = ("g++", "c++", "clang++")
+FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fPIC", "-shared")
+FLAGS += ("-pthread", "-fvisibility=hidden", "-Wall", "-Wextra")
+CPUINFO = Path("/proc/cpuinfo")
+# What tells instruction sets apart: x86's names, then those of Arm.
+CPU_FIELDS = {"vendor_id", "cpu family", "model", "model name", "flags"}
+CPU_FIELDS |= {"CPU implementer", "CPU architecture", "CPU variant", "CPU part", "Features"}
+
+
+class BuildError(DataError):
+    """The library cannot be had; one line with the reason and the remedy."""
+
+
+@cache
+def library_path() -> Path:
+    """The library compiled from `native/`; compiles it unless the cache holds it.
+
+    Of several processes one compiles and the others wait. The result is remembered, a failure not.
+
+    Returns:
+        Absolute path of a shared library for this processor.
+
+    Raises:
+        BuildError: no compiler, one that fails, a cache that cannot be written, or no Linux.
+    """
+    if sys.platform != "linux":
+        raise BuildError(
+            f"fast_conv3d: builds on Linux, this is {sys.platform}; use a Linux machine"
+        )
+    folder = cache_folder()
+    try:
+        compiler, version = _compiler()
+        command = [*compiler, *FLAGS, _native_flag()]
+        library = folder / _key(command, version) / LIBRARY
+        if not library.is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+            with _locked(folder):
+                if not library.is_file():
+                    _compile(command, library)
+                    _remove_others(library)
+        with suppress(OSError):  # a read-only cache
+            os.utime(library.parent)  # the libraries used last are kept
+    except OSError as error:
+        raise BuildError(
+            f"fast_conv3d: {error.filename or folder}: {error.strerror}; let the cache {folder} be "
+            "a folder with space where you may write, or name another, FAST_CONV3D_CACHE=FOLDER"
+        ) from None
+    return library
+
+
+def cache_folder() -> Path:
+    """Where libraries are kept: `FAST_CONV3D_CACHE`, else beside the preprocessed cases."""
+    chosen = os.environ.get("FAST_CONV3D_CACHE")
+    if chosen:
+        return Path(chosen).absolute()
+    try:
+        user = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError:
+        raise BuildError(
+            "fast_conv3d: the user has no home folder; name a cache, FAST_CONV3D_CACHE=FOLDER"
+        ) from None
+    return Path(user, "vnet_mindspore", "fast_conv3d").absolute()
+
+
+def _compiler():
+    """Command of the first compiler that runs, and all it says of its version."""
+    chosen = os.environ.get("CXX", "")
+    try:
+        commands = [shlex.split(chosen)] if chosen.strip() else [[name] for name in COMPILERS]
+    except ValueError as error:
+        raise BuildError(f"fast_conv3d: CXX '{chosen}' is no command ({error}); mend it") from None
+    for name, *arguments in commands:
+        command = [shutil.which(name), *arguments]
+        with suppress(OSError):
+            if command[0] is not None:
+                result = _run([*command, "--version"])
+                if result.returncode == 0:
+                    return command, result.stdout
+    if chosen.strip():
+        raise BuildError(
+            f"fast_conv3d: CXX '{chosen}' cannot be run; set it to a C++ compiler or unset it"
+        )
+    raise BuildError(
+        f"fast_conv3d: no C++ compiler ({', '.join(COMPILERS)}) on PATH; install one (Debian, "
+        "Ubuntu: apt-get install g++) or name one, CXX=/path/to/g++"
+    )
+
+
+def _native_flag():
+    return "-mcpu=native" if platform.machine() == "aarch64" else "-march=native"
+
+
+def _key(command, version):
+    """Name of all that shapes the library; homes are shared by machines of many kinds."""
+    sources = sorted([*SOURCES.glob("*.cpp"), *SOURCES.glob("*.h")])
+    texts = [(path.name, path.read_text()) for path in sources]
+    lines = CPUINFO.read_text().splitlines()
+    processor = {line for line in lines if line.partition(":")[0].strip() in CPU_FIELDS}
+    parts = [texts, command, version, platform.machine(), sorted(processor)]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+
+@contextmanager
+def _locked(folder) -> Iterator[None]:
+    """Holds the cache; the lock goes with the process, however it ends."""
+    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)  # NFS wants it writable
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print("fast_conv3d: waiting for another process that builds it", flush=True)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _compile(command, library):
+    """Makes the folder of the library, whole or not at all."""
+    folder = library.parents[1]
+    for leftover in folder.glob(f"{UNFINISHED}*"):  # of a process that was killed
+        shutil.rmtree(leftover, ignore_errors=True)
+    # A name of its own: the compiler of a killed process may still be writing.
+    with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=folder) as work:
+        print(f"fast_conv3d: compiling its C++ code (once, about {COMPILE_SECONDS} s)", flush=True)
+        built = Path(work, LIBRARY)
+        loading = "import ctypes, sys; ctypes.CDLL(sys.argv[1])"
+        steps = {
+            "fails": [*command, "-o", str(built), str(SOURCES / "ops.cpp")],
+            # In a process of its own, which may die of it.
+            "made a library that cannot be loaded": [sys.executable, "-I", "-c", loading, built],
+        }
+        log = ""
+        for failure, step in steps.items():
+            result = _run(step)
+            log += f"{shlex.join(map(str, step))}\n{result.stdout}"
+            if result.returncode != 0:
+                failed = folder / "failed_build.log"
+                failed.write_text(f"{log}exit code {result.returncode}\n", encoding="utf-8")
+                raise BuildError(
+                    f"fast_conv3d: {command[0]} {failure} ({_reason(result)}); see {failed}; try "
+                    "another compiler (GCC from version 9, Clang), CXX=/path/to/compiler"
+                )
+        Path(work, LOG).write_text(log, encoding="utf-8")
+        Path(work).chmod(0o755)  # others may use a cache that was built ahead
+        shutil.rmtree(library.parent, ignore_errors=True)
+        Path(work).replace(library.parent)
+    (folder / "failed_build.log").unlink(missing_ok=True)
+
+
+def _run(command):
+    """Runs a command; returns its exit code and, as stdout, all it says, in English."""
+    return subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=os.environ | {"LC_ALL": "C"},
+        encoding="utf-8",
+        errors="replace",
+    )
+
+
+def _reason(result):
+    """The line of a failed command that says most."""
+    lines = [line.strip() for line in result.stdout.splitlines() if line.strip()]
+    errors = [line for line in lines if "error:" in line.lower()] or lines
+    return errors[0] if errors else f"exit code {result.returncode}"
+
+
+def _remove_others(library):
+    """Leaves the libraries used last. Who has loaded one that goes still has it."""
+    others = [other.parent for other in library.parents[1].glob(f"*/{LIBRARY}") if other != library]
+    others.sort(key=lambda folder: folder.stat().st_mtime, reverse=True)
+    for folder in others[KEPT - 1 :]:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def main():
+    """Builds ahead and prints the library's path."""
+    argparse.ArgumentParser(description="Compile fast_conv3d for this machine").parse_args()
+    print(library_path())
+
+
+if __name__ == "__main__":
+    run(main)

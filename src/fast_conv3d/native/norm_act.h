@@ -1,0 +1,587 @@
+// The tail of a unit, forward and backward, over blocked tensors:
+//
+//   out = second( first( batch norm(y) ) + residual ),   then perhaps `skip` behind it (a join)
+//
+// Every part is optional. All of it is bound by memory, so nothing is stored between the parts: the
+// forward pass reads y once, and the backward passes compute again from y what they need.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+#include "tensor.h"
+#include "thread_pool.h"
+#include "vector.h"
+
+namespace fast_conv3d {
+
+// ---- ELU ---------------------------------------------------------------------------------------
+
+// exp(x) = power * (1 + fraction) for x <= 0: power is 2^n for the n nearest to x / ln 2, and
+// fraction = exp(r) - 1 for the rest r. Positive x count as 0, NaN stays NaN, and below -87.3,
+// where floats lose their precision, the result stays at 1e-38.
+FC3D_INLINE void split_exp(Vec x, Vec* power, Vec* fraction) {
+  constexpr float kLowest = -87.3f, kLog2e = 1.44269504f;
+  constexpr float kRound = 12582912.f;  // 1.5 * 2^23: a float of this size has no room for halves
+  // ln 2 in two parts; n * kLn2High is exact.
+  constexpr float kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
+  for (int i = 0; i < kParts; ++i) {
+    Register r = x.part[i];
+    r = r < kLowest ? Register{} + kLowest : r;
+    r = r > 0.f ? Register{} : r;
+    const Register n = (r * kLog2e + kRound) - kRound;
+    r = (r - n * kLn2High) - n * kLn2Low;
+    const IntRegister bits = (__builtin_convertvector(n, IntRegister) + 127) << 23;
+    std::memcpy(&power->part[i], &bits, sizeof bits);
+    // Minimax polynomial for (exp(r) - 1 - r) / r^2 where |r| <= ln 2 / 2, to 1e-7.
+    Register q = r * 1.3946159e-3f + 8.366437e-3f;
+    q = q * r + 4.1666288e-2f;
+    q = q * r + 1.6666545e-1f;
+    q = q * r + 0.5f;
+    fraction->part[i] = q * (r * r) + r;
+  }
+}
+
+// exp(min(x, 0)) to 2e-7 of its value.
+FC3D_INLINE Vec exp_nonpositive(Vec x) {
+  Vec power, fraction;
+  split_exp(x, &power, &fraction);
+  return power * fraction + power;
+}
+
+// x where positive, exp(x) - 1 elsewhere, without cancellation near 0.
+FC3D_INLINE Vec elu(Vec x) {
+  Vec power, fraction;
+  split_exp(x, &power, &fraction);
+  return where_positive(x, x, power * fraction + (power - 1.f));
+}
+
+// ---- What a tail consists of -------------------------------------------------------------------
+
+enum class Activation { kNone, kElu, kPrelu };
+
+struct Tail {
+  Shape shape{};  // of y
+
+  // Batch norm, where gamma is given; (channels) each.
+  const float* gamma = nullptr;
+  const float* beta = nullptr;
+  float epsilon = 1e-5f;
+
+  Activation first = Activation::kNone;
+  const float* first_slopes = nullptr;  // (channels), of PReLU
+
+  // Blocked like y, or a plain (batch, x, y, z) volume that every channel gets.
+  const float* residual = nullptr;
+  bool residual_is_volume = false;
+
+  Activation second = Activation::kNone;
+  const float* second_slopes = nullptr;
+
+  // A join: channel c of the blocked `skip`, times keep[batch, c] where given, becomes channel
+  // shape.channels + c of out.
+  const float* skip = nullptr;
+  int skip_channels = 0;
+  const float* keep = nullptr;  // (batch, skip_channels)
+
+  Shape skip_shape() const { return with_channels(skip_channels); }
+  Shape out_shape() const { return with_channels(shape.channels + skip_channels); }
+
+  // Whether tail_backward reads `out`: ELU's derivative is out + 1 there, which saves the residual
+  // from being read. Otherwise out would only be a tensor more to read.
+  bool backward_reads_out() const {
+    return second == Activation::kElu && residual != nullptr && !residual_is_volume;
+  }
+
+ private:
+  Shape with_channels(int channels) const {
+    return {shape.batch, channels, shape.x, shape.y, shape.z};
+  }
+};
+
+// The sixteen channels of one block of one image of a tail, ready for use on vectors of y. The
+// convolutions apply it to what they are about to store:
+//
+//   const BlockTail tail(description, image, block, moving_mean, moving_variance, bias);
+//   store(out + voxel * kLanes, tail(value, voxel));
+//
+// Its branches are the same for all vectors: keep it a local constant, and the compiler moves them
+// out of the loop or the processor predicts them.
+class BlockTail {
+ public:
+  // mean and variance are (channels), not read without norm; bias is (channels) or null and is
+  // what the convolution has not yet added to y.
+  template <typename Statistic>
+  BlockTail(const Tail& tail, int image, int block, const Statistic* mean,
+            const Statistic* variance, const float* bias = nullptr)
+      : has_first_(tail.first != Activation::kNone),
+        has_second_(tail.second != Activation::kNone),
+        first_elu_(tail.first == Activation::kElu),
+        second_elu_(tail.second == Activation::kElu) {
+    const Shape& shape = tail.shape;
+    const int first_channel = block * kLanes;
+    const int count = std::min(kLanes, shape.channels - first_channel);
+    float valid[kLanes] = {}, center[kLanes] = {}, scale[kLanes] = {}, shift[kLanes] = {};
+    for (int lane = 0; lane < count; ++lane) {
+      const int channel = first_channel + lane;
+      double exact_center = bias == nullptr ? 0. : -static_cast<double>(bias[channel]);
+      double factor = 1, offset = 0;
+      if (tail.gamma != nullptr) {
+        exact_center += mean[channel];
+        factor =
+            tail.gamma[channel] / std::sqrt(static_cast<double>(variance[channel]) + tail.epsilon);
+        offset = tail.beta[channel];
+      }
+      // y - center is exact where y is near a large mean; what rounding took from the center goes
+      // into the shift.
+      valid[lane] = 1;
+      center[lane] = static_cast<float>(exact_center);
+      scale[lane] = static_cast<float>(factor);
+      shift[lane] = static_cast<float>(offset - (exact_center - center[lane]) * factor);
+    }
+    valid_ = load(valid);
+    center_ = load(center);
+    scale_ = load(scale);
+    shift_ = load(shift);
+    const auto slopes = [&](const float* source) {
+      return source == nullptr ? zero() : load_first(source + first_channel, count);
+    };
+    first_slope_ = slopes(tail.first_slopes);
+    second_slope_ = slopes(tail.second_slopes);
+    if (tail.residual != nullptr && tail.residual_is_volume)
+      volume_ = tail.residual + image * shape.voxels();
+    else if (tail.residual != nullptr)
+      residual_ = tail.residual + image * shape.image_floats() + block * shape.block_floats();
+  }
+
+  // The tail's value at one voxel of the image, counted as in the tensors.
+  FC3D_INLINE Vec operator()(Vec y, size_t voxel) const {
+    const Vec sum = add_residual(first(normalized(centered(y))), voxel);
+    if (!has_second_) return sum;
+    return second_elu_ ? elu(sum) : where_positive(sum, sum, second_slope_ * sum);
+  }
+
+  FC3D_INLINE Vec centered(Vec y) const { return y - center_; }
+  FC3D_INLINE Vec scale() const { return scale_; }
+
+  // The backward steps. Each takes the gradient of what the step gives and returns that of what the
+  // step takes, and adds to the gradient of the step's slopes.
+
+  // Through the second activation; `sum` is what it takes.
+  FC3D_INLINE Vec second_backward(Vec d_out, Vec centered, size_t voxel, Vec* d_slope) const {
+    d_out = valid_only(d_out);
+    if (!has_second_) return d_out;
+    const Vec sum = add_residual(first(normalized(centered)), voxel);
+    return activation_backward(second_elu_, second_slope_, d_out, sum, d_slope);
+  }
+  // The same for an ELU, from what it gives.
+  FC3D_INLINE Vec second_elu_backward(Vec d_out, Vec out) const {
+    d_out = valid_only(d_out);
+    return where_positive(out, d_out, d_out * out + d_out);
+  }
+  // Through the first activation, to the normalized y.
+  FC3D_INLINE Vec first_backward(Vec d_sum, Vec centered, Vec* d_slope) const {
+    if (!has_first_) return d_sum;
+    return activation_backward(first_elu_, first_slope_, d_sum, normalized(centered), d_slope);
+  }
+
+ private:
+  FC3D_INLINE Vec normalized(Vec centered) const { return centered * scale_ + shift_; }
+  FC3D_INLINE Vec first(Vec x) const {
+    if (!has_first_) return x;
+    return first_elu_ ? elu(x) : where_positive(x, x, first_slope_ * x);
+  }
+  FC3D_INLINE Vec add_residual(Vec x, size_t voxel) const {
+    if (residual_ != nullptr) return x + load(residual_ + voxel * kLanes);
+    if (volume_ != nullptr) return x + valid_only(broadcast(volume_[voxel]));
+    return x;
+  }
+  FC3D_INLINE Vec valid_only(Vec x) const { return where_positive(valid_, x, zero()); }
+  FC3D_INLINE static Vec activation_backward(bool is_elu, Vec slope, Vec d_value, Vec x,
+                                             Vec* d_slope) {
+    if (is_elu) return where_positive(x, d_value, d_value * exp_nonpositive(x));
+    *d_slope += where_positive(x, zero(), d_value * x);
+    return where_positive(x, d_value, d_value * slope);
+  }
+
+  bool has_first_, has_second_, first_elu_, second_elu_;
+  Vec valid_, center_, scale_, shift_, first_slope_, second_slope_;
+  const float* residual_ = nullptr;  // blocked
+  const float* volume_ = nullptr;
+};
+
+// ---- Loops over blocked tensors ----------------------------------------------------------------
+
+// A piece of one block of one image: voxels [begin, end).
+struct Chunk {
+  int index, image, block;
+  size_t begin, end;
+};
+
+constexpr size_t kChunkVoxels = 2048;  // 128 KiB of each tensor: some of them fit into L2
+constexpr size_t kRunVoxels = 64;      // how far sums are kept in float before they go into double
+
+inline int chunks_per_block(const Shape& shape) {
+  return static_cast<int>((shape.voxels() + kChunkVoxels - 1) / kChunkVoxels);
+}
+inline int chunk_count(const Shape& shape) {
+  return shape.batch * shape.blocks() * chunks_per_block(shape);
+}
+
+enum class Order { kForwards, kBackwards };
+
+// Calls task(chunk) for each chunk of a tensor. A pass in the opposite order of the one before
+// begins with what is still in the caches. Sums are kept per chunk, so that they come out the same
+// whichever thread made them.
+template <typename Task>
+void for_each_chunk(ThreadPool& pool, const Shape& shape, Order order, const Task& task) {
+  const int count = chunk_count(shape), per_block = chunks_per_block(shape);
+  pool.for_each(count, [&](int item, int) {
+    const int index = order == Order::kForwards ? item : count - 1 - item;
+    const int plane = index / per_block;
+    const size_t begin = index % per_block * kChunkVoxels;
+    task(Chunk{index, plane / shape.blocks(), plane % shape.blocks(), begin,
+               std::min(begin + kChunkVoxels, shape.voxels())});
+  });
+}
+
+// Where a block of an image begins, in floats.
+inline size_t block_offset(const Shape& shape, int image, int block) {
+  return (static_cast<size_t>(image) * shape.blocks() + block) * shape.block_floats();
+}
+
+FC3D_INLINE void add_to(double* sums, Vec value) {
+  float lanes[kLanes];
+  store(lanes, value);
+  for (int lane = 0; lane < kLanes; ++lane) sums[lane] += lanes[lane];
+}
+
+// ---- Batch statistics --------------------------------------------------------------------------
+
+// Count, mean and squared deviations from the mean of sixteen channels. A convolution that still
+// has a row of its output in L1 can add it here and save batch_statistics its pass over y; keep one
+// per item of work, not per thread, and merge them in a fixed order.
+struct Moments {
+  double count = 0;
+  double mean[kLanes] = {}, squares[kLanes] = {};
+
+  // Adds the vectors at `source`. Each run is summed first and its deviations from its own mean
+  // then, out of L1: as exact as two passes over y, however far the mean is from 0.
+  void add(const float* source, size_t voxels) {
+    constexpr int kSums = 4;  // in flight at once: one sum would wait for each addition
+    for (size_t begin = 0; begin < voxels; begin += 4 * kRunVoxels) {
+      const size_t run_voxels = std::min(4 * kRunVoxels, voxels - begin);
+      const float* run = source + begin * kLanes;
+      // Differences from the first voxel are small where a mean is large.
+      const Vec start = load(run);
+      const auto sum_over_run = [&](auto term) {
+        Vec sums[kSums] = {zero(), zero(), zero(), zero()};
+        size_t voxel = 0;
+        for (; voxel + kSums <= run_voxels; voxel += kSums)
+          for (int i = 0; i < kSums; ++i) sums[i] += term(load(run + (voxel + i) * kLanes));
+        for (; voxel < run_voxels; ++voxel) sums[0] += term(load(run + voxel * kLanes));
+        return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+      };
+      const Vec sum = sum_over_run([&](Vec y) { return y - start; });
+      Moments part;
+      part.count = static_cast<double>(run_voxels);
+      add_to(part.mean, sum);
+      for (double& mean : part.mean) mean /= part.count;
+      add_to(part.mean, start);
+      const Vec run_mean = start + sum * static_cast<float>(1 / part.count);
+      add_to(part.squares, sum_over_run([&](Vec y) { return (y - run_mean) * (y - run_mean); }));
+      float rounded_mean[kLanes];
+      store(rounded_mean, run_mean);
+      for (int lane = 0; lane < kLanes; ++lane) {
+        const double rest = part.mean[lane] - rounded_mean[lane];
+        part.squares[lane] -= part.count * rest * rest;
+      }
+      merge(part);
+    }
+  }
+
+  void merge(const Moments& other) {
+    if (other.count == 0) return;
+    const double total = count + other.count;
+    const double mean_weight = other.count / total, square_weight = count * mean_weight;
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const double difference = other.mean[lane] - mean[lane];
+      mean[lane] += difference * mean_weight;
+      squares[lane] += other.squares[lane] + difference * difference * square_weight;
+    }
+    count = total;
+  }
+};
+
+// Mean and biased variance of each channel over batch and voxels, (channels) each; one pass over y.
+inline void batch_statistics(ThreadPool& pool, const float* y, const Shape& shape, double* mean,
+                             double* variance) {
+  std::vector<Moments> moments(chunk_count(shape));
+  // The convolution before has just written the end of y.
+  for_each_chunk(pool, shape, Order::kBackwards, [&](const Chunk& chunk) {
+    const float* block = y + block_offset(shape, chunk.image, chunk.block);
+    moments[chunk.index].add(block + chunk.begin * kLanes, chunk.end - chunk.begin);
+  });
+  const int per_block = chunks_per_block(shape);
+  for (int block = 0; block < shape.blocks(); ++block) {
+    Moments total;
+    for (int image = 0; image < shape.batch; ++image)
+      for (int chunk = 0; chunk < per_block; ++chunk)
+        total.merge(moments[(image * shape.blocks() + block) * per_block + chunk]);
+    const int first_channel = block * kLanes;
+    const int channels = std::min(kLanes, shape.channels - first_channel);
+    for (int lane = 0; lane < channels; ++lane) {
+      mean[first_channel + lane] = total.mean[lane];
+      // Not below 0 by rounding; NaN stays NaN in this order.
+      variance[first_channel + lane] = std::max(total.squares[lane] / total.count, 0.);
+    }
+  }
+}
+
+// ---- Factors per channel, joins ----------------------------------------------------------------
+
+// The factors of one block, zeros in the lanes past the last channel; ones where keep is null.
+FC3D_INLINE Vec block_factors(const Shape& shape, const float* keep, int image, int block) {
+  const int count = std::min(kLanes, shape.channels - block * kLanes);
+  if (keep == nullptr) return broadcast(1);
+  return load_first(keep + static_cast<size_t>(image) * shape.channels + block * kLanes, count);
+}
+
+// out = x * keep[image, channel] + addend; keep, (batch, channels), or addend, blocked, may be
+// null. out may be x or addend.
+inline void scale_channels(ThreadPool& pool, const Shape& shape, const float* x, const float* keep,
+                           const float* addend, float* out) {
+  for_each_chunk(pool, shape, Order::kForwards, [&](const Chunk& chunk) {
+    const size_t offset = block_offset(shape, chunk.image, chunk.block);
+    const Vec factors = block_factors(shape, keep, chunk.image, chunk.block);
+    for (size_t at = offset + chunk.begin * kLanes; at < offset + chunk.end * kLanes;
+         at += kLanes) {
+      const Vec scaled = load(x + at) * factors;
+      store(out + at, addend == nullptr ? scaled : scaled + load(addend + at));
+    }
+  });
+}
+
+// Writes the skip channels of a join. Where shape.channels is no multiple of 16, a block of skip
+// straddles two blocks of out, and the tail's channels must already be in the first of them.
+inline void join_forward(ThreadPool& pool, const Tail& tail, float* out) {
+  const Shape skip_shape = tail.skip_shape(), out_shape = tail.out_shape();
+  const int lane = tail.shape.channels % kLanes, first_block = tail.shape.channels / kLanes;
+  for_each_chunk(pool, skip_shape, Order::kForwards, [&](const Chunk& chunk) {
+    const int out_block = first_block + chunk.block;
+    const float* source = tail.skip + block_offset(skip_shape, chunk.image, chunk.block);
+    float* target = out + block_offset(out_shape, chunk.image, out_block);
+    float* next = lane > 0 && out_block + 1 < out_shape.blocks() ? target + out_shape.block_floats()
+                                                                 : nullptr;
+    // Nobody else writes the other lanes of the last block.
+    const bool zero_rest = chunk.block + 1 == skip_shape.blocks();
+    const Vec factors = block_factors(skip_shape, tail.keep, chunk.image, chunk.block);
+    for (size_t at = chunk.begin * kLanes; at < chunk.end * kLanes; at += kLanes) {
+      const Vec value = load(source + at) * factors;
+      if (lane == 0) {
+        store(target + at, value);
+        continue;
+      }
+      float lanes[2 * kLanes] = {};
+      store(lanes, value);
+      std::memcpy(target + at + lane, lanes, (kLanes - lane) * sizeof(float));
+      if (next != nullptr)
+        std::memcpy(next + at, lanes + kLanes - lane, (zero_rest ? kLanes : lane) * sizeof(float));
+    }
+  });
+}
+
+// d_skip from the gradient of a join.
+inline void join_backward(ThreadPool& pool, const Tail& tail, const float* d_out, float* d_skip) {
+  const Shape skip_shape = tail.skip_shape(), out_shape = tail.out_shape();
+  const int lane = tail.shape.channels % kLanes, first_block = tail.shape.channels / kLanes;
+  for_each_chunk(pool, skip_shape, Order::kForwards, [&](const Chunk& chunk) {
+    const int out_block = first_block + chunk.block;
+    const float* source = d_out + block_offset(out_shape, chunk.image, out_block);
+    const float* next = lane > 0 && out_block + 1 < out_shape.blocks()
+                            ? source + out_shape.block_floats()
+                            : nullptr;
+    float* target = d_skip + block_offset(skip_shape, chunk.image, chunk.block);
+    const Vec factors = block_factors(skip_shape, tail.keep, chunk.image, chunk.block);
+    for (size_t at = chunk.begin * kLanes; at < chunk.end * kLanes; at += kLanes) {
+      Vec gradient = load(source + at);
+      if (lane > 0) {
+        float lanes[2 * kLanes] = {};
+        store(lanes, gradient);
+        if (next != nullptr) store(lanes + kLanes, load(next + at));
+        gradient = load(lanes + lane);
+      }
+      store(target + at, gradient * factors);
+    }
+  });
+}
+
+// ---- Forward and backward ----------------------------------------------------------------------
+
+// out, of tail.out_shape(), from y; mean and variance are those of batch_statistics or null without
+// norm. One pass. out may be y where there is no skip and no backward pass to come.
+inline void tail_forward(ThreadPool& pool, const Tail& tail, const float* y, const double* mean,
+                         const double* variance, float* out) {
+  const Shape& shape = tail.shape;
+  const Shape out_shape = tail.out_shape();
+  for_each_chunk(pool, shape, Order::kForwards, [&](const Chunk& chunk) {
+    const BlockTail block(tail, chunk.image, chunk.block, mean, variance);
+    const float* source = y + block_offset(shape, chunk.image, chunk.block);
+    float* target = out + block_offset(out_shape, chunk.image, chunk.block);
+    for (size_t voxel = chunk.begin; voxel < chunk.end; ++voxel)
+      store(target + voxel * kLanes, block(load(source + voxel * kLanes), voxel));
+  });
+  if (tail.skip != nullptr) join_forward(pool, tail, out);
+}
+
+// Where tail_backward puts its gradients; what is null is not wanted.
+struct TailGradients {
+  // Blocked like y. May be the same memory as y or d_out (d_out where there is no skip).
+  float* y = nullptr;
+  // (channels) each. Without norm, beta's is the gradient of a bias added to y.
+  float* gamma = nullptr;
+  float* beta = nullptr;
+  float* first_slopes = nullptr;
+  float* second_slopes = nullptr;
+  // Shaped like the residual. A blocked one may be the same memory as d_out where there is no skip,
+  // but not the same as gradients.y. Without a second activation and without skip it would be a
+  // copy of d_out: use that instead.
+  float* residual = nullptr;
+  float* skip = nullptr;
+};
+
+// The gradient of a plain residual volume: sums over all channels, so it has a loop of its own.
+inline void volume_backward(ThreadPool& pool, const Tail& tail, const float* y, const double* mean,
+                            const double* variance, const float* d_out, float* d_volume) {
+  const Shape& shape = tail.shape;
+  const Shape out_shape = tail.out_shape();
+  const Shape one_channel{shape.batch, 1, shape.x, shape.y, shape.z};
+  for_each_chunk(pool, one_channel, Order::kForwards, [&](const Chunk& chunk) {
+    float* target = d_volume + chunk.image * shape.voxels();
+    std::fill(target + chunk.begin, target + chunk.end, 0.f);
+    for (int index = 0; index < shape.blocks(); ++index) {
+      const BlockTail block(tail, chunk.image, index, mean, variance);
+      const float* values = y + block_offset(shape, chunk.image, index);
+      const float* gradients = d_out + block_offset(out_shape, chunk.image, index);
+      Vec unused = zero();
+      for (size_t voxel = chunk.begin; voxel < chunk.end; ++voxel) {
+        float lanes[kLanes];
+        store(lanes,
+              block.second_backward(load(gradients + voxel * kLanes),
+                                    block.centered(load(values + voxel * kLanes)), voxel, &unused));
+        for (int lane = 0; lane < kLanes; ++lane) target[voxel] += lanes[lane];
+      }
+    }
+  });
+}
+
+// The gradients of a tail in training, where mean and variance depend on y (null without norm).
+// `out` is read where tail.backward_reads_out() only, y and the residual as tail_forward does.
+inline void tail_backward(ThreadPool& pool, const Tail& tail, const float* y, const float* out,
+                          const double* mean, const double* variance, const float* d_out,
+                          const TailGradients& gradients) {
+  const Shape& shape = tail.shape;
+  const Shape out_shape = tail.out_shape();
+  const bool has_norm = tail.gamma != nullptr, reads_out = tail.backward_reads_out();
+  // First those that read d_out before anything may be written over it.
+  if (tail.skip != nullptr && gradients.skip != nullptr)
+    join_backward(pool, tail, d_out, gradients.skip);
+  if (tail.residual_is_volume && gradients.residual != nullptr)
+    volume_backward(pool, tail, y, mean, variance, d_out, gradients.residual);
+  float* const d_residual = tail.residual_is_volume ? nullptr : gradients.residual;
+
+  // First pass: the sums, and the gradient behind the second activation where it is wanted. Without
+  // norm d_y does not depend on the sums, and this pass is the only one.
+  struct Sums {
+    double beta[kLanes] = {}, gamma[kLanes] = {};  // gamma's before the division by the deviation
+    double first_slope[kLanes] = {}, second_slope[kLanes] = {};
+  };
+  std::vector<Sums> chunk_sums(chunk_count(shape));
+  for_each_chunk(pool, shape, Order::kBackwards, [&](const Chunk& chunk) {
+    const BlockTail block(tail, chunk.image, chunk.block, mean, variance);
+    const size_t offset = block_offset(shape, chunk.image, chunk.block);
+    const size_t out_offset = block_offset(out_shape, chunk.image, chunk.block);
+    Sums sums;
+    for (size_t run = chunk.begin; run < chunk.end; run += kRunVoxels) {
+      const size_t run_end = std::min(run + kRunVoxels, chunk.end);
+      Vec beta = zero(), gamma = zero(), first_slope = zero(), second_slope = zero();
+      for (size_t voxel = run; voxel < run_end; ++voxel) {
+        const size_t at = offset + voxel * kLanes, out_at = out_offset + voxel * kLanes;
+        const Vec centered = block.centered(load(y + at));
+        const Vec d_sum =
+            reads_out ? block.second_elu_backward(load(d_out + out_at), load(out + out_at))
+                      : block.second_backward(load(d_out + out_at), centered, voxel, &second_slope);
+        const Vec d_normalized = block.first_backward(d_sum, centered, &first_slope);
+        beta += d_normalized;
+        gamma += d_normalized * centered;
+        if (d_residual != nullptr) store(d_residual + at, d_sum);
+        if (!has_norm && gradients.y != nullptr) store(gradients.y + at, d_normalized);
+      }
+      add_to(sums.beta, beta);
+      add_to(sums.gamma, gamma);
+      add_to(sums.first_slope, first_slope);
+      add_to(sums.second_slope, second_slope);
+    }
+    chunk_sums[chunk.index] = sums;
+  });
+
+  // d_y = scale * (d - mean(d) - (y - mean) * mean(d * (y - mean)) / (variance + epsilon)) where d
+  // is the gradient of the normalized y, in the form scale * d + slope * (y - center) + constant.
+  std::vector<float> slopes(shape.blocks() * kLanes), constants(shape.blocks() * kLanes);
+  const int per_block = chunks_per_block(shape);
+  const double count = static_cast<double>(shape.batch) * static_cast<double>(shape.voxels());
+  for (int channel = 0; channel < shape.channels; ++channel) {
+    const int block = channel / kLanes, lane = channel % kLanes;
+    double beta = 0, gamma = 0, first_slope = 0, second_slope = 0;
+    for (int image = 0; image < shape.batch; ++image) {
+      const Sums* sums = chunk_sums.data() + (image * shape.blocks() + block) * per_block;
+      for (int chunk = 0; chunk < per_block; ++chunk) {
+        beta += sums[chunk].beta[lane];
+        gamma += sums[chunk].gamma[lane];
+        first_slope += sums[chunk].first_slope[lane];
+        second_slope += sums[chunk].second_slope[lane];
+      }
+    }
+    if (has_norm) {
+      const double center_rest = mean[channel] - static_cast<float>(mean[channel]);
+      const double inverse_std = 1 / std::sqrt(variance[channel] + tail.epsilon);
+      const double scale = tail.gamma[channel] * inverse_std;
+      gamma = (gamma - center_rest * beta) * inverse_std;
+      const double slope = -scale * inverse_std * gamma / count;
+      slopes[channel] = static_cast<float>(slope);
+      constants[channel] = static_cast<float>(-scale * beta / count - slope * center_rest);
+    }
+    const auto put = [channel](float* target, double value) {
+      if (target != nullptr) target[channel] = static_cast<float>(value);
+    };
+    if (has_norm) put(gradients.gamma, gamma);
+    put(gradients.beta, beta);
+    put(gradients.first_slopes, first_slope);
+    put(gradients.second_slopes, second_slope);
+  }
+  if (!has_norm || gradients.y == nullptr) return;
+
+  // Second pass: d_y, from the gradient behind the second activation where the first pass left it.
+  for_each_chunk(pool, shape, Order::kForwards, [&](const Chunk& chunk) {
+    const BlockTail block(tail, chunk.image, chunk.block, mean, variance);
+    const size_t offset = block_offset(shape, chunk.image, chunk.block);
+    const size_t out_offset = block_offset(out_shape, chunk.image, chunk.block);
+    const Vec slope = load(slopes.data() + chunk.block * kLanes);
+    const Vec constant = load(constants.data() + chunk.block * kLanes);
+    Vec unused = zero();
+    for (size_t voxel = chunk.begin; voxel < chunk.end; ++voxel) {
+      const size_t at = offset + voxel * kLanes, out_at = out_offset + voxel * kLanes;
+      const Vec centered = block.centered(load(y + at));
+      const Vec d_sum = d_residual != nullptr ? load(d_residual + at)
+                        : reads_out
+                            ? block.second_elu_backward(load(d_out + out_at), load(out + out_at))
+                            : block.second_backward(load(d_out + out_at), centered, voxel, &unused);
+      const Vec d_normalized = block.first_backward(d_sum, centered, &unused);
+      store(gradients.y + at, block.scale() * d_normalized + slope * centered + constant);
+    }
+  });
+}
+
+}  // namespace fast_conv3d

@@ -1,0 +1,537 @@
+// What MindSpore's ops.Custom calls. Each function gets the pointers and shapes of its inputs, then
+// those of its outputs, and returns 0, or another number that MindSpore turns into an exception.
+// cells.py makes sure of dtypes and shapes.
+#include <algorithm>
+#include <cstdio>
+#include <exception>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "narrow.h"
+#include "norm_act.h"
+#include "strided.h"
+#include "winograd.h"
+
+#define FC3D_EXPORT extern "C" __attribute__((visibility("default")))
+
+namespace fast_conv3d {
+namespace {
+
+// Threads and scratch memory, shared by all operators; MindSpore may call two of them at once.
+struct Runtime {
+  explicit Runtime(int threads) : pool(threads), workspace(threads) {}
+  ThreadPool pool;
+  Workspace workspace;
+  Scratch blocked_x, blocked_y;       // of plain tensors
+  Scratch weights, weights_gradient;  // of smaller kernels
+};
+
+std::mutex mutex;
+std::unique_ptr<Runtime> runtime;
+int thread_count = 1;
+
+// Runs work(runtime), alone.
+template <typename Work>
+int guarded(const Work& work) {
+  const std::lock_guard<std::mutex> lock(mutex);
+  try {
+    if (runtime == nullptr) runtime = std::make_unique<Runtime>(thread_count);
+    work(*runtime);
+    return 0;
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "fast_conv3d: %s\n", error.what());
+    return 1;
+  }
+}
+
+// The inputs and outputs of one call.
+struct Arguments {
+  void** data;
+  int64_t** shapes;
+
+  template <typename T = float>
+  T* get(int index) const {
+    return static_cast<T*>(data[index]);
+  }
+  // Of a plain (batch, channels, x, y, z) or a blocked tensor.
+  Shape shape(int index, int channels) const {
+    const int64_t* sides = shapes[index];
+    return {static_cast<int>(sides[0]), channels, static_cast<int>(sides[2]),
+            static_cast<int>(sides[3]), static_cast<int>(sides[4])};
+  }
+};
+
+// ------------------------------------------------------------------------------------------ units
+
+enum class Kind { kConv5, kWiden, kHalve, kDouble };
+enum class Residual { kNone, kInput, kTensor };
+
+// Inputs of the unit operators, in order; what a unit has not is any tensor.
+enum Input {
+  kX,
+  kWeight,
+  kBias,
+  kGamma,
+  kBeta,
+  kMovingMean,
+  kMovingVariance,
+  kFirstSlopes,
+  kSecondSlopes,
+  kResidual,
+  kSkip,
+  kKeep,
+  kSpec,
+  kInputs
+};
+// unit_forward's outputs; unit_backward takes the first four as inputs.
+enum Output { kOut = kInputs, kY, kMean, kVariance, kNewMovingMean, kNewMovingVariance };
+// unit_backward.
+enum Gradient {
+  kDOut = kVariance + 1,
+  kDX,
+  kDWeight,
+  kDBias,
+  kDGamma,
+  kDBeta,
+  kDFirstSlopes,
+  kDSecondSlopes,
+  kDResidual,
+  kDSkip,
+  kDY  // scratch
+};
+
+// cells.py writes these numbers in this order.
+struct Unit {
+  Kind kind;
+  Residual residual;
+  bool has_bias, has_norm, has_skip, has_keep;
+  float momentum;
+  Shape x, y;
+  Tail tail;
+
+  explicit Unit(const Arguments& arguments) {
+    const float* spec = arguments.get(kSpec);
+    kind = static_cast<Kind>(static_cast<int>(spec[0]));
+    const int in_channels = static_cast<int>(spec[1]), out_channels = static_cast<int>(spec[2]);
+    tail.first = static_cast<Activation>(static_cast<int>(spec[3]));
+    residual = static_cast<Residual>(static_cast<int>(spec[4]));
+    tail.second = static_cast<Activation>(static_cast<int>(spec[5]));
+    has_bias = spec[6] != 0;
+    has_norm = spec[7] != 0;
+    const int skip_channels = static_cast<int>(spec[8]);
+    has_skip = skip_channels > 0;
+    has_keep = spec[9] != 0;
+    tail.epsilon = spec[10];
+    momentum = spec[11];
+
+    x = arguments.shape(kX, in_channels);
+    y = x;
+    y.channels = out_channels;
+    if (kind == Kind::kHalve) y = {x.batch, out_channels, x.x / 2, x.y / 2, x.z / 2};
+    if (kind == Kind::kDouble) y = strided::fine_shape(x, out_channels);
+
+    tail.shape = y;
+    if (has_norm) {
+      tail.gamma = arguments.get(kGamma);
+      tail.beta = arguments.get(kBeta);
+    }
+    if (tail.first == Activation::kPrelu) tail.first_slopes = arguments.get(kFirstSlopes);
+    if (tail.second == Activation::kPrelu) tail.second_slopes = arguments.get(kSecondSlopes);
+    if (residual == Residual::kTensor) tail.residual = arguments.get(kResidual);
+    if (residual == Residual::kInput) tail.residual = arguments.get(kX);
+    tail.residual_is_volume = residual == Residual::kInput && kind == Kind::kWiden;
+    if (has_skip) {
+      tail.skip = arguments.get(kSkip);
+      tail.skip_channels = skip_channels;
+      if (has_keep) tail.keep = arguments.get(kKeep);
+    }
+  }
+
+  // y = epilogue(convolution of x), at `stride` floats from image to image of y.
+  template <typename Epilogue>
+  void convolution(ThreadPool& pool, Workspace& workspace, const Arguments& arguments,
+                   float* target, const Epilogue& epilogue) const {
+    const float* source = arguments.get(kX);
+    const float* weights = arguments.get(kWeight);
+    switch (kind) {
+      case Kind::kConv5:
+        return convolve(pool, workspace, x, source,
+                        Weights::forward(weights, y.channels, x.channels), target, epilogue);
+      case Kind::kWiden:
+        return narrow::widen(narrow::Conv::kPlainToBlocked, source, 1, weights, target, y, epilogue,
+                             pool, workspace.shared);
+      case Kind::kHalve:
+        return strided::gather(source, x.channels, weights, target, y, epilogue, pool,
+                               workspace.shared);
+      case Kind::kDouble:
+        return strided::scatter(source, x, weights, target, y.channels, epilogue, pool,
+                                workspace.shared);
+    }
+  }
+};
+
+// Adds a bias, if any.
+class AddBias {
+ public:
+  AddBias(const float* bias, const Shape& shape) : lanes_(shape.blocks() * kLanes, 0.f) {
+    if (bias != nullptr) std::copy_n(bias, shape.channels, lanes_.begin());
+  }
+  FC3D_INLINE Vec operator()(Vec value, int, int block, size_t) const {
+    return value + load(lanes_.data() + block * kLanes);
+  }
+
+ private:
+  std::vector<float> lanes_;
+};
+
+// The whole tail with the moving statistics, at inference.
+class ApplyTail {
+ public:
+  ApplyTail(const Tail& tail, const float* mean, const float* variance, const float* bias)
+      : blocks_(tail.shape.blocks()) {
+    for (int image = 0; image < tail.shape.batch; ++image)
+      for (int block = 0; block < blocks_; ++block)
+        tails_.emplace_back(tail, image, block, mean, variance, bias);
+  }
+  FC3D_INLINE Vec operator()(Vec value, int image, int block, size_t voxel) const {
+    return tails_[image * blocks_ + block](value, voxel);
+  }
+
+ private:
+  int blocks_;
+  std::vector<BlockTail> tails_;
+};
+
+// Adds what is already in the target.
+struct AddToTarget {
+  const float* target;
+  Shape shape;
+  FC3D_INLINE Vec operator()(Vec value, int image, int block, size_t voxel) const {
+    return value + load(target + block_offset(shape, image, block) + voxel * kLanes);
+  }
+};
+
+struct Plain {
+  FC3D_INLINE Vec operator()(Vec value, int, int, size_t) const { return value; }
+};
+
+}  // namespace
+
+// Training: the unit's value, and what its gradient and the moving statistics need.
+FC3D_EXPORT int unit_forward(int, void** data, int*, int64_t** shapes, const char**, void*, void*) {
+  return guarded([&](Runtime& shared) {
+    ThreadPool& pool = shared.pool;
+    Workspace& workspace = shared.workspace;
+    const Arguments arguments{data, shapes};
+    const Unit unit(arguments);
+    float* y = arguments.get(kY);
+    // Batch norm takes a bias away again: it only moves the mean.
+    const float* bias = unit.has_bias ? arguments.get(kBias) : nullptr;
+    unit.convolution(pool, workspace, arguments, y,
+                     AddBias(unit.has_norm ? nullptr : bias, unit.y));
+    double* mean = arguments.get<double>(kMean);
+    double* variance = arguments.get<double>(kVariance);
+    if (unit.has_norm) {
+      batch_statistics(pool, y, unit.y, mean, variance);
+      const double count = static_cast<double>(unit.y.voxels()) * unit.y.batch;
+      const double unbiased = count > 1 ? count / (count - 1) : 1;
+      const auto moved = [&](int from, int to, int channel, double value) {
+        arguments.get(to)[channel] = static_cast<float>(
+            unit.momentum * arguments.get(from)[channel] + (1 - unit.momentum) * value);
+      };
+      for (int channel = 0; channel < unit.y.channels; ++channel) {
+        moved(kMovingMean, kNewMovingMean, channel,
+              mean[channel] + (bias == nullptr ? 0.f : bias[channel]));
+        moved(kMovingVariance, kNewMovingVariance, channel, variance[channel] * unbiased);
+      }
+    }
+    tail_forward(pool, unit.tail, y, mean, variance, arguments.get(kOut));
+  });
+}
+
+// Evaluation: the unit's value in one pass over memory.
+FC3D_EXPORT int unit_infer(int, void** data, int*, int64_t** shapes, const char**, void*, void*) {
+  return guarded([&](Runtime& shared) {
+    ThreadPool& pool = shared.pool;
+    Workspace& workspace = shared.workspace;
+    const Arguments arguments{data, shapes};
+    const Unit unit(arguments);
+    const ApplyTail epilogue(unit.tail, arguments.get(kMovingMean), arguments.get(kMovingVariance),
+                             unit.has_bias ? arguments.get(kBias) : nullptr);
+    float* out = arguments.get(kOut);
+    if (!unit.has_skip || unit.y.batch == 1) {
+      unit.convolution(pool, workspace, arguments, out, epilogue);
+    } else {  // images lie further apart in out than y's would
+      for (int image = 0; image < unit.y.batch; ++image) {
+        Unit one = unit;
+        one.x.batch = one.y.batch = 1;
+        void* inputs[kInputs];
+        std::copy_n(data, static_cast<int>(kInputs), inputs);
+        inputs[kX] = arguments.get(kX) + image * unit.x.image_floats();
+        one.convolution(pool, workspace, {inputs, shapes},
+                        out + image * unit.tail.out_shape().image_floats(),
+                        [&](Vec value, int, int block, size_t voxel) {
+                          return epilogue(value, image, block, voxel);
+                        });
+      }
+    }
+    if (unit.has_skip) join_forward(pool, unit.tail, out);
+  });
+}
+
+FC3D_EXPORT int unit_backward(int, void** data, int*, int64_t** shapes, const char**, void*,
+                              void*) {
+  return guarded([&](Runtime& shared) {
+    ThreadPool& pool = shared.pool;
+    Workspace& workspace = shared.workspace;
+    const Arguments arguments{data, shapes};
+    const Unit unit(arguments);
+    const Shape &x = unit.x, &y = unit.y;
+    const float* weights = arguments.get(kWeight);
+    float* d_x = arguments.get(kDX);
+    float* d_weights = arguments.get(kDWeight);
+    float* d_y = arguments.get(kDY);
+
+    TailGradients gradients;
+    gradients.y = d_y;
+    if (unit.has_norm) {
+      gradients.gamma = arguments.get(kDGamma);
+      gradients.beta = arguments.get(kDBeta);
+      std::fill_n(arguments.get(kDBias), unit.has_bias ? y.channels : 1, 0.f);
+    } else if (unit.has_bias) {
+      gradients.beta = arguments.get(kDBias);
+    }
+    if (unit.tail.first == Activation::kPrelu)
+      gradients.first_slopes = arguments.get(kDFirstSlopes);
+    if (unit.tail.second == Activation::kPrelu)
+      gradients.second_slopes = arguments.get(kDSecondSlopes);
+    // The residual's gradient goes where the convolution's will be added to it.
+    const bool adds = unit.residual == Residual::kInput && unit.kind == Kind::kConv5;
+    if (adds) gradients.residual = d_x;
+    if (unit.residual == Residual::kTensor) gradients.residual = arguments.get(kDResidual);
+    if (unit.has_skip) gradients.skip = arguments.get(kDSkip);
+    tail_backward(pool, unit.tail, arguments.get(kY), arguments.get(kOut),
+                  arguments.get<double>(kMean), arguments.get<double>(kVariance),
+                  arguments.get(kDOut), gradients);
+
+    switch (unit.kind) {
+      case Kind::kConv5: {
+        const Weights transposed = Weights::input_gradient(weights, y.channels, x.channels);
+        if (adds)
+          convolve(pool, workspace, y, d_y, transposed, d_x, AddToTarget{d_x, x});
+        else
+          convolve(pool, workspace, y, d_y, transposed, d_x, Plain());
+        weight_gradient(pool, workspace, x, arguments.get(kX), y, d_y, d_weights);
+        break;
+      }
+      case Kind::kWiden:  // the volume is data: nobody asks for its gradient
+        std::fill_n(d_x, x.batch * x.voxels(), 0.f);
+        narrow::weight_gradient(narrow::Conv::kPlainToBlocked, d_y, y, arguments.get(kX), 1,
+                                d_weights, nullptr, nullptr, pool, workspace.shared);
+        break;
+      case Kind::kHalve:
+        strided::scatter(d_y, y, weights, d_x, x.channels, Plain(), pool, workspace.shared);
+        strided::weight_gradient(d_y, y, arguments.get(kX), x.channels, d_weights, nullptr, nullptr,
+                                 pool, workspace.shared);
+        break;
+      case Kind::kDouble:
+        strided::gather(d_y, y.channels, weights, d_x, x, Plain(), pool, workspace.shared);
+        strided::weight_gradient(arguments.get(kX), x, d_y, y.channels, d_weights, nullptr, nullptr,
+                                 pool, workspace.shared);
+        break;
+    }
+  });
+}
+
+// ------------------------------------------------------------------------------- single operators
+
+namespace {
+
+// Copies between plain (batch, channels, x, y, z) and blocked.
+void to_blocked(ThreadPool& pool, const float* plain, const Shape& shape, float* blocked) {
+  for_each_chunk(pool, shape, Order::kForwards, [&](const Chunk& chunk) {
+    const int lanes = std::min(kLanes, shape.channels - chunk.block * kLanes);
+    const float* source =
+        plain +
+        (static_cast<size_t>(chunk.image) * shape.channels + chunk.block * kLanes) * shape.voxels();
+    float* target = blocked + block_offset(shape, chunk.image, chunk.block);
+    for (size_t voxel = chunk.begin; voxel < chunk.end; ++voxel) {
+      float values[kLanes] = {};
+      for (int lane = 0; lane < lanes; ++lane) values[lane] = source[lane * shape.voxels() + voxel];
+      store(target + voxel * kLanes, load(values));
+    }
+  });
+}
+void to_plain(ThreadPool& pool, const float* blocked, const Shape& shape, float* plain) {
+  for_each_chunk(pool, shape, Order::kForwards, [&](const Chunk& chunk) {
+    const int lanes = std::min(kLanes, shape.channels - chunk.block * kLanes);
+    const float* source = blocked + block_offset(shape, chunk.image, chunk.block);
+    float* target =
+        plain +
+        (static_cast<size_t>(chunk.image) * shape.channels + chunk.block * kLanes) * shape.voxels();
+    for (int lane = 0; lane < lanes; ++lane)
+      for (size_t voxel = chunk.begin; voxel < chunk.end; ++voxel)
+        target[lane * shape.voxels() + voxel] = source[voxel * kLanes + lane];
+  });
+}
+
+// narrow.h's epilogue: 16 voxels of one channel.
+struct AddChannelBias {
+  const float* bias;
+  FC3D_INLINE Vec operator()(Vec values, int, int channel, size_t) const {
+    return bias == nullptr ? values : values + broadcast(bias[channel]);
+  }
+};
+
+// One convolution of plain tensors, or from a blocked x to a plain y of few channels. Its kernel
+// has the sides 5, 3 or 1: a smaller one is a kernel of 5 with zeros around.
+struct Conv5 {
+  static constexpr int kFewChannels = 4;  // for which a direct sum is faster than transforms
+
+  Shape x, y;
+  int kernel_side;
+  bool x_is_blocked, has_bias, widens, narrows;
+
+  // spec: input channels, output channels, whether x is blocked, whether there is a bias.
+  Conv5(const Arguments& arguments, const float* spec)
+      : x(arguments.shape(0, 0)),
+        y(x),
+        kernel_side(static_cast<int>(arguments.shapes[1][2])),
+        x_is_blocked(spec[2] != 0),
+        has_bias(spec[3] != 0) {
+    x.channels = static_cast<int>(spec[0]);
+    y.channels = static_cast<int>(spec[1]);
+    widens = x.channels <= kFewChannels && !x_is_blocked;
+    narrows = !widens && (y.channels <= kFewChannels || x_is_blocked);
+  }
+
+  size_t filters() const { return static_cast<size_t>(x.channels) * y.channels; }
+  // Calls copy(tap of the kernel, tap of a kernel of 5) for all filters' taps.
+  template <typename Copy>
+  void for_taps(const Copy& copy) const {
+    const int side = kernel_side, margin = (kTaps - side) / 2;
+    for (size_t filter = 0; filter < filters(); ++filter)
+      for (int tap = 0; tap < side * side * side; ++tap) {
+        const int i = tap / side / side + margin, j = tap / side % side + margin;
+        copy(filter * side * side * side + tap,
+             filter * kVolumeTaps + (i * kTaps + j) * kTaps + tap % side + margin);
+      }
+  }
+  const float* full_weights(Runtime& shared, const float* weights) const {
+    if (kernel_side == kTaps) return weights;
+    float* full = shared.weights.get(filters() * kVolumeTaps);
+    std::fill_n(full, filters() * kVolumeTaps, 0.f);
+    for_taps([&](size_t tap, size_t full_tap) { full[full_tap] = weights[tap]; });
+    return full;
+  }
+
+  const float* blocked_x(Runtime& shared, const float* source) const {
+    if (x_is_blocked) return source;
+    float* blocked = shared.blocked_x.get(x.floats());
+    to_blocked(shared.pool, source, x, blocked);
+    return blocked;
+  }
+  const float* blocked_y(Runtime& shared, const float* source) const {
+    float* blocked = shared.blocked_y.get(y.floats());
+    to_blocked(shared.pool, source, y, blocked);
+    return blocked;
+  }
+};
+
+}  // namespace
+
+// x, weight, bias, spec -> y.
+FC3D_EXPORT int conv_forward(int, void** data, int*, int64_t** shapes, const char**, void*, void*) {
+  return guarded([&](Runtime& shared) {
+    const Arguments arguments{data, shapes};
+    const Conv5 conv(arguments, arguments.get(3));
+    const float* x = arguments.get(0);
+    const float* weights = conv.full_weights(shared, arguments.get(1));
+    const float* bias = conv.has_bias ? arguments.get(2) : nullptr;
+    float* y = arguments.get(4);
+    if (conv.narrows)
+      return narrow::narrow(narrow::Conv::kBlockedToPlain, conv.blocked_x(shared, x), conv.x,
+                            weights, y, conv.y.channels, AddChannelBias{bias}, shared.pool,
+                            shared.workspace.shared);
+    float* blocked = shared.blocked_y.get(conv.y.floats());
+    if (conv.widens)
+      narrow::widen(narrow::Conv::kPlainToBlocked, x, conv.x.channels, weights, blocked, conv.y,
+                    AddBias(bias, conv.y), shared.pool, shared.workspace.shared);
+    else
+      convolve(shared.pool, shared.workspace, conv.x, conv.blocked_x(shared, x),
+               Weights::forward(weights, conv.y.channels, conv.x.channels), blocked,
+               AddBias(bias, conv.y));
+    to_plain(shared.pool, blocked, conv.y, y);
+  });
+}
+
+// x, weight, d_y, spec -> d_x, d_weight, d_bias.
+FC3D_EXPORT int conv_backward(int, void** data, int*, int64_t** shapes, const char**, void*,
+                              void*) {
+  return guarded([&](Runtime& shared) {
+    const Arguments arguments{data, shapes};
+    const Conv5 conv(arguments, arguments.get(3));
+    const float *x = arguments.get(0), *d_y = arguments.get(2);
+    const float* weights = conv.full_weights(shared, arguments.get(1));
+    float *d_x = arguments.get(4), *d_kernel = arguments.get(5);
+    const bool whole = conv.kernel_side == kTaps;
+    float* d_weights = whole ? d_kernel : shared.weights_gradient.get(conv.filters() * kVolumeTaps);
+    float* d_bias = conv.has_bias ? arguments.get(6) : nullptr;
+    ThreadPool& pool = shared.pool;
+    Scratch& scratch = shared.workspace.shared;
+    if (conv.widens) {
+      const auto kind = narrow::Conv::kPlainToBlocked;
+      const float* blocked = conv.blocked_y(shared, d_y);
+      narrow::narrow(kind, blocked, conv.y, weights, d_x, conv.x.channels, AddChannelBias{nullptr},
+                     pool, scratch);
+      narrow::weight_gradient(kind, blocked, conv.y, x, conv.x.channels, d_weights, d_bias, nullptr,
+                              pool, scratch);
+    } else if (conv.narrows) {
+      const float* blocked_x = conv.blocked_x(shared, x);
+      const auto kind = narrow::Conv::kBlockedToPlain;
+      narrow::weight_gradient(kind, blocked_x, conv.x, d_y, conv.y.channels, d_weights, nullptr,
+                              d_bias, pool, scratch);
+      float* target = conv.x_is_blocked ? d_x : shared.blocked_x.get(conv.x.floats());
+      narrow::widen(kind, d_y, conv.y.channels, weights, target, conv.x, Plain(), pool, scratch);
+      if (!conv.x_is_blocked) to_plain(pool, target, conv.x, d_x);
+    } else {
+      const float* blocked_x = conv.blocked_x(shared, x);
+      const float* blocked_y = conv.blocked_y(shared, d_y);
+      weight_gradient(pool, shared.workspace, conv.x, blocked_x, conv.y, blocked_y, d_weights);
+      if (conv.has_bias) {
+        Tail nothing;
+        nothing.shape = conv.y;
+        TailGradients sums;
+        sums.beta = d_bias;
+        tail_backward(pool, nothing, blocked_y, nullptr, nullptr, nullptr, blocked_y, sums);
+      }
+      float* target = shared.blocked_x.get(conv.x.floats());
+      convolve(pool, shared.workspace, conv.y, blocked_y,
+               Weights::input_gradient(weights, conv.y.channels, conv.x.channels), target, Plain());
+      to_plain(pool, target, conv.x, d_x);
+    }
+    if (!whole)
+      conv.for_taps([&](size_t tap, size_t full_tap) { d_kernel[tap] = d_weights[full_tap]; });
+  });
+}
+
+// x (blocked), keep (batch, channels) -> x with each channel times its factor.
+FC3D_EXPORT int scale_channels(int, void** data, int*, int64_t** shapes, const char**, void*,
+                               void*) {
+  return guarded([&](Runtime& shared) {
+    const Arguments arguments{data, shapes};
+    const Shape shape = arguments.shape(0, static_cast<int>(shapes[1][1]));
+    scale_channels(shared.pool, shape, arguments.get(0), arguments.get(1), nullptr,
+                   arguments.get(2));
+  });
+}
+
+// Before the first operator, or between two.
+FC3D_EXPORT void set_threads(int threads) {
+  const std::lock_guard<std::mutex> lock(mutex);
+  thread_count = std::max(1, threads);
+  runtime.reset();
+}
+
+}  // namespace fast_conv3d

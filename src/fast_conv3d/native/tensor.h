@@ -1,0 +1,59 @@
+// Shapes of blocked tensors, and scratch memory.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <new>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+#include "vector.h"
+
+namespace fast_conv3d {
+
+// A blocked tensor (batch, blocks(), x, y, z, 16); see vector.h.
+struct Shape {
+  int batch, channels, x, y, z;
+
+  int blocks() const { return (channels + kLanes - 1) / kLanes; }
+  size_t voxels() const { return static_cast<size_t>(x) * y * z; }
+  size_t block_floats() const { return voxels() * kLanes; }
+  size_t image_floats() const { return block_floats() * blocks(); }
+  size_t floats() const { return image_floats() * batch; }
+};
+
+// Memory that grows to the largest request and is used again, in huge pages where the system has
+// them: the kernels walk many far apart places at once. Not shared between threads.
+class Scratch {
+ public:
+  Scratch() = default;
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  ~Scratch() { std::free(data_); }
+
+  // At least `floats` floats, with whatever is in them. Throws std::bad_alloc.
+  float* get(size_t floats) {
+    if (floats > size_) {
+      std::free(data_);
+      size_ = 0;
+      const size_t bytes = (floats * sizeof(float) + kAlignment - 1) / kAlignment * kAlignment;
+      data_ = static_cast<float*>(std::aligned_alloc(kAlignment, bytes));
+      if (data_ == nullptr) throw std::bad_alloc();
+#if defined(__linux__)
+      madvise(data_, bytes, MADV_HUGEPAGE);
+#endif
+      size_ = bytes / sizeof(float);
+    }
+    return data_;
+  }
+
+ private:
+  static constexpr size_t kAlignment = size_t{2} << 20;
+  float* data_ = nullptr;
+  size_t size_ = 0;
+};
+
+}  // namespace fast_conv3d

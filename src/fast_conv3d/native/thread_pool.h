@@ -1,0 +1,89 @@
+// A fixed set of threads for loops. OpenMP would serve as well, but MindSpore calls operators from
+// several of its own threads, and each of those would get an OpenMP team of its own.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <functional>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace fast_conv3d {
+
+class ThreadPool {
+ public:
+  // `threads` counts the calling thread.
+  explicit ThreadPool(int threads) {
+    for (int id = 1; id < threads; ++id) workers_.emplace_back([this, id] { work(id); });
+  }
+  ~ThreadPool() {
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      stopping_ = true;
+    }
+    generation_.fetch_add(1);
+    wake_.notify_all();
+    for (std::thread& worker : workers_) worker.join();
+  }
+
+  int size() const { return static_cast<int>(workers_.size()) + 1; }
+
+  // Calls task(thread) once on each thread, thread in [0, size()), and waits. One caller at a time.
+  void run(const std::function<void(int)>& task) {
+    if (workers_.empty()) return task(0);
+    task_ = &task;
+    pending_.store(static_cast<int>(workers_.size()));
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      generation_.fetch_add(1);
+    }
+    wake_.notify_all();
+    task(0);
+    for (int spins = 0; pending_.load(std::memory_order_acquire) > 0; ++spins)
+      if (spins > kSpins) std::this_thread::yield();
+  }
+
+  // Calls task(item, thread) for each item in [0, count); whichever thread is free takes the next.
+  template <typename Task>
+  void for_each(int count, const Task& task) {
+    std::atomic<int> next{0};
+    run([&](int thread) {
+      for (int item; (item = next.fetch_add(1)) < count;) task(item, thread);
+    });
+  }
+
+  // Calls task(begin, end, thread) once per thread, over equal contiguous parts of [0, count).
+  template <typename Task>
+  void for_ranges(size_t count, const Task& task) {
+    run([&](int thread) {
+      const size_t begin = count * thread / size(), end = count * (thread + 1) / size();
+      if (begin < end) task(begin, end, thread);
+    });
+  }
+
+ private:
+  void work(int id) {
+    for (int seen = 0;;) {
+      for (int spins = 0; generation_.load(std::memory_order_acquire) == seen; ++spins) {
+        if (spins < kSpins) continue;
+        std::unique_lock<std::mutex> lock(mutex_);
+        wake_.wait(lock, [&] { return generation_.load() != seen; });
+      }
+      ++seen;
+      if (stopping_) return;
+      (*task_)(id);
+      pending_.fetch_sub(1, std::memory_order_release);
+    }
+  }
+
+  static constexpr int kSpins = 20000;  // some tens of microseconds, then sleep
+  std::vector<std::thread> workers_;
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  std::atomic<int> generation_{0}, pending_{0};
+  bool stopping_ = false;
+  const std::function<void(int)>* task_ = nullptr;
+};
+
+}  // namespace fast_conv3d

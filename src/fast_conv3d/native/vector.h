@@ -1,0 +1,125 @@
+// Sixteen floats, one per channel of a block: the unit in which every kernel here works.
+//
+// Tensors are "blocked": (batch, ceil(channels / 16), x, y, z, 16), so that the channels of one
+// voxel lie side by side and z is the fastest of the three axes. Lanes past the last channel hold
+// zeros. GCC's and Clang's vector extensions turn the code into AVX-512, AVX2 or NEON: a `Vec` is
+// one, two or four registers.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <utility>
+
+namespace fast_conv3d {
+
+constexpr int kLanes = 16;
+
+#if defined(__AVX512F__)
+constexpr int kRegisterFloats = 16;
+#elif defined(__AVX__)
+constexpr int kRegisterFloats = 8;
+#else
+constexpr int kRegisterFloats = 4;
+#endif
+constexpr int kParts = kLanes / kRegisterFloats;
+
+typedef float Register __attribute__((vector_size(kRegisterFloats * sizeof(float))));
+typedef int32_t IntRegister __attribute__((vector_size(kRegisterFloats * sizeof(int32_t))));
+// A register's worth of floats anywhere in memory.
+typedef float LooseRegister
+    __attribute__((vector_size(kRegisterFloats * sizeof(float)), aligned(4), may_alias));
+
+#define FC3D_INLINE inline __attribute__((always_inline))
+
+struct Vec {
+  Register part[kParts];
+};
+
+// Lane-wise arithmetic. Multiply-adds are fused by the compiler (-ffp-contract=fast).
+#define FC3D_BINARY(op)                                                  \
+  FC3D_INLINE Vec operator op(Vec a, Vec b) {                            \
+    for (int i = 0; i < kParts; ++i) a.part[i] = a.part[i] op b.part[i]; \
+    return a;                                                            \
+  }                                                                      \
+  FC3D_INLINE Vec operator op(Vec a, float b) {                          \
+    for (int i = 0; i < kParts; ++i) a.part[i] = a.part[i] op b;         \
+    return a;                                                            \
+  }                                                                      \
+  FC3D_INLINE Vec operator op(float a, Vec b) {                          \
+    for (int i = 0; i < kParts; ++i) b.part[i] = a op b.part[i];         \
+    return b;                                                            \
+  }
+FC3D_BINARY(+)
+FC3D_BINARY(-)
+FC3D_BINARY(*)
+#undef FC3D_BINARY
+
+FC3D_INLINE Vec operator-(Vec a) {
+  for (int i = 0; i < kParts; ++i) a.part[i] = -a.part[i];
+  return a;
+}
+FC3D_INLINE Vec& operator+=(Vec& a, Vec b) { return a = a + b; }
+
+FC3D_INLINE Vec broadcast(float value) {
+  Vec result;  // x - 0 is x for every x, which 0 + x is not: no arithmetic remains
+  for (int i = 0; i < kParts; ++i) result.part[i] = value - Register{};
+  return result;
+}
+FC3D_INLINE Vec zero() { return broadcast(0.f); }
+
+FC3D_INLINE Register load_register(const float* source) {
+  return *reinterpret_cast<const LooseRegister*>(source);
+}
+FC3D_INLINE void store_register(float* target, Register value) {
+  *reinterpret_cast<LooseRegister*>(target) = value;
+}
+FC3D_INLINE Vec load(const float* source) {
+  Vec result;
+  for (int i = 0; i < kParts; ++i) result.part[i] = load_register(source + i * kRegisterFloats);
+  return result;
+}
+FC3D_INLINE void store(float* target, Vec value) {
+  for (int i = 0; i < kParts; ++i) store_register(target + i * kRegisterFloats, value.part[i]);
+}
+
+// The first `count` floats of `source` (0 to 16), zeros in the other lanes.
+FC3D_INLINE Vec load_first(const float* source, int count) {
+  float lanes[kLanes] = {};
+  std::memcpy(lanes, source, count * sizeof(float));
+  return load(lanes);
+}
+
+// positive ? a : b, by the sign of `condition` (> 0).
+FC3D_INLINE Vec where_positive(Vec condition, Vec a, Vec b) {
+  Vec result;
+  for (int i = 0; i < kParts; ++i) result.part[i] = condition.part[i] > 0.f ? a.part[i] : b.part[i];
+  return result;
+}
+
+// Swaps the off-diagonal blocks of side `Step` of each 2 * Step square of rows a (upper), b
+// (lower).
+template <int Step, int... Lane>
+FC3D_INLINE void swap_blocks(Register& a, Register& b, std::integer_sequence<int, Lane...>) {
+  constexpr int kN = kRegisterFloats;
+#if defined(__clang__)
+  const Register upper = __builtin_shufflevector(a, b, (Lane & Step ? kN + Lane - Step : Lane)...);
+  b = __builtin_shufflevector(a, b, (Lane & Step ? kN + Lane : Lane + Step)...);
+#else
+  const Register upper =
+      __builtin_shuffle(a, b, IntRegister{(Lane & Step ? kN + Lane - Step : Lane)...});
+  b = __builtin_shuffle(a, b, IntRegister{(Lane & Step ? kN + Lane : Lane + Step)...});
+#endif
+  a = upper;
+}
+
+// Transposes a square of registers.
+template <int Step = kRegisterFloats / 2>
+FC3D_INLINE void transpose(Register (&rows)[kRegisterFloats]) {
+  for (int i = 0; i < kRegisterFloats; ++i)
+    if (!(i & Step))
+      swap_blocks<Step>(rows[i], rows[i + Step],
+                        std::make_integer_sequence<int, kRegisterFloats>());
+  if constexpr (Step > 1) transpose<Step / 2>(rows);
+}
+
+}  // namespace fast_conv3d

@@ -1,0 +1,851 @@
+// 5x5x5 convolution, stride 1, same size, by nested 3-D Toom-Cook F(4, 5), over blocked tensors.
+//
+// The volume is cut into tiles of 4x4x4 outputs, each of which sees 8x8x8 inputs. Per tile
+//   y = At [ sum over c of (G w) * (Bt x) ]        Bt, G, At: 1-D transforms along x, then y, then
+//   z
+// so that, at each of 8x8x8 = 512 "points", what remains is a matrix product over the channels:
+//   product[point][tile][k] = sum over c of input[point][tile][c] * weights[point][c][k]
+// 8 multiplications per output and pair of channels instead of 125.
+//
+// Two orders of work, by the number of tiles T of the batch:
+// * many tiles: the weights are transformed once; each thread takes blocks of about 64 tiles
+// through
+//   all three steps, so that their intermediates stay in its L2 cache;
+// * few tiles (deep in the network, where weights are many): the input is transformed once; each
+//   thread takes 16 output channels, transforms their weights on the way and drops them again.
+//   Transformed weights are 4 times as large as the weights: they would be written and read for
+//   almost no arithmetic.
+//
+// The input's gradient is the same convolution with flipped, transposed weights; the weights'
+// gradient is dw = Gt [ sum over tiles of (A dy) * (Bt x) ].
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "tensor.h"
+#include "thread_pool.h"
+#include "toom_cook.h"
+
+namespace fast_conv3d {
+
+constexpr int kHalo = kTaps / 2;
+constexpr int kVolumeTaps = kTaps * kTaps * kTaps;
+constexpr int kPoints2 = kPoints * kPoints;
+constexpr int kPoints3 = kPoints2 * kPoints;
+// The registers hold a product of kRows tiles by kGroup blocks of output channels.
+constexpr int kRows = kRegisterFloats == 16 ? 12 : 6;
+constexpr int kGroup = kRegisterFloats == 16 ? 2 : 1;
+constexpr size_t kPad = kLanes;  // keeps arrays that are walked together out of the same cache sets
+#ifndef BT
+#define BT 64
+#endif
+#ifndef GBT
+#define GBT 128
+#endif
+constexpr int kBlockTiles = BT;
+constexpr int kGradientBlockTiles = GBT;
+constexpr int kFewTiles = 64;
+
+inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
+
+// A box of tiles of one image: first tile and number of tiles along each axis.
+struct TileBlock {
+  int batch, x, y, z, count_x, count_y, count_z;
+
+  int tiles() const { return count_x * count_y * count_z; }
+  int rows() const { return count_x * count_y; }
+  int in_y() const { return kOutputs * count_y + kTaps - 1; }
+  int in_z() const { return kOutputs * count_z + kTaps - 1; }
+  int out_y() const { return kOutputs * count_y; }
+  int out_z() const { return kOutputs * count_z; }
+};
+
+// Cuts every image of the batch into boxes of at most `limit` tiles, long in z, then y.
+inline std::vector<TileBlock> tile_blocks(const Shape& shape, int limit) {
+  const int tiles_x = ceil_div(shape.x, kOutputs), tiles_y = ceil_div(shape.y, kOutputs),
+            tiles_z = ceil_div(shape.z, kOutputs);
+  const int step_z = std::min(tiles_z, limit);
+  const int step_y = std::min(tiles_y, std::max(1, limit / step_z));
+  const int step_x = std::min(tiles_x, std::max(1, limit / (step_z * step_y)));
+  std::vector<TileBlock> blocks;
+  for (int batch = 0; batch < shape.batch; ++batch)
+    for (int x = 0; x < tiles_x; x += step_x)
+      for (int y = 0; y < tiles_y; y += step_y)
+        for (int z = 0; z < tiles_z; z += step_z)
+          blocks.push_back({batch, x, y, z, std::min(step_x, tiles_x - x),
+                            std::min(step_y, tiles_y - y), std::min(step_z, tiles_z - z)});
+  return blocks;
+}
+
+inline int tiles_of_image(const Shape& shape) {
+  return ceil_div(shape.x, kOutputs) * ceil_div(shape.y, kOutputs) * ceil_div(shape.z, kOutputs);
+}
+
+// ---------------------------------------------------------------------------------- transforms
+
+// in[j] at source + j * stride.
+template <int N>
+FC3D_INLINE void load_all(const float* source, size_t stride, Vec (&in)[N]) {
+  for (int j = 0; j < N; ++j) in[j] = load(source + j * stride);
+}
+template <int N>
+FC3D_INLINE void store_all(float* target, size_t stride, const Vec (&out)[N]) {
+  for (int j = 0; j < N; ++j) store(target + j * stride, out[j]);
+}
+
+// The steps of a forward transform of `blocks` channel blocks. Input and output gradient differ in
+// how many values of an axis make a tile (8 overlapping ones, 4 separate ones) and in the matrix.
+struct InputSide {
+  static constexpr int kSize = kPoints, kMargin = kHalo;
+  static int extent(int tiles) { return kOutputs * tiles + kTaps - 1; }
+  static FC3D_INLINE void transform(const Vec (&in)[kSize], Vec (&out)[kPoints]) {
+    transform_input(in, out);
+  }
+};
+struct GradientSide {
+  static constexpr int kSize = kOutputs, kMargin = 0;
+  static int extent(int tiles) { return kOutputs * tiles; }
+  static FC3D_INLINE void transform(const Vec (&in)[kSize], Vec (&out)[kPoints]) {
+    transform_output_gradient(in, out);
+  }
+};
+
+// Scratch layout of one side of a block: after x [point_x][tile x][channel block][y][z][16], for
+// point_x in [first, first + points); after y, for one point_x, [point_y][channel
+// block][row][z][16] with row = (tile x, tile y).
+template <typename Side>
+struct SideLayout {
+  int blocks, rows, in_y, in_z;
+  size_t x_stride, y_stride;  // between points
+
+  SideLayout(const TileBlock& block, int channel_blocks)
+      : blocks(channel_blocks),
+        rows(block.rows()),
+        in_y(Side::extent(block.count_y)),
+        in_z(Side::extent(block.count_z)) {
+    const size_t line = static_cast<size_t>(in_z) * kLanes * blocks;
+    x_stride = line * block.count_x * in_y + kPad;
+    y_stride = line * rows + kPad;
+  }
+};
+
+// Along x: image (channel blocks from `image` on, x, y, z, 16) -> after_x, for the points of one
+// set. Voxels outside the volume count as zero.
+template <typename Side>
+void transform_along_x(const float* image, const Shape& shape, const TileBlock& block,
+                       const SideLayout<Side>& layout, const int* points, int point_count,
+                       const float* zeros, float* after_x) {
+  const size_t row_floats = static_cast<size_t>(shape.z) * kLanes;
+  const int first_z = kOutputs * block.z - Side::kMargin;
+  const int begin = std::max(0, -first_z);
+  const int end = std::max(begin, std::min(layout.in_z, shape.z - first_z));
+  for (int tile = 0; tile < block.count_x; ++tile)
+    for (int channel = 0; channel < layout.blocks; ++channel)
+      for (int y = 0; y < layout.in_y; ++y) {
+        float* target =
+            after_x + ((static_cast<size_t>(tile) * layout.blocks + channel) * layout.in_y + y) *
+                          layout.in_z * kLanes;
+        const int image_y = kOutputs * block.y - Side::kMargin + y;
+        const float* rows[Side::kSize];
+        for (int j = 0; j < Side::kSize; ++j) {
+          const int image_x = kOutputs * (block.x + tile) - Side::kMargin + j;
+          const bool inside =
+              image_x >= 0 && image_x < shape.x && image_y >= 0 && image_y < shape.y;
+          rows[j] = inside ? image + channel * shape.block_floats() +
+                                 (static_cast<size_t>(image_x) * shape.y + image_y) * row_floats
+                           : zeros;
+        }
+        for (int i = 0; i < point_count; ++i) {
+          float* line = target + i * layout.x_stride;
+          std::fill(line, line + begin * kLanes, 0.f);
+          std::fill(line + end * kLanes, line + layout.in_z * kLanes, 0.f);
+        }
+        for (int z = begin; z < end; ++z) {
+          Vec in[Side::kSize], out[kPoints];
+          for (int j = 0; j < Side::kSize; ++j) in[j] = load(rows[j] + (first_z + z) * kLanes);
+          Side::transform(in, out);
+          float* voxel = target + z * kLanes;
+          if (point_count == kPoints)
+            store_all(voxel, layout.x_stride, out);
+          else
+            for (int i = 0; i < point_count; ++i)
+              store(voxel + i * layout.x_stride, out[points[i]]);
+        }
+      }
+}
+
+// Along y: one point's slice of after_x -> after_y.
+template <typename Side>
+void transform_along_y(const TileBlock& block, const SideLayout<Side>& layout, const float* after_x,
+                       float* after_y) {
+  const size_t line = static_cast<size_t>(layout.in_z) * kLanes;
+  for (int tile_x = 0; tile_x < block.count_x; ++tile_x)
+    for (int channel = 0; channel < layout.blocks; ++channel)
+      for (int tile_y = 0; tile_y < block.count_y; ++tile_y) {
+        const float* source =
+            after_x + ((static_cast<size_t>(tile_x) * layout.blocks + channel) * layout.in_y +
+                       kOutputs * tile_y) *
+                          line;
+        float* target =
+            after_y +
+            (static_cast<size_t>(channel) * layout.rows + tile_x * block.count_y + tile_y) * line;
+        for (size_t i = 0; i < line; i += kLanes) {
+          Vec in[Side::kSize], out[kPoints];
+          load_all(source + i, line, in);
+          Side::transform(in, out);
+          store_all(target + i, layout.y_stride, out);
+        }
+      }
+}
+
+// Along z: one point's slice of after_y -> values[point_z][channel block][tile][16].
+template <typename Side>
+void transform_along_z(const TileBlock& block, const SideLayout<Side>& layout, const float* after_y,
+                       float* values, size_t point_stride, size_t block_stride) {
+  for (int channel = 0; channel < layout.blocks; ++channel)
+    for (int row = 0; row < layout.rows; ++row) {
+      const float* source =
+          after_y + (static_cast<size_t>(channel) * layout.rows + row) * layout.in_z * kLanes;
+      float* target =
+          values + channel * block_stride + static_cast<size_t>(row) * block.count_z * kLanes;
+      for (int tile = 0; tile < block.count_z; ++tile) {
+        Vec in[Side::kSize], out[kPoints];
+        load_all(source + kOutputs * tile * kLanes, kLanes, in);
+        Side::transform(in, out);
+        store_all(target + tile * kLanes, point_stride, out);
+      }
+    }
+}
+
+// The way back, z then y then x. products[point_z][k block][tile][16] -> after_z[k
+// block][row][z][16]
+inline void output_along_z(const TileBlock& block, int k_blocks, const float* products,
+                           size_t point_stride, size_t block_stride, float* after_z) {
+  for (int k = 0; k < k_blocks; ++k)
+    for (int tile = 0; tile < block.tiles(); ++tile) {
+      Vec in[kPoints], out[kOutputs];
+      load_all(products + k * block_stride + tile * kLanes, point_stride, in);
+      transform_output(in, out);
+      store_all(after_z + (static_cast<size_t>(k) * block.tiles() + tile) * kOutputs * kLanes,
+                kLanes, out);
+    }
+}
+
+// after_z of eight points -> after_y[tile x][k block][y][z][16].
+inline void output_along_y(const TileBlock& block, int k_blocks, const float* after_z,
+                           size_t z_stride, float* after_y) {
+  const size_t line = static_cast<size_t>(block.out_z()) * kLanes;
+  for (int tile_x = 0; tile_x < block.count_x; ++tile_x)
+    for (int k = 0; k < k_blocks; ++k)
+      for (int tile_y = 0; tile_y < block.count_y; ++tile_y) {
+        const float* source =
+            after_z +
+            (static_cast<size_t>(k) * block.rows() + tile_x * block.count_y + tile_y) * line;
+        float* target = after_y +
+                        (static_cast<size_t>(tile_x) * k_blocks + k) * block.out_y() * line +
+                        kOutputs * tile_y * line;
+        for (size_t i = 0; i < line; i += kLanes) {
+          Vec in[kPoints], out[kOutputs];
+          load_all(source + i, z_stride, in);
+          transform_output(in, out);
+          store_all(target + i, line, out);
+        }
+      }
+}
+
+// after_y of eight points -> the image, through `epilogue(value, batch, k block, voxel)`.
+template <typename Epilogue>
+void output_along_x(const TileBlock& block, const Shape& shape, int first_k_block, int k_blocks,
+                    const float* after_y, size_t y_stride, const Epilogue& epilogue, float* image) {
+  const size_t line = static_cast<size_t>(block.out_z()) * kLanes;
+  const int last_y = std::min(block.out_y(), shape.y - kOutputs * block.y);
+  const int last_z = std::min(block.out_z(), shape.z - kOutputs * block.z);
+  for (int tile_x = 0; tile_x < block.count_x; ++tile_x) {
+    const int x = kOutputs * (block.x + tile_x);
+    const int count = std::min(kOutputs, shape.x - x);
+    for (int k = 0; k < k_blocks; ++k)
+      for (int y = 0; y < last_y; ++y) {
+        const float* source =
+            after_y + ((static_cast<size_t>(tile_x) * k_blocks + k) * block.out_y() + y) * line;
+        const size_t first_voxel =
+            (static_cast<size_t>(x) * shape.y + kOutputs * block.y + y) * shape.z +
+            kOutputs * block.z;
+        const size_t plane = static_cast<size_t>(shape.y) * shape.z;
+        float* target = image + (first_k_block + k) * shape.block_floats();
+        for (int z = 0; z < last_z; ++z) {
+          Vec in[kPoints], out[kOutputs];
+          load_all(source + z * kLanes, y_stride, in);
+          transform_output(in, out);
+          for (int i = 0; i < kOutputs; ++i) {
+            if (i >= count) break;
+            const size_t voxel = first_voxel + i * plane + z;
+            store(target + voxel * kLanes, epilogue(out[i], block.batch, first_k_block + k, voxel));
+          }
+        }
+      }
+  }
+}
+
+// ----------------------------------------------------------------------------- weight transforms
+
+// The filters of a convolution to be done: where filter (k, c) lies, and whether its taps run
+// backwards, as for the input's gradient.
+struct Weights {
+  const float* data;
+  int k_count, c_count;  // output and input channels
+  size_t k_stride, c_stride;
+  bool flipped;
+
+  static Weights forward(const float* w, int k, int c) {
+    return {w, k, c, static_cast<size_t>(c) * kVolumeTaps, kVolumeTaps, false};
+  }
+  static Weights input_gradient(const float* w, int k, int c) {
+    return {w, c, k, kVolumeTaps, static_cast<size_t>(c) * kVolumeTaps, true};
+  }
+  int k_blocks() const { return ceil_div(k_count, kLanes); }
+  int c_blocks() const { return ceil_div(c_count, kLanes); }
+};
+
+// 16 x 16 channels: their filters, [row][16 * 125 taps], and their values at the points,
+// [c][point][16 k]. Rows are padded, since those of a power of two would share a cache set.
+constexpr size_t kFilterStride = kLanes * kVolumeTaps + kPad;
+constexpr size_t kChannelStride = kPoints3 * kLanes + kPad;
+constexpr size_t kWeightBlockFloats = kLanes * (kFilterStride + kChannelStride);
+
+// taps[tap][16 lanes] <-> the 125 taps of each lane at data + lane * stride; lanes from `lanes` on
+// are zero, or left out.
+inline void taps_from_filters(const float* data, size_t stride, int lanes, bool flipped,
+                              float* taps) {
+  if (lanes < kLanes) std::fill(taps, taps + kVolumeTaps * kLanes, 0.f);
+  for (int first = 0; first < lanes; first += kRegisterFloats)
+    for (int begin = 0; begin < kVolumeTaps; begin += kRegisterFloats) {
+      const int tap = std::min(begin, kVolumeTaps - kRegisterFloats);
+      Register square[kRegisterFloats];
+      for (int i = 0; i < kRegisterFloats; ++i)
+        square[i] =
+            first + i < lanes ? load_register(data + (first + i) * stride + tap) : Register{};
+      transpose(square);
+      for (int i = 0; i < kRegisterFloats; ++i)
+        store_register(taps + (flipped ? kVolumeTaps - 1 - tap - i : tap + i) * kLanes + first,
+                       square[i]);
+    }
+}
+inline void filters_from_taps(const float* taps, size_t stride, int lanes, float* data) {
+  for (int first = 0; first < lanes; first += kRegisterFloats)
+    for (int begin = 0; begin < kVolumeTaps; begin += kRegisterFloats) {
+      const int tap = std::min(begin, kVolumeTaps - kRegisterFloats);
+      Register square[kRegisterFloats];
+      for (int i = 0; i < kRegisterFloats; ++i)
+        square[i] = load_register(taps + (tap + i) * kLanes + first);
+      transpose(square);
+      for (int i = 0; i < kRegisterFloats && first + i < lanes; ++i)
+        store_register(data + (first + i) * stride + tap, square[i]);
+    }
+}
+
+// taps[125][16] -> points[512][16] by G along z, y, x.
+inline void transform_taps(const float* taps, float* points) {
+  float along_y[kTaps * kPoints2 * kLanes];
+  Vec in[kTaps], out[kPoints];
+  for (int x = 0; x < kTaps; ++x) {
+    float along_z[kTaps * kPoints * kLanes];
+    for (int y = 0; y < kTaps; ++y) {
+      load_all(taps + (x * kTaps + y) * kTaps * kLanes, kLanes, in);
+      transform_kernel(in, out);
+      store_all(along_z + y * kPoints * kLanes, kLanes, out);
+    }
+    for (int z = 0; z < kPoints; ++z) {
+      load_all(along_z + z * kLanes, kPoints * kLanes, in);
+      transform_kernel(in, out);
+      store_all(along_y + (x * kPoints2 + z) * kLanes, kPoints * kLanes, out);
+    }
+  }
+  for (int yz = 0; yz < kPoints2; ++yz) {
+    load_all(along_y + yz * kLanes, kPoints2 * kLanes, in);
+    transform_kernel(in, out);
+    store_all(points + yz * kLanes, kPoints2 * kLanes, out);
+  }
+}
+
+// The gradient's way back, by the transpose of G.
+inline void gradient_of_taps(const float* points, float* taps) {
+  float along_y[kTaps * kPoints2 * kLanes];
+  Vec in[kPoints], out[kTaps];
+  for (int yz = 0; yz < kPoints2; ++yz) {
+    load_all(points + yz * kLanes, kPoints2 * kLanes, in);
+    transform_kernel_gradient(in, out);
+    store_all(along_y + yz * kLanes, kPoints2 * kLanes, out);
+  }
+  for (int x = 0; x < kTaps; ++x) {
+    float along_z[kTaps * kPoints * kLanes];
+    for (int z = 0; z < kPoints; ++z) {
+      load_all(along_y + (x * kPoints2 + z) * kLanes, kPoints * kLanes, in);
+      transform_kernel_gradient(in, out);
+      store_all(along_z + z * kLanes, kPoints * kLanes, out);
+    }
+    for (int y = 0; y < kTaps; ++y) {
+      load_all(along_z + y * kPoints * kLanes, kLanes, in);
+      transform_kernel_gradient(in, out);
+      store_all(taps + (x * kTaps + y) * kTaps * kLanes, kLanes, out);
+    }
+  }
+}
+
+// points[c][point][16 k] of 16 x 16 channels. `filters` is scratch, kLanes * kFilterStride floats.
+inline void transform_weight_block(const Weights& weights, int k_block, int c_block, float* filters,
+                                   float* points) {
+  const int k = k_block * kLanes, c = c_block * kLanes;
+  const int k_lanes = std::min(kLanes, weights.k_count - k);
+  const int c_lanes = std::min(kLanes, weights.c_count - c);
+  const float* source = weights.data + k * weights.k_stride + c * weights.c_stride;
+  size_t k_stride = weights.k_stride;
+  if (!weights.flipped) {  // filters of one k are neighbours in memory, those of 16 k far apart
+    for (int lane = 0; lane < k_lanes; ++lane)
+      std::copy_n(source + lane * weights.k_stride, c_lanes * kVolumeTaps,
+                  filters + lane * kFilterStride);
+    source = filters;
+    k_stride = kFilterStride;
+  }
+  for (int i = 0; i < kLanes; ++i) {
+    if (i >= c_lanes) {
+      std::fill_n(points + i * kChannelStride, kPoints3 * kLanes, 0.f);
+      continue;
+    }
+    float taps[kVolumeTaps * kLanes];
+    taps_from_filters(source + i * weights.c_stride, k_stride, k_lanes, weights.flipped, taps);
+    transform_taps(taps, points + i * kChannelStride);
+  }
+}
+
+// The way back, into dw (k_count, c_count, 5, 5, 5).
+inline void gradient_of_weight_block(const float* points, int k_block, int c_block, int k_count,
+                                     int c_count, float* filters, float* dw) {
+  const int k = k_block * kLanes, c = c_block * kLanes;
+  const int k_lanes = std::min(kLanes, k_count - k), c_lanes = std::min(kLanes, c_count - c);
+  for (int i = 0; i < c_lanes; ++i) {
+    float taps[kVolumeTaps * kLanes];
+    gradient_of_taps(points + i * kChannelStride, taps);
+    filters_from_taps(taps, kFilterStride, k_lanes, filters + i * kVolumeTaps);
+  }
+  for (int lane = 0; lane < k_lanes; ++lane)
+    std::copy_n(filters + lane * kFilterStride, c_lanes * kVolumeTaps,
+                dw + (static_cast<size_t>(k + lane) * c_count + c) * kVolumeTaps);
+}
+
+// ------------------------------------------------------------------------------- matrix products
+
+// product[Group blocks][Rows tiles][16 k] (+)= input[c block][tile][16 c] * weights[c][Group][16
+// k].
+template <int Rows, int Group, bool Accumulate>
+void multiply_rows(const float* input, size_t input_stride, int c_blocks, const float* weights,
+                   size_t weight_stride, float* product, size_t product_stride) {
+  Vec sum[Rows][Group];
+  for (int t = 0; t < Rows; ++t)
+    for (int g = 0; g < Group; ++g)
+      sum[t][g] = Accumulate ? load(product + g * product_stride + t * kLanes) : zero();
+  for (int block = 0; block < c_blocks; ++block, input += input_stride)
+    for (int c = 0; c < kLanes; ++c, weights += weight_stride) {
+      Vec w[Group];
+      for (int g = 0; g < Group; ++g) w[g] = load(weights + g * kLanes);
+      for (int t = 0; t < Rows; ++t) {
+        const Vec value = broadcast(input[t * kLanes + c]);
+        for (int g = 0; g < Group; ++g) sum[t][g] += value * w[g];
+      }
+    }
+  for (int t = 0; t < Rows; ++t)
+    for (int g = 0; g < Group; ++g) store(product + g * product_stride + t * kLanes, sum[t][g]);
+}
+
+template <int Group, bool Accumulate, int Rows = kRows>
+FC3D_INLINE void multiply_some_rows(int rows, const float* input, size_t input_stride, int c_blocks,
+                                    const float* weights, size_t weight_stride, float* product,
+                                    size_t product_stride) {
+  if constexpr (Rows > 1)
+    if (rows < Rows)
+      return multiply_some_rows<Group, Accumulate, Rows - 1>(
+          rows, input, input_stride, c_blocks, weights, weight_stride, product, product_stride);
+  multiply_rows<Rows, Group, Accumulate>(input, input_stride, c_blocks, weights, weight_stride,
+                                         product, product_stride);
+}
+
+// All tiles, in chunks of nearly equal size.
+template <int Group, bool Accumulate>
+void multiply_tiles(int tiles, const float* input, size_t input_stride, int c_blocks,
+                    const float* weights, size_t weight_stride, float* product,
+                    size_t product_stride) {
+  const int chunks = ceil_div(tiles, kRows);
+  for (int chunk = 0; chunk < chunks; ++chunk) {
+    const int begin = tiles * chunk / chunks, end = tiles * (chunk + 1) / chunks;
+    multiply_some_rows<Group, Accumulate>(end - begin, input + begin * kLanes, input_stride,
+                                          c_blocks, weights, weight_stride,
+                                          product + begin * kLanes, product_stride);
+  }
+}
+
+// All output channels at one point. weights: [group][c][blocks of the group][16].
+inline void multiply_point(int tiles, const float* input, size_t input_stride, int c_blocks,
+                           const float* weights, int k_blocks, float* product,
+                           size_t product_stride) {
+  for (int k = 0; k < k_blocks; k += kGroup) {
+    const float* group = weights + static_cast<size_t>(k) * c_blocks * kLanes * kLanes;
+    const bool whole = k_blocks - k >= kGroup;
+    const auto multiply = whole ? multiply_tiles<kGroup, false> : multiply_tiles<1, false>;
+    multiply(tiles, input, input_stride, c_blocks, group, (whole ? kGroup : 1) * kLanes,
+             product + k * product_stride, product_stride);
+  }
+}
+
+// gradient[16 c][Group][16 k] (+)= sum over tiles of input[tile][c] * output[tile][k].
+template <int Group>
+void multiply_outer(int tiles, const float* input, const float* output, size_t output_stride,
+                    float* gradient, size_t gradient_stride, bool accumulate) {
+  constexpr int kChannels = kRegisterFloats == 16 ? 8 : 4;
+  for (int c = 0; c < kLanes; c += kChannels) {
+    float* target = gradient + c * gradient_stride;
+    Vec sum[kChannels][Group];
+    for (int i = 0; i < kChannels; ++i)
+      for (int g = 0; g < Group; ++g) sum[i][g] = zero();
+    for (int t = 0; t < tiles; ++t) {
+      Vec value[Group];
+      for (int g = 0; g < Group; ++g) value[g] = load(output + g * output_stride + t * kLanes);
+      for (int i = 0; i < kChannels; ++i) {
+        const Vec scale = broadcast(input[t * kLanes + c + i]);
+        for (int g = 0; g < Group; ++g) sum[i][g] += scale * value[g];
+      }
+    }
+    for (int i = 0; i < kChannels; ++i)
+      for (int g = 0; g < Group; ++g) {
+        float* lanes = target + i * gradient_stride + g * kLanes;
+        store(lanes, accumulate ? load(lanes) + sum[i][g] : sum[i][g]);
+      }
+  }
+}
+
+// ------------------------------------------------------------------------------------ the passes
+
+// Scratch memory of the passes: one for all threads, one per thread. They grow to what the largest
+// layer needs.
+struct Workspace {
+  explicit Workspace(int threads) : own(threads) {}
+  Scratch shared, shared_output;
+  std::vector<Scratch> own;
+};
+
+// Hands out parts of one allocation; with a null base it only counts.
+class Parts {
+ public:
+  explicit Parts(float* base = nullptr) : base_(base) {}
+  float* take(size_t floats) {
+    float* part = base_ == nullptr ? nullptr : base_ + used_;
+    used_ += (floats + kLanes - 1) / kLanes * kLanes + kPad;
+    return part;
+  }
+  size_t used() const { return used_; }
+
+ private:
+  float* base_;
+  size_t used_ = 0;
+};
+
+constexpr int kAllPoints[kPoints] = {0, 1, 2, 3, 4, 5, 6, 7};
+
+// What a thread needs to take one block through the transforms.
+struct BlockScratch {
+  float *zeros, *in_x, *in_y, *values, *products, *out_z, *out_y;
+
+  BlockScratch(Parts& parts, const Shape& shape, const TileBlock& block, int c_blocks, int k_blocks,
+               bool with_values) {
+    const SideLayout<InputSide> layout(block, c_blocks);
+    const size_t tiles = block.tiles();
+    zeros = parts.take(static_cast<size_t>(shape.z) * kLanes);
+    in_x = parts.take(kPoints * layout.x_stride);
+    in_y = parts.take(kPoints * layout.y_stride);
+    values = parts.take(with_values ? kPoints * (tiles * c_blocks * kLanes + kPad) : 0);
+    products = parts.take(with_values ? kPoints * (tiles * k_blocks * kLanes + kPad) : 0);
+    out_z = parts.take(kPoints * out_z_stride(block, k_blocks));
+    out_y = parts.take(kPoints * out_y_stride(block, k_blocks));
+  }
+  static size_t out_z_stride(const TileBlock& block, int k_blocks) {
+    return static_cast<size_t>(block.tiles()) * k_blocks * kOutputs * kLanes + kPad;
+  }
+  static size_t out_y_stride(const TileBlock& block, int k_blocks) {
+    return static_cast<size_t>(block.tiles()) * k_blocks * kOutputs * kOutputs * kLanes + kPad;
+  }
+};
+
+// Where 16 x 16 channels lie in weights[group][c][block of the group][16 k] of one point.
+struct GroupedWeights {
+  size_t offset, stride;  // of the first c; from one c to the next
+
+  GroupedWeights(int k_block, int c_block, int k_blocks, int c_blocks) {
+    const int first = k_block / kGroup * kGroup, size = std::min(kGroup, k_blocks - first);
+    stride = static_cast<size_t>(size) * kLanes;
+    offset = (static_cast<size_t>(first) * c_blocks * kLanes + k_block - first) * kLanes +
+             c_block * kLanes * stride;
+  }
+};
+
+template <typename Epilogue>
+void convolve_many_tiles(ThreadPool& pool, Workspace& workspace, const Shape& in, const float* x,
+                         const Weights& weights, float* y, const Epilogue& epilogue) {
+  const Shape out{in.batch, weights.k_count, in.x, in.y, in.z};
+  const int c_blocks = weights.c_blocks(), k_blocks = weights.k_blocks();
+  const size_t point_stride = static_cast<size_t>(c_blocks) * k_blocks * kLanes * kLanes + kPad;
+  float* points = workspace.shared.get(kPoints3 * point_stride);
+  pool.for_each(k_blocks * c_blocks, [&](int item, int thread) {
+    const int k = item / c_blocks, c = item % c_blocks;
+    float* filters = workspace.own[thread].get(kWeightBlockFloats);
+    float* block = filters + kLanes * kFilterStride;
+    transform_weight_block(weights, k, c, filters, block);
+    const GroupedWeights place(k, c, k_blocks, c_blocks);
+    for (int point = 0; point < kPoints3; ++point)
+      for (int i = 0; i < kLanes; ++i)
+        store(points + point * point_stride + place.offset + i * place.stride,
+              load(block + i * kChannelStride + point * kLanes));
+  });
+
+  const std::vector<TileBlock> blocks = tile_blocks(in, kBlockTiles);
+  pool.for_each(static_cast<int>(blocks.size()), [&](int item, int thread) {
+    const TileBlock& block = blocks[item];
+    Parts count;
+    BlockScratch(count, in, block, c_blocks, k_blocks, true);
+    Parts parts(workspace.own[thread].get(count.used()));
+    const BlockScratch scratch(parts, in, block, c_blocks, k_blocks, true);
+    std::fill(scratch.zeros, scratch.zeros + static_cast<size_t>(in.z) * kLanes, 0.f);
+    const SideLayout<InputSide> layout(block, c_blocks);
+    const size_t tile_floats = static_cast<size_t>(block.tiles()) * kLanes;
+    const size_t value_stride = tile_floats * c_blocks + kPad;
+    const size_t product_stride = tile_floats * k_blocks + kPad;
+    const size_t z_stride = BlockScratch::out_z_stride(block, k_blocks);
+    const size_t y_stride = BlockScratch::out_y_stride(block, k_blocks);
+
+    transform_along_x(x + block.batch * in.image_floats(), in, block, layout, kAllPoints, kPoints,
+                      scratch.zeros, scratch.in_x);
+    for (int px = 0; px < kPoints; ++px) {
+      transform_along_y(block, layout, scratch.in_x + px * layout.x_stride, scratch.in_y);
+      for (int py = 0; py < kPoints; ++py) {
+        transform_along_z(block, layout, scratch.in_y + py * layout.y_stride, scratch.values,
+                          value_stride, tile_floats);
+        for (int pz = 0; pz < kPoints; ++pz)
+          multiply_point(block.tiles(), scratch.values + pz * value_stride, tile_floats, c_blocks,
+                         points + ((px * kPoints + py) * kPoints + pz) * point_stride, k_blocks,
+                         scratch.products + pz * product_stride, tile_floats);
+        output_along_z(block, k_blocks, scratch.products, product_stride, tile_floats,
+                       scratch.out_z + py * z_stride);
+      }
+      output_along_y(block, k_blocks, scratch.out_z, z_stride, scratch.out_y + px * y_stride);
+    }
+    output_along_x(block, out, 0, k_blocks, scratch.out_y, y_stride, epilogue,
+                   y + block.batch * out.image_floats());
+  });
+}
+
+// All tiles of one side: values[channel block][point][tile of the batch][16].
+template <typename Side>
+void transform_all_tiles(ThreadPool& pool, Workspace& workspace, const Shape& shape,
+                         const float* data, float* values, size_t point_stride) {
+  const std::vector<TileBlock> images = tile_blocks(shape, tiles_of_image(shape));
+  const int tiles = tiles_of_image(shape), blocks = shape.blocks();
+  pool.for_each(shape.batch * blocks, [&](int item, int thread) {
+    const int batch = item / blocks, channel = item % blocks;
+    const TileBlock& block = images[batch];
+    const SideLayout<Side> layout(block, 1);
+    const size_t zeros_floats = static_cast<size_t>(shape.z) * kLanes;
+    float* zeros =
+        workspace.own[thread].get(zeros_floats + kPoints * (layout.x_stride + layout.y_stride));
+    float* after_x = zeros + zeros_floats;
+    float* after_y = after_x + kPoints * layout.x_stride;
+    std::fill(zeros, zeros + zeros_floats, 0.f);
+    transform_along_x(data + batch * shape.image_floats() + channel * shape.block_floats(), shape,
+                      block, layout, kAllPoints, kPoints, zeros, after_x);
+    for (int px = 0; px < kPoints; ++px) {
+      transform_along_y(block, layout, after_x + px * layout.x_stride, after_y);
+      for (int py = 0; py < kPoints; ++py)
+        transform_along_z(block, layout, after_y + py * layout.y_stride,
+                          values +
+                              (channel * kPoints3 + (px * kPoints + py) * kPoints) * point_stride +
+                              static_cast<size_t>(batch) * tiles * kLanes,
+                          point_stride, 0);
+    }
+  });
+}
+
+template <typename Epilogue>
+void convolve_few_tiles(ThreadPool& pool, Workspace& workspace, const Shape& in, const float* x,
+                        const Weights& weights, float* y, const Epilogue& epilogue) {
+  const Shape out{in.batch, weights.k_count, in.x, in.y, in.z};
+  const int c_blocks = weights.c_blocks();
+  const int image_tiles = tiles_of_image(in), tiles = image_tiles * in.batch;
+  const size_t point_stride = static_cast<size_t>(tiles) * kLanes + kPad;
+  float* values = workspace.shared.get(c_blocks * kPoints3 * point_stride);
+  transform_all_tiles<InputSide>(pool, workspace, in, x, values, point_stride);
+
+  const std::vector<TileBlock> images = tile_blocks(in, image_tiles);
+  const size_t z_stride = BlockScratch::out_z_stride(images[0], 1);
+  const size_t y_stride = BlockScratch::out_y_stride(images[0], 1);
+  pool.for_each(weights.k_blocks(), [&](int k, int thread) {
+    float* filters = workspace.own[thread].get(kWeightBlockFloats + kPoints3 * point_stride +
+                                               kPoints * (z_stride + y_stride));
+    float* points = filters + kLanes * kFilterStride;
+    float* products = filters + kWeightBlockFloats;
+    float* out_z = products + kPoints3 * point_stride;
+    float* out_y = out_z + kPoints * z_stride;
+    for (int c = 0; c < c_blocks; ++c) {
+      transform_weight_block(weights, k, c, filters, points);
+      const auto multiply = c > 0 ? multiply_tiles<1, true> : multiply_tiles<1, false>;
+      for (int point = 0; point < kPoints3; ++point)
+        multiply(tiles, values + (c * kPoints3 + point) * point_stride, 0, 1,
+                 points + point * kLanes, kChannelStride, products + point * point_stride, 0);
+    }
+    for (const TileBlock& image : images) {
+      const float* first = products + static_cast<size_t>(image.batch) * image_tiles * kLanes;
+      for (int px = 0; px < kPoints; ++px) {
+        for (int py = 0; py < kPoints; ++py)
+          output_along_z(image, 1, first + (px * kPoints + py) * kPoints * point_stride,
+                         point_stride, 0, out_z + py * z_stride);
+        output_along_y(image, 1, out_z, z_stride, out_y + px * y_stride);
+      }
+      output_along_x(image, out, k, 1, out_y, y_stride, epilogue,
+                     y + image.batch * out.image_floats());
+    }
+  });
+}
+
+// y = epilogue(convolution of x). `in` is x's shape; y has weights.k_count channels.
+template <typename Epilogue>
+void convolve(ThreadPool& pool, Workspace& workspace, const Shape& in, const float* x,
+              const Weights& weights, float* y, const Epilogue& epilogue) {
+  if (tiles_of_image(in) * in.batch <= kFewTiles)
+    convolve_few_tiles(pool, workspace, in, x, weights, y, epilogue);
+  else
+    convolve_many_tiles(pool, workspace, in, x, weights, y, epilogue);
+}
+
+inline void weight_gradient_few_tiles(ThreadPool& pool, Workspace& workspace, const Shape& in,
+                                      const float* x, const Shape& out, const float* dy,
+                                      float* dw) {
+  const int c_blocks = in.blocks(), k_blocks = out.blocks();
+  const int tiles = tiles_of_image(in) * in.batch;
+  const size_t point_stride = static_cast<size_t>(tiles) * kLanes + kPad;
+  float* x_values = workspace.shared.get(c_blocks * kPoints3 * point_stride);
+  float* y_values = workspace.shared_output.get(k_blocks * kPoints3 * point_stride);
+  transform_all_tiles<InputSide>(pool, workspace, in, x, x_values, point_stride);
+  transform_all_tiles<GradientSide>(pool, workspace, out, dy, y_values, point_stride);
+  pool.for_each(k_blocks * c_blocks, [&](int item, int thread) {
+    const int k = item / c_blocks, c = item % c_blocks;
+    float* filters = workspace.own[thread].get(kWeightBlockFloats);
+    float* points = filters + kLanes * kFilterStride;
+    for (int point = 0; point < kPoints3; ++point)
+      multiply_outer<1>(tiles, x_values + (c * kPoints3 + point) * point_stride,
+                        y_values + (k * kPoints3 + point) * point_stride, 0,
+                        points + point * kLanes, kChannelStride, false);
+    gradient_of_weight_block(points, k, c, out.channels, in.channels, filters, dw);
+  });
+}
+
+// The points along x are shared out in `parts` sets, the blocks of tiles in `ranges`: a set's
+// gradient is the work of one thread, and no two write to the same place.
+struct GradientSplit {
+  int parts, ranges;
+
+  explicit GradientSplit(int threads)
+      : parts(threads > 4   ? 8
+              : threads > 2 ? 4
+                            : threads),
+        ranges(ceil_div(threads, parts)) {}
+};
+
+inline void weight_gradient_many_tiles(ThreadPool& pool, Workspace& workspace, const Shape& in,
+                                       const float* x, const Shape& out, const float* dy,
+                                       float* dw) {
+  const int c_blocks = in.blocks(), k_blocks = out.blocks();
+  const std::vector<TileBlock> blocks = tile_blocks(in, kGradientBlockTiles);
+  const size_t point_stride = static_cast<size_t>(c_blocks) * k_blocks * kLanes * kLanes + kPad;
+  const GradientSplit split(pool.size());
+  const int ranges = std::min(split.ranges, static_cast<int>(blocks.size()));
+  float* points = workspace.shared.get(ranges * kPoints3 * point_stride);
+  const int set_size = kPoints / split.parts;
+
+  pool.for_each(split.parts * ranges, [&](int item, int thread) {
+    const int range = item / split.parts, first_point = item % split.parts * set_size;
+    float* sums = points + range * kPoints3 * point_stride;
+    const size_t begin = blocks.size() * range / ranges, end = blocks.size() * (range + 1) / ranges;
+    for (size_t number = begin; number < end; ++number) {
+      const TileBlock& block = blocks[number];
+      const SideLayout<InputSide> x_layout(block, c_blocks);
+      const SideLayout<GradientSide> y_layout(block, k_blocks);
+      const size_t tile_floats = static_cast<size_t>(block.tiles()) * kLanes;
+      const size_t x_stride = tile_floats * c_blocks + kPad;
+      const size_t y_stride = tile_floats * k_blocks + kPad;
+      const size_t zeros_floats = static_cast<size_t>(in.z) * kLanes;
+      float* zeros = workspace.own[thread].get(
+          zeros_floats + set_size * (x_layout.x_stride + y_layout.x_stride) +
+          kPoints * (x_layout.y_stride + y_layout.y_stride + x_stride + y_stride));
+      float* x_after_x = zeros + zeros_floats;
+      float* y_after_x = x_after_x + set_size * x_layout.x_stride;
+      float* x_after_y = y_after_x + set_size * y_layout.x_stride;
+      float* y_after_y = x_after_y + kPoints * x_layout.y_stride;
+      float* x_values = y_after_y + kPoints * y_layout.y_stride;
+      float* y_values = x_values + kPoints * x_stride;
+      std::fill(zeros, zeros + zeros_floats, 0.f);
+      const int* set = kAllPoints + first_point;
+      transform_along_x(x + block.batch * in.image_floats(), in, block, x_layout, set, set_size,
+                        zeros, x_after_x);
+      transform_along_x(dy + block.batch * out.image_floats(), out, block, y_layout, set, set_size,
+                        zeros, y_after_x);
+      for (int i = 0; i < set_size; ++i) {
+        transform_along_y(block, x_layout, x_after_x + i * x_layout.x_stride, x_after_y);
+        transform_along_y(block, y_layout, y_after_x + i * y_layout.x_stride, y_after_y);
+        for (int py = 0; py < kPoints; ++py) {
+          transform_along_z(block, x_layout, x_after_y + py * x_layout.y_stride, x_values, x_stride,
+                            tile_floats);
+          transform_along_z(block, y_layout, y_after_y + py * y_layout.y_stride, y_values, y_stride,
+                            tile_floats);
+          for (int pz = 0; pz < kPoints; ++pz) {
+            float* sum = sums + (((first_point + i) * kPoints + py) * kPoints + pz) * point_stride;
+            for (int k = 0; k < k_blocks; k += kGroup)
+              for (int c = 0; c < c_blocks; ++c) {
+                const GroupedWeights place(k, c, k_blocks, c_blocks);
+                const auto multiply =
+                    k_blocks - k >= kGroup ? multiply_outer<kGroup> : multiply_outer<1>;
+                multiply(block.tiles(), x_values + pz * x_stride + c * tile_floats,
+                         y_values + pz * y_stride + k * tile_floats, tile_floats,
+                         sum + place.offset, place.stride, number > begin);
+              }
+          }
+        }
+      }
+    }
+  });
+  pool.for_each(kPoints3, [&](int point, int) {
+    float* total = points + point * point_stride;
+    for (int range = 1; range < ranges; ++range) {
+      const float* part = total + range * kPoints3 * point_stride;
+      for (size_t i = 0; i < point_stride - kPad; i += kLanes)
+        store(total + i, load(total + i) + load(part + i));
+    }
+  });
+  pool.for_each(k_blocks * c_blocks, [&](int item, int thread) {
+    const int k = item / c_blocks, c = item % c_blocks;
+    float* filters = workspace.own[thread].get(kWeightBlockFloats);
+    float* block = filters + kLanes * kFilterStride;
+    const GroupedWeights place(k, c, k_blocks, c_blocks);
+    for (int point = 0; point < kPoints3; ++point)
+      for (int i = 0; i < kLanes; ++i)
+        store(block + i * kChannelStride + point * kLanes,
+              load(points + point * point_stride + place.offset + i * place.stride));
+    gradient_of_weight_block(block, k, c, out.channels, in.channels, filters, dw);
+  });
+}
+
+// dw (k, c, 5, 5, 5) of a convolution from x (shape `in`) to y (shape `out`).
+inline void weight_gradient(ThreadPool& pool, Workspace& workspace, const Shape& in, const float* x,
+                            const Shape& out, const float* dy, float* dw) {
+  if (tiles_of_image(in) * in.batch <= kFewTiles)
+    weight_gradient_few_tiles(pool, workspace, in, x, out, dy, dw);
+  else
+    weight_gradient_many_tiles(pool, workspace, in, x, out, dy, dw);
+}
+
+}  // namespace fast_conv3d

@@ -1,0 +1,251 @@
+"""V-Net as a chain of fused units, over the parameters of a plain `VNet`."""
+
+from easydict import EasyDict
+from mindspore import Tensor, nn, ops
+from mindspore import dtype as mstype
+
+from src.errors import UsageError
+from src.fast_conv3d import operators
+from src.fast_conv3d.build import BuildError
+from src.fast_conv3d.conv3d import check_input
+from src.fast_conv3d.operators import UnitSpec
+from src.vnet import DOWN_NAMES, UP_NAMES, VNet, check_volume_shape, columns
+
+
+def activation_code(activation: nn.Cell) -> int:
+    """The operators' number for one of the activations of `src.vnet`."""
+    codes = {nn.ELU: operators.ELU, nn.PReLU: operators.PRELU}
+    return codes.get(type(activation), operators.NO_ACTIVATION)
+
+
+class Unit(nn.Cell):
+    """A convolution of a `VNet` with its norm, activations, residual and join, in one operator.
+
+    Args:
+        kind: of the convolution, see `UnitSpec`.
+        conv, norm, first, second: cells of the network; None or `nn.Identity` for what is not there.
+        residual: see `UnitSpec`.
+        skip_channels: see `UnitSpec`.
+
+    `construct(x, residual, skip, keep)` takes blocked tensors (WIDEN: a plain volume) and `keep`,
+    (batch, skip_channels). Moving statistics are updated in training.
+    """
+
+    def __init__(
+        self,
+        kind: int,
+        conv: nn.Cell,
+        norm: nn.Cell,
+        first: nn.Cell | None = None,
+        residual: int = operators.NO_RESIDUAL,
+        second: nn.Cell | None = None,
+        skip_channels: int = 0,
+    ) -> None:
+        super().__init__(auto_prefix=False)
+        has_norm = isinstance(norm, nn.BatchNorm3d)
+        absent = Tensor([0.0], mstype.float32)
+        self.absent = absent
+        self.has_norm = has_norm
+        self.takes_residual = residual == operators.TENSOR_RESIDUAL
+        self.weight = conv.weight
+        self.bias = conv.bias if conv.has_bias else absent
+        batch_norm = norm.bn2d if has_norm else None
+        self.gamma = batch_norm.gamma if has_norm else absent
+        self.beta = batch_norm.beta if has_norm else absent
+        self.moving_mean = batch_norm.moving_mean if has_norm else absent
+        self.moving_variance = batch_norm.moving_variance if has_norm else absent
+        self.first_slopes = first.w if isinstance(first, nn.PReLU) else absent
+        self.second_slopes = second.w if isinstance(second, nn.PReLU) else absent
+        spec = UnitSpec(
+            kind=kind,
+            in_channels=conv.in_channels,
+            out_channels=conv.out_channels,
+            first=activation_code(first),
+            residual=residual,
+            second=activation_code(second),
+            has_bias=conv.has_bias,
+            has_norm=has_norm,
+            skip_channels=skip_channels,
+            epsilon=batch_norm.eps if has_norm else 0.0,
+            momentum=1.0 - batch_norm.momentum if has_norm else 0.0,
+        )
+        self.spec = spec.tensor()
+        self.spec_with_keep = spec._replace(has_keep=True).tensor()
+        self.train_unit = operators.unit_training(spec)
+        self.infer_unit = operators.unit_inference(spec)
+
+    def construct(self, x, residual=None, skip=None, keep=None):
+        inputs = (
+            *(x, self.weight, self.bias, self.gamma, self.beta),
+            *(self.moving_mean, self.moving_variance, self.first_slopes, self.second_slopes),
+            residual if self.takes_residual else self.absent,
+            self.absent if skip is None else skip,
+            self.absent if keep is None else keep,
+            self.spec if keep is None else self.spec_with_keep,
+        )
+        if not self.training:
+            return self.infer_unit(*inputs)
+        out, _, _, _, mean, variance = self.train_unit(*inputs)
+        if self.has_norm:
+            ops.assign(self.moving_mean, mean)
+            ops.assign(self.moving_variance, variance)
+        return out
+
+
+def residual_block(block: nn.Cell, last: nn.Cell, residual: int) -> list[Unit]:
+    """The convolutions of a stage's `ops`; `last` is the activation after the sum.
+
+    The residual is the block's input; INPUT_RESIDUAL is right where that is also the input of the
+    only convolution.
+    """
+    units = list(block) if isinstance(block, nn.SequentialCell) else [block]
+    if len(units) > 1:
+        residual = operators.TENSOR_RESIDUAL
+    fused = [Unit(operators.CONV5, unit.conv, unit.bn, unit.relu) for unit in units[:-1]]
+    end = units[-1]
+    return [*fused, Unit(operators.CONV5, end.conv, end.bn, end.relu, residual, last)]
+
+
+class ResidualStage(nn.Cell):
+    """What `FastDownStage` and `FastUpStage` share: the residual block."""
+
+    def __init__(self, stage: nn.Cell, residual: int) -> None:
+        super().__init__(auto_prefix=False)
+        units = residual_block(stage.ops, stage.relu2, residual)
+        for number, unit in enumerate(units):
+            setattr(self, f"unit{number}", unit)
+        self.first_units = tuple(units[:-1])
+        self.last_unit = units[-1]
+
+    def block(self, x, residual):
+        for unit in self.first_units:
+            x = unit(x)
+        return self.last_unit(x, residual)
+
+
+class FastDownStage(ResidualStage):
+    """`src.vnet.DownStage`; `drops` says whether it may get `keep_down`."""
+
+    def __init__(self, stage: nn.Cell, drops: bool) -> None:
+        super().__init__(stage, operators.TENSOR_RESIDUAL if drops else operators.INPUT_RESIDUAL)
+        self.down = Unit(operators.HALVE, stage.down_conv, stage.bn, stage.relu1)
+        self.scale = operators.channel_scaling()
+
+    def construct(self, x, keep_down=None):
+        down = self.down(x)
+        out = down if keep_down is None else self.scale(down, keep_down)
+        return self.block(out, down)
+
+
+class FastUpStage(ResidualStage):
+    """`src.vnet.UpStage`; what it joins never leaves the joined tensor."""
+
+    def __init__(self, stage: nn.Cell, skip_channels: int) -> None:
+        super().__init__(stage, operators.INPUT_RESIDUAL)
+        self.up = Unit(
+            operators.DOUBLE, stage.up_conv, stage.bn, stage.relu1, skip_channels=skip_channels
+        )
+        self.scale = operators.channel_scaling()
+
+    def construct(self, x, skip, keep_up=None, keep_skip=None):
+        if keep_up is not None:
+            x = self.scale(x, keep_up)
+        joined = self.up(x, None, skip, keep_skip)
+        return self.block(joined, joined)
+
+
+class FastHead(nn.Cell):
+    """`src.vnet.Head`: from here on tensors are plain, two channels are no work."""
+
+    def __init__(self, head: nn.Cell) -> None:
+        super().__init__(auto_prefix=False)
+        self.head = head
+        self.has_unit = not isinstance(head.conv1, nn.Identity)
+        conv = head.conv1 if self.has_unit else head.conv2
+        self.weight = conv.weight
+        self.bias = conv.bias if conv.has_bias else Tensor([0.0], mstype.float32)
+        self.spec = Tensor([conv.in_channels, 2, 1, conv.has_bias], mstype.float32)
+        self.convolve = operators.convolution(x_is_blocked=True)
+
+    def construct(self, x):
+        y = self.convolve(x, self.weight, self.bias, self.spec)
+        return self.head.after_unit(y) if self.has_unit else self.head.probability(y)
+
+
+class FastVNet(nn.Cell):
+    """A `VNet` on CPU: the same parameters under the same names, the same numbers, much faster.
+
+    Args:
+        network: the plain network, which keeps the parameters.
+
+    `construct(volume, keep=None)` as `VNet`'s; the volume's gradient is taken as zero.
+
+    Raises:
+        BuildError: the native library cannot be built here.
+        TypeError: the volume is not float32.
+        ValueError: its shape does not suit, see `VNet`.
+    """
+
+    def __init__(self, network: VNet) -> None:
+        super().__init__(auto_prefix=False)
+        self.network = network
+        self.dropout_channels = network.dropout_channels
+        self.down_slices, self.up_slices = network.down_slices, network.up_slices
+        first = network.in_tr
+        self.in_tr = Unit(
+            operators.WIDEN,
+            first.conv,
+            first.bn,
+            residual=operators.INPUT_RESIDUAL,
+            second=first.relu,
+        )
+        self.down_stages = tuple(
+            FastDownStage(stage, drops=down is not None)
+            for stage, (down,) in zip(network.down_stages, network.down_slices, strict=True)
+        )
+        self.up_stages = tuple(
+            FastUpStage(stage, stage.up_conv.out_channels) for stage in network.up_stages
+        )
+        for name, stage in zip(
+            DOWN_NAMES + UP_NAMES, self.down_stages + self.up_stages, strict=True
+        ):
+            setattr(self, name, stage)
+        self.out_tr = FastHead(network.out_tr)
+
+    def construct(self, volume, keep=None):
+        check_volume_shape(volume.shape)
+        check_input(volume.dtype, volume.shape, 1)
+        x = self.in_tr(volume)
+        skips = ()
+        for stage, (down,) in zip(self.down_stages, self.down_slices):  # noqa: B905
+            skips = (x, *skips)
+            x = stage(x, columns(keep, down))
+        for stage, skip, (up, across) in zip(self.up_stages, skips, self.up_slices):  # noqa: B905
+            x = stage(x, skip, columns(keep, up), columns(keep, across))
+        return self.out_tr(x)
+
+
+def accelerated(network: VNet, config: EasyDict, device_target: str) -> nn.Cell:
+    """The network that computes fastest on a device, over the parameters of `network`.
+
+    Args:
+        network: the plain network.
+        config: `fast_conv3d`: "auto" takes a `FastVNet` on CPU where it can be built, and says so
+            where it cannot; "on" insists on it; "off" takes the plain network.
+        device_target: "Ascend", "GPU" or "CPU".
+
+    Raises:
+        UsageError: `fast_conv3d` is "on" for another device than CPU.
+        BuildError: it is "on" and the native library cannot be built.
+    """
+    if config.fast_conv3d == "on" and device_target != "CPU":
+        raise UsageError(f"fast_conv3d=on is for CPU, not for {device_target}; leave it out")
+    if config.fast_conv3d == "off" or device_target != "CPU":
+        return network
+    try:
+        return FastVNet(network)
+    except BuildError as error:
+        if config.fast_conv3d == "on":
+            raise
+        print(f"{error}; until then MindSpore's own convolutions serve, many times slower")
+        return network

@@ -1,0 +1,246 @@
+import json
+import sys
+from argparse import Namespace
+
+import numpy as np
+import pytest
+
+from benchmarks import scaling, vs_pytorch
+from benchmarks.layers import layer_arrays, relative_difference, sample, vnet_layers
+from benchmarks.machine import busy_core_seconds, describe_machine
+from benchmarks.report import alternate, ratio, report_text, summary, table
+from benchmarks.volume import write_volume
+from benchmarks.worker import Worker
+from src.cli import run
+from src.config import overridden, vnet_cfg
+from src.errors import DataError
+from src.vnet import create_vnet
+
+SIZE = (32, 32, 16)
+
+
+def contestant(first, times, **more):
+    process = {"threads": 2, "ONEDNN_MAX_CPU_ISA": "not set", "mindspore": "2.10.0"}
+    of = {"load_s": 1.0, "parameters": 45_597_898, "process": process, "peak_bytes": 2_500_000_000}
+    return {**of, **summary(first, times), **more}
+
+
+@pytest.fixture
+def measured():
+    """What a run would have measured: PyTorch takes 6 and 7 times as long, by the medians."""
+    phases = {
+        "inference": {
+            "ours": contestant(4.5, [2.0, 9.0, 1.0, 2.5, 2.0]),
+            "pytorch": contestant(13.0, [12.0, 12.5, 30.0, 11.0, 12.0], peak_bytes=10**9),
+        },
+        "train_step": {
+            "ours": contestant(15.0, [6.5, 7.0, 7.5], losses=[0.75, 0.5]),
+            "pytorch": contestant(50.0, [49.0, 50.0, 48.0], losses=[0.75, 0.5]),
+        },
+    }
+    layer, first = vnet_layers(SIZE)[3], vnet_layers(SIZE)[0]
+    times = {"ours": summary(1.0, [0.010]), "pytorch": summary(1.0, [0.070])}
+    layers = [
+        {
+            **shape._asdict(),
+            "made_by": {"ours": "src.fast_conv3d", "pytorch": "torch"},
+            "parts": dict.fromkeys(shape.parts, times),
+        }
+        for shape in (first, layer)
+    ]
+    machine = describe_machine() | {"others_cores": {"inference": 0.01, "train_step": 0.25}}
+    compared = {
+        "probability_lowest": 0.125,
+        "probability_highest": 0.875,
+        "probability_difference_ours": 2e-6,
+        "loss_difference_ours": 3e-8,
+    }
+    args = Namespace(size=SIZE, batch=1, pairs=5, threads=2)
+    return vs_pytorch.result(args, machine, compared, phases, layers)
+
+
+def test_json_has_the_ratios_of_the_medians_and_every_time(measured):
+    read = json.loads(json.dumps(measured))
+    assert read["ratio_inference"] == 6.0
+    assert read["ratio_train_step"] == 7.0
+    assert read["inference"]["ours"]["times_s"] == [2.0, 9.0, 1.0, 2.5, 2.0]
+    assert read["inference"]["ours"]["first_call_extra_s"] == 2.5
+    assert read["machine"]["usable_cores"] >= 1
+    assert len(read["machine"]["load_average"]) == 3
+    assert read["size"] == list(SIZE)
+
+
+def test_report_shows_ratios_memory_and_what_disturbed(measured):
+    text = report_text(measured)
+    rows = {line.split("  ")[0]: line.split() for line in text.splitlines()}
+    assert rows["inference"][-1] == "6.00"
+    assert rows["training step"][-1] == "7.00"
+    assert rows["inference, peak of memory"][-5:] == ["2.50", "GB", "1.00", "GB", "0.40"]
+    assert rows["inference, first call's extra"][-4:] == ["2.50", "s", "1.00", "s"]
+    assert "other processes took 0.01 and 0.25 cores" in text
+    assert "ONEDNN_MAX_CPU_ISA not set" in text
+    assert "45.6 M parameters, 1x1x32x32x16" in text
+    # Two layers of 10 and 70 ms; the first one's input gradient is nobody's.
+    assert rows["sum over the network"][-12:] == [
+        *("20.0", "/", "140.0", "(7.0x)"),
+        *("10.0", "/", "70.0", "(7.0x)"),
+        *("20.0", "/", "140.0", "(7.0x)"),
+    ]
+
+
+def test_ratio_is_theirs_over_ours():
+    of = {"ours": summary(9.0, [1.0, 2.0, 100.0]), "pytorch": summary(9.0, [8.0, 7.0, 1.0])}
+    assert ratio(of) == 3.5
+
+
+def test_contestants_take_turns_and_a_slow_one_leaves_early():
+    order = []
+
+    def call(name):
+        return lambda: order.append(name) or float(len(order))
+
+    times = alternate({"a": (call("a"), 3), "b": (call("b"), 3), "slow": (call("slow"), 1)})
+    assert order == ["a", "b", "slow", "a", "b", "a", "b"]
+    assert times == {"a": [1.0, 4.0, 6.0], "b": [2.0, 5.0, 7.0], "slow": [3.0]}
+
+
+def test_table_is_aligned():
+    assert table(["", "time"], [["a long title", "1 s"], ["b", "10 s"]]).splitlines() == [
+        "              time",
+        "------------------",
+        "a long title   1 s",
+        "b             10 s",
+    ]
+
+
+@pytest.mark.parametrize("difference", [2e-3, float("nan")])
+def test_contestants_that_differ_are_not_timed(difference):
+    with pytest.raises(DataError, match="this project: losses differ from PyTorch's by"):
+        vs_pytorch.compare_losses({"ours": [0.5 + difference], "pytorch": [0.5]})
+    assert vs_pytorch.compare_losses({"ours": [0.5], "pytorch": [0.5]})
+
+
+def test_layers_are_those_of_the_network():
+    network = create_vnet(overridden(vnet_cfg, ["variant=monai"]))
+    convolutions = sorted(
+        parameter.shape
+        for parameter in network.trainable_params()
+        if parameter.name.endswith(".weight") and parameter.shape[-1] > 1
+    )
+    listed = sorted(
+        layer_arrays(layer, batch=1)[1].shape
+        for layer in vnet_layers((16, 16, 16))
+        for _ in range(layer.count)
+    )
+    assert listed == convolutions
+
+
+def test_samples_tell_results_apart():
+    x, weight, dy = layer_arrays(vnet_layers(SIZE)[3], batch=2)
+    assert (x.shape, dy.shape) == ((2, 32, 16, 16, 8),) * 2
+    assert relative_difference(sample(x), sample(x)) == 0
+    assert relative_difference(sample(x), sample(dy)) > 1
+    assert all(array.dtype == np.float32 for array in (x, weight, dy))
+
+
+def test_volume_is_normalised_and_has_foreground(tmp_path):
+    write_volume(tmp_path, SIZE, 2)
+    volume, mask = np.load(tmp_path / "volume.npy"), np.load(tmp_path / "mask.npy")
+    assert (volume.shape, mask.shape) == ((2, 1, *SIZE), (2, *SIZE))
+    assert (volume.dtype, mask.dtype) == (np.float32, np.float32)
+    assert abs(volume.mean()) < 1e-5
+    assert abs(volume.std() - 1) < 1e-5
+    assert 0 < mask.mean() < 0.5
+
+
+def test_scaling_varies_one_thing_at_a_time():
+    small, large = (32, 32, 32), (64, 64, 32)
+    assert scaling.points([small, large], [1, 4], [1, 2], small, 2) == [
+        (small, 1, 2),
+        (large, 1, 2),
+        (small, 4, 2),
+        (small, 1, 1),
+    ]
+
+
+def test_scaling_table_goes_on_after_a_failure():
+    of = {**summary(3.0, [1.0]), "peak_bytes": 3 * 10**9}
+    line = {"size": (100, 100, 50), "batch": 2, "threads": 1, "inference": of}
+    text = scaling.scaling_table([{**line, "train_step": {"error": "out of memory"}}])
+    cells = ["100x100x50", "2", "1", "1.000", "s", "1.00", "s", "3.00", "GB", "+2.00", "s"]
+    assert text.splitlines()[2].split() == [*cells, "failed"]
+
+
+@pytest.fixture
+def start_worker(tmp_path, monkeypatch):
+    """Function source of a module with `Contestant` -> its worker."""
+
+    def start(source):
+        (tmp_path / "made_contestant.py").write_text(source)
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+        return Worker("the made one", sys.executable, "made_contestant", 1)
+
+    return start
+
+
+WORKING = """
+import os, signal, threading
+def spin():
+    while True: pass
+class Contestant:
+    def __init__(self): print("what a library says")
+    def add(self, a, b): return a + b
+    def fail(self): raise ValueError("no such layer\\nat all")
+    def die(self): os.kill(os.getpid(), signal.SIGKILL)
+    def spin(self): threading.Thread(target=spin, daemon=True).start()
+"""
+
+
+def test_worker_answers_and_passes_on_errors(start_worker):
+    with start_worker(WORKING) as worker:
+        assert worker.call("add", a=1, b=2) == 3
+        with pytest.raises(DataError, match="^the made one: ValueError: no such layer$"):
+            worker.call("fail")
+        assert worker.call("add", a=1.5, b=2) == 3.5
+        with pytest.raises(DataError, match=r"the made one: its process ended in die \(SIGKILL\)"):
+            worker.call("die")
+
+
+def test_worker_between_two_calls_takes_no_core(start_worker):
+    with start_worker(WORKING) as worker:
+        worker.call("spin")
+        before = worker.cpu_s
+        busy = busy_core_seconds()
+        while busy_core_seconds() - busy < 0.3:
+            pass
+        assert worker.call("add", a=0, b=0) == 0
+        assert worker.cpu_s - before < 0.1
+
+
+def test_worker_without_its_packages_says_which(start_worker):
+    with pytest.raises(DataError, match="has no module torch_that_is_absent; see benchmarks/"):
+        start_worker("import torch_that_is_absent")
+
+
+def test_worker_needs_a_python(tmp_path):
+    with pytest.raises(DataError, match="absent/python is no Python that can be run"):
+        Worker("the made one", str(tmp_path / "absent/python"), "made_contestant", 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "found"),
+    [
+        (["--size", "100,128,64"], "100,128,64: expected three multiples of 16 as X,Y,Z"),
+        (["--size", "64"], "64: expected three multiples of 16 as X,Y,Z"),
+        (["--size", "16,16,16"], "--size 16,16,16: PyTorch's batch norm does not train"),
+        (["--pairs", "0"], "--batch and --pairs are at least 1"),
+        (["--stock", "9"], "--stock is 0 to --pairs"),
+        (["--threads", "100000"], "--threads 100000: this process may use 1 to"),
+    ],
+)
+def test_bad_arguments_end_before_anything_is_measured(arguments, found, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["vs_pytorch.py", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        run(vs_pytorch.main)
+    assert stop.value.code == 2
+    assert found in capsys.readouterr().err
