@@ -41,6 +41,7 @@ EFFECTS = {
     "variant": "test_config.py::test_variant_and_width_shape_the_network",
     "width": "test_config.py::test_variant_and_width_shape_the_network",
     "dropout": "test_dataset.py::test_samples_carry_the_dropout_of_the_configuration",
+    "fast_conv3d": "test_fast_conv3d_network.py::test_fast_conv3d_chooses_what_computes_on_a_cpu",
     "seed": "test_dataset.py::test_order_follows_from_seed_and_epoch",
     "optimizer": "test_training.py::test_adam_is_the_default_optimizer",
     "precision": "test_device.py::test_mixed_precision_computes_in_float16",
@@ -191,6 +192,7 @@ WRONG = [
     ("optimizer=sgd", "optimizer is 'sgd', expected one of adam, momentum"),
     ("precision=half", "precision is 'half', expected one of auto, float32, mixed"),
     ("dataset_sink=true", "dataset_sink is 'true', expected one of auto, off"),
+    ("fast_conv3d=yes", "fast_conv3d is 'yes', expected one of auto, on, off"),
 ]  # fmt: skip
 
 

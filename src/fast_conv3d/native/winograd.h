@@ -37,15 +37,13 @@ constexpr int kPoints3 = kPoints2 * kPoints;
 constexpr int kRows = kRegisterFloats == 16 ? 12 : 6;
 constexpr int kGroup = kRegisterFloats == 16 ? 2 : 1;
 constexpr size_t kPad = kLanes;  // keeps arrays that are walked together out of the same cache sets
-#ifndef BT
-#define BT 64
-#endif
-#ifndef GBT
-#define GBT 128
-#endif
-constexpr int kBlockTiles = BT;
-constexpr int kGradientBlockTiles = GBT;
+constexpr size_t kPrefetchVoxels = 32;  // how far ahead memory is asked for
 constexpr int kFewTiles = 64;
+
+// Tiles of a block. What a block goes through should stay in L2, so it is small; but the weights
+// pass through L2 once per block, and with many channels they are what there is most of.
+inline int block_tiles(int channels) { return channels < 128 ? 32 : 128; }
+inline int gradient_block_tiles(int channels) { return channels < 128 ? 64 : 128; }
 
 inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
@@ -274,6 +272,9 @@ void output_along_x(const TileBlock& block, const Shape& shape, int first_k_bloc
         const size_t plane = static_cast<size_t>(shape.y) * shape.z;
         float* target = image + (first_k_block + k) * shape.block_floats();
         for (int z = 0; z < last_z; ++z) {
+          for (int i = 0; i < kOutputs; ++i)  // the four planes lie far apart
+            __builtin_prefetch(target + (first_voxel + i * plane + z + kPrefetchVoxels) * kLanes,
+                               1);
           Vec in[kPoints], out[kOutputs];
           load_all(source + z * kLanes, y_stride, in);
           transform_output(in, out);
@@ -312,6 +313,13 @@ struct Weights {
 constexpr size_t kFilterStride = kLanes * kVolumeTaps + kPad;
 constexpr size_t kChannelStride = kPoints3 * kLanes + kPad;
 constexpr size_t kWeightBlockFloats = kLanes * (kFilterStride + kChannelStride);
+
+// std::copy, but with vectors: `rep movs` is slow for a few kilobytes at odd addresses.
+inline void copy_floats(const float* source, int count, float* target) {
+  int i = 0;
+  for (; i + kLanes <= count; i += kLanes) store(target + i, load(source + i));
+  for (; i < count; ++i) target[i] = source[i];
+}
 
 // taps[tap][16 lanes] <-> the 125 taps of each lane at data + lane * stride; lanes from `lanes` on
 // are zero, or left out.
@@ -402,7 +410,7 @@ inline void transform_weight_block(const Weights& weights, int k_block, int c_bl
   size_t k_stride = weights.k_stride;
   if (!weights.flipped) {  // filters of one k are neighbours in memory, those of 16 k far apart
     for (int lane = 0; lane < k_lanes; ++lane)
-      std::copy_n(source + lane * weights.k_stride, c_lanes * kVolumeTaps,
+      copy_floats(source + lane * weights.k_stride, c_lanes * kVolumeTaps,
                   filters + lane * kFilterStride);
     source = filters;
     k_stride = kFilterStride;
@@ -429,18 +437,20 @@ inline void gradient_of_weight_block(const float* points, int k_block, int c_blo
     filters_from_taps(taps, kFilterStride, k_lanes, filters + i * kVolumeTaps);
   }
   for (int lane = 0; lane < k_lanes; ++lane)
-    std::copy_n(filters + lane * kFilterStride, c_lanes * kVolumeTaps,
+    copy_floats(filters + lane * kFilterStride, c_lanes * kVolumeTaps,
                 dw + (static_cast<size_t>(k + lane) * c_count + c) * kVolumeTaps);
 }
 
 // ------------------------------------------------------------------------------- matrix products
 
+// Unrolled by hand, since GCC turns loops that load or store accumulators into calls of memcpy.
 // product[Group blocks][Rows tiles][16 k] (+)= input[c block][tile][16 c] * weights[c][Group][16
 // k].
 template <int Rows, int Group, bool Accumulate>
 void multiply_rows(const float* input, size_t input_stride, int c_blocks, const float* weights,
                    size_t weight_stride, float* product, size_t product_stride) {
   Vec sum[Rows][Group];
+#pragma GCC unroll 16
   for (int t = 0; t < Rows; ++t)
     for (int g = 0; g < Group; ++g)
       sum[t][g] = Accumulate ? load(product + g * product_stride + t * kLanes) : zero();
@@ -448,11 +458,13 @@ void multiply_rows(const float* input, size_t input_stride, int c_blocks, const 
     for (int c = 0; c < kLanes; ++c, weights += weight_stride) {
       Vec w[Group];
       for (int g = 0; g < Group; ++g) w[g] = load(weights + g * kLanes);
+#pragma GCC unroll 16
       for (int t = 0; t < Rows; ++t) {
         const Vec value = broadcast(input[t * kLanes + c]);
         for (int g = 0; g < Group; ++g) sum[t][g] += value * w[g];
       }
     }
+#pragma GCC unroll 16
   for (int t = 0; t < Rows; ++t)
     for (int g = 0; g < Group; ++g) store(product + g * product_stride + t * kLanes, sum[t][g]);
 }
@@ -504,16 +516,19 @@ void multiply_outer(int tiles, const float* input, const float* output, size_t o
   for (int c = 0; c < kLanes; c += kChannels) {
     float* target = gradient + c * gradient_stride;
     Vec sum[kChannels][Group];
+#pragma GCC unroll 8
     for (int i = 0; i < kChannels; ++i)
       for (int g = 0; g < Group; ++g) sum[i][g] = zero();
     for (int t = 0; t < tiles; ++t) {
       Vec value[Group];
       for (int g = 0; g < Group; ++g) value[g] = load(output + g * output_stride + t * kLanes);
+#pragma GCC unroll 8
       for (int i = 0; i < kChannels; ++i) {
         const Vec scale = broadcast(input[t * kLanes + c + i]);
         for (int g = 0; g < Group; ++g) sum[i][g] += scale * value[g];
       }
     }
+#pragma GCC unroll 8
     for (int i = 0; i < kChannels; ++i)
       for (int g = 0; g < Group; ++g) {
         float* lanes = target + i * gradient_stride + g * kLanes;
@@ -557,12 +572,12 @@ struct BlockScratch {
   BlockScratch(Parts& parts, const Shape& shape, const TileBlock& block, int c_blocks, int k_blocks,
                bool with_values) {
     const SideLayout<InputSide> layout(block, c_blocks);
-    const size_t tiles = block.tiles();
+    const size_t tile_floats = static_cast<size_t>(block.tiles()) * kLanes + kPad;
     zeros = parts.take(static_cast<size_t>(shape.z) * kLanes);
     in_x = parts.take(kPoints * layout.x_stride);
     in_y = parts.take(kPoints * layout.y_stride);
-    values = parts.take(with_values ? kPoints * (tiles * c_blocks * kLanes + kPad) : 0);
-    products = parts.take(with_values ? kPoints * (tiles * k_blocks * kLanes + kPad) : 0);
+    values = parts.take(with_values ? kPoints * (tile_floats * c_blocks + kPad) : 0);
+    products = parts.take(with_values ? kPoints * (tile_floats * k_blocks + kPad) : 0);
     out_z = parts.take(kPoints * out_z_stride(block, k_blocks));
     out_y = parts.take(kPoints * out_y_stride(block, k_blocks));
   }
@@ -605,7 +620,7 @@ void convolve_many_tiles(ThreadPool& pool, Workspace& workspace, const Shape& in
               load(block + i * kChannelStride + point * kLanes));
   });
 
-  const std::vector<TileBlock> blocks = tile_blocks(in, kBlockTiles);
+  const std::vector<TileBlock> blocks = tile_blocks(in, block_tiles(in.channels));
   pool.for_each(static_cast<int>(blocks.size()), [&](int item, int thread) {
     const TileBlock& block = blocks[item];
     Parts count;
@@ -614,7 +629,7 @@ void convolve_many_tiles(ThreadPool& pool, Workspace& workspace, const Shape& in
     const BlockScratch scratch(parts, in, block, c_blocks, k_blocks, true);
     std::fill(scratch.zeros, scratch.zeros + static_cast<size_t>(in.z) * kLanes, 0.f);
     const SideLayout<InputSide> layout(block, c_blocks);
-    const size_t tile_floats = static_cast<size_t>(block.tiles()) * kLanes;
+    const size_t tile_floats = static_cast<size_t>(block.tiles()) * kLanes + kPad;
     const size_t value_stride = tile_floats * c_blocks + kPad;
     const size_t product_stride = tile_floats * k_blocks + kPad;
     const size_t z_stride = BlockScratch::out_z_stride(block, k_blocks);
@@ -760,7 +775,7 @@ inline void weight_gradient_many_tiles(ThreadPool& pool, Workspace& workspace, c
                                        const float* x, const Shape& out, const float* dy,
                                        float* dw) {
   const int c_blocks = in.blocks(), k_blocks = out.blocks();
-  const std::vector<TileBlock> blocks = tile_blocks(in, kGradientBlockTiles);
+  const std::vector<TileBlock> blocks = tile_blocks(in, gradient_block_tiles(in.channels));
   const size_t point_stride = static_cast<size_t>(c_blocks) * k_blocks * kLanes * kLanes + kPad;
   const GradientSplit split(pool.size());
   const int ranges = std::min(split.ranges, static_cast<int>(blocks.size()));

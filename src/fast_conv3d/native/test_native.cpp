@@ -1,0 +1,731 @@
+// Checks the operators of ops.cpp against sums in double, without MindSpore:
+//
+//   g++ -std=c++17 -O1 -pthread test_native.cpp -o test_native && ./test_native
+//
+// tests/test_fast_conv3d_native.py does so with sanitizers and for several processors. A line per
+// failure, and then the exit code is 1. Tensors are plain here, (batch, channels, x, y, z), and
+// blocked only on their way into an operator.
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <limits>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "ops.cpp"
+
+namespace fast_conv3d {
+namespace {
+
+using Floats = std::vector<float>;
+using Doubles = std::vector<double>;
+
+int checks = 0, failures = 0;
+
+void check(bool passed, const std::string& name, const std::string& finding) {
+  ++checks;
+  if (passed) return;
+  ++failures;
+  std::printf("%s: %s\n", name.c_str(), finding.c_str());
+}
+
+// The largest error, against the largest of the values (or 1, where they are smaller).
+void compare(const std::string& name, const Doubles& found, const Doubles& expected,
+             double tolerance) {
+  double scale = 1, largest = 0;
+  size_t where = 0;
+  for (size_t i = 0; i < expected.size(); ++i) {
+    scale = std::max(scale, std::abs(expected[i]));
+    const double error = std::abs(found[i] - expected[i]);
+    if (error <= largest) continue;  // NaN is larger than anything
+    largest = error;
+    where = i;
+    if (std::isnan(error)) break;
+  }
+  check(largest <= tolerance * scale, name,
+        "entry " + std::to_string(where) + " is " + std::to_string(found[where]) + ", not " +
+            std::to_string(expected[where]));
+}
+
+// Normally distributed values that are floats.
+Doubles random_values(size_t count, double scale = 1, double mean = 0) {
+  static std::mt19937 engine(1);
+  std::normal_distribution<double> normal(mean, scale);
+  Doubles values(count);
+  for (double& value : values) value = static_cast<float>(normal(engine));
+  return values;
+}
+
+// -------------------------------------------------------------------------------------- tensors
+
+size_t plain_size(const Shape& shape) { return shape.voxels() * shape.channels * shape.batch; }
+
+size_t at(const Shape& shape, int image, int channel, int x, int y, int z) {
+  const size_t volume = static_cast<size_t>(image) * shape.channels + channel;
+  return ((volume * shape.x + x) * shape.y + y) * shape.z + z;
+}
+
+// Calls visit(plain index, blocked index) for each value.
+template <typename Visit>
+void for_values(const Shape& shape, const Visit& visit) {
+  for (size_t i = 0; i < plain_size(shape); ++i) {
+    const size_t voxel = i % shape.voxels(), channel = i / shape.voxels() % shape.channels;
+    const size_t image = i / shape.voxels() / shape.channels;
+    const size_t block = image * shape.blocks() + channel / kLanes;
+    visit(i, (block * shape.voxels() + voxel) * kLanes + channel % kLanes);
+  }
+}
+
+// What an operator takes or gives.
+struct Tensor {
+  std::vector<int64_t> sides;
+  Floats values;
+};
+
+size_t count(const std::vector<int64_t>& sides) {
+  size_t product = 1;
+  for (const int64_t side : sides) product *= static_cast<size_t>(side);
+  return product;
+}
+
+Tensor tensor(const Doubles& values, std::vector<int64_t> sides = {}) {
+  if (sides.empty()) sides = {static_cast<int64_t>(values.size())};
+  return {sides, Floats(values.begin(), values.end())};
+}
+Tensor absent() { return tensor({0}); }
+
+std::vector<int64_t> plain_sides(const Shape& shape) {
+  return {shape.batch, shape.channels, shape.x, shape.y, shape.z};
+}
+std::vector<int64_t> blocked_sides(const Shape& shape) {
+  return {shape.batch, shape.blocks(), shape.x, shape.y, shape.z, kLanes};
+}
+
+Tensor blocked(const Shape& shape, const Doubles& plain) {
+  Tensor result{blocked_sides(shape), Floats(shape.floats(), 0.f)};
+  for_values(shape,
+             [&](size_t from, size_t to) { result.values[to] = static_cast<float>(plain[from]); });
+  return result;
+}
+
+// Back to plain; the lanes past the last channel have to hold zeros.
+Doubles unblocked(const std::string& name, const Shape& shape, const Tensor& from) {
+  Doubles plain(plain_size(shape));
+  Floats rest = from.values;
+  for_values(shape, [&](size_t to, size_t at) {
+    plain[to] = from.values[at];
+    rest[at] = 0;
+  });
+  for (size_t i = 0; i < rest.size(); ++i)
+    if (rest[i] != 0) {
+      check(false, name, "lane past the last channel is not 0, float " + std::to_string(i));
+      break;
+    }
+  return plain;
+}
+
+Doubles doubles(const Tensor& from) { return {from.values.begin(), from.values.end()}; }
+
+using Operator = int (*)(int, void**, int*, int64_t**, const char**, void*, void*);
+
+// Calls an operator twice, which has to give the same bits, into memory full of NaN that ends where
+// the tensor ends. `outputs` are sides; those of doubles count twice as many floats.
+std::vector<Tensor> run(const std::string& name, Operator function, std::vector<Tensor> inputs,
+                        const std::vector<std::vector<int64_t>>& outputs) {
+  std::vector<Tensor> results[2];
+  for (std::vector<Tensor>& result : results) {
+    for (const auto& sides : outputs)
+      result.push_back({sides, Floats(count(sides), std::numeric_limits<float>::quiet_NaN())});
+    std::vector<void*> data;
+    std::vector<int64_t*> shapes;
+    for (std::vector<Tensor>* tensors : {&inputs, &result})
+      for (Tensor& tensor : *tensors) {
+        data.push_back(tensor.values.data());
+        shapes.push_back(tensor.sides.data());
+      }
+    const int code = function(static_cast<int>(data.size()), data.data(), nullptr, shapes.data(),
+                              nullptr, nullptr, nullptr);
+    check(code == 0, name, "returns " + std::to_string(code));
+  }
+  for (size_t i = 0; i < outputs.size(); ++i)
+    check(std::memcmp(results[0][i].values.data(), results[1][i].values.data(),
+                      count(outputs[i]) * sizeof(float)) == 0,
+          name, "output " + std::to_string(i) + " differs from run to run");
+  return results[0];
+}
+
+// -------------------------------------------------------------------------------- convolutions
+
+// Calls visit(index in y, in the weights, in x) for each product that a convolution sums.
+template <typename Visit>
+void for_products(Kind kind, const Shape& x, const Shape& y, int side, const Visit& visit) {
+  const bool same_size = kind == Kind::kConv5 || kind == Kind::kWiden;
+  // Of the two grids, the one whose voxels are visited, and the weights' two axes of channels.
+  const Shape& coarse = kind == Kind::kDouble ? x : y;
+  const Shape& fine = kind == Kind::kDouble ? y : x;
+  const int margin = same_size ? side / 2 : 0, step = same_size ? 1 : 2;
+  for (int image = 0; image < coarse.batch; ++image)
+    for (int k = 0; k < coarse.channels; ++k)
+      for (int c = 0; c < fine.channels; ++c)
+        for (int tap = 0; tap < side * side * side; ++tap) {
+          const int i = tap / side / side - margin, j = tap / side % side - margin;
+          const int l = tap % side - margin;
+          const size_t weight = (static_cast<size_t>(k) * fine.channels + c) * side * side * side;
+          for (int a = std::max(0, -i); a < std::min(coarse.x, coarse.x * step - i); ++a)
+            for (int b = std::max(0, -j); b < std::min(coarse.y, coarse.y * step - j); ++b)
+              for (int d = std::max(0, -l); d < std::min(coarse.z, coarse.z * step - l); ++d) {
+                const size_t in_coarse = at(coarse, image, k, a, b, d);
+                const size_t in_fine = at(fine, image, c, a * step + i, b * step + j, d * step + l);
+                if (kind == Kind::kDouble)
+                  visit(in_fine, weight + tap, in_coarse);
+                else
+                  visit(in_coarse, weight + tap, in_fine);
+              }
+        }
+}
+
+Doubles convolution(Kind kind, const Shape& x_shape, const Shape& y_shape, int side,
+                    const Doubles& x, const Doubles& weights) {
+  Doubles y(plain_size(y_shape));
+  for_products(kind, x_shape, y_shape, side,
+               [&](size_t to, size_t weight, size_t from) { y[to] += weights[weight] * x[from]; });
+  return y;
+}
+
+void convolution_backward(Kind kind, const Shape& x_shape, const Shape& y_shape, int side,
+                          const Doubles& x, const Doubles& weights, const Doubles& d_y,
+                          Doubles& d_x, Doubles& d_weights) {
+  d_x.resize(x.size());
+  d_weights.assign(weights.size(), 0);
+  for_products(kind, x_shape, y_shape, side, [&](size_t to, size_t weight, size_t from) {
+    d_x[from] += weights[weight] * d_y[to];
+    d_weights[weight] += x[from] * d_y[to];
+  });
+}
+
+Doubles channel_sums(const Shape& shape, const Doubles& values) {
+  Doubles sums(shape.channels);
+  for (size_t i = 0; i < values.size(); ++i) sums[i / shape.voxels() % shape.channels] += values[i];
+  return sums;
+}
+
+void add_per_channel(const Shape& shape, const Doubles& bias, Doubles& values) {
+  for (size_t i = 0; i < values.size(); ++i) values[i] += bias[i / shape.voxels() % shape.channels];
+}
+
+// What rounding may cost, as `compare` measures it.
+constexpr double kTolerance = 2e-4;
+
+struct ConvolutionCase {
+  int batch, in, out, x, y, z;
+  int side;  // of the kernel
+  bool blocked_x, bias;
+};
+
+void test_convolution(const ConvolutionCase& c) {
+  const Shape x_shape{c.batch, c.in, c.x, c.y, c.z}, y_shape{c.batch, c.out, c.x, c.y, c.z};
+  const int taps = c.side * c.side * c.side;
+  const Doubles x = random_values(plain_size(x_shape), 1, 0.5);
+  const Doubles weights =
+      random_values(static_cast<size_t>(c.in) * c.out * taps, 1 / std::sqrt(c.in * taps));
+  const Doubles bias = c.bias ? random_values(c.out) : Doubles{0};
+  const Doubles d_y = random_values(plain_size(y_shape));
+  Doubles y = convolution(Kind::kConv5, x_shape, y_shape, c.side, x, weights);
+  if (c.bias) add_per_channel(y_shape, bias, y);
+  Doubles d_x, d_weights;
+  convolution_backward(Kind::kConv5, x_shape, y_shape, c.side, x, weights, d_y, d_x, d_weights);
+
+  const Tensor x_tensor = c.blocked_x ? blocked(x_shape, x) : tensor(x, plain_sides(x_shape));
+  const Tensor weight_tensor = tensor(weights, {c.out, c.in, c.side, c.side, c.side});
+  const Tensor spec = tensor({double(c.in), double(c.out), double(c.blocked_x), double(c.bias)});
+  for (int threads = 1; threads <= 3; ++threads) {
+    set_threads(threads);
+    const std::string name =
+        "convolution " + std::to_string(c.in) + " -> " + std::to_string(c.out) + ", batch " +
+        std::to_string(c.batch) + ", " + std::to_string(c.x) + "x" + std::to_string(c.y) + "x" +
+        std::to_string(c.z) + ", kernel " + std::to_string(c.side) +
+        (c.blocked_x ? ", blocked x, " : ", ") + std::to_string(threads) + " threads, ";
+    const Tensor found =
+        run(name + "y", conv_forward, {x_tensor, weight_tensor, tensor(bias), spec},
+            {plain_sides(y_shape)})[0];
+    compare(name + "y", doubles(found), y, kTolerance);
+    const std::vector<Tensor> gradients =
+        run(name + "gradients", conv_backward,
+            {x_tensor, weight_tensor, tensor(d_y, plain_sides(y_shape)), spec},
+            {x_tensor.sides, weight_tensor.sides, {c.out}});
+    compare(name + "d_x",
+            c.blocked_x ? unblocked(name + "d_x", x_shape, gradients[0]) : doubles(gradients[0]),
+            d_x, kTolerance);
+    compare(name + "d_weight", doubles(gradients[1]), d_weights, kTolerance);
+    if (c.bias)
+      compare(name + "d_bias", doubles(gradients[2]), channel_sums(y_shape, d_y), kTolerance);
+  }
+}
+
+// ---------------------------------------------------------------------------------------- units
+
+struct UnitCase {
+  Kind kind;
+  int batch, in, out, x, y, z;  // sides of the smaller of the two grids
+  Activation first = Activation::kNone;
+  Residual residual = Residual::kNone;
+  Activation second = Activation::kNone;
+  bool bias = false, norm = false;
+  int skip = 0;  // channels
+  bool keep = false;
+
+  bool same_size() const { return kind == Kind::kConv5 || kind == Kind::kWiden; }
+  int side() const { return same_size() ? 5 : 2; }
+  Shape grid(int channels, bool fine) const {
+    const int step = fine ? 2 : 1;
+    return {batch, channels, step * x, step * y, step * z};
+  }
+  Shape x_shape() const { return grid(in, kind == Kind::kHalve); }
+  Shape y_shape() const { return grid(out, kind == Kind::kDouble); }
+  Shape skip_shape() const { return grid(skip, kind == Kind::kDouble); }
+  Shape out_shape() const { return grid(out + skip, kind == Kind::kDouble); }
+  std::string name() const {
+    const char* kinds[] = {"conv5", "widen", "halve", "double"};
+    const auto number = [](auto value) { return std::to_string(static_cast<int>(value)); };
+    return std::string("unit ") + kinds[static_cast<int>(kind)] + " " + number(in) + " -> " +
+           number(out) + ", batch " + number(batch) + ", " + number(x) + "x" + number(y) + "x" +
+           number(z) + ", first " + number(first) + ", residual " + number(residual) + ", second " +
+           number(second) + (bias ? ", bias" : "") + (norm ? ", norm" : "") + ", skip " +
+           number(skip) + (keep ? ", keep" : "");
+  }
+};
+
+constexpr double kEpsilon = 1e-3, kMomentum = 0.75;
+
+// A unit's inputs, or their gradients.
+struct Values {
+  Doubles x, weight, bias, gamma, beta, moving_mean, moving_variance, first_slopes, second_slopes;
+  Doubles residual, skip, keep;
+};
+
+Values random_inputs(const UnitCase& c) {
+  const Shape x = c.x_shape(), y = c.y_shape();
+  const int taps = c.side() * c.side() * c.side();
+  const int fan_in = c.kind == Kind::kDouble ? c.in : c.in * taps;
+  Values v;
+  v.x = random_values(plain_size(x), 1, 0.3);
+  v.weight =
+      random_values(static_cast<size_t>(c.in) * c.out * taps, 1 / std::sqrt(fan_in), 0.2 / fan_in);
+  const auto channels = [&](bool wanted, double scale, double mean) {
+    return wanted ? random_values(c.out, scale, mean) : Doubles{0};
+  };
+  v.bias = channels(c.bias, 0.5, 0.5);
+  v.gamma = channels(c.norm, 0.3, 1);
+  v.beta = channels(c.norm, 0.3, 0);
+  v.moving_mean = channels(c.norm, 0.5, 0);
+  v.moving_variance = channels(c.norm, 0.1, 1);
+  v.first_slopes = channels(c.first == Activation::kPrelu, 0.2, 0.25);
+  v.second_slopes = channels(c.second == Activation::kPrelu, 0.2, 0.25);
+  const bool has_tensor = c.residual == Residual::kTensor;
+  v.residual = has_tensor ? random_values(plain_size(y)) : Doubles{0};
+  v.skip = c.skip > 0 ? random_values(plain_size(c.skip_shape())) : Doubles{0};
+  v.keep = c.keep ? random_values(static_cast<size_t>(c.batch) * c.skip, 0.5, 1) : Doubles{0};
+  return v;
+}
+
+double activated(Activation kind, double slope, double value) {
+  if (kind == Activation::kNone || value > 0) return value;
+  return kind == Activation::kElu ? std::expm1(value) : slope * value;
+}
+double derivative(Activation kind, double slope, double value) {
+  if (kind == Activation::kNone || value > 0) return 1;
+  return kind == Activation::kElu ? std::exp(value) : slope;
+}
+
+// What a unit computes, by its definition; with d_out also the gradients of its inputs.
+struct Reference {
+  Doubles y, mean, variance, new_moving_mean, new_moving_variance, out;
+  Values gradients;
+
+  Reference(const UnitCase& c, const Values& v, bool training, const Doubles* d_out = nullptr) {
+    const Shape x_shape = c.x_shape(), shape = c.y_shape(), out_shape = c.out_shape();
+    const size_t size = plain_size(shape);
+    const double count = static_cast<double>(shape.voxels()) * shape.batch;
+    const auto channel = [&](size_t i) { return i / shape.voxels() % shape.channels; };
+    const auto image = [&](size_t i) { return i / shape.voxels() / shape.channels; };
+    const auto out_at = [&](size_t i) {
+      return i + image(i) * shape.voxels() * static_cast<size_t>(c.skip);
+    };
+    y = convolution(c.kind, x_shape, shape, c.side(), v.x, v.weight);
+    Doubles z = y;  // with the bias
+    if (c.bias) add_per_channel(shape, v.bias, z);
+
+    Doubles scale(c.out, 1);
+    Doubles normal = z;  // before gamma and beta
+    if (c.norm) {
+      mean = channel_sums(shape, z);
+      for (double& value : mean) value /= count;
+      Doubles squares(size);
+      for (size_t i = 0; i < size; ++i) squares[i] = std::pow(z[i] - mean[channel(i)], 2);
+      variance = channel_sums(shape, squares);
+      for (double& value : variance) value /= count;
+      for (int k = 0; k < c.out; ++k) {
+        const double unbiased = count > 1 ? variance[k] * count / (count - 1) : variance[k];
+        new_moving_mean.push_back(kMomentum * v.moving_mean[k] + (1 - kMomentum) * mean[k]);
+        new_moving_variance.push_back(kMomentum * v.moving_variance[k] +
+                                      (1 - kMomentum) * unbiased);
+        scale[k] = 1 / std::sqrt((training ? variance : v.moving_variance)[k] + kEpsilon);
+      }
+      const Doubles& center = training ? mean : v.moving_mean;
+      for (size_t i = 0; i < size; ++i) normal[i] = (z[i] - center[channel(i)]) * scale[channel(i)];
+    }
+
+    Doubles affine(size), sum(size);
+    out.resize(plain_size(out_shape));
+    const auto first_slope = [&](size_t i) {
+      return c.first == Activation::kPrelu ? v.first_slopes[channel(i)] : 0;
+    };
+    const auto second_slope = [&](size_t i) {
+      return c.second == Activation::kPrelu ? v.second_slopes[channel(i)] : 0;
+    };
+    for (size_t i = 0; i < size; ++i) {
+      affine[i] = c.norm ? normal[i] * v.gamma[channel(i)] + v.beta[channel(i)] : normal[i];
+      sum[i] = activated(c.first, first_slope(i), affine[i]);
+      if (c.residual == Residual::kTensor) sum[i] += v.residual[i];
+      if (c.residual == Residual::kInput)  // of one channel: for all of y's
+        sum[i] += v.x[c.in == 1 ? image(i) * shape.voxels() + i % shape.voxels() : i];
+      out[out_at(i)] = activated(c.second, second_slope(i), sum[i]);
+    }
+    const size_t skip_floats = shape.voxels() * c.skip;  // of an image
+    const auto joined = [&](size_t i) {
+      return i + (i / skip_floats + 1) * shape.voxels() * shape.channels;
+    };
+    const size_t skip_size = c.skip > 0 ? v.skip.size() : 0;
+    for (size_t i = 0; i < skip_size; ++i)
+      out[joined(i)] = v.skip[i] * (c.keep ? v.keep[i / shape.voxels()] : 1);
+    if (d_out == nullptr) return;
+
+    Values& d = gradients;
+    Doubles d_normal(size), d_normal_normal(size), d_y(size);
+    for (Doubles* slopes : {&d.first_slopes, &d.second_slopes, &d.gamma, &d.beta})
+      slopes->assign(c.out, 0);
+    d.x.assign(v.x.size(), 0);
+    d.residual.resize(size);
+    for (size_t i = 0; i < size; ++i) {
+      const size_t k = channel(i);
+      const double d_value = (*d_out)[out_at(i)];
+      const double d_sum = d_value * derivative(c.second, second_slope(i), sum[i]);
+      if (sum[i] < 0) d.second_slopes[k] += d_value * sum[i];
+      d.residual[i] = d_sum;
+      if (c.residual == Residual::kInput && c.in > 1) d.x[i] += d_sum;
+      const double d_affine = d_sum * derivative(c.first, first_slope(i), affine[i]);
+      if (affine[i] < 0) d.first_slopes[k] += d_sum * affine[i];
+      d.beta[k] += d_affine;
+      d.gamma[k] += d_affine * normal[i];
+      d_normal[i] = d_affine * (c.norm ? v.gamma[k] : 1);
+      d_normal_normal[i] = d_normal[i] * normal[i];
+    }
+    const Doubles sums = channel_sums(shape, d_normal);
+    const Doubles products = channel_sums(shape, d_normal_normal);
+    for (size_t i = 0; i < size; ++i) {
+      const size_t k = channel(i);
+      d_y[i] = c.norm ? scale[k] * (d_normal[i] - (sums[k] + normal[i] * products[k]) / count)
+                      : d_normal[i];
+    }
+    d.bias = channel_sums(shape, d_y);
+    if (c.norm) d.bias.assign(c.out, 0);  // exactly
+    convolution_backward(c.kind, x_shape, shape, c.side(), v.x, v.weight, d_y, d.x, d.weight);
+    d.skip.resize(skip_size);
+    for (size_t i = 0; i < skip_size; ++i)
+      d.skip[i] = (*d_out)[joined(i)] * (c.keep ? v.keep[i / shape.voxels()] : 1);
+  }
+};
+
+double dot(const Doubles& a, const Doubles& b) {
+  double sum = 0;
+  for (size_t i = 0; i < a.size(); ++i) sum += a[i] * b[i];
+  return sum;
+}
+
+// The reference's gradients against finite differences, each along one random direction.
+void test_reference(const UnitCase& c, const Values& values, const Doubles& d_out) {
+  const Values gradients = Reference(c, values, true, &d_out).gradients;
+  const auto along = [&](const char* field, Doubles Values::* member, bool wanted) {
+    if (!wanted) return;
+    constexpr double kStep = 1e-6;
+    const Doubles direction = random_values((values.*member).size());
+    double losses[2];
+    for (const int side : {0, 1}) {
+      Values moved = values;
+      for (size_t i = 0; i < direction.size(); ++i)
+        (moved.*member)[i] += (side == 0 ? -kStep : kStep) * direction[i];
+      losses[side] = dot(Reference(c, moved, true).out, d_out);
+    }
+    const double expected = (losses[1] - losses[0]) / (2 * kStep);
+    const double found = dot(gradients.*member, direction);
+    double scale = 1;
+    for (size_t i = 0; i < direction.size(); ++i)
+      scale += std::abs((gradients.*member)[i] * direction[i]);
+    check(std::abs(found - expected) <= 1e-5 * scale, c.name() + ", the reference's d_" + field,
+          "is " + std::to_string(found) + ", by finite differences " + std::to_string(expected));
+  };
+  along("x", &Values::x, c.kind != Kind::kWiden);
+  along("weight", &Values::weight, true);
+  along("bias", &Values::bias, c.bias);
+  along("gamma", &Values::gamma, c.norm);
+  along("beta", &Values::beta, c.norm);
+  along("first_slopes", &Values::first_slopes, c.first == Activation::kPrelu);
+  along("second_slopes", &Values::second_slopes, c.second == Activation::kPrelu);
+  along("residual", &Values::residual, c.residual == Residual::kTensor);
+  along("skip", &Values::skip, c.skip > 0);
+}
+
+void test_unit(const UnitCase& c) {
+  const Shape x = c.x_shape(), y = c.y_shape(), skip = c.skip_shape(), out = c.out_shape();
+  const Values v = random_inputs(c);
+  const Doubles d_out = random_values(plain_size(out));
+  test_reference(c, v, d_out);
+  const Reference training(c, v, true, &d_out), inference(c, v, false);
+  const Values& expected = training.gradients;
+
+  const bool has_residual = c.residual == Residual::kTensor;
+  const int side = c.side();
+  const int64_t k = c.kind == Kind::kDouble ? c.in : c.out;
+  const int64_t channels = c.kind == Kind::kDouble ? c.out : c.in;
+  std::vector<Tensor> inputs{
+      c.kind == Kind::kWiden ? tensor(v.x, plain_sides(x)) : blocked(x, v.x),
+      tensor(v.weight, {k, channels, side, side, side}),
+      tensor(v.bias),
+      tensor(v.gamma),
+      tensor(v.beta),
+      tensor(v.moving_mean),
+      tensor(v.moving_variance),
+      tensor(v.first_slopes),
+      tensor(v.second_slopes),
+      has_residual ? blocked(y, v.residual) : absent(),
+      c.skip > 0 ? blocked(skip, v.skip) : absent(),
+      c.keep ? tensor(v.keep, {c.batch, c.skip}) : absent(),
+      tensor({double(c.kind), double(c.in), double(c.out), double(c.first), double(c.residual),
+              double(c.second), double(c.bias), double(c.norm), double(c.skip), double(c.keep),
+              kEpsilon, kMomentum})};
+
+  for (int threads = 1; threads <= 3; ++threads) {
+    set_threads(threads);
+    const std::string name = c.name() + ", " + std::to_string(threads) + " threads, ";
+    const Tensor inferred = run(name + "inference", unit_infer, inputs, {blocked_sides(out)})[0];
+    compare(name + "inference", unblocked(name + "inference", out, inferred), inference.out,
+            kTolerance);
+
+    const std::vector<int64_t> sides{c.out}, of_doubles{2 * c.out};
+    const std::vector<Tensor> forward =
+        run(name + "forward", unit_forward, inputs,
+            {blocked_sides(out), blocked_sides(y), of_doubles, of_doubles, sides, sides});
+    compare(name + "forward", unblocked(name + "forward", out, forward[0]), training.out,
+            kTolerance);
+    if (c.norm) {
+      compare(name + "moving mean", doubles(forward[4]), training.new_moving_mean, kTolerance);
+      compare(name + "moving variance", doubles(forward[5]), training.new_moving_variance,
+              kTolerance);
+    }
+
+    std::vector<Tensor> backward_inputs = inputs;
+    backward_inputs.insert(backward_inputs.end(), forward.begin(), forward.begin() + 4);
+    backward_inputs.push_back(blocked(out, d_out));
+    std::vector<std::vector<int64_t>> gradient_sides;
+    for (const int input :
+         {kX, kWeight, kBias, kGamma, kBeta, kFirstSlopes, kSecondSlopes, kResidual, kSkip})
+      gradient_sides.push_back(inputs[input].sides);
+    gradient_sides.push_back(blocked_sides(y));
+    const std::vector<Tensor> found =
+        run(name + "backward", unit_backward, backward_inputs, gradient_sides);
+    const auto compare_with = [&](const char* field, const Doubles& values, const Doubles& wanted) {
+      compare(name + field, values, wanted, kTolerance);
+    };
+    if (c.kind == Kind::kWiden)
+      compare_with("d_x", doubles(found[0]), Doubles(v.x.size(), 0.));  // as nobody asks for it
+    else
+      compare_with("d_x", unblocked(name + "d_x", x, found[0]), expected.x);
+    compare_with("d_weight", doubles(found[1]), expected.weight);
+    if (c.bias) compare_with("d_bias", doubles(found[2]), expected.bias);
+    if (c.norm) compare_with("d_gamma", doubles(found[3]), expected.gamma);
+    if (c.norm) compare_with("d_beta", doubles(found[4]), expected.beta);
+    if (c.first == Activation::kPrelu)
+      compare_with("d_first_slopes", doubles(found[5]), expected.first_slopes);
+    if (c.second == Activation::kPrelu)
+      compare_with("d_second_slopes", doubles(found[6]), expected.second_slopes);
+    if (has_residual)
+      compare_with("d_residual", unblocked(name + "d_residual", y, found[7]), expected.residual);
+    if (c.skip > 0)
+      compare_with("d_skip", unblocked(name + "d_skip", skip, found[8]), expected.skip);
+  }
+}
+
+// ---------------------------------------------------------------------------------------- others
+
+void test_scaling(const Shape& shape) {
+  const Doubles x = random_values(plain_size(shape));
+  const Doubles keep = random_values(static_cast<size_t>(shape.batch) * shape.channels);
+  Doubles expected = x;
+  for (size_t i = 0; i < x.size(); ++i) expected[i] *= keep[i / shape.voxels()];
+  for (int threads = 1; threads <= 3; ++threads) {
+    set_threads(threads);
+    const std::string name = "scaling of " + std::to_string(shape.channels) + " channels";
+    const Tensor found =
+        run(name, scale_channels, {blocked(shape, x), tensor(keep, {shape.batch, shape.channels})},
+            {blocked_sides(shape)})[0];
+    compare(name, unblocked(name, shape, found), expected, 1e-6);
+  }
+}
+
+void test_elu() {
+  for (double value = -120; value < 3; value += value < -1 ? 0.37 : 0.013) {
+    float found[kLanes];
+    store(found, elu(broadcast(static_cast<float>(value))));
+    const double expected = activated(Activation::kElu, 0, static_cast<float>(value));
+    check(std::abs(found[3] - expected) <= 3e-7 * std::abs(expected),
+          "elu(" + std::to_string(value) + ")", "is " + std::to_string(found[3]));
+  }
+  float tiny[kLanes], nan[kLanes];
+  store(tiny, elu(broadcast(-1e-20f)));
+  store(nan, elu(broadcast(std::numeric_limits<float>::quiet_NaN())));
+  check(tiny[0] == -1e-20f, "elu(-1e-20)", "is " + std::to_string(tiny[0]));
+  check(std::isnan(nan[0]), "elu(NaN)", "is " + std::to_string(nan[0]));
+}
+
+void test_threads() {
+  for (int threads = 1; threads <= 5; ++threads) {
+    ThreadPool pool(threads);
+    check(pool.size() == threads, "ThreadPool", "has not " + std::to_string(threads) + " threads");
+    for (const int count : {0, 1, 2, 7, 1000}) {
+      std::vector<int> by_item(count), by_range(count);
+      pool.for_each(count, [&](int item, int thread) {
+        by_item[item] += thread >= 0 && thread < threads ? 1 : 100;
+      });
+      pool.for_ranges(count, [&](size_t begin, size_t end, int) {
+        for (size_t item = begin; item < end; ++item) ++by_range[item];
+      });
+      const std::vector<int> once(count, 1);
+      check(by_item == once && by_range == once, "ThreadPool",
+            std::to_string(count) + " items are not done once each");
+    }
+  }
+}
+
+// MindSpore calls operators from several threads.
+void test_calls_at_once() {
+  set_threads(2);
+  constexpr int kCallers = 4, kCalls = 8;
+  std::vector<std::vector<Tensor>> inputs;
+  std::vector<std::vector<int64_t>> sides;
+  std::vector<Tensor> alone;
+  for (int caller = 0; caller < kCallers; ++caller) {
+    const Shape x{1, 5 + 6 * caller, 3 + caller, 5, 4}, y{1, 7, x.x, x.y, x.z};
+    sides.push_back(plain_sides(y));
+    inputs.push_back({tensor(random_values(plain_size(x)), plain_sides(x)),
+                      tensor(random_values(size_t(x.channels) * 7 * 125), {7, x.channels, 5, 5, 5}),
+                      absent(), tensor({double(x.channels), 7, 0, 0})});
+    alone.push_back(run("alone", conv_forward, inputs[caller], {sides[caller]})[0]);
+  }
+  std::vector<char> same(kCallers, 1);
+  std::vector<std::thread> callers;
+  for (int caller = 0; caller < kCallers; ++caller)
+    callers.emplace_back([&, caller] {
+      for (int call = 0; call < kCalls; ++call) {
+        Floats y(count(sides[caller]));
+        std::vector<void*> data;
+        std::vector<int64_t*> shapes;
+        for (Tensor& input : inputs[caller]) {
+          data.push_back(input.values.data());
+          shapes.push_back(input.sides.data());
+        }
+        data.push_back(y.data());
+        shapes.push_back(sides[caller].data());
+        conv_forward(5, data.data(), nullptr, shapes.data(), nullptr, nullptr, nullptr);
+        same[caller] &= y == alone[caller].values;
+      }
+    });
+  for (std::thread& caller : callers) caller.join();
+  for (int caller = 0; caller < kCallers; ++caller)
+    check(same[caller], "calls at once", "caller " + std::to_string(caller) + " got other values");
+}
+
+// ---------------------------------------------------------------------------------------- tables
+
+// More than 64 tiles of 4x4x4 voxels in the batch are computed in another order.
+const ConvolutionCase kConvolutions[] = {
+    // few input channels
+    {1, 1, 1, 1, 1, 1, 5, false, true},
+    {2, 1, 16, 3, 5, 7, 5, false, true},
+    {1, 3, 17, 2, 3, 19, 5, false, true},
+    {1, 4, 33, 5, 1, 3, 5, false, false},
+    {1, 2, 5, 3, 3, 3, 1, false, true},
+    // few output channels
+    {1, 32, 2, 3, 5, 7, 5, true, true},
+    {2, 17, 3, 2, 19, 13, 5, false, true},
+    {1, 5, 4, 7, 1, 1, 5, false, false},
+    {1, 33, 1, 1, 1, 1, 5, true, false},
+    {1, 40, 7, 3, 2, 5, 5, true, true},
+    {1, 17, 2, 3, 5, 2, 3, true, true},
+    {2, 16, 2, 3, 3, 5, 1, true, true},
+    // transforms: few tiles
+    {1, 5, 5, 1, 1, 1, 5, false, true},
+    {3, 16, 16, 2, 1, 3, 5, false, true},
+    {1, 17, 33, 5, 7, 3, 5, false, true},
+    {2, 40, 5, 4, 4, 4, 5, false, false},
+    {1, 5, 6, 13, 16, 16, 5, false, true},
+    {1, 5, 18, 3, 5, 7, 3, false, true},
+    {2, 17, 5, 3, 2, 2, 1, false, true},
+    // many tiles
+    {1, 5, 6, 17, 13, 16, 5, false, true},
+    {1, 17, 33, 65, 1, 13, 5, false, true},
+    {3, 5, 17, 3, 1, 89, 5, false, false},
+};
+
+constexpr Activation kNoActivation = Activation::kNone, kElu = Activation::kElu;
+constexpr Activation kPrelu = Activation::kPrelu;
+constexpr Residual kNoResidual = Residual::kNone, kInputResidual = Residual::kInput;
+constexpr Residual kTensorResidual = Residual::kTensor;
+
+const UnitCase kUnits[] = {
+    {Kind::kConv5, 1, 1, 1, 1, 1, 1},
+    {Kind::kConv5, 1, 3, 5, 1, 1, 1, kElu, kNoResidual, kNoActivation, true, true},
+    {Kind::kConv5, 2, 3, 5, 1, 2, 1, kPrelu, kNoResidual, kNoActivation, false, true},
+    {Kind::kConv5, 1, 17, 3, 2, 3, 5, kElu, kNoResidual, kNoActivation, true, false},
+    {Kind::kConv5, 2, 5, 5, 7, 3, 5, kPrelu, kInputResidual, kPrelu, true, true},
+    {Kind::kConv5, 1, 33, 17, 5, 7, 3, kElu, kTensorResidual, kElu, true, true},
+    {Kind::kConv5, 3, 16, 16, 2, 3, 1, kNoActivation, kInputResidual, kElu, false, true},
+    {Kind::kConv5, 1, 40, 40, 3, 2, 5, kPrelu, kTensorResidual, kPrelu, true, false},
+    {Kind::kConv5, 1, 3, 3, 13, 16, 16, kElu, kInputResidual, kElu, true, true},
+    {Kind::kConv5, 1, 3, 3, 17, 13, 16, kElu, kInputResidual, kElu, true, true},
+    {Kind::kConv5, 1, 33, 17, 257, 1, 1, kElu, kNoResidual, kNoActivation, false, true},
+    {Kind::kConv5, 1, 2, 33, 1, 257, 1},
+    {Kind::kConv5, 1, 17, 2, 1, 1, 257, kElu, kTensorResidual, kElu, false, true},
+    {Kind::kConv5, 2, 17, 17, 37, 2, 13, kElu, kInputResidual, kElu, false, true},
+    {Kind::kWiden, 1, 1, 16, 1, 1, 1, kNoActivation, kInputResidual, kElu, true, true},
+    {Kind::kWiden, 2, 1, 5, 3, 5, 7, kNoActivation, kInputResidual, kElu, true, true},
+    {Kind::kWiden, 1, 1, 33, 2, 3, 19, kNoActivation, kInputResidual, kPrelu, false, false},
+    {Kind::kHalve, 1, 3, 5, 1, 1, 1, kElu},
+    {Kind::kHalve, 2, 17, 33, 2, 3, 5, kElu, kNoResidual, kNoActivation, true, true},
+    {Kind::kHalve, 1, 33, 17, 7, 1, 13, kPrelu, kNoResidual, kNoActivation, true, false},
+    {Kind::kHalve, 3, 2, 40, 11, 5, 3, kElu, kNoResidual, kNoActivation, false, true},
+    {Kind::kDouble, 1, 5, 3, 1, 1, 1, kElu},
+    {Kind::kDouble, 2, 33, 17, 2, 3, 5, kElu, kNoResidual, kNoActivation, true, true, 17, true},
+    {Kind::kDouble, 1, 5, 3, 3, 1, 7, kPrelu, kNoResidual, kNoActivation, false, true, 30, false},
+    {Kind::kDouble, 1, 16, 16, 3, 5, 2, kElu, kNoResidual, kNoActivation, true, false, 16, true},
+    {Kind::kDouble, 3, 17, 40, 2, 7, 1, kNoActivation, kNoResidual, kNoActivation, false, false, 1,
+     true},
+};
+
+int test_all() {
+  test_threads();
+  test_elu();
+  for (const ConvolutionCase& c : kConvolutions) test_convolution(c);
+  for (const UnitCase& c : kUnits) test_unit(c);
+  test_scaling({1, 1, 1, 1, 1});
+  test_scaling({2, 17, 3, 5, 7});
+  test_calls_at_once();
+  std::printf("%d of %d checks failed\n", failures, checks);
+  return failures == 0 ? 0 : 1;
+}
+
+}  // namespace
+}  // namespace fast_conv3d
+
+int main() { return fast_conv3d::test_all(); }

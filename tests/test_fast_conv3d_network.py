@@ -1,0 +1,434 @@
+"""`FastVNet` against the plain `VNet` over the same parameters, and who gets which.
+
+MindSpore's `asnumpy()` may share memory with what the next call writes: results are copied at once.
+"""
+
+import os
+import shutil
+from types import SimpleNamespace
+
+import mindspore as ms
+import numpy as np
+import pytest
+from golden import seeded
+
+from src.config import overridden, vnet_cfg
+from src.data_manager import image_to_network_grid, mask_to_network_grid
+from src.dataset import TrainingSamples
+from src.errors import UsageError
+from src.fast_conv3d import build, operators
+from src.fast_conv3d.network import FastVNet, accelerated
+from src.loss import DiceLoss
+from src.phantom import phantom_case
+from src.training import create_optimizer, create_training_cell
+from src.vnet import DOWN_NAMES, UP_NAMES, VARIANTS, VNet, create_vnet
+
+MODES = {"graph": ms.GRAPH_MODE, "pynative": ms.PYNATIVE_MODE}
+# Not cubes, so that swapped axes show. Every level keeps at least six voxels a channel: over two,
+# batch norm is a sign, and rounding decides it.
+CASES = [
+    (variant, width, batch, sides)
+    for variant in VARIANTS
+    for width, batch, sides in [(1, 2, (16, 32, 48)), (3, 1, (48, 16, 32)), (16, 2, (32, 16, 48))]
+]
+# Networks beside the three variants, of width 2.
+OTHERS = [
+    ("zoo", {"activation": "prelu"}),
+    ("zoo", {"head_unit": False, "head_kernel_size": 1, "head_bias": True}),
+    ("zoo", {"encoder_depths": (1, 2, 1, 1, 3), "decoder_depths": (1, 3, 2, 2)}),
+    ("zoo", {"dropout_on": {"down_tr32": ("down",), "down_tr64": ("down",), "up_tr32": ("up",)}}),
+    ("zoo", {"dropout_on": {"up_tr256": ("skip",), "up_tr64": ("up", "skip")}}),
+    ("monai", {"batch_norm": False, "encoder_bias": True}),
+    ("monai", {"encoder_bias": True, "decoder_bias": True, "foreground_channel": 0}),
+    ("paper", {"activation": "elu", "batch_norm": True, "dropout_on": {"up_tr32": ("skip",)}}),
+]
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path, monkeypatch):
+    """The graph compiler leaves a folder behind where it fails."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiler():
+    """Where there is one, a build that fails is a failure."""
+    if not os.environ.get("CXX") and not any(map(shutil.which, build.COMPILERS)):
+        pytest.skip("no C++ compiler on this machine")
+
+
+@pytest.fixture(autouse=True)
+def graph_mode():
+    before = ms.get_context("mode")
+    ms.set_context(mode=ms.GRAPH_MODE)
+    yield
+    ms.set_context(mode=before)
+
+
+@pytest.fixture
+def pynative_mode(graph_mode):
+    """Quicker than compiling for one call."""
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+
+
+def seeded_vnet(variant, width, **options):
+    """A plain network, every parameter and moving statistic drawn by its name.
+
+    PReLU's slopes are near 1: each voxel that rounding takes across the kink changes a gradient by
+    1 - slope, which would hide how exact everything else is.
+    """
+    network = VNet(**{**VARIANTS[variant], "width": width, **options})
+    for parameter in network.get_parameters():
+        value = seeded.parameter(parameter.name, parameter.shape)
+        if parameter.name.endswith(".w"):
+            value = 1 + (value - 1) / 10
+        parameter.set_data(ms.Tensor(value))
+    return network
+
+
+def batch_of(batch, sides, seed=1):
+    """Volumes of noise and masks, float32."""
+    random = np.random.default_rng(seed)
+    volume = random.standard_normal((batch, 1, *sides), dtype=np.float32)
+    mask = (random.random((batch, *sides)) < 0.3).astype(np.float32)
+    return ms.Tensor(volume), ms.Tensor(mask)
+
+
+def keep_of(network, batch, seed=2):
+    """Factors that drop some channels, scale others and leave the rest."""
+    shape = (batch, max(1, network.dropout_channels))
+    return ms.Tensor(np.random.default_rng(seed).choice([0, 1, 2], shape).astype(np.float32))
+
+
+def evaluated(network, volume, keep=None):
+    return network.set_train(False)(volume, keep).asnumpy().copy()
+
+
+class Gradients:
+    """One training step's forward and backward pass; compiled once in graph mode."""
+
+    def __init__(self, network):
+        self.network = network
+        self.parameters = network.trainable_params()
+        loss_cell = DiceLoss()
+
+        def forward(volume, mask, keep):
+            probability = network(volume, keep)
+            return loss_cell(probability, mask), probability
+
+        self.function = ms.value_and_grad(forward, None, self.parameters, has_aux=True)
+
+    def __call__(self, volume, mask, keep=None):
+        self.network.set_train(True)
+        (loss, probability), gradients = self.function(volume, mask, keep)
+        return SimpleNamespace(
+            loss=float(loss.asnumpy()),
+            probability=probability.asnumpy().copy(),
+            gradients={
+                parameter.name: gradient.asnumpy().copy()
+                for parameter, gradient in zip(self.parameters, gradients, strict=True)
+            },
+        )
+
+
+def statistics(network):
+    """Name -> moving statistics."""
+    return {
+        parameter.name: parameter.asnumpy().copy()
+        for parameter in network.get_parameters()
+        if not parameter.requires_grad
+    }
+
+
+def assert_same_step(fast, plain):
+    assert np.ptp(plain.probability) > 0.5
+    assert fast.loss == pytest.approx(plain.loss, abs=2e-6)
+    np.testing.assert_allclose(fast.probability, plain.probability, rtol=0, atol=2e-4)
+    assert list(fast.gradients) == list(plain.gradients)
+    whole = np.sqrt(sum(np.sum(gradient**2) for gradient in plain.gradients.values()))
+    assert whole > 0
+    for name, gradient in plain.gradients.items():
+        difference = np.linalg.norm(fast.gradients[name] - gradient)
+        # The floor is for gradients that cancel: a bias in front of a batch norm has none, and
+        # here it is 0 exactly, in stock it is rounding.
+        assert difference <= 1e-3 * max(np.linalg.norm(gradient), 1e-3 * whole), name
+
+
+def assert_same_statistics(fast, plain):
+    expected = statistics(plain)
+    for name, value in statistics(fast).items():
+        np.testing.assert_allclose(value, expected[name], rtol=5e-5, atol=5e-5, err_msg=name)
+
+
+# ------------------------------------------------------------------ the same numbers
+
+
+@pytest.mark.parametrize(("variant", "width", "batch", "sides"), CASES)
+def test_evaluation_equals_the_plain_network(pynative_mode, variant, width, batch, sides):
+    plain, fast = seeded_vnet(variant, width), FastVNet(seeded_vnet(variant, width))
+    before = statistics(fast)
+    volume, _ = batch_of(batch, sides)
+    for keep in (None, keep_of(plain, batch)):
+        expected, found = evaluated(plain, volume, keep), evaluated(fast, volume, keep)
+        assert found.shape == (batch, *sides) and found.dtype == np.float32
+        assert np.ptp(expected) > 0.5
+        np.testing.assert_allclose(found, expected, rtol=0, atol=2e-4)
+    for name, value in statistics(fast).items():
+        np.testing.assert_array_equal(value, before[name])
+
+
+@pytest.mark.parametrize("dropping", [False, True])
+@pytest.mark.parametrize(("variant", "width", "batch", "sides"), CASES)
+def test_a_training_step_equals_the_plain_networks(
+    pynative_mode, variant, width, batch, sides, dropping
+):
+    """Loss, probability, every gradient and the moving statistics."""
+    if dropping and not VARIANTS[variant]["dropout_on"]:
+        pytest.skip("this variant drops nothing")
+    plain, fast = seeded_vnet(variant, width), FastVNet(seeded_vnet(variant, width))
+    volume, mask = batch_of(batch, sides)
+    keep = keep_of(plain, batch) if dropping else None
+    assert_same_step(Gradients(fast)(volume, mask, keep), Gradients(plain)(volume, mask, keep))
+    assert_same_statistics(fast, plain)
+
+
+@pytest.mark.parametrize(("variant", "options"), OTHERS)
+def test_other_networks_equal_the_plain_ones(pynative_mode, variant, options):
+    plain, fast = seeded_vnet(variant, 2, **options), FastVNet(seeded_vnet(variant, 2, **options))
+    volume, mask = batch_of(2, (32, 16, 48))
+    keep = keep_of(plain, 2)
+    np.testing.assert_allclose(
+        evaluated(fast, volume, keep), evaluated(plain, volume, keep), rtol=0, atol=2e-4
+    )
+    assert_same_step(Gradients(fast)(volume, mask, keep), Gradients(plain)(volume, mask, keep))
+    assert_same_statistics(fast, plain)
+
+
+def test_every_place_of_dropout_acts(pynative_mode):
+    """And on its own volume and channels alone."""
+    dropout_on = dict.fromkeys(DOWN_NAMES, ("down",))
+    dropout_on |= dict.fromkeys(UP_NAMES, ("up", "skip"))
+    network = seeded_vnet("zoo", 1, dropout_on=dropout_on)
+    fast = FastVNet(network)
+    volume, _ = batch_of(2, (16, 16, 16))
+    whole = evaluated(fast, volume)
+    ones = np.ones((2, network.dropout_channels), np.float32)
+    np.testing.assert_array_equal(evaluated(fast, volume, ms.Tensor(ones)), whole)
+    places = [place for stage in network.down_slices + network.up_slices for place in stage]
+    for start, stop in places:
+        keep = ones.copy()
+        keep[1, start:stop] = 0
+        dropped = evaluated(fast, volume, ms.Tensor(keep))
+        np.testing.assert_array_equal(dropped[0], whole[0])
+        assert np.abs(dropped[1] - whole[1]).max() > 1e-4, (start, stop)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_many_steps_in_graph_mode_are_one_to_the_last_bit(variant):
+    """A regression: MindSpore keeps one parsed `bprop` for all units. When it took the shapes of
+    the unit it met first, gradients of others were written past the end of their buffers, and once
+    in a few runs something else showed it.
+    """
+    plain, fast = seeded_vnet(variant, 4), FastVNet(seeded_vnet(variant, 4))
+    volume, mask = batch_of(2, (32, 16, 48))
+    keep = keep_of(plain, 2)
+    step = Gradients(fast)
+    first = step(volume, mask, keep)
+    for _ in range(19):
+        again = step(volume, mask, keep)
+        assert again.loss == first.loss
+        np.testing.assert_array_equal(again.probability, first.probability)
+        for name, gradient in first.gradients.items():
+            np.testing.assert_array_equal(again.gradients[name], gradient, err_msg=name)
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+    assert_same_step(first, Gradients(plain)(volume, mask, keep))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_training_and_evaluation_alternate(mode):
+    """Evaluation takes the statistics that training moved, and leaves them."""
+    ms.set_context(mode=MODES[mode])
+    plain, fast = seeded_vnet("zoo", 2), FastVNet(seeded_vnet("zoo", 2))
+    volume, _ = batch_of(2, (32, 16, 32))
+    answers = {False: [], True: []}
+    for training in (False, True, False, True, True, False):
+        for network in (plain, fast):
+            network.set_train(training)
+            assert all(cell.training == training for _, cell in network.cells_and_names())
+        found, expected = (network(volume).asnumpy().copy() for network in (fast, plain))
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+        assert_same_statistics(fast, plain)
+        answers[training].append(found)
+    assert np.abs(answers[False][0] - answers[False][1]).max() > 1e-3
+    assert np.abs(answers[False][0] - answers[True][0]).max() > 1e-3
+    for again in answers[True][1:]:
+        np.testing.assert_array_equal(again, answers[True][0])
+    np.testing.assert_array_equal(evaluated(fast, volume), answers[False][-1])
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_parameters_are_those_of_the_plain_network(variant):
+    network = seeded_vnet(variant, 2)
+    names = [parameter.name for parameter in network.get_parameters()]
+    fast = FastVNet(network)
+    assert fast.dropout_channels == network.dropout_channels
+    assert [parameter.name for parameter in fast.get_parameters()] == names
+    for of in (VNet.get_parameters, VNet.trainable_params):
+        pairs = zip(of(fast), of(network), strict=True)
+        assert all(ours is theirs for ours, theirs in pairs)
+    assert list(fast.parameters_dict()) == names
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(
+    ("shape", "dtype", "error", "found"),
+    [
+        ((1, 1, 16, 16, 16), np.float16, TypeError, "takes float32 tensors, got Float16"),
+        ((1, 1, 16, 16, 16), np.float64, TypeError, "takes float32 tensors, got Float64"),
+        ((1, 1, 20, 16, 16), np.float32, ValueError, r"multiples of 16, got \(20, 16, 16\)"),
+        ((1, 1, 16, 16, 8), np.float32, ValueError, r"multiples of 16, got \(16, 16, 8\)"),
+        ((1, 2, 16, 16, 16), np.float32, ValueError, r"got \(1, 2, 16, 16, 16\)"),
+        ((1, 16, 16, 16), np.float32, ValueError, r"got \(1, 16, 16, 16\)"),
+    ],
+)
+def test_unfit_volumes_are_refused(mode, training, shape, dtype, error, found):
+    ms.set_context(mode=MODES[mode])
+    network = FastVNet(seeded_vnet("zoo", 1)).set_train(training)
+    with pytest.raises(error, match=found):
+        network(ms.Tensor(np.zeros(shape, dtype)))
+
+
+# ------------------------------------------------------------------ who gets which
+
+
+def config_of(choice):
+    return overridden(vnet_cfg, ["width=1", f"fast_conv3d={choice}"])
+
+
+@pytest.fixture
+def set_compiler(tmp_path, monkeypatch):
+    """Function text -> makes it the compiler, with an empty cache; as in a new process."""
+
+    def forget():
+        operators.library.cache_clear()
+        build.library_path.cache_clear()
+
+    def choose(text):
+        compiler = tmp_path / "compiler"
+        compiler.write_text(f"#!/bin/sh\n{text}")
+        compiler.chmod(0o755)
+        monkeypatch.setenv("CXX", str(compiler))
+        monkeypatch.setenv("FAST_CONV3D_CACHE", str(tmp_path / "cache"))
+        forget()
+
+    yield choose
+    forget()
+
+
+FAILING = 'case "$*" in *--version) exit 0 ;; esac\necho "ops.cpp:1: error: too old"\nexit 1\n'
+
+
+@pytest.mark.parametrize("choice", ["auto", "on"])
+def test_fast_conv3d_chooses_what_computes_on_a_cpu(choice, capsys):
+    network = create_vnet(config_of(choice))
+    fast = accelerated(network, config_of(choice), "CPU")
+    assert isinstance(fast, FastVNet) and fast.network is network
+    assert accelerated(network, config_of("off"), "CPU") is network
+    assert "MindSpore's own" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("target", ["Ascend", "GPU"])
+def test_other_devices_keep_the_plain_network(target, set_compiler, capsys):
+    set_compiler(FAILING)
+    for choice in ("auto", "off"):
+        network = create_vnet(config_of(choice))
+        assert accelerated(network, config_of(choice), target) is network
+    with pytest.raises(UsageError, match=f"fast_conv3d=on is for CPU, not for {target}"):
+        accelerated(network, config_of("on"), target)
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason", "remedy"),
+    [
+        (FAILING, "ops.cpp:1: error: too old", "try another compiler"),
+        ("exit 1\n", "cannot be run", "set it to a C++ compiler or unset it"),
+    ],
+)
+def test_where_it_cannot_be_built_auto_says_so_in_one_line(
+    text, reason, remedy, set_compiler, capsys
+):
+    set_compiler(text)
+    network = create_vnet(config_of("auto"))
+    assert accelerated(network, config_of("auto"), "CPU") is network
+    printed = capsys.readouterr()
+    lines = [line for line in printed.out.splitlines() if "compiling its C++ code" not in line]
+    (line,) = lines
+    assert line.startswith("fast_conv3d: ") and reason in line and remedy in line
+    assert line.endswith("MindSpore's own convolutions serve, many times slower")
+    assert printed.err == ""
+    with pytest.raises(build.BuildError, match=reason) as error:
+        accelerated(network, config_of("on"), "CPU")
+    assert remedy in str(error.value) and "\n" not in str(error.value)
+
+
+def test_exports_hold_the_plain_graph(tmp_path):
+    """Also where the network already computes through the fast one."""
+    network = seeded_vnet("zoo", 1).set_train(False)
+    volume, _ = batch_of(1, (16, 16, 16))
+    FastVNet(network).set_train(False)(volume)
+    ms.export(network, volume, file_name=str(tmp_path / "vnet"), file_format="MINDIR")
+    content = (tmp_path / "vnet.mindir").read_bytes()
+    assert b"Conv3D" in content and b"fast_conv3d" not in content
+
+
+# ------------------------------------------------------------------ a short training
+
+STEPS = 30
+
+
+@pytest.fixture(scope="module")
+def phantom_volumes():
+    """Three phantom cases on a small network grid: (volume, mask) each."""
+    grid = overridden(vnet_cfg, ["VolSize=32,32,16", "dstRes=3,3,4.5"])
+    cases = [phantom_case(seed=1, index=index) for index in range(3)]
+    return [
+        (
+            image_to_network_grid(image, grid).astype(np.float16),
+            mask_to_network_grid(mask, grid).astype(np.uint8),
+        )
+        for image, mask in cases
+    ]
+
+
+def training_losses(volumes, choice, perturbation=0.0):
+    """The losses of some steps, as `src.training` takes them; weights are changed at random."""
+    settings = ["variant=monai", "width=4", "batch_size=2", "warmup_step=0", "seed=3"]
+    config = overridden(vnet_cfg, [*settings, f"fast_conv3d={choice}"])
+    ms.set_seed(config.seed)
+    network = accelerated(create_vnet(config), config, "CPU")
+    random = np.random.default_rng(4)
+    for parameter in network.get_parameters():
+        change = perturbation * random.standard_normal(parameter.shape)
+        value = parameter.asnumpy() * (1 + change)
+        parameter.set_data(ms.Tensor(value.astype(np.float32)))
+    samples = TrainingSamples(volumes, config, network.dropout_channels)
+    optimizer = create_optimizer(network, config, np.full(STEPS, 1e-3, np.float32))
+    step = create_training_cell(network, optimizer, config, "CPU")
+    losses = []
+    for number in range(STEPS):
+        first = number * config.batch_size
+        batch = [samples[index] for index in range(first, first + config.batch_size)]
+        columns = (ms.Tensor(np.stack(column)) for column in zip(*batch, strict=True))
+        losses.append(float(step(*columns).asnumpy()))
+    return np.array(losses)
+
+
+def test_a_short_training_follows_the_plain_one(phantom_volumes):
+    plain, fast = (training_losses(phantom_volumes, choice) for choice in ("off", "on"))
+    assert plain[-3:].mean() < plain[:3].mean() - 0.02  # it learns
+    # Training amplifies rounding: how far does a change in the weights' last digits lead?
+    perturbed = training_losses(phantom_volumes, "off", perturbation=1e-6)
+    spread = np.abs(perturbed - plain).max()
+    assert np.abs(fast - plain).max() < max(1e-3, spread)
