@@ -238,13 +238,7 @@ class Head(nn.Cell):
         self.foreground = foreground
 
     def construct(self, x):
-        return self.after_unit(self.conv1(x))
-
-    def after_unit(self, y):
-        return self.probability(self.conv2(self.relu(self.bn(y))))
-
-    def probability(self, logits):
-        logits = ops.cast(logits, mstype.float32)
+        logits = ops.cast(self.conv2(self.relu(self.bn(self.conv1(x)))), mstype.float32)
         # Softmax over two channels is the sigmoid of their difference.
         return ops.sigmoid(logits[:, self.foreground] - logits[:, 1 - self.foreground])
 

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import SimpleITK as sitk
+from golden import seeded
 
 import eval as eval_entry
 import predict as predict_entry
@@ -16,8 +17,10 @@ from src.config import overridden, save_config, vnet_cfg
 from src.data_manager import find_cases, read_case, write_volume
 from src.errors import DataError
 from src.evaluation import evaluate, find_images, load_network, mean_dice, predict
+from src.fast_conv3d.network import FastVNet
 from src.output_folder import MANIFEST, claim
-from src.vnet import create_vnet
+from src.predictor import segment
+from src.vnet import VNet, create_vnet
 
 GEOMETRY = ("GetSize", "GetSpacing", "GetOrigin", "GetDirection")
 
@@ -384,6 +387,28 @@ def test_load_network_is_ready_to_predict(run_folder, small_config):
     saved = ms.load_checkpoint(str(run_folder / "ckpt" / "best.ckpt"))
     for parameter in network.get_parameters():
         np.testing.assert_array_equal(parameter.asnumpy(), saved[parameter.name].asnumpy())
+
+
+def test_fast_and_plain_convolutions_give_the_same_masks(data, tmp_path, config):
+    network = create_vnet(config)
+    for parameter in network.get_parameters():
+        parameter.set_data(ms.Tensor(seeded.parameter(parameter.name, parameter.shape)))
+    save_weights(network, tmp_path / "seeded.ckpt")
+    results = []
+    for choice, kind in (("on", FastVNet), ("off", VNet)):
+        fast_or_plain = load_network(
+            tmp_path / "seeded.ckpt", overridden(config, [f"fast_conv3d={choice}"]), "CPU"
+        )
+        assert isinstance(fast_or_plain, kind)
+        images = (read_case(case)[0] for case in find_cases(data, ["Case0", "Case1"]))
+        results.append([segment(fast_or_plain, image, config) for image in images])
+    for fast, plain in zip(*results, strict=True):
+        (mask, probability), (expected_mask, expected) = (
+            map(sitk.GetArrayFromImage, pair) for pair in (fast, plain)
+        )
+        np.testing.assert_allclose(probability, expected, rtol=0, atol=1e-4)
+        assert 0.05 < expected_mask.mean() < 0.95
+        assert np.mean(mask != expected_mask) < 1e-3  # a probability may lie at the threshold
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import mindspore as ms
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from golden import seeded
 
 from src.config import overridden, vnet_cfg
@@ -395,15 +396,15 @@ def phantom_volumes():
     cases = [phantom_case(seed=1, index=index) for index in range(3)]
     return [
         (
-            image_to_network_grid(image, grid).astype(np.float16),
-            mask_to_network_grid(mask, grid).astype(np.uint8),
+            image_to_network_grid(sitk.Cast(image, sitk.sitkFloat32), grid),
+            mask_to_network_grid(mask, grid),
         )
         for image, mask in cases
     ]
 
 
 def training_losses(volumes, choice, perturbation=0.0):
-    """The losses of some steps, as `src.training` takes them; weights are changed at random."""
+    """The losses of some steps as `src.training` takes them, from randomly perturbed weights."""
     settings = ["variant=monai", "width=4", "batch_size=2", "warmup_step=0", "seed=3"]
     config = overridden(vnet_cfg, [*settings, f"fast_conv3d={choice}"])
     ms.set_seed(config.seed)
@@ -414,7 +415,7 @@ def training_losses(volumes, choice, perturbation=0.0):
         value = parameter.asnumpy() * (1 + change)
         parameter.set_data(ms.Tensor(value.astype(np.float32)))
     samples = TrainingSamples(volumes, config, network.dropout_channels)
-    optimizer = create_optimizer(network, config, np.full(STEPS, 1e-3, np.float32))
+    optimizer = create_optimizer(network, config, np.full(STEPS, 0.01, np.float32))
     step = create_training_cell(network, optimizer, config, "CPU")
     losses = []
     for number in range(STEPS):
@@ -427,7 +428,7 @@ def training_losses(volumes, choice, perturbation=0.0):
 
 def test_a_short_training_follows_the_plain_one(phantom_volumes):
     plain, fast = (training_losses(phantom_volumes, choice) for choice in ("off", "on"))
-    assert plain[-3:].mean() < plain[:3].mean() - 0.02  # it learns
+    assert plain[-3:].mean() < 0.65 < 0.8 < plain[0]  # it learns
     # Training amplifies rounding: how far does a change in the weights' last digits lead?
     perturbed = training_losses(phantom_volumes, "off", perturbation=1e-6)
     spread = np.abs(perturbed - plain).max()

@@ -207,6 +207,22 @@ def test_a_resumed_run_has_the_same_losses_as_an_uninterrupted_one(data, whole_r
         train(longer, "CPU", data, other, run_folder=run_folder)
 
 
+@pytest.mark.parametrize(("first", "then"), [("auto", "off"), ("off", "on")])
+def test_a_run_resumes_with_and_without_fast_conv3d(data, whole_run, first, then):
+    """Weights, moving statistics and Adam's moments are the same for both."""
+    before, after = Losses(), Losses()
+    folder = run(data, small(*SETTINGS, f"fast_conv3d={first}"), before, StopAfter(2), val=True)
+    resumed, _ = configured_run(str(folder), "CPU", [f"fast_conv3d={then}"])
+    run(data, resumed, after, val=True, run_folder=folder)
+    np.testing.assert_allclose(before.values + after.values, whole_run[1], rtol=0, atol=1e-4)
+    np.testing.assert_allclose(
+        pd.read_csv(folder / "history.csv")["val_dice"],
+        pd.read_csv(whole_run[0] / "history.csv")["val_dice"],
+        atol=1e-2,
+    )
+    assert load_config(folder / "config.json").fast_conv3d == then
+
+
 def test_a_killed_run_resumes_on_the_same_trajectory(data):
     """kill -9 of the real command at random moments, then --resume, until it is through."""
     arguments = [sys.executable, ROOT / "train.py", "--device_target", "CPU", "--data_path", data]

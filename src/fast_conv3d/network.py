@@ -159,17 +159,27 @@ class FastHead(nn.Cell):
 
     def __init__(self, head: nn.Cell) -> None:
         super().__init__(auto_prefix=False)
-        self.head = head
         self.has_unit = not isinstance(head.conv1, nn.Identity)
-        conv = head.conv1 if self.has_unit else head.conv2
+        absent = Tensor([0.0, 0.0], mstype.float32)
+        conv, last = (head.conv1 if self.has_unit else head.conv2), head.conv2
         self.weight = conv.weight
-        self.bias = conv.bias if conv.has_bias else Tensor([0.0], mstype.float32)
+        self.bias = conv.bias if conv.has_bias else absent
         self.spec = Tensor([conv.in_channels, 2, 1, conv.has_bias], mstype.float32)
         self.convolve = operators.convolution(x_is_blocked=True)
+        self.bn, self.relu = head.bn, head.relu
+        # Without a unit the convolution already gives the logits.
+        identity = Tensor([[1.0, 0.0], [0.0, 1.0]], mstype.float32).reshape((2, 2, 1, 1, 1))
+        self.last_weight = last.weight if self.has_unit else identity
+        has_bias = self.has_unit and last.has_bias
+        self.last_bias = last.bias if has_bias else absent
+        self.last_spec = Tensor([head.foreground, has_bias], mstype.float32)
+        self.probability = operators.head_probability()
 
     def construct(self, x):
         y = self.convolve(x, self.weight, self.bias, self.spec)
-        return self.head.after_unit(y) if self.has_unit else self.head.probability(y)
+        if self.has_unit:
+            y = self.relu(self.bn(y))
+        return self.probability(y, self.last_weight, self.last_bias, self.last_spec)
 
 
 class FastVNet(nn.Cell):

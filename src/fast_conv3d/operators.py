@@ -163,6 +163,32 @@ def convolution(x_is_blocked: bool = False) -> ops.Custom:
     )
 
 
+def head_probability() -> ops.Custom:
+    """The last convolution, with two output channels, and a softmax.
+
+    Takes (x, weight, bias, spec tensor of (foreground channel, has_bias)), x plain, and returns the
+    probability of the foreground, (batch, X, Y, Z).
+    """
+    backward = ops.Custom(
+        f"{library()}:head_backward",
+        lambda x, weight, probability, d_probability, spec: (x, weight, [2]),
+        lambda x, *others: (x, x, x),
+        "aot",
+    )
+
+    def bprop(x, weight, bias, spec, out, d_out):
+        d_x, d_weight, d_bias = backward(x, weight, out, d_out, spec)
+        return d_x, d_weight, d_bias, ops.zeros_like(spec)
+
+    return ops.Custom(
+        f"{library()}:head_forward",
+        lambda x, weight, bias, spec: [x[0], *x[2:]],
+        lambda x, *others: x,
+        "aot",
+        bprop,
+    )
+
+
 def channel_scaling() -> ops.Custom:
     """(blocked x, keep of (batch, channels)) -> x with each channel times its factor."""
 

@@ -155,6 +155,9 @@ def header() -> str:
             f"Vec (&out)[{len(matrix)}]) {{\n{body}}}\n"
         )
     points = ", ".join(str(point) for point in POINTS)
+    rows = ",\n    ".join(
+        "{" + ", ".join(f"{float(value)!r}f" for value in row) + "}" for row in kernel_matrix()
+    )
     return (
         "// Written by src/fast_conv3d/toom_cook.py: change that, not this.\n"
         f"// 1-D transforms of Toom-Cook F({OUTPUTS}, {TAPS}) at the points {points}, infinity.\n"
@@ -163,7 +166,8 @@ def header() -> str:
         "namespace fast_conv3d {\n\n"
         f"constexpr int kOutputs = {OUTPUTS};  // of a tile, along one axis\n"
         f"constexpr int kTaps = {TAPS};\n"
-        f"constexpr int kPoints = {SIZE};\n\n" + "\n".join(functions) + "\n}  // namespace fast_conv3d\n"
+        f"constexpr int kPoints = {SIZE};\n"
+        f"constexpr float kKernelMatrix[kPoints][kTaps] = {{  // G\n    {rows}}};\n\n" + "\n".join(functions) + "\n}  // namespace fast_conv3d\n"
         "// clang-format on\n"
     )
 

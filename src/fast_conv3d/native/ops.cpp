@@ -8,6 +8,7 @@
 #include <mutex>
 #include <vector>
 
+#include "head.h"
 #include "narrow.h"
 #include "norm_act.h"
 #include "strided.h"
@@ -524,6 +525,39 @@ FC3D_EXPORT int scale_channels(int, void** data, int*, int64_t** shapes, const c
     const Shape shape = arguments.shape(0, static_cast<int>(shapes[1][1]));
     scale_channels(shared.pool, shape, arguments.get(0), arguments.get(1), nullptr,
                    arguments.get(2));
+  });
+}
+
+namespace {
+
+// spec: which channel is the foreground, whether there is a bias.
+head::Head head_of(const Arguments& arguments, int spec_index, const float* bias) {
+  const float* spec = arguments.get(spec_index);
+  const int64_t* kernel = arguments.shapes[1];
+  return {arguments.shape(0, static_cast<int>(kernel[1])), static_cast<int>(kernel[2]),
+          static_cast<int>(spec[0]), arguments.get(1), spec[1] != 0 ? bias : nullptr};
+}
+
+}  // namespace
+
+// x, weight, bias, spec -> probability.
+FC3D_EXPORT int head_forward(int, void** data, int*, int64_t** shapes, const char**, void*, void*) {
+  return guarded([&](Runtime& shared) {
+    const Arguments arguments{data, shapes};
+    const head::Head head = head_of(arguments, 3, arguments.get(2));
+    head::forward(shared.pool, shared.workspace.shared, head, arguments.get(0), arguments.get(4));
+  });
+}
+
+// x, weight, probability, d_probability, spec -> d_x, d_weight, d_bias.
+FC3D_EXPORT int head_backward(int, void** data, int*, int64_t** shapes, const char**, void*,
+                              void*) {
+  return guarded([&](Runtime& shared) {
+    const Arguments arguments{data, shapes};
+    const head::Head head = head_of(arguments, 4, arguments.get(7));
+    head::backward(shared.pool, shared.workspace.shared, head, arguments.get(0), arguments.get(2),
+                   arguments.get(3), arguments.get(5), arguments.get(6),
+                   head.bias == nullptr ? nullptr : arguments.get(7));
   });
 }
 

@@ -52,6 +52,7 @@ struct Vec {
 FC3D_BINARY(+)
 FC3D_BINARY(-)
 FC3D_BINARY(*)
+FC3D_BINARY(/)
 #undef FC3D_BINARY
 
 FC3D_INLINE Vec operator-(Vec a) {

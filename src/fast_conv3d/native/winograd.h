@@ -21,6 +21,8 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
+#include <utility>
 #include <vector>
 
 #include "tensor.h"
@@ -308,11 +310,15 @@ struct Weights {
   int c_blocks() const { return ceil_div(c_count, kLanes); }
 };
 
-// 16 x 16 channels: their filters, [row][16 * 125 taps], and their values at the points,
-// [c][point][16 k]. Rows are padded, since those of a power of two would share a cache set.
+// Scratch for 16 x 16 channels: their filters, [row][16 * 125 taps], with rows padded, since those
+// of a power of two would share a cache set; their taps, [c][tap][16 k]; and slices, [c][y, z][16
+// k], of their values at the points with one x.
 constexpr size_t kFilterStride = kLanes * kVolumeTaps + kPad;
-constexpr size_t kChannelStride = kPoints3 * kLanes + kPad;
-constexpr size_t kWeightBlockFloats = kLanes * (kFilterStride + kChannelStride);
+constexpr size_t kTapStride = kVolumeTaps * kLanes;
+constexpr size_t kAlongXStride = kPoints * kTaps * kTaps * kLanes;  // of a gradient
+constexpr size_t kSliceStride = kPoints2 * kLanes + kPad;
+// Channels whose slices stay in L1.
+constexpr int kSliceChannels = 8;
 
 // std::copy, but with vectors: `rep movs` is slow for a few kilobytes at odd addresses.
 inline void copy_floats(const float* source, int count, float* target) {
@@ -352,57 +358,58 @@ inline void filters_from_taps(const float* taps, size_t stride, int lanes, float
     }
 }
 
-// taps[125][16] -> points[512][16] by G along z, y, x.
-inline void transform_taps(const float* taps, float* points) {
-  float along_y[kTaps * kPoints2 * kLanes];
+// taps[125][16] -> slice[y, z][16]: G along x for one point, then along y and z.
+inline void transform_taps(const float* taps, int point_x, float* slice) {
+  float along_x[kTaps * kTaps * kLanes], along_y[kPoints * kTaps * kLanes];
+  const float* factors = kKernelMatrix[point_x];
   Vec in[kTaps], out[kPoints];
-  for (int x = 0; x < kTaps; ++x) {
-    float along_z[kTaps * kPoints * kLanes];
-    for (int y = 0; y < kTaps; ++y) {
-      load_all(taps + (x * kTaps + y) * kTaps * kLanes, kLanes, in);
-      transform_kernel(in, out);
-      store_all(along_z + y * kPoints * kLanes, kLanes, out);
-    }
-    for (int z = 0; z < kPoints; ++z) {
-      load_all(along_z + z * kLanes, kPoints * kLanes, in);
-      transform_kernel(in, out);
-      store_all(along_y + (x * kPoints2 + z) * kLanes, kPoints * kLanes, out);
-    }
+  for (int yz = 0; yz < kTaps * kTaps; ++yz) {
+    Vec sum = factors[0] * load(taps + yz * kLanes);
+    for (int x = 1; x < kTaps; ++x)
+      sum += factors[x] * load(taps + (x * kTaps * kTaps + yz) * kLanes);
+    store(along_x + yz * kLanes, sum);
   }
-  for (int yz = 0; yz < kPoints2; ++yz) {
-    load_all(along_y + yz * kLanes, kPoints2 * kLanes, in);
+  for (int z = 0; z < kTaps; ++z) {
+    load_all(along_x + z * kLanes, kTaps * kLanes, in);
     transform_kernel(in, out);
-    store_all(points + yz * kLanes, kPoints2 * kLanes, out);
+    store_all(along_y + z * kLanes, kTaps * kLanes, out);
+  }
+  for (int y = 0; y < kPoints; ++y) {
+    load_all(along_y + y * kTaps * kLanes, kLanes, in);
+    transform_kernel(in, out);
+    store_all(slice + y * kPoints * kLanes, kLanes, out);
   }
 }
 
-// The gradient's way back, by the transpose of G.
-inline void gradient_of_taps(const float* points, float* taps) {
-  float along_y[kTaps * kPoints2 * kLanes];
+// The gradient's way back: slice[y, z][16] -> along_x[25][16] by the transpose of G along z and y,
+// and along_x[point x][25][16] -> taps[125][16].
+inline void gradient_of_slice(const float* slice, float* along_x) {
+  float along_y[kPoints * kTaps * kLanes];
   Vec in[kPoints], out[kTaps];
-  for (int yz = 0; yz < kPoints2; ++yz) {
-    load_all(points + yz * kLanes, kPoints2 * kLanes, in);
+  for (int y = 0; y < kPoints; ++y) {
+    load_all(slice + y * kPoints * kLanes, kLanes, in);
     transform_kernel_gradient(in, out);
-    store_all(along_y + yz * kLanes, kPoints2 * kLanes, out);
+    store_all(along_y + y * kTaps * kLanes, kLanes, out);
   }
-  for (int x = 0; x < kTaps; ++x) {
-    float along_z[kTaps * kPoints * kLanes];
-    for (int z = 0; z < kPoints; ++z) {
-      load_all(along_y + (x * kPoints2 + z) * kLanes, kPoints * kLanes, in);
-      transform_kernel_gradient(in, out);
-      store_all(along_z + z * kLanes, kPoints * kLanes, out);
-    }
-    for (int y = 0; y < kTaps; ++y) {
-      load_all(along_z + y * kPoints * kLanes, kLanes, in);
-      transform_kernel_gradient(in, out);
-      store_all(taps + (x * kTaps + y) * kTaps * kLanes, kLanes, out);
-    }
+  for (int z = 0; z < kTaps; ++z) {
+    load_all(along_y + z * kLanes, kTaps * kLanes, in);
+    transform_kernel_gradient(in, out);
+    store_all(along_x + z * kLanes, kTaps * kLanes, out);
+  }
+}
+inline void gradient_of_taps(const float* along_x, float* taps) {
+  constexpr size_t kPlane = kTaps * kTaps * kLanes;
+  for (size_t yz = 0; yz < kPlane; yz += kLanes) {
+    Vec in[kPoints], out[kTaps];
+    load_all(along_x + yz, kPlane, in);
+    transform_kernel_gradient(in, out);
+    store_all(taps + yz, kPlane, out);
   }
 }
 
-// points[c][point][16 k] of 16 x 16 channels. `filters` is scratch, kLanes * kFilterStride floats.
-inline void transform_weight_block(const Weights& weights, int k_block, int c_block, float* filters,
-                                   float* points) {
+// taps[c][tap][16 k] of 16 x 16 channels, zeros past the last. `filters` is scratch.
+inline void load_weight_block(const Weights& weights, int k_block, int c_block, float* filters,
+                              float* taps) {
   const int k = k_block * kLanes, c = c_block * kLanes;
   const int k_lanes = std::min(kLanes, weights.k_count - k);
   const int c_lanes = std::min(kLanes, weights.c_count - c);
@@ -415,47 +422,47 @@ inline void transform_weight_block(const Weights& weights, int k_block, int c_bl
     source = filters;
     k_stride = kFilterStride;
   }
-  for (int i = 0; i < kLanes; ++i) {
-    if (i >= c_lanes) {
-      std::fill_n(points + i * kChannelStride, kPoints3 * kLanes, 0.f);
-      continue;
-    }
-    float taps[kVolumeTaps * kLanes];
-    taps_from_filters(source + i * weights.c_stride, k_stride, k_lanes, weights.flipped, taps);
-    transform_taps(taps, points + i * kChannelStride);
+  for (int i = 0; i < c_lanes; ++i)
+    taps_from_filters(source + i * weights.c_stride, k_stride, k_lanes, weights.flipped,
+                      taps + i * kTapStride);
+  std::fill(taps + c_lanes * kTapStride, taps + kLanes * kTapStride, 0.f);
+}
+
+// The way back for `count` channels from `first_c` on: along_x[c][point x][25][16 k] -> filters.
+inline void store_gradients(const float* along_x, int first_c, int count, int k_lanes,
+                            float* filters) {
+  for (int i = 0; i < count; ++i) {
+    float taps[kTapStride];
+    gradient_of_taps(along_x + i * kAlongXStride, taps);
+    filters_from_taps(taps, kFilterStride, k_lanes, filters + (first_c + i) * kVolumeTaps);
   }
 }
 
-// The way back, into dw (k_count, c_count, 5, 5, 5).
-inline void gradient_of_weight_block(const float* points, int k_block, int c_block, int k_count,
-                                     int c_count, float* filters, float* dw) {
+// filters -> dw (k_count, c_count, 5, 5, 5).
+inline void store_weight_block(const float* filters, int k_block, int c_block, int k_count,
+                               int c_count, float* dw) {
   const int k = k_block * kLanes, c = c_block * kLanes;
-  const int k_lanes = std::min(kLanes, k_count - k), c_lanes = std::min(kLanes, c_count - c);
-  for (int i = 0; i < c_lanes; ++i) {
-    float taps[kVolumeTaps * kLanes];
-    gradient_of_taps(points + i * kChannelStride, taps);
-    filters_from_taps(taps, kFilterStride, k_lanes, filters + i * kVolumeTaps);
-  }
-  for (int lane = 0; lane < k_lanes; ++lane)
-    copy_floats(filters + lane * kFilterStride, c_lanes * kVolumeTaps,
+  for (int lane = 0; lane < std::min(kLanes, k_count - k); ++lane)
+    copy_floats(filters + lane * kFilterStride, std::min(kLanes, c_count - c) * kVolumeTaps,
                 dw + (static_cast<size_t>(k + lane) * c_count + c) * kVolumeTaps);
 }
 
 // ------------------------------------------------------------------------------- matrix products
 
-// Unrolled by hand, since GCC turns loops that load or store accumulators into calls of memcpy.
-// product[Group blocks][Rows tiles][16 k] (+)= input[c block][tile][16 c] * weights[c][Group][16
-// k].
+// product[Group blocks][Rows tiles][16 k] (+)= input[c block][tile][c] * weights[c][Group][16 k],
+// over the first `channels` c of each block. Unrolled by hand, since GCC turns loops that load or
+// store accumulators into calls of memcpy.
 template <int Rows, int Group, bool Accumulate>
-void multiply_rows(const float* input, size_t input_stride, int c_blocks, const float* weights,
-                   size_t weight_stride, float* product, size_t product_stride) {
+void multiply_rows(const float* input, size_t input_stride, int c_blocks, int channels,
+                   const float* weights, size_t weight_stride, float* product,
+                   size_t product_stride) {
   Vec sum[Rows][Group];
 #pragma GCC unroll 16
   for (int t = 0; t < Rows; ++t)
     for (int g = 0; g < Group; ++g)
       sum[t][g] = Accumulate ? load(product + g * product_stride + t * kLanes) : zero();
   for (int block = 0; block < c_blocks; ++block, input += input_stride)
-    for (int c = 0; c < kLanes; ++c, weights += weight_stride) {
+    for (int c = 0; c < channels; ++c, weights += weight_stride) {
       Vec w[Group];
       for (int g = 0; g < Group; ++g) w[g] = load(weights + g * kLanes);
 #pragma GCC unroll 16
@@ -469,29 +476,26 @@ void multiply_rows(const float* input, size_t input_stride, int c_blocks, const 
     for (int g = 0; g < Group; ++g) store(product + g * product_stride + t * kLanes, sum[t][g]);
 }
 
-template <int Group, bool Accumulate, int Rows = kRows>
-FC3D_INLINE void multiply_some_rows(int rows, const float* input, size_t input_stride, int c_blocks,
-                                    const float* weights, size_t weight_stride, float* product,
-                                    size_t product_stride) {
-  if constexpr (Rows > 1)
-    if (rows < Rows)
-      return multiply_some_rows<Group, Accumulate, Rows - 1>(
-          rows, input, input_stride, c_blocks, weights, weight_stride, product, product_stride);
-  multiply_rows<Rows, Group, Accumulate>(input, input_stride, c_blocks, weights, weight_stride,
-                                         product, product_stride);
+using MultiplyRows = decltype(&multiply_rows<1, 1, false>);
+
+// multiply_rows of 1 .. kRows rows.
+template <int Group, bool Accumulate, int... Index>
+constexpr std::array<MultiplyRows, kRows> row_kernels(std::integer_sequence<int, Index...>) {
+  return {multiply_rows<Index + 1, Group, Accumulate>...};
 }
 
 // All tiles, in chunks of nearly equal size.
 template <int Group, bool Accumulate>
-void multiply_tiles(int tiles, const float* input, size_t input_stride, int c_blocks,
+void multiply_tiles(int tiles, const float* input, size_t input_stride, int c_blocks, int channels,
                     const float* weights, size_t weight_stride, float* product,
                     size_t product_stride) {
+  static constexpr auto kKernels =
+      row_kernels<Group, Accumulate>(std::make_integer_sequence<int, kRows>());
   const int chunks = ceil_div(tiles, kRows);
   for (int chunk = 0; chunk < chunks; ++chunk) {
     const int begin = tiles * chunk / chunks, end = tiles * (chunk + 1) / chunks;
-    multiply_some_rows<Group, Accumulate>(end - begin, input + begin * kLanes, input_stride,
-                                          c_blocks, weights, weight_stride,
-                                          product + begin * kLanes, product_stride);
+    kKernels[end - begin - 1](input + begin * kLanes, input_stride, c_blocks, channels, weights,
+                              weight_stride, product + begin * kLanes, product_stride);
   }
 }
 
@@ -503,17 +507,19 @@ inline void multiply_point(int tiles, const float* input, size_t input_stride, i
     const float* group = weights + static_cast<size_t>(k) * c_blocks * kLanes * kLanes;
     const bool whole = k_blocks - k >= kGroup;
     const auto multiply = whole ? multiply_tiles<kGroup, false> : multiply_tiles<1, false>;
-    multiply(tiles, input, input_stride, c_blocks, group, (whole ? kGroup : 1) * kLanes,
+    multiply(tiles, input, input_stride, c_blocks, kLanes, group, (whole ? kGroup : 1) * kLanes,
              product + k * product_stride, product_stride);
   }
 }
 
-// gradient[16 c][Group][16 k] (+)= sum over tiles of input[tile][c] * output[tile][k].
+// gradient[c][Group][16 k] (+)= sum over tiles of input[tile][c] * output[tile][k], for the first
+// `channels` c, a multiple of 8.
 template <int Group>
-void multiply_outer(int tiles, const float* input, const float* output, size_t output_stride,
-                    float* gradient, size_t gradient_stride, bool accumulate) {
+void multiply_outer(int tiles, const float* input, int channels, const float* output,
+                    size_t output_stride, float* gradient, size_t gradient_stride,
+                    bool accumulate) {
   constexpr int kChannels = kRegisterFloats == 16 ? 8 : 4;
-  for (int c = 0; c < kLanes; c += kChannels) {
+  for (int c = 0; c < channels; c += kChannels) {
     float* target = gradient + c * gradient_stride;
     Vec sum[kChannels][Group];
 #pragma GCC unroll 8
@@ -610,14 +616,20 @@ void convolve_many_tiles(ThreadPool& pool, Workspace& workspace, const Shape& in
   float* points = workspace.shared.get(kPoints3 * point_stride);
   pool.for_each(k_blocks * c_blocks, [&](int item, int thread) {
     const int k = item / c_blocks, c = item % c_blocks;
-    float* filters = workspace.own[thread].get(kWeightBlockFloats);
-    float* block = filters + kLanes * kFilterStride;
-    transform_weight_block(weights, k, c, filters, block);
+    float* filters =
+        workspace.own[thread].get(kLanes * (kFilterStride + kTapStride + kSliceStride));
+    float* taps = filters + kLanes * kFilterStride;
+    float* slices = taps + kLanes * kTapStride;
+    load_weight_block(weights, k, c, filters, taps);
     const GroupedWeights place(k, c, k_blocks, c_blocks);
-    for (int point = 0; point < kPoints3; ++point)
+    for (int px = 0; px < kPoints; ++px) {
       for (int i = 0; i < kLanes; ++i)
-        store(points + point * point_stride + place.offset + i * place.stride,
-              load(block + i * kChannelStride + point * kLanes));
+        transform_taps(taps + i * kTapStride, px, slices + i * kSliceStride);
+      for (int point = 0; point < kPoints2; ++point)
+        for (int i = 0; i < kLanes; ++i)
+          store(points + (px * kPoints2 + point) * point_stride + place.offset + i * place.stride,
+                load(slices + i * kSliceStride + point * kLanes));
+    }
   });
 
   const std::vector<TileBlock> blocks = tile_blocks(in, block_tiles(in.channels));
@@ -697,21 +709,32 @@ void convolve_few_tiles(ThreadPool& pool, Workspace& workspace, const Shape& in,
   transform_all_tiles<InputSide>(pool, workspace, in, x, values, point_stride);
 
   const std::vector<TileBlock> images = tile_blocks(in, image_tiles);
+  // With few tiles the products are soon read again, and the slices better stay in L1.
+  const int channels = tiles <= kSliceChannels ? kSliceChannels : kLanes;
   const size_t z_stride = BlockScratch::out_z_stride(images[0], 1);
   const size_t y_stride = BlockScratch::out_y_stride(images[0], 1);
   pool.for_each(weights.k_blocks(), [&](int k, int thread) {
-    float* filters = workspace.own[thread].get(kWeightBlockFloats + kPoints3 * point_stride +
-                                               kPoints * (z_stride + y_stride));
-    float* points = filters + kLanes * kFilterStride;
-    float* products = filters + kWeightBlockFloats;
+    float* filters =
+        workspace.own[thread].get(kLanes * (kFilterStride + kTapStride + kSliceStride) +
+                                  kPoints3 * point_stride + kPoints * (z_stride + y_stride));
+    float* taps = filters + kLanes * kFilterStride;
+    float* slices = taps + kLanes * kTapStride;
+    float* products = slices + kLanes * kSliceStride;
     float* out_z = products + kPoints3 * point_stride;
     float* out_y = out_z + kPoints * z_stride;
-    for (int c = 0; c < c_blocks; ++c) {
-      transform_weight_block(weights, k, c, filters, points);
-      const auto multiply = c > 0 ? multiply_tiles<1, true> : multiply_tiles<1, false>;
-      for (int point = 0; point < kPoints3; ++point)
-        multiply(tiles, values + (c * kPoints3 + point) * point_stride, 0, 1,
-                 points + point * kLanes, kChannelStride, products + point * point_stride, 0);
+    for (int block = 0; block < c_blocks; ++block) {
+      load_weight_block(weights, k, block, filters, taps);
+      for (int px = 0; px < kPoints; ++px)
+        for (int c = 0; c < kLanes; c += channels) {
+          for (int i = 0; i < channels; ++i)
+            transform_taps(taps + (c + i) * kTapStride, px, slices + i * kSliceStride);
+          const auto multiply = block + c > 0 ? multiply_tiles<1, true> : multiply_tiles<1, false>;
+          for (int point = 0; point < kPoints2; ++point) {
+            const size_t at = px * kPoints2 + point;
+            multiply(tiles, values + (block * kPoints3 + at) * point_stride + c, 0, 1, channels,
+                     slices + point * kLanes, kSliceStride, products + at * point_stride, 0);
+          }
+        }
     }
     for (const TileBlock& image : images) {
       const float* first = products + static_cast<size_t>(image.batch) * image_tiles * kLanes;
@@ -749,13 +772,26 @@ inline void weight_gradient_few_tiles(ThreadPool& pool, Workspace& workspace, co
   transform_all_tiles<GradientSide>(pool, workspace, out, dy, y_values, point_stride);
   pool.for_each(k_blocks * c_blocks, [&](int item, int thread) {
     const int k = item / c_blocks, c = item % c_blocks;
-    float* filters = workspace.own[thread].get(kWeightBlockFloats);
-    float* points = filters + kLanes * kFilterStride;
-    for (int point = 0; point < kPoints3; ++point)
-      multiply_outer<1>(tiles, x_values + (c * kPoints3 + point) * point_stride,
-                        y_values + (k * kPoints3 + point) * point_stride, 0,
-                        points + point * kLanes, kChannelStride, false);
-    gradient_of_weight_block(points, k, c, out.channels, in.channels, filters, dw);
+    float* filters = workspace.own[thread].get(kLanes * kFilterStride +
+                                               kSliceChannels * (kSliceStride + kAlongXStride));
+    float* slices = filters + kLanes * kFilterStride;
+    float* along_x = slices + kSliceChannels * kSliceStride;
+    for (int first = 0; first < kLanes; first += kSliceChannels) {
+      for (int px = 0; px < kPoints; ++px) {
+        for (int point = 0; point < kPoints2; ++point) {
+          const size_t at = px * kPoints2 + point;
+          multiply_outer<1>(tiles, x_values + (c * kPoints3 + at) * point_stride + first,
+                            kSliceChannels, y_values + (k * kPoints3 + at) * point_stride, 0,
+                            slices + point * kLanes, kSliceStride, false);
+        }
+        for (int i = 0; i < kSliceChannels; ++i)
+          gradient_of_slice(slices + i * kSliceStride,
+                            along_x + i * kAlongXStride + px * kTaps * kTaps * kLanes);
+      }
+      store_gradients(along_x, first, kSliceChannels, std::min(kLanes, out.channels - k * kLanes),
+                      filters);
+    }
+    store_weight_block(filters, k, c, out.channels, in.channels, dw);
   });
 }
 
@@ -824,7 +860,7 @@ inline void weight_gradient_many_tiles(ThreadPool& pool, Workspace& workspace, c
                 const GroupedWeights place(k, c, k_blocks, c_blocks);
                 const auto multiply =
                     k_blocks - k >= kGroup ? multiply_outer<kGroup> : multiply_outer<1>;
-                multiply(block.tiles(), x_values + pz * x_stride + c * tile_floats,
+                multiply(block.tiles(), x_values + pz * x_stride + c * tile_floats, kLanes,
                          y_values + pz * y_stride + k * tile_floats, tile_floats,
                          sum + place.offset, place.stride, number > begin);
               }
@@ -843,14 +879,23 @@ inline void weight_gradient_many_tiles(ThreadPool& pool, Workspace& workspace, c
   });
   pool.for_each(k_blocks * c_blocks, [&](int item, int thread) {
     const int k = item / c_blocks, c = item % c_blocks;
-    float* filters = workspace.own[thread].get(kWeightBlockFloats);
-    float* block = filters + kLanes * kFilterStride;
+    float* filters =
+        workspace.own[thread].get(kLanes * (kFilterStride + kAlongXStride + kSliceStride));
+    float* along_x = filters + kLanes * kFilterStride;
+    float* slices = along_x + kLanes * kAlongXStride;
     const GroupedWeights place(k, c, k_blocks, c_blocks);
-    for (int point = 0; point < kPoints3; ++point)
+    for (int px = 0; px < kPoints; ++px) {
+      for (int point = 0; point < kPoints2; ++point)
+        for (int i = 0; i < kLanes; ++i)
+          store(slices + i * kSliceStride + point * kLanes,
+                load(points + (px * kPoints2 + point) * point_stride + place.offset +
+                     i * place.stride));
       for (int i = 0; i < kLanes; ++i)
-        store(block + i * kChannelStride + point * kLanes,
-              load(points + point * point_stride + place.offset + i * place.stride));
-    gradient_of_weight_block(block, k, c, out.channels, in.channels, filters, dw);
+        gradient_of_slice(slices + i * kSliceStride,
+                          along_x + i * kAlongXStride + px * kTaps * kTaps * kLanes);
+    }
+    store_gradients(along_x, 0, kLanes, std::min(kLanes, out.channels - k * kLanes), filters);
+    store_weight_block(filters, k, c, out.channels, in.channels, dw);
   });
 }
 

@@ -1,0 +1,68 @@
+"""native/test_native.cpp, compiled with sanitizers and for processors other than this one."""
+
+import os
+import platform
+import shutil
+import subprocess
+
+import pytest
+
+from src.fast_conv3d import build
+
+TEST = build.SOURCES / "test_native.cpp"
+FLAGS = ("-std=c++17", "-O1", "-pthread", "-Wall", "-Wextra", "-Werror")
+# UBSan without its checks for null and object size, which double the time to compile.
+SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize=null,object-size")
+SANITIZERS += ("-fno-sanitize-recover=all",)
+ARM_COMPILER, ARM_EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
+X86_64 = platform.machine() == "x86_64"
+
+
+def output_of(command, **environment):
+    """All that a command says; it has to succeed."""
+    result = subprocess.run(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | environment,
+    )
+    assert result.returncode == 0, f"{command}: exit code {result.returncode}\n{result.stdout}"
+    return result.stdout
+
+
+def compile_and_run(folder, compiler, flags, run=(), **environment):
+    program = folder / "test_native"
+    output_of([*compiler, *FLAGS, *flags, str(TEST), "-o", str(program)])
+    emulator, arguments = run[:1], run[1:]
+    output = output_of([*emulator, str(program), *arguments], **environment)
+    assert output.startswith("0 of ")
+    assert int(output.split()[2]) > 1000
+
+
+@pytest.fixture
+def compiler():
+    return build._compiler()[0]
+
+
+def test_with_address_and_undefined_behaviour_sanitizers(tmp_path, compiler):
+    # What is allocated is full of NaN. Leaks can't be told inside containers that forbid ptrace.
+    options = "max_malloc_fill_size=4000000000:malloc_fill_byte=255:detect_leaks=0"
+    flags = (*SANITIZERS, build._native_flag())
+    compile_and_run(tmp_path, compiler, flags, ASAN_OPTIONS=options)
+
+
+@pytest.mark.skipif(not X86_64, reason="for x86-64")
+@pytest.mark.parametrize("flags", [("-mavx2", "-mfma", "-mno-avx512f"), ()], ids=["avx2", "sse2"])
+def test_other_instruction_sets(tmp_path, compiler, flags):
+    if flags and "avx2" not in build.CPUINFO.read_text().split():
+        pytest.skip("this processor has no AVX2")
+    compile_and_run(tmp_path, compiler, flags)
+
+
+def test_aarch64(tmp_path):
+    for program in (ARM_COMPILER, ARM_EMULATOR):
+        if shutil.which(program) is None:
+            pytest.skip(f"no {program}: apt-get install g++-aarch64-linux-gnu qemu-user")
+    # With a single thread count: emulated code is ten times as slow.
+    compile_and_run(tmp_path, [ARM_COMPILER], ["-static"], run=(ARM_EMULATOR, "3"))
