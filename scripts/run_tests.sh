@@ -6,6 +6,10 @@
 source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
 prepare_environment requirements.txt requirements-dev.txt
 has_compiler || system_package g++
+# Without these the test of the C++ code for Arm is skipped.
+if can_install && ! type -P aarch64-linux-gnu-g++ qemu-aarch64 >/dev/null; then
+  (system_package g++-aarch64-linux-gnu qemu-user) || true
+fi
 cd -- "$ROOT"
 
 ruff format --check . || fail 1 "the formatter would change the files above: .venv/bin/ruff format ."

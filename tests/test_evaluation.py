@@ -389,6 +389,22 @@ def test_load_network_is_ready_to_predict(run_folder, small_config):
         np.testing.assert_array_equal(parameter.asnumpy(), saved[parameter.name].asnumpy())
 
 
+@pytest.mark.parametrize("choice", ["auto", "off"])
+def test_mixed_precision_predicts_on_a_cpu(run_folder, small_config, choice):
+    """The fast path is float32 throughout."""
+    volume = ms.Tensor(np.random.default_rng(0).standard_normal((1, 1, 32, 16, 16), np.float32))
+    exact, mixed = (
+        load_network(
+            run_folder / "ckpt" / "best.ckpt",
+            small_config(f"precision={precision}", f"fast_conv3d={choice}"),
+            "CPU",
+        )(volume)
+        for precision in ("float32", "mixed")
+    )
+    assert exact.dtype == mixed.dtype == ms.float32
+    np.testing.assert_allclose(mixed.asnumpy(), exact.asnumpy(), rtol=0, atol=1e-2)
+
+
 def test_fast_and_plain_convolutions_give_the_same_masks(data, tmp_path, config):
     network = create_vnet(config)
     for parameter in network.get_parameters():

@@ -112,12 +112,13 @@ def unit_training(spec: UnitSpec) -> ops.Custom:
         return (x, x, mstype.float64, mstype.float64, x, x)
 
     # (x, .., spec, value, y, mean, variance, d_value) -> gradients of x .. beta, of both slopes,
-    # residual and skip, and scratch like y. Shapes come from the inputs alone: MindSpore keeps one
-    # parsed `bprop` for all units, whose `backward` is that of the unit it met first.
+    # residual and skip; it overwrites y, which nothing else reads. Shapes come from the inputs
+    # alone: MindSpore keeps one parsed `bprop` for all units, whose `backward` is that of the unit
+    # it met first.
     backward = ops.Custom(
         f"{library()}:unit_backward",
-        lambda *shapes: (*shapes[:5], *shapes[7:11], shapes[14]),
-        lambda *dtypes: (dtypes[0],) * 10,
+        lambda *shapes: (*shapes[:5], *shapes[7:11]),
+        lambda *dtypes: (dtypes[0],) * 9,
         "aot",
     )
 
@@ -125,7 +126,7 @@ def unit_training(spec: UnitSpec) -> ops.Custom:
         x, weight, bias, gamma, beta, mean, variance, first, second, residual, skip, keep, numbers,
         out, d_out,
     ):  # fmt: skip
-        d_x, d_weight, d_bias, d_gamma, d_beta, d_first, d_second, d_residual, d_skip, _ = backward(
+        d_x, d_weight, d_bias, d_gamma, d_beta, d_first, d_second, d_residual, d_skip = backward(
             *(x, weight, bias, gamma, beta, bias, bias, first, second, residual, skip, keep),
             *(numbers, out[0], out[1], out[2], out[3], d_out[0]),
         )

@@ -98,8 +98,7 @@ enum Gradient {
   kDFirstSlopes,
   kDSecondSlopes,
   kDResidual,
-  kDSkip,
-  kDY  // scratch
+  kDSkip
 };
 
 // cells.py writes these numbers in this order.
@@ -292,7 +291,8 @@ FC3D_EXPORT int unit_backward(int, void** data, int*, int64_t** shapes, const ch
     const float* weights = arguments.get(kWeight);
     float* d_x = arguments.get(kDX);
     float* d_weights = arguments.get(kDWeight);
-    float* d_y = arguments.get(kDY);
+    // y has served once its gradient is known; a tensor more would be the largest of a training.
+    float* d_y = arguments.get(kY);
 
     TailGradients gradients;
     gradients.y = d_y;
