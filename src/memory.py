@@ -1,5 +1,6 @@
 """Whether a training fits into this machine's memory, said before it starts."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -8,24 +9,29 @@ from easydict import EasyDict
 from mindspore import nn
 
 from src.errors import DataError
+from src.fast_conv3d.network import FastVNet
 
-# From peak memory of CPU training steps of full-width V-Nets at 64x64x32, batches 1 and 2: what a
-# process has anyway; weights, gradients, Adam's moments, a copy; features kept for the backward.
+# From peak memory of CPU training steps of full-width V-Nets, at 64x64x32 with batches 1 and 2, with
+# the fast convolution also at 128x128x64 with batches 1 and 4: what a process has anyway; weights,
+# gradients, Adam's moments, a copy; features kept for the backward, fast and stock.
 PROCESS_BYTES = 0.7e9
-BYTES_PER_PARAMETER = 20
+BYTES_PER_PARAMETER = 22
+FAST_BYTES_PER_VOXEL_AND_CHANNEL = 85
 BYTES_PER_VOXEL_AND_CHANNEL = 360
 CGROUP = Path("/sys/fs/cgroup")
 
 
-def training_bytes(config: EasyDict, parameter_count: int, batch_size: int) -> float:
+def training_bytes(config: EasyDict, parameter_count: int, batch_size: int, fast: bool) -> float:
     """Estimated peak memory of one process's training step on a CPU.
 
     Args:
         config: `VolSize`, `width`.
         parameter_count: numbers in the network's weights.
         batch_size: volumes per step.
+        fast: whether the network is a `FastVNet`.
     """
-    features = float(np.prod(config.VolSize)) * config.width * BYTES_PER_VOXEL_AND_CHANNEL
+    per_voxel = FAST_BYTES_PER_VOXEL_AND_CHANNEL if fast else BYTES_PER_VOXEL_AND_CHANNEL
+    features = float(np.prod(config.VolSize)) * config.width * per_voxel
     return PROCESS_BYTES + BYTES_PER_PARAMETER * parameter_count + features * batch_size
 
 
@@ -46,14 +52,12 @@ def check_training_fits(config: EasyDict, network: nn.Cell) -> None:
     """Raises a DataError that says what would fit, where a CPU training surely does not."""
     parameters = sum(parameter.size for parameter in network.get_parameters())
     available = available_bytes()
-    needed = training_bytes(config, parameters, config.batch_size)
-    if needed <= available:
+    needed = partial(training_bytes, config, parameters, fast=isinstance(network, FastVNet))
+    if needed(config.batch_size) <= available:
         return
-    fitting = [
-        b for b in range(1, config.batch_size) if training_bytes(config, parameters, b) <= available
-    ]
+    fitting = [b for b in range(1, config.batch_size) if needed(b) <= available]
     remedy = f"batch_size={fitting[-1]} fits" if fitting else "use a smaller VolSize or width"
     raise DataError(
         f"memory: batch_size={config.batch_size} at VolSize={config.VolSize} takes about "
-        f"{needed / 1e9:.1f} GB, {available / 1e9:.1f} GB are free; {remedy}"
+        f"{needed(config.batch_size) / 1e9:.1f} GB, {available / 1e9:.1f} GB are free; {remedy}"
     )

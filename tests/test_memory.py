@@ -5,18 +5,20 @@ import pytest
 from src import memory
 from src.config import overridden, vnet_cfg
 from src.errors import DataError
+from src.fast_conv3d.network import accelerated
 from src.vnet import create_vnet
 
 GB = 10**9
 
 
-def test_the_largest_fitting_batch_is_named(monkeypatch):
-    config = overridden(vnet_cfg, ["width=2", "VolSize=128,128,64", "batch_size=8"])
-    network = create_vnet(config)
+@pytest.mark.parametrize("fast_conv3d", ["on", "off"])
+def test_the_largest_fitting_batch_is_named(monkeypatch, fast_conv3d):
+    overrides = ["width=2", "VolSize=128,128,64", "batch_size=8", f"fast_conv3d={fast_conv3d}"]
+    config = overridden(vnet_cfg, overrides)
+    network = accelerated(create_vnet(config), config, "CPU")
     parameters = sum(p.size for p in network.get_parameters())
-    monkeypatch.setattr(
-        memory, "available_bytes", lambda: memory.training_bytes(config, parameters, 3) + 1
-    )
+    fitting = memory.training_bytes(config, parameters, 3, fast=fast_conv3d == "on")
+    monkeypatch.setattr(memory, "available_bytes", lambda: fitting + 1)
     with pytest.raises(DataError, match=r"batch_size=8 .* batch_size=3 fits"):
         memory.check_training_fits(config, network)
     memory.check_training_fits(overridden(config, ["batch_size=3"]), network)
@@ -27,10 +29,18 @@ def test_the_largest_fitting_batch_is_named(monkeypatch):
 
 def test_estimate_is_near_what_was_measured():
     """Peak resident memory of training steps of the zoo's net (45.6 M parameters), in GB."""
-    measured = {((64, 64, 32), 1): 2.17, ((64, 64, 32), 2): 2.86}
-    for (size, batch), peak in measured.items():
+    measured = {
+        ((64, 64, 32), 1, False): 2.17,
+        ((64, 64, 32), 2, False): 2.86,
+        ((64, 64, 32), 1, True): 1.95,
+        ((64, 64, 32), 2, True): 2.07,
+        ((128, 128, 64), 1, True): 3.05,
+        ((128, 128, 64), 4, True): 7.21,
+    }
+    for (size, batch, fast), peak in measured.items():
         config = overridden(vnet_cfg, ["VolSize=" + ",".join(map(str, size))])
-        assert memory.training_bytes(config, 45_597_760, batch) == pytest.approx(peak * GB, rel=0.2)
+        estimate = memory.training_bytes(config, 45_597_760, batch, fast)
+        assert estimate == pytest.approx(peak * GB, rel=0.2)
 
 
 def test_a_containers_limit_counts(tmp_path, monkeypatch):

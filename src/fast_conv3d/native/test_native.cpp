@@ -133,15 +133,17 @@ using Operator = int (*)(int, void**, int*, int64_t**, const char**, void*, void
 
 // Calls an operator, into memory full of NaN that ends where the tensor ends; with some threads
 // twice, which has to give the same bits. `outputs` are sides; of doubles twice as many.
-std::vector<Tensor> run(const std::string& name, Operator function, std::vector<Tensor> inputs,
+std::vector<Tensor> run(const std::string& name, Operator function,
+                        const std::vector<Tensor>& inputs,
                         const std::vector<std::vector<int64_t>>& outputs) {
   std::vector<std::vector<Tensor>> results(thread_count == 3 ? 2 : 1);
   for (std::vector<Tensor>& result : results) {
     for (const auto& sides : outputs)
       result.push_back({sides, Floats(count(sides), std::numeric_limits<float>::quiet_NaN())});
+    std::vector<Tensor> own_inputs = inputs;  // unit_backward overwrites y
     std::vector<void*> data;
     std::vector<int64_t*> shapes;
-    for (std::vector<Tensor>* tensors : {&inputs, &result})
+    for (std::vector<Tensor>* tensors : {&own_inputs, &result})
       for (Tensor& tensor : *tensors) {
         data.push_back(tensor.values.data());
         shapes.push_back(tensor.sides.data());
@@ -539,7 +541,6 @@ void test_unit(const UnitCase& c) {
     for (const int input :
          {kX, kWeight, kBias, kGamma, kBeta, kFirstSlopes, kSecondSlopes, kResidual, kSkip})
       gradient_sides.push_back(inputs[input].sides);
-    gradient_sides.push_back(blocked_sides(y));
     const std::vector<Tensor> found =
         run(name + "backward", unit_backward, backward_inputs, gradient_sides);
     const auto compare_with = [&](const char* field, const Doubles& values, const Doubles& wanted) {
@@ -565,6 +566,51 @@ void test_unit(const UnitCase& c) {
 }
 
 // ---------------------------------------------------------------------------------------- others
+
+// The last convolution, to two channels, and the softmax of a foreground.
+void test_head(const Shape& shape, int side, int foreground, bool has_bias) {
+  const Shape logits_shape{shape.batch, 2, shape.x, shape.y, shape.z};
+  const int taps = side * side * side;
+  const Doubles x = random_values(plain_size(shape));
+  const Doubles weights =
+      random_values(size_t(2) * shape.channels * taps, 1 / std::sqrt(shape.channels * taps), 0.01);
+  const Doubles bias = random_values(2);
+  const size_t voxels = shape.voxels(), size = voxels * shape.batch;
+  const Doubles d_probability = random_values(size);
+  Doubles logits = convolution(Kind::kConv5, shape, logits_shape, side, x, weights);
+  if (has_bias) add_per_channel(logits_shape, bias, logits);
+  Doubles probability(size), d_logits(2 * size), d_x, d_weights;
+  for (size_t i = 0; i < size; ++i) {
+    const size_t front = i + (i / voxels + foreground) * voxels;
+    const size_t back = i + (i / voxels + 1 - foreground) * voxels;
+    probability[i] = 1 / (1 + std::exp(logits[back] - logits[front]));
+    d_logits[front] = d_probability[i] * probability[i] * (1 - probability[i]);
+    d_logits[back] = -d_logits[front];
+  }
+  convolution_backward(Kind::kConv5, shape, logits_shape, side, x, weights, d_logits, d_x,
+                       d_weights);
+
+  const std::vector<int64_t> sides{shape.batch, shape.x, shape.y, shape.z};
+  const Tensor x_tensor = tensor(x, plain_sides(shape));
+  const Tensor weight_tensor = tensor(weights, {2, shape.channels, side, side, side});
+  const Tensor spec = tensor({double(foreground), double(has_bias)});
+  for (const int threads : thread_counts) {
+    set_threads(threads);
+    const std::string name = "head of " + std::to_string(shape.channels) + " channels, kernel " +
+                             std::to_string(side) + ", " + std::to_string(threads) + " threads, ";
+    const Tensor found = run(name + "probability", head_forward,
+                             {x_tensor, weight_tensor, tensor(bias), spec}, {sides})[0];
+    compare(name + "probability", doubles(found), probability, 1e-6);
+    const std::vector<Tensor> gradients =
+        run(name + "gradients", head_backward,
+            {x_tensor, weight_tensor, found, tensor(d_probability, sides), spec},
+            {x_tensor.sides, weight_tensor.sides, {2}});
+    compare(name + "d_x", doubles(gradients[0]), d_x, 1e-5);
+    compare(name + "d_weight", doubles(gradients[1]), d_weights, 1e-5);
+    if (has_bias)
+      compare(name + "d_bias", doubles(gradients[2]), channel_sums(logits_shape, d_logits), 1e-5);
+  }
+}
 
 void test_scaling(const Shape& shape) {
   const Doubles x = random_values(plain_size(shape));
@@ -723,6 +769,10 @@ int test_all() {
   test_elu();
   for (const ConvolutionCase& c : kConvolutions) test_convolution(c);
   for (const UnitCase& c : kUnits) test_unit(c);
+  test_head({1, 1, 1, 1, 1}, 1, 0, true);
+  test_head({2, 2, 3, 5, 17}, 1, 1, true);
+  test_head({1, 2, 5, 1, 37}, 3, 1, false);
+  test_head({3, 5, 2, 7, 16}, 5, 0, true);
   test_scaling({1, 1, 1, 1, 1});
   test_scaling({2, 17, 3, 5, 7});
   test_calls_at_once();
