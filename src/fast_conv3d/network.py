@@ -4,6 +4,7 @@ from easydict import EasyDict
 from mindspore import Tensor, nn, ops
 from mindspore import dtype as mstype
 
+from src.device import uses_mixed_precision
 from src.errors import UsageError
 from src.fast_conv3d import operators
 from src.fast_conv3d.build import BuildError
@@ -12,10 +13,12 @@ from src.fast_conv3d.operators import UnitSpec
 from src.vnet import DOWN_NAMES, UP_NAMES, VNet, check_volume_shape, columns
 
 
-def activation_code(activation: nn.Cell) -> int:
-    """The operators' number for one of the activations of `src.vnet`."""
-    codes = {nn.ELU: operators.ELU, nn.PReLU: operators.PRELU}
-    return codes.get(type(activation), operators.NO_ACTIVATION)
+ACTIVATIONS = {
+    nn.ELU: operators.ELU,
+    nn.PReLU: operators.PRELU,
+    nn.Identity: operators.NO_ACTIVATION,
+    type(None): operators.NO_ACTIVATION,
+}
 
 
 class Unit(nn.Cell):
@@ -42,7 +45,7 @@ class Unit(nn.Cell):
         skip_channels: int = 0,
     ) -> None:
         super().__init__(auto_prefix=False)
-        has_norm = isinstance(norm, nn.BatchNorm3d)
+        has_norm = {nn.BatchNorm3d: True, nn.Identity: False}[type(norm)]
         absent = Tensor([0.0], mstype.float32)
         self.absent = absent
         self.has_norm = has_norm
@@ -60,9 +63,9 @@ class Unit(nn.Cell):
             kind=kind,
             in_channels=conv.in_channels,
             out_channels=conv.out_channels,
-            first=activation_code(first),
+            first=ACTIVATIONS[type(first)],
             residual=residual,
-            second=activation_code(second),
+            second=ACTIVATIONS[type(second)],
             has_bias=conv.has_bias,
             has_norm=has_norm,
             skip_channels=skip_channels,
@@ -240,17 +243,21 @@ def accelerated(network: VNet, config: EasyDict, device_target: str) -> nn.Cell:
 
     Args:
         network: the plain network.
-        config: `fast_conv3d`: "auto" takes a `FastVNet` on CPU where it can be built, and says so
-            where it cannot; "on" insists on it; "off" takes the plain network.
+        config: `fast_conv3d`: "auto" takes a `FastVNet` on CPU, in float32, where it can be built,
+            and says so where it cannot; "on" insists on it; "off" takes the plain network.
         device_target: "Ascend", "GPU" or "CPU".
 
     Raises:
-        UsageError: `fast_conv3d` is "on" for another device than CPU.
+        UsageError: `fast_conv3d` is "on" for another device than CPU or in mixed precision.
         BuildError: it is "on" and the native library cannot be built.
     """
-    if config.fast_conv3d == "on" and device_target != "CPU":
-        raise UsageError(f"fast_conv3d=on is for CPU, not for {device_target}; leave it out")
-    if config.fast_conv3d == "off" or device_target != "CPU":
+    suits = device_target == "CPU" and not uses_mixed_precision(config, device_target)
+    if config.fast_conv3d == "on" and not suits:
+        raise UsageError(
+            f"fast_conv3d=on computes in float32 on CPU, not on {device_target} with "
+            f"precision={config.precision}; leave it out"
+        )
+    if config.fast_conv3d == "off" or not suits:
         return network
     try:
         return FastVNet(network)
