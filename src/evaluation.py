@@ -26,8 +26,8 @@ from src.data_manager import (
 )
 from src.device import apply_precision
 from src.errors import DataError
-from src.metrics import case_metrics, dice, volume_ml
 from src.fast_conv3d.network import accelerated
+from src.metrics import case_metrics, dice, volume_ml
 from src.predictor import segment
 from src.report import OverlayCase, plot_overlays, write_metrics, zoo_lines
 from src.vnet import create_vnet

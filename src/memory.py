@@ -11,8 +11,8 @@ from mindspore import nn
 from src.errors import DataError
 from src.fast_conv3d.network import FastVNet
 
-# From peak memory of CPU training steps of full-width V-Nets, at 64x64x32 with batches 1 and 2, with
-# the fast convolution also at 128x128x64 with batches 1 and 4: what a process has anyway; weights,
+# From peak memory of CPU training steps of full-width V-Nets, at 64x64x32 with batches 1 and 2, and
+# with the fast convolution at 128x128x64 with batches 1 and 4: what a process has anyway; weights,
 # gradients, Adam's moments, a copy; features kept for the backward, fast and stock.
 PROCESS_BYTES = 0.7e9
 BYTES_PER_PARAMETER = 22

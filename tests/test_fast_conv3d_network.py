@@ -348,7 +348,7 @@ def test_other_devices_keep_the_plain_network(target, set_compiler, capsys):
     for choice in ("auto", "off"):
         network = create_vnet(config_of(choice))
         assert accelerated(network, config_of(choice), target) is network
-    with pytest.raises(UsageError, match=f"fast_conv3d=on is for CPU, not for {target}"):
+    with pytest.raises(UsageError, match=f"fast_conv3d=on computes in float32 on CPU, not on {target}"):
         accelerated(network, config_of("on"), target)
     assert capsys.readouterr() == ("", "")
 

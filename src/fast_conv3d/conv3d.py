@@ -1,6 +1,6 @@
 """The fast CPU convolution as a cell in the place of `nn.Conv3d`."""
 
-from mindspore import Tensor, nn, ops
+from mindspore import Tensor, nn
 from mindspore import dtype as mstype
 from mindspore.ops import constexpr
 
@@ -34,7 +34,9 @@ class Conv3d(nn.Cell):
 
     def __init__(self, in_channels: int, out_channels: int, has_bias: bool = False) -> None:
         super().__init__()
-        stock = nn.Conv3d(in_channels, out_channels, 5, pad_mode="pad", padding=2, has_bias=has_bias)
+        stock = nn.Conv3d(
+            in_channels, out_channels, 5, pad_mode="pad", padding=2, has_bias=has_bias
+        )
         self.in_channels = in_channels
         self.weight = stock.weight
         self.bias = stock.bias if has_bias else None

@@ -12,7 +12,6 @@ from src.fast_conv3d.conv3d import check_input
 from src.fast_conv3d.operators import UnitSpec
 from src.vnet import DOWN_NAMES, UP_NAMES, VNet, check_volume_shape, columns
 
-
 ACTIVATIONS = {
     nn.ELU: operators.ELU,
     nn.PReLU: operators.PRELU,
@@ -26,7 +25,7 @@ class Unit(nn.Cell):
 
     Args:
         kind: of the convolution, see `UnitSpec`.
-        conv, norm, first, second: cells of the network; None or `nn.Identity` for what is not there.
+        conv, norm, first, second: cells of the network; what is not there is None or `nn.Identity`.
         residual: see `UnitSpec`.
         skip_channels: see `UnitSpec`.
 

@@ -158,17 +158,20 @@ def header() -> str:
     rows = ",\n    ".join(
         "{" + ", ".join(f"{float(value)!r}f" for value in row) + "}" for row in kernel_matrix()
     )
+    constants = (
+        f"constexpr int kOutputs = {OUTPUTS};  // of a tile, along one axis\n"
+        f"constexpr int kTaps = {TAPS};\n"
+        f"constexpr int kPoints = {SIZE};\n"
+        f"constexpr float kKernelMatrix[kPoints][kTaps] = {{  // G\n    {rows}}};\n"
+    )
     return (
         "// Written by src/fast_conv3d/toom_cook.py: change that, not this.\n"
         f"// 1-D transforms of Toom-Cook F({OUTPUTS}, {TAPS}) at the points {points}, infinity.\n"
         '#pragma once\n\n#include "vector.h"\n\n'
         "// clang-format off\n"
         "namespace fast_conv3d {\n\n"
-        f"constexpr int kOutputs = {OUTPUTS};  // of a tile, along one axis\n"
-        f"constexpr int kTaps = {TAPS};\n"
-        f"constexpr int kPoints = {SIZE};\n"
-        f"constexpr float kKernelMatrix[kPoints][kTaps] = {{  // G\n    {rows}}};\n\n" + "\n".join(functions) + "\n}  // namespace fast_conv3d\n"
-        "// clang-format on\n"
+        + "\n".join((constants, *functions))
+        + "\n}  // namespace fast_conv3d\n// clang-format on\n"
     )
 
 

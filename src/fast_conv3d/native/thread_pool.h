@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <condition_variable>
+#include <exception>
 #include <functional>
 #include <mutex>
 #include <thread>
@@ -30,18 +31,21 @@ class ThreadPool {
   int size() const { return static_cast<int>(workers_.size()) + 1; }
 
   // Calls task(thread) once on each thread, thread in [0, size()), and waits. One caller at a time.
+  // Throws what a task threw.
   void run(const std::function<void(int)>& task) {
     if (workers_.empty()) return task(0);
     task_ = &task;
+    error_ = nullptr;
     pending_.store(static_cast<int>(workers_.size()));
     {
       std::lock_guard<std::mutex> lock(mutex_);
       generation_.fetch_add(1);
     }
     wake_.notify_all();
-    task(0);
+    attempt(0);
     for (int spins = 0; pending_.load(std::memory_order_acquire) > 0; ++spins)
       if (spins > kSpins) std::this_thread::yield();
+    if (error_ != nullptr) std::rethrow_exception(error_);
   }
 
   // Calls task(item, thread) for each item in [0, count); whichever thread is free takes the next.
@@ -63,6 +67,15 @@ class ThreadPool {
   }
 
  private:
+  void attempt(int id) {
+    try {
+      (*task_)(id);
+    } catch (...) {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      error_ = std::current_exception();
+    }
+  }
+
   void work(int id) {
     for (int seen = 0;;) {
       for (int spins = 0; generation_.load(std::memory_order_acquire) == seen; ++spins) {
@@ -72,7 +85,7 @@ class ThreadPool {
       }
       ++seen;
       if (stopping_) return;
-      (*task_)(id);
+      attempt(id);
       pending_.fetch_sub(1, std::memory_order_release);
     }
   }
@@ -84,6 +97,7 @@ class ThreadPool {
   std::atomic<int> generation_{0}, pending_{0};
   bool stopping_ = false;
   const std::function<void(int)>* task_ = nullptr;
+  std::exception_ptr error_;
 };
 
 }  // namespace fast_conv3d
