@@ -155,14 +155,10 @@ def header() -> str:
             f"Vec (&out)[{len(matrix)}]) {{\n{body}}}\n"
         )
     points = ", ".join(str(point) for point in POINTS)
-    rows = ",\n    ".join(
-        "{" + ", ".join(f"{float(value)!r}f" for value in row) + "}" for row in kernel_matrix()
-    )
     constants = (
         f"constexpr int kOutputs = {OUTPUTS};  // of a tile, along one axis\n"
         f"constexpr int kTaps = {TAPS};\n"
         f"constexpr int kPoints = {SIZE};\n"
-        f"constexpr float kKernelMatrix[kPoints][kTaps] = {{  // G\n    {rows}}};\n"
     )
     return (
         "// Written by src/fast_conv3d/toom_cook.py: change that, not this.\n"

@@ -31,9 +31,11 @@ FC3D_INLINE void split_exp(Vec x, Vec* power, Vec* fraction) {
     Register r = x.part[i];
     r = r < kLowest ? Register{} + kLowest : r;
     r = r > 0.f ? Register{} : r;
-    const Register n = (r * kLog2e + kRound) - kRound;
+    const Register shifted = r * kLog2e + kRound, n = shifted - kRound;
     r = (r - n * kLn2High) - n * kLn2Low;
-    const IntRegister bits = (__builtin_convertvector(n, IntRegister) + 127) << 23;
+    IntRegister bits;  // of `shifted`, the lowest of which are n
+    std::memcpy(&bits, &shifted, sizeof bits);
+    bits = (bits + 127) << 23;
     std::memcpy(&power->part[i], &bits, sizeof bits);
     // Minimax polynomial for (exp(r) - 1 - r) / r^2 where |r| <= ln 2 / 2, to 1e-7.
     Register q = r * 1.3946159e-3f + 8.366437e-3f;

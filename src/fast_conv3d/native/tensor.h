@@ -39,13 +39,15 @@ class Scratch {
     if (floats > size_) {
       std::free(data_);
       size_ = 0;
-      const size_t bytes = (floats * sizeof(float) + kAlignment - 1) / kAlignment * kAlignment;
-      data_ = static_cast<float*>(std::aligned_alloc(kAlignment, bytes));
-      if (data_ == nullptr) throw std::bad_alloc();
+      data_ = nullptr;
+      const size_t bytes = floats * sizeof(float);
+      void* memory = nullptr;
+      if (posix_memalign(&memory, kAlignment, bytes) != 0) throw std::bad_alloc();
+      data_ = static_cast<float*>(memory);
 #if defined(__linux__)
       madvise(data_, bytes, MADV_HUGEPAGE);
 #endif
-      size_ = bytes / sizeof(float);
+      size_ = floats;
     }
     return data_;
   }

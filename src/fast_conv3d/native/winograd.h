@@ -311,11 +311,11 @@ struct Weights {
 };
 
 // Scratch for 16 x 16 channels: their filters, [row][16 * 125 taps], with rows padded, since those
-// of a power of two would share a cache set; their taps, [c][tap][16 k]; and slices, [c][y, z][16
-// k], of their values at the points with one x.
+// of a power of two would share a cache set; their values after G along x, [c][point x][25][16 k];
+// and slices, [c][y, z][16 k], of their values at the points with one x.
 constexpr size_t kFilterStride = kLanes * kVolumeTaps + kPad;
-constexpr size_t kTapStride = kVolumeTaps * kLanes;
-constexpr size_t kAlongXStride = kPoints * kTaps * kTaps * kLanes;  // of a gradient
+constexpr size_t kPlaneStride = kTaps * kTaps * kLanes;
+constexpr size_t kAlongXStride = kPoints * kPlaneStride;
 constexpr size_t kSliceStride = kPoints2 * kLanes + kPad;
 // Channels whose slices stay in L1.
 constexpr int kSliceChannels = 8;
@@ -358,17 +358,19 @@ inline void filters_from_taps(const float* taps, size_t stride, int lanes, float
     }
 }
 
-// taps[125][16] -> slice[y, z][16]: G along x for one point, then along y and z.
-inline void transform_taps(const float* taps, int point_x, float* slice) {
-  float along_x[kTaps * kTaps * kLanes], along_y[kPoints * kTaps * kLanes];
-  const float* factors = kKernelMatrix[point_x];
-  Vec in[kTaps], out[kPoints];
-  for (int yz = 0; yz < kTaps * kTaps; ++yz) {
-    Vec sum = factors[0] * load(taps + yz * kLanes);
-    for (int x = 1; x < kTaps; ++x)
-      sum += factors[x] * load(taps + (x * kTaps * kTaps + yz) * kLanes);
-    store(along_x + yz * kLanes, sum);
+// taps[125][16] -> along_x[point x][25][16] by G along x, and one point's slice of it ->
+// slice[y, z][16] by G along y and z.
+inline void transform_taps(const float* taps, float* along_x) {
+  for (size_t yz = 0; yz < kPlaneStride; yz += kLanes) {
+    Vec in[kTaps], out[kPoints];
+    load_all(taps + yz, kPlaneStride, in);
+    transform_kernel(in, out);
+    store_all(along_x + yz, kPlaneStride, out);
   }
+}
+inline void transform_slice(const float* along_x, float* slice) {
+  float along_y[kPoints * kTaps * kLanes];
+  Vec in[kTaps], out[kPoints];
   for (int z = 0; z < kTaps; ++z) {
     load_all(along_x + z * kLanes, kTaps * kLanes, in);
     transform_kernel(in, out);
@@ -398,18 +400,17 @@ inline void gradient_of_slice(const float* slice, float* along_x) {
   }
 }
 inline void gradient_of_taps(const float* along_x, float* taps) {
-  constexpr size_t kPlane = kTaps * kTaps * kLanes;
-  for (size_t yz = 0; yz < kPlane; yz += kLanes) {
+  for (size_t yz = 0; yz < kPlaneStride; yz += kLanes) {
     Vec in[kPoints], out[kTaps];
-    load_all(along_x + yz, kPlane, in);
+    load_all(along_x + yz, kPlaneStride, in);
     transform_kernel_gradient(in, out);
-    store_all(taps + yz, kPlane, out);
+    store_all(taps + yz, kPlaneStride, out);
   }
 }
 
-// taps[c][tap][16 k] of 16 x 16 channels, zeros past the last. `filters` is scratch.
+// along_x[c][point x][25][16 k] of 16 x 16 channels, zeros past the last. `filters` is scratch.
 inline void load_weight_block(const Weights& weights, int k_block, int c_block, float* filters,
-                              float* taps) {
+                              float* along_x) {
   const int k = k_block * kLanes, c = c_block * kLanes;
   const int k_lanes = std::min(kLanes, weights.k_count - k);
   const int c_lanes = std::min(kLanes, weights.c_count - c);
@@ -422,17 +423,19 @@ inline void load_weight_block(const Weights& weights, int k_block, int c_block, 
     source = filters;
     k_stride = kFilterStride;
   }
-  for (int i = 0; i < c_lanes; ++i)
-    taps_from_filters(source + i * weights.c_stride, k_stride, k_lanes, weights.flipped,
-                      taps + i * kTapStride);
-  std::fill(taps + c_lanes * kTapStride, taps + kLanes * kTapStride, 0.f);
+  for (int i = 0; i < c_lanes; ++i) {
+    float taps[kVolumeTaps * kLanes];
+    taps_from_filters(source + i * weights.c_stride, k_stride, k_lanes, weights.flipped, taps);
+    transform_taps(taps, along_x + i * kAlongXStride);
+  }
+  std::fill(along_x + c_lanes * kAlongXStride, along_x + kLanes * kAlongXStride, 0.f);
 }
 
 // The way back for `count` channels from `first_c` on: along_x[c][point x][25][16 k] -> filters.
 inline void store_gradients(const float* along_x, int first_c, int count, int k_lanes,
                             float* filters) {
   for (int i = 0; i < count; ++i) {
-    float taps[kTapStride];
+    float taps[kVolumeTaps * kLanes];
     gradient_of_taps(along_x + i * kAlongXStride, taps);
     filters_from_taps(taps, kFilterStride, k_lanes, filters + (first_c + i) * kVolumeTaps);
   }
@@ -617,14 +620,14 @@ void convolve_many_tiles(ThreadPool& pool, Workspace& workspace, const Shape& in
   pool.for_each(k_blocks * c_blocks, [&](int item, int thread) {
     const int k = item / c_blocks, c = item % c_blocks;
     float* filters =
-        workspace.own[thread].get(kLanes * (kFilterStride + kTapStride + kSliceStride));
-    float* taps = filters + kLanes * kFilterStride;
-    float* slices = taps + kLanes * kTapStride;
-    load_weight_block(weights, k, c, filters, taps);
+        workspace.own[thread].get(kLanes * (kFilterStride + kAlongXStride + kSliceStride));
+    float* along_x = filters + kLanes * kFilterStride;
+    float* slices = along_x + kLanes * kAlongXStride;
+    load_weight_block(weights, k, c, filters, along_x);
     const GroupedWeights place(k, c, k_blocks, c_blocks);
     for (int px = 0; px < kPoints; ++px) {
       for (int i = 0; i < kLanes; ++i)
-        transform_taps(taps + i * kTapStride, px, slices + i * kSliceStride);
+        transform_slice(along_x + i * kAlongXStride + px * kPlaneStride, slices + i * kSliceStride);
       for (int point = 0; point < kPoints2; ++point)
         for (int i = 0; i < kLanes; ++i)
           store(points + (px * kPoints2 + point) * point_stride + place.offset + i * place.stride,
@@ -715,19 +718,20 @@ void convolve_few_tiles(ThreadPool& pool, Workspace& workspace, const Shape& in,
   const size_t y_stride = BlockScratch::out_y_stride(images[0], 1);
   pool.for_each(weights.k_blocks(), [&](int k, int thread) {
     float* filters =
-        workspace.own[thread].get(kLanes * (kFilterStride + kTapStride + kSliceStride) +
+        workspace.own[thread].get(kLanes * (kFilterStride + kAlongXStride + kSliceStride) +
                                   kPoints3 * point_stride + kPoints * (z_stride + y_stride));
-    float* taps = filters + kLanes * kFilterStride;
-    float* slices = taps + kLanes * kTapStride;
+    float* along_x = filters + kLanes * kFilterStride;
+    float* slices = along_x + kLanes * kAlongXStride;
     float* products = slices + kLanes * kSliceStride;
     float* out_z = products + kPoints3 * point_stride;
     float* out_y = out_z + kPoints * z_stride;
     for (int block = 0; block < c_blocks; ++block) {
-      load_weight_block(weights, k, block, filters, taps);
+      load_weight_block(weights, k, block, filters, along_x);
       for (int px = 0; px < kPoints; ++px)
         for (int c = 0; c < kLanes; c += channels) {
           for (int i = 0; i < channels; ++i)
-            transform_taps(taps + (c + i) * kTapStride, px, slices + i * kSliceStride);
+            transform_slice(along_x + (c + i) * kAlongXStride + px * kPlaneStride,
+                            slices + i * kSliceStride);
           const auto multiply = block + c > 0 ? multiply_tiles<1, true> : multiply_tiles<1, false>;
           for (int point = 0; point < kPoints2; ++point) {
             const size_t at = px * kPoints2 + point;
@@ -786,7 +790,7 @@ inline void weight_gradient_few_tiles(ThreadPool& pool, Workspace& workspace, co
         }
         for (int i = 0; i < kSliceChannels; ++i)
           gradient_of_slice(slices + i * kSliceStride,
-                            along_x + i * kAlongXStride + px * kTaps * kTaps * kLanes);
+                            along_x + i * kAlongXStride + px * kPlaneStride);
       }
       store_gradients(along_x, first, kSliceChannels, std::min(kLanes, out.channels - k * kLanes),
                       filters);
@@ -796,15 +800,17 @@ inline void weight_gradient_few_tiles(ThreadPool& pool, Workspace& workspace, co
 }
 
 // The points along x are shared out in `parts` sets, the blocks of tiles in `ranges`: a set's
-// gradient is the work of one thread, and no two write to the same place.
+// gradient is the work of one thread, and no two write to the same place. Ranges also keep sums
+// short: many blocks in one float would lose digits.
 struct GradientSplit {
   int parts, ranges;
 
-  explicit GradientSplit(int threads)
-      : parts(threads > 4   ? 8
-              : threads > 2 ? 4
-                            : threads),
-        ranges(ceil_div(threads, parts)) {}
+  GradientSplit(int threads, int blocks) {
+    constexpr int kBlocksOfRange = 32, kMaxRanges = 16;
+    parts = threads > 4 ? 8 : threads > 2 ? 4 : threads;
+    ranges = std::max(ceil_div(threads, parts), std::min(kMaxRanges, blocks / kBlocksOfRange));
+    ranges = std::min(ranges, blocks);
+  }
 };
 
 inline void weight_gradient_many_tiles(ThreadPool& pool, Workspace& workspace, const Shape& in,
@@ -813,8 +819,8 @@ inline void weight_gradient_many_tiles(ThreadPool& pool, Workspace& workspace, c
   const int c_blocks = in.blocks(), k_blocks = out.blocks();
   const std::vector<TileBlock> blocks = tile_blocks(in, gradient_block_tiles(in.channels));
   const size_t point_stride = static_cast<size_t>(c_blocks) * k_blocks * kLanes * kLanes + kPad;
-  const GradientSplit split(pool.size());
-  const int ranges = std::min(split.ranges, static_cast<int>(blocks.size()));
+  const GradientSplit split(pool.size(), static_cast<int>(blocks.size()));
+  const int ranges = split.ranges;
   float* points = workspace.shared.get(ranges * kPoints3 * point_stride);
   const int set_size = kPoints / split.parts;
 
@@ -892,7 +898,7 @@ inline void weight_gradient_many_tiles(ThreadPool& pool, Workspace& workspace, c
                      i * place.stride));
       for (int i = 0; i < kLanes; ++i)
         gradient_of_slice(slices + i * kSliceStride,
-                          along_x + i * kAlongXStride + px * kTaps * kTaps * kLanes);
+                          along_x + i * kAlongXStride + px * kPlaneStride);
     }
     store_gradients(along_x, 0, kLanes, std::min(kLanes, out.channels - k * kLanes), filters);
     store_weight_block(filters, k, c, out.channels, in.channels, dw);
