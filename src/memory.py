@@ -13,7 +13,8 @@ from src.fast_conv3d.network import FastVNet
 
 # From peak memory of CPU training steps of full-width V-Nets, at 64x64x32 with batches 1 and 2, and
 # with the fast convolution at 128x128x64 with batches 1 and 4: what a process has anyway; weights,
-# gradients, Adam's moments, a copy; features kept for the backward, fast and stock.
+# gradients, Adam's moments, a copy; features kept for the backward, fast and stock. Two threads;
+# each more takes some tens of megabytes.
 PROCESS_BYTES = 0.7e9
 BYTES_PER_PARAMETER = 22
 FAST_BYTES_PER_VOXEL_AND_CHANNEL = 85

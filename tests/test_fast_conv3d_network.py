@@ -12,13 +12,15 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from golden import seeded
+from mindspore import nn
 
 from src.config import overridden, vnet_cfg
 from src.data_manager import image_to_network_grid, mask_to_network_grid
 from src.dataset import TrainingSamples
 from src.errors import UsageError
 from src.fast_conv3d import build, operators
-from src.fast_conv3d.network import FastVNet, accelerated
+from src.fast_conv3d.build import BuildError
+from src.fast_conv3d.network import FastVNet, Unit, accelerated
 from src.loss import DiceLoss
 from src.phantom import phantom_case
 from src.training import create_optimizer, create_training_cell
@@ -348,7 +350,9 @@ def test_other_devices_keep_the_plain_network(target, set_compiler, capsys):
     for choice in ("auto", "off"):
         network = create_vnet(config_of(choice))
         assert accelerated(network, config_of(choice), target) is network
-    with pytest.raises(UsageError, match=f"fast_conv3d=on computes in float32 on CPU, not on {target}"):
+    with pytest.raises(
+        UsageError, match=f"fast_conv3d=on computes in float32 on CPU, not on {target}"
+    ):
         accelerated(network, config_of("on"), target)
     assert capsys.readouterr() == ("", "")
 
@@ -436,3 +440,63 @@ def test_a_short_training_follows_the_plain_one(phantom_volumes):
     perturbed = training_losses(phantom_volumes, "off", perturbation=1e-6)
     spread = np.abs(perturbed - plain).max()
     assert np.abs(fast - plain).max() < max(1e-3, spread)
+
+
+class CalledTwice(nn.Cell):
+    """Two equal calls with different gradients, and the same as one call."""
+
+    def __init__(self, unit, merged):
+        super().__init__(auto_prefix=False)
+        self.unit, self.merged = unit, merged
+
+    def construct(self, x, first, second):
+        if self.merged:
+            return (self.unit(x) * (first + second)).sum()
+        return (self.unit(x) * first).sum() + (self.unit(x) * second).sum()
+
+
+def test_equal_calls_do_not_share_what_the_backward_overwrites():
+    conv = nn.Conv3d(16, 16, 5, pad_mode="pad", padding=2, has_bias=True)
+    unit = Unit(operators.CONV5, conv, nn.Identity(), nn.ELU()).set_train()
+    generator = np.random.default_rng(0)
+    inputs = [
+        ms.Tensor(generator.standard_normal((1, 1, 8, 8, 8, 16), dtype=np.float32))
+        for _ in range(3)
+    ]
+    gradients = [
+        ms.value_and_grad(CalledTwice(unit, merged), None, [conv.weight])(*inputs)[1][0]
+        .asnumpy()
+        .copy()
+        for merged in (True, False)
+    ]
+    difference = np.linalg.norm(gradients[0] - gradients[1])
+    assert difference < 1e-4 * np.linalg.norm(gradients[0])
+
+
+@pytest.mark.parametrize("keep_shape, dtype", [((1, 3), np.float32), ((2, None), np.float16)])
+def test_unfit_factors_are_refused(keep_shape, dtype):
+    network = FastVNet(create_vnet(config_of("auto"))).set_train()
+    shape = (keep_shape[0], keep_shape[1] or network.dropout_channels)
+    volume = ms.Tensor(np.zeros((2, 1, 16, 16, 16), np.float32))
+    with pytest.raises(ValueError, match="keep has to be float32 of shape"):
+        network(volume, ms.Tensor(np.ones(shape, dtype)))
+
+
+def test_unknown_layers_and_odd_sides_are_refused():
+    conv = nn.Conv3d(16, 32, 2, stride=2, pad_mode="valid")
+    with pytest.raises(TypeError, match="knows ELU, PReLU, Identity, NoneType, not ReLU"):
+        Unit(operators.HALVE, conv, nn.Identity(), nn.ReLU())
+    with pytest.raises(ValueError, match="only even sides"):
+        operators.UnitSpec(operators.HALVE, 16, 32).y_shape([1, 1, 4, 5, 4, 16])
+
+
+def test_a_broken_library_is_a_build_error(monkeypatch, tmp_path):
+    broken = tmp_path / "libfast_conv3d.so"
+    broken.write_bytes(b"")
+    monkeypatch.setattr(operators, "library_path", lambda: broken)
+    operators.library.cache_clear()
+    try:
+        with pytest.raises(BuildError, match="cannot be loaded .* delete"):
+            operators.library()
+    finally:
+        operators.library.cache_clear()

@@ -3,6 +3,7 @@
 from easydict import EasyDict
 from mindspore import Tensor, nn, ops
 from mindspore import dtype as mstype
+from mindspore.ops import constexpr
 
 from src.device import uses_mixed_precision
 from src.errors import UsageError
@@ -18,6 +19,23 @@ ACTIVATIONS = {
     nn.Identity: operators.NO_ACTIVATION,
     type(None): operators.NO_ACTIVATION,
 }
+
+
+def known(cell: nn.Cell | None, kinds: dict):
+    """What `kinds` says of a cell's type; a TypeError for any other type."""
+    if type(cell) not in kinds:
+        names = ", ".join(kind.__name__ for kind in kinds)
+        raise TypeError(f"the fast CPU V-Net knows {names}, not {type(cell).__name__}")
+    return kinds[type(cell)]
+
+
+@constexpr
+def check_keep(dtype, shape, batch, channels):
+    """Refuses factors that the operators would misread; runs when the graph is compiled."""
+    if dtype != mstype.float32 or tuple(shape) != (batch, channels):
+        raise ValueError(
+            f"keep has to be float32 of shape ({batch}, {channels}), got {dtype} of {tuple(shape)}"
+        )
 
 
 class Unit(nn.Cell):
@@ -44,7 +62,7 @@ class Unit(nn.Cell):
         skip_channels: int = 0,
     ) -> None:
         super().__init__(auto_prefix=False)
-        has_norm = {nn.BatchNorm3d: True, nn.Identity: False}[type(norm)]
+        has_norm = known(norm, {nn.BatchNorm3d: True, nn.Identity: False})
         absent = Tensor([0.0], mstype.float32)
         self.absent = absent
         self.has_norm = has_norm
@@ -62,9 +80,9 @@ class Unit(nn.Cell):
             kind=kind,
             in_channels=conv.in_channels,
             out_channels=conv.out_channels,
-            first=ACTIVATIONS[type(first)],
+            first=known(first, ACTIVATIONS),
             residual=residual,
-            second=ACTIVATIONS[type(second)],
+            second=known(second, ACTIVATIONS),
             has_bias=conv.has_bias,
             has_norm=has_norm,
             skip_channels=skip_channels,
@@ -190,12 +208,13 @@ class FastVNet(nn.Cell):
     Args:
         network: the plain network, which keeps the parameters.
 
-    `construct(volume, keep=None)` as `VNet`'s; the volume's gradient is taken as zero.
+    `construct(volume, keep=None)` as `VNet`'s. It has gradients in training mode only, and that of
+    the volume is taken as zero: take the plain network where you need others.
 
     Raises:
         BuildError: the native library cannot be built here.
-        TypeError: the volume is not float32.
-        ValueError: its shape does not suit, see `VNet`.
+        TypeError: the volume is not float32, or the network has layers of another kind.
+        ValueError: the shape of the volume or of keep does not suit, see `VNet`.
     """
 
     def __init__(self, network: VNet) -> None:
@@ -227,6 +246,8 @@ class FastVNet(nn.Cell):
     def construct(self, volume, keep=None):
         check_volume_shape(volume.shape)
         check_input(volume.dtype, volume.shape, 1)
+        if keep is not None:
+            check_keep(keep.dtype, keep.shape, volume.shape[0], self.dropout_channels)
         x = self.in_tr(volume)
         skips = ()
         for stage, (down,) in zip(self.down_stages, self.down_slices):  # noqa: B905

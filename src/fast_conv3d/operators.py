@@ -14,7 +14,7 @@ import numpy as np
 from mindspore import dtype as mstype
 from mindspore import ops
 
-from src.fast_conv3d.build import library_path
+from src.fast_conv3d.build import BuildError, library_path
 
 LANES = 16
 # The numbers of native/ops.cpp's enums.
@@ -36,11 +36,16 @@ def library() -> str:
     """Path of the native library, built if need be and told how many threads to use.
 
     Raises:
-        BuildError: it cannot be built here.
+        BuildError: it cannot be built or loaded here.
     """
-    path = str(library_path())
-    ctypes.CDLL(path).set_threads(thread_count())
-    return path
+    path = library_path()
+    try:
+        ctypes.CDLL(str(path)).set_threads(thread_count())
+    except OSError as error:
+        raise BuildError(
+            f"fast_conv3d: {path} cannot be loaded ({error}); delete {path.parent} and start again"
+        ) from None
+    return str(path)
 
 
 class UnitSpec(NamedTuple):
@@ -64,8 +69,18 @@ class UnitSpec(NamedTuple):
         return ms.Tensor(np.array(self, np.float32))
 
     def y_shape(self, x_shape: list[int]) -> list[int]:
-        """Blocked shape of what the convolution gives, from that of x."""
-        sides = [int(side * {HALVE: 0.5, DOUBLE: 2}.get(self.kind, 1)) for side in x_shape[2:5]]
+        """Blocked shape of what the convolution gives, from that of x.
+
+        Raises:
+            ValueError: HALVE of an odd side.
+        """
+        sides = x_shape[2:5]
+        if self.kind == HALVE:
+            if any(side % 2 for side in sides):
+                raise ValueError(f"only even sides can be halved, got {tuple(sides)}")
+            sides = [side // 2 for side in sides]
+        elif self.kind == DOUBLE:
+            sides = [2 * side for side in sides]
         return [x_shape[0], blocks(self.out_channels), *sides, LANES]
 
     def out_shape(self, x_shape: list[int]) -> list[int]:
@@ -112,9 +127,9 @@ def unit_training(spec: UnitSpec) -> ops.Custom:
         return (x, x, mstype.float64, mstype.float64, x, x)
 
     # (x, .., spec, value, y, mean, variance, d_value) -> gradients of x .. beta, of both slopes,
-    # residual and skip; it overwrites y, which nothing else reads. Shapes come from the inputs
-    # alone: MindSpore keeps one parsed `bprop` for all units, whose `backward` is that of the unit
-    # it met first.
+    # residual and skip. It overwrites y, which is this call's alone, see below. Shapes come from
+    # the inputs alone: MindSpore keeps one parsed `bprop` for all units, whose `backward` is that
+    # of the unit it met first.
     backward = ops.Custom(
         f"{library()}:unit_backward",
         lambda *shapes: (*shapes[:5], *shapes[7:11]),
@@ -127,6 +142,7 @@ def unit_training(spec: UnitSpec) -> ops.Custom:
         out, d_out,
     ):  # fmt: skip
         d_x, d_weight, d_bias, d_gamma, d_beta, d_first, d_second, d_residual, d_skip = backward(
+            # The moving statistics have no part in this; the two after beta stand in for them.
             *(x, weight, bias, gamma, beta, bias, bias, first, second, residual, skip, keep),
             *(numbers, out[0], out[1], out[2], out[3], d_out[0]),
         )
@@ -135,7 +151,10 @@ def unit_training(spec: UnitSpec) -> ops.Custom:
             *(d_first, d_second, d_residual, d_skip, *_zeros_like(keep, numbers)),
         )
 
-    return ops.Custom(f"{library()}:unit_forward", outputs, dtypes, "aot", bprop)
+    forward = ops.Custom(f"{library()}:unit_forward", outputs, dtypes, "aot", bprop)
+    # Or the compiler would merge two calls with equal inputs, and their gradients share one y.
+    forward.add_prim_attr("side_effect_hidden", True)
+    return forward
 
 
 def convolution(x_is_blocked: bool = False) -> ops.Custom:

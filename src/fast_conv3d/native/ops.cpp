@@ -1,6 +1,6 @@
 // What MindSpore's ops.Custom calls. Each function gets the pointers and shapes of its inputs, then
 // those of its outputs, and returns 0, or another number that MindSpore turns into an exception.
-// cells.py makes sure of dtypes and shapes.
+// conv3d.py and network.py make sure of dtypes and shapes.
 #include <algorithm>
 #include <cstdio>
 #include <exception>
@@ -101,7 +101,7 @@ enum Gradient {
   kDSkip
 };
 
-// cells.py writes these numbers in this order.
+// UnitSpec of operators.py writes these numbers in this order.
 struct Unit {
   Kind kind;
   Residual residual;
@@ -148,7 +148,7 @@ struct Unit {
     }
   }
 
-  // y = epilogue(convolution of x), at `stride` floats from image to image of y.
+  // target = epilogue(convolution of x).
   template <typename Epilogue>
   void convolution(ThreadPool& pool, Workspace& workspace, const Arguments& arguments,
                    float* target, const Epilogue& epilogue) const {

@@ -1,5 +1,6 @@
-// A fixed set of threads for loops. OpenMP would serve as well, but MindSpore calls operators from
-// several of its own threads, and each of those would get an OpenMP team of its own.
+// A fixed set of threads for loops, which a forked child has no longer. OpenMP would serve as well,
+// but MindSpore calls operators from several of its own threads, and each of those would get an
+// OpenMP team of its own.
 #pragma once
 
 #include <atomic>
@@ -15,18 +16,16 @@ namespace fast_conv3d {
 class ThreadPool {
  public:
   // `threads` counts the calling thread.
+  // Throws std::system_error where the system gives fewer.
   explicit ThreadPool(int threads) {
-    for (int id = 1; id < threads; ++id) workers_.emplace_back([this, id] { work(id); });
-  }
-  ~ThreadPool() {
-    {
-      std::lock_guard<std::mutex> lock(mutex_);
-      stopping_ = true;
+    try {
+      for (int id = 1; id < threads; ++id) workers_.emplace_back([this, id] { work(id); });
+    } catch (...) {
+      stop();
+      throw;
     }
-    generation_.fetch_add(1);
-    wake_.notify_all();
-    for (std::thread& worker : workers_) worker.join();
   }
+  ~ThreadPool() { stop(); }
 
   int size() const { return static_cast<int>(workers_.size()) + 1; }
 
@@ -67,6 +66,16 @@ class ThreadPool {
   }
 
  private:
+  void stop() {
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      stopping_ = true;
+      generation_.fetch_add(1);
+    }
+    wake_.notify_all();
+    for (std::thread& worker : workers_) worker.join();
+  }
+
   void attempt(int id) {
     try {
       (*task_)(id);
@@ -77,7 +86,7 @@ class ThreadPool {
   }
 
   void work(int id) {
-    for (int seen = 0;;) {
+    for (unsigned seen = 0;;) {
       for (int spins = 0; generation_.load(std::memory_order_acquire) == seen; ++spins) {
         if (spins < kSpins) continue;
         std::unique_lock<std::mutex> lock(mutex_);
@@ -90,11 +99,13 @@ class ThreadPool {
     }
   }
 
-  static constexpr int kSpins = 20000;  // some tens of microseconds, then sleep
+  // Some tens of microseconds; then a worker sleeps, and the caller yields.
+  static constexpr int kSpins = 20000;
   std::vector<std::thread> workers_;
   std::mutex mutex_;
   std::condition_variable wake_;
-  std::atomic<int> generation_{0}, pending_{0};
+  std::atomic<unsigned> generation_{0};
+  std::atomic<int> pending_{0};
   bool stopping_ = false;
   const std::function<void(int)>* task_ = nullptr;
   std::exception_ptr error_;

@@ -1,23 +1,25 @@
 // 5x5x5 convolution, stride 1, same size, by nested 3-D Toom-Cook F(4, 5), over blocked tensors.
 //
 // The volume is cut into tiles of 4x4x4 outputs, each of which sees 8x8x8 inputs. Per tile
-//   y = At [ sum over c of (G w) * (Bt x) ]        Bt, G, At: 1-D transforms along x, then y, then
-//   z
-// so that, at each of 8x8x8 = 512 "points", what remains is a matrix product over the channels:
+//
+//   y = At [ sum over c of (G w) * (Bt x) ]
+//
+// with the 1-D transforms Bt, G, At along x, then y, then z. At each of 8x8x8 = 512 "points" what
+// remains is a matrix product over the channels:
+//
 //   product[point][tile][k] = sum over c of input[point][tile][c] * weights[point][c][k]
+//
 // 8 multiplications per output and pair of channels instead of 125.
 //
-// Two orders of work, by the number of tiles T of the batch:
-// * many tiles: the weights are transformed once; each thread takes blocks of about 64 tiles
-// through
-//   all three steps, so that their intermediates stay in its L2 cache;
-// * few tiles (deep in the network, where weights are many): the input is transformed once; each
-//   thread takes 16 output channels, transforms their weights on the way and drops them again.
+// Two orders of work, by the number of tiles of the batch:
+// * many: the weights are transformed once; each thread takes blocks of tiles through all steps.
+// * few (deep in the network, where weights are many): the input is transformed once; each thread
+//   takes 16 output channels, transforms their weights on the way and drops them again.
 //   Transformed weights are 4 times as large as the weights: they would be written and read for
 //   almost no arithmetic.
 //
 // The input's gradient is the same convolution with flipped, transposed weights; the weights'
-// gradient is dw = Gt [ sum over tiles of (A dy) * (Bt x) ].
+// gradient is dw = Gt [ sum over tiles of (A dy) * (Bt x) ]. See docs/fast_conv3d.md.
 #pragma once
 
 #include <algorithm>
@@ -42,8 +44,8 @@ constexpr size_t kPad = kLanes;  // keeps arrays that are walked together out of
 constexpr size_t kPrefetchVoxels = 32;  // how far ahead memory is asked for
 constexpr int kFewTiles = 64;
 
-// Tiles of a block. What a block goes through should stay in L2, so it is small; but the weights
-// pass through L2 once per block, and with many channels they are what there is most of.
+// Tiles of a block. With few channels what a block goes through stays in L2; with many, the
+// weights, which pass through L2 once per block, are what there is most of.
 inline int block_tiles(int channels) { return channels < 128 ? 32 : 128; }
 inline int gradient_block_tiles(int channels) { return channels < 128 ? 64 : 128; }
 
@@ -578,15 +580,15 @@ constexpr int kAllPoints[kPoints] = {0, 1, 2, 3, 4, 5, 6, 7};
 struct BlockScratch {
   float *zeros, *in_x, *in_y, *values, *products, *out_z, *out_y;
 
-  BlockScratch(Parts& parts, const Shape& shape, const TileBlock& block, int c_blocks, int k_blocks,
-               bool with_values) {
+  BlockScratch(Parts& parts, const Shape& shape, const TileBlock& block, int c_blocks,
+               int k_blocks) {
     const SideLayout<InputSide> layout(block, c_blocks);
     const size_t tile_floats = static_cast<size_t>(block.tiles()) * kLanes + kPad;
     zeros = parts.take(static_cast<size_t>(shape.z) * kLanes);
     in_x = parts.take(kPoints * layout.x_stride);
     in_y = parts.take(kPoints * layout.y_stride);
-    values = parts.take(with_values ? kPoints * (tile_floats * c_blocks + kPad) : 0);
-    products = parts.take(with_values ? kPoints * (tile_floats * k_blocks + kPad) : 0);
+    values = parts.take(kPoints * (tile_floats * c_blocks + kPad));
+    products = parts.take(kPoints * (tile_floats * k_blocks + kPad));
     out_z = parts.take(kPoints * out_z_stride(block, k_blocks));
     out_y = parts.take(kPoints * out_y_stride(block, k_blocks));
   }
@@ -639,9 +641,9 @@ void convolve_many_tiles(ThreadPool& pool, Workspace& workspace, const Shape& in
   pool.for_each(static_cast<int>(blocks.size()), [&](int item, int thread) {
     const TileBlock& block = blocks[item];
     Parts count;
-    BlockScratch(count, in, block, c_blocks, k_blocks, true);
+    BlockScratch(count, in, block, c_blocks, k_blocks);
     Parts parts(workspace.own[thread].get(count.used()));
-    const BlockScratch scratch(parts, in, block, c_blocks, k_blocks, true);
+    const BlockScratch scratch(parts, in, block, c_blocks, k_blocks);
     std::fill(scratch.zeros, scratch.zeros + static_cast<size_t>(in.z) * kLanes, 0.f);
     const SideLayout<InputSide> layout(block, c_blocks);
     const size_t tile_floats = static_cast<size_t>(block.tiles()) * kLanes + kPad;
