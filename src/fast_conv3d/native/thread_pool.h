@@ -56,15 +56,6 @@ class ThreadPool {
     });
   }
 
-  // Calls task(begin, end, thread) once per thread, over equal contiguous parts of [0, count).
-  template <typename Task>
-  void for_ranges(size_t count, const Task& task) {
-    run([&](int thread) {
-      const size_t begin = count * thread / size(), end = count * (thread + 1) / size();
-      if (begin < end) task(begin, end, thread);
-    });
-  }
-
  private:
   void stop() {
     {
