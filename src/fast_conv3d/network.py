@@ -246,7 +246,7 @@ class FastVNet(nn.Cell):
     def construct(self, volume, keep=None):
         check_volume_shape(volume.shape)
         check_input(volume.dtype, volume.shape, 1)
-        if keep is not None:
+        if keep is not None and self.dropout_channels:
             check_keep(keep.dtype, keep.shape, volume.shape[0], self.dropout_channels)
         x = self.in_tr(volume)
         skips = ()
