@@ -14,6 +14,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <cstring>
 
 #include "tensor.h"
 #include "thread_pool.h"

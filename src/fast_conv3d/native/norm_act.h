@@ -351,17 +351,15 @@ FC3D_INLINE Vec block_factors(const Shape& shape, const float* keep, int image, 
   return load_first(keep + static_cast<size_t>(image) * shape.channels + block * kLanes, count);
 }
 
-// out = x * keep[image, channel] + addend; keep, (batch, channels), or addend, blocked, may be
-// null. out may be x or addend.
+// out = x * keep[image, channel]; keep is (batch, channels). out may be x.
 inline void scale_channels(ThreadPool& pool, const Shape& shape, const float* x, const float* keep,
-                           const float* addend, float* out) {
+                           float* out) {
   for_each_chunk(pool, shape, Order::kForwards, [&](const Chunk& chunk) {
     const size_t offset = block_offset(shape, chunk.image, chunk.block);
     const Vec factors = block_factors(shape, keep, chunk.image, chunk.block);
     for (size_t at = offset + chunk.begin * kLanes; at < offset + chunk.end * kLanes;
          at += kLanes) {
-      const Vec scaled = load(x + at) * factors;
-      store(out + at, addend == nullptr ? scaled : scaled + load(addend + at));
+      store(out + at, load(x + at) * factors);
     }
   });
 }

@@ -523,8 +523,7 @@ FC3D_EXPORT int scale_channels(int, void** data, int*, int64_t** shapes, const c
   return guarded([&](Runtime& shared) {
     const Arguments arguments{data, shapes};
     const Shape shape = arguments.shape(0, static_cast<int>(shapes[1][1]));
-    scale_channels(shared.pool, shape, arguments.get(0), arguments.get(1), nullptr,
-                   arguments.get(2));
+    scale_channels(shared.pool, shape, arguments.get(0), arguments.get(1), arguments.get(2));
   });
 }
 

@@ -114,7 +114,7 @@ struct GradientSide {
 };
 
 // Scratch layout of one side of a block: after x [point_x][tile x][channel block][y][z][16], for
-// point_x in [first, first + points); after y, for one point_x, [point_y][channel
+// point_x in the set; after y, for one point_x, [point_y][channel
 // block][row][z][16] with row = (tile x, tile y).
 template <typename Side>
 struct SideLayout {
