@@ -1,0 +1,50 @@
+"""The network of 2-D operators against the one of 3-D operators, with the same weights."""
+
+import mindspore as ms
+import numpy as np
+import pytest
+from golden import seeded
+from mindspore import nn
+
+from src.lowered_vnet import LoweredVNet
+from src.vnet import VARIANTS, VNet
+
+
+def seeded_vnet(variant, width):
+    network = VNet(width, **VARIANTS[variant]).set_train(False)
+    for parameter in network.get_parameters():
+        parameter.set_data(ms.Tensor(seeded.parameter(parameter.name, parameter.shape)))
+    return network
+
+
+def cells_of(network):
+    return [cell for _, cell in network.cells_and_names()]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    ("width", "shape"),
+    [
+        (2, (2, 1, 16, 32, 48)),  # sides that cannot be confused, slices that must not mix
+        (16, (1, 1, 16, 16, 16)),  # channels == X == Y == Z at the first level
+    ],
+)
+def test_it_computes_what_the_network_computes(variant, width, shape):
+    network = seeded_vnet(variant, width)
+    volume = np.random.default_rng(width).normal(size=shape).astype(np.float32)
+    expected = network(ms.Tensor(volume)).asnumpy()
+    lowered = LoweredVNet(network, shape).set_train(False)
+    found = lowered(ms.Tensor(volume)).asnumpy()
+    assert found.shape == expected.shape and found.dtype == np.float32
+    assert expected.std() > 0.01, "a flat answer would hide a fault"
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_no_layer_of_it_is_three_dimensional(variant):
+    network = seeded_vnet(variant, 2)
+    solid = nn.Conv3d | nn.Conv3dTranspose | nn.BatchNorm3d
+    convolutions = sum(isinstance(c, nn.Conv3d | nn.Conv3dTranspose) for c in cells_of(network))
+    cells = cells_of(LoweredVNet(network, (1, 1, 16, 16, 16)))
+    assert not any(isinstance(cell, solid) for cell in cells)
+    assert sum(isinstance(c, nn.Conv2d | nn.Conv2dTranspose) for c in cells) == convolutions

@@ -1,0 +1,57 @@
+"""ONNX files under onnx's own checker and onnxruntime."""
+
+import mindspore as ms
+import numpy as np
+import onnx
+import pytest
+from mindspore import nn
+from onnx import numpy_helper
+from test_lowered_vnet import seeded_vnet
+
+from src.onnx_model import INPUT, OUTPUT, export_onnx, run_onnx
+from src.vnet import VARIANTS
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_onnxruntime_computes_what_mindspore_computes(variant, tmp_path):
+    shape = (2, 1, 16, 32, 48)
+    network, path = seeded_vnet(variant, 2), tmp_path / "vnet.onnx"
+    volume = np.random.default_rng(1).normal(size=shape).astype(np.float32)
+    expected = network(ms.Tensor(volume)).asnumpy()
+    export_onnx(network, shape, path)
+    found = run_onnx(path, volume)
+    assert found.shape == expected.shape and found.dtype == np.float32
+    assert expected.std() > 0.01, "a flat answer would hide a fault"
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+    model = onnx.load(path)
+    onnx.checker.check_model(model, full_check=True)
+    for values, name, sides in ((model.graph.input, INPUT, shape), (model.graph.output, OUTPUT, 0)):
+        (value,) = values
+        found = tuple(side.dim_value for side in value.type.tensor_type.shape.dim)
+        assert (value.name, found) == (name, sides or (shape[0], *shape[2:]))
+
+
+@pytest.mark.parametrize(("variant", "operator"), [("zoo", "Elu"), ("paper", "PRelu")])
+def test_every_activation_is_the_networks(variant, operator, tmp_path):
+    network = seeded_vnet(variant, 2)
+    cells = [cell for _, cell in network.cells_and_names()]
+    activations = sum(isinstance(cell, nn.ELU | nn.PReLU) for cell in cells)
+    slopes = {p.name: p.asnumpy() for p in network.get_parameters() if p.name.endswith(".w")}
+    export_onnx(network, (1, 1, 16, 16, 16), tmp_path / "vnet.onnx")
+    graph = onnx.load(tmp_path / "vnet.onnx").graph
+    operators = [node.op_type for node in graph.node]
+    assert operators.count(operator) == activations
+    assert not {"Relu", "Elu", "PRelu"} - {operator} & set(operators)
+    weights = {weight.name: numpy_helper.to_array(weight) for weight in graph.initializer}
+    for name, slope in slopes.items():
+        assert weights[name].shape == (len(slope), 1, 1, 1)
+        np.testing.assert_array_equal(weights[name].ravel(), slope)
+    for node in graph.node:
+        if node.op_type == "Elu":  # alpha 1 is ONNX's default
+            assert all(attribute.f == 1 for attribute in node.attribute)
