@@ -4,7 +4,7 @@
 # PYTHON=/path/to/python3.11 before it picks the Python.
 # shellcheck source=scripts/common.sh
 source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
-prepare_environment requirements.txt requirements-dev.txt
+prepare_environment requirements.txt requirements-onnx.txt requirements-dev.txt
 has_compiler || system_package g++
 # Without these the test of the C++ code for Arm is skipped.
 if can_install && ! type -P aarch64-linux-gnu-g++ qemu-aarch64 >/dev/null; then
@@ -14,8 +14,8 @@ cd -- "$ROOT"
 
 ruff format --check . || fail 1 "the formatter would change the files above: .venv/bin/ruff format ."
 ruff check . || fail 1 "the linter found the faults above"
-shellcheck --external-sources scripts/*.sh .ci/run || fail 1 "shellcheck found the faults above"
-native=src/fast_conv3d/native
-clang-format --dry-run --Werror "$native"/*.h "$native"/*.cpp ||
-  fail 1 "the formatter would change the files above: .venv/bin/clang-format -i $native/*"
+shellcheck --external-sources scripts/*.sh ascend310_infer/build.sh .ci/run || fail 1 "shellcheck found the faults above"
+native=(src/fast_conv3d/native/*.{h,cpp} ascend310_infer/src/*.{h,cc})
+clang-format --dry-run --Werror "${native[@]}" ||
+  fail 1 "the formatter would change the files above: .venv/bin/clang-format -i ${native[*]}"
 exec python -m pytest --timeout=600 "$@"

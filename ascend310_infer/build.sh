@@ -1,0 +1,80 @@
+#!/usr/bin/env bash
+# Builds ascend310_infer/out/main.
+#   bash ascend310_infer/build.sh [arguments for cmake]
+# LITE_HOME=FOLDER before it names MindSpore Lite: an unpacked official package
+# (mindspore-lite-VERSION-linux-ARCH) or wheel (mindspore_lite). Without it, on x86-64 Linux, the
+# wheel of version 2.0.0 is downloaded once into ascend310_infer/lite, with the pip of PYTHON.
+# shellcheck source=scripts/common.sh
+source "$(dirname -- "${BASH_SOURCE[0]}")/../scripts/common.sh"
+HERE=$ROOT/ascend310_infer
+
+fetch_lite() {
+  local sha256=199cd0605cc985b88eddb273db9dfe9000a585ba10ca2292b6b36ebfff07b3ec
+  local download=$HERE/build/download python wheel
+  [[ $(uname -s) == Linux && $(uname -m) == x86_64 ]] ||
+    fail 1 "MindSpore Lite is downloaded for x86-64 Linux only, this is $(uname -sm): unpack the \
+package for it from mindspore.cn and set LITE_HOME to its folder"
+  python=$(find_python)
+  trap 'rm -rf -- "$HERE/build/download"' EXIT
+  rm -rf -- "$download"
+  mkdir -- "$download"
+  echo "downloading MindSpore Lite 2.0.0 into $HERE/lite (169 MB, once)"
+  # The version's other wheels hold libraries for Arm, whatever their names say.
+  "$python" -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: \
+    --python-version 3.7 --implementation cp --platform manylinux1_x86_64 --dest "$download" \
+    mindspore-lite==2.0.0 ||
+    fail 1 "$python -m pip could not download MindSpore Lite: see its message above, or set \
+LITE_HOME to the folder of an unpacked MindSpore Lite"
+  wheel=$(echo "$download"/*.whl)
+  sha256sum --check --status <<<"$sha256  $wheel" ||
+    fail 1 "$wheel is not the MindSpore Lite that was expected, of SHA-256 $sha256: check the \
+package index that pip uses"
+  # All but the GPU's plug-ins, a third of it, and what is for Python.
+  "$python" - "$wheel" "$download" <<'EOF' || fail 1 "$wheel cannot be unpacked: see above"
+import re, sys, zipfile
+
+wheel, folder = sys.argv[1:]
+with zipfile.ZipFile(wheel) as files:
+    wanted = re.compile(r"mindspore_lite/(include/|lib/lib(?!tensorrt|transformer))")
+    files.extractall(folder, filter(wanted.match, files.namelist()))
+EOF
+  mv -- "$download/mindspore_lite" "$HERE/lite" # all of it, or nothing
+}
+
+# The library in LITE_HOME, in an official package or a wheel.
+lite_library() {
+  local library
+  for library in "$LITE_HOME"/{runtime/,}lib/libmindspore{-lite,-extendrt_python}.so; do
+    if [[ -f $library && -f ${library%/lib/*}/include/api/model.h ]]; then
+      realpath --no-symlinks -- "$library"
+      return
+    fi
+  done
+  fail 1 "LITE_HOME '$LITE_HOME' has no include/api/model.h and lib/libmindspore-lite.so or \
+lib/libmindspore-extendrt_python.so, nor has its folder runtime: set it to the folder of an \
+unpacked MindSpore Lite, or unset it to have one downloaded"
+}
+
+packages=()
+type -P cmake >/dev/null || packages+=(cmake)
+type -P make >/dev/null || packages+=(make)
+has_compiler || packages+=(g++)
+((${#packages[@]} == 0)) || system_package "${packages[@]}"
+
+mkdir -p -- "$HERE/build"
+exec 9>"$HERE/build/lock"
+flock 9
+
+if [[ -z ${LITE_HOME:-} ]]; then
+  LITE_HOME=$HERE/lite
+  [[ -d $LITE_HOME ]] || fetch_lite
+fi
+library=$(lite_library)
+# CMake refuses the build folder of a repository that has moved.
+grep -qsxF "CMAKE_HOME_DIRECTORY:INTERNAL=$HERE" "$HERE/build/CMakeCache.txt" ||
+  rm -rf -- "$HERE/build/CMakeCache.txt" "$HERE/build/CMakeFiles"
+# VNET_SANITIZE=OFF: CMake remembers what an earlier run was told.
+cmake -S "$HERE" -B "$HERE/build" -DLITE_LIBRARY="$library" \
+  -DCMAKE_RUNTIME_OUTPUT_DIRECTORY="$HERE/out" -DVNET_SANITIZE=OFF "$@"
+cmake --build "$HERE/build" --parallel "$(nproc)"
+echo "built $HERE/out/main with $library"

@@ -1,0 +1,76 @@
+// Runs an exported V-Net over the volumes that preprocess.py wrote, on an Ascend device or a CPU:
+//   out/main --mindir_path vnet.mindir --device_type CPU
+// postprocess.py turns what it writes into masks. --help lists the flags.
+#include <unistd.h>
+
+#include <cstdio>
+#include <exception>
+#include <iomanip>
+#include <iostream>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "errors.h"
+#include "inference.h"
+#include "options.h"
+#include "volume_files.h"
+
+namespace vnet {
+namespace {
+
+std::string one_decimal(double value) {
+  std::ostringstream text;
+  text << std::fixed << std::setprecision(1) << value;
+  return text.str();
+}
+
+void infer(const Options& options) {
+  const auto volumes = list_volumes(options.dataset_path);
+  Network network(options);
+  for (const auto& volume : volumes) network.check(volume);
+  const std::filesystem::path time_folder = "time_Result";
+  make_folder(options.output_path);
+  make_folder(time_folder);
+
+  double milliseconds = 0;
+  for (const auto& volume : volumes) {
+    const Prediction prediction = network.run(volume);
+    const auto output = options.output_path / (volume.stem().string() + "_0.bin");
+    write_file(output, prediction.values.data(), prediction.values.size() * sizeof(float));
+    std::cout << volume.string() << ": " << one_decimal(prediction.milliseconds) << " ms, "
+              << output.string() << std::endl;
+    milliseconds += prediction.milliseconds;
+  }
+
+  const auto count = volumes.size();
+  const std::string summary =
+      "NN inference cost average time: " + one_decimal(milliseconds / static_cast<double>(count)) +
+      " ms of infer_count " + std::to_string(count) + "\n";
+  write_file(time_folder / "test_perform_static.txt", summary.data(), summary.size());
+  std::cout << summary << std::flush;
+}
+
+}  // namespace
+}  // namespace vnet
+
+int main(int argc, char** argv) {
+  // MindSpore Lite logs to standard error, which is for this program's one line: its log goes where
+  // the progress goes.
+  const int errors = dup(STDERR_FILENO);
+  dup2(STDOUT_FILENO, STDERR_FILENO);
+  try {
+    const auto options = vnet::parse_options({argv + 1, argv + argc});
+    if (options)
+      vnet::infer(*options);
+    else
+      std::cout << vnet::kHelp;
+    return 0;
+  } catch (const vnet::UsageError& error) {
+    dprintf(errors, "error: %s\n", error.what());
+    return 2;
+  } catch (const std::exception& error) {
+    dprintf(errors, "error: %s\n", error.what());
+    return 1;
+  }
+}

@@ -1,0 +1,29 @@
+// The command line.
+#pragma once
+
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace vnet {
+
+enum class Device { kAscend, kCpu };
+enum class Precision { kFp32, kFp16 };
+
+struct Options {
+  std::filesystem::path mindir_path;
+  std::filesystem::path dataset_path = "./results/bin_data";
+  std::filesystem::path output_path = "./result_Files";
+  Device device = Device::kAscend;
+  int device_id = 0;
+  std::optional<int> threads;          // of the CPU; else all that this process may use
+  std::optional<Precision> precision;  // else the runtime's own
+};
+
+extern const char* const kHelp;
+
+// Without a value where the user asks for help. Throws UsageError.
+std::optional<Options> parse_options(const std::vector<std::string>& arguments);
+
+}  // namespace vnet

@@ -1,0 +1,89 @@
+#include "volume_files.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <fstream>
+#include <string>
+#include <system_error>
+
+#include "errors.h"
+
+namespace vnet {
+namespace fs = std::filesystem;
+namespace {
+
+DataError unreadable(const fs::path& path, const std::error_code& error) {
+  return DataError(path.string() + ": cannot be read (" + error.message() +
+                   "), expected what preprocess.py wrote: check the path and its permissions");
+}
+
+DataError unwritable(const fs::path& path, const std::error_code& error) {
+  return DataError(path.string() + ": cannot be written (" + error.message() +
+                   "): check that its folder is a folder, allows writing and has space left");
+}
+
+// Of a stream; whoever asks has set errno to 0 before.
+std::error_code last_error() { return {errno != 0 ? errno : EIO, std::generic_category()}; }
+
+}  // namespace
+
+std::vector<fs::path> list_volumes(const fs::path& folder) {
+  std::error_code error;
+  std::vector<fs::path> volumes;
+  for (fs::directory_iterator entry(folder, error), end; !error && entry != end;
+       entry.increment(error)) {
+    const fs::path& path = entry->path();
+    if (path.extension() == ".bin" && path.filename().string()[0] != '.' &&
+        !entry->is_directory(error))
+      volumes.push_back(path);
+  }
+  if (error) throw unreadable(folder, error);
+  if (volumes.empty())
+    throw DataError(folder.string() + ": has no .bin file, expected one for each case: run " +
+                    "preprocess.py first");
+  std::sort(volumes.begin(), volumes.end());
+  return volumes;
+}
+
+size_t size_bytes(const fs::path& file) {
+  std::error_code error;
+  const auto size = fs::file_size(file, error);
+  if (error) throw unreadable(file, error);
+  return size;
+}
+
+void read_file(const fs::path& file, void* data, size_t size) {
+  errno = 0;
+  std::ifstream stream(file, std::ios::binary);
+  if (!stream.read(static_cast<char*>(data), static_cast<std::streamsize>(size)))
+    throw unreadable(file, last_error());
+}
+
+void write_file(const fs::path& file, const void* data, size_t size) {
+  const fs::path temporary = file.parent_path() / ("." + file.filename().string() + "." +
+                                                   std::to_string(getpid()) + ".tmp");
+  errno = 0;
+  std::ofstream stream(temporary, std::ios::binary);
+  stream.write(static_cast<const char*>(data), static_cast<std::streamsize>(size));
+  stream.close();
+  std::error_code error;
+  if (!stream)
+    error = last_error();
+  else
+    fs::rename(temporary, file, error);
+  if (error) {
+    std::error_code ignored;
+    fs::remove(temporary, ignored);
+    throw unwritable(file, error);
+  }
+}
+
+void make_folder(const fs::path& folder) {
+  std::error_code error;
+  fs::create_directories(folder, error);
+  if (error) throw unwritable(folder, error);
+}
+
+}  // namespace vnet

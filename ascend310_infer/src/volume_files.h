@@ -1,0 +1,24 @@
+// Files of raw float32 numbers, one for each case.
+#pragma once
+
+#include <cstddef>
+#include <filesystem>
+#include <vector>
+
+namespace vnet {
+
+// Files of the folder that are called NAME.bin, sorted; hidden ones don't count.
+// Throws DataError where there is none.
+std::vector<std::filesystem::path> list_volumes(const std::filesystem::path& folder);
+
+size_t size_bytes(const std::filesystem::path& file);
+
+// Reads the first `size` bytes.
+void read_file(const std::filesystem::path& file, void* data, size_t size);
+
+// Writes the file whole or not at all.
+void write_file(const std::filesystem::path& file, const void* data, size_t size);
+
+void make_folder(const std::filesystem::path& folder);
+
+}  // namespace vnet

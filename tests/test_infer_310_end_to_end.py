@@ -1,0 +1,133 @@
+"""The proof: a checkpoint gives the same masks in Python and through the real C++ program.
+
+Needs MindSpore Lite, which `ascend310_infer/build.sh` downloads on x86-64 Linux.
+"""
+
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+import pandas as pd
+import pytest
+import SimpleITK as sitk
+from test_lowered_vnet import seeded_vnet
+
+from src.config import config_of_checkpoint
+from src.data_manager import find_cases, read_case
+from src.evaluation import load_network
+from src.lowered_vnet import LoweredVNet
+from src.metrics import dice
+from src.mindir import to_version_1
+from src.phantom import write_phantom
+from src.predictor import foreground_probability, network_inputs
+
+ROOT = Path(__file__).parents[1]
+MAIN = ROOT / "ascend310_infer" / "out" / "main"
+TRAINING = (
+    *("VolSize=32,32,16", "dstRes=3.5,3.5,4.5", "width=4", "batch_size=2", "cache_dir=off"),
+    *("epochs=24", "save_interval=24", "warmup_step=5", "lr=0.01", "flip_average=true"),
+)
+
+pytestmark = pytest.mark.skipif(
+    "LITE_HOME" not in os.environ and (sys.platform, platform.machine()) != ("linux", "x86_64"),
+    reason="MindSpore Lite is downloaded for x86-64 Linux only; elsewhere set LITE_HOME",
+)
+
+
+def bash(folder, script, *arguments):
+    """Runs a script to its end on the CPU, in a folder; returns what it printed."""
+    environment = {**os.environ, "DEVICE_TARGET": "CPU", "WAIT": "1", "PYTHON": sys.executable}
+    ended = subprocess.run(
+        ["bash", ROOT / script, *map(str, arguments)],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return ended.stdout
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder with phantoms, a split, a checkpoint trained on them, and its evaluation."""
+    folder = tmp_path_factory.mktemp("trained")
+    write_phantom(folder / "data", cases=6, seed=1)
+    (folder / "train.csv").write_text("".join(f"Case0{number}.mhd\n" for number in range(4)))
+    (folder / "val.csv").write_text("Case04.mhd\nCase05.mhd\n")
+    settings = [word for setting in TRAINING for word in ("--set", setting)]
+    bash(folder, "scripts/train_standalone.sh", 0, "data", "train.csv", *settings)
+    (checkpoint,) = folder.glob("results/infer/*/ckpt/last.ckpt")
+    bash(folder, "scripts/eval.sh", 0, checkpoint, "data", "val.csv")
+    return folder, checkpoint
+
+
+def test_the_310_path_ends_in_the_masks_of_eval(trained):
+    folder, checkpoint = trained
+    export = [ROOT / "export.py", "--ckpt_file", checkpoint, "--device_target", "CPU"]
+    subprocess.run([sys.executable, *export], cwd=folder, check=True, capture_output=True)
+    (folder / "cpp").mkdir()
+    printed = bash(
+        folder / "cpp", "scripts/run_infer_310.sh", "../vnet.mindir", "../data", "../val.csv"
+    )
+    python, cpp = folder / "results" / "prediction", folder / "cpp" / "results" / "prediction"
+    tables = [pd.read_csv(path / "metrics.csv", index_col="case") for path in (python, cpp)]
+    pd.testing.assert_frame_equal(*tables, atol=5e-4, rtol=0)
+    lines = (folder / "eval.log").read_text().splitlines()
+    for name in ("avg_dice: ", "avg_Hausdorff_distance: "):
+        of_eval, of_cpp = (
+            float(next(line for line in text if line.startswith(name)).split()[1])
+            for text in (lines, printed.splitlines())
+        )
+        assert of_cpp == pytest.approx(of_eval, abs=5e-4)
+    # Two cases, each with its mirror image.
+    time = (folder / "cpp" / "time_Result" / "test_perform_static.txt").read_text()
+    assert time.startswith("NN inference cost average time: ") and time.endswith("_count 4\n")
+
+    config = config_of_checkpoint(checkpoint, [])
+    network = load_network(checkpoint, config, "CPU")
+    for case in find_cases(folder / "data", ["Case04", "Case05"]):
+        masks = [
+            sitk.GetArrayFromImage(sitk.ReadImage(str(path / f"{case.case_id}_test.mhd"))) > 0
+            for path in (python, cpp)
+        ]
+        assert masks[0].any()
+        assert dice(*masks) > 0.9999
+        volumes = network_inputs(read_case(case)[0], config)
+        for volume, name in zip(volumes, ("", "_mirrored"), strict=True):
+            answer = np.fromfile(folder / f"cpp/result_Files/{case.case_id}{name}_0.bin", "<f4")
+            expected = foreground_probability(network, volume)
+            assert expected.max() > 0.5
+            np.testing.assert_allclose(answer.reshape(32, 32, 16), expected, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("variant", "width", "sides"),
+    [
+        ("zoo", 16, (16, 16, 16)),  # channels == X == Y == Z at the first level
+        ("monai", 8, (16, 32, 32)),  # channels == Y == Z at the second
+        ("paper", 16, (16, 16, 16)),
+        ("paper", 2, (32, 16, 48)),
+    ],
+)
+def test_lite_computes_what_mindspore_computes(variant, width, sides, tmp_path):
+    bash(tmp_path, "ascend310_infer/build.sh")
+    shape = (1, 1, *sides)
+    network = seeded_vnet(variant, width)
+    volume = np.random.default_rng(width).normal(size=shape).astype(np.float32)
+    expected = network(ms.Tensor(volume)).asnumpy()
+    lowered = LoweredVNet(network, shape).set_train(False)
+    source = tmp_path / "3.mindir"
+    ms.export(lowered, ms.Tensor(volume), file_name=str(source), file_format="MINDIR")
+    to_version_1(source, tmp_path / "1.mindir")
+    (tmp_path / "in").mkdir()
+    volume.tofile(tmp_path / "in" / "Case00.bin")
+    command = [MAIN, "--mindir_path=1.mindir", "--dataset_path=in", "--output_path=out"]
+    subprocess.run([*command, "--device_type=CPU"], cwd=tmp_path, check=True, capture_output=True)
+    found = np.fromfile(tmp_path / "out" / "Case00_0.bin", "<f4").reshape(expected.shape)
+    assert expected.std() > 0.01, "a flat answer would hide a fault"
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
