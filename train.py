@@ -5,6 +5,8 @@
     python train.py ... --resume                 goes on with the newest run
     python train.py ... --resume RUN_FOLDER      goes on with this one
 
+scripts/train_distribute.sh, train_distribute_gpu.sh and train_msrun.sh start it on several devices.
+
 All that comes of it lies in results/infer/vnet.TASK.DATE/ (src/config.py: dirResult, task).
 """
 
@@ -17,8 +19,14 @@ def main():
     """Parses the zoo's arguments and ours, and trains."""
     parser = argparse.ArgumentParser(description="Train V-Net on prostate MR volumes")
     add_device_arguments(parser, "--device_id")
-    parser.add_argument("--run_distribute", type=int, choices=(0,), default=0, help="only 0 yet")
-    parser.add_argument("--device_num", type=int, choices=(1,), default=1, help="only 1 yet")
+    parser.add_argument(
+        "--run_distribute",
+        type=int,
+        choices=(0, 1),
+        default=0,
+        help="1: one of several processes, which a launcher started (default: 0)",
+    )
+    parser.add_argument("--device_num", type=int, default=1, help="how many they are (default: 1)")
     parser.add_argument("--data_path", default="./promise", help="folder with img/ and gt/")
     parser.add_argument("--train_split_file_path", default="./split/train.csv")
     parser.add_argument("--val_split_file_path", help="without it there is no validation")
@@ -27,12 +35,16 @@ def main():
     args = parser.parse_args()
 
     # MindSpore takes seconds to import; --help and wrong arguments need not wait for it.
-    from src.device import start_device
+    from src.config import training_config
+    from src.device import start_communication, start_device
+    from src.ranks import Ranks
     from src.run_folder import configured_run
     from src.training import train
 
-    config, run_folder = configured_run(args.resume, args.device_target, args.overrides)
+    training_config(args.device_target, args.overrides)  # wrong words are told before all else
     start_device(args.device_target, args.device_id)
+    ranks = start_communication(args.device_num) if args.run_distribute else Ranks()
+    config, run_folder = configured_run(args.resume, args.device_target, args.overrides, ranks)
     train(
         config,
         args.device_target,
@@ -40,6 +52,7 @@ def main():
         args.train_split_file_path,
         args.val_split_file_path,
         run_folder,
+        ranks=ranks,
     )
 
 

@@ -22,6 +22,7 @@ from src import checkpoint
 from src.atomic import write_files
 from src.dataset import TrainingSamples
 from src.errors import DataError
+from src.ranks import Ranks
 from src.report import plot_progress
 
 HISTORY_COLUMNS = ("epoch", "step", "learning_rate", "train_loss", "epoch_time_s", "val_dice")
@@ -36,6 +37,7 @@ class Progress:
     best_dice: float = -1.0
     validations_since_best: int = 0
     case_ids: list[str] = field(default_factory=list)  # of the training cases, in the split's order
+    device_num: int = 1  # how many train together
     row: dict[str, float] = field(default_factory=dict)
 
     def numbers(self) -> dict[str, int | float | list[str]]:
@@ -69,7 +71,8 @@ class EpochLog(ms.Callback):
         progress: shared; `epoch`, `step` and `row` are set here.
         learning_rates: rate of each global step.
         samples: tells which cases a batch held.
-        run_folder: its last checkpoint is named when a NaN stops the run.
+        run_folder: its last checkpoint is named when a NaN stops the run; None on a rank without.
+        ranks: the history's loss is the mean over them.
     """
 
     def __init__(
@@ -77,9 +80,11 @@ class EpochLog(ms.Callback):
         progress: Progress,
         learning_rates: np.ndarray,
         samples: TrainingSamples,
-        run_folder: str | Path,
+        run_folder: str | Path | None,
+        ranks: Ranks = Ranks(),  # noqa: B008, it is frozen
     ) -> None:
         super().__init__()
+        self.ranks = ranks
         self.progress = progress
         self.learning_rates = learning_rates
         self.samples = samples
@@ -116,7 +121,7 @@ class EpochLog(ms.Callback):
         if not all_finite(parameters.train_network):
             self._stop(parameters, "weights became NaN or infinite")
         self.bar.close()
-        steps = parameters.batch_num
+        steps = self.samples.steps
         elapsed_s = time.perf_counter() - self.started
         self.progress.epoch = parameters.cur_epoch_num
         self.progress.step = parameters.cur_epoch_num * steps
@@ -124,7 +129,7 @@ class EpochLog(ms.Callback):
             "epoch": self.progress.epoch,
             "step": self.progress.step,
             "learning_rate": float(self.learning_rates[self.progress.step - 1]),
-            "train_loss": float(np.mean(self.losses)),
+            "train_loss": self.ranks.mean(float(np.mean(self.losses))),
             "epoch_time_s": round(elapsed_s, 3),
             "val_dice": float("nan"),
         }
@@ -145,13 +150,29 @@ class EpochLog(ms.Callback):
         if parameters.get("dataset_sink_mode"):
             where = f"in epoch {epoch}"
         else:
-            step = (parameters.cur_step_num - 1) % parameters.batch_num
+            batch_index = (parameters.cur_step_num - 1) % parameters.batch_num
+            step = batch_index * self.samples.steps // parameters.batch_num
             batch = self.samples.batch(epoch - 1, step)
             names = ", ".join(self.progress.case_ids[index] for index in batch)
             where = f"at epoch {epoch} step {step + 1}, in the batch of {names}"
-        kept = Path(self.run_folder, "ckpt", checkpoint.LAST)
+        kept = Path(self.run_folder or "", "ckpt", checkpoint.LAST)
         good = f"the last good checkpoint is {kept}" if kept.exists() else "no checkpoint yet"
         raise DataError(f"{finding} {where}; {good}; look at these cases, or lower lr")
+
+
+class AverageStatistics(ms.Callback):
+    """Averages batch norm's moving statistics over the ranks, before validation and saving.
+
+    Each rank gathers its own from its batches, and a training step uses none of them.
+    """
+
+    def __init__(self, network: nn.Cell, ranks: Ranks) -> None:
+        super().__init__()
+        self.statistics = [p for p in network.get_parameters() if not p.requires_grad]
+        self.ranks = ranks
+
+    def on_train_epoch_end(self, run_context: ms.RunContext) -> None:
+        self.ranks.average(self.statistics)
 
 
 class Validation(ms.Callback):
@@ -161,7 +182,7 @@ class Validation(ms.Callback):
         progress: shared; `best_dice`, `validations_since_best` and `row["val_dice"]` are set here.
         network: the one in training.
         mean_dice: returns it, called while the network is in evaluation mode.
-        run_folder: `ckpt/best.ckpt` there gets the best weights.
+        run_folder: `ckpt/best.ckpt` there gets the best weights; None on a rank that saves none.
         config: `val_interval`, `epochs`.
     """
 
@@ -170,14 +191,14 @@ class Validation(ms.Callback):
         progress: Progress,
         network: nn.Cell,
         mean_dice: Callable[[], float],
-        run_folder: str | Path,
+        run_folder: str | Path | None,
         config: EasyDict,
     ) -> None:
         super().__init__()
         self.progress = progress
         self.network = network
         self.mean_dice = mean_dice
-        self.best_path = Path(run_folder, "ckpt", checkpoint.BEST)
+        self.run_folder = run_folder
         self.config = config
 
     def on_train_epoch_end(self, run_context: ms.RunContext) -> None:
@@ -190,7 +211,9 @@ class Validation(ms.Callback):
         progress.row["val_dice"] = dice
         progress.validations_since_best += 1
         if dice > progress.best_dice:
-            checkpoint.save_weights(self.network, self.best_path)
+            if self.run_folder is not None:
+                best_path = Path(self.run_folder, "ckpt", checkpoint.BEST)
+                checkpoint.save_weights(self.network, best_path)
             progress.best_dice = dice
             progress.validations_since_best = 0
         print(
@@ -229,14 +252,15 @@ class RunRecorder(ms.Callback):
         self.history.append(self.progress.row)
         write_history(self.run_folder, self.history)
         if self.progress.epoch % self.config.save_interval == 0:
-            self._save(run_context.original_args().batch_num)
+            self._save()
 
     def on_train_end(self, run_context: ms.RunContext) -> None:
         if self.progress.epoch % self.config.save_interval:
-            self._save(run_context.original_args().batch_num)
+            self._save()
 
-    def _save(self, steps):
+    def _save(self):
         folder = self.run_folder / "ckpt"
+        steps = self.progress.step // self.progress.epoch
         name = f"{checkpoint.PREFIX}-{self.progress.epoch}_{steps}.ckpt"
         checkpoint.save_weights(self.network, folder / name)
         checkpoint.prune(folder, self.config.keep_checkpoint_max)

@@ -14,6 +14,7 @@ A process that dies before step 2 leaves the old pair, one that dies after it le
 
 import json
 import os
+import re
 from pathlib import Path
 
 import mindspore as ms
@@ -26,6 +27,10 @@ PREFIX = "checkpoint_vnet"
 BEST, LAST, STATE, COMMIT = "best.ckpt", "last.ckpt", "last_state.ckpt", "last.commit"
 MINDSPORE_TEMPORARY = ".tmp"  # suffix under which save_checkpoint writes before it renames
 PROGRESS = "progress"  # entry of the state, JSON
+# Not in the state. The optimizer's rates follow from the configuration, where a resume may ask for
+# more epochs; accumulated gradients are 0 at the end of an epoch.
+ACCUMULATED = "accumulated"
+LEFT_OUT = re.compile(rf"learning_rate$|{ACCUMULATED}\.")
 
 
 def _pending(path):
@@ -56,16 +61,12 @@ def _sync_folder(folder):
 
 
 def _state_parameters(network, training_cell):
-    """Name -> parameter, of all that a step changes besides the network.
-
-    The optimizer's rates are left out: they follow from the configuration, where a resume may ask
-    for more epochs.
-    """
+    """Name -> parameter, of all that a step changes besides the network."""
     weights = {parameter.name for parameter in network.get_parameters()}
     return {
         parameter.name: parameter
         for parameter in training_cell.get_parameters()
-        if parameter.name not in weights and parameter.name != "learning_rate"
+        if parameter.name not in weights and not LEFT_OUT.match(parameter.name)
     }
 
 

@@ -35,6 +35,8 @@ vnet_cfg = EasyDict(
         "dropout": 0.5,  # share of the channels dropped in training, where the variant drops any
         "fast_conv3d": "auto",  # on CPU: auto: where it can be built; on: or fail; off: never
         # Ours: training.
+        "accumulate_steps": 1,  # batches whose mean gradient makes one step of the optimizer
+        "sync_batch_norm": False,  # statistics over all devices' batches; on Ascend only
         "seed": 1,  # rules weights, order and dropout
         "optimizer": "adam",
         "precision": "auto",  # auto: mixed on Ascend and GPU, float32 on CPU
@@ -71,7 +73,15 @@ RULES = {
     "threshold": (lambda v: 0 <= v < 1, "at least 0 and below 1"),
     "warmup_ratio": (lambda v: 0 <= v <= 1, "between 0 and 1"),
     **dict.fromkeys(
-        ("batch_size", "epochs", "width", "val_interval", "save_interval", "keep_checkpoint_max"),
+        (
+            "batch_size",
+            "accumulate_steps",
+            "epochs",
+            "width",
+            "val_interval",
+            "save_interval",
+            "keep_checkpoint_max",
+        ),
         (lambda v: v >= 1, "at least 1"),
     ),
     **dict.fromkeys(
@@ -91,7 +101,8 @@ FIXED_BY_WEIGHTS = ("variant", "width")
 # What a resumed run must not change: its later steps would not be those of the run it continues.
 FIXED_BY_RUN = (
     *FIXED_BY_WEIGHTS,
-    *("VolSize", "dstRes", "normDir", "batch_size", "seed", "dropout", "optimizer"),
+    *("VolSize", "dstRes", "normDir", "batch_size", "accumulate_steps", "sync_batch_norm"),
+    *("seed", "dropout", "optimizer"),
 )
 GPU_LEARNING_RATE = 0.0005
 
@@ -218,7 +229,7 @@ def config_of_checkpoint(checkpoint_path: str | Path, overrides: list[str]) -> E
     if path is None:
         print(f"{checkpoint_path}: no {CONFIG_NAME} near it, taking the defaults and --set")
         return overridden(vnet_cfg, overrides)
-    return _keeping(FIXED_BY_WEIGHTS, path, overrides)
+    return keeping(FIXED_BY_WEIGHTS, load_config(path), path, overrides)
 
 
 def config_of_run(run_folder: str | Path, overrides: list[str]) -> EasyDict:
@@ -231,16 +242,27 @@ def config_of_run(run_folder: str | Path, overrides: list[str]) -> EasyDict:
     path = Path(run_folder, CONFIG_NAME)
     if not path.is_file():
         raise DataError(f"{run_folder}: no {CONFIG_NAME}, not the folder of a run")
-    return _keeping(FIXED_BY_RUN, path, overrides)
+    return keeping(FIXED_BY_RUN, load_config(path), path, overrides)
 
 
-def _keeping(keys, path, overrides):
-    """The saved configuration with `overrides`, which must leave `keys` alone."""
-    saved = load_config(path)
+def keeping(
+    keys: tuple[str, ...], saved: EasyDict, path: str | Path, overrides: list[str]
+) -> EasyDict:
+    """A saved configuration with `overrides`, which must leave `keys` as they are.
+
+    Args:
+        keys: that are fixed.
+        saved: the configuration.
+        path: of the file that it comes from, for the message.
+        overrides: see `overridden`.
+
+    Raises:
+        UsageError: an override of one of `keys`.
+    """
     config = overridden(saved, overrides)
     for key in keys:
         if config[key] != saved[key]:
             raise UsageError(
-                f"--set {key}={config[key]}: trained with {key}={saved[key]} ({path}); leave it out"
+                f"--set {key}={config[key]}: {path} has {key}={saved[key]}; leave it out"
             )
     return config

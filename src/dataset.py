@@ -43,12 +43,13 @@ class TrainingSamples:
 
     Args:
         volumes: volume and mask of each case, from `src.data_manager.load_training_volumes`.
-        config: `batch_size`, `seed`, `dropout`.
+        config: `batch_size`, `accumulate_steps`, `seed`, `dropout`.
         dropout_channels: columns of `keep` that the network takes.
         ranks: processes that share each step.
 
     Attributes:
-        steps: global batches of an epoch.
+        global_batch_size: samples of a step of the optimizer, over all ranks.
+        steps: of an epoch.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class TrainingSamples:
     ) -> None:
         self.volumes = volumes
         self.batch_size = config.batch_size
-        self.global_batch_size = config.batch_size * ranks
+        self.global_batch_size = config.batch_size * config.accumulate_steps * ranks
         self.ranks = ranks
         self.seed = config.seed
         self.dropout = config.dropout
@@ -92,20 +93,25 @@ class TrainingSamples:
 class EpochSampler(ds.Sampler):
     """Yields one rank's sample indices, epoch after epoch, starting with `first_epoch`.
 
-    Each step takes one global batch; rank r of R takes every R-th of its samples.
+    The ranks take turns, a batch each: among neighbours in an epoch's order no case repeats, so no
+    batch of a rank holds one twice unless there are fewer cases than it takes.
     """
 
-    def __init__(self, per_epoch: int, first_epoch: int, rank: int, ranks: int) -> None:
+    def __init__(
+        self, per_epoch: int, first_epoch: int, batch_size: int, rank: int, ranks: int
+    ) -> None:
         super().__init__(per_epoch // ranks)
         self.per_epoch = per_epoch
         self.epoch = first_epoch
+        self.batch_size = batch_size
         self.rank = rank
         self.ranks = ranks
 
     def __iter__(self) -> Iterator[int]:
         start = self.epoch * self.per_epoch
         self.epoch += 1
-        return iter(range(start + self.rank, start + self.per_epoch, self.ranks))
+        turns = np.arange(start, start + self.per_epoch).reshape(-1, self.ranks, self.batch_size)
+        return iter(turns[:, self.rank].ravel().tolist())
 
 
 def create_dataset(
@@ -127,7 +133,7 @@ def create_dataset(
     dataset = ds.GeneratorDataset(
         samples,
         columns,
-        sampler=EpochSampler(len(samples), first_epoch, rank, samples.ranks),
+        sampler=EpochSampler(len(samples), first_epoch, samples.batch_size, rank, samples.ranks),
         num_parallel_workers=workers,
         python_multiprocessing=False,
     )

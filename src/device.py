@@ -1,12 +1,18 @@
-"""The start of a device, and its precision."""
+"""The start of a device and of communication between devices; precision."""
 
 import os
 
 import mindspore as ms
 from easydict import EasyDict
 from mindspore import device_context, nn
+from mindspore.communication import get_group_size, get_rank, init
 
-from src.errors import DataError
+from src.errors import DataError, UsageError
+from src.ranks import Ranks
+
+# What a launcher leaves in the environment of a rank: msrun, mpirun, an HCCL rank table.
+RANK_VARIABLES = ("MS_ROLE", "OMPI_COMM_WORLD_RANK", "RANK_TABLE_FILE")
+LOCAL_RANK_VARIABLES = ("DEVICE_ID", "OMPI_COMM_WORLD_LOCAL_RANK")
 
 
 def start_device(target: str, device_id: int = 0) -> None:
@@ -14,11 +20,14 @@ def start_device(target: str, device_id: int = 0) -> None:
 
     Args:
         target: "Ascend", "GPU" or "CPU".
-        device_id: number of the card; CPU has only one.
+        device_id: number of the card; CPU has only one. mpirun and msrun number the processes of a
+            machine, and their number comes first.
 
     Raises:
         DataError: the device is not there.
     """
+    for name in LOCAL_RANK_VARIABLES:
+        device_id = int(os.environ.get(name, device_id))
     backend = getattr(device_context, target.lower())
     if not backend.is_available():
         raise DataError(
@@ -39,6 +48,40 @@ def start_device(target: str, device_id: int = 0) -> None:
         except (RuntimeError, ValueError) as error:
             raise DataError(f"device {target} {device_id}: {str(error).splitlines()[0]}") from None
     ms.set_context(mode=ms.GRAPH_MODE)
+
+
+def start_communication(device_num: int) -> Ranks:
+    """Joins the processes that a launcher started, after `start_device`.
+
+    From now on gradients are averaged over the ranks: by HCCL on Ascend, NCCL on GPU, and through
+    msrun's own network on a CPU.
+
+    Args:
+        device_num: how many there should be.
+
+    Raises:
+        UsageError: no launcher started this process, or another number of them.
+        DataError: the others cannot be reached.
+    """
+    if not any(os.environ.get(name) for name in RANK_VARIABLES):
+        raise UsageError(
+            "--run_distribute 1: no launcher started this process; use scripts/train_msrun.sh, "
+            "train_distribute.sh or train_distribute_gpu.sh"
+        )
+    try:
+        init()
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise DataError(
+            f"communication: {reason}; are all ranks started, and do they reach the first host?"
+        ) from None
+    ranks = Ranks(get_rank(), get_group_size())
+    if ranks.count != device_num:
+        raise UsageError(f"--device_num {device_num}: the launcher started {ranks.count}")
+    ms.set_auto_parallel_context(
+        parallel_mode=ms.ParallelMode.DATA_PARALLEL, gradients_mean=True, device_num=ranks.count
+    )
+    return ranks
 
 
 def uses_mixed_precision(config: EasyDict, target: str) -> bool:

@@ -1,6 +1,6 @@
 """A checkpoint at work: masks, with metrics where there is a reference, and pictures."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +29,7 @@ from src.errors import DataError
 from src.fast_conv3d.network import accelerated
 from src.metrics import case_metrics, dice, volume_ml
 from src.predictor import segment
+from src.ranks import Ranks
 from src.report import OverlayCase, plot_overlays, write_metrics, zoo_lines
 from src.vnet import create_vnet
 
@@ -50,27 +51,49 @@ def load_network(checkpoint_path: str | Path, config: EasyDict, device_target: s
     return accelerated(network, config, device_target).set_train(False)
 
 
-def mean_dice(network: nn.Cell, cases: list[Case], config: EasyDict) -> float:
-    """Mean Dice of some cases on their own grids; the network must be in evaluation mode."""
+def mean_dice(
+    network: nn.Cell,
+    cases: list[Case],
+    config: EasyDict,
+    ranks: Ranks = Ranks(),  # noqa: B008, it is frozen
+) -> float:
+    """Mean Dice of some cases on their own grids, each scored by one of the ranks.
+
+    The network must be in evaluation mode.
+    """
     scores = []
-    for case in cases:
+    for case in ranks.share(cases):
         image, reference = read_case(case)
         mask, _ = segment(network, image, config)
         scores.append(dice(xyz(reference) > 0, xyz(mask) > 0))
-    return float(np.mean(scores))
+    return float(np.mean(ranks.gather(scores, len(cases))))
 
 
 def evaluate(
     network: nn.Cell, cases: list[Case], config: EasyDict, about: dict
 ) -> list[dict[str, str | float]]:
-    """Predicts cases, compares them with their references, and writes all of it.
+    """`evaluate_masks` of what a network, from `load_network`, makes of the cases."""
+
+    def segmented(_, image):
+        return segment(network, image, config)[0]
+
+    return evaluate_masks(segmented, cases, config, about)
+
+
+def evaluate_masks(
+    segmented: Callable[[Case, sitk.Image], sitk.Image],
+    cases: list[Case],
+    config: EasyDict,
+    about: dict,
+) -> list[dict[str, str | float]]:
+    """Compares the masks of cases with their references, and writes all of it.
 
     `dirPredictionImage` gets NAME_test.mhd of each case, metrics.csv, metrics.json, overlays.png.
 
     Args:
-        network: from `load_network`.
+        segmented: returns the mask of a case, given also its image.
         cases: with reference masks.
-        config: network grid, threshold, flip averaging, `dirPredictionImage`.
+        config: `dirPredictionImage`, and the rest for metrics.json.
         about: what else metrics.json should say, such as the checkpoint.
 
     Returns:
@@ -89,7 +112,7 @@ def evaluate(
     rows = []
     for case, name in zip(cases, masks, strict=True):
         image, reference = read_case(case)
-        mask, _ = segment(network, image, config)
+        mask = segmented(case, image)
         write_volume(mask, folder / name)
         print(f"save predicted label for test '{case.case_id}'", flush=True)
         rows.append({"case": case.case_id, **case_metrics(reference, mask)})

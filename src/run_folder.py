@@ -6,6 +6,7 @@ dirResult/vnet.TASK.DATE/
 """
 
 import fcntl
+import json
 import os
 import re
 import time
@@ -17,6 +18,7 @@ from easydict import EasyDict
 
 from src.config import CONFIG_NAME, config_of_run, save_config, training_config
 from src.errors import DataError
+from src.ranks import Ranks
 
 DATE = r"\d{8}_\d{6}(_\d+)?"
 
@@ -65,7 +67,10 @@ def newest_run(config: EasyDict) -> Path:
 
 
 def configured_run(
-    resume: str | Path | None, device_target: str, overrides: list[str]
+    resume: str | Path | None,
+    device_target: str,
+    overrides: list[str],
+    ranks: Ranks = Ranks(),  # noqa: B008, it is frozen
 ) -> tuple[EasyDict, Path | None]:
     """What a command line asks for: a configuration, and the run it goes on with.
 
@@ -73,9 +78,11 @@ def configured_run(
         resume: folder of a run, "" for the newest, None for a new run.
         device_target: "Ascend", "GPU" or "CPU".
         overrides: `--set` texts; on a resume they change the run's own configuration.
+        ranks: only the first needs to see the run.
 
     Returns:
-        The configuration, and the folder of the run to resume, None for a new one.
+        The configuration, and the folder of the run to resume, None for a new one or where this
+        rank is not the first.
 
     Raises:
         UsageError: wrong overrides, or ones that a resumed run must not change.
@@ -84,8 +91,11 @@ def configured_run(
     config = training_config(device_target, overrides)
     if resume is None:
         return config, None
-    run_folder = Path(resume) if resume else newest_run(config)
-    return config_of_run(run_folder, overrides), run_folder
+    run_folder = None
+    if ranks.is_first:
+        run_folder = Path(resume) if resume else newest_run(config)
+        config = config_of_run(run_folder, overrides)
+    return EasyDict(json.loads(ranks.text_from_first(json.dumps(config)))), run_folder
 
 
 @contextmanager

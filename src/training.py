@@ -1,16 +1,26 @@
 """A training, from the configuration to a run's folder."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 
 import mindspore as ms
 import numpy as np
 from easydict import EasyDict
-from mindspore import nn
+from mindspore import nn, ops
+from mindspore.boost.grad_accumulation import gradient_accumulation_op, gradient_clear_op
 
 from src import checkpoint
-from src.callbacks import EarlyStop, EpochLog, Progress, RunRecorder, Validation
+from src.callbacks import (
+    AverageStatistics,
+    EarlyStop,
+    EpochLog,
+    Progress,
+    RunRecorder,
+    Validation,
+)
 from src.config import CONFIG_NAME, save_config
 from src.data_manager import load_training_volumes, read_case, worker_count
 from src.dataset import TrainingSamples, create_dataset
@@ -21,6 +31,7 @@ from src.fast_conv3d.network import accelerated
 from src.loss import DiceLoss
 from src.lr_schedule import learning_rates
 from src.memory import check_training_fits
+from src.ranks import Ranks
 from src.run_folder import held, new_run_folder
 from src.splits import split_cases
 from src.vnet import create_vnet
@@ -52,16 +63,49 @@ def create_optimizer(network: nn.Cell, config: EasyDict, rates: np.ndarray) -> n
     return nn.Adam(groups, rates)
 
 
+class AccumulatingStep(nn.TrainOneStepCell):
+    """A training step of which `batches` calls together move the weights once.
+
+    The optimizer gets the mean gradient of these batches, and of all devices.
+    """
+
+    def __init__(self, network: nn.Cell, optimizer: nn.Optimizer, batches: int) -> None:
+        super().__init__(network, optimizer)
+        self.mean_gradients = self.weights.clone(checkpoint.ACCUMULATED, init="zeros")
+        self.calls = ms.Parameter(ms.Tensor(0, ms.int32), f"{checkpoint.ACCUMULATED}.calls")
+        self.batches = batches
+        self.each = ops.HyperMap()
+
+    def construct(self, *inputs):
+        loss = self.network(*inputs)
+        gradients = self.grad_no_sens(self.network, self.weights)(*inputs)
+        add = ops.partial(gradient_accumulation_op, self.batches)
+        loss = ops.depend(loss, self.each(add, self.mean_gradients, gradients))
+        self.calls += 1
+        if self.calls == self.batches:
+            gradients = self.grad_reducer(self.mean_gradients)
+            loss = ops.depend(loss, self.optimizer(gradients))
+            loss = ops.depend(loss, self.each(gradient_clear_op, self.mean_gradients))
+            self.calls = 0
+        return loss
+
+
 def create_training_cell(
     network: nn.Cell, optimizer: nn.Optimizer, config: EasyDict, device_target: str
 ) -> nn.Cell:
     """One step of training: forward, backward, optimizer; with a loss scale in mixed precision.
 
     Raises:
-        UsageError: mixed precision on a CPU, where MindSpore cannot tell an overflow.
+        UsageError: mixed precision on a CPU, where MindSpore cannot tell an overflow, or with
+            accumulated gradients, whose overflows nothing here tells apart.
     """
     if not uses_mixed_precision(config, device_target):
+        if config.accumulate_steps > 1:
+            step = AccumulatingStep(LossCell(network), optimizer, config.accumulate_steps)
+            return step.set_train()
         return nn.TrainOneStepCell(LossCell(network), optimizer).set_train()
+    if config.accumulate_steps > 1:
+        raise UsageError("accumulate_steps above 1 needs float32: --set precision=float32")
     if device_target == "CPU":
         raise UsageError("precision=mixed trains on Ascend and GPU only; on CPU take float32")
     apply_precision(network, config, device_target)
@@ -74,12 +118,8 @@ def sinks_dataset(config: EasyDict, device_target: str) -> bool:
     return config.dataset_sink != "off" and device_target != "CPU"
 
 
-def open_run(
-    run_folder: Path,
-    config: EasyDict,
-    network: nn.Cell,
-    training_cell: nn.Cell,
-    case_ids: list[str],
+def resumed(
+    run_folder: Path, config: EasyDict, network: nn.Cell, training_cell: nn.Cell, fresh: Progress
 ) -> Progress:
     """Brings a run back to its last checkpoint, and keeps what its configuration is from now on.
 
@@ -87,23 +127,29 @@ def open_run(
         run_folder: the run, held by this process.
         config: to go on with.
         network, training_cell: get the run's values.
-        case_ids: of the training cases, which must be those the run was started with.
+        fresh: where a run that died before its first checkpoint starts again; its cases and devices
+            must be those that the run was started with.
 
     Returns:
-        How far it is; a run that died before its first checkpoint starts again.
+        How far it is.
 
     Raises:
         UsageError: all epochs are trained.
-        DataError: other cases, or a checkpoint that does not fit.
+        DataError: other cases, another number of devices, or a checkpoint that does not fit.
     """
-    progress = Progress(case_ids=case_ids)
+    progress = fresh
     if checkpoint.can_resume(run_folder / "ckpt"):
         progress = Progress(**checkpoint.load_last(run_folder / "ckpt", network, training_cell))
-        if progress.case_ids != case_ids:
-            odd = sorted(set(progress.case_ids) ^ set(case_ids)) or ["their order"]
+        if progress.case_ids != fresh.case_ids:
+            odd = sorted(set(progress.case_ids) ^ set(fresh.case_ids)) or ["their order"]
             raise DataError(
                 f"{run_folder}: was started with other training cases ({odd[0]} differs); "
                 "resume with the same split"
+            )
+        if progress.device_num != fresh.device_num:
+            raise DataError(
+                f"{run_folder}: was started on {progress.device_num} device(s), not "
+                f"{fresh.device_num}; resume on as many"
             )
         if progress.epoch >= config.epochs:
             raise UsageError(
@@ -116,6 +162,48 @@ def open_run(
     return progress
 
 
+@contextmanager
+def opened_run(
+    run_folder: str | Path | None,
+    config: EasyDict,
+    network: nn.Cell,
+    training_cell: nn.Cell,
+    fresh: Progress,
+    ranks: Ranks,
+) -> Iterator[tuple[Path | None, Progress]]:
+    """The run's folder, held while it is trained, and how far it is; the first rank sees to both.
+
+    Weights, optimizer and progress are the first rank's on every rank from then on, so that only
+    its machine needs the run's files.
+
+    Args:
+        run_folder: of a run to go on with; None: a new one.
+        config, network, training_cell, fresh: see `resumed`.
+        ranks: of this training.
+
+    Yields:
+        The folder, None on all ranks but the first, and the progress.
+
+    Raises:
+        DataError: the ranks were given different cases; see also `resumed`.
+    """
+    if ranks.is_first:
+        is_new = run_folder is None
+        run_folder = new_run_folder(config) if is_new else Path(run_folder)
+    with held(run_folder) if ranks.is_first else nullcontext():
+        progress = fresh
+        if ranks.is_first and not is_new:
+            progress = resumed(run_folder, config, network, training_cell, fresh)
+        progress = Progress(**json.loads(ranks.text_from_first(json.dumps(progress.numbers()))))
+        if progress.case_ids != fresh.case_ids:
+            raise DataError(
+                f"rank {ranks.rank} was given other training cases than rank 0; "
+                "give every host the same split and data"
+            )
+        ranks.copy_from_first(training_cell.get_parameters())
+        yield run_folder if ranks.is_first else None, progress
+
+
 def train(
     config: EasyDict,
     device_target: str,
@@ -124,7 +212,8 @@ def train(
     val_split: str | Path | None = None,
     run_folder: str | Path | None = None,
     callbacks: Sequence[ms.Callback] = (),
-) -> Path:
+    ranks: Ranks = Ranks(),  # noqa: B008, it is frozen
+) -> Path | None:
     """Trains a V-Net; all that comes of it lies in the run's folder.
 
     Args:
@@ -135,55 +224,58 @@ def train(
         val_split: those of the validation cases; None: no validation, no `best.ckpt`.
         run_folder: a run to go on with; None: a new one.
         callbacks: called after the run's own.
+        ranks: from `src.device.start_communication`, where several devices train together. Each
+            takes its part of every step and of the validation cases; the first writes the run.
 
     Returns:
-        The run's folder.
+        The run's folder, None on all ranks but the first.
 
     Raises:
-        UsageError: a precision that the device has not.
+        UsageError: a precision or a batch norm that the device has not.
         DataError: a file is at fault, memory is too small, or the loss became NaN.
     """
+    if config.sync_batch_norm and device_target != "Ascend":
+        raise UsageError(
+            f"sync_batch_norm=True: MindSpore has it on Ascend, not on {device_target}"
+        )
     cases = split_cases(data_path, train_split, "train", config.fold)
     val_cases = split_cases(data_path, val_split, "val", config.fold) if val_split else []
     shared = {case.case_id for case in cases} & {case.case_id for case in val_cases}
     if shared:
         print(f"note: {len(shared)} validation case(s) are also trained on, {min(shared)} for one")
     ms.set_seed(config.seed)
-    network = accelerated(create_vnet(config), config, device_target)
+    network = create_vnet(config, sync_batch_norm=config.sync_batch_norm and ranks.count > 1)
+    network = accelerated(network, config, device_target)
     if device_target == "CPU":
         check_training_fits(config, network)
-    for case in val_cases:
+    for case in ranks.share(val_cases):
         read_case(case)  # a broken file stops the run now, not after the first epochs
     volumes = load_training_volumes(cases, config)
-    samples = TrainingSamples(volumes, config, network.dropout_channels)
+    samples = TrainingSamples(volumes, config, network.dropout_channels, ranks.count)
     rates = learning_rates(
         config.lr, samples.steps * config.epochs, config.warmup_step, config.warmup_ratio
     )
     optimizer = create_optimizer(network, config, rates)
     training_cell = create_training_cell(network, optimizer, config, device_target)
 
-    case_ids = [case.case_id for case in cases]
-    is_new = run_folder is None
-    run_folder = new_run_folder(config) if is_new else Path(run_folder)
-    with held(run_folder):
-        progress = (
-            Progress(case_ids=case_ids)
-            if is_new
-            else open_run(run_folder, config, network, training_cell, case_ids)
-        )
-        run_callbacks = [EpochLog(progress, rates, samples, run_folder)]
+    fresh = Progress(case_ids=[case.case_id for case in cases], device_num=ranks.count)
+    with opened_run(run_folder, config, network, training_cell, fresh, ranks) as opened:
+        run_folder, progress = opened
+        run_callbacks = [EpochLog(progress, rates, samples, run_folder, ranks)]
+        run_callbacks.append(AverageStatistics(network, ranks))
         if val_cases:
-            score = partial(mean_dice, network, val_cases, config)
+            score = partial(mean_dice, network, val_cases, config, ranks)
             run_callbacks.append(Validation(progress, network, score, run_folder, config))
-        run_callbacks.append(RunRecorder(progress, network, training_cell, run_folder, config))
+        if ranks.is_first:
+            run_callbacks.append(RunRecorder(progress, network, training_cell, run_folder, config))
         if val_cases and config.early_stop:
             run_callbacks.append(EarlyStop(progress, config.early_stop))
 
-        print(f"run: {run_folder}")
+        print(f"run: {run_folder}" if ranks.is_first else f"run: rank {ranks.rank} of one")
         print(f"============== Starting Training fold {config.fold} ==============", flush=True)
         ms.Model(training_cell).train(
             config.epochs,
-            create_dataset(samples, progress.epoch, workers=worker_count(config)),
+            create_dataset(samples, progress.epoch, ranks.rank, worker_count(config)),
             callbacks=[*run_callbacks, *callbacks],
             dataset_sink_mode=sinks_dataset(config, device_target),
             initial_epoch=progress.epoch,

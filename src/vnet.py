@@ -84,11 +84,26 @@ def check_volume_shape(shape):
         )
 
 
+class SyncBatchNorm3d(nn.Cell):
+    """Batch norm over the batches of all devices, with the parameter names of `nn.BatchNorm3d`.
+
+    MindSpore's takes images, so Y and Z become one axis for it; only Ascend has it.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.bn2d = nn.SyncBatchNorm(channels)
+
+    def construct(self, x):
+        return self.bn2d(x.reshape(x.shape[:3] + (-1,))).reshape(x.shape)
+
+
 class LayerFactory(NamedTuple):
     """Makes what follows the convolutions of one network, see `VNet`."""
 
     activation: str
     batch_norm: bool
+    sync_batch_norm: bool
     activation_before_sum: bool
 
     def act(self, channels: int) -> nn.Cell:
@@ -97,7 +112,9 @@ class LayerFactory(NamedTuple):
 
     def norm(self, channels: int) -> nn.Cell:
         """Batch norm, or nothing."""
-        return nn.BatchNorm3d(channels) if self.batch_norm else nn.Identity()
+        if not self.batch_norm:
+            return nn.Identity()
+        return (SyncBatchNorm3d if self.sync_batch_norm else nn.BatchNorm3d)(channels)
 
     def units(self, depth: int, channels: int, bias: bool) -> nn.Cell:
         """The convolutions of a residual block; a single one stands bare, as the zoo names it."""
@@ -285,6 +302,7 @@ class VNet(nn.Cell):
         decoder_depths: those of the four stages up, deepest first.
         activation: "elu" or "prelu".
         batch_norm: batch norm after every convolution but the last.
+        sync_batch_norm: its statistics are those of all devices that train together.
         activation_before_sum: whether a residual block's last convolution has its own activation,
             besides the one that follows the sum.
         encoder_bias: bias of the encoder's convolutions and of the head's unit.
@@ -314,6 +332,7 @@ class VNet(nn.Cell):
         decoder_depths: tuple[int, ...],
         activation: str,
         batch_norm: bool,
+        sync_batch_norm: bool = False,
         activation_before_sum: bool,
         encoder_bias: bool,
         decoder_bias: bool,
@@ -327,7 +346,7 @@ class VNet(nn.Cell):
         super().__init__()
         if encoder_depths[0] != 1:
             raise ValueError(f"the input stage has 1 convolution, got {encoder_depths[0]}")
-        layers = LayerFactory(activation, batch_norm, activation_before_sum)
+        layers = LayerFactory(activation, batch_norm, sync_batch_norm, activation_before_sum)
         channels = [width * 2**level for level in range(5)]
         self.in_tr = InputStage(width, encoder_bias, layers)
         self.down_stages = tuple(
@@ -371,6 +390,6 @@ class VNet(nn.Cell):
         return self.out_tr(x)
 
 
-def create_vnet(config: EasyDict) -> VNet:
+def create_vnet(config: EasyDict, sync_batch_norm: bool = False) -> VNet:
     """The network that a configuration names (`variant`, `width`)."""
-    return VNet(width=config.width, **VARIANTS[config.variant])
+    return VNet(config.width, sync_batch_norm=sync_batch_norm, **VARIANTS[config.variant])

@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from src.config import (
     RULES,
     config_of_checkpoint,
     config_path_of,
+    keeping,
     load_config,
     overridden,
     save_config,
@@ -31,6 +33,8 @@ EFFECTS = {
     "normDir": "test_data_manager.py::test_network_grid_lies_about_the_images_centre",
     "dstRes": "test_data_manager.py::test_network_grid_lies_about_the_images_centre",
     "VolSize": "test_data_manager.py::test_network_grid_lies_about_the_images_centre",
+    "accumulate_steps": "test_training.py::test_accumulated_batches_make_one_step",
+    "sync_batch_norm": "test_training.py::test_synchronised_batch_norm_has_the_same_parameters",
     "batch_size": "test_dataset.py::test_each_epoch_takes_every_case_once_up_to_padding",
     "epochs": "test_training.py::test_a_run_leaves_what_the_readme_says",
     "lr": "test_training.py::test_history_holds_every_epoch",
@@ -183,7 +187,7 @@ WRONG = [
     *[(f"{key}={value}", f"{key} is {value}, expected") for key, value in [
         ("dropout", 1.0), ("dropout", -0.1), ("momentum", 1.0), ("momentum", -0.1),
         ("threshold", 1.0), ("threshold", -0.1), ("warmup_ratio", 1.1), ("warmup_ratio", -0.1),
-        ("batch_size", 0), ("epochs", 0), ("width", 0), ("val_interval", 0),
+        ("batch_size", 0), ("accumulate_steps", 0), ("epochs", 0), ("width", 0), ("val_interval", 0),
         ("save_interval", 0), ("keep_checkpoint_max", 0),
         ("fold", -1), ("weight_decay", -0.1), ("warmup_step", -1), ("seed", -1),
         ("num_workers", -1), ("early_stop", -1), ("lr", 0.0), ("lr", -0.1), ("loss_scale", 0.0),
@@ -374,10 +378,26 @@ def test_what_the_weights_fix_cannot_be_overridden(run_folder, item):
     with pytest.raises(UsageError) as error:
         config_of_checkpoint(run_folder / "ckpt" / "best.ckpt", [item])
     message = str(error.value)
-    assert f"--set {key}={value}: trained with" in message
-    assert str(run_folder / "config.json") in message and "leave it out" in message
+    has = {"width": "width=4", "variant": "variant=paper"}[key]
+    assert message == f"--set {key}={value}: {run_folder / 'config.json'} has {has}; leave it out"
     same = config_of_checkpoint(run_folder / "ckpt" / "best.ckpt", ["width=4", "variant=paper"])
     assert same.width == 4
+
+
+def test_some_keys_of_a_saved_configuration_stay(tmp_path):
+    saved = overridden(vnet_cfg, ["VolSize=32,32,16", "threshold=0.3"])
+    keep = partial(keeping, ("VolSize", "normDir"), saved, tmp_path / "vnet.json")
+    assert keep([]) == saved
+    changed = keep(["threshold=0.6", "VolSize=32,32,16", "normDir=false"])
+    assert changed == overridden(saved, ["threshold=0.6"])
+    assert saved.threshold == 0.3  # the saved one is not touched
+    for item, has in (("VolSize=32,32,32", [32, 32, 16]), ("normDir=true", False)):
+        key = item.partition("=")[0]
+        with pytest.raises(UsageError) as error:
+            keep(["threshold=0.6", item])
+        assert f"{tmp_path / 'vnet.json'} has {key}={has}; leave it out" in str(error.value)
+    with pytest.raises(UsageError, match="did you mean 'threshold'"):
+        keep(["treshold=0.6"])
 
 
 def test_a_broken_config_near_a_checkpoint_is_no_reason_to_guess(run_folder):

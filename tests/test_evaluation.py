@@ -16,7 +16,7 @@ from src.checkpoint import save_weights
 from src.config import overridden, save_config, vnet_cfg
 from src.data_manager import find_cases, read_case, write_volume
 from src.errors import DataError
-from src.evaluation import evaluate, find_images, load_network, mean_dice, predict
+from src.evaluation import evaluate, evaluate_masks, find_images, load_network, mean_dice, predict
 from src.fast_conv3d.network import FastVNet
 from src.output_folder import MANIFEST, claim
 from src.predictor import segment
@@ -176,6 +176,50 @@ def test_prediction_options_reach_the_masks(data, config, small_config, results,
     evaluate(sloping, cases, other, {})
     changed = array_of(results / "Case0_test.mhd")
     assert (changed.sum() < plain.sum()) if "threshold" in key else (changed.sum() > plain.sum())
+
+
+def test_masks_from_elsewhere_are_evaluated_alike(data, results, config, capsys):
+    """Whatever makes the masks is asked once per case, with the case and its image."""
+
+    def partly(batch):
+        probability = bright(batch).asnumpy()
+        probability[:, :14] = 0
+        return ms.Tensor(probability)
+
+    cases = find_cases(data, ["Case1", "Case0"])
+    rows = evaluate(partly, cases, config, {"checkpoint": "best.ckpt"})
+    assert all(0.5 < row["dice"] < 0.99 for row in rows)
+    printed = capsys.readouterr().out
+    asked = []
+
+    def segmented(case, image):
+        asked.append(case)
+        np.testing.assert_array_equal(
+            sitk.GetArrayFromImage(image), sitk.GetArrayFromImage(read_case(case)[0])
+        )
+        return sitk.ReadImage(str(results / f"{case.case_id}_test.mhd"))
+
+    other = results.with_name("other")
+    changed = overridden(config, [f"dirPredictionImage={other}"])
+    assert evaluate_masks(segmented, cases, changed, {"model": "vnet.mindir"}) == rows
+    assert asked == cases
+    assert names_in(other) == names_in(results)
+    report = json.loads((other / "metrics.json").read_text())
+    assert report["model"] == "vnet.mindir" and "checkpoint" not in report
+    assert report["configuration"] == changed
+    for name in names_in(other):
+        if name.endswith((".zraw", ".csv", ".png")):
+            assert (other / name).read_bytes() == (results / name).read_bytes()
+    assert capsys.readouterr().out == printed.replace(str(results), str(other))
+
+
+def test_nobody_is_asked_for_masks_where_a_case_is_broken(data, results, config):
+    cases = find_cases(data, ["Case1", "Case0"])
+    path = data / "img" / "Case0.raw"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(DataError, match=r"Case0\.raw: truncated"):
+        evaluate_masks(lambda case, image: pytest.fail("asked"), cases, config, {})
+    assert not results.exists()
 
 
 # Which images -----------------------------------------------------------------------------------

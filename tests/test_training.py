@@ -13,6 +13,7 @@ import mindspore as ms
 import numpy as np
 import pandas as pd
 import pytest
+from mindspore import nn
 
 from src import checkpoint
 from src.callbacks import EpochLog, Progress
@@ -395,6 +396,56 @@ def test_weight_decay_is_l2_on_convolution_weights_alone():
         expected = before[name] - 0.1 * (1e-3 + decay)
         np.testing.assert_allclose(after[name], expected, atol=1e-6, err_msg=name)
     assert any(name.endswith("gamma") for name in before)
+
+
+def test_accumulated_batches_make_one_step(data):
+    """Without batch norm and dropout, two batches of 2 are what one batch of 4 is."""
+    histories, weights = [], []
+    for size, count in ((2, 2), (4, 1)):
+        config = small("variant=paper", f"batch_size={size}", f"accumulate_steps={count}")
+        folder = run(data, config)
+        table = pd.read_csv(folder / "history.csv").drop(columns="epoch_time_s")
+        assert table["step"].tolist() == [2, 4, 6, 8]  # five cases in steps of four
+        assert (folder / "ckpt" / "checkpoint_vnet-4_2.ckpt").is_file()
+        histories.append(table)
+        weights.append(ms.load_checkpoint(str(folder / "ckpt" / checkpoint.LAST)))
+        state = ms.load_checkpoint(str(folder / "ckpt" / checkpoint.STATE))
+        assert state["global_step"].asnumpy() == 8
+        assert not any(name.startswith(checkpoint.ACCUMULATED) for name in state)
+    pd.testing.assert_frame_equal(*histories, rtol=1e-4)
+    assert weights[0].keys() == weights[1].keys()
+    for name, value in weights[0].items():
+        # Adam divides by the gradient's size, so rounding moves a step of a near-zero gradient.
+        np.testing.assert_allclose(value.asnumpy(), weights[1][name].asnumpy(), atol=2e-3)
+
+
+def test_accumulation_needs_float32():
+    config = small("accumulate_steps=2", "precision=mixed")
+    network = create_vnet(config)
+    optimizer = create_optimizer(network, config, np.full(3, 0.1, np.float32))
+    with pytest.raises(UsageError, match="accumulate_steps above 1 needs float32"):
+        create_training_cell(network, optimizer, config, "Ascend")
+
+
+def test_synchronised_batch_norm_has_the_same_parameters(data, monkeypatch):
+    """MindSpore runs it on Ascend only: names and shapes here, and that others are told."""
+
+    class OnImages(nn.BatchNorm2d):
+        """In its place, as it takes images and is used by a training."""
+
+    monkeypatch.setattr(nn, "SyncBatchNorm", OnImages)
+    plain, synced = (create_vnet(small(), sync_batch_norm=flag) for flag in (False, True))
+    shapes = [{p.name: p.shape for p in network.get_parameters()} for network in (plain, synced)]
+    assert shapes[0] == shapes[1]
+    norms = sum(isinstance(cell, OnImages) for _, cell in synced.cells_and_names())
+    assert norms == sum(name.endswith("moving_mean") for name in shapes[0])
+    for mine, other in zip(synced.get_parameters(), plain.get_parameters(), strict=True):
+        mine.set_data(other.value())
+    volume = ms.Tensor(np.random.default_rng(0).normal(size=(1, 1, 16, 16, 32)).astype(np.float32))
+    answers = [network.set_train(False)(volume).asnumpy() for network in (plain, synced)]
+    np.testing.assert_allclose(*answers, atol=1e-6)
+    with pytest.raises(UsageError, match="sync_batch_norm=True: MindSpore has it on Ascend"):
+        run(data, small("sync_batch_norm=true"))
 
 
 def test_mixed_precision_brings_a_loss_scale():

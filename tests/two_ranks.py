@@ -1,0 +1,132 @@
+"""What each of two ranks does for tests/test_ranks.py, under msrun: `python two_ranks.py FOLDER`.
+
+Leaves FOLDER/rank_N.npz with what it computed, and the first rank's runs in FOLDER/results.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+from golden import seeded
+
+from src.callbacks import AverageStatistics
+from src.config import overridden, vnet_cfg
+from src.device import start_communication, start_device
+from src.training import LossCell, train
+from src.vnet import create_vnet
+
+SETTINGS = [
+    *("width=2", "VolSize=16,16,16", "dstRes=2.5,2.5,2.5", "batch_size=1", "cache_dir=off"),
+    *("epochs=2", "warmup_step=2", "val_interval=2"),
+]
+
+
+class EndAfter(ms.Callback):
+    """Ends a training as a crash between two epochs would."""
+
+    def __init__(self, epoch):
+        super().__init__()
+        self.epoch = epoch
+
+    def on_train_epoch_end(self, run_context):
+        if run_context.original_args().cur_epoch_num == self.epoch:
+            raise KeyboardInterrupt
+
+
+class Weights(ms.Callback):
+    """Keeps the weights of a training, as they are at its end."""
+
+    def on_train_end(self, run_context):
+        cell = run_context.original_args().train_network
+        self.values = {p.name: p.asnumpy().copy() for p in cell.get_parameters()}
+
+
+def config_of(*overrides):
+    return overridden(vnet_cfg, [*SETTINGS, *overrides])
+
+
+def seeded_network(config):
+    """The network with weights that depend on their names alone."""
+    network = create_vnet(config)
+    for parameter in network.get_parameters():
+        parameter.set_data(ms.Tensor(seeded.parameter(parameter.name, parameter.shape)))
+    return network
+
+
+def batch_of(network, rank):
+    """Image, mask and dropout factors of one rank's step."""
+    random = np.random.default_rng(rank)
+    keep = np.where(random.random((1, network.dropout_channels)) < 0.5, 0, 2)
+    image = random.normal(size=(1, 1, 16, 16, 16))
+    mask = random.random((1, 16, 16, 16)) < 0.3
+    return [ms.Tensor(array.astype(np.float32)) for array in (image, mask, keep)]
+
+
+def gradients_of(network, batch):
+    """Mean gradient over the ranks, name -> array, before any update."""
+    rates = ms.nn.SGD(network.trainable_params(), 0.0)
+    step = ms.nn.TrainOneStepCell(LossCell(network), rates, return_grad=True).set_train()
+    _, gradients = step(*batch)
+    return {name: gradient.asnumpy() for name, gradient in gradients.items()}
+
+
+def watch_statistics():
+    """Batch norm's statistics of this rank alone, as they were before each averaging."""
+    before, average = {}, AverageStatistics.on_train_epoch_end
+
+    def watched(self, run_context):
+        before.update({p.name: p.asnumpy().copy() for p in self.statistics})
+        average(self, run_context)
+
+    AverageStatistics.on_train_epoch_end = watched
+    return before
+
+
+def main():
+    folder = Path(sys.argv[1])
+    os.chdir(folder)
+    start_device("CPU")
+    ranks = start_communication(2)
+    found = {"rank": ranks.rank, "count": ranks.count}
+
+    found["sum"] = ranks.sum(np.array([1.5, ranks.rank]))
+    found["mean"] = ranks.mean(3.0 + ranks.rank)
+    found["gather"] = ranks.gather([10.0 * item for item in ranks.share(range(5))], 5)
+    found["text"] = ranks.text_from_first("größer {}" if ranks.is_first else None)
+    pair = [ms.Parameter(ms.Tensor(np.full(3, 0.1 + ranks.rank, np.float32)), name="a")]
+    pair.append(ms.Parameter(ms.Tensor(7 + ranks.rank, ms.int32), name="b"))
+    ranks.copy_from_first(pair)
+    found["copied"], found["copied_int"] = (parameter.asnumpy().copy() for parameter in pair)
+    pair[0].set_data(ms.Tensor(np.full(3, 1.0 + ranks.rank, np.float32)))
+    ranks.average(pair[:1])
+    found["averaged"] = pair[0].asnumpy().copy()
+
+    network = seeded_network(config_of())
+    gradients = gradients_of(network, batch_of(network, ranks.rank))
+    found |= {f"gradient {name}": value for name, value in gradients.items()}
+
+    before = watch_statistics()
+    for name, overrides in {"zoo": [], "paper": ["variant=paper", "lr=0.01"]}.items():
+        weights = Weights()
+        config = config_of(*overrides, f"dirResult=results/{name}")
+        run = train(config, "CPU", "data", "train.csv", "val.csv", None, [weights], ranks)
+        assert (run is None) != ranks.is_first
+        found |= {f"{name} {key}": value for key, value in weights.values.items()}
+        found |= {f"{name} own {key}": value for key, value in before.items()}
+        before.clear()
+
+    config = config_of("dirResult=results/resumed")
+    try:
+        train(config, "CPU", "data", "train.csv", "val.csv", None, [EndAfter(1)], ranks)
+    except KeyboardInterrupt:
+        (run,) = Path("results/resumed").glob("vnet.*") if ranks.is_first else [None]
+    weights = Weights()
+    train(config, "CPU", "data", "train.csv", "val.csv", run, [weights], ranks)
+    found |= {f"resumed {key}": value for key, value in weights.values.items()}
+    np.savez(folder / f"rank_{ranks.rank}.npz", **found)
+
+
+if __name__ == "__main__":
+    main()
