@@ -11,9 +11,9 @@ fail() { # fail EXIT_CODE MESSAGE
 
 # ---------------------------------------------------------------------------- launchers
 
-# check_arguments "NAME ..." ENTRY_POINT "$@": the names say what each argument has to be.
+# check_arguments "NAME ..." OPTIONAL "$@": the names say what each argument has to be.
 check_arguments() {
-  local names usage="usage: bash scripts/${0##*/} $1 [further arguments for $2]"
+  local names usage="usage: bash scripts/${0##*/} $1 [$2]"
   read -ra names <<<"$1"
   shift 2
   if [[ ${1:-} == -h || ${1:-} == --help ]]; then
@@ -30,8 +30,8 @@ check_arguments() {
       DEVICE_ID) [[ $1 =~ ^[0-9]+$ ]] || fail 2 "DEVICE_ID '$1' is not a number ($usage)" ;;
       RANDOM) [[ $1 == [01] ]] || fail 2 "RANDOM '$1' is neither 0 nor 1 ($usage)" ;;
       DATA_PATH) [[ -d $1 && -r $1 ]] || fail 2 "$name '$1' is not a readable folder ($usage)" ;;
-      CKPT_PATH) [[ -f $1 && -r $1 ]] || fail 2 "$name '$1' is not a readable file ($usage)" ;;
-      *_SPLIT_FILE_PATH) # or the folder of the folds' files
+      CKPT_PATH | MINDIR_PATH) [[ -f $1 && -r $1 ]] || fail 2 "$name '$1' is not a readable file ($usage)" ;;
+      *SPLIT_FILE_PATH) # or the folder of the folds' files
         [[ -r $1 ]] || fail 2 "$name '$1' is not a readable file or folder ($usage)"
         ;;
     esac
@@ -128,7 +128,7 @@ launch() {
 train_standalone() { # train_standalone DEFAULT_DEVICE_TARGET LOG "$@"
   local default=$1 log=$2 target resume=()
   shift 2
-  check_arguments "DEVICE_ID DATA_PATH TRAIN_SPLIT_FILE_PATH" train.py "$@"
+  check_arguments "DEVICE_ID DATA_PATH TRAIN_SPLIT_FILE_PATH" "further arguments for train.py" "$@"
   target=$(device_target "$default")
   [[ ${RESUME:-0} != 1 ]] || resume=(--resume)
   launch "$log" "$1" train.py --device_target "$target" --device_id "$1" --data_path "$2" \
@@ -138,7 +138,7 @@ train_standalone() { # train_standalone DEFAULT_DEVICE_TARGET LOG "$@"
 evaluate() { # evaluate DEFAULT_DEVICE_TARGET LOG "$@"
   local default=$1 log=$2 target
   shift 2
-  check_arguments "DEVICE_ID CKPT_PATH DATA_PATH EVAL_SPLIT_FILE_PATH" eval.py "$@"
+  check_arguments "DEVICE_ID CKPT_PATH DATA_PATH EVAL_SPLIT_FILE_PATH" "further arguments for eval.py" "$@"
   target=$(device_target "$default")
   launch "$log" "$1" eval.py --device_target "$target" --dev_id "$1" --ckpt_path "$2" \
     --data_path "$3" --eval_split_file_path "$4" "${@:5}"

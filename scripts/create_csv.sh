@@ -3,6 +3,6 @@
 #   bash scripts/create_csv.sh OUT_PATH RANDOM [further arguments for create_csv.py]
 # shellcheck source=scripts/common.sh
 source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
-check_arguments "OUT_PATH RANDOM" create_csv.py "$@"
+check_arguments "OUT_PATH RANDOM" "further arguments for create_csv.py" "$@"
 python=$(find_python)
 exec "$python" "$ROOT/create_csv.py" --out_path "$1" --random "$2" "${@:3}"

@@ -32,6 +32,18 @@ def add_set_argument(parser: ArgumentParser) -> None:
     )
 
 
+def add_model_arguments(parser: ArgumentParser) -> None:
+    """What preprocess.py and postprocess.py both need: the cases, and the model for them."""
+    parser.add_argument("--data_path", default="./promise", help="folder with img/ and gt/")
+    parser.add_argument("--split_file_path", default="./split/eval.csv")
+    parser.add_argument(
+        "--mindir_path",
+        default="./vnet.mindir",
+        help="exported model, whose .json beside it says how volumes are prepared",
+    )
+    add_set_argument(parser)
+
+
 def run(main: Callable[[], None]) -> None:
     """Runs an entry point: its errors become one line and an exit code, 2 for usage and 1 else."""
     try:

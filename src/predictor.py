@@ -16,30 +16,41 @@ def left_right_axis(grid: sitk.Image) -> int:
     return int(np.argmax(left_of_axes))
 
 
-def foreground_probability(
-    network: nn.Cell, volume: np.ndarray, flip_axis: int | None = None
-) -> np.ndarray:
+def network_inputs(image: sitk.Image, config: EasyDict) -> list[np.ndarray]:
+    """What the network is asked about one image.
+
+    Args:
+        image: float32, from `src.data_manager.read_image`.
+        config: network grid, `flip_average`.
+
+    Returns:
+        The volume on the network grid, (X, Y, Z) float32; with `flip_average` its mirror image too.
+    """
+    volume = image_to_network_grid(image, config)
+    if not config.flip_average:
+        return [volume]
+    return [volume, np.flip(volume, left_right_axis(network_grid(image, config)))]
+
+
+def foreground_probability(network: nn.Cell, volume: np.ndarray) -> np.ndarray:
     """The network's answer to one volume.
 
     Args:
         network: a `VNet` in evaluation mode, `set_train(False)`.
-        volume: (X, Y, Z) float32 on the network grid.
-        flip_axis: average over the volume and its mirror image along this axis (test-time
-            augmentation); None: the volume alone.
+        volume: (X, Y, Z) on the network grid.
 
     Returns:
         (X, Y, Z) float32 in 0..1.
     """
+    batch = np.ascontiguousarray(volume[None, None], dtype=np.float32)
+    return network(ms.Tensor(batch)).asnumpy()[0]
 
-    def run(array):
-        batch = np.ascontiguousarray(array[None, None], dtype=np.float32)
-        return network(ms.Tensor(batch)).asnumpy()[0]
 
-    probability = run(volume)
-    if flip_axis is not None:
-        mirrored = np.flip(run(np.flip(volume, flip_axis)), flip_axis)
-        probability = (probability + mirrored) / 2
-    return probability
+def average_over_flip(outputs: list[np.ndarray], axis: int) -> np.ndarray:
+    """Mean of the answers to a volume and to its mirror image along `axis` (test-time
+    augmentation), each (X, Y, Z)."""
+    straight, mirrored = outputs
+    return (straight + np.flip(mirrored, axis)) / 2
 
 
 def largest_component(mask: np.ndarray) -> np.ndarray:
@@ -70,20 +81,28 @@ def mask_of_probability(probability: sitk.Image, threshold: float = 0.5) -> sitk
     return mask
 
 
-def segment(network: nn.Cell, image: sitk.Image, config: EasyDict) -> tuple[sitk.Image, sitk.Image]:
-    """One case from its image to its mask, on the image's own grid.
+def segment_outputs(
+    outputs: list[np.ndarray], image: sitk.Image, config: EasyDict
+) -> tuple[sitk.Image, sitk.Image]:
+    """One case from the network's answers to its mask, on the image's own grid.
 
     Args:
-        network: a `VNet` in evaluation mode.
-        image: float32, from `src.data_manager.read_image`.
+        outputs: answers to `network_inputs(image, config)`, each (X, Y, Z) float32 in 0..1.
+        image: the case's image.
         config: network grid, `threshold`, `flip_average`.
 
     Returns:
         Mask (uint8) and probability (float32), with the geometry of `image`.
     """
-    volume = image_to_network_grid(image, config)
-    flip_axis = left_right_axis(network_grid(image, config)) if config.flip_average else None
-    probability = probability_to_case_grid(
-        foreground_probability(network, volume, flip_axis), image, config
-    )
+    if config.flip_average:
+        axis = left_right_axis(network_grid(image, config))
+        outputs = [average_over_flip(outputs, axis)]
+    probability = probability_to_case_grid(outputs[0], image, config)
     return mask_of_probability(probability, config.threshold), probability
+
+
+def segment(network: nn.Cell, image: sitk.Image, config: EasyDict) -> tuple[sitk.Image, sitk.Image]:
+    """One case from its image to its mask: `network_inputs`, the network, `segment_outputs`."""
+    volumes = network_inputs(image, config)
+    outputs = [foreground_probability(network, volume) for volume in volumes]
+    return segment_outputs(outputs, image, config)

@@ -7,7 +7,7 @@ import pytest
 
 import eval as eval_entry
 import predict as predict_entry
-from src.cli import add_device_arguments, add_set_argument, run
+from src.cli import add_device_arguments, add_model_arguments, add_set_argument, run
 from src.errors import DataError, UsageError
 
 
@@ -62,6 +62,22 @@ def test_device_and_set_arguments():
     )
     assert (args.device_target, args.dev_id) == ("CPU", 3)
     assert args.overrides == ["lr=0.1", "fold=2"]
+
+
+def test_model_arguments():
+    parser = argparse.ArgumentParser()
+    add_model_arguments(parser)
+    args = parser.parse_args([])
+    assert (args.data_path, args.split_file_path) == ("./promise", "./split/eval.csv")  # the zoo's
+    assert (args.mindir_path, args.overrides) == ("./vnet.mindir", [])
+    words = "--data_path d --split_file_path s.csv --mindir_path m.mindir --set fold=2 --set lr=1"
+    args = parser.parse_args(words.split())
+    assert vars(args) == {
+        "data_path": "d",
+        "split_file_path": "s.csv",
+        "mindir_path": "m.mindir",
+        "overrides": ["fold=2", "lr=1"],
+    }
 
 
 EVAL = ["--device_target", "CPU", "--ckpt_path", "a.ckpt"]

@@ -1,5 +1,6 @@
 """What users do wrong at the command line: one line, the right exit code, nothing left behind."""
 
+import json
 import runpy
 import shutil
 import sys
@@ -11,6 +12,7 @@ import SimpleITK as sitk
 
 from src.checkpoint import save_weights
 from src.config import overridden, save_config, vnet_cfg
+from src.model_description import describe, sha256_of
 from src.vnet import create_vnet
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -18,11 +20,15 @@ SMALL = "--set VolSize=16,16,16 --set dstRes=4,4,4 --set width=2 --set cache_dir
 TRAIN = f"train.py --device_target CPU --data_path data --train_split_file_path train.csv {SMALL}"
 EVAL = "eval.py --device_target CPU --data_path data --eval_split_file_path val.csv"
 PREDICT = "predict.py --device_target CPU --output_path masks"
+EXPORT = "export.py --device_target CPU --ckpt_file run/best.ckpt --file_name out/vnet"
+PREPROCESS = "preprocess.py --data_path data --split_file_path val.csv --mindir_path vnet.mindir"
+POSTPROCESS = PREPROCESS.replace("pre", "post") + " --result_path answers"
 
 
 @pytest.fixture(scope="module")
 def healthy(tmp_path_factory, write_case):
-    """A folder with three good cases, their splits, and a checkpoint with its configuration."""
+    """Three good cases, their splits, a checkpoint with its configuration, and what an export and
+    the C++ program would have left."""
     folder = tmp_path_factory.mktemp("healthy")
     for number in range(3):
         write_case(folder / "data", f"Case0{number}", suffix=".mha", seed=number)
@@ -32,6 +38,14 @@ def healthy(tmp_path_factory, write_case):
     config = overridden(vnet_cfg, ["VolSize=16,16,16", "dstRes=4,4,4", "width=2"])
     save_config(config, folder / "run" / "config.json")
     save_weights(create_vnet(config), folder / "run" / "best.ckpt")
+    model = folder / "vnet.mindir"
+    model.write_bytes(b"model")
+    files = {model.name: {"sha256": sha256_of(model), "checkpoint_sha256": "0"}}
+    model.with_suffix(".json").write_text(json.dumps(describe(config, 1, files)))
+    (folder / "answers").mkdir()
+    for number in range(3):
+        answer = np.full((16, 16, 16), 0.9, "<f4")
+        (folder / "answers" / f"Case0{number}_0.bin").write_bytes(answer.tobytes())
     return folder
 
 
@@ -105,6 +119,40 @@ def test_a_training_refuses_bad_data(fault, case_folder, monkeypatch, capfd):
     assert sorted(case_folder.rglob("*")) == before, "nothing may be left behind"
 
 
+OF_MASKS = ("other size", "other geometry", "foreign labels")  # which preprocess.py does not read
+
+
+@pytest.mark.parametrize(
+    ("command", "fault"),
+    [(PREPROCESS, fault) for fault in SPOILED if fault not in OF_MASKS]
+    + [(POSTPROCESS, fault) for fault in SPOILED],
+)
+def test_the_way_through_the_program_refuses_bad_data(
+    command, fault, case_folder, monkeypatch, capfd
+):
+    spoil, named = SPOILED[fault]
+    spoil()
+    before = sorted(case_folder.rglob("*"))
+    code, line = call(command.replace("val.csv", "train.csv"), monkeypatch, capfd)
+    assert code == 1
+    assert line.startswith("error: ") and named in line
+    assert sorted(case_folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize("command", [PREPROCESS, POSTPROCESS])
+@pytest.mark.parametrize("name", ["vnet.mindir", "vnet.json"])
+@pytest.mark.parametrize("spoil", [Path.unlink, lambda path: path.write_text("{}")])
+def test_a_model_and_its_description_must_fit(
+    command, name, spoil, case_folder, monkeypatch, capfd
+):
+    spoil(case_folder / name)
+    before = sorted(case_folder.rglob("*"))
+    code, line = call(command, monkeypatch, capfd)
+    assert (code, "python export.py" in line) == (1, True), line
+    assert "vnet.json: " in line or "vnet.mindir: no such model" in line
+    assert sorted(case_folder.rglob("*")) == before
+
+
 @pytest.mark.parametrize("command", [TRAIN, EVAL + " --ckpt_path run/best.ckpt"])
 def test_a_broken_validation_case_is_found_before_anything_runs(
     command, case_folder, monkeypatch, capfd
@@ -142,6 +190,36 @@ def test_a_broken_validation_case_is_found_before_anything_runs(
         (EVAL + " --ckpt_path run/best.ckpt --set dirPredictionImage=val.csv", 1, "val.csv"),
         (PREDICT + " --ckpt_path run/best.ckpt --input absent.mhd", 1, "absent.mhd"),
         (PREDICT + " --ckpt_path run/best.ckpt --input run", 1, "run"),
+        (EXPORT.replace("--ckpt_file run/best.ckpt", ""), 2, "--ckpt_file"),
+        (EXPORT.replace("CPU", "TPU"), 2, "TPU"),
+        (EXPORT.replace("CPU", "Ascend"), 1, "device Ascend is not available"),
+        (EXPORT + " --file_format TFLITE", 2, "TFLITE"),
+        (EXPORT + " --file_format AIR", 2, "AIR is written on Ascend only"),
+        (EXPORT + " --file_format ONNX --conv2d", 2, "--conv2d: not for"),
+        (EXPORT + " --file_format ONNX --mindir_version 1", 2, "only for --file_format MINDIR"),
+        (EXPORT + " --mindir_version 2", 2, "--mindir_version"),
+        (EXPORT + " --batch_size many", 2, "--batch_size"),
+        (EXPORT + " --batch_size 0", 2, "batch_size"),
+        (EXPORT + " --batch_size -2", 2, "batch_size"),
+        (EXPORT + " --set widht=4", 2, "did you mean 'width'"),
+        (EXPORT + " --set VolSize=20,16,16", 2, "multiples of 16"),
+        (EXPORT + " --set width=4", 2, "width=2"),
+        (EXPORT + " --set variant=monai", 2, "variant=zoo"),
+        (EXPORT.replace("run/best", "absent"), 1, "absent.ckpt: no such checkpoint"),
+        (EXPORT.replace("run/best.ckpt", "train.csv") + " --set width=2", 1, "train.csv"),
+        (EXPORT.replace("out/vnet", "train.csv/vnet"), 1, "train.csv/"),
+        (EXPORT.replace("out/vnet", "vnet"), 1, "vnet.mindir: there already"),
+        (PREPROCESS.replace("vnet.mindir", "no.mindir"), 1, "no.mindir: no such model"),
+        (PREPROCESS.replace("val.csv", "no.csv"), 1, "no.csv: no such split"),
+        (PREPROCESS.replace("path data", "path nowhere"), 1, "nowhere/img: no such folder"),
+        (PREPROCESS + " --set VolSize=32,32,32", 2, "VolSize=[16, 16, 16]"),
+        (PREPROCESS + " --set flip_average=true", 2, "flip_average=False"),
+        (PREPROCESS + " --set treshold=0.4", 2, "did you mean 'threshold'"),
+        (PREPROCESS + " --result_path answers", 2, "--result_path"),
+        (POSTPROCESS.replace("--result_path answers", ""), 2, "--result_path"),
+        (POSTPROCESS.replace("answers", "run"), 1, "run/Case02_0.bin: no such result"),
+        (POSTPROCESS + " --set dstRes=1,1,1", 2, "dstRes=[4.0, 4.0, 4.0]"),
+        (POSTPROCESS + " --set dirPredictionImage=val.csv", 1, "val.csv"),
     ],
 )
 def test_wrong_words_get_one_line(command, code, says, case_folder, monkeypatch, capfd):
@@ -160,7 +238,13 @@ def test_a_cut_checkpoint_is_refused_by_eval(case_folder, monkeypatch, capfd):
     assert not (case_folder / "results").exists()
 
 
-@pytest.mark.parametrize("script", ["train", "eval", "predict", "create_csv", "prepare_data"])
+@pytest.mark.parametrize(
+    "script",
+    [
+        *("train", "eval", "predict", "create_csv", "prepare_data"),
+        *("export", "preprocess", "postprocess"),
+    ],
+)
 def test_help_is_given(script, monkeypatch, capfd):
     monkeypatch.setattr(sys, "argv", [f"{script}.py", "--help"])
     with pytest.raises(SystemExit) as ended:

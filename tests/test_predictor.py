@@ -8,14 +8,20 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from src.data_manager import image_to_network_grid
 from src.predictor import (
+    average_over_flip,
     foreground_probability,
     largest_component,
     left_right_axis,
     mask_of_probability,
+    network_inputs,
     segment,
+    segment_outputs,
 )
 
+# Slices run to the left: left-right is array axis 2.
+SAGITTAL = np.array([[0, 0, 1], [1, 0, 0], [0, -1, 0]], float)
 NEIGHBOURS = [step for step in itertools.product((-1, 0, 1), repeat=3) if any(step)]
 
 
@@ -84,6 +90,12 @@ class Stub:
         return ms.Tensor((0.5 * volume[:, 0] + 0.1 * x + 0.01 * y + 0.001 * z).astype(np.float32))
 
 
+def same_voxels(one, other):
+    np.testing.assert_array_equal(
+        sitk.GetArrayViewFromImage(one), sitk.GetArrayViewFromImage(other)
+    )
+
+
 def test_the_network_gets_a_batch_of_one():
     volume = np.random.default_rng(0).normal(size=(3, 4, 5))
     network = Stub()
@@ -95,17 +107,74 @@ def test_the_network_gets_a_batch_of_one():
     assert probability[2, 3, 4] == pytest.approx(0.5 * volume[2, 3, 4] + 0.2 + 0.03 + 0.004)
 
 
-def test_flips_are_averaged_voxel_by_voxel():
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_flips_are_averaged_voxel_by_voxel(axis):
     volume = np.random.default_rng(0).normal(size=(3, 4, 5)).astype(np.float32)
+    answers = [foreground_probability(Stub(), array) for array in (volume, np.flip(volume, axis))]
+    averaged = average_over_flip(answers, axis)
+    assert averaged.shape == (3, 4, 5) and averaged.dtype == np.float32
+    for voxel in np.ndindex(3, 4, 5):
+        straight = 0.5 * volume[voxel] + np.dot(voxel, (0.1, 0.01, 0.001))
+        # In the mirror image the voxel lies elsewhere, where the ramp along the axis is another.
+        place = np.array(voxel)
+        place[axis] = volume.shape[axis] - 1 - voxel[axis]
+        mirrored = 0.5 * volume[voxel] + np.dot(place, (0.1, 0.01, 0.001))
+        assert averaged[voxel] == pytest.approx((straight + mirrored) / 2, abs=1e-6)
+    assert np.abs(averaged - answers[0]).max() > 0.0019
+
+
+@pytest.mark.parametrize("options", [(), ("normDir=true",)])
+def test_the_network_is_asked_about_the_volume_and_its_mirror_image(
+    make_image, small_config, options
+):
+    """The network grid has the image's axes; with normDir the patient's, where x is left-right."""
+    values = np.random.default_rng(0).random((12, 20, 18)).astype(np.float32)
+    image = make_image(values, direction=SAGITTAL)
+    sides = "VolSize=16,32,48"
+    (volume,) = network_inputs(image, small_config(sides, *options))
+    assert volume.shape == (16, 32, 48) and volume.dtype == np.float32
+    assert volume.max() > 1
+    np.testing.assert_array_equal(
+        volume, image_to_network_grid(image, small_config(sides, *options))
+    )
+    straight, mirrored = network_inputs(image, small_config(sides, "flip_average=true", *options))
+    np.testing.assert_array_equal(straight, volume)
+    backwards = volume[::-1] if options else volume[:, :, ::-1]
+    np.testing.assert_array_equal(mirrored, backwards)
+    assert np.abs(mirrored - volume).max() > 0.5
+
+
+@pytest.mark.parametrize("flip", ["false", "true"])
+def test_segment_is_its_two_halves_with_a_network_between(make_image, small_config, oblique, flip):
+    values = np.random.default_rng(0).random((12, 20, 18)).astype(np.float32)
+    image = make_image(values, direction=oblique)
+    config = small_config(f"flip_average={flip}", "threshold=0.4")
     network = Stub()
-    averaged = foreground_probability(network, volume, flip_axis=0)
-    assert len(network.seen) == 2
-    for x, y, z in np.ndindex(3, 4, 5):
-        straight = 0.5 * volume[x, y, z] + 0.1 * x + 0.01 * y + 0.001 * z
-        # In the mirror image voxel x lies at 2 - x, where the ramp along x is another.
-        mirrored = 0.5 * volume[x, y, z] + 0.1 * (2 - x) + 0.01 * y + 0.001 * z
-        assert averaged[x, y, z] == pytest.approx((straight + mirrored) / 2, abs=1e-6)
-    assert np.abs(averaged - foreground_probability(network, volume)).max() > 0.09
+    whole = segment(network, image, config)
+    inputs = network_inputs(image, config)
+    np.testing.assert_array_equal([seen[0, 0] for seen in network.seen], inputs)
+    halves = segment_outputs(
+        [foreground_probability(network, volume) for volume in inputs], image, config
+    )
+    for one, other in zip(whole, halves, strict=True):
+        same_voxels(one, other)
+        assert sitk.GetArrayViewFromImage(one).any()
+    mask, probability = map(sitk.GetArrayFromImage, whole)
+    np.testing.assert_array_equal(mask > 0, largest_component(probability > 0.4))
+    assert np.any((probability > 0.4) & (probability < 0.5))
+
+
+def test_outputs_are_averaged_along_the_patients_left(make_image, small_config):
+    """Answers that are mirror images of each other agree only if the right axis is flipped."""
+    image = make_image(np.zeros((12, 20, 18), np.float32), direction=SAGITTAL)
+    answer = np.random.default_rng(0).random((16, 16, 16)).astype(np.float32)
+    plain, averaged = small_config(), small_config("flip_average=true")
+    expected = segment_outputs([answer], image, plain)
+    found = segment_outputs([answer, answer[:, :, ::-1]], image, averaged)
+    for one, other in zip(found, expected, strict=True):
+        same_voxels(one, other)
+    other = segment_outputs([answer, answer[:, ::-1]], image, averaged)[1]
+    assert np.abs(sitk.GetArrayFromImage(other) - sitk.GetArrayFromImage(expected[1])).max() > 0.1
 
 
 @pytest.mark.parametrize("threshold", [0.5, 0.25, 0.0, 0.3])
@@ -168,7 +237,7 @@ def test_segment_averages_over_the_flip_if_configured(make_image, small_config):
     [
         (np.eye(3), 0),  # axial: x runs to the left
         (np.diag([-1, -1, 1]), 0),
-        ([[0, 0, 1], [1, 0, 0], [0, -1, 0]], 2),  # sagittal: slices run to the left
+        (SAGITTAL, 2),
         ([[1, 0, 0], [0, 0, 1], [0, -1, 0]], 0),  # coronal
         ([[0.6, 0.8, 0], [-0.8, 0.6, 0], [0, 0, 1]], 1),
     ],

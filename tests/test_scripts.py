@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from src.config import vnet_cfg
+from src.model_description import describe, sha256_of
+
 ROOT = Path(__file__).parents[1]
 
 # Records its call, prints, then sleeps or ends as the test's environment asks.
@@ -297,6 +300,16 @@ def test_a_log_that_cannot_be_written(caller):
 TRAIN_USAGE = "DEVICE_ID DATA_PATH TRAIN_SPLIT_FILE_PATH [further arguments for train.py]"
 EVAL_USAGE = "DEVICE_ID CKPT_PATH DATA_PATH EVAL_SPLIT_FILE_PATH [further arguments for eval.py]"
 CSV_USAGE = "OUT_PATH RANDOM [further arguments for create_csv.py]"
+INFER_USAGE = (
+    "MINDIR_PATH DATA_PATH SPLIT_FILE_PATH "
+    "[DEVICE_ID [further arguments for preprocess.py and postprocess.py]]"
+)
+USAGE = {
+    **dict.fromkeys(TRAINERS, TRAIN_USAGE),
+    **dict.fromkeys(EVALUATORS, EVAL_USAGE),
+    "create_csv.sh": CSV_USAGE,
+    "run_infer_310.sh": INFER_USAGE,
+}
 
 
 @pytest.mark.parametrize(
@@ -318,11 +331,16 @@ CSV_USAGE = "OUT_PATH RANDOM [further arguments for create_csv.py]"
         ("eval_gpu.sh", ["0", "best.ckpt", "my data", "no"], "EVAL_SPLIT_FILE_PATH 'no' is not"),
         ("create_csv.sh", ["out"], None),
         ("create_csv.sh", ["out", "yes"], "RANDOM 'yes' is neither 0 nor 1"),
+        ("run_infer_310.sh", [], None),
+        ("run_infer_310.sh", ["best.ckpt", "my data"], None),
+        ("run_infer_310.sh", ["no.mindir", "my data", "train set.csv"], "MINDIR_PATH 'no.mindir'"),
+        ("run_infer_310.sh", ["my data", "my data", "train set.csv"], "MINDIR_PATH 'my data' is"),
+        ("run_infer_310.sh", ["best.ckpt", "no", "train set.csv"], "DATA_PATH 'no' is not a"),
+        ("run_infer_310.sh", ["best.ckpt", "my data", "no"], "SPLIT_FILE_PATH 'no' is not a"),
     ],
 )
 def test_bad_arguments(caller, script, arguments, complaint):
-    names = TRAIN_USAGE if script in TRAINERS else EVAL_USAGE if script in EVALUATORS else CSV_USAGE
-    usage = f"usage: bash scripts/{script} {names}"
+    usage = f"usage: bash scripts/{script} {USAGE[script]}"
     process = caller.run(script, *arguments)
     assert process.returncode == 2
     assert process.stdout_text == ""
@@ -351,10 +369,12 @@ def test_bad_environment(caller, variables, complaint):
     assert not list(caller.folder.glob("*.log*"))
 
 
-def test_help(caller):
-    process = caller.run("train_standalone.sh", "--help")
+@pytest.mark.parametrize("script", USAGE)
+def test_help(caller, script):
+    process = caller.run(script, "--help")
     assert process.returncode == 0
-    assert process.stdout_text == f"usage: bash scripts/train_standalone.sh {TRAIN_USAGE}\n"
+    assert process.stdout_text == f"usage: bash scripts/{script} {USAGE[script]}\n"
+    assert not caller.record.exists()
 
 
 # ------------------------------------------------------------------- which Python, environment
@@ -400,7 +420,7 @@ class Checkout:
         self.root = folder / "my checkout"
         self.calls = folder / "calls"
         shutil.copytree(ROOT / "scripts", self.root / "scripts")
-        for name in ["requirements.txt", "requirements-dev.txt"]:
+        for name in ["requirements.txt", "requirements-onnx.txt", "requirements-dev.txt"]:
             (self.root / name).write_text(name)
         (self.root / ".ci").mkdir()
         shutil.copy(ROOT / ".ci" / "run", self.root / ".ci")
@@ -537,9 +557,15 @@ def test_run_tests(checkout, script):
     assert tools[2].startswith("shellcheck ")
     names = {script.name for script in (ROOT / "scripts").glob("*.sh")}
     checked = {Path(word).name for word in tools[2].split()}
-    assert names | {"run"} <= checked
-    sources = "src/fast_conv3d/native/*.h src/fast_conv3d/native/*.cpp"
-    assert tools[3] == f"clang-format --dry-run --Werror {sources}"
+    assert names | {"build.sh", "run"} <= checked
+    sources = [
+        *(f"src/fast_conv3d/native/*.{suffix}" for suffix in ("h", "cpp")),
+        *(f"ascend310_infer/src/*.{suffix}" for suffix in ("h", "cc")),
+    ]
+    assert tools[3] == f"clang-format --dry-run --Werror {' '.join(sources)}"
+    (installed,) = [call for call in calls if " -m pip install " in call]
+    for kind in ("", "-onnx", "-dev"):
+        assert f"--requirement {checkout.root}/requirements{kind}.txt" in installed
     assert calls[-1] == "python -m pytest --timeout=600"
 
 
@@ -670,3 +696,229 @@ def test_demo_stops_at_a_step_that_fails(checkout, variables, step, log, cause):
     assert last.startswith(f"error: step {step}, ")
     assert last.endswith(f"/vnet_demo/{log}")
     assert "Done" not in process.stdout
+
+
+# ------------------------------------------------------------------------------- run_infer_310
+
+# Stands for every program of the four steps: notes its call, then does what the next one needs.
+STEP = """#!/usr/bin/env bash
+name=${0##*/}
+[[ $name != python ]] || name=${1##*/}
+[[ $name != -m ]] || name=$2
+printf '%s\\x1f' "$name" "$PWD" "${PYTHON-}" "$@" >>"$CALLS"
+echo >>"$CALLS"
+if [[ $name == "${FAILING-}" ]]; then
+  seq 40
+  echo "error: what went wrong" >&2
+  exit 7
+fi
+case $name in
+  src.model_description) echo "${3%.mindir}_lite.mindir" && exit ;;
+  build.sh) mkdir -p "${0%/*}/out" && cp "$0" "${0%/*}/out/main" ;;
+  main)
+    mkdir -p time_Result
+    printf 'an earlier one\\ninference cost average time: 5 ms\\n' \\
+      >time_Result/test_perform_static.txt ;;
+  postprocess.py)
+    printf '%s\\n' "save predicted" "avg_Hausdorff_distance: 2.5" "avg_dice: 0.875" \\
+      "predictions, metrics and overlays: there" ;;
+esac
+echo "$name has run"
+"""
+STEPS = ["src.model_description", "preprocess.py", "build.sh", "main", "postprocess.py"]
+LOGS = dict(zip(STEPS[1:], ["preprocess.log", "build.log", "infer.log", "acc.log"], strict=True))
+
+
+class Inference:
+    """A user's folder with a model and cases, and a checkout whose programs are stand-ins."""
+
+    def __init__(self, checkout):
+        self.checkout = checkout
+        self.folder = checkout.root.parent / "my folder"
+        self.python = executable(checkout.root.parent / "my tools" / "python", STEP)
+        executable(checkout.root / "ascend310_infer" / "build.sh", STEP)
+        self.folder.mkdir()
+        (self.folder / "my data").mkdir()
+        (self.folder / "my vnet.mindir").write_bytes(b"model")
+        (self.folder / "val set.csv").write_text("Case00.mhd\n")
+
+    def run(self, *further, **variables):
+        """The ended process, and of each call of a stand-in [name, folder, PYTHON, arguments]."""
+        self.checkout.calls.write_text("")
+        process = subprocess.run(
+            ["bash", str(self.checkout.root / "scripts" / "run_infer_310.sh")]
+            + ["my vnet.mindir", "my data", "val set.csv", *further],
+            cwd=self.folder,
+            env={
+                "PATH": os.environ["PATH"],
+                "CALLS": str(self.checkout.calls),
+                "PYTHON": str(self.python),
+            }
+            | variables,
+            capture_output=True,
+            text=True,
+        )
+        lines = self.checkout.calls.read_text().splitlines()
+        calls = [line.removesuffix("\x1f").split("\x1f") for line in lines]
+        return process, [[*call[:3], call[3:]] for call in calls]
+
+
+@pytest.fixture
+def inference(checkout):
+    return Inference(checkout)
+
+
+def test_the_four_steps_of_an_inference(inference):
+    further = ["--set", "threshold=0.3", "--note", "two words; $HOME *", ""]
+    process, calls = inference.run("3", *further, DEVICE_TARGET="CPU")
+    assert process.returncode == 0, process.stderr
+    assert [call[0] for call in calls] == STEPS
+    asked, prepared, built, inferred, evaluated = (call[3] for call in calls)
+    root, folder = inference.checkout.root, inference.folder
+    # MindSpore Lite's twin of the model, as the description says, goes to each step.
+    lite = str(folder / "my vnet_lite.mindir")
+    cases = ["--mindir_path", lite, "--data_path", "my data", "--split_file_path", "val set.csv"]
+    assert asked == ["-m", "src.model_description", str(folder / "my vnet.mindir")]
+    assert prepared == [str(root / "preprocess.py"), *cases, *further]
+    assert built == []
+    assert inferred == (
+        ["--mindir_path", lite, "--dataset_path", "results/bin_data"]
+        + ["--output_path", "result_Files", "--device_type", "CPU", "--device_id", "3"]
+    )
+    results = ["--result_path", "result_Files"]
+    assert evaluated == [str(root / "postprocess.py"), *results, *cases, *further]
+    assert [call[1] for call in calls] == [str(root), *[str(folder)] * 4]
+    assert calls[2][2] == str(inference.python)  # whose pip build.sh may need
+    # What a user wants to know, at the end; all else is in the logs.
+    assert process.stdout.splitlines() == [
+        f"model: {lite}",
+        *(
+            f"{step}: log {folder / log}"
+            for step, log in zip(
+                ["preprocess", "build", "inference", "postprocess"], LOGS.values(), strict=True
+            )
+        ),
+        "inference cost average time: 5 ms",
+        "avg_Hausdorff_distance: 2.5",
+        "avg_dice: 0.875",
+        "predictions, metrics and overlays: there",
+    ]
+    assert process.stderr == ""
+    for name, log in LOGS.items():
+        assert (folder / log).read_text().endswith(f"{name} has run\n")
+
+
+@pytest.mark.parametrize(
+    ("further", "variables", "device"),
+    [
+        ([], {}, ["Ascend", "0"]),
+        ([], {"DEVICE_TARGET": "CPU"}, ["CPU", "0"]),
+        (["5"], {}, ["Ascend", "5"]),
+        (["5"], {"DEVICE_TARGET": "Ascend"}, ["Ascend", "5"]),
+        ([""], {}, ["Ascend", "0"]),
+    ],
+)
+def test_the_device_of_an_inference(inference, further, variables, device):
+    process, calls = inference.run(*further, **variables)
+    assert process.returncode == 0, process.stderr
+    assert calls[3][3][-4:] == ["--device_type", device[0], "--device_id", device[1]]
+    assert calls[1][3][-1] == "val set.csv"  # the device is no argument of preprocess.py
+
+
+@pytest.mark.parametrize(
+    ("further", "variables", "complaint"),
+    [
+        (["x"], {}, "DEVICE_ID 'x' is not a number"),
+        (["-1"], {}, "DEVICE_ID '-1' is not a number"),
+        (["--set", "threshold=0.3"], {}, "DEVICE_ID '--set' is not a number"),
+        ([], {"DEVICE_TARGET": "GPU"}, "DEVICE_TARGET 'GPU' is not Ascend or CPU"),
+        ([], {"DEVICE_TARGET": "TPU"}, "DEVICE_TARGET 'TPU' is not Ascend"),
+        ([], {"PYTHON": "/no/such/python"}, "PYTHON '/no/such/python' cannot be run"),
+    ],
+)
+def test_an_inference_that_cannot_start(inference, further, variables, complaint):
+    process, calls = inference.run(*further, **variables)
+    assert process.returncode == 2
+    assert process.stderr.startswith(f"error: {complaint}")
+    assert process.stderr.count("\n") == 1
+    assert calls == []
+    assert not list(inference.folder.glob("*.log"))
+
+
+@pytest.mark.parametrize("failing", LOGS)
+def test_an_inference_stops_at_the_first_step_that_fails(inference, failing):
+    process, calls = inference.run(FAILING=failing)
+    assert process.returncode == 7
+    last = STEPS.index(failing)
+    assert [call[0] for call in calls] == STEPS[: last + 1]
+    *end, message = process.stderr.splitlines()
+    assert end == [*map(str, range(22, 41)), "error: what went wrong"]
+    log = inference.folder / LOGS[failing]
+    step = ["preprocess", "build", "inference", "postprocess"][last - 1]
+    assert message == f"error: {step} ended with exit code 7, its whole output is in {log}"
+    assert log.read_text().splitlines() == [*map(str, range(1, 41)), "error: what went wrong"]
+    written = {path.name for path in inference.folder.glob("*.log")}
+    assert written == set(list(LOGS.values())[:last])
+    assert "avg_dice" not in process.stdout and "average time" not in process.stdout
+
+
+def test_a_model_that_does_not_fit_stops_an_inference_at_once(inference):
+    process, calls = inference.run(FAILING="src.model_description")
+    assert process.returncode == 7
+    assert process.stderr == "error: what went wrong\n"
+    assert [call[0] for call in calls] == STEPS[:1]
+    assert not list(inference.folder.glob("*.log"))
+
+
+def test_the_logs_of_an_earlier_inference_are_kept(inference):
+    for name, log in LOGS.items():
+        (inference.folder / log).write_text(f"first {name}\n")
+    process, _ = inference.run()
+    assert process.returncode == 0, process.stderr
+    for name, log in LOGS.items():
+        assert f"the earlier log is now {inference.folder / log}.1" in process.stdout
+        assert Path(f"{inference.folder / log}.1").read_text() == f"first {name}\n"
+        assert (inference.folder / log).read_text().endswith(f"{name} has run\n")
+
+
+def test_a_log_of_an_inference_that_cannot_be_written(inference):
+    (inference.folder / "infer.log").mkdir()
+    process, calls = inference.run()
+    assert process.returncode == 1
+    log = inference.folder / "infer.log"
+    assert process.stderr.startswith(f"error: cannot write the log {log}: ")
+    assert process.stderr.count("\n") == 1
+    assert [call[0] for call in calls] == STEPS[:3]
+
+
+def test_an_inference_with_a_python_of_the_callers_folder(inference):
+    executable(inference.folder / "venv" / "python", STEP)
+    process, calls = inference.run(PYTHON="venv/python")
+    assert process.returncode == 0, process.stderr
+    assert [call[0] for call in calls] == STEPS
+
+
+def test_the_build_takes_the_python_of_the_active_environment(inference):
+    active = executable(inference.folder / "venv" / "bin" / "python", STEP)
+    process, calls = inference.run(PYTHON="", VIRTUAL_ENV=str(active.parents[1]))
+    assert process.returncode == 0, process.stderr
+    assert calls[2][:3] == ["build.sh", str(inference.folder), str(active)]
+
+
+def test_a_model_without_its_twin_names_the_export(inference):
+    """With the project's own code and its Python, which the script asks before anything else."""
+    files = {"my vnet.mindir": {"sha256": sha256_of(inference.folder / "my vnet.mindir")}}
+    files["my vnet.mindir"] |= {"checkpoint_sha256": "0", "operators": "3-D", "mindir_version": 3}
+    description = json.dumps(describe(vnet_cfg, 1, files))
+    (inference.folder / "my vnet.json").write_text(description)
+    inference.checkout.root = ROOT
+    process, calls = inference.run(PYTHON=sys.executable)
+    assert process.returncode == 1
+    twin = inference.folder / "my vnet_lite.mindir"
+    assert process.stderr.startswith(f"error: {twin}: no such model; export it: ")
+    assert process.stderr.endswith(
+        "python export.py --ckpt_file CKPT --file_format MINDIR "
+        f"--file_name '{inference.folder / 'my vnet'}'\n"
+    )
+    assert process.stderr.count("\n") == 1
+    assert calls == [] and not list(inference.folder.glob("*.log"))

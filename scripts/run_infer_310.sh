@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# Segments the cases of a split with the C++ program of ascend310_infer/, and evaluates the masks.
+#   bash scripts/run_infer_310.sh MINDIR_PATH DATA_PATH SPLIT_FILE_PATH [DEVICE_ID [further arguments for pre- and postprocess.py]]
+# DEVICE_TARGET=CPU before it takes the CPU instead of an Ascend device. LITE_HOME=FOLDER names MindSpore
+# Lite (see ascend310_infer/build.sh), PYTHON=... a Python. All that is written lies in the caller's folder.
+# shellcheck source=scripts/common.sh
+source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
+
+# step NAME LOG COMMAND...: the output goes to the log, whose end is shown where the command fails.
+step() {
+  local name=$1 log=$PWD/$2 code=0
+  shift 2
+  open_log "$log"
+  echo "$name: log $log"
+  "$@" >&3 2>&1 3>&- || code=$?
+  exec 3>&-
+  ((code == 0)) && return
+  tail -n 20 -- "$log" >&2
+  fail "$code" "$name ended with exit code $code, its whole output is in $log"
+}
+
+check_arguments "MINDIR_PATH DATA_PATH SPLIT_FILE_PATH" \
+  "DEVICE_ID [further arguments for preprocess.py and postprocess.py]" "$@"
+target=$(device_target Ascend)
+[[ $target != GPU ]] || fail 2 "DEVICE_TARGET 'GPU' is not Ascend or CPU: the C++ program knows no other"
+device_id=${4:-0}
+[[ $device_id =~ ^[0-9]+$ ]] || fail 2 "DEVICE_ID '$device_id' is not a number (it comes fourth)"
+python=$(find_python)
+python=$(realpath --no-symlinks -- "$python") # absolute, but through the environment's own link
+mindir=$(realpath -- "$1")
+# MindSpore Lite reads NAME_lite.mindir, which the export writes beside NAME.mindir.
+model=$(cd -- "$ROOT" && "$python" -m src.model_description "$mindir")
+echo "model: $model"
+cases=(--mindir_path "$model" --data_path "$2" --split_file_path "$3" "${@:5}")
+
+step preprocess preprocess.log "$python" "$ROOT/preprocess.py" "${cases[@]}"
+step build build.log env PYTHON="$python" bash "$ROOT/ascend310_infer/build.sh"
+step inference infer.log "$ROOT/ascend310_infer/out/main" --mindir_path "$model" \
+  --dataset_path results/bin_data --output_path result_Files \
+  --device_type "$target" --device_id "$device_id"
+step postprocess acc.log "$python" "$ROOT/postprocess.py" --result_path result_Files "${cases[@]}"
+tail -n 1 -- time_Result/test_perform_static.txt
+grep -E '^(avg_|predictions, )' acc.log

@@ -1,0 +1,199 @@
+"""A checkpoint as MINDIR, ONNX or AIR, with its description, checked against the checkpoint."""
+
+import importlib.util
+import json
+import re
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+from easydict import EasyDict
+from mindspore import nn
+
+from src import output_folder
+from src.atomic import write_files
+from src.checkpoint import load_weights
+from src.device import uses_mixed_precision
+from src.errors import DataError, UsageError
+from src.evaluation import load_network
+from src.lowered_vnet import LoweredVNet
+from src.mindir import names_of, to_version_1
+from src.model_description import (
+    LITE,
+    describe,
+    lite_path_of,
+    path_of,
+    sha256_of,
+    with_other_formats,
+)
+from src.onnx_model import INPUT, OUTPUT, export_onnx, run_onnx
+from src.vnet import create_vnet
+
+FORMATS = ("MINDIR", "ONNX", "AIR")
+MINDIR_VERSIONS = (3, 1)  # what MindSpore 2.10 writes; what MindSpore Lite 2.0 reads
+# Largest difference of a probability that passes, by precision of the checkpoint's own network.
+TOLERANCE = {"float32": 1e-4, "mixed": 2e-2}
+
+
+@dataclass(frozen=True)
+class Export:
+    """One model file to write."""
+
+    path: Path
+    file_format: str
+    conv2d: bool = False
+    mindir_version: int | None = None
+
+    def facts(self) -> dict:
+        """What its description says of the file."""
+        facts = {"format": self.file_format, "operators": "2-D" if self.conv2d else "3-D"}
+        return facts | ({"mindir_version": self.mindir_version} if self.mindir_version else {})
+
+
+def planned(
+    file_format: str,
+    file_name: str,
+    conv2d: bool,
+    mindir_version: int,
+    device_target: str,
+    batch_size: int = 1,
+) -> list[Export]:
+    """The files of a command line; a plain MINDIR brings its twin for MindSpore Lite along.
+
+    Args:
+        file_format: one of `FORMATS`.
+        file_name: with or without a format's suffix.
+        conv2d: 2-D operators only.
+        mindir_version: one of `MINDIR_VERSIONS`.
+        device_target: AIR exists on Ascend only.
+        batch_size: volumes per call.
+
+    Raises:
+        UsageError: the request cannot be met.
+    """
+    name = re.sub(r"\.(mindir|onnx|air)$", "", file_name)
+    if name.rpartition("/")[2] in ("", ".", ".."):
+        raise UsageError(f"--file_name {file_name}: expected the name of a file, such as out/vnet")
+    if batch_size < 1:
+        raise UsageError(f"--batch_size {batch_size}: expected at least 1")
+    path = Path(f"{name}.{file_format.lower()}")
+    plain = not conv2d and mindir_version == MINDIR_VERSIONS[0]
+    if file_format == "MINDIR":
+        exports = [Export(path, file_format, conv2d, mindir_version)]
+        twin = Export(lite_path_of(path), file_format, True, LITE["mindir_version"])
+        return [*exports, twin] if plain else exports
+    if mindir_version != MINDIR_VERSIONS[0]:
+        raise UsageError(f"--mindir_version {mindir_version}: only for --file_format MINDIR")
+    if file_format == "AIR" and device_target != "Ascend":
+        raise UsageError(
+            f"--file_format AIR is written on Ascend only, not on {device_target}; MINDIR anywhere"
+        )
+    if file_format == "ONNX":
+        if conv2d:
+            raise UsageError("--conv2d: not for --file_format ONNX, which has 3-D convolutions")
+        missing = [name for name in ("onnx", "onnxruntime") if not importlib.util.find_spec(name)]
+        if missing:
+            raise UsageError(
+                f"--file_format ONNX needs {' and '.join(missing)}: "
+                "pip install -r requirements-onnx.txt"
+            )
+    return [Export(path, file_format, conv2d)]
+
+
+def export_model(
+    checkpoint_path: str | Path,
+    config: EasyDict,
+    device_target: str,
+    exports: list[Export],
+    batch_size: int = 1,
+) -> None:
+    """Writes the files of `planned` and their descriptions, all or none.
+
+    Each is loaded back, and its output for a volume of noise compared with that of the checkpoint's
+    network.
+
+    Args:
+        checkpoint_path: its weights must fit `config` exactly.
+        config: variant, width and grid.
+        device_target: the device that computes.
+        exports: from `planned`, of one folder.
+        batch_size: volumes per call of the model.
+
+    Raises:
+        DataError: the checkpoint does not fit, a file of that name is not ours, the folder cannot
+            be written, or a model computes something else than the checkpoint.
+    """
+    folder = exports[0].path.parent
+    # MindSpore's own convolutions, so that a difference is the export's.
+    plain = EasyDict({**config, "fast_conv3d": "off"})
+    reference = load_network(checkpoint_path, plain, device_target)
+    paths = [path for export in exports for path in (export.path, path_of(export.path))]
+    output_folder.claim(folder, [path.name for path in paths])
+    shape = (batch_size, 1, *config.VolSize)
+    volume = np.random.default_rng(config.seed).normal(size=shape).astype(np.float32)
+    print(f"exporting and checking at {config.VolSize}, up to some minutes on a CPU", flush=True)
+    expected = reference(ms.Tensor(volume)).asnumpy()
+    precision = "mixed" if uses_mixed_precision(config, device_target) else "float32"
+    checkpoint = {
+        "checkpoint": Path(checkpoint_path).name,
+        "checkpoint_sha256": sha256_of(checkpoint_path),
+    }
+    with tempfile.TemporaryDirectory(prefix=".exporting-", dir=folder) as temporary:
+        for export in exports:
+            path = Path(temporary, export.path.name)
+            network = create_vnet(config).set_train(False)
+            load_weights(network, checkpoint_path)
+            try:
+                (input_name, output_name), found = _write(export, network, volume, path)
+                path.chmod(0o644)  # MindSpore lets only the owner read it
+            except OSError as error:
+                raise DataError(
+                    f"{export.path}: cannot be written ({error.strerror}); is the disk full?"
+                ) from None
+            difference = float(np.abs(found - expected).max())
+            size_mb = path.stat().st_size / 1e6
+            print(
+                f"{export.path}: {size_mb:.1f} MB, differs from the checkpoint by {difference:.1e}",
+                flush=True,
+            )
+            if not difference <= TOLERANCE[precision]:  # nor NaN
+                remedy = "report this" if np.isfinite(expected).all() else "its weights are NaN"
+                raise DataError(
+                    f"{export.path}: not written, differs from {checkpoint_path} by "
+                    f"{difference:.1e}, expected {TOLERANCE[precision]:.0e} at most; {remedy}"
+                )
+            file = {
+                **export.facts(),
+                "input_name": input_name,
+                "output_name": output_name,
+                "sha256": sha256_of(path),
+                **checkpoint,
+                "largest_difference": difference,
+                "mindspore": ms.__version__,
+            }
+            description = describe(config, batch_size, {path.name: file})
+            description = with_other_formats(description, path_of(export.path))
+            write_files({path_of(path): f"{json.dumps(description, indent=2)}\n".encode()})
+        for path in paths:
+            Path(temporary, path.name).replace(path)
+
+
+def _write(export, network, volume, path):
+    """Writes a model; returns the names of its input and output, and what it makes of `volume`."""
+    if export.file_format == "ONNX":
+        export_onnx(network, volume.shape, path)
+        return (INPUT, OUTPUT), run_onnx(path, volume)
+    if export.conv2d:
+        network = LoweredVNet(network, volume.shape).set_train(False)
+    mindir = path.with_name(f"version_3_{path.stem}.mindir")
+    ms.export(network, ms.Tensor(volume), file_name=str(mindir), file_format="MINDIR")
+    if export.file_format == "AIR":  # which MindSpore cannot load: the MINDIR is checked for it
+        ms.export(network, ms.Tensor(volume), file_name=str(path), file_format="AIR")
+    elif export.mindir_version == 1:
+        to_version_1(mindir, path)
+    else:
+        mindir.rename(path)
+    checked = mindir if export.file_format == "AIR" else path
+    return names_of(checked), nn.GraphCell(ms.load(str(checked)))(ms.Tensor(volume)).asnumpy()

@@ -1,0 +1,517 @@
+"""Exported files against the checkpoint, and that a bad one never reaches its name.
+
+MindSpore compiles for seconds, so one export of each kind is shared; where a test is about what
+happens around it, MindSpore's part is replaced by the very files that it made for that one.
+"""
+
+import contextlib
+import hashlib
+import importlib.util
+import io
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import mindspore as ms
+import numpy as np
+import onnxruntime
+import pytest
+from mindspore import nn
+from mindspore.train.mind_ir_pb2 import ModelProto
+from test_lowered_vnet import seeded_vnet
+
+from src import model_export
+from src.checkpoint import save_weights
+from src.errors import DataError, UsageError
+from src.lowered_vnet import LoweredVNet
+from src.mindir import to_version_1
+from src.model_description import config_of_model, lite_model
+from src.model_export import export_model, planned
+from src.output_folder import MANIFEST, claim
+
+SIDES = (16, 32, 16)
+PAIR = ["vnet.json", "vnet.mindir", "vnet_lite.json", "vnet_lite.mindir"]
+
+
+# Which files ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("file_format", "name", "conv2d", "version", "device", "expected"),
+    [
+        ("MINDIR", "vnet", False, 3, "CPU", "vnet.mindir 3-D 3, vnet_lite.mindir 2-D 1"),
+        ("MINDIR", "vnet.mindir", False, 3, "GPU", "vnet.mindir 3-D 3, vnet_lite.mindir 2-D 1"),
+        ("MINDIR", "a/b.v1", False, 3, "CPU", "a/b.v1.mindir 3-D 3, a/b.v1_lite.mindir 2-D 1"),
+        ("MINDIR", "vnet", True, 3, "CPU", "vnet.mindir 2-D 3"),
+        ("MINDIR", "vnet", False, 1, "CPU", "vnet.mindir 3-D 1"),
+        ("MINDIR", "vnet", True, 1, "Ascend", "vnet.mindir 2-D 1"),
+        ("ONNX", "vnet", False, 3, "CPU", "vnet.onnx 3-D None"),
+        ("ONNX", "out/vnet.onnx", False, 3, "CPU", "out/vnet.onnx 3-D None"),
+        ("AIR", "vnet", False, 3, "Ascend", "vnet.air 3-D None"),
+        ("AIR", "vnet.air", True, 3, "Ascend", "vnet.air 2-D None"),
+        ("ONNX", "old.mindir", False, 3, "CPU", "old.onnx 3-D None"),
+    ],
+)
+def test_the_files_of_a_command_line(file_format, name, conv2d, version, device, expected):
+    """A plain MINDIR brings along what MindSpore Lite reads."""
+    found = []
+    for export in planned(file_format, name, conv2d, version, device):
+        facts = export.facts()
+        assert facts["format"] == file_format
+        found.append(f"{export.path} {facts['operators']} {facts.get('mindir_version')}")
+    assert ", ".join(found) == expected
+
+
+@pytest.mark.parametrize("name", ["", "out/", ".", "out/..", ".mindir"])
+def test_a_name_without_a_file_is_refused(name):
+    with pytest.raises(UsageError, match="expected the name of a file"):
+        planned("MINDIR", name, False, 3, "CPU")
+
+
+@pytest.mark.parametrize(
+    ("file_format", "conv2d", "version", "device", "says"),
+    [
+        ("ONNX", True, 3, "CPU", "--conv2d: not for --file_format ONNX"),
+        ("ONNX", False, 1, "CPU", "--mindir_version 1: only for --file_format MINDIR"),
+        ("AIR", False, 1, "Ascend", "--mindir_version 1: only for --file_format MINDIR"),
+        ("AIR", False, 3, "CPU", "AIR is written on Ascend only, not on CPU; MINDIR anywhere"),
+        ("AIR", True, 3, "GPU", "AIR is written on Ascend only, not on GPU"),
+    ],
+)
+def test_what_cannot_be_met_is_refused(file_format, conv2d, version, device, says):
+    with pytest.raises(UsageError) as error:
+        planned(file_format, "vnet", conv2d, version, device)
+    assert says in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("absent", "named"),
+    [
+        (["onnx"], "needs onnx:"),
+        (["onnxruntime"], "needs onnxruntime:"),
+        (["onnx", "onnxruntime"], "needs onnx and onnxruntime:"),
+    ],
+)
+def test_missing_packages_are_named_with_the_command(monkeypatch, absent, named):
+    def find_spec(name):
+        return None if name in absent else real(name)
+
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", find_spec)
+    with pytest.raises(UsageError) as error:
+        planned("ONNX", "vnet", False, 3, "CPU")
+    assert named in str(error.value)
+    assert str(error.value).endswith("pip install -r requirements-onnx.txt")
+    assert len(planned("MINDIR", "vnet", False, 3, "CPU")) == 2
+
+
+# What is written --------------------------------------------------------------------------------
+
+
+def sha256(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def described(path):
+    return json.loads(path.with_suffix(".json").read_text())
+
+
+def entry(path):
+    return described(path)["files"][path.name]
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def answer_of(path, volume):
+    """What MindSpore computes with an exported file."""
+    return nn.GraphCell(ms.load(str(path)))(ms.Tensor(volume)).asnumpy()
+
+
+def noise(batch_size=1, sides=SIDES):
+    shape = (batch_size, 1, *sides)
+    return np.random.default_rng(7).standard_normal(shape, dtype=np.float32)
+
+
+def save(network, path):
+    path.parent.mkdir(exist_ok=True)
+    save_weights(network, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory, small_config):
+    """A checkpoint exported as MINDIR and then as ONNX, and what went on meanwhile."""
+    folder = tmp_path_factory.mktemp("work")
+    checkpoint = save(seeded_vnet("zoo", 2), folder / "run" / "best.ckpt")
+    config = small_config("VolSize=16,32,16", "dstRes=2.5,2,2.5", "threshold=0.4")
+    recorded = SimpleNamespace(
+        **{"folder": folder, "checkpoint": checkpoint, "config": config, "out": folder / "out"},
+        **{"of_mindspore": {}, "loaded_with": []},
+    )
+    printed = io.StringIO()
+
+    def recording_load(path, given, target):
+        recorded.loaded_with.append(given)
+        recorded.network = load_network(path, given, target)
+        return recorded.network
+
+    def recording_export(network, *inputs, file_name, file_format):
+        export(network, *inputs, file_name=file_name, file_format=file_format)
+        recorded.of_mindspore[type(network)] = Path(file_name).read_bytes()
+
+    load_network, export = model_export.load_network, ms.export
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.chdir(folder)
+        patch.setattr(model_export, "load_network", recording_load)
+        patch.setattr(ms, "export", recording_export)
+        for file_format in ("MINDIR", "ONNX"):
+            exports = planned(file_format, "out/vnet", False, 3, "CPU")
+            export_model("run/best.ckpt", config, "CPU", exports)
+            recorded.out = folder / file_format
+            shutil.copytree("out", recorded.out)  # one test cannot spoil the next one's
+            add_another_checkpoints_file(Path("out", "vnet.json"))
+        recorded.left = sorted(path.name for path in folder.iterdir())
+    recorded.printed = printed.getvalue()
+    return recorded
+
+
+def add_another_checkpoints_file(path):
+    """As if a vnet.air of another checkpoint had been there."""
+    description = json.loads(path.read_text())
+    description["files"]["vnet.air"] = {"sha256": "0", "checkpoint_sha256": "0"}
+    path.write_text(json.dumps(description))
+
+
+@pytest.fixture(scope="module")
+def expected(work):
+    """The answer of the network that was saved, to a volume of this test's own."""
+    answer = seeded_vnet("zoo", 2)(ms.Tensor(noise())).asnumpy()
+    assert answer.std() > 0.01, "a flat answer would hide a fault"
+    return answer
+
+
+def test_a_plain_mindir_comes_with_its_twin(work):
+    assert sorted(contents(work.folder / "MINDIR")) == sorted([MANIFEST, *PAIR])
+    for name in PAIR:
+        mode = (work.folder / "MINDIR" / name).stat().st_mode & 0o777
+        assert mode & 0o444 == 0o444, f"{name} must be readable by all, is {mode:o}"
+    assert work.left == ["MINDIR", "ONNX", "out", "run"]
+
+
+@pytest.mark.parametrize(("name", "tolerance"), [("vnet", 0), ("vnet_lite", 2e-5)])
+def test_each_computes_what_the_checkpoint_computes(work, expected, name, tolerance):
+    path = work.folder / "MINDIR" / f"{name}.mindir"
+    found = answer_of(path, noise())
+    assert found.shape == (1, *SIDES) and found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance)
+
+
+def test_the_onnx_beside_it_computes_the_same(work, expected):
+    path = work.folder / "ONNX" / "vnet.onnx"
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    names = entry(path)["input_name"], entry(path)["output_name"]
+    (found,) = session.run([names[1]], {names[0]: noise()})
+    assert found.shape == (1, *SIDES)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5)
+
+
+FACTS = {
+    "vnet.mindir": {"format": "MINDIR", "operators": "3-D", "mindir_version": 3},
+    "vnet_lite.mindir": {"format": "MINDIR", "operators": "2-D", "mindir_version": 1},
+    "vnet.onnx": {"format": "ONNX", "operators": "3-D"},
+}
+
+
+@pytest.mark.parametrize("name", FACTS)
+def test_the_description_fits_its_file(work, name):
+    path = work.folder / "ONNX" / name
+    description, file = described(path), entry(path)
+    assert FACTS[name].items() <= file.items()
+    assert ("mindir_version" in file) == (file["format"] == "MINDIR")
+    assert file["sha256"] == sha256(path)
+    assert file["checkpoint"] == "best.ckpt"
+    assert file["checkpoint_sha256"] == sha256(work.checkpoint)
+    assert file["mindspore"] == ms.__version__
+    assert 0 <= file["largest_difference"] < 1e-4
+    assert file["input_name"] == "volume"
+    assert description["input"]["shape"] == [1, 1, *SIDES]
+    assert description["output"]["shape"] == [1, *SIDES]
+    assert description["configuration"]["threshold"] == 0.4
+    assert config_of_model(path, []).dstRes == [2.5, 2, 2.5]
+
+
+@pytest.mark.parametrize("name", ["vnet.mindir", "vnet_lite.mindir"])
+def test_the_version_is_the_files_own(work, name):
+    model = ModelProto()
+    model.ParseFromString((work.folder / "ONNX" / name).read_bytes())
+    assert model.mind_ir_version == entry(work.folder / "ONNX" / name)["mindir_version"]
+    assert model.graph.input[0].name.endswith("volume")
+
+
+def test_lite_finds_the_twin(work):
+    twin = work.folder / "ONNX" / "vnet_lite.mindir"
+    assert lite_model(work.folder / "ONNX" / "vnet.mindir") == twin
+
+
+def test_formats_of_a_checkpoint_share_a_description(work):
+    """And of another checkpoint, whose vnet.air was there, nothing stays in it."""
+    first, both = (described(work.folder / name / "vnet.mindir") for name in ("MINDIR", "ONNX"))
+    assert list(first["files"]) == ["vnet.mindir"]
+    assert sorted(both["files"]) == ["vnet.mindir", "vnet.onnx"]
+    assert both["files"]["vnet.mindir"] == first["files"]["vnet.mindir"]
+    before, after = contents(work.folder / "MINDIR"), contents(work.folder / "ONNX")
+    for name in ("vnet.mindir", "vnet_lite.mindir", "vnet_lite.json"):
+        assert before[name] == after[name]
+
+
+def test_it_says_how_far_each_file_is_from_the_checkpoint(work):
+    lines = [line for line in work.printed.splitlines() if "differs from the checkpoint" in line]
+    assert len(lines) == 3
+    for line, name in zip(lines, FACTS, strict=True):
+        path = work.folder / "ONNX" / name
+        size = f"{path.stat().st_size / 1e6:.1f}"
+        difference = f"{entry(path)['largest_difference']:.1e}"
+        says = f"out/{name}: {size} MB, differs from the checkpoint by {difference}"
+        assert line == says
+
+
+def test_it_is_compared_with_mindspores_own_convolutions(work):
+    """A fault of the fast ones must not pass for one of the export, nor hide it."""
+    assert work.config.fast_conv3d == "auto"
+    assert [config.fast_conv3d for config in work.loaded_with] == ["off", "off"]
+
+
+def test_two_volumes_per_call(tmp_path, small_config, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    checkpoint = save(seeded_vnet("paper", 2), tmp_path / "run" / "best.ckpt")
+    exports = planned("MINDIR", "both", True, 1, "CPU")
+    export_model(checkpoint, small_config("variant=paper"), "CPU", exports, batch_size=2)
+    path = tmp_path / "both.mindir"
+    description = described(path)
+    assert description["input"]["shape"] == [2, 1, 16, 16, 16]
+    assert description["output"]["shape"] == [2, 16, 16, 16]
+    assert description["configuration"]["variant"] == "paper"
+    assert lite_model(path) == path
+    volume = noise(2, (16, 16, 16))
+    expected = seeded_vnet("paper", 2)(ms.Tensor(volume)).asnumpy()
+    assert np.abs(expected[0] - expected[1]).max() > 0.1
+    np.testing.assert_allclose(answer_of(path, volume), expected, rtol=0, atol=2e-5)
+
+
+# What goes wrong --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def quick(work, tmp_path, monkeypatch):
+    """Exports in a second: the files and the network are those that were made for `work`.
+
+    `calls` are those of `ms.export`, `edit` may change what it writes.
+    """
+    calls = []
+
+    def copying(network, *inputs, file_name, file_format):
+        calls.append(SimpleNamespace(network=network, inputs=inputs, file_format=file_format))
+        Path(file_name).write_bytes(quick.edit(work.of_mindspore[type(network)]))
+
+    quick = SimpleNamespace(calls=calls, edit=lambda content: content)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(model_export, "load_network", lambda *_: work.network)
+    monkeypatch.setattr(ms, "export", copying)
+    return quick
+
+
+def export_pair(work, name="out/vnet"):
+    export_model(work.checkpoint, work.config, "CPU", planned("MINDIR", name, False, 3, "CPU"))
+
+
+def with_another_bias(content, change):
+    """A MindIR whose last parameter, the head's bias, is changed for one channel."""
+    model = ModelProto()
+    model.ParseFromString(content)
+    bias = model.graph.parameter[-1]
+    values = np.frombuffer(bias.raw_data, np.float32).copy()
+    values[0] = change(values[0])
+    bias.raw_data = values.tobytes()
+    return model.SerializeToString()
+
+
+def test_the_stand_in_exports_what_mindspore_exported(work, quick, tmp_path):
+    export_pair(work)
+    whole = contents(work.folder / "MINDIR")
+    assert contents(tmp_path / "out") == whole
+
+
+@pytest.mark.parametrize(
+    ("change", "found", "earlier"),
+    [(lambda bias: bias + 0.01, "e-0", True), (lambda bias: np.nan, "nan", False)],
+)
+def test_a_twin_that_computes_something_else_is_not_written(
+    work, quick, tmp_path, monkeypatch, change, found, earlier
+):
+    """Nor is the other file of the pair, which would be sound."""
+
+    def damaging(source, target):
+        to_version_1(source, target)
+        target.write_bytes(with_another_bias(target.read_bytes(), change))
+
+    if earlier:
+        shutil.copytree(work.folder / "ONNX", tmp_path / "out")
+        (tmp_path / "out" / "vnet.mindir").write_bytes(b"of an earlier checkpoint")
+        before = contents(tmp_path / "out")
+    monkeypatch.setattr(model_export, "to_version_1", damaging)
+    with pytest.raises(DataError) as error:
+        export_pair(work)
+    message = str(error.value)
+    assert message.startswith(f"out/vnet_lite.mindir: not written, differs from {work.checkpoint}")
+    assert found in message and "expected 1e-04 at most" in message and "\n" not in message
+    after = contents(tmp_path / "out")
+    assert after == before if earlier else set(after) == {MANIFEST}
+
+
+@pytest.mark.parametrize(
+    ("precision", "target", "off", "passes"),
+    [
+        ("float32", "CPU", 9e-5, True),
+        ("float32", "CPU", -1.2e-4, False),
+        ("float32", "Ascend", 1.2e-4, False),
+        ("auto", "CPU", 1.2e-4, False),
+        ("auto", "Ascend", 1.9e-2, True),
+        ("mixed", "CPU", 1.9e-2, True),
+        ("mixed", "CPU", -2.1e-2, False),
+        ("mixed", "CPU", np.nan, False),
+        ("float32", "CPU", np.nan, False),
+    ],
+)
+def test_one_voxel_too_far_off_is_an_error(
+    work, quick, tmp_path, monkeypatch, small_config, precision, target, off, passes
+):
+    def almost(path, volume):
+        answer = work.network(ms.Tensor(volume)).asnumpy()
+        answer[0, 3, 20, 7] += off
+        return answer
+
+    def stub(network, shape, path):
+        path.write_bytes(b"model")
+
+    monkeypatch.setattr(model_export, "export_onnx", stub)
+    monkeypatch.setattr(model_export, "run_onnx", almost)
+    config = small_config("VolSize=16,32,16", f"precision={precision}")
+    exports = planned("ONNX", "out/vnet", False, 3, target)
+    if passes:
+        export_model(work.checkpoint, config, target, exports)
+        path = tmp_path / "out" / "vnet.onnx"
+        assert path.read_bytes() == b"model"
+        assert entry(path)["largest_difference"] == pytest.approx(abs(off), abs=1e-6)
+    else:
+        with pytest.raises(DataError, match="vnet.onnx: not written, differs"):
+            export_model(work.checkpoint, config, target, exports)
+        assert set(contents(tmp_path / "out")) == {MANIFEST}
+
+
+@pytest.mark.parametrize("name", PAIR)
+def test_other_peoples_files_stop_it_before_anything(work, quick, tmp_path, name):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_text("mine")
+    with pytest.raises(DataError, match=f"out/{name}: there already, and not written by this"):
+        export_pair(work)
+    assert quick.calls == []
+    assert contents(tmp_path / "out") == {name: b"mine"}
+
+
+def test_our_own_earlier_files_are_replaced_with_a_notice(work, quick, tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    claim(tmp_path / "out", PAIR)
+    for name in (*PAIR, "notes.txt"):
+        (tmp_path / "out" / name).write_text("earlier")
+    export_pair(work)
+    assert "out: replacing 4 file(s) of an earlier run" in capsys.readouterr().out
+    notes = {"notes.txt": b"earlier"}
+    assert contents(tmp_path / "out") == contents(work.folder / "MINDIR") | notes
+
+
+@pytest.mark.parametrize("item", ["variant=paper", "variant=monai", "width=4"])
+def test_a_checkpoint_of_another_architecture(work, tmp_path, monkeypatch, small_config, item):
+    monkeypatch.chdir(tmp_path)
+    exports = planned("MINDIR", "out/vnet", False, 3, "CPU")
+    with pytest.raises(DataError, match="best.ckpt: holds a V-Net of variant=zoo, width=2"):
+        export_model(work.checkpoint, small_config(item), "CPU", exports)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made(work, quick, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(DataError, match="file/out/.*: cannot be written"):
+        export_pair(work, "file/out/vnet")
+    assert quick.calls == []
+
+
+@pytest.mark.parametrize("model", ["vnet", "vnet_lite"])
+def test_a_full_disk_keeps_the_earlier_files(work, quick, tmp_path, full_disk, model):
+    shutil.copytree(work.folder / "ONNX", tmp_path / "out")
+    before = contents(tmp_path / "out")
+    size_bytes = len(before["vnet.mindir"])  # its twin is larger
+    size_bytes -= model == "vnet"
+    with (
+        full_disk(size_bytes),
+        pytest.raises(DataError, match=f"{model}.mindir: cannot be written"),
+    ):
+        export_pair(work)
+    assert contents(tmp_path / "out") == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+
+
+@pytest.mark.parametrize("file_format", ["MINDIR", "ONNX"])
+def test_a_disk_that_is_full_when_mindspore_writes(
+    work, tmp_path, monkeypatch, full_disk, file_format
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(model_export, "load_network", lambda *_: work.network)
+    exports = planned(file_format, "out/vnet", False, 3, "CPU")
+    model = exports[0].path
+    with full_disk(100_000), pytest.raises(DataError, match=f"{model}: cannot be written"):
+        export_model(work.checkpoint, work.config, "CPU", exports)
+    assert set(contents(tmp_path / "out")) == {MANIFEST}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+
+
+# AIR, which only an Ascend device writes --------------------------------------------------------
+
+
+@pytest.mark.parametrize("conv2d", [False, True])
+def test_for_air_the_mindir_of_the_same_graph_is_compared(
+    work, quick, tmp_path, monkeypatch, conv2d
+):
+    loaded = []
+
+    def spying(path):
+        loaded.append(Path(path).read_bytes())
+        return load(path)
+
+    load = ms.load
+    monkeypatch.setattr(ms, "load", spying)
+    exports = planned("AIR", "out/vnet", conv2d, 3, "Ascend")
+    export_model(work.checkpoint, work.config, "Ascend", exports)
+    assert [call.file_format for call in quick.calls] == ["MINDIR", "AIR"]
+    of_mindir, of_air = quick.calls
+    assert of_air.network is of_mindir.network
+    assert isinstance(of_air.network, LoweredVNet) == conv2d
+    assert not of_air.network.training
+    for call in quick.calls:
+        assert [tensor.shape for tensor in call.inputs] == [(1, 1, *SIDES)]
+    assert loaded == [work.of_mindspore[type(of_air.network)]]
+    assert sorted(contents(tmp_path / "out")) == sorted([MANIFEST, "vnet.air", "vnet.json"])
+    file = entry(tmp_path / "out" / "vnet.air")
+    assert (file["format"], file["operators"]) == ("AIR", "2-D" if conv2d else "3-D")
+    assert "mindir_version" not in file
+    assert file["sha256"] == sha256(tmp_path / "out" / "vnet.air")
+
+
+def test_an_air_whose_graph_computes_something_else_is_not_written(work, quick, tmp_path):
+    quick.edit = lambda content: with_another_bias(content, lambda bias: bias + 1)
+    exports = planned("AIR", "out/vnet", False, 3, "Ascend")
+    with pytest.raises(DataError, match="vnet.air: not written, differs"):
+        export_model(work.checkpoint, work.config, "Ascend", exports)
+    assert set(contents(tmp_path / "out")) == {MANIFEST}
