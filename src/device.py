@@ -12,7 +12,11 @@ from src.ranks import Ranks
 
 # What a launcher leaves in the environment of a rank: msrun, mpirun, an HCCL rank table.
 RANK_VARIABLES = ("MS_ROLE", "OMPI_COMM_WORLD_RANK", "RANK_TABLE_FILE")
-LOCAL_RANK_VARIABLES = ("DEVICE_ID", "OMPI_COMM_WORLD_LOCAL_RANK")
+# Of those that number the processes of a machine, the variable with that number.
+LOCAL_RANK_VARIABLES = {
+    "MS_ROLE": "DEVICE_ID",
+    "OMPI_COMM_WORLD_RANK": "OMPI_COMM_WORLD_LOCAL_RANK",
+}
 
 
 def start_device(target: str, device_id: int = 0) -> None:
@@ -26,8 +30,9 @@ def start_device(target: str, device_id: int = 0) -> None:
     Raises:
         DataError: the device is not there.
     """
-    for name in LOCAL_RANK_VARIABLES:
-        device_id = int(os.environ.get(name, device_id))
+    for launcher, local_rank in LOCAL_RANK_VARIABLES.items():
+        if launcher in os.environ:
+            device_id = int(os.environ.get(local_rank, device_id))
     backend = getattr(device_context, target.lower())
     if not backend.is_available():
         raise DataError(

@@ -99,6 +99,24 @@ def test_a_later_start_goes_on_as_if_never_stopped(small_config, ranks, workers)
         assert len({str(epoch) for epoch in whole}) == 5
 
 
+@pytest.mark.parametrize(
+    ("count", "batch", "ranks"), [(2, 2, 2), (3, 2, 2), (3, 3, 4), (5, 2, 8), (7, 4, 2)]
+)
+def test_no_batch_of_a_rank_holds_a_case_twice(small_config, count, batch, ranks):
+    """However many ranks there are, as long as there are as many cases as a batch takes."""
+    samples = samples_of(small_config, count, ranks, 0, f"batch_size={batch}")
+    for rank in range(ranks):
+        for epoch in epochs_of(samples, 0, 3, rank):
+            assert all(len(set(numbers)) == batch for numbers in epoch)
+
+
+def test_accumulated_batches_are_part_of_one_step(small_config):
+    samples = samples_of(small_config, 10, 2, 0, "batch_size=2", "accumulate_steps=3")
+    assert samples.global_batch_size == 12
+    assert samples.steps == 1
+    assert create_dataset(samples).get_dataset_size() == 3
+
+
 def test_ranks_are_disjoint_and_together_one_process_with_their_batch(small_config):
     """Four ranks with batch 2 see in each step what one process with batch 8 sees."""
     alone = epochs_of(samples_of(small_config, 16, 1, 0, "batch_size=8"), 0, 2)

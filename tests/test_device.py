@@ -5,8 +5,15 @@ import numpy as np
 import pytest
 from mindspore import device_context
 
-from src.device import apply_precision, start_device, uses_mixed_precision
-from src.errors import DataError
+import src.device
+from src.device import (
+    RANK_VARIABLES,
+    apply_precision,
+    start_communication,
+    start_device,
+    uses_mixed_precision,
+)
+from src.errors import DataError, UsageError
 from src.vnet import create_vnet
 
 
@@ -34,6 +41,77 @@ def test_a_cpu_is_always_there(number):
     start_device("CPU", number)
     assert ms.get_context("mode") == ms.GRAPH_MODE
     assert ms.get_context("device_target") == "CPU"
+
+
+@pytest.mark.parametrize(
+    ("environment", "card"),
+    [
+        ({}, 1),
+        ({"DEVICE_ID": "5"}, 1),  # a launcher of one process passes it on as an argument
+        ({"MS_ROLE": "MS_WORKER", "DEVICE_ID": "5"}, 5),
+        ({"OMPI_COMM_WORLD_RANK": "9", "OMPI_COMM_WORLD_LOCAL_RANK": "2"}, 2),
+        ({"RANK_TABLE_FILE": "hccl.json", "RANK_ID": "3", "DEVICE_ID": "7"}, 1),
+    ],
+)
+def test_each_rank_of_a_machine_has_its_card(monkeypatch, environment, card):
+    for name in (*RANK_VARIABLES, "DEVICE_ID", "OMPI_COMM_WORLD_LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(device_context.gpu, "is_available", lambda: True)
+    monkeypatch.setattr(device_context.gpu, "device_count", lambda: 8)
+    started = []
+    monkeypatch.setattr(ms, "set_device", lambda *device: started.append(device))
+    start_device("GPU", 1)
+    assert started == [("GPU", card)]
+
+
+# Communication ----------------------------------------------------------------------------------
+# tests/test_ranks.py has what really happens between two ranks.
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """As in a process of mpirun's, which finds three others."""
+    monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "1")
+    monkeypatch.setattr(src.device, "init", lambda: None)
+    monkeypatch.setattr(src.device, "get_rank", lambda: 1)
+    monkeypatch.setattr(src.device, "get_group_size", lambda: 4)
+    contexts = []
+    monkeypatch.setattr(ms, "set_auto_parallel_context", lambda **context: contexts.append(context))
+    return contexts
+
+
+def test_gradients_are_averaged_over_the_ranks(launched):
+    ranks = start_communication(4)
+    assert (ranks.rank, ranks.count) == (1, 4)
+    (context,) = launched
+    assert context["parallel_mode"] == ms.ParallelMode.DATA_PARALLEL
+    assert context["gradients_mean"] is True and context["device_num"] == 4
+
+
+def test_another_number_of_ranks_is_told(launched):
+    with pytest.raises(UsageError, match="--device_num 2: the launcher started 4"):
+        start_communication(2)
+    assert launched == []
+
+
+def test_a_process_that_no_launcher_started_is_told(launched, monkeypatch):
+    for name in RANK_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(UsageError, match="no launcher started this process; use scripts/train_m"):
+        start_communication(4)
+
+
+def test_ranks_that_cannot_be_reached_are_told(launched, monkeypatch):
+    def fail():
+        raise RuntimeError("Failed to connect to the scheduler.\n\n- C++ Call Stack")
+
+    monkeypatch.setattr(src.device, "init", fail)
+    with pytest.raises(DataError) as error:
+        start_communication(4)
+    assert str(error.value).startswith("communication: Failed to connect to the scheduler.; are")
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -176,7 +176,7 @@ def test_a_broken_validation_case_is_found_before_anything_runs(
         (TRAIN.replace("CPU", "TPU"), 2, "TPU"),
         (TRAIN.replace("CPU", "Ascend"), 1, "device Ascend is not available"),
         (TRAIN + " --resume run", 1, "run"),
-        (TRAIN + " --run_distribute 1", 2, "--run_distribute"),
+        (TRAIN + " --run_distribute 1 --device_num 2", 2, "no launcher started this process"),
         (TRAIN + " --set precision=mixed", 2, "Ascend and GPU only"),
         (TRAIN + " --set task=a/b", 2, "letters, digits, space"),
         (TRAIN + " --resume", 1, "no run vnet.promise12.* to resume"),
