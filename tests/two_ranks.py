@@ -64,12 +64,12 @@ def batch_of(network, rank):
     return [ms.Tensor(array.astype(np.float32)) for array in (image, mask, keep)]
 
 
-def gradients_of(network, batch):
-    """Mean gradient over the ranks, name -> array, before any update."""
-    rates = ms.nn.SGD(network.trainable_params(), 0.0)
-    step = ms.nn.TrainOneStepCell(LossCell(network), rates, return_grad=True).set_train()
-    _, gradients = step(*batch)
-    return {name: gradient.asnumpy() for name, gradient in gradients.items()}
+def gradients_of(network, *batches):
+    """Of each batch the gradient, name -> array; over several ranks their mean."""
+    still = ms.nn.SGD(network.trainable_params(), 0.0)
+    step = ms.nn.TrainOneStepCell(LossCell(network), still, return_grad=True).set_train()
+    found = [step(*batch)[1] for batch in batches]
+    return [{name: value.asnumpy() for name, value in gradient.items()} for gradient in found]
 
 
 def watch_statistics():
@@ -104,8 +104,13 @@ def main():
     found["averaged"] = pair[0].asnumpy().copy()
 
     network = seeded_network(config_of())
-    gradients = gradients_of(network, batch_of(network, ranks.rank))
-    found |= {f"gradient {name}": value for name, value in gradients.items()}
+    batches = [batch_of(network, rank) for rank in range(2)]
+    (together,) = gradients_of(network, batches[ranks.rank])
+    found |= {f"gradient {name}": value for name, value in together.items()}
+    ms.reset_auto_parallel_context()
+    for number, alone in enumerate(gradients_of(seeded_network(config_of()), *batches)):
+        found |= {f"gradient {number} {name}": value for name, value in alone.items()}
+    start_communication(2)
 
     before = watch_statistics()
     for name, overrides in {"zoo": [], "paper": ["variant=paper", "lr=0.01"]}.items():
