@@ -9,7 +9,13 @@ vnet.onnx and vnet.json. What is written is loaded back and compared with the ch
 
 import argparse
 
-from src.cli import add_device_arguments, add_set_argument, run
+from src.cli import (
+    MINDIR_VERSIONS,
+    MODEL_FORMATS,
+    add_device_arguments,
+    add_set_argument,
+    run,
+)
 
 
 def main():
@@ -17,7 +23,7 @@ def main():
     parser = argparse.ArgumentParser(description="Export V-Net as MINDIR, ONNX or AIR")
     add_device_arguments(parser, "--device_id")
     parser.add_argument("--ckpt_file", required=True, help="checkpoint to export")
-    parser.add_argument("--file_format", choices=("MINDIR", "ONNX", "AIR"), default="MINDIR")
+    parser.add_argument("--file_format", choices=MODEL_FORMATS, default="MINDIR")
     parser.add_argument("--file_name", default="vnet", help="of the model (default: vnet)")
     parser.add_argument("--batch_size", type=int, default=1, help="volumes per call (default: 1)")
     parser.add_argument(
@@ -26,7 +32,7 @@ def main():
     parser.add_argument(
         "--mindir_version",
         type=int,
-        choices=(3, 1),
+        choices=MINDIR_VERSIONS,
         default=3,
         help="1 for MindSpore Lite 2.0 (default: 3, what MindSpore 2.10 writes)",
     )

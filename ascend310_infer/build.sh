@@ -61,7 +61,11 @@ type -P make >/dev/null || packages+=(make)
 has_compiler || packages+=(g++)
 ((${#packages[@]} == 0)) || system_package "${packages[@]}"
 
-mkdir -p -- "$HERE/build"
+if ! { mkdir -p -- "$HERE/build" && : >>"$HERE/build/lock"; } 2>/dev/null; then
+  [[ -x $HERE/out/main ]] || fail 1 "$HERE cannot be written: let its owner run this once, or take a copy"
+  echo "$HERE cannot be written: out/main stays as it is"
+  exit
+fi
 exec 9>"$HERE/build/lock"
 flock 9
 
@@ -73,8 +77,8 @@ library=$(lite_library)
 # CMake refuses the build folder of a repository that has moved.
 grep -qsxF "CMAKE_HOME_DIRECTORY:INTERNAL=$HERE" "$HERE/build/CMakeCache.txt" ||
   rm -rf -- "$HERE/build/CMakeCache.txt" "$HERE/build/CMakeFiles"
-# VNET_SANITIZE=OFF: CMake remembers what an earlier run was told.
+# The defaults are given, since CMake remembers what an earlier run was told.
 cmake -S "$HERE" -B "$HERE/build" -DLITE_LIBRARY="$library" \
-  -DCMAKE_RUNTIME_OUTPUT_DIRECTORY="$HERE/out" -DVNET_SANITIZE=OFF "$@"
+  -DCMAKE_RUNTIME_OUTPUT_DIRECTORY="$HERE/out" -DCMAKE_BUILD_TYPE=Release -DVNET_SANITIZE=OFF "$@"
 cmake --build "$HERE/build" --parallel "$(nproc)"
 echo "built $HERE/out/main with $library"

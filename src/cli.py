@@ -1,5 +1,6 @@
 """What the entry points have in common on the command line."""
 
+import signal
 import sys
 from argparse import ArgumentParser
 from collections.abc import Callable
@@ -7,6 +8,8 @@ from collections.abc import Callable
 from src.errors import DataError, UsageError
 
 DEVICES = ("Ascend", "GPU", "CPU")
+MODEL_FORMATS = ("MINDIR", "ONNX", "AIR")
+MINDIR_VERSIONS = (3, 1)  # what MindSpore 2.10 writes; what MindSpore Lite 2.0 reads
 
 
 def add_device_arguments(parser: ArgumentParser, id_flag: str) -> None:
@@ -46,6 +49,8 @@ def add_model_arguments(parser: ArgumentParser) -> None:
 
 def run(main: Callable[[], None]) -> None:
     """Runs an entry point: its errors become one line and an exit code, 2 for usage and 1 else."""
+    # TERM unwinds, so that temporary files go.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         main()
         sys.stdout.flush()

@@ -77,23 +77,24 @@ def evaluate(
     def segmented(_, image):
         return segment(network, image, config)[0]
 
-    return evaluate_masks(segmented, cases, config, about)
+    about = {**about, "configuration": dict(config)}
+    return evaluate_masks(segmented, cases, config.dirPredictionImage, about)
 
 
 def evaluate_masks(
     segmented: Callable[[Case, sitk.Image], sitk.Image],
     cases: list[Case],
-    config: EasyDict,
+    folder: str | Path,
     about: dict,
 ) -> list[dict[str, str | float]]:
     """Compares the masks of cases with their references, and writes all of it.
 
-    `dirPredictionImage` gets NAME_test.mhd of each case, metrics.csv, metrics.json, overlays.png.
+    `folder` gets NAME_test.mhd of each case, metrics.csv, metrics.json, overlays.png.
 
     Args:
         segmented: returns the mask of a case, given also its image.
         cases: with reference masks.
-        config: `dirPredictionImage`, and the rest for metrics.json.
+        folder: created if absent.
         about: what else metrics.json should say, such as the checkpoint.
 
     Returns:
@@ -102,7 +103,7 @@ def evaluate_masks(
     Raises:
         DataError: a file is at fault, or the folder holds other people's files of these names.
     """
-    folder = Path(config.dirPredictionImage)
+    folder = Path(folder)
     for case in cases:
         read_case(case)  # a broken file stops the evaluation before anything is written
     masks = [f"{case.case_id}_test.mhd" for case in cases]
@@ -116,7 +117,7 @@ def evaluate_masks(
         write_volume(mask, folder / name)
         print(f"save predicted label for test '{case.case_id}'", flush=True)
         rows.append({"case": case.case_id, **case_metrics(reference, mask)})
-    write_metrics(rows, folder, {**about, "configuration": dict(config)})
+    write_metrics(rows, folder, about)
     drawn = (
         OverlayCase(case.case_id, image, sitk.ReadImage(str(folder / name)), reference)
         for case, name in zip(cases, masks, strict=True)

@@ -16,6 +16,7 @@ from src.atomic import write_files
 from src.data_manager import Case, read_image
 from src.errors import DataError
 from src.evaluation import evaluate_masks
+from src.model_description import CONFIGURATION
 from src.predictor import network_inputs, segment_outputs
 
 INPUT_FOLDER = "results/bin_data"  # the zoo's, as are the names of the files
@@ -53,13 +54,12 @@ def write_inputs(cases: list[Case], config: EasyDict, folder: str | Path = INPUT
             "volume to segment; move it away"
         )
     output_folder.claim(folder, names)
-    for name in others:
-        (folder / name).unlink()
+    output_folder.remove(folder, others)
     for case in cases:
         volumes = network_inputs(read_image(case.image_path), config)
         for name, volume in zip(_names(case, config), volumes, strict=True):
             write_files({folder / f"{name}.bin": np.ascontiguousarray(volume, "<f4").tobytes()})
-    print(f"{folder}: {len(names)} volumes of {config.VolSize} voxels, of {len(cases)} cases")
+    print(f"{folder}: {len(names)} volume(s) of {config.VolSize} voxels, of {len(cases)} case(s)")
 
 
 def evaluate_outputs(
@@ -69,9 +69,9 @@ def evaluate_outputs(
 
     Args:
         cases: with reference masks.
-        config: that of `write_inputs`, threshold, `dirPredictionImage`.
+        config: that of `write_inputs`, `threshold`, `dirPredictionImage`.
         result_folder: where NAME_0.bin of each lies.
-        about: what else metrics.json should say.
+        about: what metrics.json should say of the model.
 
     Raises:
         DataError: an answer is missing, of another size, or no probability.
@@ -83,7 +83,8 @@ def evaluate_outputs(
     def segmented(case: Case, image: sitk.Image) -> sitk.Image:
         return segment_outputs(answers(case), image, config)[0]
 
-    return evaluate_masks(segmented, cases, config, about)
+    about = {**about, "configuration": {key: config[key] for key in CONFIGURATION}}
+    return evaluate_masks(segmented, cases, config.dirPredictionImage, about)
 
 
 def _read_answers(case, config, folder):

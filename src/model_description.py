@@ -22,8 +22,8 @@ from src.errors import DataError, UsageError
 
 VERSION = 1  # of the description; raise it when its entries change their meaning
 # Keys of the configuration that come with the model.
-FIXED = ("variant", "width", "VolSize", "dstRes", "normDir", "flip_average")
-CONFIGURATION = (*FIXED, "threshold")
+FIXED = ("variant", "width", "VolSize", "dstRes", "normDir")
+CONFIGURATION = (*FIXED, "flip_average", "threshold")
 LITE_ENDING = "_lite"  # of the twin's name
 LITE = {"operators": "2-D", "mindir_version": 1}  # what MindSpore Lite 2.0 reads on every device
 
@@ -102,11 +102,13 @@ def _load(path, model_path):
         if set(description["configuration"]) != set(CONFIGURATION):
             raise ValueError(f"a configuration of {', '.join(description['configuration'])}")
         overridden({**vnet_cfg, **description["configuration"]}, [])
+        int(description["input"]["shape"][0])
         if not all(
-            {"sha256", "checkpoint_sha256"} <= set(f) for f in description["files"].values()
+            {"format", "sha256", "checkpoint_sha256"} <= set(f)
+            for f in description["files"].values()
         ):
-            raise ValueError("a file without its hashes")
-    except (ValueError, KeyError, TypeError, AttributeError, UsageError) as error:
+            raise ValueError("a file without its format and hashes")
+    except (ValueError, LookupError, TypeError, AttributeError, UsageError) as error:
         raise DataError(
             f"{path}: no description of a model ({error!r}); export again: "
             f"{export_command(model_path)}"
@@ -163,10 +165,17 @@ def config_of_model(model_path: str | Path, overrides: list[str]) -> EasyDict:
     """The configuration that comes with a model, the rest from the defaults and `overrides`.
 
     Raises:
-        DataError: see `read_description`.
+        DataError: it takes more than one volume per call; see `read_description`.
         UsageError: an override of what the model fixes.
     """
-    saved = EasyDict({**vnet_cfg, **read_description(model_path)[0]["configuration"]})
+    description, _ = read_description(model_path)
+    count = description["input"]["shape"][0]
+    if count != 1:
+        raise DataError(
+            f"{path_of(model_path)}: the model takes {count} volumes per call, the C++ program "
+            f"gives it 1; export with --batch_size 1: {export_command(Path(model_path))}"
+        )
+    saved = EasyDict({**vnet_cfg, **description["configuration"]})
     return keeping(FIXED, saved, path_of(model_path), overrides)
 
 
@@ -179,20 +188,24 @@ def lite_model(model_path: str | Path) -> Path:
     """The model itself where MindSpore Lite reads it, else its twin, NAME_lite.mindir beside it.
 
     Raises:
-        DataError: there is no such twin, or it comes from another checkpoint; see
-            `read_description`.
+        DataError: no MINDIR, or there is no such twin of the same checkpoint, grid and threshold;
+            see `read_description`.
     """
     model_path = Path(model_path)
-    _, model = read_description(model_path)
+    description, model = read_description(model_path)
+    if model["format"] != "MINDIR":
+        raise DataError(f"{model_path}: is {model['format']}, expected a MINDIR")
     if LITE.items() <= model.items():
         return model_path
     twin_path = lite_path_of(model_path)
-    _, twin = read_description(twin_path)
+    twin_description, twin = read_description(twin_path)
     wanted = {**LITE, "checkpoint_sha256": model["checkpoint_sha256"]}
-    if not wanted.items() <= twin.items():
+    same = {**description, "files": {}} == {**twin_description, "files": {}}
+    if not same or not wanted.items() <= twin.items():
         raise DataError(
-            f"{twin_path}: of another checkpoint than {model_path.name}, or nothing that MindSpore "
-            f"Lite reads; export both: {export_command(model_path)}"
+            f"{twin_path}: of another checkpoint than {model_path.name}, of another grid or "
+            "threshold, or nothing that MindSpore Lite reads; export both: "
+            f"{export_command(model_path)}"
         )
     return twin_path
 

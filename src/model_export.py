@@ -3,7 +3,9 @@
 import importlib.util
 import json
 import re
+import shutil
 import tempfile
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,9 +15,8 @@ from easydict import EasyDict
 from mindspore import nn
 
 from src import output_folder
-from src.atomic import write_files
 from src.checkpoint import load_weights
-from src.device import uses_mixed_precision
+from src.cli import MINDIR_VERSIONS
 from src.errors import DataError, UsageError
 from src.evaluation import load_network
 from src.lowered_vnet import LoweredVNet
@@ -31,10 +32,9 @@ from src.model_description import (
 from src.onnx_model import INPUT, OUTPUT, export_onnx, run_onnx
 from src.vnet import create_vnet
 
-FORMATS = ("MINDIR", "ONNX", "AIR")
-MINDIR_VERSIONS = (3, 1)  # what MindSpore 2.10 writes; what MindSpore Lite 2.0 reads
-# Largest difference of a probability that passes, by precision of the checkpoint's own network.
-TOLERANCE = {"float32": 1e-4, "mixed": 2e-2}
+# Largest difference of a probability that passes. Ascend and GPU may compute float32 convolutions
+# with fewer bits.
+TOLERANCE = {"CPU": 1e-4, "GPU": 2e-2, "Ascend": 2e-2}
 
 
 @dataclass(frozen=True)
@@ -63,12 +63,15 @@ def planned(
     """The files of a command line; a plain MINDIR brings its twin for MindSpore Lite along.
 
     Args:
-        file_format: one of `FORMATS`.
+        file_format: one of `src.cli.MODEL_FORMATS`.
         file_name: with or without a format's suffix.
         conv2d: 2-D operators only.
-        mindir_version: one of `MINDIR_VERSIONS`.
+        mindir_version: one of `src.cli.MINDIR_VERSIONS`.
         device_target: AIR exists on Ascend only.
         batch_size: volumes per call.
+
+    Returns:
+        What `export_model` is to write.
 
     Raises:
         UsageError: the request cannot be met.
@@ -79,11 +82,11 @@ def planned(
     if batch_size < 1:
         raise UsageError(f"--batch_size {batch_size}: expected at least 1")
     path = Path(f"{name}.{file_format.lower()}")
-    plain = not conv2d and mindir_version == MINDIR_VERSIONS[0]
     if file_format == "MINDIR":
         exports = [Export(path, file_format, conv2d, mindir_version)]
         twin = Export(lite_path_of(path), file_format, True, LITE["mindir_version"])
-        return [*exports, twin] if plain else exports
+        is_plain = not conv2d and mindir_version == MINDIR_VERSIONS[0]
+        return [*exports, twin] if is_plain else exports
     if mindir_version != MINDIR_VERSIONS[0]:
         raise UsageError(f"--mindir_version {mindir_version}: only for --file_format MINDIR")
     if file_format == "AIR" and device_target != "Ascend":
@@ -126,44 +129,27 @@ def export_model(
             be written, or a model computes something else than the checkpoint.
     """
     folder = exports[0].path.parent
-    # MindSpore's own convolutions, so that a difference is the export's.
-    plain = EasyDict({**config, "fast_conv3d": "off"})
+    # MindSpore's own convolutions, in float32 like the model: a difference is the export's.
+    plain = EasyDict({**config, "fast_conv3d": "off", "precision": "float32"})
     reference = load_network(checkpoint_path, plain, device_target)
     paths = [path for export in exports for path in (export.path, path_of(export.path))]
-    output_folder.claim(folder, [path.name for path in paths])
+    names = [path.name for path in paths]
+    output_folder.check(folder, names)
+    print(f"exporting and checking at {config.VolSize}, up to some minutes on a CPU", flush=True)
     shape = (batch_size, 1, *config.VolSize)
     volume = np.random.default_rng(config.seed).normal(size=shape).astype(np.float32)
-    print(f"exporting and checking at {config.VolSize}, up to some minutes on a CPU", flush=True)
     expected = reference(ms.Tensor(volume)).asnumpy()
-    precision = "mixed" if uses_mixed_precision(config, device_target) else "float32"
     checkpoint = {
         "checkpoint": Path(checkpoint_path).name,
         "checkpoint_sha256": sha256_of(checkpoint_path),
     }
-    with tempfile.TemporaryDirectory(prefix=".exporting-", dir=folder) as temporary:
+    with _scratch_in(folder) as scratch:
         for export in exports:
-            path = Path(temporary, export.path.name)
+            path = scratch / export.path.name
             network = create_vnet(config).set_train(False)
             load_weights(network, checkpoint_path)
-            try:
-                (input_name, output_name), found = _write(export, network, volume, path)
-                path.chmod(0o644)  # MindSpore lets only the owner read it
-            except OSError as error:
-                raise DataError(
-                    f"{export.path}: cannot be written ({error.strerror}); is the disk full?"
-                ) from None
-            difference = float(np.abs(found - expected).max())
-            size_mb = path.stat().st_size / 1e6
-            print(
-                f"{export.path}: {size_mb:.1f} MB, differs from the checkpoint by {difference:.1e}",
-                flush=True,
-            )
-            if not difference <= TOLERANCE[precision]:  # nor NaN
-                remedy = "report this" if np.isfinite(expected).all() else "its weights are NaN"
-                raise DataError(
-                    f"{export.path}: not written, differs from {checkpoint_path} by "
-                    f"{difference:.1e}, expected {TOLERANCE[precision]:.0e} at most; {remedy}"
-                )
+            (input_name, output_name), found = _write(export, network, volume, path)
+            difference = _checked_difference(found, expected, export.path, device_target)
             file = {
                 **export.facts(),
                 "input_name": input_name,
@@ -173,11 +159,50 @@ def export_model(
                 "largest_difference": difference,
                 "mindspore": ms.__version__,
             }
+            print(
+                f"{export.path}: {path.stat().st_size / 1e6:.1f} MB, differs from "
+                f"{checkpoint_path} by {difference:.1e}",
+                flush=True,
+            )
             description = describe(config, batch_size, {path.name: file})
             description = with_other_formats(description, path_of(export.path))
-            write_files({path_of(path): f"{json.dumps(description, indent=2)}\n".encode()})
+            path_of(path).write_text(f"{json.dumps(description, indent=2)}\n")
+        output_folder.claim(folder, names)
         for path in paths:
-            Path(temporary, path.name).replace(path)
+            (scratch / path.name).replace(path)
+
+
+@contextmanager
+def _scratch_in(folder):
+    """A hidden folder in `folder`, which is made for it; nothing stays of an export that fails."""
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".exporting-", dir=folder) as scratch:
+            yield Path(scratch)
+    except BaseException as error:
+        for path in made:
+            with suppress(OSError):
+                path.rmdir()
+        if isinstance(error, OSError):
+            raise DataError(
+                f"{folder}: cannot be written ({error.strerror}): check that it is a folder, "
+                "allows writing and has space left"
+            ) from None
+        raise
+
+
+def _checked_difference(found, expected, path, device_target):
+    """The largest difference of two outputs, which must be small."""
+    difference = float(np.abs(found - expected).max())
+    tolerance = TOLERANCE[device_target]
+    if not difference <= tolerance:  # nor NaN
+        remedy = "report this" if np.isfinite(expected).all() else "its weights are NaN"
+        raise DataError(
+            f"{path}: not written, differs from the checkpoint by {difference:.1e}, expected "
+            f"{tolerance:.0e} at most; {remedy}"
+        )
+    return difference
 
 
 def _write(export, network, volume, path):
@@ -187,13 +212,17 @@ def _write(export, network, volume, path):
         return (INPUT, OUTPUT), run_onnx(path, volume)
     if export.conv2d:
         network = LoweredVNet(network, volume.shape).set_train(False)
-    mindir = path.with_name(f"version_3_{path.stem}.mindir")
+    # MindSpore's own files can be read by nobody but the owner, and written by nobody.
+    mindir = path.with_name(f"mindspore_{path.stem}.mindir")
     ms.export(network, ms.Tensor(volume), file_name=str(mindir), file_format="MINDIR")
+    checked = path
     if export.file_format == "AIR":  # which MindSpore cannot load: the MINDIR is checked for it
-        ms.export(network, ms.Tensor(volume), file_name=str(path), file_format="AIR")
+        air = path.with_name(f"mindspore_{path.name}")
+        ms.export(network, ms.Tensor(volume), file_name=str(air), file_format="AIR")
+        shutil.copyfile(air, path)
+        checked = mindir
     elif export.mindir_version == 1:
         to_version_1(mindir, path)
     else:
-        mindir.rename(path)
-    checked = mindir if export.file_format == "AIR" else path
+        shutil.copyfile(mindir, path)
     return names_of(checked), nn.GraphCell(ms.load(str(checked)))(ms.Tensor(volume)).asnumpy()

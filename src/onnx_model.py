@@ -13,6 +13,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import nn
 
+from src.errors import DataError
 from src.vnet import VNet
 
 INPUT, OUTPUT = "volume", "foreground_probability"
@@ -27,19 +28,21 @@ def export_onnx(network: VNet, shape: tuple[int, int, int, int, int], path: Path
         path: ends with .onnx.
 
     Raises:
-        onnx.checker.ValidationError: the exported model is no valid ONNX.
+        DataError: the exported model is no valid ONNX.
     """
     import onnx  # optional
 
+    exported = path.with_name(f"mindspore_{path.name}")  # MindSpore makes it read-only
     has_elu = _swap_elu_for_relu(network)
     ms.onnx.export(
         network,
         ms.Tensor(np.zeros(shape, np.float32)),
-        file_name=str(path),
+        file_name=str(exported),
         input_names=[INPUT],
         output_names=[OUTPUT],
     )
-    model = onnx.load(path)
+    model = onnx.load(exported)
+    exported.unlink()
     weights = {weight.name: weight for weight in model.graph.initializer}
     for node in model.graph.node:
         if node.op_type == "Relu" and has_elu:
@@ -47,7 +50,14 @@ def export_onnx(network: VNet, shape: tuple[int, int, int, int, int], path: Path
         elif node.op_type == "PRelu":
             slopes = weights[node.input[1]]
             slopes.dims.extend((1, 1, 1))
-    onnx.checker.check_model(model, full_check=True)
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise DataError(
+            f"{path.name}: not written, no valid ONNX ({reason}); report this, with MindSpore "
+            f"{ms.__version__} and onnx {onnx.__version__}"
+        ) from None
     onnx.save(model, path)
 
 

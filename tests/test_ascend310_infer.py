@@ -41,9 +41,9 @@ def copy_of_sources(folder):
     return copy
 
 
-def build(sources, *arguments, **environment):
+def build(sources, *arguments, before=(), **environment):
     inherited = {key: value for key, value in os.environ.items() if key != "LITE_HOME"}
-    command = ["bash", str(sources / "build.sh"), *arguments]
+    command = [*before, "bash", str(sources / "build.sh"), *arguments]
     return run(command, env=inherited | environment)
 
 
@@ -217,6 +217,7 @@ def test_outputs_and_times(infer, models, volumes, tmp_path):
     average = float(re.fullmatch(words, summary)[1])
     assert average == pytest.approx(np.mean([float(time) for _, time, _ in lines]), abs=0.11)
     assert summary in result.stdout
+    assert "replacing" not in result.stdout
 
 
 def test_other_folders_and_an_earlier_result(infer, models, volumes, tmp_path):
@@ -224,13 +225,17 @@ def test_other_folders_and_an_earlier_result(infer, models, volumes, tmp_path):
     output = tmp_path / "out" / "deep" / "a.b_0.bin"
     output.parent.mkdir(parents=True)
     output.write_text("of an earlier run")
+    other = output.with_name("Case99_0.bin")
+    other.write_text("of an earlier run, with other cases")
     result = infer(
         *("--mindir_path", models / "network.mindir", "--dataset_path=other/bin_data"),
         *("--output_path", output.parent, "--device_type=CPU", "--device_id=3", "--threads=1"),
         "--precision=fp32",
     )
     assert result.returncode == 0, result.stderr
+    assert f"{output.parent}: replacing 1 result(s) of an earlier run\n" in result.stdout
     assert output.stat().st_size == SHIFT.nbytes
+    assert other.read_text() == "of an earlier run, with other cases"
     assert not (tmp_path / "result_Files").exists()
 
 
@@ -271,6 +276,28 @@ def test_help(infer):
 def test_bad_options(infer, tmp_path, arguments, words):
     fails(infer(*arguments.split()), 2, *words)
     assert everything_in(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--output_path=results/bin_data"],
+        ["--output_path", "./results/../results/bin_data/"],
+        ["--output_path=a link"],
+        ["--dataset_path=a link", "--output_path=results/bin_data"],
+        ["--dataset_path=result_Files"],  # which is the other's default
+    ],
+)
+def test_results_among_the_volumes(infer, models, volumes, tmp_path, arguments):
+    """A later run would take them for volumes."""
+    (tmp_path / "a link").symlink_to("results/bin_data")
+    (tmp_path / "result_Files").mkdir()
+    before = everything_in(tmp_path)
+    result = infer(
+        *("--mindir_path", models / "network.mindir", "--device_type", "CPU", *arguments)
+    )
+    fails(result, 2, "--output_path:", "--dataset_path", "another")
+    assert everything_in(tmp_path) == before
 
 
 @pytest.mark.parametrize(
@@ -481,6 +508,29 @@ def test_needs_no_library_path(plain, models, volumes, tmp_path):
     assert run(command, cwd=tmp_path, env={}).returncode == 0
 
 
+def test_official_package(tmp_path, lite_home, models, volumes):
+    """Its libraries lie in several folders, all of which the program must find by itself."""
+    runtime, converter = tmp_path / "lite home" / "runtime", tmp_path / "lite home" / "tools"
+    folders = {"libdnnl": runtime / "third_party/dnnl"}
+    folders["libmindspore_glog"] = runtime / "third_party/glog"
+    for name in ("mindspore_converter", "mslite_converter_plugin", "opencv"):
+        folders[f"lib{name}"] = converter / "converter" / "lib"
+    for library in Path(lite_home).rglob("lib*.so*"):
+        place = next((at for name, at in folders.items() if library.name.startswith(name)), None)
+        place = place or runtime / "lib"
+        place.mkdir(parents=True, exist_ok=True)
+        (place / library.name).symlink_to(library.resolve())
+    assert all(folder.is_dir() for folder in folders.values())
+    headers = next(Path(lite_home).rglob("include/api/model.h")).parents[1]
+    (runtime / "include").symlink_to(headers)
+    quickly = "-DCMAKE_BUILD_TYPE=Debug"
+    program = built(copy_of_sources(tmp_path), quickly, LITE_HOME=str(tmp_path / "lite home"))
+    command = [program, "--mindir_path", models / "network.mindir", "--device_type", "CPU"]
+    result = run(command, cwd=tmp_path, env={})
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert len(list((tmp_path / "result_Files").iterdir())) == len(volumes)
+
+
 @pytest.mark.parametrize("folders", [(), ("include/api", "lib"), ("runtime/include/api",)])
 def test_lite_home_that_is_none(tmp_path, folders):
     home = tmp_path / "lite home"
@@ -506,6 +556,38 @@ def test_no_download_for_another_processor(tmp_path):
     path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
     result = build(copy_of_sources(tmp_path), PATH=path)
     fails(result, 1, "x86-64 Linux only", "LITE_HOME")
+
+
+@pytest.fixture
+def as_anybody():
+    """Words before a command that let file permissions hold for it."""
+    if os.geteuid() != 0:
+        return []
+    words = ["setpriv", "--bounding-set=-dac_override", "--inh-caps=-dac_override"]
+    if shutil.which("setpriv") is None or run([*words, "true"]).returncode != 0:
+        pytest.skip("root may write anywhere")
+    return words
+
+
+@pytest.mark.parametrize("is_built", [False, True])
+@pytest.mark.parametrize("protected", [".", "build"])
+def test_a_folder_of_another_user(tmp_path, as_anybody, is_built, protected):
+    sources = copy_of_sources(tmp_path)
+    if protected == "build":
+        (sources / "build").mkdir()
+    if is_built:
+        executable(sources / "out" / "main", "exit 0")
+    (sources / protected).chmod(0o555)
+    before = everything_in(sources)
+    result = build(sources, before=as_anybody)
+    (sources / protected).chmod(0o755)
+    if is_built:
+        assert (result.returncode, result.stderr) == (0, "")
+        assert result.stdout == f"{sources} cannot be written: out/main stays as it is\n"
+    else:
+        fails(result, 1, f"{sources} cannot be written", "its owner", "take a copy")
+        assert result.stdout == ""
+    assert everything_in(sources) == before
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="nothing is downloaded")

@@ -3,6 +3,7 @@
 import json
 import runpy
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -25,6 +26,14 @@ PREPROCESS = "preprocess.py --data_path data --split_file_path val.csv --mindir_
 POSTPROCESS = PREPROCESS.replace("pre", "post") + " --result_path answers"
 
 
+@pytest.fixture(autouse=True)
+def own_handler():
+    """An entry point sets one for TERM, which would outlive the tests here."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
 @pytest.fixture(scope="module")
 def healthy(tmp_path_factory, write_case):
     """Three good cases, their splits, a checkpoint with its configuration, and what an export and
@@ -40,7 +49,8 @@ def healthy(tmp_path_factory, write_case):
     save_weights(create_vnet(config), folder / "run" / "best.ckpt")
     model = folder / "vnet.mindir"
     model.write_bytes(b"model")
-    files = {model.name: {"sha256": sha256_of(model), "checkpoint_sha256": "0"}}
+    hashes = {"sha256": sha256_of(model), "checkpoint_sha256": "0"}
+    files = {model.name: {"format": "MINDIR", **hashes}}
     model.with_suffix(".json").write_text(json.dumps(describe(config, 1, files)))
     (folder / "answers").mkdir()
     for number in range(3):
@@ -153,6 +163,18 @@ def test_a_model_and_its_description_must_fit(
     assert sorted(case_folder.rglob("*")) == before
 
 
+@pytest.mark.parametrize("command", [PREPROCESS, POSTPROCESS])
+def test_a_model_of_two_volumes_per_call_is_refused(command, case_folder, monkeypatch, capfd):
+    description = json.loads((case_folder / "vnet.json").read_text())
+    description["input"]["shape"][0] = 2
+    (case_folder / "vnet.json").write_text(json.dumps(description))
+    before = sorted(case_folder.rglob("*"))
+    code, line = call(command, monkeypatch, capfd)
+    assert (code, "vnet.json: the model takes 2 volumes per call" in line) == (1, True), line
+    assert "--batch_size 1: python export.py" in line
+    assert sorted(case_folder.rglob("*")) == before
+
+
 @pytest.mark.parametrize("command", [TRAIN, EVAL + " --ckpt_path run/best.ckpt"])
 def test_a_broken_validation_case_is_found_before_anything_runs(
     command, case_folder, monkeypatch, capfd
@@ -207,13 +229,14 @@ def test_a_broken_validation_case_is_found_before_anything_runs(
         (EXPORT + " --set variant=monai", 2, "variant=zoo"),
         (EXPORT.replace("run/best", "absent"), 1, "absent.ckpt: no such checkpoint"),
         (EXPORT.replace("run/best.ckpt", "train.csv") + " --set width=2", 1, "train.csv"),
-        (EXPORT.replace("out/vnet", "train.csv/vnet"), 1, "train.csv/"),
+        (EXPORT.replace("out/vnet", "train.csv/vnet"), 1, "train.csv: cannot be written"),
+        (EXPORT.replace("out/vnet", "train.csv/a/vnet"), 1, "train.csv/a: cannot be written"),
         (EXPORT.replace("out/vnet", "vnet"), 1, "vnet.mindir: there already"),
         (PREPROCESS.replace("vnet.mindir", "no.mindir"), 1, "no.mindir: no such model"),
         (PREPROCESS.replace("val.csv", "no.csv"), 1, "no.csv: no such split"),
         (PREPROCESS.replace("path data", "path nowhere"), 1, "nowhere/img: no such folder"),
         (PREPROCESS + " --set VolSize=32,32,32", 2, "VolSize=[16, 16, 16]"),
-        (PREPROCESS + " --set flip_average=true", 2, "flip_average=False"),
+        (PREPROCESS + " --set normDir=true", 2, "normDir=False"),
         (PREPROCESS + " --set treshold=0.4", 2, "did you mean 'threshold'"),
         (PREPROCESS + " --result_path answers", 2, "--result_path"),
         (POSTPROCESS.replace("--result_path answers", ""), 2, "--result_path"),

@@ -22,6 +22,8 @@ from src.output_folder import MANIFEST
 from src.predictor import network_inputs
 
 SIDES = (32, 48, 16)
+# All that is known of a model whose training is far away.
+KNOWN = ("variant", "width", "VolSize", "dstRes", "normDir", "flip_average", "threshold")
 # Slices run to the left: the mirror image is that of array axis 2.
 SAGITTAL = np.array([[0, 0, 1], [1, 0, 0], [0, -1, 0]], float)
 
@@ -89,7 +91,7 @@ def test_a_file_is_exactly_the_networks_input(tmp_path, cases, config, options, 
     assert contents(folder) == expected
     count = len(expected)
     assert capsys.readouterr().out == (
-        f"{folder}: {count} volumes of [32, 48, 16] voxels, of 3 cases\n"
+        f"{folder}: {count} volume(s) of [32, 48, 16] voxels, of 3 case(s)\n"
     )
 
 
@@ -123,17 +125,26 @@ def test_each_voxel_lies_where_a_program_expects_it(
         assert found == pytest.approx((value - mean) / deviation, abs=1e-3)
 
 
-def test_our_own_earlier_volumes_go(tmp_path, cases, config):
+def test_our_own_earlier_volumes_go(tmp_path, cases, config, capsys):
     """The program would segment them too, and its average time count them."""
     folder = tmp_path / "bin"
     write_inputs(cases, config("flip_average=true"), folder)
     assert len(contents(folder)) == 6
     (folder / "notes.txt").write_text("mine")
     first = contents(folder)
+    capsys.readouterr()
     write_inputs(cases[1:], config(), folder)
-    assert contents(folder) == {
-        name: first[name] for name in ("Case0.bin", "Case1.bin", "notes.txt")
-    }
+    left = {name: first[name] for name in ("Case0.bin", "Case1.bin", "notes.txt")}
+    assert contents(folder) == left
+    assert capsys.readouterr().out.splitlines() == [
+        f"{folder}: replacing 2 file(s) of an earlier run",
+        f"{folder}: removing 4 file(s) of an earlier run",
+        f"{folder}: 2 volume(s) of [32, 48, 16] voxels, of 2 case(s)",
+    ]
+    (folder / "Case2.bin").write_bytes(b"mine")  # no longer ours, so that it is safe from us
+    with pytest.raises(DataError, match="Case2.bin: not written by this program"):
+        write_inputs(cases[1:], config(), folder)
+    assert contents(folder) == left | {"Case2.bin": b"mine"}
 
 
 @pytest.mark.parametrize("name", ["Case9.bin", "Case0.bin", "Case0_mirrored.bin"])
@@ -215,6 +226,7 @@ def test_the_masks_and_metrics_are_those_of_an_evaluation(
         reports = json.loads(folder.pop("metrics.json"))
         assert [row["case"] for row in reports["cases"]] == ["Case2", "Case0", "Case1"]
     assert reports["model"] == "vnet.mindir"
+    assert reports["configuration"] == {key: settings[key] for key in KNOWN}
     assert through_files == masks and len(masks) == 8
     table = pd.read_csv(tmp_path / "through files" / "metrics.csv")
     assert table["dice"].tolist() == pytest.approx([row["dice"] for row in rows], abs=1e-6)
@@ -317,37 +329,48 @@ def test_other_peoples_masks_stay(tmp_path, cases, config, answered):
 # The two commands -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", [(), ("flip_average=true", "normDir=true")])
+@pytest.mark.parametrize(
+    ("options", "further", "count"),
+    [
+        ((), [], 2),
+        (("flip_average=true", "normDir=true"), [], 4),
+        ((), ["flip_average=true"], 4),
+        (("flip_average=true",), ["flip_average=false"], 2),
+    ],
+)
 def test_the_commands_take_all_from_beside_the_model(
-    tmp_path, data, cases, config, monkeypatch, capsys, options
+    tmp_path, data, cases, config, monkeypatch, capsys, options, further, count
 ):
-    """Without further words: the zoo's folders, and the model where an export leaves it."""
+    """With few words: the zoo's folders, and the model where an export leaves it."""
     monkeypatch.chdir(tmp_path)
     shutil.move(data, tmp_path / "promise")
     (tmp_path / "split").mkdir()
     (tmp_path / "split" / "eval.csv").write_text("Case1.mhd\nCase0.mhd\n")
     model = tmp_path / "vnet.mindir"
     model.write_bytes(b"model")
-    files = {model.name: {"sha256": sha256_of(model), "checkpoint_sha256": "0"}}
+    hashes = {"sha256": sha256_of(model), "checkpoint_sha256": "0"}
+    files = {model.name: {"format": "MINDIR", **hashes}}
     trained = config("threshold=0.45", *options)
     model.with_suffix(".json").write_text(json.dumps(describe(trained, 1, files)))
 
-    monkeypatch.setattr(sys, "argv", ["preprocess.py"])
+    flip = [word for item in further for word in ("--set", item)]
+    monkeypatch.setattr(sys, "argv", ["preprocess.py", *flip])
     preprocess.main()
     stand_in_program(tmp_path / INPUT_FOLDER, tmp_path / "result_Files")
-    assert len(contents(tmp_path / "result_Files")) == (4 if options else 2)
+    assert len(contents(tmp_path / "result_Files")) == count
     words = "--result_path result_Files --set threshold=0.4 --set dirPredictionImage=files"
-    monkeypatch.setattr(sys, "argv", ["postprocess.py", *words.split()])
+    monkeypatch.setattr(sys, "argv", ["postprocess.py", *words.split(), *flip])
     capsys.readouterr()
     postprocess.main()
 
     printed = capsys.readouterr().out
     cases = find_cases(tmp_path / "promise", ["Case1", "Case0"])
-    evaluate(sloping, cases, config("threshold=0.4", *options), {})
+    wanted = config("threshold=0.4", *options, *further)
+    evaluate(sloping, cases, wanted, {})
     assert printed == capsys.readouterr().out.replace(str(tmp_path / "masks"), "files")
     report = json.loads((tmp_path / "files" / "metrics.json").read_text())
     assert report["model"] == "./vnet.mindir"
-    assert report["configuration"]["threshold"] == 0.4
+    assert report["configuration"] == {key: wanted[key] for key in KNOWN}
     for name, content in contents(tmp_path / "masks").items():
         if name != "metrics.json":
             assert (tmp_path / "files" / name).read_bytes() == content

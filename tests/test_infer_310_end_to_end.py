@@ -24,13 +24,15 @@ from src.metrics import dice
 from src.mindir import to_version_1
 from src.phantom import write_phantom
 from src.predictor import foreground_probability, network_inputs
+from src.vnet import VARIANTS
 
 ROOT = Path(__file__).parents[1]
 MAIN = ROOT / "ascend310_infer" / "out" / "main"
 TRAINING = (
     *("VolSize=32,32,16", "dstRes=3.5,3.5,4.5", "width=4", "batch_size=2", "cache_dir=off"),
-    *("epochs=24", "save_interval=24", "warmup_step=5", "lr=0.01", "flip_average=true"),
+    *("epochs=24", "save_interval=24", "warmup_step=5", "lr=0.01"),
 )
+FLIP = ("--set", "flip_average=true")  # which the model leaves to its user
 
 pytestmark = pytest.mark.skipif(
     "LITE_HOME" not in os.environ and (sys.platform, platform.machine()) != ("linux", "x86_64"),
@@ -62,7 +64,7 @@ def trained(tmp_path_factory):
     settings = [word for setting in TRAINING for word in ("--set", setting)]
     bash(folder, "scripts/train_standalone.sh", 0, "data", "train.csv", *settings)
     (checkpoint,) = folder.glob("results/infer/*/ckpt/last.ckpt")
-    bash(folder, "scripts/eval.sh", 0, checkpoint, "data", "val.csv")
+    bash(folder, "scripts/eval.sh", 0, checkpoint, "data", "val.csv", *FLIP)
     return folder, checkpoint
 
 
@@ -71,9 +73,8 @@ def test_the_310_path_ends_in_the_masks_of_eval(trained):
     export = [ROOT / "export.py", "--ckpt_file", checkpoint, "--device_target", "CPU"]
     subprocess.run([sys.executable, *export], cwd=folder, check=True, capture_output=True)
     (folder / "cpp").mkdir()
-    printed = bash(
-        folder / "cpp", "scripts/run_infer_310.sh", "../vnet.mindir", "../data", "../val.csv"
-    )
+    words = ["../vnet.mindir", "../data", "../val.csv", 0, *FLIP]
+    printed = bash(folder / "cpp", "scripts/run_infer_310.sh", *words)
     python, cpp = folder / "results" / "prediction", folder / "cpp" / "results" / "prediction"
     tables = [pd.read_csv(path / "metrics.csv", index_col="case") for path in (python, cpp)]
     pd.testing.assert_frame_equal(*tables, atol=5e-4, rtol=0)
@@ -88,7 +89,7 @@ def test_the_310_path_ends_in_the_masks_of_eval(trained):
     time = (folder / "cpp" / "time_Result" / "test_perform_static.txt").read_text()
     assert time.startswith("NN inference cost average time: ") and time.endswith("_count 4\n")
 
-    config = config_of_checkpoint(checkpoint, [])
+    config = config_of_checkpoint(checkpoint, list(FLIP[1:]))
     network = load_network(checkpoint, config, "CPU")
     for case in find_cases(folder / "data", ["Case04", "Case05"]):
         masks = [
@@ -106,15 +107,20 @@ def test_the_310_path_ends_in_the_masks_of_eval(trained):
 
 
 @pytest.mark.parametrize(
-    ("variant", "width", "sides"),
+    ("variant", "width", "sides", "tolerance"),
     [
-        ("zoo", 16, (16, 16, 16)),  # channels == X == Y == Z at the first level
-        ("monai", 8, (16, 32, 32)),  # channels == Y == Z at the second
-        ("paper", 16, (16, 16, 16)),
-        ("paper", 2, (32, 16, 48)),
+        ("zoo", 16, (16, 16, 16), 1e-4),  # channels == X == Y == Z at the first level
+        ("monai", 8, (16, 32, 32), 1e-4),  # channels == Y == Z at the second
+        ("paper", 16, (16, 16, 16), 1e-4),
+        ("paper", 2, (32, 16, 48), 1e-4),
+        # Lite's own convolutions round more, which shows in the worst of a million voxels.
+        *(
+            pytest.param(variant, 16, (128, 128, 64), 1e-3, marks=pytest.mark.full)
+            for variant in VARIANTS
+        ),
     ],
 )
-def test_lite_computes_what_mindspore_computes(variant, width, sides, tmp_path):
+def test_lite_computes_what_mindspore_computes(variant, width, sides, tolerance, tmp_path):
     bash(tmp_path, "ascend310_infer/build.sh")
     shape = (1, 1, *sides)
     network = seeded_vnet(variant, width)
@@ -130,4 +136,5 @@ def test_lite_computes_what_mindspore_computes(variant, width, sides, tmp_path):
     subprocess.run([*command, "--device_type=CPU"], cwd=tmp_path, check=True, capture_output=True)
     found = np.fromfile(tmp_path / "out" / "Case00_0.bin", "<f4").reshape(expected.shape)
     assert expected.std() > 0.01, "a flat answer would hide a fault"
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance)
+    assert np.abs(found - expected).mean() < tolerance / 20

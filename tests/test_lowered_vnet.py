@@ -21,12 +21,12 @@ def cells_of(network):
     return [cell for _, cell in network.cells_and_names()]
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize(
-    ("width", "shape"),
+    ("variant", "width", "shape"),
     [
-        (2, (2, 1, 16, 32, 48)),  # sides that cannot be confused, slices that must not mix
-        (16, (1, 1, 16, 16, 16)),  # channels == X == Y == Z at the first level
+        # Sides that cannot be confused, slices that must not mix.
+        *((variant, 2, (2, 1, 16, 32, 48)) for variant in VARIANTS),
+        ("zoo", 16, (1, 1, 16, 16, 16)),  # channels == X == Y == Z at the first level
     ],
 )
 def test_it_computes_what_the_network_computes(variant, width, shape):

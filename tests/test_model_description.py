@@ -33,12 +33,12 @@ def config_of(*overrides):
     return overridden(vnet_cfg, ["VolSize=32,48,16", "dstRes=1.25,1,3.6", *overrides])
 
 
-def put(path, config=None, checkpoint="a" * 64, **facts):
+def put(path, config=None, checkpoint="a" * 64, batch_size=1, **facts):
     """A model file, whose content is its own name, with its description."""
     path.write_text(path.name)
     digest = hashlib.sha256(path.name.encode()).hexdigest()
-    files = {path.name: {"sha256": digest, "checkpoint_sha256": checkpoint, **facts}}
-    description = describe(config or config_of(), 1, files)
+    file = {"format": "MINDIR", "sha256": digest, "checkpoint_sha256": checkpoint, **facts}
+    description = describe(config or config_of(), batch_size, {path.name: file})
     path.with_suffix(".json").write_text(json.dumps(description))
     return description
 
@@ -219,6 +219,26 @@ def test_the_configuration_comes_with_the_model(model):
     assert set(config) == set(vnet_cfg)
 
 
+@pytest.mark.parametrize("trained", ["true", "false"])
+@pytest.mark.parametrize("wanted", ["true", "false"])
+def test_averaging_with_the_mirror_image_is_the_users_choice(model, trained, wanted):
+    """It is the model's work, done twice; so the model does not fix it, but says what it had."""
+    put(model, config_of(f"flip_average={trained}"))
+    assert config_of_model(model, []).flip_average == (trained == "true")
+    config = config_of_model(model, [f"flip_average={wanted}"])
+    assert config.flip_average == (wanted == "true")
+
+
+@pytest.mark.parametrize("count", [2, 5, 0])
+def test_a_model_of_several_volumes_per_call_is_none_for_the_program(model, count):
+    put(model, batch_size=count)
+    message = one_line(config_of_model, model, [])
+    assert message.startswith(f"{path_of(model)}: the model takes {count} volumes per call")
+    assert "export with --batch_size 1: python export.py --ckpt_file CKPT " in message
+    assert message.endswith(f"--file_name {model.with_suffix('')}")
+    read_description(model)  # it is a good one, for others
+
+
 @pytest.mark.parametrize(
     ("item", "has"),
     [
@@ -227,7 +247,6 @@ def test_the_configuration_comes_with_the_model(model):
         ("VolSize=32,32,32", "VolSize=[32, 48, 16]"),
         ("dstRes=1,1,1", "dstRes=[1.25, 1.0, 3.6]"),
         ("normDir=true", "normDir=False"),
-        ("flip_average=true", "flip_average=False"),
     ],
 )
 def test_what_the_model_fixes_cannot_be_overridden(model, item, has):
@@ -258,9 +277,15 @@ EDITS = {
     "width a text": lambda d: d["configuration"].update(width="16"),
     "variant unknown": lambda d: d["configuration"].update(variant="unet"),
     "a key missing": lambda d: d["configuration"].pop("VolSize"),
+    "no input": lambda d: d.pop("input"),
+    "no shape": lambda d: d["input"].pop("shape"),
+    "an empty shape": lambda d: d["input"].update(shape=[]),
+    "a shape of words": lambda d: d["input"].update(shape=["batch", 1, "X", "Y", "Z"]),
+    "an unknown side": lambda d: d["input"].update(shape=[None, 1, 32, 48, 16]),
     "no files": lambda d: d.pop("files"),
     "files a list": lambda d: d.update(files=[]),
     "a file without facts": lambda d: d.update(files={"vnet.v2.mindir": None}),
+    "no format": lambda d: d["files"]["vnet.v2.mindir"].pop("format"),
     "no hash": lambda d: d["files"]["vnet.v2.mindir"].pop("sha256"),
     "no checkpoint": lambda d: d["files"]["vnet.v2.mindir"].pop("checkpoint_sha256"),
 }
@@ -320,7 +345,7 @@ def files_beside(tmp_path, edit=lambda description: None, checkpoint="a" * 64):
     earlier = put(tmp_path / "vnet.mindir", **PLAIN)
     edit(earlier)
     path_of(tmp_path / "vnet.mindir").write_text(json.dumps(earlier))
-    onnx = {"vnet.onnx": {"sha256": "1", "checkpoint_sha256": checkpoint}}
+    onnx = {"vnet.onnx": {"format": "ONNX", "sha256": "1", "checkpoint_sha256": checkpoint}}
     description = describe(config_of(), 1, onnx)
     joined = with_other_formats(description, tmp_path / "vnet.json")
     assert {**joined, "files": onnx} == description
@@ -348,13 +373,23 @@ def test_a_description_that_differs_is_replaced(tmp_path, edit):
     assert files_beside(tmp_path, edit) == ["vnet.onnx"]
 
 
-def test_the_files_of_another_checkpoint_go(tmp_path):
+def test_the_files_of_another_checkpoint_go_with_a_notice(tmp_path, capsys):
     assert files_beside(tmp_path, checkpoint="b" * 64) == ["vnet.onnx"]
+    says = f"{tmp_path / 'vnet.mindir'}: of another export, vnet.json describes it no more\n"
+    assert capsys.readouterr().out == says
+
+
+def test_a_file_that_is_gone_is_no_news(tmp_path, capsys):
+    other = {"vnet.air": {"format": "AIR", "sha256": "2", "checkpoint_sha256": "b" * 64}}
+    assert files_beside(tmp_path, lambda d: d["files"].update(other)) == [
+        *("vnet.mindir", "vnet.onnx")
+    ]
+    assert capsys.readouterr().out == ""
 
 
 def test_an_export_again_replaces_its_own_entry(tmp_path):
     put(tmp_path / "vnet.mindir", **PLAIN)
-    again = {"vnet.mindir": {"sha256": "2", "checkpoint_sha256": "a" * 64}}
+    again = {"vnet.mindir": {"format": "MINDIR", "sha256": "2", "checkpoint_sha256": "a" * 64}}
     description = describe(config_of(), 1, again)
     assert with_other_formats(description, tmp_path / "vnet.json") == description
     assert with_other_formats(description, tmp_path / "no.json") == description
@@ -385,6 +420,15 @@ def test_a_model_of_2d_operators_and_version_1_needs_no_twin(model):
     assert lite_model(model) == model
 
 
+@pytest.mark.parametrize("file_format", ["ONNX", "AIR"])
+def test_another_format_is_none_for_lite(tmp_path, file_format):
+    """Even where a twin lies beside it."""
+    other = tmp_path / f"vnet.v2.{file_format.lower()}"
+    put(other, format=file_format, operators="2-D")
+    put(tmp_path / "vnet.v2_lite.mindir", **LITE)
+    assert one_line(lite_model, other) == f"{other}: is {file_format}, expected a MINDIR"
+
+
 @pytest.mark.parametrize("missing", ["vnet.v2_lite.mindir", "vnet.v2_lite.json"])
 def test_a_missing_twin_is_named_with_the_command_that_writes_it(tmp_path, model, missing):
     put(tmp_path / "vnet.v2_lite.mindir", **LITE)
@@ -403,9 +447,34 @@ def test_a_twin_of_another_checkpoint_is_refused(tmp_path, model):
     assert message.endswith(f"--file_name {tmp_path / 'vnet.v2'}")
 
 
-def test_a_twin_that_lite_cannot_read_is_refused(tmp_path, model):
+@pytest.mark.parametrize(
+    ("item", "batch_size"),
+    [
+        ("VolSize=32,32,16", 1),
+        ("dstRes=1.25,1,3.5", 1),
+        ("normDir=true", 1),
+        ("variant=paper", 1),
+        ("flip_average=true", 1),
+        ("threshold=0.4", 1),
+        ("width=16", 2),
+    ],
+)
+def test_a_twin_that_is_fed_or_read_otherwise_is_refused(tmp_path, model, item, batch_size):
+    """Of the same checkpoint, but exported with other words."""
     twin = tmp_path / "vnet.v2_lite.mindir"
-    put(twin, **PLAIN)
+    put(twin, config_of(item), batch_size=batch_size, **LITE)
+    message = one_line(lite_model, model)
+    assert message.startswith(f"{twin}: of another checkpoint than vnet.v2.mindir, of another grid")
+    assert message.endswith(f"--file_name {tmp_path / 'vnet.v2'}")
+    assert lite_model(twin) == twin  # by itself it is sound
+    put(model, config_of(item), batch_size=batch_size, **PLAIN)
+    assert lite_model(model) == twin
+
+
+@pytest.mark.parametrize("facts", [PLAIN, LITE | {"mindir_version": 3}, {}])
+def test_a_twin_that_lite_cannot_read_is_refused(tmp_path, model, facts):
+    twin = tmp_path / "vnet.v2_lite.mindir"
+    put(twin, **facts)
     message = one_line(lite_model, model)
     assert str(twin) in message and message.endswith(f"--file_name {tmp_path / 'vnet.v2'}")
 

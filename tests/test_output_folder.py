@@ -5,12 +5,46 @@ import json
 import pytest
 
 from src.errors import DataError
-from src.output_folder import MANIFEST, claim
+from src.output_folder import MANIFEST, check, claim, outputs_in, remove
 
 
 def write(folder, names):
     for name in names:
         (folder / name).write_text(name)
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+# Asking -----------------------------------------------------------------------------------------
+
+
+def test_a_check_writes_nothing(tmp_path, capsys):
+    assert check(tmp_path / "a" / "b", ["m.csv"]) == []
+    assert list(tmp_path.iterdir()) == []
+    claim(tmp_path, ["a.mhd", "b.mhd", "c.mhd"])
+    write(tmp_path, ["c.mhd", "a.mhd"])
+    before = contents(tmp_path)
+    assert check(str(tmp_path), ["a.mhd", "b.mhd", "c.mhd", "d.mhd"]) == ["a.mhd", "c.mhd"]
+    assert contents(tmp_path) == before
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_a_check_names_the_foreign_file(tmp_path, kind):
+    claim(tmp_path, ["a.mhd"])
+    write(tmp_path, ["a.mhd"])
+    foreign = tmp_path / "m.csv"
+    foreign.mkdir() if kind == "folder" else foreign.touch()
+    with pytest.raises(DataError) as error:
+        check(tmp_path, ["a.mhd", "m.csv"])
+    assert str(error.value).startswith(f"{foreign}: there already, and not written by this program")
+    assert outputs_in(tmp_path) == {"a.mhd"}
+    assert check(tmp_path, ["a.mhd", "other.csv"]) == ["a.mhd"]
+
+
+# Claiming ---------------------------------------------------------------------------------------
 
 
 def test_a_new_folder_is_made_and_remembers_its_names(tmp_path, capsys):
@@ -41,12 +75,12 @@ def test_names_that_were_never_written_are_no_news(tmp_path, capsys):
 def test_foreign_files_are_refused_and_nothing_changes(tmp_path, capsys):
     claim(tmp_path, ["a.mhd"])
     write(tmp_path, ["a.mhd", "metrics.csv", "notes.txt"])
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    before = contents(tmp_path)
     with pytest.raises(DataError) as error:
         claim(tmp_path, ["a.mhd", "metrics.csv"])
     assert str(error.value).startswith(f"{tmp_path / 'metrics.csv'}: ")
     assert "move it away" in str(error.value)
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert contents(tmp_path) == before
     assert capsys.readouterr().out == ""
     claim(tmp_path, ["a.mhd", "other.csv"])  # foreign files of other names do not matter
 
@@ -78,3 +112,29 @@ def test_a_full_disk_leaves_the_manifest_as_it_was(tmp_path, full_disk):
         claim(tmp_path, [f"Case{number:02d}_test.mhd" for number in range(50)])
     assert [path.name for path in tmp_path.iterdir()] == [MANIFEST]
     assert (tmp_path / MANIFEST).read_bytes() == before
+
+
+# Removing ---------------------------------------------------------------------------------------
+
+
+def test_what_is_removed_is_forgotten(tmp_path, capsys):
+    names = ["a.mhd", "b.mhd", "c.mhd"]
+    claim(tmp_path, names)
+    write(tmp_path, [*names, "notes.txt"])
+    remove(str(tmp_path), {"a.mhd", "b.mhd"})
+    assert capsys.readouterr().out == f"{tmp_path}: removing 2 file(s) of an earlier run\n"
+    assert set(contents(tmp_path)) == {MANIFEST, "c.mhd", "notes.txt"}
+    assert outputs_in(tmp_path) == {"c.mhd"}
+    write(tmp_path, ["a.mhd"])  # somebody else's, of a name that was ours
+    with pytest.raises(DataError, match="a.mhd: there already"):
+        claim(tmp_path, names)
+    assert (tmp_path / "a.mhd").read_text() == "a.mhd"
+
+
+def test_nothing_to_remove_is_no_news(tmp_path, capsys):
+    claim(tmp_path, ["a.mhd"])
+    write(tmp_path, ["a.mhd"])
+    remove(tmp_path, set())
+    assert capsys.readouterr().out == ""
+    assert set(contents(tmp_path)) == {MANIFEST, "a.mhd"}
+    assert outputs_in(tmp_path) == {"a.mhd"}

@@ -3,6 +3,7 @@
 // postprocess.py turns what it writes into masks. --help lists the flags.
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <exception>
 #include <iomanip>
@@ -25,18 +26,32 @@ std::string one_decimal(double value) {
   return text.str();
 }
 
+// Where the answer to a volume goes.
+std::filesystem::path output_of(const std::filesystem::path& volume, const Options& options) {
+  return options.output_path / (volume.stem().string() + "_0.bin");
+}
+
 void infer(const Options& options) {
+  std::error_code ignored;  // where one of the folders is not there
+  if (std::filesystem::equivalent(options.dataset_path, options.output_path, ignored))
+    throw UsageError("--output_path: found the folder of --dataset_path, expected another one");
   const auto volumes = list_volumes(options.dataset_path);
   Network network(options);
   for (const auto& volume : volumes) network.check(volume);
   const std::filesystem::path time_folder = "time_Result";
   make_folder(options.output_path);
   make_folder(time_folder);
+  const auto replaced = std::count_if(volumes.begin(), volumes.end(), [&](const auto& volume) {
+    return std::filesystem::exists(output_of(volume, options));
+  });
+  if (replaced > 0)
+    std::cout << options.output_path.string() << ": replacing " << replaced
+              << " result(s) of an earlier run" << std::endl;
 
   double milliseconds = 0;
   for (const auto& volume : volumes) {
     const Prediction prediction = network.run(volume);
-    const auto output = options.output_path / (volume.stem().string() + "_0.bin");
+    const auto output = output_of(volume, options);
     write_file(output, prediction.values.data(), prediction.values.size() * sizeof(float));
     std::cout << volume.string() << ": " << one_decimal(prediction.milliseconds) << " ms, "
               << output.string() << std::endl;
