@@ -28,9 +28,16 @@ check_arguments() {
   for name in "${names[@]}"; do
     case $name in
       DEVICE_ID) [[ $1 =~ ^[0-9]+$ ]] || fail 2 "DEVICE_ID '$1' is not a number ($usage)" ;;
+      DEVICE_NUM | WORKER_NUM)
+        [[ $1 =~ ^[1-9][0-9]{0,4}$ ]] || fail 2 "$name '$1' is not a number from 1 ($usage)"
+        ;;
+      DEVICE_LIST)
+        [[ ,$1 =~ ^(,(0|[1-9][0-9]*))+$ ]] ||
+          fail 2 "DEVICE_LIST '$1' is not a list of device numbers such as 0,1,2 ($usage)"
+        ;;
       RANDOM) [[ $1 == [01] ]] || fail 2 "RANDOM '$1' is neither 0 nor 1 ($usage)" ;;
       DATA_PATH) [[ -d $1 && -r $1 ]] || fail 2 "$name '$1' is not a readable folder ($usage)" ;;
-      CKPT_PATH | MINDIR_PATH) [[ -f $1 && -r $1 ]] || fail 2 "$name '$1' is not a readable file ($usage)" ;;
+      CKPT_PATH | MINDIR_PATH | RANK_TABLE_FILE) [[ -f $1 && -r $1 ]] || fail 2 "$name '$1' is not a readable file ($usage)" ;;
       *SPLIT_FILE_PATH) # or the folder of the folds' files
         [[ -r $1 ]] || fail 2 "$name '$1' is not a readable file or folder ($usage)"
         ;;
@@ -57,16 +64,20 @@ device_target() { # device_target DEFAULT: the environment's DEVICE_TARGET comes
   echo "$target"
 }
 
-# Opens a new log as descriptor 3. An earlier log becomes LOG.1, LOG.2, ... (the first free number)
-# by renaming, so the log of a run that is still going goes on under its new name.
-open_log() {
-  local log=$1 number
-  until { set -o noclobber; exec 3>"$log"; } 2>/dev/null; do
-    [[ -f $log ]] || fail 1 "cannot write the log $log: start from a folder where you may write"
-    number=1
-    while [[ -e $log.$number ]]; do ((number += 1)); done
-    mv -n -- "$log" "$log.$number"
-    echo "the earlier log is now $log.$number"
+# keep_earlier LOG: an earlier log becomes LOG.1, LOG.2, ... (the first free number) by renaming, so
+# the log of a run that is still going goes on under its new name.
+keep_earlier() {
+  local number=1
+  [[ -e $1 ]] || return 0
+  while [[ -e $1.$number ]]; do ((number += 1)); done
+  mv -n -- "$1" "$1.$number"
+  echo "the earlier log is now $1.$number"
+}
+
+open_log() { # open_log LOG: opens a new log as descriptor 3
+  until { set -o noclobber; exec 3>"$1"; } 2>/dev/null; do
+    [[ -f $1 ]] || fail 1 "cannot write the log $1: start from a folder where you may write"
+    keep_earlier "$1"
   done
   set +o noclobber
 }
@@ -84,19 +95,18 @@ stop() { # stop SIGNAL EXIT_CODE
   exit "$2"
 }
 
-# launch LOG DEVICE_ID ENTRY_POINT ARGUMENT...: starts the entry point in the caller's folder, detached
-# from the terminal, and watches it until its work begins, START_SECONDS at most. WAIT=1 shows its output and waits for its end.
+# launch LOG NAME PYTHON ARGUMENT...: starts Python in the caller's folder, detached from the terminal,
+# and watches it until its work begins, START_SECONDS at most. WAIT=1 shows its output and waits for its end.
 launch() {
-  local log=$PWD/$1 entry=$3 python code=0
-  python=$(find_python)
-  export DEVICE_ID=$2 DEVICE_NUM=1 RANK_ID=0 PYTHONUNBUFFERED=1
+  local log=$PWD/$1 entry=$2 python=$3 code=0
+  export PYTHONUNBUFFERED=1
   shift 3
   open_log "$log"
   trap 'stop INT 130' INT
   trap 'stop TERM 143' TERM
   # Job control gives the process a group of its own, out of reach of the terminal's Ctrl-C.
   set -m
-  nohup "$python" "$ROOT/$entry" "$@" </dev/null >&3 2>&1 3>&- &
+  nohup "$python" "$@" </dev/null >&3 2>&1 3>&- &
   child=$!
   set +m
   exec 3>&-
@@ -120,28 +130,78 @@ launch() {
     echo "$entry has finished"
   else
     echo "error: $entry ended with exit code $code; the end of $log:" >&2
-    tail -n 20 -- "$log" >&2
+    tail -n "${shown_lines:-20}" -- "$log" >&2
   fi
   exit "$code"
 }
 
 train_standalone() { # train_standalone DEFAULT_DEVICE_TARGET LOG "$@"
-  local default=$1 log=$2 target resume=()
+  local default=$1 log=$2 target python resume=()
   shift 2
   check_arguments "DEVICE_ID DATA_PATH TRAIN_SPLIT_FILE_PATH" "further arguments for train.py" "$@"
   target=$(device_target "$default")
+  python=$(find_python)
   [[ ${RESUME:-0} != 1 ]] || resume=(--resume)
-  launch "$log" "$1" train.py --device_target "$target" --device_id "$1" --data_path "$2" \
-    --train_split_file_path "$3" "${resume[@]}" "${@:4}"
+  export DEVICE_ID=$1 DEVICE_NUM=1 RANK_ID=0
+  launch "$log" train.py "$python" "$ROOT/train.py" --device_target "$target" --device_id "$1" \
+    --data_path "$2" --train_split_file_path "$3" "${resume[@]}" "${@:4}"
 }
 
 evaluate() { # evaluate DEFAULT_DEVICE_TARGET LOG "$@"
-  local default=$1 log=$2 target
+  local default=$1 log=$2 target python
   shift 2
   check_arguments "DEVICE_ID CKPT_PATH DATA_PATH EVAL_SPLIT_FILE_PATH" "further arguments for eval.py" "$@"
   target=$(device_target "$default")
-  launch "$log" "$1" eval.py --device_target "$target" --dev_id "$1" --ckpt_path "$2" \
-    --data_path "$3" --eval_split_file_path "$4" "${@:5}"
+  python=$(find_python)
+  export DEVICE_ID=$1 DEVICE_NUM=1 RANK_ID=0
+  launch "$log" eval.py "$python" "$ROOT/eval.py" --device_target "$target" --dev_id "$1" \
+    --ckpt_path "$2" --data_path "$3" --eval_split_file_path "$4" "${@:5}"
+}
+
+# --------------------------------------------------------------------- launchers, many ranks
+
+# set_training TARGET PYTHON RANKS DATA_PATH TRAIN_SPLIT_FILE_PATH FURTHER...: makes `training` what every
+# rank runs, from any folder. scripts/rank.py puts the rank's device in the place of {device_id}.
+set_training() {
+  local word option="" device=(--device_id "{device_id}")
+  [[ $1 != GPU ]] || device=() # mpirun and msrun count them
+  training=("$2" "$ROOT/train.py" --device_target "$1" "${device[@]}" --run_distribute 1 --device_num "$3"
+    --data_path "$(realpath -- "$4")" --train_split_file_path "$(realpath -- "$5")")
+  [[ ${RESUME:-0} != 1 ]] || training+=(--resume)
+  for word in "${@:6}"; do
+    case $option=$word in
+      --val_split_file_path=[!/]* | --resume=[!/-]*) word=$(realpath -m -- "$word") ;;
+      *=--val_split_file_path=[!/]* | *=--resume=[!/]*) word=${word%%=*}=$(realpath -m -- "${word#*=}") ;;
+    esac
+    training+=("$word")
+    option=$word
+  done
+  export DEVICE_NUM=$3 RANK_SIZE=$3
+}
+
+# set_msrun PYTHON RANKS LOCAL_RANKS MASTER_ADDR [NODE_RANK]: makes `starter` the command that starts this
+# host's ranks, up to the arguments of scripts/rank.py. Its logs are in train_msrun_logs.
+set_msrun() {
+  local msrun=${1%/*}/msrun first=$((${5:-0} * $3)) rank
+  [[ -x $msrun ]] || msrun=$(type -P msrun) ||
+    fail 1 "no msrun beside $1 and none on PATH: it comes with MindSpore, install that for this Python"
+  for ((rank = first; rank < first + $3; rank++)); do
+    keep_earlier "train_msrun_logs/worker_$rank.log"
+  done
+  ((first > 0)) || keep_earlier train_msrun_logs/scheduler.log
+  export PATH=${1%/*}:$PATH # for the python3 that msrun starts
+  # shellcheck disable=SC2034  # for the launchers
+  starter=("$msrun" --worker_num "$2" --local_worker_num "$3" --master_addr "$4" --master_port "{port}"
+    ${5:+--node_rank "$5"} --log_dir train_msrun_logs --join True --tail_worker_log "$2" # which is none
+    python3 "$ROOT/scripts/rank.py")
+}
+
+# launch_ranks LOG PYTHON ARGUMENT...: runs scripts/job.py with these arguments.
+launch_ranks() {
+  local shown_lines=30
+  # MindSpore's warnings, of every attempt to connect for one, would hide what ranks say at their end.
+  export GLOG_v=${GLOG_v:-3} START_SECONDS=${START_SECONDS:-60}
+  launch "$1" train.py "$2" "$ROOT/scripts/job.py" "${@:3}"
 }
 
 # -------------------------------------------------------------------------- environment

@@ -10,6 +10,10 @@ has_compiler || system_package g++
 if can_install && ! type -P aarch64-linux-gnu-g++ qemu-aarch64 >/dev/null; then
   (system_package g++-aarch64-linux-gnu qemu-user) || true
 fi
+# Without it the test of two hosts, made of network namespaces, is skipped.
+if can_install && ! type -P ip >/dev/null; then
+  (system_package iproute2) || true
+fi
 cd -- "$ROOT"
 
 ruff format --check . || fail 1 "the formatter would change the files above: .venv/bin/ruff format ."

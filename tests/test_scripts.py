@@ -566,12 +566,12 @@ def test_run_tests(checkout, script):
     (installed,) = [call for call in calls if " -m pip install " in call]
     for kind in ("", "-onnx", "-dev"):
         assert f"--requirement {checkout.root}/requirements{kind}.txt" in installed
-    assert calls[-1] == "python -m pytest --timeout=600"
+    assert calls[-1] == "python -m pytest --timeout=600 --numprocesses=2 --dist=loadfile"
 
 
 def test_run_tests_passes_arguments_on(checkout):
     _, calls = checkout.run("bash", f"{checkout.root}/scripts/run_tests.sh", "-k", "dice", "-x")
-    assert calls[-1] == "python -m pytest --timeout=600 -k dice -x"
+    assert calls[-1] == "python -m pytest --timeout=600 --numprocesses=2 --dist=loadfile -k dice -x"
 
 
 @pytest.mark.parametrize("tool", ["ruff", "shellcheck", "clang_format"])
@@ -907,9 +907,9 @@ def test_the_build_takes_the_python_of_the_active_environment(inference):
 
 def test_a_model_without_its_twin_names_the_export(inference):
     """With the project's own code and its Python, which the script asks before anything else."""
-    files = {"my vnet.mindir": {"sha256": sha256_of(inference.folder / "my vnet.mindir")}}
-    files["my vnet.mindir"] |= {"checkpoint_sha256": "0", "operators": "3-D", "mindir_version": 3}
-    description = json.dumps(describe(vnet_cfg, 1, files))
+    file = {"format": "MINDIR", "operators": "3-D", "mindir_version": 3, "checkpoint_sha256": "0"}
+    file["sha256"] = sha256_of(inference.folder / "my vnet.mindir")
+    description = json.dumps(describe(vnet_cfg, 1, {"my vnet.mindir": file}))
     (inference.folder / "my vnet.json").write_text(description)
     inference.checkout.root = ROOT
     process, calls = inference.run(PYTHON=sys.executable)
