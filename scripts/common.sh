@@ -190,6 +190,8 @@ set_msrun() {
   done
   ((first > 0)) || keep_earlier train_msrun_logs/scheduler.log
   export PATH=${1%/*}:$PATH # for the python3 that msrun starts
+  # What another launcher may have left would number the ranks anew.
+  unset RANK_TABLE_FILE MINDSPORE_HCCL_CONFIG_PATH "${!OMPI_COMM_WORLD_@}"
   # shellcheck disable=SC2034  # for the launchers
   starter=("$msrun" --worker_num "$2" --local_worker_num "$3" --master_addr "$4" --master_port "{port}"
     ${5:+--node_rank "$5"} --log_dir train_msrun_logs --join True --tail_worker_log "$2" # which is none

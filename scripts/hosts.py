@@ -15,6 +15,7 @@ import socket
 BEAT_SECONDS = 2
 LOST_SECONDS = 30  # without a line, after which the other host counts as lost
 CONNECT_SECONDS = 5
+JOIN_SECONDS = 600  # for the first host's launcher to be started
 
 
 class HostError(Exception):
@@ -165,13 +166,20 @@ async def listen(address, port, nodes, workers, links, end):
         print(f"{name} has joined", flush=True)
         await talk(reader, writer, name, links, end)
 
-    await asyncio.start_server(lambda *pair: until_cancelled(welcome(*pair)), address, port)
+    try:
+        await asyncio.start_server(lambda *pair: until_cancelled(welcome(*pair)), address, port)
+    except OSError as error:
+        end(1, f"port {port} of {address}: {error.strerror}; choose another MASTER_PORT")
 
 
 async def join(address, port, node, nodes, workers, links, end):
     """On the other nodes: finds node 0's launcher, and exchanges lines with it. See `listen`."""
     print(f"waiting for node 0 ({address}), port {port}", flush=True)
+    deadline = asyncio.get_running_loop().time() + JOIN_SECONDS
     while True:
+        if asyncio.get_running_loop().time() > deadline:
+            end(1, f"node 0 ({address}) does not answer on port {port}: is its launcher running?")
+            return
         with contextlib.suppress(OSError, asyncio.TimeoutError):
             reader, writer = await asyncio.wait_for(
                 asyncio.open_connection(address, port), CONNECT_SECONDS

@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import json
 import os
+import re
 import secrets
 import signal
 import socket
@@ -26,6 +27,7 @@ from rank import JOB, end_processes, exit_code, job_address
 LINES_SHOWN = 20  # of the log of the rank that failed
 COPY_SECONDS = 0.2  # between two looks at the ranks' logs
 REPORT_SECONDS = 2  # for a rank's own report to arrive, after msrun or mpirun has failed
+FINISH_SECONDS = 300  # for all ranks to finish after the first of them has
 LINGER_SECONDS = 30  # for msrun or mpirun to end after all of its ranks have
 TERM_SECONDS = 5  # from SIGTERM to SIGKILL
 
@@ -38,6 +40,7 @@ class Job:
         self.logs = {}  # rank -> its log, open, since a later start may rename it
         self.copied = {}  # a log -> how much of it is copied
         self.finished = set()
+        self.has_run = False  # whether rank 0 has said which folder the training is kept in
         self.links = set()  # to other hosts, see hosts.py
         self.ended = asyncio.Future()
 
@@ -68,13 +71,20 @@ class Job:
         writer.close()
         status = int(line) if line else None
         if status == 0:
+            later = asyncio.get_running_loop().call_later
             if rank != "scheduler":
                 self.finished.add(rank)
+                later(FINISH_SECONDS, self.end_unfinished, rank)
             if self.all_finished():
-                asyncio.get_running_loop().call_later(LINGER_SECONDS, self.end_lingering)
+                later(LINGER_SECONDS, self.end_lingering)
         elif not self.all_finished():
             name = rank if rank == "scheduler" else f"rank {rank}"
             self.end(1 if status is None else exit_code(status), how(name, status), rank)
+
+    def end_unfinished(self, rank):
+        """Ends a job whose other ranks may wait in vain for one that has ended without a fault."""
+        if not self.all_finished():
+            self.end(1, f"other ranks still run {FINISH_SECONDS} s after rank {rank} has finished")
 
     def end_lingering(self):
         """Waits no longer for msrun or mpirun, unless ranks on other hosts may still need it."""
@@ -105,6 +115,12 @@ class Job:
                 for own in (variables if self.args.each else [{}])
             )
         )
+        running = set(self.logs) - self.finished - {"scheduler"}
+        if running:
+            await asyncio.sleep(REPORT_SECONDS)
+            running -= self.finished
+        if running:
+            self.end(1, f"{Path(self.args.command[0]).name} has ended before ranks {running} have")
         self.end(0, "all ranks have finished")
 
     def copy_logs(self):
@@ -113,6 +129,7 @@ class Job:
             log.seek(done)
             lines, newline, _ = log.read().rpartition(b"\n")
             self.copied[log] += len(lines + newline)
+            self.has_run |= re.search(rb"^run: ", lines, re.MULTILINE) is not None
             sys.stdout.buffer.write(lines + newline)
         sys.stdout.flush()
 
@@ -166,7 +183,7 @@ class Job:
             print(f"error: {message}; the end of {path}:\n{last_lines(log)}", end="")
         else:
             print(f"error: {message}")
-        if code not in (0, 2):
+        if code != 0 and self.has_run:
             print("the job is over; RESUME=1 before the same command goes on with this training")
         if stubborn:
             print(f"error: processes {stubborn} of this job cannot be ended")

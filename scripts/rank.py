@@ -117,6 +117,7 @@ def main():
     hello = {"rank": rank, "log": log_path()}
     watcher.sendall(json.dumps(hello).encode() + b"\n")
     child = subprocess.Popen(command, env=environment, preexec_fn=die_with_parent)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the child ends by it, in its own time
     while child.poll() is None:
         if select.select([watcher], [], [], 0.2)[0]:  # job.py never writes: it is gone
             print(f"error: rank {rank}: job.py is gone, the job ends", file=sys.stderr, flush=True)

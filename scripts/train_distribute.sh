@@ -24,7 +24,6 @@ for ((rank = 0; rank < $2; rank++)); do
 done
 job=(--ranks "$2")
 if [[ $target == CPU ]]; then
-  unset RANK_TABLE_FILE
   set_msrun "$python" "$2" "$2" 127.0.0.1
 else
   export RANK_TABLE_FILE=$table

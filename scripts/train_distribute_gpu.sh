@@ -32,7 +32,7 @@ else
   job+=(--rank_logs log_output)
   as_root=(--allow-run-as-root)
   ((EUID == 0)) || as_root=()
-  starter=("$mpirun" -n "$1" "${as_root[@]}" --output-filename log_output --merge-stderr-to-stdout
+  starter=("$mpirun" -n "$1" "${as_root[@]}" --bind-to none --output-filename log_output --merge-stderr-to-stdout
     "$python" "$ROOT/scripts/rank.py")
 fi
 launch_ranks train_distribute_gpu.log "$python" "${job[@]}" -- "${starter[@]}" -- "${training[@]}"

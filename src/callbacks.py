@@ -155,8 +155,10 @@ class EpochLog(ms.Callback):
             batch = self.samples.batch(epoch - 1, step)
             names = ", ".join(self.progress.case_ids[index] for index in batch)
             where = f"at epoch {epoch} step {step + 1}, in the batch of {names}"
-        kept = Path(self.run_folder or "", "ckpt", checkpoint.LAST)
-        good = f"the last good checkpoint is {kept}" if kept.exists() else "no checkpoint yet"
+        good = "the last good checkpoint is rank 0's"
+        if self.run_folder is not None:
+            kept = Path(self.run_folder, "ckpt", checkpoint.LAST)
+            good = f"the last good checkpoint is {kept}" if kept.exists() else "no checkpoint yet"
         raise DataError(f"{finding} {where}; {good}; look at these cases, or lower lr")
 
 

@@ -31,7 +31,7 @@ def start_device(target: str, device_id: int = 0) -> None:
         DataError: the device is not there.
     """
     for launcher, local_rank in LOCAL_RANK_VARIABLES.items():
-        if launcher in os.environ:
+        if os.environ.get(launcher, "MS_SCHED") != "MS_SCHED":  # msrun's scheduler takes no card
             device_id = int(os.environ.get(local_rank, device_id))
     backend = getattr(device_context, target.lower())
     if not backend.is_available():
@@ -45,10 +45,10 @@ def start_device(target: str, device_id: int = 0) -> None:
         os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")
         ms.set_device(target)
     else:
-        count = backend.device_count()
-        if not 0 <= device_id < count:
-            raise DataError(f"device {target} {device_id}: this machine has {count}, from 0")
         try:
+            count = backend.device_count()
+            if not 0 <= device_id < count:
+                raise DataError(f"device {target} {device_id}: this machine has {count}, from 0")
             ms.set_device(target, device_id)
         except (RuntimeError, ValueError) as error:
             raise DataError(f"device {target} {device_id}: {str(error).splitlines()[0]}") from None
@@ -82,7 +82,9 @@ def start_communication(device_num: int) -> Ranks:
         ) from None
     ranks = Ranks(get_rank(), get_group_size())
     if ranks.count != device_num:
-        raise UsageError(f"--device_num {device_num}: the launcher started {ranks.count}")
+        raise UsageError(
+            f"--device_num {device_num}: the launcher started {ranks.count}; let both agree"
+        )
     ms.set_auto_parallel_context(
         parallel_mode=ms.ParallelMode.DATA_PARALLEL, gradients_mean=True, device_num=ranks.count
     )
@@ -98,3 +100,6 @@ def apply_precision(network: nn.Cell, config: EasyDict, target: str) -> None:
     """Lets convolutions compute in float16 where they should; parameters stay float32."""
     if uses_mixed_precision(config, target):
         ms.amp.auto_mixed_precision(network, "O2")
+        for _, cell in network.cells_and_names():
+            if isinstance(cell, nn.SyncBatchNorm):  # MindSpore spares only the other batch norms
+                cell.to_float(ms.float32)

@@ -1,7 +1,7 @@
 """This process among those that train together, and what they tell each other.
 
 Everything travels by AllReduce in float32, the one collective that MindSpore has on CPU, GPU and
-Ascend alike. A sum to which all but one add zeros is a broadcast, bit for bit.
+Ascend alike. A sum to which all but one add zeros is a broadcast.
 """
 
 from collections.abc import Iterable, Sequence

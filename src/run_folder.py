@@ -81,21 +81,26 @@ def configured_run(
         ranks: only the first needs to see the run.
 
     Returns:
-        The configuration, and the folder of the run to resume, None for a new one or where this
-        rank is not the first.
+        The configuration, the same on every rank, and the folder of the run to resume, None for a
+        new one or where this rank is not the first.
 
     Raises:
         UsageError: wrong overrides, or ones that a resumed run must not change.
-        DataError: no such run.
+        DataError: no such run, or the ranks were asked for different things.
     """
     config = training_config(device_target, overrides)
-    if resume is None:
-        return config, None
+    asked = {"overrides": overrides, "resumes": resume is not None}
     run_folder = None
-    if ranks.is_first:
+    if resume is not None and ranks.is_first:
         run_folder = Path(resume) if resume else newest_run(config)
         config = config_of_run(run_folder, overrides)
-    return EasyDict(json.loads(ranks.text_from_first(json.dumps(config)))), run_folder
+    first = json.loads(ranks.text_from_first(json.dumps({"config": config, "asked": asked})))
+    if first["asked"] != asked:
+        raise DataError(
+            f"rank {ranks.rank} was asked for {asked}, rank 0 for {first['asked']}; start every "
+            "host with the same arguments, and RESUME=1 on all or none"
+        )
+    return EasyDict(first["config"]), run_folder
 
 
 @contextmanager

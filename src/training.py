@@ -169,6 +169,7 @@ def opened_run(
     network: nn.Cell,
     training_cell: nn.Cell,
     fresh: Progress,
+    val_ids: list[str],
     ranks: Ranks,
 ) -> Iterator[tuple[Path | None, Progress]]:
     """The run's folder, held while it is trained, and how far it is; the first rank sees to both.
@@ -179,6 +180,7 @@ def opened_run(
     Args:
         run_folder: of a run to go on with; None: a new one.
         config, network, training_cell, fresh: see `resumed`.
+        val_ids: validation cases, which must be the same on every rank.
         ranks: of this training.
 
     Yields:
@@ -194,11 +196,13 @@ def opened_run(
         progress = fresh
         if ranks.is_first and not is_new:
             progress = resumed(run_folder, config, network, training_cell, fresh)
-        progress = Progress(**json.loads(ranks.text_from_first(json.dumps(progress.numbers()))))
-        if progress.case_ids != fresh.case_ids:
+        firsts = ranks.text_from_first(json.dumps([progress.numbers(), val_ids]))
+        numbers, first_val_ids = json.loads(firsts)
+        progress = Progress(**numbers)
+        if (progress.case_ids, first_val_ids) != (fresh.case_ids, val_ids):
             raise DataError(
-                f"rank {ranks.rank} was given other training cases than rank 0; "
-                "give every host the same split and data"
+                f"rank {ranks.rank} was given other cases than rank 0; give every host the same "
+                "splits and data"
             )
         ranks.copy_from_first(training_cell.get_parameters())
         yield run_folder if ranks.is_first else None, progress
@@ -259,7 +263,8 @@ def train(
     training_cell = create_training_cell(network, optimizer, config, device_target)
 
     fresh = Progress(case_ids=[case.case_id for case in cases], device_num=ranks.count)
-    with opened_run(run_folder, config, network, training_cell, fresh, ranks) as opened:
+    val_ids = [case.case_id for case in val_cases]
+    with opened_run(run_folder, config, network, training_cell, fresh, val_ids, ranks) as opened:
         run_folder, progress = opened
         run_callbacks = [EpochLog(progress, rates, samples, run_folder, ranks)]
         run_callbacks.append(AverageStatistics(network, ranks))

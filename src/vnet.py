@@ -95,7 +95,8 @@ class SyncBatchNorm3d(nn.Cell):
         self.bn2d = nn.SyncBatchNorm(channels)
 
     def construct(self, x):
-        return self.bn2d(x.reshape(x.shape[:3] + (-1,))).reshape(x.shape)
+        normed = self.bn2d(x.reshape(x.shape[:3] + (-1,)))
+        return ops.cast(normed, x.dtype).reshape(x.shape)
 
 
 class LayerFactory(NamedTuple):

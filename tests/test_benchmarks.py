@@ -5,7 +5,7 @@ from argparse import Namespace
 import numpy as np
 import pytest
 
-from benchmarks import scaling, vs_pytorch
+from benchmarks import distributed, scaling, vs_pytorch
 from benchmarks.layers import layer_arrays, relative_difference, sample, vnet_layers
 from benchmarks.machine import busy_core_seconds, describe_machine
 from benchmarks.report import alternate, ratio, report_text, summary, table
@@ -244,3 +244,31 @@ def test_bad_arguments_end_before_anything_is_measured(arguments, found, monkeyp
         run(vs_pytorch.main)
     assert stop.value.code == 2
     assert found in capsys.readouterr().err
+
+
+# Many devices, on paper ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("system", "predicted_ms"),
+    [
+        # 1080 + 2 * 7/8 * 182.4 MB / 15 GB/s + 14 messages of 20 us
+        ("Ascend 910, 100 Gb/s for each device", 1080 + 21.28 + 0.28),
+        # 8 devices of the zoo's V100 machine took 2170 ms.
+        ("V100, PCIe, 100 Gb/s for each machine", 2170 + 1.4),
+    ],
+)
+def test_a_step_on_eight_devices_is_predicted(system, predicted_ms):
+    step_s, *links = distributed.SYSTEMS[system]
+    assert 1000 * distributed.predicted_step_s(8, step_s, *links) == pytest.approx(
+        predicted_ms, abs=0.2
+    )
+    assert distributed.predicted_step_s(1, step_s, *links) == step_s
+
+
+def test_between_machines_each_device_sends_its_part():
+    step_s, *links = distributed.SYSTEMS["V100, PCIe, 100 Gb/s for each machine"]
+    inside = distributed.predicted_step_s(8, step_s, *links)
+    # Four machines: 2 * 3/4 of an eighth of the gradient, at an eighth of 10 GB/s.
+    between_s = 2 * 3 / 4 * 182.4e6 / 8 / 1.25e9 + 6 * 20e-6
+    assert distributed.predicted_step_s(32, step_s, *links) == pytest.approx(inside + between_s)

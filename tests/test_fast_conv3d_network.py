@@ -229,7 +229,7 @@ def test_every_place_of_dropout_acts(pynative_mode):
         assert np.abs(dropped[1] - whole[1]).max() > 1e-4, (start, stop)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", ["zoo", "paper"])  # monai has the operators of zoo
 def test_many_steps_in_graph_mode_are_one_to_the_last_bit(variant):
     """A regression: MindSpore keeps one parsed `bprop` for all units. When it took the shapes of
     the unit it met first, gradients of others were written past the end of their buffers, and once
@@ -436,10 +436,11 @@ def training_losses(volumes, choice, perturbation=0.0):
 def test_a_short_training_follows_the_plain_one(phantom_volumes):
     plain, fast = (training_losses(phantom_volumes, choice) for choice in ("off", "on"))
     assert plain[-3:].mean() < 0.65 < 0.8 < plain[0]  # it learns
-    # Training amplifies rounding: how far does a change in the weights' last digits lead?
-    perturbed = training_losses(phantom_volumes, "off", perturbation=1e-6)
-    spread = np.abs(perturbed - plain).max()
-    assert np.abs(fast - plain).max() < max(1e-3, spread)
+    apart = np.abs(fast - plain).max()
+    if apart >= 1e-3:
+        # Training amplifies rounding: how far does a change in the weights' last digits lead?
+        perturbed = training_losses(phantom_volumes, "off", perturbation=1e-6)
+        assert apart < np.abs(perturbed - plain).max()
 
 
 class CalledTwice(nn.Cell):

@@ -176,6 +176,8 @@ class Caller:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            # A shell's background job, such as this test run may be, ignores Ctrl-C.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     def run(self, script, *arguments, **variables):
@@ -298,7 +300,8 @@ def test_gpu_by_mpirun(caller):
     train = train_command(caller, "GPU", None)
     mpirun = caller.call("mpirun")
     assert mpirun["argv"] == [
-        *("-n", "3", *as_root, "--output-filename", "log_output", "--merge-stderr-to-stdout"),
+        *("-n", "3", *as_root, "--bind-to", "none", "--output-filename", "log_output"),
+        "--merge-stderr-to-stdout",
         *(python, RANK, "--", python, *train),
     ]
     zoo = {"DEVICE_NUM": "3", "RANK_SIZE": "3", "CUDA_VISIBLE_DEVICES": "0,2,5"}
@@ -466,13 +469,11 @@ def test_an_early_failure_is_told_without_wait(caller):
         START_SECONDS=30,
     )
     # Either the launcher saw training begin first, or it tells of the failure.
-    log = (caller.folder / "train_distribute.log").read_text()
     caller.no_process_left()
     if process.returncode:
         assert process.returncode == 2
         assert "error: rank 1 ended with exit code 2; the end of " in process.stderr_text
         assert process.stderr_text.endswith("last words of rank 1\n")
-    assert "RESUME" not in log  # which would not mend a wrong word
 
 
 # Who is killed -> exit code of the job, and what the launcher says.

@@ -1,6 +1,7 @@
 """Trainings for real, in small: what a run leaves, resume, NaN, and each key that acts here."""
 
 import io
+import json
 import re
 import signal
 import subprocess
@@ -208,7 +209,7 @@ def test_a_resumed_run_has_the_same_losses_as_an_uninterrupted_one(data, whole_r
         train(longer, "CPU", data, other, run_folder=run_folder)
 
 
-@pytest.mark.parametrize(("first", "then"), [("auto", "off"), ("off", "on")])
+@pytest.mark.parametrize(("first", "then"), [("off", "on")])
 def test_a_run_resumes_with_and_without_fast_conv3d(data, whole_run, first, then):
     """Weights, moving statistics and Adam's moments are the same for both."""
     before, after = Losses(), Losses()
@@ -501,6 +502,33 @@ def test_a_resumed_run_cannot_change_what_its_steps_rest_on(tmp_path, key):
     save_config(small(), tmp_path / "config.json")
     with pytest.raises(UsageError, match=f"{key.split('=')[0]}=.*leave it out"):
         configured_run(str(tmp_path), "CPU", [key])
+
+
+class OtherThanFirst:
+    """Rank 1 of two; rank 0 was started with these overrides, and perhaps resumes."""
+
+    rank, count, is_first = 1, 2, False
+
+    def __init__(self, overrides, resumes):
+        asked = {"overrides": overrides, "resumes": resumes}
+        self.record = json.dumps({"config": small("lr=0.5"), "asked": asked})
+
+    def text_from_first(self, text):
+        return self.record
+
+
+@pytest.mark.parametrize(
+    ("overrides", "resumes", "same"),
+    [(["lr=0.5"], False, True), (["lr=0.1"], False, False), (["lr=0.5"], True, False)],
+)
+def test_ranks_that_were_asked_for_different_things_are_told(overrides, resumes, same):
+    ranks = OtherThanFirst(overrides, resumes)
+    if same:
+        config, run_folder = configured_run(None, "CPU", ["lr=0.5"], ranks)
+        assert (config, run_folder) == (small("lr=0.5"), None)
+        return
+    with pytest.raises(DataError, match="rank 1 was asked for .*; start every host with the same"):
+        configured_run(None, "CPU", ["lr=0.5"], ranks)
 
 
 def test_a_run_is_trained_by_one_process_at_a_time(data, tmp_path):
