@@ -1,6 +1,5 @@
 """What the entry points have in common on the command line."""
 
-import signal
 import sys
 from argparse import ArgumentParser
 from collections.abc import Callable
@@ -49,8 +48,6 @@ def add_model_arguments(parser: ArgumentParser) -> None:
 
 def run(main: Callable[[], None]) -> None:
     """Runs an entry point: its errors become one line and an exit code, 2 for usage and 1 else."""
-    # TERM unwinds, so that temporary files go.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         main()
         sys.stdout.flush()

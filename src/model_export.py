@@ -4,6 +4,7 @@ import importlib.util
 import json
 import re
 import shutil
+import signal
 import tempfile
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -176,20 +177,35 @@ def export_model(
 def _scratch_in(folder):
     """A hidden folder in `folder`, which is made for it; nothing stays of an export that fails."""
     made = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".exporting-", dir=folder) as scratch:
-            yield Path(scratch)
-    except BaseException as error:
+
+    def remove():
         for path in made:
             with suppress(OSError):
                 path.rmdir()
+
+    def end(*_):  # here and now: MindSpore swallows exceptions that pass through it as it compiles
+        scratch.cleanup()
+        remove()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.raise_signal(signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        scratch = tempfile.TemporaryDirectory(prefix=".exporting-", dir=folder)
+        with scratch:
+            signal.signal(signal.SIGTERM, end)
+            yield Path(scratch.name)
+    except BaseException as error:
+        remove()
         if isinstance(error, OSError):
             raise DataError(
                 f"{folder}: cannot be written ({error.strerror}): check that it is a folder, "
                 "allows writing and has space left"
             ) from None
         raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _checked_difference(found, expected, path, device_target):

@@ -1,10 +1,7 @@
 """Exit codes and the one line of an error, from each kind of failure to the entry points."""
 
 import argparse
-import os
-import signal
 import sys
-import time
 
 import pytest
 
@@ -12,14 +9,6 @@ import eval as eval_entry
 import predict as predict_entry
 from src.cli import add_device_arguments, add_model_arguments, add_set_argument, run
 from src.errors import DataError, UsageError
-
-
-@pytest.fixture(autouse=True)
-def own_handler():
-    """`run` sets one for TERM, which would outlive the tests here."""
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.mark.parametrize(
@@ -55,25 +44,6 @@ def test_an_error_is_one_line_and_an_exit_code(capsys, error, code, line):
 def test_success_returns(capsys):
     assert run(lambda: print("done")) is None
     assert capsys.readouterr() == ("done\n", "")
-
-
-def test_term_ends_it_in_order_and_without_a_word(tmp_path, capsys):
-    """What is temporary goes, and the exit code says which signal it was, as a shell's would."""
-    temporary = tmp_path / "temporary"
-
-    def main():
-        temporary.touch()
-        try:
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(60)
-        finally:
-            temporary.unlink()
-
-    with pytest.raises(SystemExit) as exit_:
-        run(main)
-    assert exit_.value.code == 143
-    assert not temporary.exists()
-    assert capsys.readouterr() == ("", "")
 
 
 def test_a_programming_error_keeps_its_traceback():

@@ -3,7 +3,6 @@
 import json
 import runpy
 import shutil
-import signal
 import sys
 from pathlib import Path
 
@@ -24,14 +23,6 @@ PREDICT = "predict.py --device_target CPU --output_path masks"
 EXPORT = "export.py --device_target CPU --ckpt_file run/best.ckpt --file_name out/vnet"
 PREPROCESS = "preprocess.py --data_path data --split_file_path val.csv --mindir_path vnet.mindir"
 POSTPROCESS = PREPROCESS.replace("pre", "post") + " --result_path answers"
-
-
-@pytest.fixture(autouse=True)
-def own_handler():
-    """An entry point sets one for TERM, which would outlive the tests here."""
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture(scope="module")
