@@ -32,7 +32,8 @@ def export_onnx(network: VNet, shape: tuple[int, int, int, int, int], path: Path
     """
     import onnx  # optional
 
-    exported = path.with_name(f"mindspore_{path.name}")  # MindSpore makes it read-only
+    # What is not mended yet never stands under the model's own name.
+    exported = path.with_name(f"mindspore_{path.name}")
     has_elu = _swap_elu_for_relu(network)
     ms.onnx.export(
         network,

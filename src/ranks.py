@@ -68,9 +68,6 @@ class Ranks:
             return text
         content = np.frombuffer(text.encode(), np.uint8) if self.is_first else np.zeros(0)
         size = int(self.sum(np.array([content.size]))[0])
-        return (
-            self.sum(np.resize(content, size) if self.is_first else np.zeros(size))
-            .astype(np.uint8)
-            .tobytes()
-            .decode()
-        )
+        if not self.is_first:
+            content = np.zeros(size)
+        return self.sum(content).astype(np.uint8).tobytes().decode()
