@@ -25,6 +25,7 @@ from src.errors import DataError
 from src.ranks import Ranks
 from src.report import plot_progress
 
+WORTH_SAYING = 0.05  # share of an epoch that the device waited for data
 HISTORY_COLUMNS = ("epoch", "step", "learning_rate", "train_loss", "epoch_time_s", "val_dice")
 
 
@@ -98,12 +99,17 @@ class EpochLog(ms.Callback):
         self.started = time.perf_counter()
         self.losses = []
         self.skipped = 0
+        self.waited_s = 0.0
+        self.step_ended = self.started
         self.bar = tqdm(
             total=parameters.batch_num,
             desc=f"epoch {parameters.cur_epoch_num}",
             leave=False,
             disable=None,  # only on a terminal
         )
+
+    def on_train_step_begin(self, run_context: ms.RunContext) -> None:
+        self.waited_s += time.perf_counter() - self.step_ended
 
     def on_train_step_end(self, run_context: ms.RunContext) -> None:
         _end_cleanly_on_signals()
@@ -115,6 +121,7 @@ class EpochLog(ms.Callback):
         self.bar.update(parameters.batch_num if parameters.get("dataset_sink_mode") else 1)
         if not math.isfinite(loss):
             self._stop(parameters, f"loss is {loss}")
+        self.step_ended = time.perf_counter()
 
     def on_train_epoch_end(self, run_context: ms.RunContext) -> None:
         parameters = run_context.original_args()
@@ -143,6 +150,12 @@ class EpochLog(ms.Callback):
             f"per step time: {elapsed_s * 1000 / steps:.3f} ms",
             flush=True,
         )
+        if self.waited_s > WORTH_SAYING * elapsed_s and not parameters.get("dataset_sink_mode"):
+            print(
+                f"epoch: {self.progress.epoch} the device waited {self.waited_s:.1f} s for data, "
+                f"{self.waited_s / elapsed_s:.0%} of the time: raise num_workers, or augment less",
+                flush=True,
+            )
 
     def _stop(self, parameters, finding):
         self.bar.close()
@@ -177,12 +190,40 @@ class AverageStatistics(ms.Callback):
         self.ranks.average(self.statistics)
 
 
+class WeightAverage(ms.Callback):
+    """The exponential moving average of a network's parameters, a step an epoch.
+
+    Moving statistics of batch norm are averaged like the weights. The decay rises to its full
+    value, `min(decay, (epoch - 1) / (epoch + 9))`, so that the first epochs are soon forgotten.
+
+    Args:
+        progress: shared.
+        network: the one in training.
+        average: another of the same kind, which gets the average.
+        decay: share of the earlier average that stays.
+    """
+
+    def __init__(
+        self, progress: Progress, network: nn.Cell, average: nn.Cell, decay: float
+    ) -> None:
+        super().__init__()
+        self.progress = progress
+        self.pairs = list(zip(average.get_parameters(), network.get_parameters(), strict=True))
+        self.decay = decay
+
+    def on_train_epoch_end(self, run_context: ms.RunContext) -> None:
+        epoch = self.progress.epoch
+        decay = min(self.decay, (epoch - 1) / (epoch + 9))
+        for mean, value in self.pairs:
+            mean.set_data(ms.Tensor(decay * mean.asnumpy() + (1 - decay) * value.asnumpy()))
+
+
 class Validation(ms.Callback):
     """Mean Dice of the validation cases, every `val_interval` epochs and after the last.
 
     Args:
         progress: shared; `best_dice`, `validations_since_best` and `row["val_dice"]` are set here.
-        network: the one in training.
+        network: whose weights are scored.
         mean_dice: returns it, called while the network is in evaluation mode.
         run_folder: `ckpt/best.ckpt` there gets the best weights; None on a rank that saves none.
         config: `val_interval`, `epochs`.
@@ -230,6 +271,7 @@ class RunRecorder(ms.Callback):
     Args:
         progress: shared.
         network, training_cell: what is saved.
+        average: of the weights, which numbered checkpoints then hold; None: there is none.
         run_folder: see `src.run_folder`.
         config: `save_interval`, `keep_checkpoint_max`.
     """
@@ -239,6 +281,7 @@ class RunRecorder(ms.Callback):
         progress: Progress,
         network: nn.Cell,
         training_cell: nn.Cell,
+        average: nn.Cell | None,
         run_folder: str | Path,
         config: EasyDict,
     ) -> None:
@@ -246,6 +289,8 @@ class RunRecorder(ms.Callback):
         self.progress = progress
         self.network = network
         self.training_cell = training_cell
+        self.average = average
+        self.scored = network if average is None else average
         self.run_folder = Path(run_folder)
         self.config = config
         self.history = read_history(self.run_folder, progress.epoch)
@@ -264,9 +309,10 @@ class RunRecorder(ms.Callback):
         folder = self.run_folder / "ckpt"
         steps = self.progress.step // self.progress.epoch
         name = f"{checkpoint.PREFIX}-{self.progress.epoch}_{steps}.ckpt"
-        checkpoint.save_weights(self.network, folder / name)
+        checkpoint.save_weights(self.scored, folder / name)
         checkpoint.prune(folder, self.config.keep_checkpoint_max)
-        checkpoint.save_last(folder, self.network, self.training_cell, self.progress.numbers())
+        numbers = self.progress.numbers()
+        checkpoint.save_last(folder, self.network, self.training_cell, numbers, self.average)
         plot_progress(pd.DataFrame(self.history), self.run_folder / "progress.png")
 
 

@@ -1,8 +1,10 @@
 """Checkpoints: written whole or not at all, loaded strictly, and all that a resume needs.
 
 A run's `ckpt/` holds weights (`checkpoint_vnet-EPOCH_STEP.ckpt`, `best.ckpt`, `last.ckpt`) and
-`last_state.ckpt`: the optimizer, the loss scale, the progress. Order and dropout follow from seed
-and step, so that is all. `last.ckpt` and `last_state.ckpt` are replaced as one transaction:
+`last_state.ckpt`: the optimizer, the loss scale, the progress. Order, augmentation and dropout
+follow from seed and step, so that is all. With `ema_decay` all weights are the moving average's,
+but for `last.ckpt`, with which a resume goes on; the state then holds the average too. `last.ckpt`
+and `last_state.ckpt` are replaced as one transaction:
 
 1. both are written under other names,
 2. `last.commit` appears: from now on the new pair counts,
@@ -30,6 +32,7 @@ PROGRESS = "progress"  # entry of the state, JSON
 # Not in the state. The optimizer's rates follow from the configuration, where a resume may ask for
 # more epochs; accumulated gradients are 0 at the end of an epoch.
 ACCUMULATED = "accumulated"
+AVERAGE = "average."  # prefix of the moving average's parameters in the state
 LEFT_OUT = re.compile(rf"learning_rate$|{ACCUMULATED}\.")
 
 
@@ -60,18 +63,22 @@ def _sync_folder(folder):
         os.close(descriptor)
 
 
-def _state_parameters(network, training_cell):
-    """Name -> parameter, of all that a step changes besides the network."""
-    weights = {parameter.name for parameter in network.get_parameters()}
+def _named(network, prefix=""):
+    return {prefix + parameter.name: parameter for parameter in network.get_parameters()}
+
+
+def _state_parameters(network, training_cell, average):
+    """Name -> parameter, of all that an epoch changes besides the network."""
+    weights = _named(network)
     return {
-        parameter.name: parameter
-        for parameter in training_cell.get_parameters()
-        if parameter.name not in weights and not LEFT_OUT.match(parameter.name)
-    }
+        name: parameter
+        for name, parameter in _named(training_cell).items()
+        if name not in weights and not LEFT_OUT.match(name)
+    } | ({} if average is None else _named(average, AVERAGE))
 
 
 def _entries(parameters):
-    return [{"name": parameter.name, "data": parameter} for parameter in parameters]
+    return [{"name": name, "data": parameter} for name, parameter in parameters.items()]
 
 
 def save_weights(network: nn.Cell, path: str | Path) -> None:
@@ -81,7 +88,7 @@ def save_weights(network: nn.Cell, path: str | Path) -> None:
         DataError: the folder cannot be written or the disk is full.
     """
     path = Path(path)
-    _write(_entries(network.get_parameters()), _pending(path))
+    _write(_entries(_named(network)), _pending(path))
     _pending(path).replace(path)
 
 
@@ -90,6 +97,7 @@ def save_last(
     network: nn.Cell,
     training_cell: nn.Cell,
     progress: dict[str, int | float | list[str]],
+    average: nn.Cell | None = None,
 ) -> None:
     """Replaces `last.ckpt` and `last_state.ckpt` as one transaction.
 
@@ -99,12 +107,13 @@ def save_last(
         training_cell: every further parameter in it (optimizer, global step, loss scale) becomes
             `last_state.ckpt`.
         progress: what to go on from.
+        average: the network of the weights' moving average, which goes into the state too.
     """
     folder = Path(folder)
     last, state = folder / LAST, folder / STATE
-    others = _state_parameters(network, training_cell).values()
+    others = _state_parameters(network, training_cell, average)
     try:
-        _write(_entries(network.get_parameters()), _pending(last))
+        _write(_entries(_named(network)), _pending(last))
         _write(_entries(others), _pending(state), {PROGRESS: json.dumps(progress)})
     except DataError:
         recover(folder)
@@ -134,7 +143,7 @@ def can_resume(folder: str | Path) -> bool:
 
 
 def load_last(
-    folder: str | Path, network: nn.Cell, training_cell: nn.Cell
+    folder: str | Path, network: nn.Cell, training_cell: nn.Cell, average: nn.Cell | None = None
 ) -> dict[str, int | float | list[str]]:
     """Puts `last.ckpt` and `last_state.ckpt` back.
 
@@ -149,7 +158,7 @@ def load_last(
     load_weights(network, folder / LAST)
     state = _read(folder / STATE)
     progress = state.pop(PROGRESS, None)
-    expected = _state_parameters(network, training_cell)
+    expected = _state_parameters(network, training_cell, average)
     shapes = {name: parameter.shape for name, parameter in expected.items()}
     if progress is None or shapes != {name: value.shape for name, value in state.items()}:
         raise DataError(

@@ -39,6 +39,8 @@ vnet_cfg = EasyDict(
         "sync_batch_norm": False,  # statistics over all devices' batches; on Ascend only
         "seed": 1,  # rules weights, order and dropout
         "optimizer": "adam",
+        "loss": "dice",  # or dice_ce: plus cross-entropy
+        "ema_decay": 0.0,  # moving average of the weights, a step an epoch; 0: off
         "precision": "auto",  # auto: mixed on Ascend and GPU, float32 on CPU
         "loss_scale": 256.0,  # start of the dynamic loss scale in mixed precision
         "dataset_sink": "auto",  # auto: on for Ascend and GPU, off on CPU
@@ -48,6 +50,18 @@ vnet_cfg = EasyDict(
         "early_stop": 0,  # validations without a better Dice after which training ends; 0: never
         "keep_checkpoint_max": 10,  # numbered checkpoints that are kept
         "cache_dir": "auto",  # preprocessed cases; auto: the user's cache folder; off: none
+        # Ours: probability of each transform of a training sample (src/augment.py).
+        "augment_flip": 0.0,  # left and right
+        "augment_rotate": 0.0,
+        "augment_scale": 0.0,
+        "augment_shift": 0.0,
+        "augment_deform": 0.0,  # the paper's B-splines
+        "augment_histogram": 0.0,  # the paper's matching to another training case
+        "augment_gamma": 0.0,
+        "augment_bias": 0.0,  # a smooth field, as of a coil
+        "augment_low_resolution": 0.0,
+        "augment_blur": 0.0,
+        "augment_noise": 0.0,
         # Ours: prediction.
         "threshold": 0.5,  # foreground is where the probability is above it
         "flip_average": False,  # average the prediction over a left-right flip
@@ -56,10 +70,12 @@ vnet_cfg = EasyDict(
 CHOICES = {
     "variant": tuple(VARIANTS),
     "optimizer": ("adam", "momentum"),
+    "loss": ("dice", "dice_ce"),
     "precision": ("auto", "float32", "mixed"),
     "dataset_sink": ("auto", "off"),
     "fast_conv3d": ("auto", "on", "off"),
 }
+AUGMENT_KEYS = tuple(key for key in vnet_cfg if key.startswith("augment_"))
 # Key -> (what holds, in words). Checked whenever a configuration is made.
 RULES = {
     "dstRes": (lambda v: len(v) == 3 and all(r > 0 for r in v), "three positive sizes in mm"),
@@ -69,9 +85,10 @@ RULES = {
     ),
     "dropout": (lambda v: 0 <= v < 1, "at least 0 and below 1"),
     "momentum": (lambda v: 0 <= v < 1, "at least 0 and below 1"),
+    "ema_decay": (lambda v: 0 <= v < 1, "at least 0 and below 1"),
     "task": (lambda v: re.fullmatch(r"[\w -]+", v) is not None, "letters, digits, space, _ and -"),
     "threshold": (lambda v: 0 <= v < 1, "at least 0 and below 1"),
-    "warmup_ratio": (lambda v: 0 <= v <= 1, "between 0 and 1"),
+    **dict.fromkeys(("warmup_ratio", *AUGMENT_KEYS), (lambda v: 0 <= v <= 1, "between 0 and 1")),
     **dict.fromkeys(
         (
             "batch_size",
@@ -90,6 +107,10 @@ RULES = {
     ),
     **dict.fromkeys(("lr", "loss_scale"), (lambda v: v > 0, "above 0")),
 }
+# Name -> settings that serve together, as `--set` texts (docs/accuracy.md: how they were found).
+PRESETS = {
+    "accurate": [],
+}
 KINDS = {
     bool: "true or false",
     int: "a whole number",
@@ -102,7 +123,7 @@ FIXED_BY_WEIGHTS = ("variant", "width")
 FIXED_BY_RUN = (
     *FIXED_BY_WEIGHTS,
     *("VolSize", "dstRes", "normDir", "batch_size", "accumulate_steps", "sync_batch_norm"),
-    *("seed", "dropout", "optimizer"),
+    *("seed", "dropout", "optimizer", "loss", "ema_decay", *AUGMENT_KEYS),
 )
 GPU_LEARNING_RATE = 0.0005
 

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePath, PureWindowsPath
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import SimpleITK as sitk
@@ -28,7 +28,7 @@ META_SUFFIXES = (".mhd", ".mha")  # MetaImage
 MASK_SUFFIX = "_segmentation"
 SAME_GRID_VOXELS = 0.05  # corners of an image and its mask may lie this far apart
 LEAST_SHARE_ON_GRID = 0.95  # of the prostate; less is said
-CACHE_VERSION = 1  # raise it when a preprocessed case would come out differently
+CACHE_VERSION = 2  # raise it when a preprocessed case would come out differently
 
 
 @dataclass(frozen=True)
@@ -343,11 +343,14 @@ def network_grid(image: sitk.Image, config: EasyDict) -> sitk.Image:
     return grid
 
 
-def image_to_network_grid(image: sitk.Image, config: EasyDict) -> np.ndarray:
-    """The network's input of one image.
+def left_right_axis(grid: sitk.Image) -> int:
+    """The array axis (0, 1, 2 of X, Y, Z) of an image that runs closest to the patient's left."""
+    left_of_axes = np.abs(grid.GetDirection()[:3])
+    return int(np.argmax(left_of_axes))
 
-    Rescaled to 0..1 over the whole image, resampled with 0 outside, then z-scored over the voxels
-    above 0.
+
+def intensity_on_network_grid(image: sitk.Image, config: EasyDict) -> np.ndarray:
+    """An image on the network grid: rescaled to 0..1 over the whole image, 0 outside it.
 
     Args:
         image: float32, from `read_image`.
@@ -357,13 +360,25 @@ def image_to_network_grid(image: sitk.Image, config: EasyDict) -> np.ndarray:
         (X, Y, Z) float32.
     """
     unit = sitk.RescaleIntensity(image, 0.0, 1.0)
-    volume = xyz(
+    return xyz(
         sitk.Resample(unit, network_grid(image, config), sitk.Transform(), sitk.sitkLinear, 0.0)
     )
-    positive = volume[volume > 0].astype(np.float64)
+
+
+def z_scored(intensity: np.ndarray) -> np.ndarray:
+    """Intensities with mean 0 and standard deviation 1 over the voxels above 0, as float32.
+
+    All 0 where no such voxel differs from another.
+    """
+    positive = intensity[intensity > 0].astype(np.float64)
     if not positive.size or positive.min() == positive.max():
-        return np.zeros_like(volume)
-    return ((volume - positive.mean()) / positive.std()).astype(np.float32)
+        return np.zeros_like(intensity)
+    return ((intensity - positive.mean()) / positive.std()).astype(np.float32)
+
+
+def image_to_network_grid(image: sitk.Image, config: EasyDict) -> np.ndarray:
+    """The network's input of one image: `intensity_on_network_grid`, `z_scored`."""
+    return z_scored(intensity_on_network_grid(image, config))
 
 
 def mask_to_network_grid(mask: sitk.Image, config: EasyDict) -> np.ndarray:
@@ -399,6 +414,14 @@ def probability_to_case_grid(
 # --- preprocessed cases ------------------------------------------------------------------------
 
 
+class TrainingVolume(NamedTuple):
+    """A case on the network grid."""
+
+    intensity: np.ndarray  # (X, Y, Z) float32, 0..1
+    mask: np.ndarray  # (X, Y, Z) bool
+    left_right_axis: int  # see `left_right_axis`
+
+
 def read_case(case: Case) -> tuple[sitk.Image, sitk.Image | None]:
     """Image and reference mask (None if the case has none), read and checked."""
     image = read_image(case.image_path)
@@ -406,9 +429,7 @@ def read_case(case: Case) -> tuple[sitk.Image, sitk.Image | None]:
     return image, mask
 
 
-def load_training_volumes(
-    cases: list[Case], config: EasyDict
-) -> list[tuple[np.ndarray, np.ndarray]]:
+def load_training_volumes(cases: list[Case], config: EasyDict) -> list[TrainingVolume]:
     """All cases on the network grid, read in parallel and kept in `cache_dir` for the next start.
 
     Args:
@@ -416,7 +437,7 @@ def load_training_volumes(
         config: `VolSize`, `dstRes`, `normDir`, `num_workers`, `cache_dir`.
 
     Returns:
-        Volume (X, Y, Z) float32 and mask (X, Y, Z) bool of each, in the order of `cases`.
+        In the order of `cases`.
 
     Raises:
         DataError: a case that cannot be read, or whose gland lies outside the network grid.
@@ -436,13 +457,14 @@ def _training_volume(case, config):
     if cached is not None and cached.is_file():
         try:
             with np.load(cached) as arrays:
-                return arrays["volume"], arrays["mask"]
+                return _unpacked(arrays)
         except Exception as error:  # whatever a damaged archive raises: it is made again
             print(f"{cached}: damaged ({error}), made again")
     image, mask = read_case(case)
     arrays = {
-        "volume": image_to_network_grid(image, config),
+        "intensity": intensity_on_network_grid(image, config),
         "mask": mask_to_network_grid(mask, config),
+        "left_right_axis": left_right_axis(network_grid(image, config)),
     }
     if not sitk.GetArrayViewFromImage(mask).any():
         print(f"{case.mask_path}: empty, the case is trained on as one without a prostate")
@@ -450,7 +472,11 @@ def _training_volume(case, config):
         _check_gland_is_on_grid(case, mask, config)
     if cached is not None:
         _write_cache(cached, arrays)
-    return arrays["volume"], arrays["mask"]
+    return _unpacked(arrays)
+
+
+def _unpacked(arrays):
+    return TrainingVolume(arrays["intensity"], arrays["mask"], int(arrays["left_right_axis"]))
 
 
 def _check_gland_is_on_grid(case, mask, config):

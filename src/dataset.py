@@ -1,7 +1,7 @@
 """Cases as a MindSpore dataset: a fresh order each epoch, sharded by rank, in full batches.
 
-Every sample is known by its index, `epoch * samples per epoch + position`; order and dropout follow
-from (seed, index) alone, so any step of any epoch can be made again.
+Every sample is known by its index, `epoch * samples per epoch + position`; order, augmentation and
+dropout follow from seed and index alone, so any step of any epoch can be made again.
 """
 
 from collections.abc import Iterator
@@ -10,7 +10,10 @@ import mindspore.dataset as ds
 import numpy as np
 from easydict import EasyDict
 
-ORDER_STREAM, DROPOUT_STREAM = 0, 1  # one random stream each, of the same seed
+from src.augment import augmented
+from src.data_manager import TrainingVolume, z_scored
+
+ORDER_STREAM, DROPOUT_STREAM = 0, 1  # of the seed; src.augment has another
 
 
 def epoch_order(case_count: int, epoch: int, seed: int, global_batch_size: int) -> np.ndarray:
@@ -42,8 +45,8 @@ class TrainingSamples:
     """Sample index -> (image (1, X, Y, Z), mask (X, Y, Z)[, keep (channels,)]), all float32.
 
     Args:
-        volumes: volume and mask of each case, from `src.data_manager.load_training_volumes`.
-        config: `batch_size`, `accumulate_steps`, `seed`, `dropout`.
+        volumes: of all cases, from `src.data_manager.load_training_volumes`.
+        config: `batch_size`, `accumulate_steps`, `seed`, `dropout`, `dstRes`, `augment_NAME`.
         dropout_channels: columns of `keep` that the network takes.
         ranks: processes that share each step.
 
@@ -54,7 +57,7 @@ class TrainingSamples:
 
     def __init__(
         self,
-        volumes: list[tuple[np.ndarray, np.ndarray]],
+        volumes: list[TrainingVolume],
         config: EasyDict,
         dropout_channels: int,
         ranks: int = 1,
@@ -63,15 +66,14 @@ class TrainingSamples:
         self.batch_size = config.batch_size
         self.global_batch_size = config.batch_size * config.accumulate_steps * ranks
         self.ranks = ranks
-        self.seed = config.seed
-        self.dropout = config.dropout
+        self.config = config
         self.dropout_channels = dropout_channels if config.dropout else 0
         self.per_epoch = len(self.order(0))
         self.steps = self.per_epoch // self.global_batch_size
 
     def order(self, epoch: int) -> np.ndarray:
         """Indices into `volumes` of one epoch, see `epoch_order`."""
-        return epoch_order(len(self.volumes), epoch, self.seed, self.global_batch_size)
+        return epoch_order(len(self.volumes), epoch, self.config.seed, self.global_batch_size)
 
     def batch(self, epoch: int, step: int) -> np.ndarray:
         """Indices into `volumes` of one global batch; epoch and step count from 0."""
@@ -83,11 +85,13 @@ class TrainingSamples:
     def __getitem__(self, index: int) -> tuple[np.ndarray, ...]:
         index = int(index)
         epoch, position = divmod(index, self.per_epoch)
-        volume, mask = self.volumes[self.order(epoch)[position]]
-        sample = (volume[None].astype(np.float32), mask.astype(np.float32))
+        case = int(self.order(epoch)[position])
+        intensity, mask = augmented(self.volumes, case, epoch, self.config)
+        sample = (z_scored(intensity)[None], mask.astype(np.float32))
         if not self.dropout_channels:
             return sample
-        return *sample, dropout_keep(self.seed, index, self.dropout_channels, self.dropout)
+        seed, rate = self.config.seed, self.config.dropout
+        return *sample, dropout_keep(seed, index, self.dropout_channels, rate)
 
 
 class EpochSampler(ds.Sampler):

@@ -1,4 +1,4 @@
-"""The Dice loss of the V-Net paper."""
+"""The losses: Dice, of the V-Net paper, and Dice plus cross-entropy."""
 
 from mindspore import dtype as mstype
 from mindspore import nn, ops
@@ -29,3 +29,26 @@ class DiceLoss(nn.Cell):
         overlap = 2 * (p * g).sum(axis=voxels) + self.epsilon
         size = (p * p).sum(axis=voxels) + (g * g).sum(axis=voxels) + self.epsilon
         return (1 - overlap / size).mean()
+
+
+class DiceCrossEntropyLoss(nn.Cell):
+    """`DiceLoss` plus the mean binary cross-entropy of all voxels, as nnU-Net trains.
+
+    `construct` is that of `DiceLoss`. Probabilities come within `margin` of 0 or 1 at most, where
+    float32 would make the logarithm infinite.
+    """
+
+    def __init__(self, margin: float = 1e-6) -> None:
+        super().__init__()
+        self.dice_loss = DiceLoss()
+        self.margin = margin
+
+    def construct(self, probability, mask):
+        p = ops.clamp(ops.cast(probability, mstype.float32), self.margin, 1 - self.margin)
+        g = ops.cast(mask, mstype.float32)
+        # Axis by axis, for the reason that DiceLoss gives.
+        entropy = -(g * ops.log(p) + (1 - g) * ops.log(1 - p)).mean(axis=(1, 2, 3))
+        return self.dice_loss(probability, mask) + entropy.mean()
+
+
+LOSSES = {"dice": DiceLoss, "dice_ce": DiceCrossEntropyLoss}

@@ -7,13 +7,12 @@ from easydict import EasyDict
 from mindspore import nn
 from scipy import ndimage
 
-from src.data_manager import image_to_network_grid, network_grid, probability_to_case_grid
-
-
-def left_right_axis(grid: sitk.Image) -> int:
-    """The array axis (0, 1, 2 of X, Y, Z) of an image that runs closest to the patient's left."""
-    left_of_axes = np.abs(grid.GetDirection()[:3])
-    return int(np.argmax(left_of_axes))
+from src.data_manager import (
+    image_to_network_grid,
+    left_right_axis,
+    network_grid,
+    probability_to_case_grid,
+)
 
 
 def network_inputs(image: sitk.Image, config: EasyDict) -> list[np.ndarray]:

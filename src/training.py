@@ -20,6 +20,7 @@ from src.callbacks import (
     Progress,
     RunRecorder,
     Validation,
+    WeightAverage,
 )
 from src.config import CONFIG_NAME, save_config
 from src.data_manager import load_training_volumes, read_case, worker_count
@@ -28,7 +29,7 @@ from src.device import apply_precision, uses_mixed_precision
 from src.errors import DataError, UsageError
 from src.evaluation import mean_dice
 from src.fast_conv3d.network import accelerated
-from src.loss import DiceLoss
+from src.loss import LOSSES
 from src.lr_schedule import learning_rates
 from src.memory import check_training_fits
 from src.ranks import Ranks
@@ -40,10 +41,10 @@ from src.vnet import create_vnet
 class LossCell(nn.Cell):
     """The network and its loss on one batch."""
 
-    def __init__(self, network: nn.Cell) -> None:
+    def __init__(self, network: nn.Cell, loss: nn.Cell) -> None:
         super().__init__(auto_prefix=False)
         self.network = network
-        self.loss = DiceLoss()
+        self.loss = loss
 
     def construct(self, image, mask, keep=None):
         return self.loss(self.network(image, keep), mask)
@@ -99,18 +100,25 @@ def create_training_cell(
         UsageError: mixed precision on a CPU, where MindSpore cannot tell an overflow, or with
             accumulated gradients, whose overflows nothing here tells apart.
     """
+    loss_cell = LossCell(network, LOSSES[config.loss]())
     if not uses_mixed_precision(config, device_target):
         if config.accumulate_steps > 1:
-            step = AccumulatingStep(LossCell(network), optimizer, config.accumulate_steps)
-            return step.set_train()
-        return nn.TrainOneStepCell(LossCell(network), optimizer).set_train()
+            return AccumulatingStep(loss_cell, optimizer, config.accumulate_steps).set_train()
+        return nn.TrainOneStepCell(loss_cell, optimizer).set_train()
     if config.accumulate_steps > 1:
         raise UsageError("accumulate_steps above 1 needs float32: --set precision=float32")
     if device_target == "CPU":
         raise UsageError("precision=mixed trains on Ascend and GPU only; on CPU take float32")
     apply_precision(network, config, device_target)
     scale = nn.DynamicLossScaleUpdateCell(config.loss_scale, scale_factor=2, scale_window=1000)
-    return nn.TrainOneStepWithLossScaleCell(LossCell(network), optimizer, scale).set_train()
+    return nn.TrainOneStepWithLossScaleCell(loss_cell, optimizer, scale).set_train()
+
+
+def averaging_network(config: EasyDict, device_target: str) -> nn.Cell:
+    """A network for the moving average of another's weights; it only predicts."""
+    network = create_vnet(config)
+    apply_precision(network, config, device_target)
+    return accelerated(network, config, device_target).set_train(False)
 
 
 def sinks_dataset(config: EasyDict, device_target: str) -> bool:
@@ -119,14 +127,19 @@ def sinks_dataset(config: EasyDict, device_target: str) -> bool:
 
 
 def resumed(
-    run_folder: Path, config: EasyDict, network: nn.Cell, training_cell: nn.Cell, fresh: Progress
+    run_folder: Path,
+    config: EasyDict,
+    network: nn.Cell,
+    training_cell: nn.Cell,
+    average: nn.Cell | None,
+    fresh: Progress,
 ) -> Progress:
     """Brings a run back to its last checkpoint, and keeps what its configuration is from now on.
 
     Args:
         run_folder: the run, held by this process.
         config: to go on with.
-        network, training_cell: get the run's values.
+        network, training_cell, average: get the run's values.
         fresh: where a run that died before its first checkpoint starts again; its cases and devices
             must be those that the run was started with.
 
@@ -139,7 +152,8 @@ def resumed(
     """
     progress = fresh
     if checkpoint.can_resume(run_folder / "ckpt"):
-        progress = Progress(**checkpoint.load_last(run_folder / "ckpt", network, training_cell))
+        numbers = checkpoint.load_last(run_folder / "ckpt", network, training_cell, average)
+        progress = Progress(**numbers)
         if progress.case_ids != fresh.case_ids:
             odd = sorted(set(progress.case_ids) ^ set(fresh.case_ids)) or ["their order"]
             raise DataError(
@@ -168,6 +182,7 @@ def opened_run(
     config: EasyDict,
     network: nn.Cell,
     training_cell: nn.Cell,
+    average: nn.Cell | None,
     fresh: Progress,
     val_ids: list[str],
     ranks: Ranks,
@@ -179,7 +194,7 @@ def opened_run(
 
     Args:
         run_folder: of a run to go on with; None: a new one.
-        config, network, training_cell, fresh: see `resumed`.
+        config, network, training_cell, average, fresh: see `resumed`.
         val_ids: validation cases, which must be the same on every rank.
         ranks: of this training.
 
@@ -195,7 +210,7 @@ def opened_run(
     with held(run_folder) if ranks.is_first else nullcontext():
         progress = fresh
         if ranks.is_first and not is_new:
-            progress = resumed(run_folder, config, network, training_cell, fresh)
+            progress = resumed(run_folder, config, network, training_cell, average, fresh)
         firsts = ranks.text_from_first(json.dumps([progress.numbers(), val_ids]))
         numbers, first_val_ids = json.loads(firsts)
         progress = Progress(**numbers)
@@ -205,6 +220,8 @@ def opened_run(
                 "splits and data"
             )
         ranks.copy_from_first(training_cell.get_parameters())
+        if average is not None:
+            ranks.copy_from_first(average.get_parameters())
         yield run_folder if ranks.is_first else None, progress
 
 
@@ -261,18 +278,26 @@ def train(
     )
     optimizer = create_optimizer(network, config, rates)
     training_cell = create_training_cell(network, optimizer, config, device_target)
+    average = averaging_network(config, device_target) if config.ema_decay else None
 
     fresh = Progress(case_ids=[case.case_id for case in cases], device_num=ranks.count)
     val_ids = [case.case_id for case in val_cases]
-    with opened_run(run_folder, config, network, training_cell, fresh, val_ids, ranks) as opened:
-        run_folder, progress = opened
+    with opened_run(run_folder, config, network, training_cell, average, fresh, val_ids, ranks) as (
+        run_folder,
+        progress,
+    ):
         run_callbacks = [EpochLog(progress, rates, samples, run_folder, ranks)]
         run_callbacks.append(AverageStatistics(network, ranks))
+        if average is not None:
+            run_callbacks.append(WeightAverage(progress, network, average, config.ema_decay))
         if val_cases:
-            score = partial(mean_dice, network, val_cases, config, ranks)
-            run_callbacks.append(Validation(progress, network, score, run_folder, config))
+            scored = network if average is None else average
+            score = partial(mean_dice, scored, val_cases, config, ranks)
+            run_callbacks.append(Validation(progress, scored, score, run_folder, config))
         if ranks.is_first:
-            run_callbacks.append(RunRecorder(progress, network, training_cell, run_folder, config))
+            run_callbacks.append(
+                RunRecorder(progress, network, training_cell, average, run_folder, config)
+            )
         if val_cases and config.early_stop:
             run_callbacks.append(EarlyStop(progress, config.early_stop))
 

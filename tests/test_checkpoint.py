@@ -64,6 +64,17 @@ def test_last_and_state_come_back(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["last.ckpt", "last_state.ckpt"]
 
 
+def test_an_average_travels_in_the_state(tmp_path):
+    """Under names of its own, as its parameters are called like the network's."""
+    pair, average = Pair().fill(1), Pair().fill(5).network
+    checkpoint.save_last(tmp_path, pair.network, pair, {"epoch": 1}, average)
+    pair, average = Pair(), Pair().network
+    checkpoint.load_last(tmp_path, pair.network, pair, average)
+    assert pair.value() == 1 and set(average.weight.asnumpy()) == {5}
+    with pytest.raises(DataError, match="not the state of this optimizer"):
+        checkpoint.load_last(tmp_path, pair.network, pair)
+
+
 class Died(BaseException):
     """Stands for kill -9: nothing below catches it."""
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from src.config import (
+    AUGMENT_KEYS,
     CHOICES,
     RULES,
     config_of_checkpoint,
@@ -48,6 +49,9 @@ EFFECTS = {
     "fast_conv3d": "test_fast_conv3d_network.py::test_fast_conv3d_chooses_what_computes_on_a_cpu",
     "seed": "test_dataset.py::test_order_follows_from_seed_and_epoch",
     "optimizer": "test_training.py::test_adam_is_the_default_optimizer",
+    "loss": "test_training.py::test_the_loss_is_the_configurations",
+    "ema_decay": "test_training.py::test_a_moving_average_is_what_is_scored_and_kept",
+    **dict.fromkeys(AUGMENT_KEYS, "test_augment.py::test_probability_of_each_transform"),
     "precision": "test_device.py::test_mixed_precision_computes_in_float16",
     "loss_scale": "test_training.py::test_mixed_precision_brings_a_loss_scale",
     "dataset_sink": "test_training.py::test_dataset_sink_is_for_ascend_and_gpu",
@@ -69,7 +73,7 @@ def test_every_key_has_a_test_of_its_effect():
 @pytest.mark.parametrize("key", EFFECTS)
 def test_the_test_of_an_effect_exists(key):
     file, name = EFFECTS[key].split("::")
-    assert re.search(rf"^def {name}\(", (ROOT / "tests" / file).read_text(), re.MULTILINE)
+    assert re.search(rf"^def {name}\(", (ROOT / "tests" / file).read_text("utf-8"), re.MULTILINE)
 
 
 def test_variant_and_width_shape_the_network():
@@ -191,9 +195,12 @@ WRONG = [
         ("val_interval", 0), ("save_interval", 0), ("keep_checkpoint_max", 0),
         ("fold", -1), ("weight_decay", -0.1), ("warmup_step", -1), ("seed", -1),
         ("num_workers", -1), ("early_stop", -1), ("lr", 0.0), ("lr", -0.1), ("loss_scale", 0.0),
+        ("ema_decay", 1.0), ("ema_decay", -0.1),
+        *[(key, value) for key in AUGMENT_KEYS for value in (1.1, -0.1)],
     ]],
     ("variant=unet", "variant is 'unet', expected one of zoo, monai, paper"),
     ("optimizer=sgd", "optimizer is 'sgd', expected one of adam, momentum"),
+    ("loss=focal", "loss is 'focal', expected one of dice, dice_ce"),
     ("precision=half", "precision is 'half', expected one of auto, float32, mixed"),
     ("dataset_sink=true", "dataset_sink is 'true', expected one of auto, off"),
     ("fast_conv3d=yes", "fast_conv3d is 'yes', expected one of auto, on, off"),

@@ -20,6 +20,7 @@ from src.data_manager import (
     find_cases,
     image_to_network_grid,
     images_in,
+    left_right_axis,
     load_training_volumes,
     mask_to_network_grid,
     network_grid,
@@ -32,6 +33,7 @@ from src.data_manager import (
     worker_count,
     write_volume,
     xyz,
+    z_scored,
 )
 from src.errors import DataError
 
@@ -649,6 +651,21 @@ def test_an_image_dark_on_the_whole_grid_gives_zeros(make_image, small_config):
     assert not volume.any()
 
 
+@pytest.mark.parametrize(
+    ("direction", "axis"),
+    [
+        (np.eye(3), 0),  # axial: x runs to the left
+        (np.diag([-1, -1, 1]), 0),
+        ([[0, 0, 1], [1, 0, 0], [0, -1, 0]], 2),  # sagittal
+        ([[1, 0, 0], [0, 0, 1], [0, -1, 0]], 0),  # coronal
+        ([[0.6, 0.8, 0], [-0.8, 0.6, 0], [0, 0, 1]], 1),
+    ],
+)
+def test_left_right_is_the_patients(make_image, direction, axis):
+    image = make_image(np.zeros((3, 4, 5), np.float32), direction=np.array(direction, float))
+    assert left_right_axis(image) == axis
+
+
 # Training volumes and their cache ---------------------------------------------------------------
 
 
@@ -678,21 +695,23 @@ def reads(monkeypatch):
 
 
 def assert_same(volumes, others):
-    for (volume, mask), (other_volume, other_mask) in zip(volumes, others, strict=True):
-        np.testing.assert_array_equal(volume, other_volume)
-        np.testing.assert_array_equal(mask, other_mask)
-        assert (volume.dtype, mask.dtype) == (other_volume.dtype, other_mask.dtype)
+    for volume, other in zip(volumes, others, strict=True):
+        for array, other_array in zip(volume, other, strict=True):
+            np.testing.assert_array_equal(array, other_array)
+        assert (volume.intensity.dtype, volume.mask.dtype) == (np.float32, bool)
+        assert type(volume.left_right_axis) is int
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_training_volumes_come_in_the_order_of_the_cases(cases, small_config, workers):
     config = small_config(f"num_workers={workers}")
     volumes = load_training_volumes(cases, config)
-    for case, (volume, mask) in zip(cases, volumes, strict=True):
+    for case, (intensity, mask, axis) in zip(cases, volumes, strict=True):
         image, reference = read_case(case)
-        np.testing.assert_array_equal(volume, image_to_network_grid(image, config))
+        np.testing.assert_array_equal(z_scored(intensity), image_to_network_grid(image, config))
         np.testing.assert_array_equal(mask, mask_to_network_grid(reference, config))
-        assert volume.dtype == np.float32 and mask.dtype == bool and mask.any()
+        assert intensity.min() >= 0 and 0.9 < intensity.max() <= 1 and mask.any()
+        assert axis == left_right_axis(network_grid(image, config))
 
 
 @pytest.mark.parametrize(
@@ -823,7 +842,7 @@ def test_a_damaged_cache_is_made_again(tmp_path, cases, cached_config, reads, da
 def test_a_cache_file_of_other_arrays_is_made_again(tmp_path, cases, cached_config):
     first = load_training_volumes(cases, cached_config())
     for path in (tmp_path / "cache").iterdir():
-        np.savez(path, volume=np.zeros(3))
+        np.savez(path, intensity=np.zeros(3))
     assert_same(load_training_volumes(cases, cached_config()), first)
 
 
@@ -905,8 +924,8 @@ def test_a_case_without_a_prostate_is_trained_on_with_a_word(
     write_volume(
         make_image(np.zeros_like(values, np.uint8)), tmp_path / "gt/Case0_segmentation.mha"
     )
-    ((volume, mask),) = load_training_volumes(find_cases(tmp_path, ["Case0"]), small_config())
-    assert not mask.any() and volume.any()
+    (volume,) = load_training_volumes(find_cases(tmp_path, ["Case0"]), small_config())
+    assert not volume.mask.any() and volume.intensity.any()
     assert "Case0_segmentation.mha: empty" in capsys.readouterr().out
 
 

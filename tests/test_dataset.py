@@ -5,15 +5,19 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from src.data_manager import TrainingVolume, z_scored
 from src.dataset import TrainingSamples, create_dataset, dropout_keep, epoch_order
 
 
 def numbered_volumes(count):
-    """Volumes that hold their own number, with a mask unlike each other's."""
-    return [
-        (np.full((2, 3, 4), number, np.float64), np.arange(24).reshape(2, 3, 4) == number)
-        for number in range(count)
-    ]
+    """Volumes whose brightest voxel is that of their number, which alone is in the mask."""
+    masks = [np.arange(24).reshape(2, 3, 4) == number for number in range(count)]
+    return [TrainingVolume(np.where(mask, 1, 0.5).astype(np.float32), mask, 0) for mask in masks]
+
+
+def numbers_of(images):
+    """Case numbers of a batch (batch, 1, X, Y, Z)."""
+    return images.reshape(len(images), -1).argmax(axis=1).tolist()
 
 
 def samples_of(small_config, count=5, ranks=1, channels=0, *overrides):
@@ -24,9 +28,7 @@ def epochs_of(samples, first_epoch, count, rank=0, workers=1):
     """Case numbers of each batch of each epoch."""
     dataset = create_dataset(samples, first_epoch, rank, workers)
     iterator = dataset.create_tuple_iterator(num_epochs=count, output_numpy=True)
-    return [
-        [batch[0][:, 0, 0, 0, 0].astype(int).tolist() for batch in iterator] for _ in range(count)
-    ]
+    return [[numbers_of(batch[0]) for batch in iterator] for _ in range(count)]
 
 
 @pytest.mark.parametrize(
@@ -136,10 +138,10 @@ def test_columns_shapes_and_values(small_config):
     for image, mask, keep in dataset.create_tuple_iterator(num_epochs=1, output_numpy=True):
         assert (image.shape, mask.shape, keep.shape) == ((2, 1, 2, 3, 4), (2, 2, 3, 4), (2, 6))
         assert {image.dtype, mask.dtype, keep.dtype} == {np.dtype(np.float32)}
-        for volume, truth in zip(image[:, 0], mask, strict=True):
-            expected = numbered_volumes(5)[int(volume[0, 0, 0])]
-            np.testing.assert_array_equal(volume, expected[0])
-            np.testing.assert_array_equal(truth, expected[1])
+        for number, volume, truth in zip(numbers_of(image), image[:, 0], mask, strict=True):
+            expected = numbered_volumes(5)[number]
+            np.testing.assert_array_equal(volume, z_scored(expected.intensity))
+            np.testing.assert_array_equal(truth, expected.mask)
 
 
 # Dropout ----------------------------------------------------------------------------------------

@@ -15,7 +15,11 @@ from golden import seeded
 from mindspore import nn
 
 from src.config import overridden, vnet_cfg
-from src.data_manager import image_to_network_grid, mask_to_network_grid
+from src.data_manager import (
+    TrainingVolume,
+    intensity_on_network_grid,
+    mask_to_network_grid,
+)
 from src.dataset import TrainingSamples
 from src.errors import UsageError
 from src.fast_conv3d import build, operators
@@ -398,13 +402,14 @@ STEPS = 30
 
 @pytest.fixture(scope="module")
 def phantom_volumes():
-    """Three phantom cases on a small network grid: (volume, mask) each."""
+    """Three phantom cases on a small network grid."""
     grid = overridden(vnet_cfg, ["VolSize=32,32,16", "dstRes=3,3,4.5"])
     cases = [phantom_case(seed=1, index=index) for index in range(3)]
     return [
-        (
-            image_to_network_grid(sitk.Cast(image, sitk.sitkFloat32), grid),
+        TrainingVolume(
+            intensity_on_network_grid(sitk.Cast(image, sitk.sitkFloat32), grid),
             mask_to_network_grid(mask, grid),
+            left_right_axis=0,
         )
         for image, mask in cases
     ]

@@ -2,7 +2,7 @@ import mindspore as ms
 import numpy as np
 import pytest
 
-from src.loss import DiceLoss
+from src.loss import DiceCrossEntropyLoss, DiceLoss
 
 EPSILON = 1e-5
 
@@ -116,3 +116,27 @@ def test_a_nearly_empty_prediction_on_an_empty_mask_keeps_a_finite_gradient():
     assert 0 <= loss < 1e-3
     assert np.isfinite(gradient).all()
     assert (gradient > 0).all()  # towards an emptier prediction
+
+
+@pytest.mark.parametrize("share", [0.5, 0.02, 0])
+def test_dice_cross_entropy_adds_the_mean_log_likelihood(share):
+    probability, mask = random_case(4, (2, 16, 8, 4), share)
+    value, gradient = ms.value_and_grad(DiceCrossEntropyLoss())(
+        ms.Tensor(probability), ms.Tensor(mask)
+    )
+    dice, dice_gradient = oracle(probability, mask)
+    p = probability.astype(np.float64)
+    likelihood = np.where(mask > 0, p, 1 - p)
+    assert float(value) == pytest.approx(dice - np.log(likelihood).mean(), rel=1e-5)
+    expected = dice_gradient + (1 - 2 * mask) / likelihood / mask.size
+    np.testing.assert_allclose(gradient.asnumpy(), expected, rtol=2e-4, atol=1e-7)
+
+
+def test_cross_entropy_of_certain_voxels_is_finite():
+    probability = np.array([0, 1, 0, 1], np.float32).reshape(1, 1, 2, 2)
+    mask = np.array([0, 1, 1, 0], np.float32).reshape(1, 1, 2, 2)
+    value, gradient = ms.value_and_grad(DiceCrossEntropyLoss())(
+        ms.Tensor(probability), ms.Tensor(mask)
+    )
+    assert float(value) == pytest.approx(0.5 - np.log(1e-6) / 2, rel=0.01)
+    assert np.isfinite(gradient.asnumpy()).all()

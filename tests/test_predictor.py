@@ -13,7 +13,6 @@ from src.predictor import (
     average_over_flip,
     foreground_probability,
     largest_component,
-    left_right_axis,
     mask_of_probability,
     network_inputs,
     segment,
@@ -230,21 +229,6 @@ def test_segment_averages_over_the_flip_if_configured(make_image, small_config):
     )
     assert [len(network.seen) for network in networks] == [1, 2]
     assert np.abs(straight - averaged).max() > 0.1
-
-
-@pytest.mark.parametrize(
-    ("direction", "axis"),
-    [
-        (np.eye(3), 0),  # axial: x runs to the left
-        (np.diag([-1, -1, 1]), 0),
-        (SAGITTAL, 2),
-        ([[1, 0, 0], [0, 0, 1], [0, -1, 0]], 0),  # coronal
-        ([[0.6, 0.8, 0], [-0.8, 0.6, 0], [0, 0, 1]], 1),
-    ],
-)
-def test_the_flip_is_left_right_for_the_patient(make_image, direction, axis):
-    image = make_image(np.zeros((3, 4, 5), np.float32), direction=np.array(direction, float))
-    assert left_right_axis(image) == axis
 
 
 def test_an_empty_prediction_is_an_empty_mask(make_image, small_config):

@@ -14,14 +14,18 @@ import mindspore as ms
 import numpy as np
 import pandas as pd
 import pytest
+from easydict import EasyDict
 from mindspore import nn
 
 from src import checkpoint
-from src.callbacks import EpochLog, Progress
+from src.callbacks import EpochLog, Progress, WeightAverage
 from src.config import load_config, overridden, save_config, vnet_cfg
 from src.errors import DataError, UsageError
+from src.evaluation import load_network, mean_dice
+from src.loss import LOSSES
 from src.lr_schedule import learning_rates
 from src.run_folder import configured_run, held
+from src.splits import split_cases
 from src.training import create_optimizer, create_training_cell, sinks_dataset, train
 from src.vnet import create_vnet
 
@@ -32,6 +36,8 @@ SETTINGS = (
     "lr=0.002",
     "warmup_step=5",
     "warmup_ratio=0.1",
+    "ema_decay=0.5",
+    *("augment_flip=0.5", "augment_deform=1", "augment_histogram=0.5", "augment_noise=1"),
 )
 SMALL = ("VolSize=16,16,16", "dstRes=4,4,4", "width=2", "batch_size=2", "cache_dir=off", "epochs=4")
 
@@ -179,8 +185,67 @@ def test_validation_comes_every_val_interval_and_at_the_end(whole_run):
     assert history["val_dice"].dropna().between(0, 1).all()
 
 
+def test_a_moving_average_is_what_is_scored_and_kept(data, whole_run):
+    """Numbered checkpoints hold it, `last_state.ckpt` for a resume; `last.ckpt` the latest."""
+    folder, _, _ = whole_run
+    kept, last, state = (
+        ms.load_checkpoint(str(folder / "ckpt" / name))
+        for name in ("checkpoint_vnet-4_3.ckpt", checkpoint.LAST, checkpoint.STATE)
+    )
+    assert kept.keys() == last.keys()
+    for name, value in kept.items():
+        np.testing.assert_array_equal(state[f"average.{name}"].asnumpy(), value.asnumpy())
+    assert any((last[name].asnumpy() != value.asnumpy()).any() for name, value in kept.items())
+    config = load_config(folder / "config.json")
+    network = load_network(folder / "ckpt" / "checkpoint_vnet-4_3.ckpt", config, "CPU")
+    cases = split_cases(data, data / "val.csv", "val", 0)
+    history = pd.read_csv(folder / "history.csv")
+    assert mean_dice(network, cases, config) == pytest.approx(history["val_dice"].iloc[-1])
+
+
+def test_the_average_is_exponential_once_the_first_epochs_are_over():
+    network, average = nn.Dense(1, 1), nn.Dense(1, 1)
+    progress = Progress()
+    averaging = WeightAverage(progress, network, average, decay=0.25)
+    expected = 0
+    for epoch, value in enumerate((7.0, 1.0, -2.0, 5.0, 3.0, 8.0), 1):
+        progress.epoch = epoch
+        network.weight.set_data(ms.Tensor([[value]]))
+        averaging.on_train_epoch_end(None)
+        keep = (0, 1 / 11, 2 / 12, 3 / 13, 0.25, 0.25)[epoch - 1]
+        expected = keep * expected + (1 - keep) * value
+        assert average.weight.asnumpy() == pytest.approx(expected, rel=1e-6)
+
+
+class Clock:
+    """Counts seconds as it is told."""
+
+    def __init__(self, monkeypatch):
+        self.now_s = 0.0
+        monkeypatch.setattr("src.callbacks.time.perf_counter", lambda: self.now_s)
+
+
+@pytest.mark.parametrize(("wait_s", "told"), [(0.4, False), (0.6, True)])
+def test_the_log_says_when_the_device_waited_for_data(monkeypatch, capsys, wait_s, told):
+    clock = Clock(monkeypatch)
+    arguments = {"batch_num": 2, "cur_epoch_num": 1, "net_outputs": ms.Tensor(0.5)}
+    arguments = EasyDict(arguments, train_network=nn.Cell())
+    context = SimpleNamespace(original_args=lambda: arguments)
+    log = EpochLog(Progress(), [0.1] * 2, SimpleNamespace(steps=2), None)
+    log.on_train_epoch_begin(context)
+    for wait, step_s in ((0.1, 5 - 0.1), (wait_s - 0.1, 5 - wait_s + 0.1)):
+        clock.now_s += wait
+        log.on_train_step_begin(context)
+        clock.now_s += step_s
+        log.on_train_step_end(context)
+    log.on_train_epoch_end(context)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "waited" in line]
+    expected = "epoch: 1 the device waited 0.6 s for data, 6% of the time: raise num_workers, or "
+    assert lines == ([expected + "augment less"] if told else [])
+
+
 def test_a_resumed_run_has_the_same_losses_as_an_uninterrupted_one(data, whole_run):
-    """With dropout and shuffling on, to the last bit."""
+    """With dropout, shuffling, augmentation and averaging on, to the last bit."""
     config = small(*SETTINGS)
     before, after = Losses(), Losses()
     folder = run(data, config, before, StopAfter(2), val=True)
@@ -381,6 +446,16 @@ def test_momentum_belongs_to_the_momentum_optimizer():
             np.testing.assert_allclose(after[name], expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_loss_is_the_configurations(name):
+    config = small(f"loss={name}")
+    network = create_vnet(config)
+    optimizer = create_optimizer(network, config, np.full(3, 0.1, np.float32))
+    assert (
+        type(create_training_cell(network, optimizer, config, "CPU").network.loss) is LOSSES[name]
+    )
+
+
 def test_adam_is_the_default_optimizer():
     """Adam moves by the rate whatever the gradient's size; momentum does not act on it."""
     before, after = adam_step(small("weight_decay=0"))
@@ -497,7 +572,13 @@ def test_resume_finds_the_newest_run_of_the_task(tmp_path):
         configured_run(str(tmp_path), "CPU", [])
 
 
-@pytest.mark.parametrize("key", ["VolSize=32,32,32", "batch_size=3", "seed=5", "width=4"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("VolSize=32,32,32", "batch_size=3", "seed=5", "width=4", "loss=dice_ce"),
+        *("ema_decay=0.9", "augment_flip=0.5"),
+    ],
+)
 def test_a_resumed_run_cannot_change_what_its_steps_rest_on(tmp_path, key):
     save_config(small(), tmp_path / "config.json")
     with pytest.raises(UsageError, match=f"{key.split('=')[0]}=.*leave it out"):
