@@ -2,6 +2,7 @@
 
     python train.py --device_target CPU --data_path data --train_split_file_path split/train.csv \
         --val_split_file_path split/val.csv --set epochs=100 --set batch_size=2
+    python train.py ... --preset accurate        with our recipe instead of the zoo's settings
     python train.py ... --resume                 goes on with the newest run
     python train.py ... --resume RUN_FOLDER      goes on with this one
 
@@ -12,7 +13,7 @@ All that comes of it lies in results/infer/vnet.TASK.DATE/ (src/config.py: dirRe
 
 import argparse
 
-from src.cli import add_device_arguments, add_set_argument, run
+from src.cli import add_device_arguments, add_preset_argument, add_set_argument, run
 
 
 def main():
@@ -31,20 +32,22 @@ def main():
     parser.add_argument("--train_split_file_path", default="./split/train.csv")
     parser.add_argument("--val_split_file_path", help="without it there is no validation")
     parser.add_argument("--resume", nargs="?", const="", metavar="RUN_FOLDER")
+    add_preset_argument(parser)
     add_set_argument(parser)
     args = parser.parse_args()
 
     # MindSpore takes seconds to import; --help and wrong arguments need not wait for it.
-    from src.config import training_config
+    from src.config import preset, training_config
     from src.device import start_communication, start_device
     from src.ranks import Ranks
     from src.run_folder import configured_run
     from src.training import train
 
-    training_config(args.device_target, args.overrides)  # wrong words are told before all else
+    overrides = preset(args.preset) + args.overrides
+    training_config(args.device_target, overrides)  # wrong words are told before all else
     start_device(args.device_target, args.device_id)
     ranks = start_communication(args.device_num) if args.run_distribute else Ranks()
-    config, run_folder = configured_run(args.resume, args.device_target, args.overrides, ranks)
+    config, run_folder = configured_run(args.resume, args.device_target, overrides, ranks)
     train(
         config,
         args.device_target,

@@ -20,6 +20,7 @@ import re
 from pathlib import Path
 
 import mindspore as ms
+import numpy as np
 from mindspore import nn
 
 from src.errors import DataError
@@ -81,15 +82,32 @@ def _entries(parameters):
     return [{"name": name, "data": parameter} for name, parameter in parameters.items()]
 
 
-def save_weights(network: nn.Cell, path: str | Path) -> None:
+def save_weights(network: nn.Cell, path: str | Path, half: bool = False) -> None:
     """Writes a network's parameters to `path`, replacing what was there in one step.
 
+    Args:
+        network: whose parameters.
+        path: of the checkpoint.
+        half: the convolutions' weights in float16; `load_weights` brings them back to float32.
+
     Raises:
-        DataError: the folder cannot be written or the disk is full.
+        DataError: the folder cannot be written, the disk is full, or a weight is beyond float16.
     """
     path = Path(path)
-    _write(_entries(_named(network)), _pending(path))
+    parameters = _named(network)
+    if half:
+        parameters |= _halved({n: p for n, p in parameters.items() if n.endswith(".weight")}, path)
+    _write(_entries(parameters), _pending(path))
     _pending(path).replace(path)
+
+
+def _halved(weights, path):
+    with np.errstate(over="ignore"):
+        halved = {name: weight.asnumpy().astype(np.float16) for name, weight in weights.items()}
+    for name, values in halved.items():
+        if not np.isfinite(values).all():
+            raise DataError(f"{path}: {name} goes beyond float16's 65,504; share it in float32")
+    return {name: ms.Tensor(values) for name, values in halved.items()}
 
 
 def save_last(

@@ -34,6 +34,13 @@ def add_set_argument(parser: ArgumentParser) -> None:
     )
 
 
+def add_preset_argument(parser: ArgumentParser) -> None:
+    """`--preset NAME`; what --set says comes on top."""
+    parser.add_argument(
+        "--preset", help="settings that serve together (src/config.py), e.g. --preset accurate"
+    )
+
+
 def add_model_arguments(parser: ArgumentParser) -> None:
     """What preprocess.py and postprocess.py both need: the cases, and the model for them."""
     parser.add_argument("--data_path", default="./promise", help="folder with img/ and gt/")

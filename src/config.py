@@ -107,9 +107,9 @@ RULES = {
     ),
     **dict.fromkeys(("lr", "loss_scale"), (lambda v: v > 0, "above 0")),
 }
-# Name -> settings that serve together, as `--set` texts (docs/accuracy.md: how they were found).
+# Settings that serve together; docs/accuracy.md says how they were found.
 PRESETS = {
-    "accurate": [],
+    "accurate": {},
 }
 KINDS = {
     bool: "true or false",
@@ -138,10 +138,14 @@ def _parsed(key, text, default):
             return [kind(part) for part in text.strip("[]() ").split(",")]
         return type(default)(text)
     except (KeyError, ValueError):
-        shown = ",".join(map(str, default)) if isinstance(default, list) else default
         raise UsageError(
-            f"--set {key}={text}: expected {KINDS[type(default)]}, such as {shown}"
+            f"--set {key}={text}: expected {KINDS[type(default)]}, such as {_as_text(default)}"
         ) from None
+
+
+def _as_text(value):
+    """A value as `_parsed` reads it."""
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _is_like(value, default):
@@ -191,6 +195,19 @@ def overridden(config: dict, overrides: list[str]) -> EasyDict:
     for key, value in result.items():
         _checked(key, value)
     return result
+
+
+def preset(name: str | None) -> list[str]:
+    """The `--set` texts of one of `PRESETS`; none without a name.
+
+    Raises:
+        UsageError: no such preset.
+    """
+    if name is None:
+        return []
+    if name not in PRESETS:
+        raise UsageError(f"--preset {name}: expected one of {', '.join(PRESETS)}")
+    return [f"{key}={_as_text(value)}" for key, value in PRESETS[name].items()]
 
 
 def training_config(device_target: str, overrides: list[str]) -> EasyDict:

@@ -17,6 +17,7 @@ from src.fast_conv3d.network import FastVNet
 # each more takes some tens of megabytes.
 PROCESS_BYTES = 0.7e9
 BYTES_PER_PARAMETER = 22
+BYTES_PER_AVERAGED_PARAMETER = 4
 FAST_BYTES_PER_VOXEL_AND_CHANNEL = 85
 BYTES_PER_VOXEL_AND_CHANNEL = 360
 CGROUP = Path("/sys/fs/cgroup")
@@ -26,14 +27,15 @@ def training_bytes(config: EasyDict, parameter_count: int, batch_size: int, fast
     """Estimated peak memory of one process's training step on a CPU.
 
     Args:
-        config: `VolSize`, `width`.
+        config: `VolSize`, `width`, `ema_decay`.
         parameter_count: numbers in the network's weights.
         batch_size: volumes per step.
         fast: whether the network is a `FastVNet`.
     """
     per_voxel = FAST_BYTES_PER_VOXEL_AND_CHANNEL if fast else BYTES_PER_VOXEL_AND_CHANNEL
     features = float(np.prod(config.VolSize)) * config.width * per_voxel
-    return PROCESS_BYTES + BYTES_PER_PARAMETER * parameter_count + features * batch_size
+    per_parameter = BYTES_PER_PARAMETER + BYTES_PER_AVERAGED_PARAMETER * (config.ema_decay > 0)
+    return PROCESS_BYTES + per_parameter * parameter_count + features * batch_size
 
 
 def available_bytes() -> int:

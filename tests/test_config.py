@@ -10,12 +10,14 @@ import pytest
 from src.config import (
     AUGMENT_KEYS,
     CHOICES,
+    PRESETS,
     RULES,
     config_of_checkpoint,
     config_path_of,
     keeping,
     load_config,
     overridden,
+    preset,
     save_config,
     training_config,
     vnet_cfg,
@@ -168,6 +170,19 @@ def test_the_last_override_counts_and_the_original_stays():
     config.dstRes[0] = 9.0
     assert config.epochs == 3
     assert json.dumps(vnet_cfg) == before
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_sets_what_it_says_and_set_comes_on_top(name):
+    config = training_config("CPU", preset(name))
+    assert config == {**vnet_cfg, **PRESETS[name]}
+    assert training_config("CPU", [*preset(name), "epochs=7"]) == {**config, "epochs": 7}
+
+
+def test_no_preset_and_an_unknown_one():
+    assert preset(None) == []
+    with pytest.raises(UsageError, match=r"--preset fast: expected one of accurate"):
+        preset("fast")
 
 
 WRONG = [

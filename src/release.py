@@ -1,0 +1,43 @@
+"""A checkpoint to share: half the bytes, with the configuration that fits it, and checksums."""
+
+from pathlib import Path
+
+from easydict import EasyDict
+
+from src import output_folder
+from src.atomic import write_files
+from src.checkpoint import load_weights, save_weights
+from src.config import CONFIG_NAME, save_config, vnet_cfg
+from src.model_description import sha256_of
+from src.vnet import create_vnet
+
+WEIGHTS, CHECKSUMS = "vnet.ckpt", "SHA256SUMS"
+OF_ONE_MACHINE = ("dirResult", "dirPredictionImage", "cache_dir", "num_workers")
+
+
+def release(checkpoint_path: str | Path, config: EasyDict, folder: str | Path) -> None:
+    """Writes `vnet.ckpt` with float16 weights, `config.json` and `SHA256SUMS`.
+
+    The configuration keeps the defaults where it would tell of the machine of the training.
+
+    Args:
+        checkpoint_path: what is packed.
+        config: its configuration.
+        folder: created if absent.
+
+    Raises:
+        DataError: no such checkpoint, of another network, with a weight beyond float16, or the
+            folder cannot be written or holds other people's files of these names.
+    """
+    network = create_vnet(config)
+    load_weights(network, checkpoint_path)
+    folder = Path(folder)
+    output_folder.claim(folder, [WEIGHTS, CONFIG_NAME, CHECKSUMS])
+    save_weights(network, folder / WEIGHTS, half=True)
+    save_config({**config, **{key: vnet_cfg[key] for key in OF_ONE_MACHINE}}, folder / CONFIG_NAME)
+    sums = [f"{sha256_of(folder / name)}  {name}\n" for name in (WEIGHTS, CONFIG_NAME)]
+    write_files({folder / CHECKSUMS: "".join(sums).encode()})
+    before, after = (
+        path.stat().st_size / 1e6 for path in (Path(checkpoint_path), folder / WEIGHTS)
+    )
+    print(f"{folder}: {WEIGHTS} ({after:.1f} MB, was {before:.1f}), {CONFIG_NAME}, {CHECKSUMS}")
