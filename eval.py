@@ -3,7 +3,8 @@
     python eval.py --device_target CPU --ckpt_path RUN/ckpt/best.ckpt --data_path data \
         --eval_split_file_path split/val.csv [--set flip_average=true]
 
-Masks, metrics.csv, metrics.json and overlays.png go to results/prediction (dirPredictionImage).
+Masks, metrics.csv, metrics.json, overlays.png and report.html go to results/prediction
+(dirPredictionImage).
 """
 
 import argparse

@@ -3,7 +3,8 @@
     python postprocess.py --result_path result_Files --data_path data \
         --split_file_path split/val.csv --mindir_path vnet.mindir
 
-Masks, metrics.csv, metrics.json and overlays.png go to results/prediction (dirPredictionImage).
+Masks, metrics.csv, metrics.json, overlays.png and report.html go to results/prediction
+(dirPredictionImage).
 """
 
 import argparse

@@ -4,7 +4,8 @@
         --output_path masks [--save_probability] [--set flip_average=true]
 
 --input takes image files, folders of images, and folders of one DICOM series each. Each mask has
-the geometry and format of its image; volumes.csv lists the prostate volumes in ml.
+the geometry and format of its image; volumes.csv lists the prostate volumes in ml, and report.html
+shows them.
 """
 
 import argparse
@@ -33,7 +34,7 @@ def main():
     images = find_images(args.input)
     start_device(args.device_target, args.dev_id)
     network = load_network(args.ckpt_path, config, args.device_target)
-    predict(network, images, config, args.save_probability)
+    predict(network, images, config, {"checkpoint": args.ckpt_path}, args.save_probability)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,10 @@ fi
 if can_install && ! type -P ip >/dev/null; then
   (system_package iproute2) || true
 fi
+# Without these the test that looks at report.html in a browser is skipped.
+if can_install && ! type -P chromium chromedriver >/dev/null; then
+  (system_package chromium chromium-driver) || true
+fi
 cd -- "$ROOT"
 
 ruff format --check . || fail 1 "the formatter would change the files above: .venv/bin/ruff format ."

@@ -1,8 +1,11 @@
 """A checkpoint at work: masks, with metrics where there is a reference, and pictures."""
 
+import platform
 from collections.abc import Callable, Iterable
+from datetime import datetime
 from pathlib import Path
 
+import mindspore as ms
 import numpy as np
 import pandas as pd
 import SimpleITK as sitk
@@ -13,6 +16,7 @@ from tqdm import tqdm
 from src import output_folder
 from src.atomic import write_files
 from src.checkpoint import load_weights
+from src.config import config_path_of
 from src.data_manager import (
     MASK_SUFFIX,
     Case,
@@ -27,14 +31,16 @@ from src.data_manager import (
 from src.device import apply_precision
 from src.errors import DataError
 from src.fast_conv3d.network import accelerated
+from src.html_report import write_report
 from src.metrics import case_metrics, dice, volume_ml
 from src.predictor import segment
 from src.ranks import Ranks
 from src.report import OverlayCase, plot_overlays, write_metrics, zoo_lines
 from src.vnet import create_vnet
 
-EVALUATION_FILES = ("metrics.csv", "metrics.json", "overlays.png")
-PREDICTION_FILES = ("volumes.csv", "overlays.png")
+REPORT = "report.html"
+EVALUATION_FILES = ("metrics.csv", "metrics.json", "overlays.png", REPORT)
+PREDICTION_FILES = ("volumes.csv", "overlays.png", REPORT)
 
 
 def load_network(checkpoint_path: str | Path, config: EasyDict, device_target: str) -> nn.Cell:
@@ -89,13 +95,14 @@ def evaluate_masks(
 ) -> list[dict[str, str | float]]:
     """Compares the masks of cases with their references, and writes all of it.
 
-    `folder` gets NAME_test.mhd of each case, metrics.csv, metrics.json, overlays.png.
+    `folder` gets NAME_test.mhd of each case, metrics.csv, metrics.json, overlays.png, report.html.
 
     Args:
         segmented: returns the mask of a case, given also its image.
         cases: with reference masks.
         folder: created if absent.
-        about: what else metrics.json should say, such as the checkpoint.
+        about: what else metrics.json and the report should say. The training curves are drawn of
+            the run that a "checkpoint" comes from.
 
     Returns:
         Of each case its name and `src.metrics.case_metrics`.
@@ -118,15 +125,16 @@ def evaluate_masks(
         print(f"save predicted label for test '{case.case_id}'", flush=True)
         rows.append({"case": case.case_id, **case_metrics(reference, mask)})
     write_metrics(rows, folder, about)
-    drawn = (
-        OverlayCase(case.case_id, image, sitk.ReadImage(str(folder / name)), reference)
-        for case, name in zip(cases, masks, strict=True)
-        for image, reference in [read_case(case)]
-    )
-    plot_overlays(drawn, folder / "overlays.png")
+
+    def drawn():
+        for case, name in zip(cases, masks, strict=True):
+            image, reference = read_case(case)
+            yield OverlayCase(case.case_id, image, sitk.ReadImage(str(folder / name)), reference)
+
+    _draw(folder, rows, drawn, about)
     for line in zoo_lines(rows):
         print(line)
-    print(f"predictions, metrics and overlays: {folder}", flush=True)
+    print(f"predictions and metrics, shown in {folder / REPORT}", flush=True)
     return rows
 
 
@@ -162,17 +170,22 @@ def find_images(inputs: Iterable[str | Path]) -> dict[str, Path]:
 
 
 def predict(
-    network: nn.Cell, images: dict[str, Path], config: EasyDict, save_probability: bool = False
+    network: nn.Cell,
+    images: dict[str, Path],
+    config: EasyDict,
+    about: dict,
+    save_probability: bool = False,
 ) -> pd.DataFrame:
     """Segments images without references, each in its own geometry and format.
 
     `dirPredictionImage` gets NAME_test.<ext> (`.nii.gz` for DICOM), with `save_probability` also
-    NAME_probability.<ext>, volumes.csv and overlays.png.
+    NAME_probability.<ext>, volumes.csv, overlays.png and report.html.
 
     Args:
         network: from `load_network`.
         images: from `find_images`.
         config: network grid, threshold, flip averaging, `dirPredictionImage`.
+        about: what else the report should say, such as the checkpoint (see `evaluate_masks`).
         save_probability: also write the float32 probability.
 
     Returns:
@@ -196,14 +209,61 @@ def predict(
         write_volume(mask, target)
         if save_probability:
             write_volume(probability, folder / f"{name}_probability{suffixes[name]}")
-        rows.append({"case": name, "prostate_ml": round(volume_ml(mask), 3), "mask": target.name})
-    table = pd.DataFrame(rows)
+        rows.append(
+            {
+                "case": name,
+                "prostate_ml": round(volume_ml(mask), 3),
+                "mask": target.name,
+                "at_border": _at_border(mask),
+            }
+        )
+    table = pd.DataFrame(rows).drop(columns="at_border")
     write_files({folder / "volumes.csv": table.to_csv(index=False).encode()})
-    drawn = (
-        OverlayCase(row["case"], read_image(path), sitk.ReadImage(str(folder / row["mask"])))
-        for row, path in zip(rows, images.values(), strict=True)
-    )
-    plot_overlays(drawn, folder / "overlays.png")
+
+    def drawn():
+        for row, path in zip(rows, images.values(), strict=True):
+            mask = sitk.ReadImage(str(folder / row["mask"]))
+            yield OverlayCase(row["case"], read_image(path), mask)
+
+    _draw(folder, rows, drawn, {**about, "configuration": dict(config)})
     print(table.to_string(index=False))
-    print(f"masks, volumes and overlays: {folder}", flush=True)
+    print(f"masks and volumes, shown in {folder / REPORT}", flush=True)
     return table
+
+
+def _at_border(mask: sitk.Image) -> bool:
+    """Whether a mask reaches one of the image's six faces."""
+    array = sitk.GetArrayViewFromImage(mask)
+    return any(array.take(end, axis).any() for axis in range(3) for end in (0, -1))
+
+
+def _draw(
+    folder: Path, rows: list[dict], drawn: Callable[[], Iterable[OverlayCase]], about: dict
+) -> None:
+    """overlays.png and the report; `drawn` reads the cases anew for each."""
+    plot_overlays(drawn(), folder / "overlays.png")
+    origin = {
+        "written": f"{datetime.now():%Y-%m-%d %H:%M}",
+        "Python": platform.python_version(),
+        "MindSpore": ms.__version__,
+        "NumPy": np.__version__,
+        "SimpleITK": sitk.__version__,
+    }
+    history = training_history(about["checkpoint"]) if "checkpoint" in about else None
+    write_report(folder / REPORT, rows, drawn(), {**about, **origin}, history)
+
+
+def training_history(checkpoint_path: str | Path) -> pd.DataFrame | None:
+    """What to draw of the training that a checkpoint comes from, beside whose config.json it lies.
+
+    Returns:
+        The columns that `src.report.plot_progress` takes; None where there are none.
+    """
+    config_path = config_path_of(checkpoint_path)
+    if config_path is None:
+        return None
+    columns = ["epoch", "learning_rate", "train_loss", "val_dice"]
+    try:
+        return pd.read_csv(config_path.with_name("history.csv"), usecols=columns, dtype=float)
+    except (OSError, ValueError):  # results need no history, least of all a broken one
+        return None

@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from src.atomic import write_files
 from src.metrics import bounding_box, dice, summary, volume_ml
@@ -92,10 +92,10 @@ def plot_progress(history: str | Path | pd.DataFrame, path: str | Path) -> None:
     """
     if not isinstance(history, pd.DataFrame):
         history = pd.read_csv(history)
-    _save(_progress_figure(history), path)
+    _save(progress_figure(history), path)
 
 
-def _progress_figure(history: pd.DataFrame) -> Figure:
+def progress_figure(history: pd.DataFrame) -> Figure:
     validated = history[history["val_dice"].notna()]
     heights = [3, 3, 1.6] if len(validated) else [3, 1.6]
     figure = Figure(figsize=(8, 1.1 * sum(heights)), layout="constrained")
@@ -127,7 +127,7 @@ def _progress_figure(history: pd.DataFrame) -> Figure:
             markeredgecolor="black",
             label=f"best: {best['val_dice']:.4f} in epoch {best['epoch']:.0f}",
         )
-        panels[1].legend(loc="lower right")
+        panels[1].legend(loc="lower right", edgecolor="none", framealpha=1)
         panels[1].set_ylabel("validation Dice")
 
     panels[-1].plot(
@@ -135,7 +135,7 @@ def _progress_figure(history: pd.DataFrame) -> Figure:
     )
     panels[-1].set_ylabel("learning rate")
     panels[-1].set_ylim(bottom=0)
-    panels[-1].ticklabel_format(axis="y", style="sci", scilimits=(-3, 3))
+    panels[-1].yaxis.set_major_formatter(_plain)
     panels[-1].set_xlabel("epoch")
     panels[-1].xaxis.set_major_locator(
         MaxNLocator(integer=True, min_n_ticks=1, steps=(1, 2, 5, 10))
@@ -143,19 +143,25 @@ def _progress_figure(history: pd.DataFrame) -> Figure:
     for panel in panels:
         panel.grid(color="0.9")
         panel.spines[["top", "right"]].set_visible(False)
+        if len(validated):
+            panel.axvline(best["epoch"], color="0.6", linestyle=":", zorder=0)
     figure.align_ylabels()
     return figure
 
 
 def _markers(points: pd.DataFrame) -> dict:
     # A curve of few points needs them marked, and of one point has nothing else to show.
-    return {"marker": "o", "markersize": 3.5} if len(points) <= 60 else {}
+    return {"marker": "o", "markersize": 3.5} if len(points) <= 30 else {}
+
+
+def _plain(value, _):
+    return f"{value:g}"
 
 
 def _use_log_axis(panel: Axes) -> None:
     panel.set_yscale("log")
     panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    panel.yaxis.set_major_formatter(_plain)
     panel.yaxis.set_minor_locator(NullLocator())
 
 
@@ -168,7 +174,7 @@ class OverlayCase(NamedTuple):
     reference: sitk.Image | None = None
 
 
-class _Plane(NamedTuple):
+class Plane(NamedTuple):
     """A slice of image and masks with its place in mm: rows downwards, columns to the right."""
 
     name: str
@@ -177,15 +183,28 @@ class _Plane(NamedTuple):
     prediction: np.ndarray
     reference: np.ndarray
     spacing_mm: np.ndarray  # of rows, of columns
-    centre_mm: np.ndarray  # of the view, from the plane's upper left corner
+    centre_mm: np.ndarray  # of the square to show, from the plane's upper left corner
+    width_mm: float  # of the square
+    grey_range: tuple[float, float]
+
+
+class Volumes(NamedTuple):
+    """A case as arrays `zyx` in LPS, with the box around its masks, or of the image without any."""
+
+    image: np.ndarray
+    prediction: np.ndarray
+    reference: np.ndarray  # empty where unknown
+    spacing_mm: np.ndarray
+    low: np.ndarray  # first voxel of the box
+    high: np.ndarray  # first one beyond it
+    margin_mm: float
+    grey_range: tuple[float, float]
 
 
 class _Row(NamedTuple):
     title: str
     dice: float
-    planes: list[_Plane]
-    width_mm: float  # of the square that each of the three views shows
-    grey_range: tuple[float, float]
+    planes: list[Plane]
 
 
 def plot_overlays(cases: Iterable[OverlayCase], path: str | Path) -> None:
@@ -207,49 +226,96 @@ def plot_overlays(cases: Iterable[OverlayCase], path: str | Path) -> None:
 
 
 def _overlay_row(case: OverlayCase) -> _Row:
-    # LPS: rows from anterior to posterior and columns from right to left, as radiologists look at
-    # an axial slice; the head comes last and is turned up below.
-    image, prediction = (sitk.DICOMOrient(i, "LPS") for i in (case.image, case.prediction))
-    image_zyx = sitk.GetArrayViewFromImage(image)
-    prediction_zyx = sitk.GetArrayViewFromImage(prediction) != 0
-    size_zyx, spacing_zyx = np.array(image_zyx.shape), np.array(image.GetSpacing()[::-1])
-    title = f"{case.case}   prediction {volume_ml(prediction):.1f} ml"
-    score = np.nan
-    reference_zyx = np.zeros_like(prediction_zyx)
+    volumes = oriented(case)
+    title, score = f"{case.case}   prediction {volume_ml(case.prediction):.1f} ml", np.nan
     if case.reference is not None:
-        reference = sitk.DICOMOrient(case.reference, "LPS")
-        reference_zyx = sitk.GetArrayViewFromImage(reference) != 0
-        score = dice(reference_zyx, prediction_zyx)
+        score = dice(volumes.reference, volumes.prediction)
         title = (
-            f"{case.case}   Dice {score:.3f}   "
-            f"reference {volume_ml(reference):.1f} ml, prediction {volume_ml(prediction):.1f} ml"
+            f"{case.case}   Dice {score:.3f}   reference {volume_ml(case.reference):.1f} ml, "
+            f"prediction {volume_ml(case.prediction):.1f} ml"
         )
+    return _Row(title, score, central_planes(volumes))
 
-    centred_on = next((m for m in (reference_zyx, prediction_zyx) if m.any()), None)
+
+def oriented(case: OverlayCase) -> Volumes:
+    """The arrays of a case, from which planes are cut.
+
+    LPS: rows from anterior to posterior and columns from right to left, as radiologists look at an
+    axial slice. The grey range is the image's 1st to 99th percentile.
+    """
+    image = sitk.DICOMOrient(case.image, "LPS")
+    image_zyx = sitk.GetArrayFromImage(image)
+    prediction, reference = (
+        np.zeros(image_zyx.shape, bool)
+        if mask is None
+        else sitk.GetArrayFromImage(sitk.DICOMOrient(mask, "LPS")) != 0
+        for mask in (case.prediction, case.reference)
+    )
+    box, margin_mm = bounding_box(prediction | reference), OVERLAY_MARGIN_MM
+    if not (prediction.any() or reference.any()):
+        box, margin_mm = [slice(0, side) for side in image_zyx.shape], 0
+    return Volumes(
+        image_zyx,
+        prediction,
+        reference,
+        np.array(image.GetSpacing()[::-1]),
+        np.array([side.start for side in box]),
+        np.array([side.stop for side in box]),
+        margin_mm,
+        tuple(np.percentile(image_zyx, (1, 99))),
+    )
+
+
+def central_planes(volumes: Volumes) -> list[Plane]:
+    """Axial, sagittal and coronal plane through the centre of mass of the reference, or of the
+    prediction where there is none, or through the middle; in a square of the same size in mm."""
+    masks = (volumes.reference, volumes.prediction)
+    centred_on = next((mask for mask in masks if mask.any()), None)
     if centred_on is None:
-        cut = size_zyx // 2
-        low, high = np.zeros(3), size_zyx * spacing_zyx
+        cut = np.array(volumes.image.shape) // 2
     else:
         cut = np.rint(np.mean(np.nonzero(centred_on), axis=1)).astype(int)
-        box = bounding_box(reference_zyx | prediction_zyx)
-        low = [side.start for side in box] * spacing_zyx - OVERLAY_MARGIN_MM
-        high = [side.stop for side in box] * spacing_zyx + OVERLAY_MARGIN_MM
-    centre_zyx_mm = (low + high) / 2
+    width_mm = _width_mm(volumes, (0, 1, 2))
+    return [
+        _plane(volumes, name, axis, cut[axis], letters, width_mm)
+        for name, axis, letters in (
+            ("axial", 0, "RLAP"),
+            ("sagittal", 2, "APSI"),
+            ("coronal", 1, "RLSI"),
+        )
+    ]
 
-    planes = []
-    for name, axis, letters in (
-        ("axial", 0, "RLAP"),
-        ("sagittal", 2, "APSI"),
-        ("coronal", 1, "RLSI"),
-    ):
-        rows, columns = (i for i in range(3) if i != axis)
-        slices = [v.take(cut[axis], axis) for v in (image_zyx, prediction_zyx, reference_zyx)]
-        centre = centre_zyx_mm[[rows, columns]]
-        if rows == 0:
-            slices = [plane[::-1] for plane in slices]
-            centre[0] = size_zyx[0] * spacing_zyx[0] - centre[0]
-        planes.append(_Plane(name, letters, *slices, spacing_zyx[[rows, columns]], centre))
-    return _Row(title, score, planes, max(high - low), tuple(np.percentile(image_zyx, (1, 99))))
+
+def axial_planes(volumes: Volumes, count: int) -> list[Plane]:
+    """At most `count` axial planes from the first to the last slice of the masks, evenly chosen.
+
+    Their names count the slices from the feet: "3 of 24".
+    """
+    first, last = volumes.low[0], volumes.high[0] - 1
+    slices = np.unique(np.linspace(first, last, count).round().astype(int))
+    width_mm = _width_mm(volumes, (1, 2))
+    return [
+        _plane(volumes, f"{z + 1} of {len(volumes.image)}", 0, z, "RLAP", width_mm) for z in slices
+    ]
+
+
+def _width_mm(volumes, axes):
+    sides_mm = (volumes.high - volumes.low) * volumes.spacing_mm
+    return float(max(sides_mm[list(axes)]) + 2 * volumes.margin_mm)
+
+
+def _plane(volumes, name, axis, index, letters, width_mm):
+    rows, columns = (i for i in range(3) if i != axis)
+    arrays = (volumes.image, volumes.prediction, volumes.reference)
+    slices = [array.take(index, axis) for array in arrays]
+    spacing_mm = volumes.spacing_mm[[rows, columns]]
+    centre = (volumes.low + volumes.high)[[rows, columns]] / 2
+    if rows == 0:  # the head is up
+        slices = [plane[::-1] for plane in slices]
+        centre[0] = len(volumes.image) - centre[0]
+    return Plane(
+        name, letters, *slices, spacing_mm, centre * spacing_mm, width_mm, volumes.grey_range
+    )
 
 
 def _overlay_figure(rows: list[_Row]) -> Figure:
@@ -265,7 +331,8 @@ def _overlay_figure(rows: list[_Row]) -> Figure:
             panel = figure.add_axes(
                 (left / width, bottom / height, cell / width, cell / height), label=plane.name
             )
-            _draw_plane(panel, plane, row)
+            draw_plane(panel, plane)
+            annotate_plane(panel, plane)
         figure.text(
             0.1 / width,
             (bottom + cell + 0.07) / height,
@@ -296,14 +363,14 @@ def _overlay_figure(rows: list[_Row]) -> Figure:
     return figure
 
 
-def _draw_plane(panel: Axes, plane: _Plane, row: _Row) -> None:
-    """One view in mm from the upper left corner of its slice."""
+def draw_plane(panel: Axes, plane: Plane, line_scale: float = 1) -> None:
+    """Draws image and outlines in mm from the upper left corner of the slice."""
     size_mm = np.array(plane.image.shape) * plane.spacing_mm
     panel.imshow(
         plane.image,
         cmap="gray",
-        vmin=row.grey_range[0],
-        vmax=row.grey_range[1],
+        vmin=plane.grey_range[0],
+        vmax=plane.grey_range[1],
         extent=(0, size_mm[1], size_mm[0], 0),
         interpolation="bilinear",
     )
@@ -312,12 +379,15 @@ def _draw_plane(panel: Axes, plane: _Plane, row: _Row) -> None:
         (plane.prediction, PREDICTION_COLOUR, PREDICTION_LINE),
     ):
         if mask.any():
-            _outline(panel, mask, plane.spacing_mm, colors=colour, linewidths=line)
+            _outline(panel, mask, plane.spacing_mm, colors=colour, linewidths=line_scale * line)
     panel.set(facecolor="black", xticks=[], yticks=[])
-    half = row.width_mm / 2
+    half = plane.width_mm / 2
     panel.set_xlim(plane.centre_mm[1] - half, plane.centre_mm[1] + half)
     panel.set_ylim(plane.centre_mm[0] + half, plane.centre_mm[0] - half)
 
+
+def annotate_plane(panel: Axes, plane: Plane) -> None:
+    """Writes the plane's name and directions, and draws the scale bar."""
     style = {
         "transform": panel.transAxes,
         "color": "white",
@@ -328,7 +398,7 @@ def _draw_plane(panel: Axes, plane: _Plane, row: _Row) -> None:
     ):
         panel.text(x, y, letter, ha="center", va="center", **style)
     panel.text(0.03, 0.96, plane.name, ha="left", va="center", **style)
-    bar = SCALE_BAR_MM / row.width_mm
+    bar = SCALE_BAR_MM / plane.width_mm
     panel.plot((0.97 - bar, 0.97), (0.04, 0.04), linewidth=2, solid_capstyle="butt", **style)
     panel.text(0.97, 0.055, f"{SCALE_BAR_MM} mm", ha="right", va="bottom", **style)
 

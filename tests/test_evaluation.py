@@ -16,7 +16,15 @@ from src.checkpoint import save_weights
 from src.config import overridden, save_config, vnet_cfg
 from src.data_manager import find_cases, read_case, write_volume
 from src.errors import DataError
-from src.evaluation import evaluate, evaluate_masks, find_images, load_network, mean_dice, predict
+from src.evaluation import (
+    evaluate,
+    evaluate_masks,
+    find_images,
+    load_network,
+    mean_dice,
+    predict,
+    training_history,
+)
 from src.fast_conv3d.network import FastVNet
 from src.output_folder import MANIFEST, claim
 from src.predictor import segment
@@ -77,6 +85,7 @@ def test_an_evaluation_leaves_masks_and_metrics(data, results, config, capsys):
         "metrics.csv",
         "metrics.json",
         "overlays.png",
+        "report.html",
     ]
     expected = {}
     for case in cases:
@@ -97,11 +106,18 @@ def test_an_evaluation_leaves_masks_and_metrics(data, results, config, capsys):
     assert report["configuration"] == config and set(report["configuration"]) == set(vnet_cfg)
     assert report["summary"]["dice"]["mean"] == pytest.approx(np.mean(list(expected.values())))
     assert (results / "overlays.png").read_bytes()[:4] == b"\x89PNG"
+    page = (results / "report.html").read_text()
+    mean, std = np.mean(list(expected.values())), np.std(list(expected.values()))
+    assert f"<h1>Dice {mean:.3f} ± {std:.3f}</h1>" in page
+    assert page.count("<article") == 2 and "<td>best.ckpt</td>" in page
+    assert '<th scope="row">VolSize</th><td>32, 32, 32</td>' in page
+    assert f"<td>{ms.__version__}</td>" in page
     printed = capsys.readouterr().out
     assert "save predicted label for test 'Case0'" in printed
     (line,) = [line for line in printed.splitlines() if line.startswith("avg_dice: ")]
     assert float(line.split()[1]) == pytest.approx(np.mean(list(expected.values())))
-    assert "avg_Hausdorff_distance: " in printed and str(results) in printed
+    assert "avg_Hausdorff_distance: " in printed
+    assert printed.splitlines()[-1].endswith(f" {results / 'report.html'}")
     assert mean_dice(bright, cases, config) == pytest.approx(np.mean(list(expected.values())))
 
 
@@ -111,7 +127,7 @@ def test_earlier_results_are_replaced_with_a_notice(data, results, config, capsy
     (results / "notes.txt").write_text("mine")
     capsys.readouterr()
     evaluate(bright, find_cases(data, ["Case0", "Case2"]), config, {})
-    assert f"{results}: replacing 5 file(s) of an earlier run" in capsys.readouterr().out
+    assert f"{results}: replacing 6 file(s) of an earlier run" in capsys.readouterr().out
     # Case1's mask stays, but the metrics are of the split alone.
     assert (results / "Case1_test.zraw").read_bytes() == earlier
     assert (results / "notes.txt").read_text() == "mine"
@@ -121,7 +137,7 @@ def test_earlier_results_are_replaced_with_a_notice(data, results, config, capsy
 
 
 @pytest.mark.parametrize(
-    "name", ["Case1_test.mhd", "Case0_test.zraw", "metrics.json", "overlays.png"]
+    "name", ["Case1_test.mhd", "Case0_test.zraw", "metrics.json", "overlays.png", "report.html"]
 )
 def test_foreign_files_stay_and_nothing_is_written(data, results, config, name):
     results.mkdir()
@@ -147,7 +163,8 @@ def test_a_folder_that_cannot_be_written(data, tmp_path, small_config):
         evaluate(bright, find_cases(data, ["Case0"]), config, {})
 
 
-def test_a_full_disk_leaves_no_half_written_file(data, results, config, full_disk):
+def test_a_full_disk_leaves_no_half_written_file(data, results, config, full_disk, capsys):
+    """`capsys`, since pytest otherwise keeps what is printed in a file, which could not grow."""
     evaluate(bright, find_cases(data, ["Case0"]), config, {})
     before = {path.name: path.read_bytes() for path in results.iterdir()}
     with full_disk(400), pytest.raises(DataError, match=r"metrics\.\w+: cannot be written"):
@@ -283,7 +300,7 @@ def test_two_images_of_one_name_are_refused(data):
 
 
 def test_a_prediction_leaves_masks_in_their_own_format_and_volumes(data, results, config, capsys):
-    table = predict(bright, find_images([data / "img"]), config)
+    table = predict(bright, find_images([data / "img"]), config, {})
     assert names_in(results) == [
         MANIFEST,
         "Case0_test.mhd",
@@ -291,6 +308,7 @@ def test_a_prediction_leaves_masks_in_their_own_format_and_volumes(data, results
         "Case1_test.nii.gz",
         "Case2_test.nrrd",
         "overlays.png",
+        "report.html",
         "volumes.csv",
     ]
     written = pd.read_csv(results / "volumes.csv")
@@ -312,20 +330,26 @@ def test_a_prediction_leaves_masks_in_their_own_format_and_volumes(data, results
             np.testing.assert_allclose(getattr(mask, part)(), getattr(image, part)(), atol=1e-5)
     printed = capsys.readouterr().out
     assert "Case1_test.nii.gz" in printed and f"{written.prostate_ml[1]:.3f}"[:4] in printed
+    assert printed.splitlines()[-1].endswith(f" {results / 'report.html'}")
+    page = (results / "report.html").read_text()
+    assert (
+        f"<h1>{written.prostate_ml.mean():.1f} ± {written.prostate_ml.std(ddof=0):.1f} ml" in page
+    )
+    assert page.count("<article") == 3
 
 
 def test_probabilities_on_demand(data, results, config):
     def half(batch):
         return ms.Tensor((0.25 + 0.5 * bright(batch).asnumpy()).astype(np.float32))
 
-    predict(half, find_images([data / "img" / "Case1.nii.gz"]), config, save_probability=True)
+    predict(half, find_images([data / "img" / "Case1.nii.gz"]), config, {}, save_probability=True)
     assert "Case1_probability.nii.gz" in names_in(results)
     probability = array_of(results / "Case1_probability.nii.gz")
     mask = array_of(results / "Case1_test.nii.gz")
     assert probability.dtype == np.float32
     assert probability.min() >= 0 and probability.max() == pytest.approx(0.75)
     assert probability[mask == 1].min() > 0.5
-    predict(half, find_images([data / "img" / "Case0.mhd"]), config, save_probability=True)
+    predict(half, find_images([data / "img" / "Case0.mhd"]), config, {}, save_probability=True)
     assert {"Case0_probability.mhd", "Case0_probability.zraw"} <= set(names_in(results))
 
 
@@ -335,11 +359,11 @@ def test_a_prediction_leaves_foreign_files_alone(data, results, config, name):
     (results / name).write_text("mine")
     images = find_images([data / "img"])
     with pytest.raises(DataError, match=f"{name}: there already"):
-        predict(bright, images, config, save_probability=True)
+        predict(bright, images, config, {}, save_probability=True)
     assert names_in(results) == [name]
     (results / name).rename(results / "elsewhere")
-    predict(bright, images, config)
-    predict(bright, images, config)  # our own may go
+    predict(bright, images, config, {})
+    predict(bright, images, config, {})  # our own may go
     assert (results / "elsewhere").read_text() == "mine"
 
 
@@ -356,8 +380,31 @@ def test_a_broken_image_among_good_ones_leaves_nothing_behind(
     else:
         sitk.WriteImage(make_image(np.zeros((3, 4, 5), np.int16)), str(path))
     with pytest.raises(DataError, match=r"Case1\.nii\.gz: "):
-        predict(bright, images, config)
+        predict(bright, images, config, {})
     assert not results.exists()
+
+
+def test_a_mask_at_the_border_of_its_image_is_reported(data, results, config, monkeypatch):
+    """On each of the six faces; a voxel away from all of them it is not."""
+    marked = []
+
+    def segmented(network, image, config):
+        array = np.zeros(image.GetSize()[::-1], np.uint8)
+        array[1:-1, 1:-1, 1:-1] = 1
+        marked.append(len(marked))
+        if marked[-1] < 6:
+            np.moveaxis(array, marked[-1] // 2, 0)[-(marked[-1] % 2), 4, 5] = 1
+        mask = sitk.GetImageFromArray(array)
+        mask.CopyInformation(image)
+        return mask, None
+
+    monkeypatch.setattr("src.evaluation.segment", segmented)
+    images = {f"face{number}": data / "img" / "Case2.nrrd" for number in range(7)}
+    predict(None, images, config, {})
+    page = (results / "report.html").read_text()
+    failures = page[page.index('id="failures"') : page.index('id="summary"')].split("<li>")[1:]
+    assert [item.split("</a>")[0].split(">")[1] for item in failures] == list(images)[:6]
+    assert all("touches the border" in item for item in failures)
 
 
 def test_an_empty_prediction_is_zero_ml(data, results, config):
@@ -365,9 +412,41 @@ def test_an_empty_prediction_is_zero_ml(data, results, config):
         lambda batch: ms.Tensor(np.zeros(batch.shape[2:], np.float32)[None]),
         find_images([data / "img" / "Case0.mhd"]),
         config,
+        {},
     )
     assert empty.prostate_ml.tolist() == [0]
     assert not array_of(results / "Case0_test.mhd").any()
+    assert "0.0&nbsp;ml, the mask is empty" in (results / "report.html").read_text()
+
+
+# The training that a checkpoint comes from ------------------------------------------------------
+
+HISTORY = "epoch,step,learning_rate,train_loss,epoch_time_s,val_dice,later\n"
+
+
+@pytest.mark.parametrize("folder", ["", "ckpt"])
+def test_the_training_is_found_from_its_checkpoint(tmp_path, folder):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "history.csv").write_text(
+        HISTORY + "1,9,0.01,0.5,1.0,,x\n2,18,0.02,0.25,1.0,0.8,y\n"
+    )
+    history = training_history(tmp_path / folder / "best.ckpt")
+    assert history["epoch"].tolist() == [1, 2]
+    assert history["train_loss"].tolist() == [0.5, 0.25]
+    assert history["learning_rate"].tolist() == [0.01, 0.02]
+    assert np.isnan(history["val_dice"][0]) and history["val_dice"][1] == 0.8
+
+
+@pytest.mark.parametrize(
+    "content",
+    [None, b"", b"epoch,loss\n1,2\n", HISTORY.encode() + b"1,9,a,b,c,d,e\n", b"\xff\xfe\0"],
+)
+def test_results_need_no_history(tmp_path, content):
+    assert training_history(tmp_path / "best.ckpt") is None  # nor a run
+    (tmp_path / "config.json").write_text("{}")
+    if content is not None:
+        (tmp_path / "history.csv").write_bytes(content)
+    assert training_history(tmp_path / "best.ckpt") is None
 
 
 # The commands, with a real network --------------------------------------------------------------
@@ -375,10 +454,11 @@ def test_an_empty_prediction_is_zero_ml(data, results, config):
 
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory):
-    """An untrained run of width 2 with its checkpoint and configuration."""
+    """An untrained run of width 2 with its checkpoint, configuration and history."""
     folder = tmp_path_factory.mktemp("run")
     config = overridden(vnet_cfg, ["width=2", "VolSize=16,16,16", "dstRes=2.5,2.5,2.5"])
     save_config(config, folder / "config.json")
+    (folder / "history.csv").write_text(HISTORY + "1,9,0.01,0.5,1.0,,x\n2,18,0.02,0.25,1.0,0.8,y\n")
     (folder / "ckpt").mkdir()
     ms.set_seed(1)
     save_weights(create_vnet(config), folder / "ckpt" / "best.ckpt")
@@ -409,6 +489,14 @@ def test_eval_takes_grid_and_width_from_beside_the_checkpoint(
     assert report["checkpoint"] == str(checkpoint)
     assert (report["configuration"]["width"], report["configuration"]["VolSize"]) == (2, [16] * 3)
     assert [row["case"] for row in report["cases"]] == ["Case2", "Case0"]
+    assert_tells_of_the_run(results / "report.html", checkpoint)
+
+
+def assert_tells_of_the_run(report, checkpoint):
+    page = report.read_text()
+    assert f"<td>{checkpoint}</td>" in page
+    assert "Training curves over 2 epochs" in page
+    assert '<th scope="row">width</th><td>2</td>' in page
 
 
 def test_predict_writes_where_it_is_told(tmp_path, monkeypatch, data, run_folder, write_case):
@@ -422,6 +510,7 @@ def test_predict_writes_where_it_is_told(tmp_path, monkeypatch, data, run_folder
     )
     assert {"Case1_test.nii.gz", "Case1_probability.nii.gz"} <= set(names_in(tmp_path / "masks"))
     assert not (tmp_path / "results").exists()
+    assert_tells_of_the_run(tmp_path / "masks" / "report.html", checkpoint)
     probability = array_of(tmp_path / "masks" / "Case1_probability.nii.gz")
     assert 0 <= probability.min() < probability.max() <= 1
 

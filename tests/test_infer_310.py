@@ -225,7 +225,8 @@ def test_the_masks_and_metrics_are_those_of_an_evaluation(
     for folder in (masks, through_files):
         reports = json.loads(folder.pop("metrics.json"))
         assert [row["case"] for row in reports["cases"]] == ["Case2", "Case0", "Case1"]
-    assert reports["model"] == "vnet.mindir"
+        page = folder.pop("report.html").decode()
+    assert reports["model"] == "vnet.mindir" and "<td>vnet.mindir</td>" in page
     assert reports["configuration"] == {key: settings[key] for key in KNOWN}
     assert through_files == masks and len(masks) == 8
     table = pd.read_csv(tmp_path / "through files" / "metrics.csv")
@@ -372,5 +373,5 @@ def test_the_commands_take_all_from_beside_the_model(
     assert report["model"] == "./vnet.mindir"
     assert report["configuration"] == {key: wanted[key] for key in KNOWN}
     for name, content in contents(tmp_path / "masks").items():
-        if name != "metrics.json":
+        if name not in ("metrics.json", "report.html"):
             assert (tmp_path / "files" / name).read_bytes() == content

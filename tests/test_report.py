@@ -204,7 +204,7 @@ def test_drawing_leaves_the_global_state_of_pyplot_alone():
 )
 def test_progress_shows_what_the_history_holds(tmp_path, epochs, validated, panels):
     table = history(epochs, validated)
-    figure = report._progress_figure(table)
+    figure = report.progress_figure(table)
     assert [panel.get_ylabel() for panel in figure.axes] == (
         ["training loss", "validation Dice", "learning rate"]
         if panels == 3
@@ -239,7 +239,7 @@ def test_progress_shows_what_the_history_holds(tmp_path, epochs, validated, pane
 @pytest.mark.parametrize(("losses", "scale"), [((0.9, 0.7, 0.5), "linear"), ((0.9, 0.1), "log")])
 def test_a_loss_that_falls_far_gets_a_logarithmic_axis(losses, scale):
     table = history(len(losses)).assign(train_loss=losses)
-    assert report._progress_figure(table).axes[0].get_yscale() == scale
+    assert report.progress_figure(table).axes[0].get_yscale() == scale
 
 
 # --- overlays -----------------------------------------------------------------------------------
@@ -366,6 +366,35 @@ def test_slices_go_through_the_centre_of_the_reference_or_else_of_the_prediction
         )
         slices.append(np.unique(report._overlay_row(case).planes[0].image).tolist())
     assert slices == [[10], [3], [3]]
+
+
+@pytest.mark.parametrize("orientation", ["LPS", "RAI", "PSR", "LSA"])
+@pytest.mark.parametrize(
+    ("count", "expected"),
+    [(1, [2]), (2, [2, 11]), (4, [2, 5, 8, 11]), (12, list(range(2, 12)))],
+)
+def test_a_montage_runs_from_the_feet_through_both_masks(orientation, count, expected):
+    """Slices whose grey value is their number; masks from the third to the twelfth."""
+    array = np.broadcast_to(np.arange(14.0)[:, None, None], SHAPE_ZYX).copy()
+    masks = box_mask(z=(2, 9), x=(5, 25)), box_mask(z=(4, 12))
+    case = OverlayCase("a", *(sitk.DICOMOrient(image_of(a), orientation) for a in (array, *masks)))
+    planes = report.axial_planes(report.oriented(case), count)
+    assert [plane.name for plane in planes] == [f"{z + 1} of 14" for z in expected]
+    for plane, z in zip(planes, expected, strict=True):
+        assert np.unique(plane.image).tolist() == [z]
+        np.testing.assert_array_equal(plane.prediction, masks[0][z] != 0)
+        np.testing.assert_array_equal(plane.reference, masks[1][z] != 0)
+        # Both masks' columns 5 to 50 and the margin, also where the slice itself has no mask.
+        assert plane.width_mm == pytest.approx(45 * 0.7 + 2 * report.OVERLAY_MARGIN_MM)
+        assert plane.centre_mm == pytest.approx((29 * 0.9, 27.5 * 0.7))
+
+
+@pytest.mark.parametrize(("count", "expected"), [(3, [0, 6, 13]), (99, list(range(14)))])
+def test_a_montage_without_masks_shows_the_whole_image(count, expected):
+    case = OverlayCase("a", grey_image(), image_of(0 * box_mask()))
+    planes = report.axial_planes(report.oriented(case), count)
+    assert [plane.name for plane in planes] == [f"{z + 1} of 14" for z in expected]
+    assert planes[0].width_mm == pytest.approx(60 * 0.9)
 
 
 def test_grey_values_run_from_the_first_to_the_99th_percentile(tmp_path):

@@ -1,0 +1,27 @@
+
+// A press on a heading sorts the table by its column, and a second one the other way round.
+for (const table of document.querySelectorAll("table.sortable")) {
+  const headers = [...table.tHead.rows[0].cells];
+  const body = table.tBodies[0];
+
+  const compare = (one, other) => {
+    const [a, b] = [one, other].map((cell) => cell.dataset.value ?? cell.textContent.trim());
+    return one.dataset.value === undefined
+      ? a.localeCompare(b, undefined, { numeric: true })
+      : Number(a) - Number(b);
+  };
+  const isEmpty = (cell) => cell.textContent.trim() === "";
+
+  headers.forEach((header, column) => {
+    header.querySelector("button").addEventListener("click", () => {
+      const direction = header.getAttribute("aria-sort") === "ascending" ? -1 : 1;
+      headers.forEach((other) => other.removeAttribute("aria-sort"));
+      header.setAttribute("aria-sort", direction > 0 ? "ascending" : "descending");
+      const rows = [...body.rows].sort((one, other) => {
+        const [a, b] = [one.cells[column], other.cells[column]];
+        return isEmpty(a) - isEmpty(b) || direction * compare(a, b);
+      });
+      body.append(...rows);
+    });
+  });
+}
