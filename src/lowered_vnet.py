@@ -8,14 +8,14 @@ reshapes: MindSpore Lite 2.0 confuses the layouts of such tensors where the grap
 a word where C == Y == Z.
 
 A 3-D convolution becomes a 2-D one over neighbouring slices, laid side by side as channels. Batch
-norm is folded into the convolution before it.
+norm is folded into the convolution before it; instance norm stays, as sums over rows.
 """
 
 import mindspore as ms
 import numpy as np
 from mindspore import nn, ops
 
-from src.vnet import VNet
+from src.vnet import InstanceNorm3d, VNet
 
 Grid = tuple[int, int, int, int]  # batch, X, Y, Z
 
@@ -61,17 +61,52 @@ class Neighbours(nn.Cell):
         return ops.concat(shifted, axis=1)
 
 
+class LoweredInstanceNorm(nn.Cell):
+    """`src.vnet.InstanceNorm3d` of a matrix."""
+
+    def __init__(self, norm: nn.Cell, grid: Grid) -> None:
+        super().__init__()
+        batch, slices, height, width = grid
+        channels = norm.gamma.shape[0]
+        self.gamma = ms.Parameter(norm.gamma.value().reshape((1, channels)), name="gamma")
+        self.beta = ms.Parameter(norm.beta.value().reshape((1, channels)), name="beta")
+        self.eps = norm.eps
+        self.planes = (batch * slices * channels, height * width)
+        self.slices = (batch, slices, channels)
+        self.column = (batch * channels, 1)
+        self.repeats = ((1, height * width), (1, slices))
+        self.volume = (batch, channels * height * width)
+        self.matrix = (batch * slices, channels * height * width)
+        self.beta_copies = (batch, 1)
+
+    def mean(self, x):
+        """(batch, channels) of a matrix."""
+        planes = ops.mean(ops.reshape(x, self.planes), 1)
+        return ops.mean(ops.reshape(planes, self.slices), 1)
+
+    def spread(self, values):
+        """A matrix with (batch, channels) values at all voxels."""
+        voxels = ops.tile(ops.reshape(values, self.column), self.repeats[0])
+        return ops.reshape(ops.tile(ops.reshape(voxels, self.volume), self.repeats[1]), self.matrix)
+
+    def construct(self, x):
+        centred = x - self.spread(self.mean(x))
+        scale = self.gamma / ops.sqrt(self.mean(centred * centred) + self.eps)
+        return centred * self.spread(scale) + self.spread(ops.tile(self.beta, self.beta_copies))
+
+
 class LoweredInput(nn.Cell):
     """`src.vnet.InputStage`: the volume is added to each of its channels."""
 
-    def __init__(self, conv: nn.Cell, activation: nn.Cell, channels: int) -> None:
+    def __init__(self, stage: nn.Cell, channels: int) -> None:
         super().__init__()
-        self.conv = conv
-        self.relu = activation
+        self.conv = stage.conv
+        self.bn = stage.bn
+        self.relu = stage.relu
         self.copies = (1, channels)
 
     def construct(self, volume):
-        return self.relu(self.conv(volume) + ops.tile(volume, self.copies))
+        return self.relu(self.bn(self.conv(volume)) + ops.tile(volume, self.copies))
 
 
 class LoweredVNet(nn.Cell):
@@ -96,10 +131,10 @@ class LoweredVNet(nn.Cell):
             _lower(stage, grids[level])
         for level, stage in enumerate(reversed(network.up_stages)):
             _lower(stage, grids[level])
-        self.in_tr = LoweredInput(first.conv, first.relu, width)
+        self.in_tr = LoweredInput(first, width)
         self.down_stages = nn.CellList(list(network.down_stages))
         self.up_stages = nn.CellList(list(network.up_stages))
-        self.out_tr = nn.SequentialCell(head.conv1, head.relu, head.conv2, nn.Sigmoid())
+        self.out_tr = nn.SequentialCell(head.conv1, head.bn, head.relu, head.conv2, nn.Sigmoid())
         self.matrix = (batch * sides[0], sides[1] * sides[2])
         self.volume = (batch, *sides)
 
@@ -130,6 +165,8 @@ def _lower(stage, grid, foreground=None):
             setattr(stage, name, _lowered_conv(cell, weight, bias, grid))
         elif isinstance(cell, nn.BatchNorm3d):
             setattr(stage, name, nn.Identity())
+        elif isinstance(cell, InstanceNorm3d):
+            setattr(stage, name, LoweredInstanceNorm(cell, grid))
         elif isinstance(cell, nn.PReLU):
             setattr(stage, name, OnImages(cell, cell.w.shape[0], grid, grid[0] * grid[1]))
         else:

@@ -8,13 +8,13 @@ implementations differ. Stages carry the model zoo's names (`in_tr`, `down_tr32`
 from typing import NamedTuple
 
 from easydict import EasyDict
+from mindspore import Parameter, nn, ops
 from mindspore import dtype as mstype
-from mindspore import nn, ops
 from mindspore.ops import constexpr
 
 SIDE_MULTIPLE = 16  # four halvings on the way down
 
-# What the three known V-Nets are made of. `dropout_on` names the places where whole channels are
+# What the known V-Nets and ours are made of. `dropout_on` names the places where whole channels are
 # dropped in training: "down" the input of a stage's convolutions, "up" what the stage below brings,
 # "skip" what comes across from the encoder.
 # MindSpore model zoo, research/cv/vnet.
@@ -22,7 +22,7 @@ ZOO = {
     "encoder_depths": (1, 1, 2, 3, 2),
     "decoder_depths": (2, 2, 1, 1),
     "activation": "elu",
-    "batch_norm": True,
+    "norm": "batch",
     "activation_before_sum": True,
     "encoder_bias": False,
     "decoder_bias": False,
@@ -47,7 +47,7 @@ MONAI = {
     "foreground_channel": 1,
     "dropout_on": {**ZOO["dropout_on"], "up_tr64": ("skip",), "up_tr32": ("skip",)},
 }
-# The paper's figure 2 and table 1. It has neither batch norm nor dropout, hence a bias everywhere.
+# The paper's figure 2 and table 1. It has neither norm nor dropout, hence a bias everywhere.
 # Its 1x1x1 convolution follows the last stage at once: table 1 gives the output the receptive field
 # of that stage, 551 voxels. A stage's input is added to the output of its last convolution, before
 # the nonlinearity (section 2).
@@ -55,7 +55,7 @@ PAPER = {
     "encoder_depths": (1, 2, 3, 3, 3),
     "decoder_depths": (3, 3, 2, 1),
     "activation": "prelu",
-    "batch_norm": False,
+    "norm": None,
     "activation_before_sum": False,
     "encoder_bias": True,
     "decoder_bias": True,
@@ -66,7 +66,18 @@ PAPER = {
     "foreground_channel": 1,
     "dropout_on": {},
 }
-VARIANTS = {"zoo": ZOO, "monai": MONAI, "paper": PAPER}
+# Ours: instance norm, for volumes whose intensities mean something else in each, and batches of one
+# or two, whose statistics are not those that batch norm predicts with. The head is the paper's: a
+# norm over the two channels of the answer would hide how large the prostate is.
+INSTANCE = {
+    **ZOO,
+    "norm": "instance",
+    "head_unit": False,
+    "head_kernel_size": 1,
+    "head_bias": True,
+    "foreground_channel": 1,
+}
+VARIANTS = {"zoo": ZOO, "monai": MONAI, "paper": PAPER, "instance": INSTANCE}
 
 DOWN_NAMES = ("down_tr32", "down_tr64", "down_tr128", "down_tr256")
 UP_NAMES = ("up_tr256", "up_tr128", "up_tr64", "up_tr32")
@@ -99,11 +110,32 @@ class SyncBatchNorm3d(nn.Cell):
         return ops.cast(normed, x.dtype).reshape(x.shape)
 
 
+class InstanceNorm3d(nn.Cell):
+    """Each channel of each volume with mean 0 and variance 1 over its voxels, then gamma and beta.
+
+    Ulyanov, Vedaldi, Lempitsky 2016, https://arxiv.org/abs/1607.08022. MindSpore's own is for GPU.
+    """
+
+    def __init__(self, channels: int, epsilon: float = 1e-5) -> None:
+        super().__init__()
+        self.gamma = Parameter(ops.ones((channels,), mstype.float32))
+        self.beta = Parameter(ops.zeros((channels,), mstype.float32))
+        self.eps = epsilon
+
+    def construct(self, x):
+        voxels = (2, 3, 4)  # not one flat axis, for the reason that DiceLoss gives
+        whole = ops.cast(x, mstype.float32)
+        centred = whole - whole.mean(axis=voxels, keep_dims=True)
+        variance = (centred * centred).mean(axis=voxels, keep_dims=True)
+        gamma, beta = (ops.reshape(p, (1, -1, 1, 1, 1)) for p in (self.gamma, self.beta))
+        return ops.cast(centred * (gamma / ops.sqrt(variance + self.eps)) + beta, x.dtype)
+
+
 class LayerFactory(NamedTuple):
     """Makes what follows the convolutions of one network, see `VNet`."""
 
     activation: str
-    batch_norm: bool
+    norm_kind: str | None
     sync_batch_norm: bool
     activation_before_sum: bool
 
@@ -112,9 +144,11 @@ class LayerFactory(NamedTuple):
         return {"elu": nn.ELU, "prelu": lambda: nn.PReLU(channels)}[self.activation]()
 
     def norm(self, channels: int) -> nn.Cell:
-        """Batch norm, or nothing."""
-        if not self.batch_norm:
+        """Batch norm, instance norm, or nothing."""
+        if self.norm_kind is None:
             return nn.Identity()
+        if self.norm_kind == "instance":
+            return InstanceNorm3d(channels)
         return (SyncBatchNorm3d if self.sync_batch_norm else nn.BatchNorm3d)(channels)
 
     def units(self, depth: int, channels: int, bias: bool) -> nn.Cell:
@@ -302,8 +336,8 @@ class VNet(nn.Cell):
         encoder_depths: 5x5x5 convolutions of the input stage, always 1, and the four stages down.
         decoder_depths: those of the four stages up, deepest first.
         activation: "elu" or "prelu".
-        batch_norm: batch norm after every convolution but the last.
-        sync_batch_norm: its statistics are those of all devices that train together.
+        norm: "batch" or "instance" norm after every convolution but the last, or None.
+        sync_batch_norm: batch norm's statistics are those of all devices that train together.
         activation_before_sum: whether a residual block's last convolution has its own activation,
             besides the one that follows the sum.
         encoder_bias: bias of the encoder's convolutions and of the head's unit.
@@ -332,7 +366,7 @@ class VNet(nn.Cell):
         encoder_depths: tuple[int, ...],
         decoder_depths: tuple[int, ...],
         activation: str,
-        batch_norm: bool,
+        norm: str | None,
         sync_batch_norm: bool = False,
         activation_before_sum: bool,
         encoder_bias: bool,
@@ -347,7 +381,7 @@ class VNet(nn.Cell):
         super().__init__()
         if encoder_depths[0] != 1:
             raise ValueError(f"the input stage has 1 convolution, got {encoder_depths[0]}")
-        layers = LayerFactory(activation, batch_norm, sync_batch_norm, activation_before_sum)
+        layers = LayerFactory(activation, norm, sync_batch_norm, activation_before_sum)
         channels = [width * 2**level for level in range(5)]
         self.in_tr = InputStage(width, encoder_bias, layers)
         self.down_stages = tuple(

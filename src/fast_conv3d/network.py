@@ -11,7 +11,7 @@ from src.fast_conv3d import operators
 from src.fast_conv3d.build import BuildError
 from src.fast_conv3d.conv3d import check_input
 from src.fast_conv3d.operators import UnitSpec
-from src.vnet import DOWN_NAMES, UP_NAMES, VNet, check_volume_shape, columns
+from src.vnet import DOWN_NAMES, UP_NAMES, InstanceNorm3d, VNet, check_volume_shape, columns
 
 ACTIVATIONS = {
     nn.ELU: operators.ELU,
@@ -48,7 +48,8 @@ class Unit(nn.Cell):
         skip_channels: see `UnitSpec`.
 
     `construct(x, residual, skip, keep)` takes blocked tensors (WIDEN: a plain volume) and `keep`,
-    (batch, skip_channels). Moving statistics are updated in training.
+    (batch, skip_channels). Moving statistics are updated in training. With instance norm the batch
+    is 1: its statistics are then those of the batch, in evaluation mode too.
     """
 
     def __init__(
@@ -62,18 +63,20 @@ class Unit(nn.Cell):
         skip_channels: int = 0,
     ) -> None:
         super().__init__(auto_prefix=False)
-        has_norm = known(norm, {nn.BatchNorm3d: True, nn.Identity: False})
+        has_norm = known(norm, {nn.BatchNorm3d: True, InstanceNorm3d: True, nn.Identity: False})
         absent = Tensor([0.0], mstype.float32)
         self.absent = absent
-        self.has_norm = has_norm
+        self.of_instance = isinstance(norm, InstanceNorm3d)
+        self.has_statistics = has_norm and not self.of_instance
         self.takes_residual = residual == operators.TENSOR_RESIDUAL
         self.weight = conv.weight
         self.bias = conv.bias if conv.has_bias else absent
-        batch_norm = norm.bn2d if has_norm else None
-        self.gamma = batch_norm.gamma if has_norm else absent
-        self.beta = batch_norm.beta if has_norm else absent
-        self.moving_mean = batch_norm.moving_mean if has_norm else absent
-        self.moving_variance = batch_norm.moving_variance if has_norm else absent
+        norm = norm.bn2d if self.has_statistics else norm
+        self.gamma = norm.gamma if has_norm else absent
+        self.beta = norm.beta if has_norm else absent
+        unused = Tensor([0.0] * conv.out_channels, mstype.float32) if has_norm else absent
+        self.moving_mean = norm.moving_mean if self.has_statistics else unused
+        self.moving_variance = norm.moving_variance if self.has_statistics else unused
         self.first_slopes = first.w if isinstance(first, nn.PReLU) else absent
         self.second_slopes = second.w if isinstance(second, nn.PReLU) else absent
         spec = UnitSpec(
@@ -86,8 +89,8 @@ class Unit(nn.Cell):
             has_bias=conv.has_bias,
             has_norm=has_norm,
             skip_channels=skip_channels,
-            epsilon=batch_norm.eps if has_norm else 0.0,
-            momentum=1.0 - batch_norm.momentum if has_norm else 0.0,
+            epsilon=norm.eps if has_norm else 0.0,
+            momentum=1.0 - norm.momentum if self.has_statistics else 0.0,
         )
         self.spec = spec.tensor()
         self.spec_with_keep = spec._replace(has_keep=True).tensor()
@@ -103,10 +106,10 @@ class Unit(nn.Cell):
             self.absent if keep is None else keep,
             self.spec if keep is None else self.spec_with_keep,
         )
-        if not self.training:
+        if not self.training and not self.of_instance:
             return self.infer_unit(*inputs)
         out, _, _, _, mean, variance = self.train_unit(*inputs)
-        if self.has_norm:
+        if self.has_statistics:
             ops.assign(self.moving_mean, mean)
             ops.assign(self.moving_variance, variance)
         return out
@@ -223,6 +226,7 @@ class FastVNet(nn.Cell):
         self.dropout_channels = network.dropout_channels
         self.down_slices, self.up_slices = network.down_slices, network.up_slices
         first = network.in_tr
+        self.one_by_one = isinstance(first.bn, InstanceNorm3d)
         self.in_tr = Unit(
             operators.WIDEN,
             first.conv,
@@ -248,6 +252,15 @@ class FastVNet(nn.Cell):
         check_input(volume.dtype, volume.shape, 1)
         if keep is not None and self.dropout_channels:
             check_keep(keep.dtype, keep.shape, volume.shape[0], self.dropout_channels)
+        if not self.one_by_one or volume.shape[0] == 1:
+            return self.answer(volume, keep)
+        answers = ()
+        for index in range(volume.shape[0]):
+            own = None if keep is None else keep[index : index + 1]
+            answers = (*answers, self.answer(volume[index : index + 1], own))
+        return ops.concat(answers)
+
+    def answer(self, volume, keep):
         x = self.in_tr(volume)
         skips = ()
         for stage, (down,) in zip(self.down_stages, self.down_slices):  # noqa: B905
