@@ -5,12 +5,14 @@ from argparse import Namespace
 import numpy as np
 import pytest
 
-from benchmarks import distributed, scaling, vs_pytorch
+from benchmarks import augmentation, distributed, scaling, vs_pytorch
+from benchmarks.augmentation_contestant import Contestant
 from benchmarks.layers import layer_arrays, relative_difference, sample, vnet_layers
 from benchmarks.machine import busy_core_seconds, describe_machine
 from benchmarks.report import alternate, ratio, report_text, summary, table
 from benchmarks.volume import write_volume
 from benchmarks.worker import Worker
+from src import augment
 from src.cli import run
 from src.config import overridden, vnet_cfg
 from src.errors import DataError
@@ -272,3 +274,65 @@ def test_between_machines_each_device_sends_its_part():
     # Four machines: 2 * 3/4 of an eighth of the gradient, at an eighth of 10 GB/s.
     between_s = 2 * 3 / 4 * 182.4e6 / 8 / 1.25e9 + 6 * 20e-6
     assert distributed.predicted_step_s(32, step_s, *links) == pytest.approx(inside + between_s)
+
+
+# Augmentation ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cases_folder(tmp_path):
+    """Two small cases, as `augmentation.write_cases` leaves them."""
+    volumes = np.random.default_rng(0).random((2, *SIZE), dtype=np.float32)
+    np.save(tmp_path / "volumes.npy", volumes)
+    np.save(tmp_path / "masks.npy", volumes > 0.9)
+    return tmp_path
+
+
+def test_augmentation_is_timed_on_phantom_cases(tmp_path):
+    augmentation.write_cases(tmp_path)
+    volumes, masks = np.load(tmp_path / "volumes.npy"), np.load(tmp_path / "masks.npy")
+    assert volumes.shape == masks.shape == (2, 128, 128, 64)
+    assert (volumes.dtype, masks.dtype) == (np.float32, bool)
+    assert volumes.min() >= 0
+    assert volumes.max() <= 1
+    assert masks.any(axis=(1, 2, 3)).all()
+
+
+def test_augmentation_that_is_timed_has_all_transforms(cases_folder, monkeypatch):
+    drawn = []
+    apply = augment.apply
+    monkeypatch.setattr(augment, "apply", lambda *args: drawn.append(args[0]) or apply(*args))
+    contestant = Contestant("ours")
+    contestant.load(str(cases_folder))
+    samples = [contestant.sample(number) for number in range(2)]
+    assert [list(of) for of in drawn] == [list(augment.TRANSFORMS)] * 2
+    assert drawn[0]["gamma"] != drawn[1]["gamma"]
+    for sample_ in samples:
+        assert sample_["seconds"] > 0
+        assert sample_["shapes"] == [list(SIZE)] * 2
+
+
+def test_augmentation_of_another_size_is_not_timed(cases_folder):
+    with pytest.raises(DataError, match=r"this project: .*\[32, 32, 16\].*nothing was timed"):
+        augmentation.measure({"ours": sys.executable}, str(cases_folder), 1)
+
+
+def test_augmentation_report_has_ratios_and_versions():
+    measured = {
+        "ours": {"version": "src/augment.py", **summary(1.0, [0.2, 0.1, 0.3])},
+        "monai": {"version": "MONAI 1.6.0", **summary(1.0, [1.5, 1.0, 9.0])},
+    }
+    text = augmentation.report_text(measured, describe_machine())
+    assert "image and mask of 128x128x64, all transforms" in text
+    ours, theirs = text.splitlines()[-2:]
+    assert ours.split("  ")[0] == "this project (src/augment.py)"
+    assert (ours.split()[-1], theirs.split()[-1]) == ("1.0", "7.5")
+    assert "MONAI 1.6.0" in theirs
+
+
+def test_augmentation_needs_a_sample(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["augmentation.py", "--rounds", "0"])
+    with pytest.raises(SystemExit) as stop:
+        run(augmentation.main)
+    assert stop.value.code == 2
+    assert "--rounds 0: expected at least 1" in capsys.readouterr().err

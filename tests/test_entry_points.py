@@ -255,7 +255,7 @@ def test_a_cut_checkpoint_is_refused_by_eval(case_folder, monkeypatch, capfd):
 @pytest.mark.parametrize(
     "script",
     [
-        *("train", "eval", "predict", "create_csv", "prepare_data"),
+        *("train", "eval", "predict", "create_csv", "prepare_data", "augment_gallery"),
         *("export", "preprocess", "postprocess"),
     ],
 )

@@ -1,0 +1,35 @@
+"""Draws each augmentation of the training cases on a synthetic case: docs/augmentation.png.
+
+    python augment_gallery.py
+another case, other random parameters, another file:
+    python augment_gallery.py --seed 7 --out_path augmentation7.png
+"""
+
+import argparse
+from pathlib import Path
+
+from src.cli import run
+
+
+def main():
+    """Parses the arguments and draws."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--out_path",
+        type=Path,
+        default=Path("docs/augmentation.png"),
+        help="the PNG to write (default: docs/augmentation.png)",
+    )
+    parser.add_argument("--seed", type=int, default=1, help="of case and parameters (default: 1)")
+    args = parser.parse_args()
+
+    from src.augment_gallery import write_gallery
+
+    write_gallery(args.out_path, args.seed)
+    print(f"{args.out_path}: written")
+
+
+if __name__ == "__main__":
+    run(main)
