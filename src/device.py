@@ -9,6 +9,7 @@ from mindspore.communication import get_group_size, get_rank, init
 
 from src.errors import DataError, UsageError
 from src.ranks import Ranks
+from src.vnet import InstanceNorm3d
 
 # What a launcher leaves in the environment of a rank: msrun, mpirun, an HCCL rank table.
 RANK_VARIABLES = ("MS_ROLE", "OMPI_COMM_WORLD_RANK", "RANK_TABLE_FILE")
@@ -101,5 +102,5 @@ def apply_precision(network: nn.Cell, config: EasyDict, target: str) -> None:
     if uses_mixed_precision(config, target):
         ms.amp.auto_mixed_precision(network, "O2")
         for _, cell in network.cells_and_names():
-            if isinstance(cell, nn.SyncBatchNorm):  # MindSpore spares only the other batch norms
-                cell.to_float(ms.float32)
+            if isinstance(cell, nn.SyncBatchNorm | InstanceNorm3d):
+                cell.to_float(ms.float32)  # MindSpore spares only the other batch norms

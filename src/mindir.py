@@ -17,14 +17,15 @@ SETTINGS = {
     "BiasAdd": ("format",),
     "Concat": ("axis",),
     "Elu": ("alpha",),
+    "ReduceMean": ("keep_dims",),  # the axis before it stays an input
     "StridedSlice": (
         *("begin_mask", "end_mask", "ellipsis_mask", "new_axis_mask", "shrink_axis_mask"),
     ),
 }
 # Primitives that are the same in both versions.
 SAME = {
-    *("Add", "Conv2D", "Conv2DTranspose", "Conv3D", "Conv3DTranspose", "PReLU", "Reshape"),
-    *("Sigmoid", "Slice", "Sub", "Tile"),
+    *("Add", "Conv2D", "Conv2DTranspose", "Conv3D", "Conv3DTranspose", "Div", "Mul", "PReLU"),
+    *("Reshape", "Sigmoid", "Slice", "Sqrt", "Sub", "Tile"),
     *("Depend", "Load", "MakeTuple", "TupleGetItem", "UpdateState"),  # of the graph itself
 }
 FORMATS = {0: "NCHW", 14: "NCDHW"}  # of the number that version 3 stores

@@ -137,14 +137,15 @@ def test_precision_by_device(small_config, precision, target, mixed):
     assert {parameter.dtype for parameter in network.get_parameters()} == {ms.float32}
 
 
-def test_mixed_precision_computes_in_float16(small_config, tmp_path, monkeypatch):
+@pytest.mark.parametrize("variant", ["zoo", "instance"])
+def test_mixed_precision_computes_in_float16(variant, small_config, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     start_device("CPU")
     volume = ms.Tensor(np.random.default_rng(0).normal(size=(1, 1, 16, 16, 16)), ms.float32)
 
     def answer(precision):
         ms.set_seed(1)
-        config = small_config("width=1", f"precision={precision}")
+        config = small_config("width=1", f"variant={variant}", f"precision={precision}")
         network = create_vnet(config)
         apply_precision(network, config, "CPU")
         return network.set_train(False)(volume)

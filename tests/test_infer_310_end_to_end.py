@@ -112,6 +112,7 @@ def test_the_310_path_ends_in_the_masks_of_eval(trained):
         ("zoo", 16, (16, 16, 16), 1e-4),  # channels == X == Y == Z at the first level
         ("paper", 8, (16, 32, 32), 1e-4),  # channels == Y == Z at the second
         ("monai", 2, (32, 16, 48), 1e-4),
+        ("instance", 4, (32, 48, 32), 1e-4),
         # Lite's own convolutions round more, which shows in the worst of a million voxels.
         *(
             pytest.param(variant, 16, (128, 128, 64), 1e-3, marks=pytest.mark.full)

@@ -470,6 +470,7 @@ DROPOUT = {
     },
     "paper": {},
 }
+DROPOUT["instance"] = DROPOUT["zoo"]
 DROPOUT["monai"] = {**DROPOUT["zoo"], ("up_tr64", "skip"): 2, ("up_tr32", "skip"): 1}
 
 
