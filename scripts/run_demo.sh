@@ -70,7 +70,7 @@ cat <<END
 Done in $((SECONDS / 60)) min $((SECONDS % 60)) s, environment aside. In $folder:
   ${runs[0]}/progress.png   loss, validation Dice and learning rate of the training
   ${runs[0]}/ckpt/best.ckpt   the network
-  results/prediction/overlays.png   prediction over reference, each validation case
+  results/prediction/report.html    metrics and pictures of each validation case
   results/prediction/metrics.csv, metrics.json, *_test.mhd   the numbers and the masks
 Mean Dice of ${#cases[@]} validation cases: $(awk '/^avg_dice:/ { printf "%.3f", $2 }' eval.log)
 END

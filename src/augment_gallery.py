@@ -8,13 +8,9 @@ import numpy as np
 import SimpleITK as sitk
 from easydict import EasyDict
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from PIL import Image  # comes with Matplotlib
 from scipy import ndimage
-from scipy.spatial import KDTree
 
 from src import augment
 from src.atomic import write_files
@@ -42,7 +38,6 @@ AFTER, BEFORE, GRID = (  # lines: colour, width, opacity
     {"colors": "white", "linewidths": 0.7, "alpha": 0.5},
 )
 SMOOTHING = 0.8  # voxels, of an outline: without, its steps would catch the eye
-GREYS = 96  # of the PNG: more are not seen
 
 
 class Panel(NamedTuple):
@@ -68,28 +63,9 @@ def write_gallery(path: str | Path, seed: int) -> None:
     """
     config = overridden(vnet_cfg, [f"seed={seed}", *(f"{key}=1" for key in AUGMENT_KEYS)])
     volumes = [_phantom_volume(config, index) for index in range(CASES)]
-    figure = gallery_figure(panels(volumes, config), config.dstRes)
-    write_files({Path(path): _png(figure)})
-
-
-def _png(figure):
-    """A PNG of half the size, in few colours: greys, and lines in four shares on them."""
-    greys = np.repeat(np.linspace(0, 255, GREYS)[:, None], 3, axis=1)
-    lines = [
-        share * 255 * np.array(to_rgb(colour)) + (1 - share) * grey
-        for colour in (REFERENCE_COLOUR, PREDICTION_COLOUR)
-        for share in (0.25, 0.5, 0.75, 1)
-        for grey in greys[:: GREYS // 12]
-    ]
-    palette = np.concatenate([greys, lines]).round().astype(np.uint8)
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    pixels = np.asarray(canvas.buffer_rgba())[..., :3]
-    nearest = KDTree(palette).query(pixels)[1].astype(np.uint8)
-    image, png = Image.fromarray(nearest).convert("P"), BytesIO()
-    image.putpalette(palette.tobytes())
-    image.save(png, "PNG", optimize=True)
-    return png.getvalue()
+    png = BytesIO()
+    gallery_figure(panels(volumes, config), config.dstRes).savefig(png)
+    write_files({Path(path): png.getvalue()})
 
 
 def _phantom_volume(config, index):

@@ -175,7 +175,7 @@ def test_command_line_draws_the_phantom(call, tmp_path, capsys):
     path = tmp_path / "docs" / "augmentation.png"
     assert "docs/augmentation.png: written" in capsys.readouterr().out
     assert [file for file in tmp_path.rglob("*") if file.is_file()] == [path]
-    assert path.stat().st_size <= 600_000
+    assert path.stat().st_size <= 1_000_000
     with Image.open(path) as picture:
         pixels = np.asarray(picture.convert("RGB"))
     assert pixels.shape[1] > 1000
