@@ -29,7 +29,8 @@ DEFORM_MESH = 2
 DEFORM_SIGMA_MM = (15.0, 15.0, 22.5)
 # Of the others: ranges as they are usual for MR volumes (nnU-Net, TorchIO).
 ROTATION_DEGREES = 10.0  # about each axis, either way
-SCALE = (0.85, 1.2)  # along each axis
+SCALE = (0.7, 1.4)
+ASPECT = (0.9, 1.1)  # further scaling, of each axis by itself
 SHIFT_MM = 8.0  # along each axis, either way
 GAMMA = (0.7, 1.5)
 BIAS_MESH = 1
@@ -74,7 +75,7 @@ def _parameters(name, rng, case, case_count, left_right_axis):
     if name == "rotate":
         return rng.uniform(-ROTATION_DEGREES, ROTATION_DEGREES, 3)
     if name == "scale":
-        return np.exp(rng.uniform(*np.log(SCALE), 3))
+        return np.exp(rng.uniform(*np.log(SCALE)) + rng.uniform(*np.log(ASPECT), 3))
     if name == "shift":
         return rng.uniform(-SHIFT_MM, SHIFT_MM, 3)
     if name == "deform":

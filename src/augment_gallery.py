@@ -117,7 +117,7 @@ def strong_parameters(drawn: dict[str, Any], case_count: int) -> dict[str, Any]:
     return {
         **drawn,
         "rotate": np.array([0, 0, augment.ROTATION_DEGREES]),
-        "scale": np.array([augment.SCALE[1], augment.SCALE[0], 1]),
+        "scale": np.full(3, augment.SCALE[1]),
         "shift": np.array([augment.SHIFT_MM, -augment.SHIFT_MM, 0]),
         "histogram": case_count - 1,
         "gamma": augment.GAMMA[1],
@@ -133,7 +133,7 @@ def in_words(name: str, value: Any) -> str:
     if name == "rotate":
         return f"by {value[2]:.0f}° in the plane, clockwise"
     if name == "scale":
-        return f"{value[0]:.2f} times as wide, {value[1]:.2f} as high"
+        return f"{value[0]} times as large"
     if name == "shift":
         return f"{value[0]:.0f} mm to the right, {-value[1]:.0f} mm up"
     if name == "deform":

@@ -471,9 +471,13 @@ def test_parameters_fill_their_ranges(small_config):
     of = {name: np.array([one[name] for one in drawn]) for name in TRANSFORMS}
     low_resolution_axes, factors = of["low_resolution"].T
     sigmas, seeds = of["noise"].T
+    least, most = np.multiply(augment.SCALE, augment.ASPECT)
+    assert least <= of["scale"].min() < 1.1 * least < most / 1.1 < of["scale"].max() <= most
+    aspects = np.log(of["scale"][:, 1:] / of["scale"][:, :1])
+    widest = np.log(augment.ASPECT[1] / augment.ASPECT[0])
+    assert 0.9 * widest < aspects.max() <= widest and -widest <= aspects.min() < -0.9 * widest
     for values, (low, high) in (
         (of["rotate"], (-augment.ROTATION_DEGREES, augment.ROTATION_DEGREES)),
-        (of["scale"], augment.SCALE),
         (of["shift"], (-augment.SHIFT_MM, augment.SHIFT_MM)),
         (of["gamma"], augment.GAMMA),
         (factors, augment.LOW_RESOLUTION),
@@ -484,7 +488,7 @@ def test_parameters_fill_their_ranges(small_config):
         assert ((columns >= low) & (columns <= high)).all()
         assert (columns.min(axis=0) < low + margin).all()
         assert (columns.max(axis=0) > high - margin).all()
-    for values, (low, high) in ((of["scale"], augment.SCALE), (of["gamma"], augment.GAMMA)):
+    for values, (low, high) in ((of["scale"][:, 0], augment.SCALE), (of["gamma"], augment.GAMMA)):
         # Uniform in the logarithm: as often n times larger as n times smaller.
         tolerance = 2.7 * np.log(high / low) / np.sqrt(12 * values.size)
         assert np.log(values).mean() == pytest.approx(np.log([low, high]).mean(), abs=tolerance)
