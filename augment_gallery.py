@@ -19,8 +19,8 @@ def main():
     parser.add_argument(
         "--out_path",
         type=Path,
-        default=Path("docs/augmentation.png"),
-        help="the PNG to write (default: docs/augmentation.png)",
+        default=Path(__file__).parent / "docs/augmentation.png",
+        help="the PNG to write (default: docs/augmentation.png beside this program)",
     )
     parser.add_argument("--seed", type=int, default=1, help="of case and parameters (default: 1)")
     args = parser.parse_args()

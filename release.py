@@ -1,6 +1,6 @@
 """Packs a checkpoint for others: float16 weights, configuration, checksums.
 
-    python release.py --ckpt_file RUN/ckpt/best.ckpt --out_path vnet_promise12
+    python release.py --ckpt_file RUN/ckpt/best.ckpt --out_path vnet_prostate
 
 writes vnet.ckpt, config.json and SHA256SUMS into the folder. Who gets it checks it with
 `sha256sum -c SHA256SUMS` there and gives its vnet.ckpt to eval.py, predict.py and export.py.

@@ -43,7 +43,7 @@ def main():
     from src.run_folder import configured_run
     from src.training import train
 
-    overrides = preset(args.preset) + args.overrides
+    overrides = preset(args.preset, args.resume is not None) + args.overrides
     training_config(args.device_target, overrides)  # wrong words are told before all else
     start_device(args.device_target, args.device_id)
     ranks = start_communication(args.device_num) if args.run_distribute else Ranks()

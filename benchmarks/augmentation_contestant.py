@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-TURN_DEGREES, SHIFT_MM, SCALE = 10, 8, (0.85, 1.2)  # as in src/augment.py
+TURN_DEGREES, SHIFT_MM, SCALE = 10, 8, (0.7, 1.4)  # as in src/augment.py
 
 
 class Contestant:
@@ -63,9 +63,9 @@ def _monai(volumes, masks):
                 **both,
                 sigma_range=(5, 7),
                 magnitude_range=(50, 150),
-                rotate_range=np.radians(TURN_DEGREES),
-                translate_range=SHIFT_MM,
-                scale_range=(SCALE[0] - 1, SCALE[1] - 1),
+                rotate_range=(np.radians(TURN_DEGREES),) * 3,
+                translate_range=(SHIFT_MM, SHIFT_MM, SHIFT_MM / 1.5),  # voxels of 1 x 1 x 1.5 mm
+                scale_range=((SCALE[0] - 1, SCALE[1] - 1),) * 3,
                 mode=("bilinear", "nearest"),
                 padding_mode="zeros",
             ),

@@ -22,9 +22,9 @@ INTENSITY = ("histogram", "gamma", "bias", "low_resolution", "blur", "noise")
 TRANSFORMS = SPATIAL + INTENSITY
 STREAM = 2  # of the seed; src.dataset has others
 
-# Milletari et al. 2016, section 3: a 2x2x2 mesh of cubic B-splines whose control points move with a
-# standard deviation of 15 voxels, of 1 x 1 x 1.5 mm there. A mesh of n cells has n + 3 control
-# points along an axis.
+# Milletari et al. 2016, section 3: a 2x2x2 grid of B-splines whose control points move with a
+# standard deviation of 15 voxels, of 1 x 1 x 1.5 mm there; read as the mesh of SimpleITK's
+# BSplineTransform. A mesh of n cells has n + 3 control points along an axis.
 DEFORM_MESH = 2
 DEFORM_SIGMA_MM = (15.0, 15.0, 22.5)
 # Of the others: ranges as they are usual for MR volumes (nnU-Net, TorchIO).
@@ -46,16 +46,22 @@ QUANTILE_STEP = 7  # ... measured on every seventh voxel
 
 
 def draw(
-    config: EasyDict, epoch: int, case: int, case_count: int, left_right_axis: int
+    config: EasyDict,
+    epoch: int,
+    case: int,
+    case_count: int,
+    left_right_axis: int,
+    repeat: int = 0,
 ) -> dict[str, Any]:
     """Chooses the transforms of one sample and their parameters.
 
     Args:
-        config: `seed`, `dstRes` and the probabilities `augment_NAME`.
+        config: `seed` and the probabilities `augment_NAME`.
         epoch: from 0.
         case: its index among the training cases.
         case_count: how many there are; with one, nothing is matched to another's histogram.
         left_right_axis: that a flip mirrors.
+        repeat: how often the epoch has had this case before, to fill its last batch.
 
     Returns:
         {name: parameters} of the chosen ones, in the order of `TRANSFORMS`; what the parameters
@@ -63,7 +69,7 @@ def draw(
     """
     drawn = {}
     for stream, name in enumerate(TRANSFORMS):
-        rng = np.random.default_rng((config.seed, STREAM, epoch, case, stream))
+        rng = np.random.default_rng((config.seed, STREAM, epoch, case, repeat, stream))
         if rng.random() < config[f"augment_{name}"]:
             drawn[name] = _parameters(name, rng, case, case_count, left_right_axis)
     return {name: value for name, value in drawn.items() if value is not None}
@@ -91,7 +97,9 @@ def _parameters(name, rng, case, case_count, left_right_axis):
         return int(rng.integers(3)), float(rng.uniform(*LOW_RESOLUTION))
     if name == "blur":
         return float(rng.uniform(*BLUR_SIGMA_MM))
-    return float(rng.uniform(*NOISE_SIGMA)), int(rng.integers(2**32))
+    if name == "noise":
+        return float(rng.uniform(*NOISE_SIGMA)), int(rng.integers(2**32))
+    raise ValueError(f"{name}: no such transform")
 
 
 # Deterministic twins ----------------------------------------------------------------------------
@@ -133,10 +141,10 @@ def apply(
 
 
 def augmented(
-    volumes: list[TrainingVolume], case: int, epoch: int, config: EasyDict
+    volumes: list[TrainingVolume], case: int, epoch: int, config: EasyDict, repeat: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
     """A case as it is trained on in an epoch: `apply` of what `draw` chose."""
-    drawn = draw(config, epoch, case, len(volumes), volumes[case].left_right_axis)
+    drawn = draw(config, epoch, case, len(volumes), volumes[case].left_right_axis, repeat)
     return apply(drawn, volumes, case, config.dstRes)
 
 
@@ -163,7 +171,8 @@ def sampling_positions(
 ) -> np.ndarray:
     """Where each voxel of a transformed volume comes from.
 
-    The content is deformed, moved, enlarged, turned and mirrored, in this order, about the centre.
+    The content is moved, enlarged, turned and mirrored about the centre, in this order, and then
+    deformed.
 
     Args:
         shape: (X, Y, Z).
@@ -172,8 +181,8 @@ def sampling_positions(
         rotate: (3,) degrees about X, Y and Z.
         scale: (3,) enlargement along X, Y and Z.
         shift: (3,) mm towards higher X, Y and Z.
-        deform: (3, n, n, n) displacements in mm at the control points of cubic B-splines, by which
-            the place in the original lies further along X, Y and Z.
+        deform: (3, n, n, n) displacements in mm at the control points of cubic B-splines over the
+            result: how much further along the original's X, Y and Z each place comes from.
 
     Returns:
         (3, X, Y, Z) float32, in voxels of the original.

@@ -153,7 +153,7 @@ class EpochLog(ms.Callback):
         if self.waited_s > WORTH_SAYING * elapsed_s and not parameters.get("dataset_sink_mode"):
             print(
                 f"epoch: {self.progress.epoch} the device waited {self.waited_s:.1f} s for data, "
-                f"{self.waited_s / elapsed_s:.0%} of the time: raise num_workers, or augment less",
+                f"{self.waited_s / elapsed_s:.0%} of the time: raise num_workers",
                 flush=True,
             )
 
@@ -248,9 +248,10 @@ class Validation(ms.Callback):
         progress = self.progress
         if progress.epoch % self.config.val_interval and progress.epoch != self.config.epochs:
             return
+        training = self.network.training
         self.network.set_train(False)
         dice = self.mean_dice()
-        self.network.set_train(True)
+        self.network.set_train(training)
         progress.row["val_dice"] = dice
         progress.validations_since_best += 1
         if dice > progress.best_dice:

@@ -10,6 +10,7 @@ from easydict import EasyDict
 
 from src.atomic import write_files
 from src.errors import DataError, UsageError
+from src.loss import LOSSES
 from src.vnet import SIDE_MULTIPLE, VARIANTS
 
 vnet_cfg = EasyDict(
@@ -37,14 +38,14 @@ vnet_cfg = EasyDict(
         # Ours: training.
         "accumulate_steps": 1,  # batches whose mean gradient makes one step of the optimizer
         "sync_batch_norm": False,  # statistics over all devices' batches; on Ascend only
-        "seed": 1,  # rules weights, order and dropout
+        "seed": 1,  # rules weights, order, augmentation and dropout
         "optimizer": "adam",
         "loss": "dice",  # or dice_ce: plus cross-entropy
         "ema_decay": 0.0,  # moving average of the weights, a step an epoch; 0: off
         "precision": "auto",  # auto: mixed on Ascend and GPU, float32 on CPU
         "loss_scale": 256.0,  # start of the dynamic loss scale in mixed precision
         "dataset_sink": "auto",  # auto: on for Ascend and GPU, off on CPU
-        "num_workers": 0,  # threads that read cases; 0: one per core, at most 8
+        "num_workers": 0,  # threads that read and augment cases; 0: one per core, at most 8
         "val_interval": 10,  # epochs between validations
         "save_interval": 1,  # epochs between checkpoints
         "early_stop": 0,  # validations without a better Dice after which training ends; 0: never
@@ -70,7 +71,7 @@ vnet_cfg = EasyDict(
 CHOICES = {
     "variant": tuple(VARIANTS),
     "optimizer": ("adam", "momentum"),
-    "loss": ("dice", "dice_ce"),
+    "loss": tuple(LOSSES),
     "precision": ("auto", "float32", "mixed"),
     "dataset_sink": ("auto", "off"),
     "fast_conv3d": ("auto", "on", "off"),
@@ -109,7 +110,24 @@ RULES = {
 }
 # Settings that serve together; docs/accuracy.md says how they were found.
 PRESETS = {
-    "accurate": {},
+    "accurate": {
+        "variant": "instance",
+        "VolSize": [96, 96, 32],
+        "dstRes": [1.25, 1.25, 3.25],
+        "batch_size": 1,
+        "epochs": 300,
+        "dropout": 0.2,
+        "loss": "dice_ce",
+        "ema_decay": 0.9,
+        "flip_average": True,
+        **dict.fromkeys(
+            [f"augment_{name}" for name in ("flip", "rotate", "scale", "shift", "deform")], 0.5
+        ),
+        **dict.fromkeys([f"augment_{name}" for name in ("gamma", "bias", "noise")], 0.3),
+        **dict.fromkeys(
+            [f"augment_{name}" for name in ("histogram", "blur", "low_resolution")], 0.2
+        ),
+    },
 }
 KINDS = {
     bool: "true or false",
@@ -197,8 +215,8 @@ def overridden(config: dict, overrides: list[str]) -> EasyDict:
     return result
 
 
-def preset(name: str | None) -> list[str]:
-    """The `--set` texts of one of `PRESETS`; none without a name.
+def preset(name: str | None, resumes: bool = False) -> list[str]:
+    """The `--set` texts of one of `PRESETS`; none without a name, or for a run that goes on.
 
     Raises:
         UsageError: no such preset.
@@ -207,6 +225,9 @@ def preset(name: str | None) -> list[str]:
         return []
     if name not in PRESETS:
         raise UsageError(f"--preset {name}: expected one of {', '.join(PRESETS)}")
+    if resumes:
+        print(f"the run keeps its own settings, --preset {name} is left out")
+        return []
     return [f"{key}={_as_text(value)}" for key, value in PRESETS[name].items()]
 
 

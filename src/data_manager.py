@@ -447,7 +447,7 @@ def load_training_volumes(cases: list[Case], config: EasyDict) -> list[TrainingV
 
 
 def worker_count(config: EasyDict) -> int:
-    """Threads for reading: `num_workers`, or one per core up to 8; never more than the cores."""
+    """Threads that read and augment: `num_workers`, or one per core up to 8; at most the cores."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return min(config.num_workers or 8, cores)
 

@@ -86,7 +86,8 @@ class TrainingSamples:
         index = int(index)
         epoch, position = divmod(index, self.per_epoch)
         case = int(self.order(epoch)[position])
-        intensity, mask = augmented(self.volumes, case, epoch, self.config)
+        repeat = position // len(self.volumes)
+        intensity, mask = augmented(self.volumes, case, epoch, self.config, repeat)
         sample = (z_scored(intensity)[None], mask.astype(np.float32))
         if not self.dropout_channels:
             return sample

@@ -10,7 +10,6 @@ for (const table of document.querySelectorAll("table.sortable")) {
       ? a.localeCompare(b, undefined, { numeric: true })
       : Number(a) - Number(b);
   };
-  const isEmpty = (cell) => cell.textContent.trim() === "";
 
   headers.forEach((header, column) => {
     header.querySelector("button").addEventListener("click", () => {
@@ -18,8 +17,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
       headers.forEach((other) => other.removeAttribute("aria-sort"));
       header.setAttribute("aria-sort", direction > 0 ? "ascending" : "descending");
       const rows = [...body.rows].sort((one, other) => {
-        const [a, b] = [one.cells[column], other.cells[column]];
-        return isEmpty(a) - isEmpty(b) || direction * compare(a, b);
+        return direction * compare(one.cells[column], other.cells[column]);
       });
       body.append(...rows);
     });

@@ -34,21 +34,21 @@ class DiceLoss(nn.Cell):
 class DiceCrossEntropyLoss(nn.Cell):
     """`DiceLoss` plus the mean binary cross-entropy of all voxels, as nnU-Net trains.
 
-    `construct` is that of `DiceLoss`. Probabilities come within `margin` of 0 or 1 at most, where
-    float32 would make the logarithm infinite.
+    `construct` is that of `DiceLoss`. `margin` is added to each probability, or float32 would make
+    a logarithm infinite; a voxel of less than that has a smaller gradient than from its logit.
     """
 
-    def __init__(self, margin: float = 1e-6) -> None:
+    def __init__(self, margin: float = 1e-7) -> None:
         super().__init__()
         self.dice_loss = DiceLoss()
         self.margin = margin
 
     def construct(self, probability, mask):
-        p = ops.clamp(ops.cast(probability, mstype.float32), self.margin, 1 - self.margin)
+        p = ops.cast(probability, mstype.float32)
         g = ops.cast(mask, mstype.float32)
         # Axis by axis, for the reason that DiceLoss gives.
-        entropy = -(g * ops.log(p) + (1 - g) * ops.log(1 - p)).mean(axis=(1, 2, 3))
-        return self.dice_loss(probability, mask) + entropy.mean()
+        likelihood = g * ops.log(p + self.margin) + (1 - g) * ops.log(1 - p + self.margin)
+        return self.dice_loss(probability, mask) - likelihood.mean(axis=(1, 2, 3)).mean()
 
 
 LOSSES = {"dice": DiceLoss, "dice_ce": DiceCrossEntropyLoss}

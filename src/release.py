@@ -7,12 +7,16 @@ from easydict import EasyDict
 from src import output_folder
 from src.atomic import write_files
 from src.checkpoint import load_weights, save_weights
-from src.config import CONFIG_NAME, save_config, vnet_cfg
+from src.config import CONFIG_NAME, config_path_of, save_config, vnet_cfg
+from src.errors import DataError
 from src.model_description import sha256_of
 from src.vnet import create_vnet
 
 WEIGHTS, CHECKSUMS = "vnet.ckpt", "SHA256SUMS"
-OF_ONE_MACHINE = ("dirResult", "dirPredictionImage", "cache_dir", "num_workers")
+OF_ONE_MACHINE = (
+    *("dirResult", "dirPredictionImage", "cache_dir", "num_workers"),
+    *("fast_conv3d", "precision", "dataset_sink"),
+)
 
 
 def release(checkpoint_path: str | Path, config: EasyDict, folder: str | Path) -> None:
@@ -26,14 +30,22 @@ def release(checkpoint_path: str | Path, config: EasyDict, folder: str | Path) -
         folder: created if absent.
 
     Raises:
-        DataError: no such checkpoint, of another network, with a weight beyond float16, or the
-            folder cannot be written or holds other people's files of these names.
+        DataError: no such checkpoint, no `config.json` near it, of another network, with a weight
+            beyond float16, or the folder cannot be written or holds other people's files of these
+            names.
     """
+    if config_path_of(checkpoint_path) is None:
+        raise DataError(
+            f"{checkpoint_path}: no {CONFIG_NAME} near it, without which nobody knows its grid; "
+            "put the run's beside it"
+        )
     network = create_vnet(config)
     load_weights(network, checkpoint_path)
     folder = Path(folder)
     output_folder.claim(folder, [WEIGHTS, CONFIG_NAME, CHECKSUMS])
+    (folder / CHECKSUMS).unlink(missing_ok=True)  # until all is new again
     save_weights(network, folder / WEIGHTS, half=True)
+    (folder / WEIGHTS).chmod(0o644)  # MindSpore's checkpoints are their owner's alone
     save_config({**config, **{key: vnet_cfg[key] for key in OF_ONE_MACHINE}}, folder / CONFIG_NAME)
     sums = [f"{sha256_of(folder / name)}  {name}\n" for name in (WEIGHTS, CONFIG_NAME)]
     write_files({folder / CHECKSUMS: "".join(sums).encode()})

@@ -35,7 +35,7 @@ from src.memory import check_training_fits
 from src.ranks import Ranks
 from src.run_folder import held, new_run_folder
 from src.splits import split_cases
-from src.vnet import create_vnet
+from src.vnet import VARIANTS, create_vnet
 
 
 class LossCell(nn.Cell):
@@ -259,6 +259,8 @@ def train(
         raise UsageError(
             f"sync_batch_norm=True: MindSpore has it on Ascend, not on {device_target}"
         )
+    if config.sync_batch_norm and VARIANTS[config.variant]["norm"] != "batch":
+        raise UsageError(f"sync_batch_norm=True: variant={config.variant} has no batch norm")
     cases = split_cases(data_path, train_split, "train", config.fold)
     val_cases = split_cases(data_path, val_split, "val", config.fold) if val_split else []
     shared = {case.case_id for case in cases} & {case.case_id for case in val_cases}

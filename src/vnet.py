@@ -12,6 +12,8 @@ from mindspore import Parameter, nn, ops
 from mindspore import dtype as mstype
 from mindspore.ops import constexpr
 
+from src.errors import UsageError
+
 SIDE_MULTIPLE = 16  # four halvings on the way down
 
 # What the known V-Nets and ours are made of. `dropout_on` names the places where whole channels are
@@ -426,5 +428,14 @@ class VNet(nn.Cell):
 
 
 def create_vnet(config: EasyDict, sync_batch_norm: bool = False) -> VNet:
-    """The network that a configuration names (`variant`, `width`)."""
+    """The network that a configuration names (`variant`, `width`).
+
+    Raises:
+        UsageError: `VolSize` leaves a single voxel at the bottom, which instance norm makes 0.
+    """
+    if VARIANTS[config.variant]["norm"] == "instance" and max(config.VolSize) == SIDE_MULTIPLE:
+        raise UsageError(
+            f"variant={config.variant} at VolSize={config.VolSize}: four halvings leave one voxel, "
+            f"which has nothing to normalize; take a side of at least {2 * SIDE_MULTIPLE}"
+        )
     return VNet(config.width, sync_batch_norm=sync_batch_norm, **VARIANTS[config.variant])

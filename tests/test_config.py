@@ -24,7 +24,7 @@ from src.config import (
 )
 from src.errors import DataError, UsageError
 from src.splits import draw_splits, split_file, write_splits
-from src.vnet import create_vnet
+from src.vnet import VARIANTS, create_vnet
 
 ROOT = Path(__file__).parents[1]
 # Key -> the test that shows its effect.
@@ -53,7 +53,7 @@ EFFECTS = {
     "optimizer": "test_training.py::test_adam_is_the_default_optimizer",
     "loss": "test_training.py::test_the_loss_is_the_configurations",
     "ema_decay": "test_training.py::test_a_moving_average_is_what_is_scored_and_kept",
-    **dict.fromkeys(AUGMENT_KEYS, "test_augment.py::test_probability_of_each_transform"),
+    **dict.fromkeys(AUGMENT_KEYS, "test_augment.py::test_each_switch_rules_its_transform_alone"),
     "precision": "test_device.py::test_mixed_precision_computes_in_float16",
     "loss_scale": "test_training.py::test_mixed_precision_brings_a_loss_scale",
     "dataset_sink": "test_training.py::test_dataset_sink_is_for_ascend_and_gpu",
@@ -86,7 +86,7 @@ def test_variant_and_width_shape_the_network():
                 overridden(vnet_cfg, [f"variant={variant}", f"width={width}"])
             ).get_parameters()
         }
-        for variant in ("zoo", "monai", "paper")
+        for variant in VARIANTS
         for width in (1, 2)
     }
     for (variant, width), found in shapes.items():
@@ -95,6 +95,7 @@ def test_variant_and_width_shape_the_network():
         assert found["out_tr.conv2.weight"][2:] == ((3,) * 3 if variant == "zoo" else (1,) * 3)
         assert ("out_tr.conv2.bias" in found) == (variant != "zoo")
         assert ("in_tr.relu.w" in found) == (variant == "paper")
+        assert ("in_tr.bn.gamma" in found) == (variant == "instance")
 
 
 def test_fold_picks_a_file_of_a_split_folder(tmp_path):
@@ -174,9 +175,19 @@ def test_the_last_override_counts_and_the_original_stays():
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_sets_what_it_says_and_set_comes_on_top(name):
+    assert PRESETS[name]
     config = training_config("CPU", preset(name))
     assert config == {**vnet_cfg, **PRESETS[name]}
     assert training_config("CPU", [*preset(name), "epochs=7"]) == {**config, "epochs": 7}
+
+
+def test_a_resumed_run_keeps_its_own_settings(capsys):
+    assert preset("accurate", resumes=True) == []
+    assert (
+        "the run keeps its own settings, --preset accurate is left out" in capsys.readouterr().out
+    )
+    assert preset(None, resumes=True) == []
+    assert capsys.readouterr().out == ""
 
 
 def test_no_preset_and_an_unknown_one():

@@ -144,6 +144,13 @@ def test_columns_shapes_and_values(small_config):
             np.testing.assert_array_equal(truth, expected.mask)
 
 
+def test_a_case_that_fills_up_a_batch_is_augmented_anew(small_config):
+    samples = samples_of(small_config, 3, 1, 0, "batch_size=4", "augment_noise=1")
+    first, *_, again = (samples[index] for index in range(4))
+    assert (first[1] == again[1]).all(), "the same case"
+    assert (first[0] != again[0]).any()
+
+
 # Dropout ----------------------------------------------------------------------------------------
 
 

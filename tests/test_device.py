@@ -141,11 +141,13 @@ def test_precision_by_device(small_config, precision, target, mixed):
 def test_mixed_precision_computes_in_float16(variant, small_config, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     start_device("CPU")
-    volume = ms.Tensor(np.random.default_rng(0).normal(size=(1, 1, 16, 16, 16)), ms.float32)
+    volume = ms.Tensor(np.random.default_rng(0).normal(size=(1, 1, 32, 16, 16)), ms.float32)
 
     def answer(precision):
         ms.set_seed(1)
-        config = small_config("width=1", f"variant={variant}", f"precision={precision}")
+        config = small_config(
+            "width=1", "VolSize=32,16,16", f"variant={variant}", f"precision={precision}"
+        )
         network = create_vnet(config)
         apply_precision(network, config, "CPU")
         return network.set_train(False)(volume)

@@ -256,7 +256,7 @@ def test_a_cut_checkpoint_is_refused_by_eval(case_folder, monkeypatch, capfd):
     "script",
     [
         *("train", "eval", "predict", "create_csv", "prepare_data", "augment_gallery"),
-        *("export", "preprocess", "postprocess"),
+        *("export", "preprocess", "postprocess", "release"),
     ],
 )
 def test_help_is_given(script, monkeypatch, capfd):

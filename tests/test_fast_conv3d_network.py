@@ -44,16 +44,16 @@ TRAINING_CASES = [
     for dropping in (False, True)
     if not dropping or VARIANTS[case[0]]["dropout_on"]
 ]
-# Networks beside the three variants, of width 2.
+# Networks beside the variants, of width 2.
 OTHERS = [
     ("zoo", {"activation": "prelu"}),
     ("zoo", {"head_unit": False, "head_kernel_size": 1, "head_bias": True}),
     ("zoo", {"encoder_depths": (1, 2, 1, 1, 3), "decoder_depths": (1, 3, 2, 2)}),
     ("zoo", {"dropout_on": {"down_tr32": ("down",), "down_tr64": ("down",), "up_tr32": ("up",)}}),
     ("zoo", {"dropout_on": {"up_tr256": ("skip",), "up_tr64": ("up", "skip")}}),
-    ("monai", {"batch_norm": False, "encoder_bias": True}),
+    ("monai", {"norm": None, "encoder_bias": True}),
     ("monai", {"encoder_bias": True, "decoder_bias": True, "foreground_channel": 0}),
-    ("paper", {"activation": "elu", "batch_norm": True, "dropout_on": {"up_tr32": ("skip",)}}),
+    ("paper", {"activation": "elu", "norm": "batch", "dropout_on": {"up_tr32": ("skip",)}}),
 ]
 
 
@@ -233,7 +233,7 @@ def test_every_place_of_dropout_acts(pynative_mode):
         assert np.abs(dropped[1] - whole[1]).max() > 1e-4, (start, stop)
 
 
-@pytest.mark.parametrize("variant", ["zoo", "paper"])  # monai has the operators of zoo
+@pytest.mark.parametrize("variant", ["zoo", "paper", "instance"])  # monai has those of zoo
 def test_many_steps_in_graph_mode_are_one_to_the_last_bit(variant):
     """A regression: MindSpore keeps one parsed `bprop` for all units. When it took the shapes of
     the unit it met first, gradients of others were written past the end of their buffers, and once

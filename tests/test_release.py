@@ -17,7 +17,9 @@ from src.vnet import create_vnet
 @pytest.fixture
 def checkpoint(tmp_path, small_config):
     """A checkpoint of a run with its configuration; its path."""
-    config = small_config("threshold=0.4", "dirResult=/home/me/runs", "num_workers=3")
+    config = small_config(
+        "threshold=0.4", "dirResult=/home/me/runs", "num_workers=3", "fast_conv3d=on"
+    )
     path = tmp_path / "run" / "ckpt" / "best.ckpt"
     path.parent.mkdir(parents=True)
     save_config(config, tmp_path / "run" / "config.json")
@@ -32,10 +34,12 @@ def packed(checkpoint, folder):
 
 def test_a_release_is_whole_and_tells_nothing_of_the_machine(checkpoint, tmp_path, capsys):
     folder = packed(checkpoint, tmp_path / "release")
+    assert all(path.stat().st_mode & 0o044 == 0o044 for path in folder.iterdir())
     assert {"vnet.ckpt", "config.json", "SHA256SUMS"} <= {path.name for path in folder.iterdir()}
     subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=folder, check=True)
     config = load_config(folder / "config.json")
     assert (config.threshold, config.width) == (0.4, 2)
+    assert config.fast_conv3d == "auto"
     assert (config.dirResult, config.num_workers, config.cache_dir) == ("results/infer", 0, "auto")
     assert "vnet.ckpt (" in capsys.readouterr().out
 
@@ -77,3 +81,13 @@ def test_an_earlier_release_is_replaced_and_other_files_are_not(checkpoint, tmp_
         packed(checkpoint, tmp_path / "mine")
     assert (tmp_path / "mine" / "config.json").read_text() == "mine"
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["config.json"]
+
+
+def test_a_checkpoint_without_configuration_is_refused(checkpoint, tmp_path):
+    alone = tmp_path / "elsewhere" / "deeper" / "vnet.ckpt"
+    alone.parent.mkdir(parents=True)
+    config = config_of_checkpoint(checkpoint, [])
+    save_weights(create_vnet(config), alone)
+    with pytest.raises(DataError, match=r"no config\.json near it"):
+        release(alone, config, tmp_path / "release")
+    assert not (tmp_path / "release").exists()

@@ -15,9 +15,10 @@ from golden import seeded
 from mindspore import nn
 
 from src.config import overridden, vnet_cfg
+from src.errors import UsageError
 from src.loss import DiceLoss
 from src.monai_weights import from_monai, monai_names
-from src.vnet import DOWN_NAMES, UP_NAMES, VARIANTS, VNet, create_vnet
+from src.vnet import DOWN_NAMES, UP_NAMES, VARIANTS, InstanceNorm3d, VNet, create_vnet
 
 GOLDEN = Path(__file__).with_name("golden")
 MODES = {"graph": ms.GRAPH_MODE, "pynative": ms.PYNATIVE_MODE}
@@ -265,7 +266,7 @@ def test_the_encoder_really_sees_that_many_voxels(stages, field, sides):
 def expected_parameter_count(variant, width, activation):
     """Stage -> trainable numbers, in closed form from the variant's description."""
     shape = {**VARIANTS[variant], "activation": activation}
-    prelu, norm = int(shape["activation"] == "prelu"), 2 * shape["batch_norm"]
+    prelu, norm = int(shape["activation"] == "prelu"), 2 * (shape["norm"] is not None)
 
     def conv(inputs, outputs, side, bias):
         return inputs * outputs * side**3 + outputs * bias
@@ -335,9 +336,9 @@ def test_the_zoos_network_has_the_known_size():
         ("zoo", 2, {"activation": "prelu"}, (3, 16, 16, 16)),
         ("zoo", 3, {"encoder_depths": (1, 1, 1, 1, 1)}, (1, 16, 16, 32)),
         ("monai", 2, {"decoder_depths": (1, 2, 3, 1)}, (2, 32, 16, 16)),
-        ("monai", 2, {"batch_norm": False, "encoder_bias": True}, (1, 16, 16, 16)),
+        ("monai", 2, {"norm": None, "encoder_bias": True}, (1, 16, 16, 16)),
         ("paper", 2, {}, (2, 16, 48, 16)),
-        ("paper", 1, {"activation": "elu", "batch_norm": True}, (1, 16, 16, 16)),
+        ("paper", 1, {"activation": "elu", "norm": "batch"}, (1, 16, 16, 16)),
     ],
 )
 def test_probability_of_the_volumes_shape(variant, width, options, shape):
@@ -527,3 +528,24 @@ def test_a_variant_without_dropout_takes_factors_and_ignores_them():
     volume = random_volume(1, 1, 16, 16, 16)
     keep = ms.Tensor(np.zeros((1, 1), np.float32))
     np.testing.assert_array_equal(network(volume, keep).asnumpy(), network(volume).asnumpy())
+
+
+def test_instance_norm_is_that_of_each_channel_of_each_volume():
+    random = np.random.default_rng(5)
+    x = 3 * random.normal(size=(2, 3, 16, 8, 4)) + random.normal(size=(2, 3, 1, 1, 1))
+    gamma, beta = random.normal(size=(2, 3))
+    norm = InstanceNorm3d(3)
+    norm.gamma.set_data(ms.Tensor(gamma.astype(np.float32)))
+    norm.beta.set_data(ms.Tensor(beta.astype(np.float32)))
+    flat = x.reshape(2, 3, -1)
+    expected = (flat - flat.mean(-1, keepdims=True)) / np.sqrt(flat.var(-1, keepdims=True) + 1e-5)
+    expected = (gamma[:, None] * expected + beta[:, None]).reshape(x.shape)
+    for training in (True, False):
+        found = norm.set_train(training)(ms.Tensor(x.astype(np.float32))).asnumpy()
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_instance_norm_needs_more_than_a_voxel_at_the_bottom(small_config):
+    with pytest.raises(UsageError, match="four halvings leave one voxel"):
+        create_vnet(small_config("variant=instance"))
+    create_vnet(small_config("variant=instance", "VolSize=16,16,32"))

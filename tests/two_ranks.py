@@ -14,6 +14,7 @@ from golden import seeded
 from src.callbacks import AverageStatistics
 from src.config import overridden, vnet_cfg
 from src.device import start_communication, start_device
+from src.loss import DiceLoss
 from src.training import LossCell, train
 from src.vnet import create_vnet
 
@@ -67,7 +68,9 @@ def batch_of(network, rank):
 def gradients_of(network, *batches):
     """Of each batch the gradient, name -> array; over several ranks their mean."""
     still = ms.nn.SGD(network.trainable_params(), 0.0)
-    step = ms.nn.TrainOneStepCell(LossCell(network), still, return_grad=True).set_train()
+    step = ms.nn.TrainOneStepCell(
+        LossCell(network, DiceLoss()), still, return_grad=True
+    ).set_train()
     found = [step(*batch)[1] for batch in batches]
     return [{name: value.asnumpy() for name, value in gradient.items()} for gradient in found]
 
