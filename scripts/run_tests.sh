@@ -27,4 +27,4 @@ native=(src/fast_conv3d/native/*.{h,cpp} ascend310_infer/src/*.{h,cc})
 clang-format --dry-run --Werror "${native[@]}" ||
   fail 1 "the formatter would change the files above: .venv/bin/clang-format -i ${native[*]}"
 # Two processes: most tests wait for MindSpore's graph compiler, which uses one core.
-exec python -m pytest --timeout=600 --numprocesses=2 --dist=loadfile "$@"
+exec python -m pytest --timeout=600 --numprocesses=2 --dist=loadfile --no-loadscope-reorder "$@"

@@ -160,7 +160,9 @@ def _page(rows, drawn, about, history):
         sections["Configuration"] = _facts(configuration)
     sections["Origin"] = _facts(about)
 
-    style, script = (Path(__file__).with_suffix(s).read_text() for s in (".css", ".js"))
+    style, script = (
+        Path(__file__).with_suffix(suffix).read_text("utf-8") for suffix in (".css", ".js")
+    )
     policy = (
         f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; "
         f"script-src '{_hash(script)}'; base-uri 'none'; form-action 'none'"

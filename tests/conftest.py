@@ -10,12 +10,25 @@ import SimpleITK as sitk
 from src.config import overridden, vnet_cfg
 from src.device import start_device
 
+# Whole files go to one process each; those that take minutes start first, or the last of them would
+# keep one process busy long after the other.
+LONG_FILES = (
+    "test_two_hosts.py",
+    "test_ranks.py",
+    "test_training.py",
+    "test_fast_conv3d_network.py",
+)
+
 start_device("CPU")  # MindSpore takes a device only before the first kernel of a process
 
 # A rotation about all three axes; its columns are the image's axes in LPS.
 OBLIQUE = np.array([[1, 0, 0], [0, 0.8, -0.6], [0, 0.6, 0.8]]) @ np.array(
     [[0.96, -0.28, 0], [0.28, 0.96, 0], [0, 0, 1]]
 )
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.name not in LONG_FILES)
 
 
 def image_of(array_zyx, spacing_mm=(1.25, 1.25, 2.5), origin=(-20.0, 31.5, 7.25), direction=None):

@@ -164,16 +164,16 @@ def call(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
 
     def call(*arguments):
-        monkeypatch.setattr("sys.argv", ["augment_gallery.py", *arguments])
+        monkeypatch.setattr("sys.argv", ["augment_gallery.py", *map(str, arguments)])
         run(augment_gallery.main)
 
     return call
 
 
 def test_command_line_draws_the_phantom(call, tmp_path, capsys):
-    call()
-    path = tmp_path / "docs" / "augmentation.png"
-    assert "docs/augmentation.png: written" in capsys.readouterr().out
+    path = tmp_path / "augmentation.png"
+    call("--out_path", path)
+    assert "augmentation.png: written" in capsys.readouterr().out
     assert [file for file in tmp_path.rglob("*") if file.is_file()] == [path]
     assert path.stat().st_size <= 1_000_000
     with Image.open(path) as picture:

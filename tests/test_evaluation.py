@@ -106,7 +106,7 @@ def test_an_evaluation_leaves_masks_and_metrics(data, results, config, capsys):
     assert report["configuration"] == config and set(report["configuration"]) == set(vnet_cfg)
     assert report["summary"]["dice"]["mean"] == pytest.approx(np.mean(list(expected.values())))
     assert (results / "overlays.png").read_bytes()[:4] == b"\x89PNG"
-    page = (results / "report.html").read_text()
+    page = (results / "report.html").read_text("utf-8")
     mean, std = np.mean(list(expected.values())), np.std(list(expected.values()))
     assert f"<h1>Dice {mean:.3f} ± {std:.3f}</h1>" in page
     assert page.count("<article") == 2 and "<td>best.ckpt</td>" in page
@@ -331,7 +331,7 @@ def test_a_prediction_leaves_masks_in_their_own_format_and_volumes(data, results
     printed = capsys.readouterr().out
     assert "Case1_test.nii.gz" in printed and f"{written.prostate_ml[1]:.3f}"[:4] in printed
     assert printed.splitlines()[-1].endswith(f" {results / 'report.html'}")
-    page = (results / "report.html").read_text()
+    page = (results / "report.html").read_text("utf-8")
     assert (
         f"<h1>{written.prostate_ml.mean():.1f} ± {written.prostate_ml.std(ddof=0):.1f} ml" in page
     )
@@ -401,7 +401,7 @@ def test_a_mask_at_the_border_of_its_image_is_reported(data, results, config, mo
     monkeypatch.setattr("src.evaluation.segment", segmented)
     images = {f"face{number}": data / "img" / "Case2.nrrd" for number in range(7)}
     predict(None, images, config, {})
-    page = (results / "report.html").read_text()
+    page = (results / "report.html").read_text("utf-8")
     failures = page[page.index('id="failures"') : page.index('id="summary"')].split("<li>")[1:]
     assert [item.split("</a>")[0].split(">")[1] for item in failures] == list(images)[:6]
     assert all("touches the border" in item for item in failures)
@@ -416,7 +416,7 @@ def test_an_empty_prediction_is_zero_ml(data, results, config):
     )
     assert empty.prostate_ml.tolist() == [0]
     assert not array_of(results / "Case0_test.mhd").any()
-    assert "0.0&nbsp;ml, the mask is empty" in (results / "report.html").read_text()
+    assert "0.0&nbsp;ml, the mask is empty" in (results / "report.html").read_text("utf-8")
 
 
 # The training that a checkpoint comes from ------------------------------------------------------
@@ -493,7 +493,7 @@ def test_eval_takes_grid_and_width_from_beside_the_checkpoint(
 
 
 def assert_tells_of_the_run(report, checkpoint):
-    page = report.read_text()
+    page = report.read_text("utf-8")
     assert f"<td>{checkpoint}</td>" in page
     assert "Training curves over 2 epochs" in page
     assert '<th scope="row">width</th><td>2</td>' in page

@@ -566,12 +566,18 @@ def test_run_tests(checkout, script):
     (installed,) = [call for call in calls if " -m pip install " in call]
     for kind in ("", "-onnx", "-dev"):
         assert f"--requirement {checkout.root}/requirements{kind}.txt" in installed
-    assert calls[-1] == "python -m pytest --timeout=600 --numprocesses=2 --dist=loadfile"
+    assert (
+        calls[-1]
+        == "python -m pytest --timeout=600 --numprocesses=2 --dist=loadfile --no-loadscope-reorder"
+    )
 
 
 def test_run_tests_passes_arguments_on(checkout):
     _, calls = checkout.run("bash", f"{checkout.root}/scripts/run_tests.sh", "-k", "dice", "-x")
-    assert calls[-1] == "python -m pytest --timeout=600 --numprocesses=2 --dist=loadfile -k dice -x"
+    assert (
+        calls[-1]
+        == "python -m pytest --timeout=600 --numprocesses=2 --dist=loadfile --no-loadscope-reorder -k dice -x"
+    )
 
 
 @pytest.mark.parametrize("tool", ["ruff", "shellcheck", "clang_format"])
