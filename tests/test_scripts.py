@@ -14,6 +14,7 @@ import pytest
 from src.config import vnet_cfg
 from src.model_description import describe, sha256_of
 
+PYTEST = "python -m pytest --timeout=600 --numprocesses=2 --dist=loadfile --no-loadscope-reorder"
 ROOT = Path(__file__).parents[1]
 
 # Records its call, prints, then sleeps or ends as the test's environment asks.
@@ -566,10 +567,7 @@ def test_run_tests(checkout, script):
     (installed,) = [call for call in calls if " -m pip install " in call]
     for kind in ("", "-onnx", "-dev"):
         assert f"--requirement {checkout.root}/requirements{kind}.txt" in installed
-    assert (
-        calls[-1]
-        == "python -m pytest --timeout=600 --numprocesses=2 --dist=loadfile --no-loadscope-reorder"
-    )
+    assert calls[-1] == PYTEST
 
 
 def test_run_tests_passes_arguments_on(checkout):
