@@ -106,7 +106,9 @@ def _halved(weights, path):
         halved = {name: weight.asnumpy().astype(np.float16) for name, weight in weights.items()}
     for name, values in halved.items():
         if not np.isfinite(values).all():
-            raise DataError(f"{path}: {name} goes beyond float16's 65,504; share it in float32")
+            raise DataError(
+                f"{path}: {name} goes beyond float16's 65,504; share the checkpoint itself"
+            )
     return {name: ms.Tensor(values) for name, values in halved.items()}
 
 
