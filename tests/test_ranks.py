@@ -99,12 +99,13 @@ def test_all_that_is_trained_is_the_same_on_each_rank_bit_for_bit(ranks):
             for found in ranks
         )
         assert first.keys() == second.keys() and len(first) > 50
-        for key in first:  # batch norm's moving statistics among them, and the optimizer's state
+        # Batch norm's moving statistics, the optimizer's state, the weights' moving average too.
+        for key in first:
             np.testing.assert_array_equal(first[key], second[key], err_msg=key)
 
 
 def test_batch_norms_statistics_are_the_mean_of_the_ranks(ranks, folder):
-    (path,) = (folder / "results" / "zoo").glob("vnet.*/ckpt/best.ckpt")
+    (path,) = (folder / "results" / "zoo").glob("vnet.*/ckpt/last.ckpt")
     saved = ms.load_checkpoint(str(path))
     own = [entries(found, "zoo own ") for found in ranks]
     differ = [name for name, value in own[0].items() if (value != own[1][name]).any()]
@@ -129,6 +130,18 @@ def test_two_ranks_do_what_one_does_with_their_batches_together(ranks, folder, m
         # Adam divides by the gradient's size, so rounding moves a step of a near-zero gradient.
         np.testing.assert_allclose(ranks[0][f"paper {name}"], value, rtol=1e-3, atol=2e-3)
     assert weights.values["global_step"] == ranks[0]["paper global_step"] == 4
+
+
+def test_what_is_kept_is_the_moving_average_that_every_rank_has(ranks, folder):
+    (path,) = (folder / "results" / "zoo").glob("vnet.*/ckpt/best.ckpt")
+    saved = ms.load_checkpoint(str(path))
+    average = entries(ranks[1], "zoo average ")
+    assert average.keys() == saved.keys()
+    for name, value in average.items():
+        np.testing.assert_array_equal(value, saved[name].asnumpy(), err_msg=name)
+    weights = entries(ranks[1], "zoo ")
+    differ = [name for name, value in average.items() if (value != weights[name]).any()]
+    assert len(differ) > 50, "an average that is the weights would hide a missing one"
 
 
 def test_a_resume_goes_on_as_if_never_stopped(ranks, folder):

@@ -11,7 +11,7 @@ import mindspore as ms
 import numpy as np
 from golden import seeded
 
-from src.callbacks import AverageStatistics
+from src.callbacks import AverageStatistics, WeightAverage
 from src.config import overridden, vnet_cfg
 from src.device import start_communication, start_device
 from src.loss import DiceLoss
@@ -20,7 +20,7 @@ from src.vnet import create_vnet
 
 SETTINGS = [
     *("width=2", "VolSize=16,16,16", "dstRes=2.5,2.5,2.5", "batch_size=1", "cache_dir=off"),
-    *("epochs=2", "warmup_step=2", "val_interval=2"),
+    *("epochs=2", "warmup_step=2", "val_interval=2", "ema_decay=0.5"),
 ]
 
 
@@ -87,6 +87,18 @@ def watch_statistics():
     return before
 
 
+def watch_averages():
+    """The weights' moving average on this rank, as it is after each epoch."""
+    after, average = {}, WeightAverage.on_train_epoch_end
+
+    def watched(self, run_context):
+        average(self, run_context)
+        after.update({mean.name: mean.asnumpy().copy() for mean, _ in self.pairs})
+
+    WeightAverage.on_train_epoch_end = watched
+    return after
+
+
 def main():
     folder = Path(sys.argv[1])
     os.chdir(folder)
@@ -115,7 +127,7 @@ def main():
         found |= {f"gradient {number} {name}": value for name, value in alone.items()}
     start_communication(2)
 
-    before = watch_statistics()
+    before, averages = watch_statistics(), watch_averages()
     for name, overrides in {"zoo": [], "paper": ["variant=paper", "lr=0.01"]}.items():
         weights = Weights()
         config = config_of(*overrides, f"dirResult=results/{name}")
@@ -123,7 +135,8 @@ def main():
         assert (run is None) != ranks.is_first
         found |= {f"{name} {key}": value for key, value in weights.values.items()}
         found |= {f"{name} own {key}": value for key, value in before.items()}
-        before.clear()
+        found |= {f"{name} average {key}": value for key, value in averages.items()}
+        before.clear(), averages.clear()
 
     config = config_of("dirResult=results/resumed")
     try:
@@ -133,6 +146,7 @@ def main():
     weights = Weights()
     train(config, "CPU", "data", "train.csv", "val.csv", run, [weights], ranks)
     found |= {f"resumed {key}": value for key, value in weights.values.items()}
+    found |= {f"resumed average {key}": value for key, value in averages.items()}
     np.savez(folder / f"rank_{ranks.rank}.npz", **found)
 
 
