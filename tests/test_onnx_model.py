@@ -20,13 +20,14 @@ def own_folder(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize(
-    ("width", "shape"),
+    ("width", "shape", "tolerance"),
     [
-        (2, (2, 1, 16, 32, 48)),
-        pytest.param(16, (1, 1, 128, 128, 64), marks=pytest.mark.full),
+        (2, (2, 1, 16, 32, 48), 1e-5),
+        # The worst of a million voxels; instance norm's means over as many round a little more.
+        pytest.param(16, (1, 1, 128, 128, 64), 3e-5, marks=pytest.mark.full),
     ],
 )
-def test_onnxruntime_computes_what_mindspore_computes(variant, width, shape, tmp_path):
+def test_onnxruntime_computes_what_mindspore_computes(variant, width, shape, tolerance, tmp_path):
     network, path = seeded_vnet(variant, width), tmp_path / "vnet.onnx"
     volume = np.random.default_rng(1).normal(size=shape).astype(np.float32)
     expected = network(ms.Tensor(volume)).asnumpy()
@@ -34,7 +35,7 @@ def test_onnxruntime_computes_what_mindspore_computes(variant, width, shape, tmp
     found = run_onnx(path, volume)
     assert found.shape == expected.shape and found.dtype == np.float32
     assert expected.std() > 0.01, "a flat answer would hide a fault"
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance)
 
     model = onnx.load(path)
     onnx.checker.check_model(model, full_check=True)
