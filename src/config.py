@@ -30,6 +30,7 @@ vnet_cfg = EasyDict(
         "momentum": 0.99,  # of optimizer 'momentum'
         "warmup_step": 120,
         "warmup_ratio": 0.3,
+        "intensity": "rescale",  # of the image to 0..1; or equalize: its histogram
         # Ours: network.
         "variant": "zoo",
         "width": 16,  # channels of the first stage
@@ -69,6 +70,7 @@ vnet_cfg = EasyDict(
     }
 )
 CHOICES = {
+    "intensity": ("rescale", "equalize"),
     "variant": tuple(VARIANTS),
     "optimizer": ("adam", "momentum"),
     "loss": tuple(LOSSES),
@@ -140,7 +142,8 @@ FIXED_BY_WEIGHTS = ("variant", "width")
 # What a resumed run must not change: its later steps would not be those of the run it continues.
 FIXED_BY_RUN = (
     *FIXED_BY_WEIGHTS,
-    *("VolSize", "dstRes", "normDir", "batch_size", "accumulate_steps", "sync_batch_norm"),
+    *("VolSize", "dstRes", "normDir", "intensity"),
+    *("batch_size", "accumulate_steps", "sync_batch_norm"),
     *("seed", "dropout", "optimizer", "loss", "ema_decay", *AUGMENT_KEYS),
 )
 GPU_LEARNING_RATE = 0.0005

@@ -18,11 +18,12 @@ from easydict import EasyDict
 
 from src.cli import run
 from src.config import keeping, overridden, vnet_cfg
+from src.data_manager import QUANTILES
 from src.errors import DataError, UsageError
 
 VERSION = 1  # of the description; raise it when its entries change their meaning
 # Keys of the configuration that come with the model.
-FIXED = ("variant", "width", "VolSize", "dstRes", "normDir")
+FIXED = ("variant", "width", "VolSize", "dstRes", "normDir", "intensity")
 CONFIGURATION = (*FIXED, "flip_average", "threshold")
 LITE_ENDING = "_lite"  # of the twin's name
 LITE = {"operators": "2-D", "mindir_version": 1}  # what MindSpore Lite 2.0 reads on every device
@@ -62,6 +63,12 @@ def describe(config: EasyDict, batch_size: int, files: dict[str, dict]) -> dict:
     """
     sides = list(config.VolSize)
     axes = "the patient's" if config.normDir else "the image's own"
+    unit_interval = {
+        "rescale": "rescale the intensities of the whole image to 0..1",
+        "equalize": "equalize the histogram of the whole image: an intensity becomes the share of "
+        f"voxels below it, linear between the image's {QUANTILES + 1} quantiles 0, 1/{QUANTILES} "
+        ".. 1 (of equal quantiles the first)",
+    }[config.intensity]
     return {
         "description_version": VERSION,
         "files": files,
@@ -77,7 +84,7 @@ def describe(config: EasyDict, batch_size: int, files: dict[str, dict]) -> dict:
             "meaning": "probability of the prostate, 0 to 1",
         },
         "preprocessing": [
-            "rescale the intensities of the whole image to 0..1",
+            unit_interval,
             f"resample linearly, with 0 beyond the border voxels' edges, to {sides} voxels of "
             f"{config.dstRes} mm (x, y, z) about the image's centre, along {axes} axes",
             "subtract the mean and divide by the standard deviation of the voxels above 0",

@@ -34,6 +34,7 @@ EFFECTS = {
     "dirResult": "test_training.py::test_a_run_leaves_what_the_readme_says",
     "dirPredictionImage": "test_evaluation.py::test_an_evaluation_leaves_masks_and_metrics",
     "normDir": "test_data_manager.py::test_network_grid_lies_about_the_images_centre",
+    "intensity": "test_data_manager.py::test_equal_shares_of_an_equalized_image_are_equally_bright",
     "dstRes": "test_data_manager.py::test_network_grid_lies_about_the_images_centre",
     "VolSize": "test_data_manager.py::test_network_grid_lies_about_the_images_centre",
     "accumulate_steps": "test_training.py::test_accumulated_batches_make_one_step",
@@ -197,6 +198,7 @@ def test_no_preset_and_an_unknown_one():
 
 
 WRONG = [
+    ("intensity=clip", "intensity is 'clip', expected one of rescale, equalize"),
     ("task=a/b", "task is a/b, expected letters, digits"),
     ("epochs", "--set epochs: expected key=value"),
     ("epochs=", "--set epochs=: expected a whole number"),

@@ -10,16 +10,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from scipy import ndimage
+from scipy import ndimage, stats
 
 from src import data_manager
 from src.data_manager import (
     SUFFIXES,
     Case,
     check_same_grid,
+    equalized,
     find_cases,
     image_to_network_grid,
     images_in,
+    intensity_on_network_grid,
     left_right_axis,
     load_training_volumes,
     mask_to_network_grid,
@@ -589,6 +591,45 @@ def test_z_score_does_not_depend_on_the_scanners_scale(gridded):
         np.testing.assert_allclose(image_to_network_grid(other, config), volume, atol=2e-2)
 
 
+def test_equal_shares_of_an_equalized_image_are_equally_bright(make_image, small_config):
+    """Against the ranks of the voxels, on a grid that is the image's own."""
+    values = np.random.default_rng(0).normal(300, 50, (16, 32, 48)).astype(np.float32)
+    values[4:8, 4:8, 4:8] *= 50  # a coil
+    image = make_image(values, (1, 1, 1))
+    config = small_config("VolSize=48,32,16", "dstRes=1,1,1", "intensity=equalize")
+    found = intensity_on_network_grid(image, config)
+    ranks = stats.rankdata(values).reshape(values.shape) / values.size
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, ranks.T, atol=1e-3)
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(image), values)  # the user's stays
+    config = small_config("VolSize=48,32,16", "dstRes=1,1,1")
+    assert np.median(intensity_on_network_grid(image, config)) < 0.05, "no coil, no use"
+
+
+def test_an_equalized_image_keeps_its_background_and_its_geometry(make_image, oblique):
+    values = np.zeros((8, 16, 16), np.float32)
+    values[:4] = np.arange(4 * 256).reshape(4, 16, 16) // 2 + 7  # half is background; pairs
+    image = make_image(values, (0.5, 0.6, 3), direction=oblique)
+    found = equalized(image)
+    assert [getattr(found, get)() for get in GEOMETRY] == [
+        getattr(image, get)() for get in GEOMETRY
+    ]
+    array = sitk.GetArrayFromImage(found)
+    assert not array[4:].any() and array.max() == 1
+    expected = np.searchsorted(values.ravel(), values[:4], sorter=values.argsort(None)) / 2048
+    np.testing.assert_allclose(array[:4], expected, atol=2e-3)
+    assert not sitk.GetArrayFromImage(equalized(make_image(np.full((4, 4, 4), 3.0)))).any()
+
+
+def test_equalizing_forgets_the_scanners_scale(make_image, small_config):
+    values = np.random.default_rng(0).gamma(2, 100, (16, 32, 48)).astype(np.float32)
+    config = small_config("VolSize=48,32,16", "dstRes=1,1,1", "intensity=equalize")
+    first, second = (
+        intensity_on_network_grid(make_image(array), config) for array in (values, values**2 - 500)
+    )
+    np.testing.assert_allclose(first, second, atol=2e-3)
+
+
 def test_mask_is_sampled_linearly_and_cut_at_one_half(gridded):
     image, config = gridded
     array = sitk.GetArrayFromImage(image).T > 2**14
@@ -740,7 +781,8 @@ def test_the_second_start_reads_no_image(cases, cached_config, small_config, mon
 
 
 @pytest.mark.parametrize(
-    "overrides", [["VolSize=16,32,16"], ["dstRes=2.5,2.5,2.6"], ["normDir=true"]]
+    "overrides",
+    [["VolSize=16,32,16"], ["dstRes=2.5,2.5,2.6"], ["normDir=true"], ["intensity=equalize"]],
 )
 def test_another_grid_misses_the_cache(cases, cached_config, small_config, reads, overrides):
     load_training_volumes(cases, cached_config())

@@ -23,7 +23,10 @@ from src.predictor import network_inputs
 
 SIDES = (32, 48, 16)
 # All that is known of a model whose training is far away.
-KNOWN = ("variant", "width", "VolSize", "dstRes", "normDir", "flip_average", "threshold")
+KNOWN = (
+    *("variant", "width", "VolSize", "dstRes", "normDir", "intensity"),
+    *("flip_average", "threshold"),
+)
 # Slices run to the left: the mirror image is that of array axis 2.
 SAGITTAL = np.array([[0, 0, 1], [1, 0, 0], [0, -1, 0]], float)
 

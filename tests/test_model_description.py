@@ -26,7 +26,10 @@ from src.predictor import segment_outputs
 
 PLAIN = {"operators": "3-D", "mindir_version": 3}
 LITE = {"operators": "2-D", "mindir_version": 1}
-KEYS = {"variant", "width", "VolSize", "dstRes", "normDir", "flip_average", "threshold"}
+KEYS = {
+    *("variant", "width", "VolSize", "dstRes", "normDir", "intensity"),
+    *("flip_average", "threshold"),
+}
 
 
 def config_of(*overrides):
@@ -91,6 +94,8 @@ def test_the_axes_are_those_of_the_array_in_memory():
         ([], ["the probability is above 0.5", "26 neighbours"], ["mirrored", "patient"]),
         (["threshold=0.35"], ["above 0.35"], ["above 0.5"]),
         (["normDir=true"], ["along the patient's axes"], ["own axes"]),
+        ([], ["rescale the intensities"], ["quantile"]),
+        (["intensity=equalize"], ["equalize the histogram", "1025 quantiles"], ["rescale"]),
         (["flip_average=true"], ["output for the input mirrored left-right"], []),
         (["VolSize=64,64,32", "dstRes=2,2,2"], ["[64, 64, 32] voxels of [2.0, 2.0, 2.0]"], ["1.2"]),
     ],
@@ -140,7 +145,12 @@ class Reader:
         self.own = (self.values.shape, self.spacing_mm, self.centre, self.axes)
 
     def preprocessed(self):
-        unit = (self.values - self.values.min()) / np.ptp(self.values)
+        if self.settings["intensity"] == "equalize":
+            quantiles = np.quantile(self.values, np.arange(1025) / 1024)
+            values, first = np.unique(quantiles, return_index=True)
+            unit = np.interp(self.values, values, first / 1024)
+        else:
+            unit = (self.values - self.values.min()) / np.ptp(self.values)
         volume = sampled(unit, indices_of(points_of(*self.grid), *self.own))
         bright = volume[volume > 0]
         return (volume - bright.mean()) / bright.std()
@@ -161,7 +171,7 @@ class Reader:
 GRIDS = [
     ("VolSize=16,32,16", "dstRes=1.25,0.7,2"),
     ("VolSize=16,16,16", "dstRes=3,3.05,3.6"),
-    ("VolSize=16,16,16", "dstRes=1,1,1.1", "normDir=true"),
+    ("VolSize=16,16,16", "dstRes=1,1,1.1", "normDir=true", "intensity=equalize"),
 ]
 
 
