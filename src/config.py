@@ -114,10 +114,11 @@ RULES = {
 PRESETS = {
     "accurate": {
         "variant": "instance",
-        "VolSize": [96, 96, 32],
-        "dstRes": [1.25, 1.25, 3.25],
+        "VolSize": [80, 80, 32],
+        "dstRes": [1.4, 1.4, 3.25],
+        "intensity": "equalize",
         "batch_size": 1,
-        "epochs": 300,
+        "epochs": 350,
         "dropout": 0.2,
         "loss": "dice_ce",
         "ema_decay": 0.9,
@@ -126,9 +127,7 @@ PRESETS = {
             [f"augment_{name}" for name in ("flip", "rotate", "scale", "shift", "deform")], 0.5
         ),
         **dict.fromkeys([f"augment_{name}" for name in ("gamma", "bias", "noise")], 0.3),
-        **dict.fromkeys(
-            [f"augment_{name}" for name in ("histogram", "blur", "low_resolution")], 0.2
-        ),
+        **dict.fromkeys([f"augment_{name}" for name in ("blur", "low_resolution")], 0.2),
     },
 }
 KINDS = {
