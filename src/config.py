@@ -118,7 +118,7 @@ PRESETS = {
         "dstRes": [1.4, 1.4, 3.25],
         "intensity": "equalize",
         "batch_size": 1,
-        "epochs": 350,
+        "epochs": 140,
         "dropout": 0.2,
         "loss": "dice_ce",
         "ema_decay": 0.9,
@@ -130,6 +130,7 @@ PRESETS = {
         **dict.fromkeys([f"augment_{name}" for name in ("blur", "low_resolution")], 0.2),
     },
 }
+PRESETS["compact"] = {**PRESETS["accurate"], "width": 8}
 KINDS = {
     bool: "true or false",
     int: "a whole number",

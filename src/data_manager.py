@@ -28,7 +28,10 @@ META_SUFFIXES = (".mhd", ".mha")  # MetaImage
 MASK_SUFFIX = "_segmentation"
 SAME_GRID_VOXELS = 0.05  # corners of an image and its mask may lie this far apart
 LEAST_SHARE_ON_GRID = 0.95  # of the prostate; less is said
-QUANTILES = 1024  # of an image, between which its histogram is equalized
+# Of `equalized`: what is added before the logarithm, the Gaussian's size, steps of the histogram.
+DARKEST = 0.01
+FIELD_SIGMA_MM = 20.0
+QUANTILES = 1024
 CACHE_VERSION = 2  # raise it when a preprocessed case would come out differently
 
 
@@ -367,21 +370,30 @@ def intensity_on_network_grid(image: sitk.Image, config: EasyDict) -> np.ndarray
 
 
 def equalized(image: sitk.Image) -> sitk.Image:
-    """The image with its histogram equalized: an intensity becomes the share of voxels below it.
+    """The image without its coil's field, and with its histogram equalized.
 
-    Linear between quantiles. Tissue beside an endorectal coil is up to ten times as bright as the
-    rest of the image, which a mere rescaling would squeeze into the dark end of 0..1.
+    The logarithm of the intensities less its Gaussian mean is a ratio to the surroundings; each
+    voxel becomes the share of voxels with a lower ratio, linear between quantiles. Tissue beside
+    an endorectal coil is up to ten times as bright as the rest of an image, which a mere rescaling
+    would squeeze into the dark end of 0..1.
 
     Args:
         image: float32, from `read_image`.
 
     Returns:
-        float32 in 0..1, the darkest voxels 0; all 0 for an image of one value.
+        float32 in 0..1; the image's darkest voxels, as of padding, are 0 and counted nowhere.
     """
-    array = sitk.GetArrayViewFromImage(image)
-    shares = np.linspace(0, 1, QUANTILES + 1)
-    values, first = np.unique(np.quantile(array, shares), return_index=True)
-    equal = sitk.GetImageFromArray(np.interp(array, values, shares[first]).astype(np.float32))
+    unit = sitk.RescaleIntensity(image, 0.0, 1.0)
+    bright = sitk.GetArrayViewFromImage(unit) > 0
+    logarithm = sitk.Log(unit + DARKEST)
+    padded = sitk.ZeroFluxNeumannPad(logarithm, [4] * 3, [4] * 3)  # the filter wants four voxels
+    mean = sitk.Crop(sitk.SmoothingRecursiveGaussian(padded, FIELD_SIGMA_MM), [4] * 3, [4] * 3)
+    ratio = sitk.GetArrayFromImage(logarithm - mean)
+    if bright.any():
+        shares = np.linspace(0, 1, QUANTILES + 1)
+        values, first = np.unique(np.quantile(ratio[bright], shares), return_index=True)
+        ratio = np.interp(ratio, values, shares[first])
+    equal = sitk.GetImageFromArray(np.where(bright, ratio, 0).astype(np.float32))
     equal.CopyInformation(image)
     return equal
 

@@ -18,7 +18,7 @@ from easydict import EasyDict
 
 from src.cli import run
 from src.config import keeping, overridden, vnet_cfg
-from src.data_manager import QUANTILES
+from src.data_manager import DARKEST, FIELD_SIGMA_MM, QUANTILES
 from src.errors import DataError, UsageError
 
 VERSION = 1  # of the description; raise it when its entries change their meaning
@@ -63,12 +63,17 @@ def describe(config: EasyDict, batch_size: int, files: dict[str, dict]) -> dict:
     """
     sides = list(config.VolSize)
     axes = "the patient's" if config.normDir else "the image's own"
-    unit_interval = {
-        "rescale": "rescale the intensities of the whole image to 0..1",
-        "equalize": "equalize the histogram of the whole image: an intensity becomes the share of "
-        f"voxels below it, linear between the image's {QUANTILES + 1} quantiles 0, 1/{QUANTILES} "
-        ".. 1 (of equal quantiles the first)",
-    }[config.intensity]
+    unit_interval = [
+        "rescale the intensities of the whole image to 0..1",
+        *[
+            f"take the logarithm of {DARKEST} more, subtract its mean under a Gaussian of "
+            f"{FIELD_SIGMA_MM:g} mm (standard deviation; border voxels go on beyond the image)",
+            "replace each by the share of the image's voxels below it, linear between the "
+            f"{QUANTILES + 1} quantiles 0, 1/{QUANTILES} .. 1; voxels that were 0 are not counted "
+            "and 0 again",
+        ]
+        * (config.intensity == "equalize"),
+    ]
     return {
         "description_version": VERSION,
         "files": files,
@@ -84,7 +89,7 @@ def describe(config: EasyDict, batch_size: int, files: dict[str, dict]) -> dict:
             "meaning": "probability of the prostate, 0 to 1",
         },
         "preprocessing": [
-            unit_interval,
+            *unit_interval,
             f"resample linearly, with 0 beyond the border voxels' edges, to {sides} voxels of "
             f"{config.dstRes} mm (x, y, z) about the image's centre, along {axes} axes",
             "subtract the mean and divide by the standard deviation of the voxels above 0",
