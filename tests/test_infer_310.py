@@ -80,7 +80,9 @@ def stand_in_program(inputs, outputs, network=sloping):
 # Volumes for the program ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", [(), ("normDir=true",), ("flip_average=true",)])
+@pytest.mark.parametrize(
+    "options", [(), ("normDir=true",), ("flip_average=true",), ("intensity=equalize",)]
+)
 def test_a_file_is_exactly_the_networks_input(tmp_path, cases, config, options, capsys):
     config, folder = config(*options), tmp_path / "new" / "bin"
     write_inputs(cases, config, folder)
