@@ -30,7 +30,8 @@ vnet_cfg = EasyDict(
         "momentum": 0.99,  # of optimizer 'momentum'
         "warmup_step": 120,
         "warmup_ratio": 0.3,
-        "intensity": "rescale",  # of the image to 0..1; or equalize: its histogram
+        # Ours: image.
+        "intensity": "rescale",  # darkest to brightest; or equalize: no coil's field, by histogram
         # Ours: network.
         "variant": "zoo",
         "width": 16,  # channels of the first stage
@@ -138,11 +139,11 @@ KINDS = {
     list: "numbers with commas",
 }
 CONFIG_NAME = "config.json"
-FIXED_BY_WEIGHTS = ("variant", "width")
+FIXED_BY_WEIGHTS = ("variant", "width", "intensity")
 # What a resumed run must not change: its later steps would not be those of the run it continues.
 FIXED_BY_RUN = (
     *FIXED_BY_WEIGHTS,
-    *("VolSize", "dstRes", "normDir", "intensity"),
+    *("VolSize", "dstRes", "normDir"),
     *("batch_size", "accumulate_steps", "sync_batch_norm"),
     *("seed", "dropout", "optimizer", "loss", "ema_decay", *AUGMENT_KEYS),
 )
@@ -285,7 +286,7 @@ def config_of_checkpoint(checkpoint_path: str | Path, overrides: list[str]) -> E
     A checkpoint without `config.json` (the zoo's own) gets the defaults, and a line says so.
 
     Raises:
-        UsageError: an override of what the weights fix (variant, width).
+        UsageError: an override of what the weights fix (variant, width, intensity).
     """
     path = config_path_of(checkpoint_path)
     if path is None:

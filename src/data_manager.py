@@ -28,11 +28,13 @@ META_SUFFIXES = (".mhd", ".mha")  # MetaImage
 MASK_SUFFIX = "_segmentation"
 SAME_GRID_VOXELS = 0.05  # corners of an image and its mask may lie this far apart
 LEAST_SHARE_ON_GRID = 0.95  # of the prostate; less is said
-# Of `equalized`: what is added before the logarithm, the Gaussian's size, steps of the histogram.
-DARKEST = 0.01
+# Of `equalized`: what keeps the logarithm finite, the Gaussian's size, the least share of it that
+# must lie on tissue, steps of the histogram.
+LOG_OFFSET = 0.01
 FIELD_SIGMA_MM = 20.0
-QUANTILES = 1024
-CACHE_VERSION = 2  # raise it when a preprocessed case would come out differently
+SMALLEST_WEIGHT = 1e-4
+HISTOGRAM_STEPS = 1024
+CACHE_VERSION = 3  # raise it when a preprocessed case would come out differently
 
 
 @dataclass(frozen=True)
@@ -381,21 +383,35 @@ def equalized(image: sitk.Image) -> sitk.Image:
         image: float32, from `read_image`.
 
     Returns:
-        float32 in 0..1; the image's darkest voxels, as of padding, are 0 and counted nowhere.
+        float32 in 0..1. The image's darkest voxels, as of padding, are 0; neither the means nor the
+        shares count them.
     """
+    intensity = sitk.GetArrayViewFromImage(image)
+    tissue = intensity > intensity.min()
     unit = sitk.RescaleIntensity(image, 0.0, 1.0)
-    bright = sitk.GetArrayViewFromImage(unit) > 0
-    logarithm = sitk.Log(unit + DARKEST)
-    padded = sitk.ZeroFluxNeumannPad(logarithm, [4] * 3, [4] * 3)  # the filter wants four voxels
-    mean = sitk.Crop(sitk.SmoothingRecursiveGaussian(padded, FIELD_SIGMA_MM), [4] * 3, [4] * 3)
-    ratio = sitk.GetArrayFromImage(logarithm - mean)
-    if bright.any():
-        shares = np.linspace(0, 1, QUANTILES + 1)
-        values, first = np.unique(np.quantile(ratio[bright], shares), return_index=True)
-        ratio = np.interp(ratio, values, shares[first])
-    equal = sitk.GetImageFromArray(np.where(bright, ratio, 0).astype(np.float32))
+    logarithm = np.log(sitk.GetArrayFromImage(unit) + np.float32(LOG_OFFSET))
+    logarithm[~tissue] = 0
+    weight = np.maximum(_gaussian_mean(tissue, image.GetSpacing()), SMALLEST_WEIGHT)
+    ratio = (logarithm - _gaussian_mean(logarithm, image.GetSpacing()) / weight)[tissue]
+    equal = np.zeros_like(logarithm)
+    if ratio.size:
+        shares = np.linspace(0, 1, HISTOGRAM_STEPS + 1)
+        values, first = np.unique(np.quantile(ratio, shares), return_index=True)
+        equal[tissue] = np.interp(ratio, values, shares[first])
+    equal = sitk.GetImageFromArray(equal)
     equal.CopyInformation(image)
     return equal
+
+
+def _gaussian_mean(array, spacing_mm):
+    """Under a Gaussian of `FIELD_SIGMA_MM`; border voxels go on beyond the array (Z, Y, X)."""
+    image = sitk.GetImageFromArray(array.astype(np.float32))
+    image.SetSpacing(spacing_mm)
+    border = [4, 4, 4]  # the filter wants four voxels
+    smooth = sitk.SmoothingRecursiveGaussian(
+        sitk.ZeroFluxNeumannPad(image, border, border), FIELD_SIGMA_MM
+    )
+    return sitk.GetArrayFromImage(sitk.Crop(smooth, border, border))
 
 
 def z_scored(intensity: np.ndarray) -> np.ndarray:

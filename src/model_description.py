@@ -18,7 +18,7 @@ from easydict import EasyDict
 
 from src.cli import run
 from src.config import keeping, overridden, vnet_cfg
-from src.data_manager import DARKEST, FIELD_SIGMA_MM, QUANTILES
+from src.data_manager import FIELD_SIGMA_MM, HISTOGRAM_STEPS, LOG_OFFSET
 from src.errors import DataError, UsageError
 
 VERSION = 1  # of the description; raise it when its entries change their meaning
@@ -66,11 +66,11 @@ def describe(config: EasyDict, batch_size: int, files: dict[str, dict]) -> dict:
     unit_interval = [
         "rescale the intensities of the whole image to 0..1",
         *[
-            f"take the logarithm of {DARKEST} more, subtract its mean under a Gaussian of "
-            f"{FIELD_SIGMA_MM:g} mm (standard deviation; border voxels go on beyond the image)",
-            "replace each by the share of the image's voxels below it, linear between the "
-            f"{QUANTILES + 1} quantiles 0, 1/{QUANTILES} .. 1; voxels that were 0 are not counted "
-            "and 0 again",
+            f"of the voxels above 0 take v = log(intensity + {LOG_OFFSET}), and subtract the mean "
+            f"of v over the voxels above 0, weighted with a Gaussian of {FIELD_SIGMA_MM:g} mm "
+            "(standard deviation; the image's border voxels go on beyond it)",
+            "replace each by the share of the voxels above 0 that have less, linear between their "
+            f"{HISTOGRAM_STEPS + 1} quantiles 0, 1/{HISTOGRAM_STEPS} .. 1; the others stay 0",
         ]
         * (config.intensity == "equalize"),
     ]
@@ -111,6 +111,7 @@ def _load(path, model_path):
         version = description["description_version"]
         if version != VERSION:
             raise ValueError(f"version {version}, expected {VERSION}")
+        description["configuration"].setdefault("intensity", "rescale")  # once the only way
         if set(description["configuration"]) != set(CONFIGURATION):
             raise ValueError(f"a configuration of {', '.join(description['configuration'])}")
         overridden({**vnet_cfg, **description["configuration"]}, [])

@@ -193,7 +193,7 @@ def test_a_resumed_run_keeps_its_own_settings(capsys):
 
 def test_no_preset_and_an_unknown_one():
     assert preset(None) == []
-    with pytest.raises(UsageError, match=r"--preset fast: expected one of accurate"):
+    with pytest.raises(UsageError, match=r"--preset fast: expected one of accurate, compact"):
         preset("fast")
 
 
@@ -407,13 +407,13 @@ def test_a_checkpoint_alone_gets_the_defaults_and_a_line(tmp_path, capsys):
     )
 
 
-@pytest.mark.parametrize("item", ["width=8", "variant=zoo"])
+@pytest.mark.parametrize("item", ["width=8", "variant=zoo", "intensity=equalize"])
 def test_what_the_weights_fix_cannot_be_overridden(run_folder, item):
     key, value = item.split("=")
     with pytest.raises(UsageError) as error:
         config_of_checkpoint(run_folder / "ckpt" / "best.ckpt", [item])
     message = str(error.value)
-    has = {"width": "width=4", "variant": "variant=paper"}[key]
+    has = {"width": "width=4", "variant": "variant=paper", "intensity": "intensity=rescale"}[key]
     assert message == f"--set {key}={value}: {run_folder / 'config.json'} has {has}; leave it out"
     same = config_of_checkpoint(run_folder / "ckpt" / "best.ckpt", ["width=4", "variant=paper"])
     assert same.width == 4

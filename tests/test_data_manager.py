@@ -620,7 +620,7 @@ def test_an_equalized_image_has_lost_its_coils_field(make_image):
 @pytest.mark.parametrize("shape", [(8, 16, 20), (1, 16, 20), (2, 3, 20)])
 def test_an_equalized_image_keeps_padding_and_geometry(make_image, oblique, shape):
     values = np.random.default_rng(0).uniform(7, 300, shape).astype(np.float32)
-    values[..., 10:] = 0
+    values[..., 10:] = -1
     image = make_image(values, (0.5, 0.6, 3), direction=oblique)
     found = equalized(image)
     for get in GEOMETRY:
@@ -629,6 +629,17 @@ def test_an_equalized_image_keeps_padding_and_geometry(make_image, oblique, shap
     assert not array[..., 10:].any() and array.max() == 1
     assert array[..., :10].mean() == pytest.approx(0.5, abs=0.01)  # shares of those alone
     np.testing.assert_array_equal(sitk.GetArrayFromImage(image), values)  # the user's stays
+
+
+@pytest.mark.parametrize("padding", [((0, 0), (0, 0), (9, 20)), ((1, 0), (0, 0), (0, 0))])
+def test_padding_hardly_changes_the_equalized_tissue(make_image, padding):
+    values = 100 + np.random.default_rng(0).gamma(9, 30, (12, 40, 40)).astype(np.float32)
+    spacing_mm = (1, 1, 3)
+    plain = equalized(make_image(values, spacing_mm))
+    padded = equalized(make_image(np.pad(values, padding), spacing_mm))
+    tissue = sitk.GetArrayFromImage(padded)[np.pad(values, padding) > 0]
+    difference = np.abs(tissue - sitk.GetArrayFromImage(plain).ravel())
+    assert difference.mean() < 0.01
 
 
 def test_equalizing_forgets_the_scanners_scale(make_image):

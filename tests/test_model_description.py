@@ -147,12 +147,13 @@ class Reader:
     def preprocessed(self):
         unit = (self.values - self.values.min()) / np.ptp(self.values)
         if self.settings["intensity"] == "equalize":
-            ratio = np.log(unit + 0.01)
-            ratio -= ndimage.gaussian_filter(ratio, 20 / np.array(self.spacing_mm), mode="nearest")
+            counted, size = unit > 0, 20 / np.array(self.spacing_mm)
+            ratio = np.where(counted, np.log(unit + 0.01), 0)
+            sums = ndimage.gaussian_filter(ratio, size, mode="nearest", truncate=6)
+            weights = ndimage.gaussian_filter(counted * 1.0, size, mode="nearest", truncate=6)
+            ratio = (ratio - sums / weights)[counted]
             shares = np.arange(1025) / 1024
-            unit = np.where(
-                unit > 0, np.interp(ratio, np.quantile(ratio[unit > 0], shares), shares), 0
-            )
+            unit[counted] = np.interp(ratio, np.quantile(ratio, shares), shares)
         volume = sampled(unit, indices_of(points_of(*self.grid), *self.own))
         bright = volume[volume > 0]
         return (volume - bright.mean()) / bright.std()
@@ -180,6 +181,7 @@ GRIDS = [
 @pytest.mark.parametrize("overrides", GRIDS)
 def test_who_follows_the_words_gets_the_networks_input(make_image, oblique, overrides):
     values = np.random.default_rng(0).integers(-50, 900, (18, 22, 24)).astype(np.float32)
+    values[..., :5] = values.min()  # padding
     image = make_image(values, (1.5, 1.6, 2), direction=oblique)
     config = config_of(*overrides)
     followed = Reader(image, describe(config, 1, {})).preprocessed()
@@ -260,6 +262,7 @@ def test_a_model_of_several_volumes_per_call_is_none_for_the_program(model, coun
         ("VolSize=32,32,32", "VolSize=[32, 48, 16]"),
         ("dstRes=1,1,1", "dstRes=[1.25, 1.0, 3.6]"),
         ("normDir=true", "normDir=False"),
+        ("intensity=equalize", "intensity=rescale"),
     ],
 )
 def test_what_the_model_fixes_cannot_be_overridden(model, item, has):
@@ -466,6 +469,7 @@ def test_a_twin_of_another_checkpoint_is_refused(tmp_path, model):
         ("VolSize=32,32,16", 1),
         ("dstRes=1.25,1,3.5", 1),
         ("normDir=true", 1),
+        ("intensity=equalize", 1),
         ("variant=paper", 1),
         ("flip_average=true", 1),
         ("threshold=0.4", 1),
