@@ -3,6 +3,7 @@
     python train.py --device_target CPU --data_path data --train_split_file_path split/train.csv \
         --val_split_file_path split/val.csv --set epochs=100 --set batch_size=2
     python train.py ... --preset accurate        with our recipe instead of the zoo's settings
+    python train.py ... --preset compact         with the same for a smaller network
     python train.py ... --resume                 goes on with the newest run
     python train.py ... --resume RUN_FOLDER      goes on with this one
 

@@ -37,7 +37,8 @@ def add_set_argument(parser: ArgumentParser) -> None:
 def add_preset_argument(parser: ArgumentParser) -> None:
     """`--preset NAME`; what --set says comes on top."""
     parser.add_argument(
-        "--preset", help="settings that serve together (src/config.py), e.g. --preset accurate"
+        "--preset",
+        help="settings that serve together: accurate, or its smaller twin compact (src/config.py)",
     )
 
 
