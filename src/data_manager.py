@@ -393,14 +393,14 @@ def equalized(image: sitk.Image) -> sitk.Image:
     logarithm[~tissue] = 0
     weight = np.maximum(_gaussian_mean(tissue, image.GetSpacing()), SMALLEST_WEIGHT)
     ratio = (logarithm - _gaussian_mean(logarithm, image.GetSpacing()) / weight)[tissue]
-    equal = np.zeros_like(logarithm)
+    equal = np.zeros_like(logarithm)  # (Z, Y, X)
     if ratio.size:
         shares = np.linspace(0, 1, HISTOGRAM_STEPS + 1)
         values, first = np.unique(np.quantile(ratio, shares), return_index=True)
         equal[tissue] = np.interp(ratio, values, shares[first])
-    equal = sitk.GetImageFromArray(equal)
-    equal.CopyInformation(image)
-    return equal
+    result = sitk.GetImageFromArray(equal)
+    result.CopyInformation(image)
+    return result
 
 
 def _gaussian_mean(array, spacing_mm):

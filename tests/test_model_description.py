@@ -275,6 +275,11 @@ def test_what_the_model_fixes_cannot_be_overridden(model, item, has):
     assert config_of_model(model, [same]) == config_of_model(model, [])
 
 
+def test_a_model_from_before_there_was_a_choice_has_rescaled_intensities(model):
+    change(model, lambda description: description["configuration"].pop("intensity"))
+    assert config_of_model(model, []).intensity == "rescale"
+
+
 DAMAGES = {
     "no JSON": lambda path: path.write_text("{"),
     "no text": lambda path: path.write_bytes(b"\xff\xfe\x00"),

@@ -20,14 +20,13 @@ def own_folder(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize(
-    ("width", "shape", "tolerance"),
+    ("width", "shape"),
     [
-        (2, (2, 1, 16, 32, 48), 1e-5),
-        # The worst of a million voxels; instance norm's means over as many round a little more.
-        pytest.param(16, (1, 1, 128, 128, 64), 3e-5, marks=pytest.mark.full),
+        (2, (2, 1, 16, 32, 48)),
+        pytest.param(16, (1, 1, 128, 128, 64), marks=pytest.mark.full),
     ],
 )
-def test_onnxruntime_computes_what_mindspore_computes(variant, width, shape, tolerance, tmp_path):
+def test_onnxruntime_computes_what_mindspore_computes(variant, width, shape, tmp_path):
     network, path = seeded_vnet(variant, width), tmp_path / "vnet.onnx"
     volume = np.random.default_rng(1).normal(size=shape).astype(np.float32)
     expected = network(ms.Tensor(volume)).asnumpy()
@@ -35,6 +34,8 @@ def test_onnxruntime_computes_what_mindspore_computes(variant, width, shape, tol
     found = run_onnx(path, volume)
     assert found.shape == expected.shape and found.dtype == np.float32
     assert expected.std() > 0.01, "a flat answer would hide a fault"
+    # Instance norm's means over a million voxels round differently; 1.4e-5 was seen.
+    tolerance = 2e-5 if (variant, width) == ("instance", 16) else 1e-5
     np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance)
 
     model = onnx.load(path)

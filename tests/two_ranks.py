@@ -136,7 +136,8 @@ def main():
         found |= {f"{name} {key}": value for key, value in weights.values.items()}
         found |= {f"{name} own {key}": value for key, value in before.items()}
         found |= {f"{name} average {key}": value for key, value in averages.items()}
-        before.clear(), averages.clear()
+        before.clear()
+        averages.clear()
 
     config = config_of("dirResult=results/resumed")
     try:
