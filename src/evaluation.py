@@ -11,6 +11,7 @@ import pandas as pd
 import SimpleITK as sitk
 from easydict import EasyDict
 from mindspore import nn
+from scipy import ndimage
 from tqdm import tqdm
 
 from src import output_folder
@@ -21,6 +22,7 @@ from src.data_manager import (
     MASK_SUFFIX,
     Case,
     images_in,
+    probability_to_case_grid,
     read_case,
     read_image,
     stem,
@@ -214,7 +216,7 @@ def predict(
                 "case": name,
                 "prostate_ml": round(volume_ml(mask), 3),
                 "mask": target.name,
-                "at_border": _at_border(mask),
+                "at_border": _at_border(mask, config),
             }
         )
     table = pd.DataFrame(rows).drop(columns="at_border")
@@ -231,10 +233,10 @@ def predict(
     return table
 
 
-def _at_border(mask: sitk.Image) -> bool:
-    """Whether a mask reaches one of the image's six faces."""
-    array = sitk.GetArrayViewFromImage(mask)
-    return any(array.take(end, axis).any() for axis in range(3) for end in (0, -1))
+def _at_border(mask: sitk.Image, config: EasyDict) -> bool:
+    """Whether a mask reaches a face of the image or of what the network saw of it."""
+    seen = xyz(probability_to_case_grid(np.ones(config.VolSize), mask, config)) > 0
+    return bool((xyz(mask) > 0)[~ndimage.binary_erosion(seen)].any())
 
 
 def _draw(

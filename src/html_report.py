@@ -75,7 +75,8 @@ def write_report(
     Args:
         path: of the HTML file.
         rows: of each case, of an evaluation {"case": id, **case_metrics(...)}, and of a prediction
-            {"case": id, "prostate_ml": volume, "at_border": whether the mask touches the border}.
+            {"case": id, "prostate_ml": volume, "at_border": whether the mask touches the border of
+            the image or of the network grid}.
         drawn: these cases in any order; may be a generator: of each only its pictures are kept.
         about: what the results come from, such as the checkpoint; under "configuration" a dict.
         history: of the training, as `src.report.plot_progress` takes it.
@@ -94,7 +95,7 @@ def findings(row: dict) -> list[str]:
         volume_ml, (least, most) = row["prostate_ml"], PLAUSIBLE_ML
         found = {
             "the mask is empty": volume_ml == 0,
-            "the mask touches the border of the image": row["at_border"],
+            "the mask touches the border of the image or of the network grid": row["at_border"],
             f"less than {least} ml": 0 < volume_ml < least,
             f"more than {most} ml": volume_ml > most,
         }
@@ -293,8 +294,9 @@ def _failures(worst_first, evaluated):
     else:
         least, most = PLAUSIBLE_ML
         rule = (
-            "Listed is a mask that is empty, touches the border of the image (the gland may go on "
-            f"beyond it), or holds less than {least} or more than {most} ml, as few glands do."
+            "Listed is a mask that is empty, touches the border of the image or of the network "
+            f"grid (the gland may go on beyond it), or holds less than {least} or more than {most} "
+            "ml, as few glands do."
         )
     shown = failed = [case for case in worst_first if case.failures]
     intro = ""

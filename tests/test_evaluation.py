@@ -384,8 +384,9 @@ def test_a_broken_image_among_good_ones_leaves_nothing_behind(
     assert not results.exists()
 
 
-def test_a_mask_at_the_border_of_its_image_is_reported(data, results, config, monkeypatch):
-    """On each of the six faces; a voxel away from all of them it is not."""
+@pytest.mark.parametrize("grid", [(), ("VolSize=16,32,32",), ("VolSize=32,32,16",)])
+def test_a_mask_at_the_border_is_reported(data, results, config, grid, monkeypatch):
+    """On each of the six faces of the image; away from all of them only that of a smaller grid."""
     marked = []
 
     def segmented(network, image, config):
@@ -400,10 +401,11 @@ def test_a_mask_at_the_border_of_its_image_is_reported(data, results, config, mo
 
     monkeypatch.setattr("src.evaluation.segment", segmented)
     images = {f"face{number}": data / "img" / "Case2.nrrd" for number in range(7)}
-    predict(None, images, config, {})
+    predict(None, images, overridden(config, list(grid)), {})
     page = (results / "report.html").read_text("utf-8")
     failures = page[page.index('id="failures"') : page.index('id="summary"')].split("<li>")[1:]
-    assert [item.split("</a>")[0].split(">")[1] for item in failures] == list(images)[:6]
+    listed = [item.split("</a>")[0].split(">")[1] for item in failures]
+    assert listed == list(images)[: 7 if grid else 6]
     assert all("touches the border" in item for item in failures)
 
 

@@ -320,7 +320,10 @@ EMPTY = {"empty": 1.0, "base_empty": 1.0, "apex_empty": 1.0}
             ["empty reference and prediction"],
         ),
         ({"prostate_ml": 40.0, "at_border": False}, []),
-        ({"prostate_ml": 40.0, "at_border": True}, ["the mask touches the border of the image"]),
+        (
+            {"prostate_ml": 40.0, "at_border": True},
+            ["the mask touches the border of the image or of the network grid"],
+        ),
         ({"prostate_ml": 0.0, "at_border": False}, ["the mask is empty"]),
         ({"prostate_ml": 9.9, "at_border": False}, ["less than 10 ml"]),
         ({"prostate_ml": 251.0, "at_border": False}, ["more than 250 ml"]),
