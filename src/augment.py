@@ -272,12 +272,15 @@ def with_bias(intensity: np.ndarray, control: np.ndarray) -> np.ndarray:
 
 
 def with_low_resolution(intensity: np.ndarray, axis: int, factor: float) -> np.ndarray:
-    """As if scanned `factor` times coarser along an axis: sampled there, interpolated linearly."""
+    """As if scanned `factor` times coarser along an axis: sampled there, interpolated linearly.
+
+    0 stays 0, or a halo outside the image would count as tissue.
+    """
     side = intensity.shape[axis]
     voxels, coarse = np.arange(side), np.linspace(0, side - 1, max(2, round(side / factor)))
     down, up = _interpolation(voxels, coarse), _interpolation(coarse, voxels)
     result = np.tensordot((up @ down).astype(np.float32), intensity, axes=(1, axis))
-    return np.ascontiguousarray(np.moveaxis(result, 0, axis))
+    return np.where(intensity > 0, np.moveaxis(result, 0, axis), 0)
 
 
 def _interpolation(places, targets):
@@ -286,8 +289,8 @@ def _interpolation(places, targets):
 
 
 def with_blur(intensity: np.ndarray, sigma: np.ndarray) -> np.ndarray:
-    """Gaussian blur with a standard deviation of (3,) voxels."""
-    return ndimage.gaussian_filter(intensity, sigma, truncate=3)
+    """Gaussian blur with a standard deviation of (3,) voxels; 0 stays 0, as in the above."""
+    return np.where(intensity > 0, ndimage.gaussian_filter(intensity, sigma, truncate=3), 0)
 
 
 def with_noise(intensity: np.ndarray, sigma: float, seed: int) -> np.ndarray:
