@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from src import checkpoint
 from src.atomic import write_files
+from src.data_manager import worker_count
 from src.dataset import TrainingSamples
 from src.errors import DataError
 from src.ranks import Ranks
@@ -153,7 +154,8 @@ class EpochLog(ms.Callback):
         if self.waited_s > WORTH_SAYING * elapsed_s and not parameters.get("dataset_sink_mode"):
             print(
                 f"epoch: {self.progress.epoch} the device waited {self.waited_s:.1f} s for data, "
-                f"{self.waited_s / elapsed_s:.0%} of the time: raise num_workers",
+                f"{self.waited_s / elapsed_s:.0%} of the time: raise num_workers "
+                f"({worker_count(self.samples.config)} threads now, at most one per core)",
                 flush=True,
             )
 

@@ -115,14 +115,17 @@ RULES = {
 PRESETS = {
     "accurate": {
         "variant": "instance",
+        "width": 8,
         "VolSize": [80, 80, 32],
         "dstRes": [1.4, 1.4, 3.25],
         "intensity": "equalize",
         "batch_size": 1,
-        "epochs": 140,
+        "epochs": 100,
+        "lr": 0.001,  # on a GPU too
         "dropout": 0.2,
         "loss": "dice_ce",
         "ema_decay": 0.9,
+        "threshold": 0.4,
         "flip_average": True,
         **dict.fromkeys(
             [f"augment_{name}" for name in ("flip", "rotate", "scale", "shift", "deform")], 0.5
@@ -131,7 +134,12 @@ PRESETS = {
         **dict.fromkeys([f"augment_{name}" for name in ("blur", "low_resolution")], 0.2),
     },
 }
-PRESETS["compact"] = {**PRESETS["accurate"], "width": 8}
+PRESETS["compact"] = {
+    **PRESETS["accurate"],
+    "width": 4,
+    "VolSize": [64, 64, 32],
+    "dstRes": [1.75, 1.75, 3.25],
+}
 KINDS = {
     bool: "true or false",
     int: "a whole number",

@@ -5,6 +5,7 @@ import re
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from src.config import (
@@ -180,6 +181,16 @@ def test_a_preset_sets_what_it_says_and_set_comes_on_top(name):
     config = training_config("CPU", preset(name))
     assert config == {**vnet_cfg, **PRESETS[name]}
     assert training_config("CPU", [*preset(name), "epochs=7"]) == {**config, "epochs": 7}
+    assert training_config("GPU", preset(name)) == config, "what was tried at one learning rate"
+
+
+def test_the_compact_preset_is_the_accurate_one_of_fewer_channels_and_voxels():
+    accurate, compact = (training_config("CPU", preset(name)) for name in ("accurate", "compact"))
+    differing = {key for key in accurate if accurate[key] != compact[key]}
+    assert differing == {"width", "VolSize", "dstRes"}
+    assert compact.width < accurate.width < vnet_cfg.width
+    sides_mm = [np.multiply(c.VolSize, c.dstRes) for c in (accurate, compact)]
+    np.testing.assert_allclose(*sides_mm)
 
 
 def test_a_resumed_run_keeps_its_own_settings(capsys):

@@ -11,7 +11,7 @@ import pytest
 import SimpleITK as sitk
 
 from src.checkpoint import save_weights
-from src.config import overridden, save_config, vnet_cfg
+from src.config import PRESETS, load_config, overridden, save_config, vnet_cfg
 from src.model_description import describe, sha256_of
 from src.vnet import create_vnet
 
@@ -243,6 +243,26 @@ def test_wrong_words_get_one_line(command, code, says, case_folder, monkeypatch,
     found, line = call(command, monkeypatch, capfd)
     assert (found, says in line) == (code, True), line
     assert sorted(case_folder.rglob("*")) == before
+
+
+def test_a_training_gets_what_its_preset_says(case_folder, monkeypatch):
+    """And --set on top; a resumed run keeps its own."""
+    given = []
+    monkeypatch.setattr("src.training.train", lambda config, *_, **__: given.append(config))
+    train = "train.py --device_target CPU --set epochs=7"
+    for words in ("--preset compact", "--preset compact --resume run"):
+        monkeypatch.setattr(sys, "argv", [*train.split(), *words.split()])
+        runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+    own = load_config(case_folder / "run" / "config.json")
+    assert given == [{**vnet_cfg, **PRESETS["compact"], "epochs": 7}, {**own, "epochs": 7}]
+
+
+def test_a_release_takes_set(case_folder, monkeypatch):
+    argv = ["release.py", "--ckpt_file", "run/best.ckpt", "--set", "threshold=0.3"]
+    monkeypatch.setattr(sys, "argv", argv)
+    runpy.run_path(str(ROOT / "release.py"), run_name="__main__")
+    own = load_config(case_folder / "run" / "config.json")
+    assert load_config(case_folder / "release" / "config.json") == {**own, "threshold": 0.3}
 
 
 def test_a_cut_checkpoint_is_refused_by_eval(case_folder, monkeypatch, capfd):

@@ -231,7 +231,8 @@ def test_the_log_says_when_the_device_waited_for_data(monkeypatch, capsys, wait_
     arguments = {"batch_num": 2, "cur_epoch_num": 1, "net_outputs": ms.Tensor(0.5)}
     arguments = EasyDict(arguments, train_network=nn.Cell())
     context = SimpleNamespace(original_args=lambda: arguments)
-    log = EpochLog(Progress(), [0.1] * 2, SimpleNamespace(steps=2), None)
+    samples = SimpleNamespace(steps=2, config=EasyDict(num_workers=1))
+    log = EpochLog(Progress(), [0.1] * 2, samples, None)
     log.on_train_epoch_begin(context)
     for wait, step_s in ((0.1, 5 - 0.1), (wait_s - 0.1, 5 - wait_s + 0.1)):
         clock.now_s += wait
@@ -240,7 +241,10 @@ def test_the_log_says_when_the_device_waited_for_data(monkeypatch, capsys, wait_
         log.on_train_step_end(context)
     log.on_train_epoch_end(context)
     lines = [line for line in capsys.readouterr().out.splitlines() if "waited" in line]
-    expected = "epoch: 1 the device waited 0.6 s for data, 6% of the time: raise num_workers"
+    expected = (
+        "epoch: 1 the device waited 0.6 s for data, 6% of the time: raise num_workers "
+        "(1 threads now, at most one per core)"
+    )
     assert lines == ([expected] if told else [])
 
 
