@@ -120,12 +120,12 @@ PRESETS = {
         "dstRes": [1.4, 1.4, 3.25],
         "intensity": "equalize",
         "batch_size": 1,
-        "epochs": 100,
+        "epochs": 400,
         "lr": 0.001,  # on a GPU too
         "dropout": 0.2,
         "loss": "dice_ce",
         "ema_decay": 0.9,
-        "threshold": 0.4,
+        "threshold": 0.45,
         "flip_average": True,
         **dict.fromkeys(
             [f"augment_{name}" for name in ("flip", "rotate", "scale", "shift", "deform")], 0.5
