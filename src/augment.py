@@ -289,7 +289,7 @@ def _interpolation(places, targets):
 
 
 def with_blur(intensity: np.ndarray, sigma: np.ndarray) -> np.ndarray:
-    """Gaussian blur with a standard deviation of (3,) voxels; 0 stays 0, as in the above."""
+    """Gaussian blur of a standard deviation of (3,) voxels; 0 stays 0 (see above)."""
     return np.where(intensity > 0, ndimage.gaussian_filter(intensity, sigma, truncate=3), 0)
 
 
