@@ -77,7 +77,8 @@ def test_the_310_path_ends_in_the_masks_of_eval(trained):
     printed = bash(folder / "cpp", "scripts/run_infer_310.sh", *words)
     python, cpp = folder / "results" / "prediction", folder / "cpp" / "results" / "prediction"
     tables = [pd.read_csv(path / "metrics.csv", index_col="case") for path in (python, cpp)]
-    pd.testing.assert_frame_equal(*tables, atol=5e-4, rtol=0)
+    # One in 10,000, as of the masks below: a voxel at the threshold may fall on either side.
+    pd.testing.assert_frame_equal(*tables, atol=5e-4, rtol=1e-4)
     lines = (folder / "eval.log").read_text().splitlines()
     for name in ("avg_dice: ", "avg_Hausdorff_distance: "):
         of_eval, of_cpp = (
