@@ -120,8 +120,8 @@ PRESETS = {
         "dstRes": [1.4, 1.4, 3.25],
         "intensity": "equalize",
         "batch_size": 1,
-        "epochs": 400,
-        "lr": 0.001,  # on a GPU too
+        "epochs": 500,
+        "lr": 0.002,  # on a GPU too
         "dropout": 0.2,
         "loss": "dice_ce",
         "ema_decay": 0.9,
