@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 import pytest
-from test_scripts import alive, executable, wait_until
+from test_scripts import alive, executable, heed_signals, wait_until
 
 ROOT = Path(__file__).parents[1]
 RANK = str(ROOT / "scripts" / "rank.py")
@@ -176,8 +176,7 @@ class Caller:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
-            # A shell's background job, such as this test run may be, ignores Ctrl-C.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            preexec_fn=heed_signals,
         )
 
     def run(self, script, *arguments, **variables):

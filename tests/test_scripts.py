@@ -51,6 +51,12 @@ def executable(path, text):
     return path
 
 
+def heed_signals():
+    """Undoes what a child inherits: a shell's background job ignores INT, one of nohup's HUP."""
+    for ignored in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(ignored, signal.SIG_DFL)
+
+
 def alive(pid):
     """Whether the process is still there and no zombie."""
     try:
@@ -101,6 +107,7 @@ class Caller:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            preexec_fn=heed_signals,
         )
 
     def run(self, script, *arguments, **variables):
