@@ -9,7 +9,13 @@ Masks, metrics.csv, metrics.json, overlays.png and report.html go to results/pre
 
 import argparse
 
-from src.cli import add_device_arguments, add_set_argument, run
+from src.cli import (
+    add_channel_argument,
+    add_device_arguments,
+    add_labels_argument,
+    add_set_argument,
+    run,
+)
 
 
 def main():
@@ -19,6 +25,8 @@ def main():
     parser.add_argument("--ckpt_path", required=True, help="checkpoint to evaluate")
     parser.add_argument("--data_path", default="./promise", help="folder with img/ and gt/")
     parser.add_argument("--eval_split_file_path", default="./split/eval.csv")
+    add_labels_argument(parser)
+    add_channel_argument(parser)
     add_set_argument(parser)
     args = parser.parse_args()
 

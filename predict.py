@@ -10,7 +10,7 @@ shows them.
 
 import argparse
 
-from src.cli import add_device_arguments, add_set_argument, run
+from src.cli import add_channel_argument, add_device_arguments, add_set_argument, run
 
 
 def main():
@@ -21,6 +21,7 @@ def main():
     parser.add_argument("--input", nargs="+", required=True, metavar="PATH")
     parser.add_argument("--output_path", help="default: dirPredictionImage of the configuration")
     parser.add_argument("--save_probability", action="store_true")
+    add_channel_argument(parser)
     add_set_argument(parser)
     args = parser.parse_args()
 

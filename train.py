@@ -14,7 +14,14 @@ All that comes of it lies in results/infer/vnet.TASK.DATE/ (src/config.py: dirRe
 
 import argparse
 
-from src.cli import add_device_arguments, add_preset_argument, add_set_argument, run
+from src.cli import (
+    add_channel_argument,
+    add_device_arguments,
+    add_labels_argument,
+    add_preset_argument,
+    add_set_argument,
+    run,
+)
 
 
 def main():
@@ -34,6 +41,8 @@ def main():
     parser.add_argument("--val_split_file_path", help="without it there is no validation")
     parser.add_argument("--resume", nargs="?", const="", metavar="RUN_FOLDER")
     add_preset_argument(parser)
+    add_labels_argument(parser)
+    add_channel_argument(parser)
     add_set_argument(parser)
     args = parser.parse_args()
 

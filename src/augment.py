@@ -12,7 +12,7 @@ import numpy as np
 from easydict import EasyDict
 from scipy import ndimage
 
-from src.data_manager import TrainingVolume
+from src.data_manager import LEFT_RIGHT_AXIS, TrainingVolume
 from src.metrics import bounding_box
 
 # In this order; each draws from a random stream of its own, so that switching one on or off leaves
@@ -50,7 +50,6 @@ def draw(
     epoch: int,
     case: int,
     case_count: int,
-    left_right_axis: int,
     repeat: int = 0,
 ) -> dict[str, Any]:
     """Chooses the transforms of one sample and their parameters.
@@ -60,7 +59,6 @@ def draw(
         epoch: from 0.
         case: its index among the training cases.
         case_count: how many there are; with one, nothing is matched to another's histogram.
-        left_right_axis: that a flip mirrors.
         repeat: how often the epoch has had this case before, to fill its last batch.
 
     Returns:
@@ -71,13 +69,13 @@ def draw(
     for stream, name in enumerate(TRANSFORMS):
         rng = np.random.default_rng((config.seed, STREAM, epoch, case, repeat, stream))
         if rng.random() < config[f"augment_{name}"]:
-            drawn[name] = _parameters(name, rng, case, case_count, left_right_axis)
+            drawn[name] = _parameters(name, rng, case, case_count)
     return {name: value for name, value in drawn.items() if value is not None}
 
 
-def _parameters(name, rng, case, case_count, left_right_axis):
+def _parameters(name, rng, case, case_count):
     if name == "flip":
-        return left_right_axis
+        return LEFT_RIGHT_AXIS
     if name == "rotate":
         return rng.uniform(-ROTATION_DEGREES, ROTATION_DEGREES, 3)
     if name == "scale":
@@ -144,7 +142,7 @@ def augmented(
     volumes: list[TrainingVolume], case: int, epoch: int, config: EasyDict, repeat: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
     """A case as it is trained on in an epoch: `apply` of what `draw` chose."""
-    drawn = draw(config, epoch, case, len(volumes), volumes[case].left_right_axis, repeat)
+    drawn = draw(config, epoch, case, len(volumes), repeat)
     return apply(drawn, volumes, case, config.dstRes)
 
 

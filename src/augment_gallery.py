@@ -15,13 +15,7 @@ from scipy import ndimage
 from src import augment
 from src.atomic import write_files
 from src.config import AUGMENT_KEYS, overridden, vnet_cfg
-from src.data_manager import (
-    TrainingVolume,
-    intensity_on_network_grid,
-    left_right_axis,
-    mask_to_network_grid,
-    network_grid,
-)
+from src.data_manager import TrainingVolume, intensity_on_network_grid, mask_to_network_grid
 from src.phantom import phantom_case
 from src.report import PREDICTION_COLOUR, REFERENCE_COLOUR
 
@@ -73,7 +67,7 @@ def _phantom_volume(config, index):
     return TrainingVolume(
         intensity_on_network_grid(sitk.Cast(image, sitk.sitkFloat32), config),
         mask_to_network_grid(mask, config),
-        left_right_axis(network_grid(image, config)),
+        "axial",
     )
 
 
@@ -91,10 +85,7 @@ def panels(volumes: list[TrainingVolume], config: EasyDict) -> list[Panel]:
         positions = augment.sampling_positions(shape, config.dstRes, **moves) if moves else None
         return Panel(name, words, *augment.apply(drawn, volumes, 0, config.dstRes), positions)
 
-    samples = [
-        augment.draw(config, epoch, 0, len(volumes), volumes[0].left_right_axis)
-        for epoch in range(SAMPLES)
-    ]
+    samples = [augment.draw(config, epoch, 0, len(volumes)) for epoch in range(SAMPLES)]
     strong = strong_parameters(samples[0], len(volumes))
     return [
         panel("original", "a phantom, on the network grid", {}),

@@ -23,7 +23,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import nn
 
-from src.errors import DataError
+from src.errors import DataError, reason_of
 from src.vnet import VARIANTS, VNet
 
 PREFIX = "checkpoint_vnet"
@@ -51,8 +51,7 @@ def _write(entries, path, extra=None):
     except (OSError, RuntimeError, ValueError) as error:
         for half_written in (path, path.with_suffix(MINDSPORE_TEMPORARY)):
             half_written.unlink(missing_ok=True)
-        reason = str(error).strip().splitlines()[-1]
-        raise DataError(f"{path}: cannot be written ({reason}); is the disk full?") from None
+        raise DataError(f"{path}: cannot be written ({reason_of(error, -1)})") from None
 
 
 def _sync_folder(folder):
@@ -210,9 +209,9 @@ def _read(path):
     try:
         entries = ms.load_checkpoint(str(path))
     except (ValueError, RuntimeError, TypeError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
         raise DataError(
-            f"{path}: not a whole MindSpore checkpoint ({reason}); copy it again or take another"
+            f"{path}: not a whole MindSpore checkpoint ({reason_of(error)}); copy it again or take "
+            "another"
         ) from None
     return entries
 

@@ -34,6 +34,30 @@ def add_set_argument(parser: ArgumentParser) -> None:
     )
 
 
+def add_labels_argument(parser: ArgumentParser) -> None:
+    """`--labels 1,2`, short for `--set labels=1,2`."""
+    _add_override(
+        parser, "labels", "1,2", "mask values that together are the prostate (default: 1)"
+    )
+
+
+def add_channel_argument(parser: ArgumentParser) -> None:
+    """`--channel 0`, short for `--set channel=0`."""
+    _add_override(parser, "channel", "N", "which volume of 4-D files is the T2 image, from 0")
+
+
+def _add_override(parser, key, metavar, words):
+    parser.add_argument(
+        f"--{key}",
+        action="append",
+        default=[],
+        type=lambda text: f"{key}={text}",
+        metavar=metavar,
+        dest="overrides",
+        help=words,
+    )
+
+
 def add_preset_argument(parser: ArgumentParser) -> None:
     """`--preset NAME`; what --set says comes on top."""
     parser.add_argument(
@@ -51,6 +75,8 @@ def add_model_arguments(parser: ArgumentParser) -> None:
         default="./vnet.mindir",
         help="exported model, whose .json beside it says how volumes are prepared",
     )
+    add_labels_argument(parser)
+    add_channel_argument(parser)
     add_set_argument(parser)
 
 

@@ -10,6 +10,7 @@ from easydict import EasyDict
 
 from src.atomic import write_files
 from src.errors import DataError, UsageError
+from src.images.orientation import PLANES
 from src.loss import LOSSES
 from src.vnet import SIDE_MULTIPLE, VARIANTS
 
@@ -21,8 +22,10 @@ vnet_cfg = EasyDict(
         "dirResult": "results/infer",  # runs are made here
         "dirPredictionImage": "results/prediction",  # masks and metrics are written here
         "normDir": False,  # align the network grid with the patient axes
-        "dstRes": [1.0, 1.0, 1.5],  # network grid: voxel size in mm, x, y, z
-        "VolSize": [128, 128, 64],  # network grid: voxels, x, y, z
+        # Network grid, whose axes x, y, z run to the patient's left, back, head: voxel size in mm,
+        # and voxels.
+        "dstRes": [1.0, 1.0, 1.5],
+        "VolSize": [128, 128, 64],
         "batch_size": 4,
         "epochs": 500,
         "lr": 0.001,  # on a GPU 0.0005, unless set
@@ -32,6 +35,10 @@ vnet_cfg = EasyDict(
         "warmup_ratio": 0.3,
         # Ours: image.
         "intensity": "rescale",  # darkest to brightest; or equalize: no coil's field, by histogram
+        "channel": -1,  # which volume of a 4-D file is the image, from 0; -1: files are 3-D
+        "labels": [],  # mask values that are the prostate; none: masks hold 0 and 1
+        # Plane of acquisition of the training's stacks; another's are listed. auto: of most cases.
+        "plane": "auto",
         # Ours: network.
         "variant": "zoo",
         "width": 16,  # channels of the first stage
@@ -72,6 +79,7 @@ vnet_cfg = EasyDict(
 )
 CHOICES = {
     "intensity": ("rescale", "equalize"),
+    "plane": ("auto", *PLANES),
     "variant": tuple(VARIANTS),
     "optimizer": ("adam", "momentum"),
     "loss": tuple(LOSSES),
@@ -86,6 +94,11 @@ RULES = {
     "VolSize": (
         lambda v: len(v) == 3 and all(s > 0 and s % SIDE_MULTIPLE == 0 for s in v),
         f"three multiples of {SIDE_MULTIPLE}, since V-Net halves each side four times",
+    ),
+    "channel": (lambda v: v >= -1, "at least -1"),
+    "labels": (
+        lambda v: len(set(v)) == len(v) and all(label > 0 for label in v),
+        "different whole numbers above 0",
     ),
     "dropout": (lambda v: 0 <= v < 1, "at least 0 and below 1"),
     "momentum": (lambda v: 0 <= v < 1, "at least 0 and below 1"),
@@ -164,13 +177,18 @@ def _parsed(key, text, default):
         if isinstance(default, bool):
             return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
         if isinstance(default, list):
-            kind = type(default[0])
-            return [kind(part) for part in text.strip("[]() ").split(",")]
+            parts = [part for part in text.strip("[]() ").split(",") if part or default]
+            return [_kind(default)(part) for part in parts]
         return type(default)(text)
     except (KeyError, ValueError):
         raise UsageError(
             f"--set {key}={text}: expected {KINDS[type(default)]}, such as {_as_text(default)}"
         ) from None
+
+
+def _kind(default):
+    """The type of the numbers of a list; those of an empty one are whole."""
+    return type(default[0]) if default else int
 
 
 def _as_text(value):
@@ -181,7 +199,7 @@ def _as_text(value):
 def _is_like(value, default):
     """Whether a value, such as one of a `config.json`, has the default's type."""
     if isinstance(default, list):
-        return isinstance(value, list) and all(_is_like(part, default[0]) for part in value)
+        return isinstance(value, list) and all(_is_like(part, _kind(default)()) for part in value)
     if isinstance(default, float):
         return type(value) in (int, float) and math.isfinite(value)
     return type(value) is type(default)

@@ -19,21 +19,19 @@ from src.atomic import write_files
 from src.checkpoint import load_weights
 from src.config import config_path_of
 from src.data_manager import (
-    MASK_SUFFIX,
     Case,
-    images_in,
+    channel_of,
     probability_to_case_grid,
     read_case,
-    read_image,
-    stem,
-    suffix_of,
-    write_volume,
     xyz,
 )
 from src.device import apply_precision
 from src.errors import DataError
 from src.fast_conv3d.network import accelerated
 from src.html_report import write_report
+from src.images.formats import MASK_SUFFIX, images_in, stem, suffix_of
+from src.images.reading import read_image
+from src.images.writing import write_volume
 from src.metrics import case_metrics, dice, volume_ml
 from src.predictor import segment
 from src.ranks import Ranks
@@ -71,7 +69,7 @@ def mean_dice(
     """
     scores = []
     for case in ranks.share(cases):
-        image, reference = read_case(case)
+        image, reference = read_case(case, config)
         mask, _ = segment(network, image, config)
         scores.append(dice(xyz(reference) > 0, xyz(mask) > 0))
     return float(np.mean(ranks.gather(scores, len(cases))))
@@ -86,23 +84,24 @@ def evaluate(
         return segment(network, image, config)[0]
 
     about = {**about, "configuration": dict(config)}
-    return evaluate_masks(segmented, cases, config.dirPredictionImage, about)
+    return evaluate_masks(segmented, cases, config, about)
 
 
 def evaluate_masks(
     segmented: Callable[[Case, sitk.Image], sitk.Image],
     cases: list[Case],
-    folder: str | Path,
+    config: EasyDict,
     about: dict,
 ) -> list[dict[str, str | float]]:
     """Compares the masks of cases with their references, and writes all of it.
 
-    `folder` gets NAME_test.mhd of each case, metrics.csv, metrics.json, overlays.png, report.html.
+    `dirPredictionImage` gets NAME_test.mhd of each case, metrics.csv, metrics.json, overlays.png,
+    report.html.
 
     Args:
         segmented: returns the mask of a case, given also its image.
         cases: with reference masks.
-        folder: created if absent.
+        config: `dirPredictionImage`, `labels`, `channel`.
         about: what else metrics.json and the report should say. The training curves are drawn of
             the run that a "checkpoint" comes from.
 
@@ -112,16 +111,16 @@ def evaluate_masks(
     Raises:
         DataError: a file is at fault, or the folder holds other people's files of these names.
     """
-    folder = Path(folder)
+    folder = Path(config.dirPredictionImage)
     for case in cases:
-        read_case(case)  # a broken file stops the evaluation before anything is written
+        read_case(case, config)  # a broken file stops the evaluation before anything is written
     masks = [f"{case.case_id}_test.mhd" for case in cases]
     voxels = [f"{case.case_id}_test.zraw" for case in cases]
     output_folder.claim(folder, [*masks, *voxels, *EVALUATION_FILES])
     print(f"evaluating {len(cases)} cases", flush=True)
     rows = []
     for case, name in zip(cases, masks, strict=True):
-        image, reference = read_case(case)
+        image, reference = read_case(case, config)
         mask = segmented(case, image)
         write_volume(mask, folder / name)
         print(f"save predicted label for test '{case.case_id}'", flush=True)
@@ -130,7 +129,7 @@ def evaluate_masks(
 
     def drawn():
         for case, name in zip(cases, masks, strict=True):
-            image, reference = read_case(case)
+            image, reference = read_case(case, config)
             yield OverlayCase(case.case_id, image, sitk.ReadImage(str(folder / name)), reference)
 
     _draw(folder, rows, drawn, about)
@@ -198,7 +197,7 @@ def predict(
     """
     folder = Path(config.dirPredictionImage)
     for path in images.values():
-        read_image(path)
+        read_image(path, channel_of(config))
     suffixes = {name: suffix_of(path) or ".nii.gz" for name, path in images.items()}
     kinds = ("test", "probability") if save_probability else ("test",)
     names = [f"{name}_{kind}{suffixes[name]}" for name in images for kind in kinds]
@@ -206,7 +205,7 @@ def predict(
     output_folder.claim(folder, [*names, *voxels, *PREDICTION_FILES])
     rows = []
     for name, path in tqdm(images.items(), desc="predicting", disable=None):
-        mask, probability = segment(network, read_image(path), config)
+        mask, probability = segment(network, read_image(path, channel_of(config)), config)
         target = folder / f"{name}_test{suffixes[name]}"
         write_volume(mask, target)
         if save_probability:
@@ -225,7 +224,7 @@ def predict(
     def drawn():
         for row, path in zip(rows, images.values(), strict=True):
             mask = sitk.ReadImage(str(folder / row["mask"]))
-            yield OverlayCase(row["case"], read_image(path), mask)
+            yield OverlayCase(row["case"], read_image(path, channel_of(config)), mask)
 
     _draw(folder, rows, drawn, {**about, "configuration": dict(config)})
     print(table.to_string(index=False))

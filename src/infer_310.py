@@ -13,9 +13,10 @@ from easydict import EasyDict
 
 from src import output_folder
 from src.atomic import write_files
-from src.data_manager import Case, read_image
+from src.data_manager import Case, channel_of
 from src.errors import DataError
 from src.evaluation import evaluate_masks
+from src.images.reading import read_image
 from src.model_description import CONFIGURATION
 from src.predictor import network_inputs, segment_outputs
 
@@ -41,7 +42,7 @@ def write_inputs(cases: list[Case], config: EasyDict, folder: str | Path = INPUT
     """
     folder = Path(folder)
     for case in cases:
-        read_image(case.image_path)
+        read_image(case.image_path, channel_of(config))
     names = [f"{name}.bin" for case in cases for name in _names(case, config)]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
@@ -56,7 +57,7 @@ def write_inputs(cases: list[Case], config: EasyDict, folder: str | Path = INPUT
     output_folder.claim(folder, names)
     output_folder.remove(folder, others)
     for case in cases:
-        volumes = network_inputs(read_image(case.image_path), config)
+        volumes = network_inputs(read_image(case.image_path, channel_of(config)), config)
         for name, volume in zip(_names(case, config), volumes, strict=True):
             write_files({folder / f"{name}.bin": np.ascontiguousarray(volume, "<f4").tobytes()})
     print(f"{folder}: {len(names)} volume(s) of {config.VolSize} voxels, of {len(cases)} case(s)")
@@ -84,7 +85,7 @@ def evaluate_outputs(
         return segment_outputs(answers(case), image, config)[0]
 
     about = {**about, "configuration": {key: config[key] for key in CONFIGURATION}}
-    return evaluate_masks(segmented, cases, config.dirPredictionImage, about)
+    return evaluate_masks(segmented, cases, config, about)
 
 
 def _read_answers(case, config, folder):

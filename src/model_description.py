@@ -24,7 +24,8 @@ from src.errors import DataError, UsageError
 VERSION = 1  # of the description; raise it when its entries change their meaning
 # Keys of the configuration that come with the model.
 FIXED = ("variant", "width", "VolSize", "dstRes", "normDir", "intensity")
-CONFIGURATION = (*FIXED, "flip_average", "threshold")
+ADDED = ("intensity", "plane", "labels", "channel")  # older descriptions have the defaults of these
+CONFIGURATION = tuple(dict.fromkeys((*FIXED, *ADDED, "flip_average", "threshold")))
 LITE_ENDING = "_lite"  # of the twin's name
 LITE = {"operators": "2-D", "mindir_version": 1}  # what MindSpore Lite 2.0 reads on every device
 
@@ -62,7 +63,11 @@ def describe(config: EasyDict, batch_size: int, files: dict[str, dict]) -> dict:
             checkpoint (`sha256`, `checkpoint_sha256`).
     """
     sides = list(config.VolSize)
-    axes = "the patient's" if config.normDir else "the image's own"
+    axes = (
+        "the patient's"
+        if config.normDir
+        else "the image's, in whichever order and direction comes nearest to the patient's"
+    )
     unit_interval = [
         "rescale the intensities of the whole image to 0..1",
         *[
@@ -91,11 +96,13 @@ def describe(config: EasyDict, batch_size: int, files: dict[str, dict]) -> dict:
         "preprocessing": [
             *unit_interval,
             f"resample linearly, with 0 beyond the border voxels' edges, to {sides} voxels of "
-            f"{config.dstRes} mm (x, y, z) about the image's centre, along {axes} axes",
+            f"{config.dstRes} mm (x, y, z) about the image's centre, along {axes} axes: x to the "
+            "left, y to the back, z to the head",
             "subtract the mean and divide by the standard deviation of the voxels above 0",
         ],
         "postprocessing": [
-            *["average with the output for the input mirrored left-right"] * config.flip_average,
+            *["average with the output for the input mirrored left-right, along X"]
+            * config.flip_average,
             "resample linearly, with 0 beyond the border voxels' edges, to the image's own voxels",
             f"the prostate is where the probability is above {config.threshold}",
             "keep its largest component (26 neighbours)",
@@ -111,7 +118,8 @@ def _load(path, model_path):
         version = description["description_version"]
         if version != VERSION:
             raise ValueError(f"version {version}, expected {VERSION}")
-        description["configuration"].setdefault("intensity", "rescale")  # once the only way
+        defaults = {key: vnet_cfg[key] for key in ADDED}
+        description["configuration"] = defaults | description["configuration"]
         if set(description["configuration"]) != set(CONFIGURATION):
             raise ValueError(f"a configuration of {', '.join(description['configuration'])}")
         overridden({**vnet_cfg, **description["configuration"]}, [])

@@ -13,7 +13,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import nn
 
-from src.errors import DataError
+from src.errors import DataError, reason_of
 from src.vnet import VNet
 
 INPUT, OUTPUT = "volume", "foreground_probability"
@@ -54,10 +54,9 @@ def export_onnx(network: VNet, shape: tuple[int, int, int, int, int], path: Path
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        reason = str(error).strip().splitlines()[0]
         raise DataError(
-            f"{path.name}: not written, no valid ONNX ({reason}); report this, with MindSpore "
-            f"{ms.__version__} and onnx {onnx.__version__}"
+            f"{path.name}: not written, no valid ONNX ({reason_of(error)}); report this, with "
+            f"MindSpore {ms.__version__} and onnx {onnx.__version__}"
         ) from None
     onnx.save(model, path)
 

@@ -16,8 +16,8 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 from tqdm import tqdm
 
-from src.data_manager import write_volume
 from src.errors import DataError, UsageError
+from src.images.writing import write_volume
 
 # Mean T2 signal (urine is 1), amplitude of the fine and of the coarse texture, depth of the septa.
 # Peripheral zone and fat, and transition zone, muscle and bowel wall overlap on purpose: no

@@ -8,18 +8,18 @@ from mindspore import nn
 from scipy import ndimage
 
 from src.data_manager import (
+    LEFT_RIGHT_AXIS,
     image_to_network_grid,
-    left_right_axis,
-    network_grid,
     probability_to_case_grid,
 )
+from src.images.orientation import in_patient_order
 
 
 def network_inputs(image: sitk.Image, config: EasyDict) -> list[np.ndarray]:
     """What the network is asked about one image.
 
     Args:
-        image: float32, from `src.data_manager.read_image`.
+        image: 3-D scalar, of any voxel type.
         config: network grid, `flip_average`.
 
     Returns:
@@ -28,7 +28,7 @@ def network_inputs(image: sitk.Image, config: EasyDict) -> list[np.ndarray]:
     volume = image_to_network_grid(image, config)
     if not config.flip_average:
         return [volume]
-    return [volume, np.flip(volume, left_right_axis(network_grid(image, config)))]
+    return [volume, np.flip(volume, LEFT_RIGHT_AXIS)]
 
 
 def foreground_probability(network: nn.Cell, volume: np.ndarray) -> np.ndarray:
@@ -40,16 +40,20 @@ def foreground_probability(network: nn.Cell, volume: np.ndarray) -> np.ndarray:
 
     Returns:
         (X, Y, Z) float32 in 0..1.
+
+    Raises:
+        ValueError: not three axes.
     """
+    if np.ndim(volume) != 3:
+        raise ValueError(f"a volume of shape {np.shape(volume)}, expected (X, Y, Z)")
     batch = np.ascontiguousarray(volume[None, None], dtype=np.float32)
     return network(ms.Tensor(batch)).asnumpy()[0]
 
 
-def average_over_flip(outputs: list[np.ndarray], axis: int) -> np.ndarray:
-    """Mean of the answers to a volume and to its mirror image along `axis` (test-time
-    augmentation), each (X, Y, Z)."""
+def average_over_flip(outputs: list[np.ndarray]) -> np.ndarray:
+    """Mean of the outputs for a volume and for its left-right mirror image, each (X, Y, Z)."""
     straight, mirrored = outputs
-    return (straight + np.flip(mirrored, axis)) / 2
+    return (straight + np.flip(mirrored, LEFT_RIGHT_AXIS)) / 2
 
 
 def largest_component(mask: np.ndarray) -> np.ndarray:
@@ -68,14 +72,25 @@ def mask_of_probability(probability: sitk.Image, threshold: float = 0.5) -> sitk
     """The prostate where the probability is above the threshold, reduced to its largest component.
 
     Args:
-        probability: float32, on the case's own grid.
+        probability: floating point, on the case's own grid.
         threshold: 0..1.
 
     Returns:
         uint8, 0 and 1, with the same geometry.
+
+    Raises:
+        ValueError: an image of integers, which would be a mask or intensities.
     """
-    above = sitk.GetArrayViewFromImage(probability) > threshold
-    mask = sitk.GetImageFromArray(largest_component(above).astype(np.uint8))
+    if probability.GetPixelID() not in (sitk.sitkFloat32, sitk.sitkFloat64):
+        raise ValueError(f"a {probability.GetPixelIDTypeAsString()}, expected probabilities")
+    values = sitk.GetArrayFromImage(probability).T
+    above = values > threshold
+    foreground = np.zeros(above.shape, np.uint8)
+    # In the patient's order, so that of two components of one size the same is kept however stored.
+    in_patient_order(foreground, probability).T[...] = largest_component(
+        in_patient_order(above, probability).T
+    )
+    mask = sitk.GetImageFromArray(foreground.T)
     mask.CopyInformation(probability)
     return mask
 
@@ -92,10 +107,15 @@ def segment_outputs(
 
     Returns:
         Mask (uint8) and probability (float32), with the geometry of `image`.
+
+    Raises:
+        ValueError: not as many outputs as `network_inputs` has volumes, or of another shape.
     """
+    expected = 1 + config.flip_average
+    if len(outputs) != expected:
+        raise ValueError(f"{len(outputs)} outputs, expected {expected} with this flip_average")
     if config.flip_average:
-        axis = left_right_axis(network_grid(image, config))
-        outputs = [average_over_flip(outputs, axis)]
+        outputs = [average_over_flip(outputs)]
     probability = probability_to_case_grid(outputs[0], image, config)
     return mask_of_probability(probability, config.threshold), probability
 

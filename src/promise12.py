@@ -28,18 +28,10 @@ import pandas as pd
 import SimpleITK as sitk
 from tqdm import tqdm
 
-from src.data_manager import (
-    MASK_SUFFIX,
-    META_SUFFIXES,
-    SUFFIXES,
-    images_in,
-    meta_header,
-    read_image,
-    read_mask,
-    stem,
-    suffix_of,
-)
 from src.errors import DataError
+from src.images.formats import MASK_SUFFIX, META_SUFFIXES, SUFFIXES, images_in, stem, suffix_of
+from src.images.metaimage import meta_header
+from src.images.reading import read_image, read_mask
 from src.metrics import volume_ml
 
 RECORD_URL = "https://zenodo.org/records/8026660"

@@ -8,8 +8,9 @@ import re
 from pathlib import Path
 
 from src.atomic import write_files
-from src.data_manager import MASK_SUFFIX, SUFFIXES, Case, find_cases, images_in, stem
+from src.data_manager import Case, find_cases
 from src.errors import DataError, UsageError
+from src.images.formats import MASK_SUFFIX, SUFFIXES, images_in, stem
 
 # The evaluation cases of the MindSpore model zoo's V-Net, out of the challenge's 50 training cases.
 ZOO_CASES = tuple(f"Case{number:02d}" for number in range(50))

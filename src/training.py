@@ -1,6 +1,7 @@
 """A training, from the configuration to a run's folder."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -23,7 +24,13 @@ from src.callbacks import (
     WeightAverage,
 )
 from src.config import CONFIG_NAME, save_config
-from src.data_manager import load_training_volumes, read_case, worker_count
+from src.data_manager import (
+    Case,
+    TrainingVolume,
+    load_training_volumes,
+    read_case,
+    worker_count,
+)
 from src.dataset import TrainingSamples, create_dataset
 from src.device import apply_precision, uses_mixed_precision
 from src.errors import DataError, UsageError
@@ -176,6 +183,26 @@ def resumed(
     return progress
 
 
+def training_plane(config: EasyDict, cases: list[Case], volumes: list[TrainingVolume]) -> str:
+    """The plane in which the training's stacks were acquired; cases of another are named.
+
+    Args:
+        config: `plane`.
+        cases, volumes: of the training, in one order.
+
+    Returns:
+        `plane`, or where it is "auto" that of most cases, axial if none has one.
+    """
+    planes = Counter(volume.plane for volume in volumes if volume.plane)
+    plane = config.plane
+    if plane == "auto":
+        plane = max(planes, key=planes.get, default="axial")
+    for case, volume in zip(cases, volumes, strict=True):
+        if volume.plane not in ("", plane):
+            print(f"note: {case.image_path} is a {volume.plane} stack, the training's are {plane}")
+    return plane
+
+
 @contextmanager
 def opened_run(
     run_folder: str | Path | None,
@@ -272,8 +299,9 @@ def train(
     if device_target == "CPU":
         check_training_fits(config, network)
     for case in ranks.share(val_cases):
-        read_case(case)  # a broken file stops the run now, not after the first epochs
+        read_case(case, config)  # a broken file stops the run now, not after the first epochs
     volumes = load_training_volumes(cases, config)
+    config.plane = training_plane(config, cases, volumes)
     samples = TrainingSamples(volumes, config, network.dropout_channels, ranks.count)
     rates = learning_rates(
         config.lr, samples.steps * config.epochs, config.warmup_step, config.warmup_ratio

@@ -14,7 +14,7 @@ import eval as eval_entry
 import predict as predict_entry
 from src.checkpoint import save_weights
 from src.config import overridden, save_config, vnet_cfg
-from src.data_manager import find_cases, read_case, write_volume
+from src.data_manager import find_cases, read_case
 from src.errors import DataError
 from src.evaluation import (
     evaluate,
@@ -26,6 +26,7 @@ from src.evaluation import (
     training_history,
 )
 from src.fast_conv3d.network import FastVNet
+from src.images.writing import write_volume
 from src.output_folder import MANIFEST, claim
 from src.predictor import segment
 from src.vnet import VNet, create_vnet

@@ -13,9 +13,10 @@ import SimpleITK as sitk
 
 import postprocess
 import preprocess
-from src.data_manager import find_cases, read_image
+from src.data_manager import find_cases
 from src.errors import DataError
 from src.evaluation import evaluate
+from src.images.reading import read_image
 from src.infer_310 import INPUT_FOLDER, evaluate_outputs, write_inputs
 from src.model_description import describe, sha256_of
 from src.output_folder import MANIFEST

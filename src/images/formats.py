@@ -1,0 +1,51 @@
+"""File names of volumes: which formats there are, and which name means which case."""
+
+import os
+from pathlib import Path, PurePath
+
+from src.errors import DataError
+
+SUFFIXES = (".mhd", ".mha", ".nii.gz", ".nii", ".nrrd")
+META_SUFFIXES = (".mhd", ".mha")  # MetaImage
+NIFTI_SUFFIXES = (".nii.gz", ".nii")
+MASK_SUFFIX = "_segmentation"
+
+
+def suffix_of(path: str | PurePath) -> str | None:
+    """Which of `SUFFIXES` a file name ends with, None for any other."""
+    return next((suffix for suffix in SUFFIXES if Path(path).name.lower().endswith(suffix)), None)
+
+
+def stem(path: str | PurePath) -> str:
+    """The file's name without folder and image suffix: Case03 of img/Case03.nii.gz."""
+    name = Path(path).name
+    return name[: len(name) - len(suffix_of(name) or "")]
+
+
+def check_name(path: str | PurePath) -> None:
+    """Raises a DataError for a path that is not UTF-8 on the disk: ITK would end the process."""
+    try:
+        if os.fsencode(path) == str(path).encode():
+            return
+    except UnicodeEncodeError:
+        pass
+    shown = os.fsencode(path).decode("utf-8", "backslashreplace")
+    raise DataError(
+        f"{shown}: the name of this file or of a folder above it is not UTF-8; rename it, or where "
+        "the terminal is set to another encoding, start with LC_ALL=C.UTF-8 before the command"
+    )
+
+
+def images_in(folder: str | Path) -> dict[str, list[Path]]:
+    """Image files of a folder, `{stem: [paths]}`, sorted by name.
+
+    Raises:
+        DataError: no such folder.
+    """
+    if not Path(folder).is_dir():
+        raise DataError(f"{folder}: no such folder; expected the images there")
+    found = {}
+    for path in sorted(Path(folder).iterdir()):
+        if suffix_of(path) and not path.name.startswith("."):
+            found.setdefault(stem(path), []).append(path)
+    return found

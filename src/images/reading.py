@@ -1,0 +1,222 @@
+"""Volumes from files: images and reference masks, right or refused."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+from src.errors import DataError
+from src.images.dicom import is_dicom, read_dicom
+from src.images.formats import META_SUFFIXES, NIFTI_SUFFIXES, SUFFIXES, check_name, suffix_of
+from src.images.metaimage import check_metaimage, data_file
+from src.images.nifti import read_nifti
+from src.images.nrrd import check_nrrd
+from src.images.orientation import direction_matrix
+
+SAME_GRID_VOXELS = 0.05  # corners of an image and its mask may lie this far apart
+SQUARE_ANGLE_DEGREES = 0.3  # two axes of an image may be this far from perpendicular
+NEARLY = 1e-3  # a mask's values may lie this far from the labels
+SHOWN_LABELS = 12
+
+sitk.ProcessObject.SetGlobalWarningDisplay(False)  # ITK's words would stand between ours
+
+
+def read_volume(path: str | Path, channel: int | None = None, series: str = "") -> sitk.Image:
+    """A 3-D scalar image as it is stored: whole, finite, of a known geometry.
+
+    Args:
+        path: a file with one of `SUFFIXES`, or DICOM: a file, a folder, a .zip of a study.
+        channel: which volume of a 4-D file, from 0; None: 3-D files only.
+        series: which DICOM series, see `src.images.dicom.choose_series`.
+
+    Raises:
+        DataError: missing, unreadable, truncated, no 3-D scalar volume, NaN, sheared, or a header
+            that names voxels outside its folder.
+    """
+    path = Path(path)
+    check_name(path)
+    if not path.exists():
+        raise DataError(f"{path}: no such file")
+    if path.is_dir() or path.suffix.lower() == ".zip":
+        image = read_dicom(path, series)
+    elif suffix_of(path) in NIFTI_SUFFIXES:
+        image = read_nifti(path, channel)
+    elif suffix_of(path):
+        image = _read_with_simpleitk(path, channel)
+    elif is_dicom(path):
+        image = read_dicom(path, series)
+    else:
+        raise DataError(
+            f"{path}: not one of the image formats {', '.join(SUFFIXES)}, nor a DICOM file"
+        )
+    _check_geometry(image, path)
+    _check_finite(image, path)
+    return image
+
+
+def _read_with_simpleitk(path, channel):
+    data_file(path)  # refuses a header that names a file outside its folder before ITK follows it
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        with path.open("rb"):
+            reader.ReadImageInformation()
+    except PermissionError:
+        raise DataError(f"{path}: may not be read; check its permissions") from None
+    except RuntimeError:
+        raise DataError(
+            f"{path}: its header cannot be read as {suffix_of(path)}; get the file again"
+        ) from None
+    check = check_metaimage if suffix_of(path) in META_SUFFIXES else check_nrrd
+    check(path, reader)
+    try:
+        image = reader.Execute()
+    except RuntimeError:
+        raise DataError(
+            f"{path}: truncated, damaged, or of an impossible geometry; get the file again"
+        ) from None
+    return _one_channel(image, path, channel)
+
+
+def _one_channel(image, path, channel):
+    """A scalar volume of an image that may have several, as a fourth axis or as components."""
+    size, components = image.GetSize(), image.GetNumberOfComponentsPerPixel()
+    count = components if len(size) == 3 else int(np.prod(size[3:]))
+    if len(size) not in (3, 4) or 0 in size or min(count, components) != 1:
+        raise DataError(
+            f"{path}: size {size} with {components} component(s) per voxel, "
+            "expected a 3-D scalar volume"
+        )
+    if count == 1:
+        index = 0
+    elif channel is None:
+        raise DataError(
+            f"{path}: holds {count} volumes, expected one; say which, --channel 0 to {count - 1}"
+        )
+    elif 0 <= channel < count:
+        index = channel
+    else:
+        raise DataError(f"{path}: no channel {channel}, only 0 to {count - 1}")
+    if len(size) == 4:
+        return image[:, :, :, index]
+    return sitk.VectorIndexSelectionCast(image, index) if components > 1 else image
+
+
+def _check_geometry(image, path):
+    geometry = [*image.GetOrigin(), *image.GetSpacing(), *image.GetDirection()]
+    if not np.isfinite(geometry).all():
+        raise DataError(f"{path}: its geometry holds NaN or infinity; repair the header")
+    cosines = direction_matrix(image)
+    lengths = np.linalg.norm(cosines, axis=0)
+    products = (cosines.T @ cosines)[np.triu_indices(3, 1)]
+    tolerance = np.sin(np.radians(SQUARE_ANGLE_DEGREES))
+    if np.abs(lengths - 1).max() > tolerance or np.abs(products).max() > tolerance:
+        raise DataError(
+            f"{path}: its axes are not perpendicular unit vectors (directions "
+            f"{np.round(cosines.T, 4).tolist()}); resample it to a grid without shear"
+        )
+
+
+def _check_finite(image, path):
+    values = sitk.GetArrayViewFromImage(image)
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        count = int((~np.isfinite(values)).sum())
+        raise DataError(f"{path}: {count} voxels are NaN or infinite; repair or leave out the file")
+
+
+def read_image(path: str | Path, channel: int | None = None, series: str = "") -> sitk.Image:
+    """An MR image, as float32 in its own intensities.
+
+    Args:
+        path, channel, series: see `read_volume`.
+
+    Raises:
+        DataError: see `read_volume`; also an image whose voxels all have one value.
+    """
+    image = sitk.Cast(read_volume(path, channel, series), sitk.sitkFloat32)
+    _check_finite(image, path)  # a float64 may be beyond float32
+    values = sitk.GetArrayViewFromImage(image)
+    if values.min() == values.max():
+        raise DataError(f"{path}: every voxel is {values.min():g}, expected an MR image")
+    return image
+
+
+def read_mask(
+    path: str | Path,
+    image: sitk.Image,
+    image_path: str | Path,
+    labels: Sequence[int] = (),
+) -> sitk.Image:
+    """The reference mask of `image`, uint8 0 and 1, with exactly the image's geometry.
+
+    Args:
+        path: of the mask.
+        image: which it belongs to.
+        image_path: of the image, for messages.
+        labels: values that are foreground, all others being background; empty: the mask must hold
+            only 0 and 1.
+
+    Raises:
+        DataError: unreadable, of another size or geometry than its image, values that are no
+            labels, or none of `labels` where there are others.
+    """
+    mask = read_volume(path)
+    check_same_grid(image, image_path, mask, path)
+    values = sitk.GetArrayViewFromImage(mask)
+    whole = np.rint(values)
+    if values.dtype.kind == "f" and np.abs(values - whole).max() > NEARLY:
+        odd = np.unique(values[np.abs(values - whole) > NEARLY])
+        raise DataError(
+            f"{path}: values {_shown(odd)}, expected whole numbers; is this a mask? Threshold it, "
+            "or take the image's label map"
+        )
+    found = np.unique(whole).astype(np.int64)
+    if not labels and not np.isin(found, (0, 1)).all():
+        raise DataError(
+            f"{path}: labels {_shown(found)}, expected only 0 and 1 (1 is the prostate); say which "
+            "are the prostate, such as --labels 1,2"
+        )
+    if labels and found.any() and not np.isin(found, labels).any():
+        raise DataError(
+            f"{path}: labels {_shown(found)}, none of them among --labels "
+            f"{','.join(map(str, labels))}"
+        )
+    foreground = sitk.GetImageFromArray(np.isin(whole, labels or (1,)).astype(np.uint8))
+    foreground.CopyInformation(image)
+    return foreground
+
+
+def _shown(values):
+    listed = ", ".join(f"{value:.9g}" for value in values[:SHOWN_LABELS].tolist())
+    more = len(values) - SHOWN_LABELS
+    return listed + (f" and {more} more" if more > 0 else "")
+
+
+def check_same_grid(
+    image: sitk.Image, image_path: str | Path, mask: sitk.Image, mask_path: str | Path
+) -> None:
+    """Raises a DataError where a mask does not lie on its image's voxels."""
+    if image.GetSize() != mask.GetSize():
+        raise DataError(
+            f"{mask_path}: size {mask.GetSize()} differs from its image {image_path} "
+            f"{image.GetSize()}"
+        )
+    size = image.GetSize()
+    corners = [
+        [i * (size[0] - 1), j * (size[1] - 1), k * (size[2] - 1)] for i, j, k in np.ndindex(2, 2, 2)
+    ]
+    apart_mm = max(
+        np.linalg.norm(
+            np.subtract(
+                image.TransformIndexToPhysicalPoint(corner),
+                mask.TransformIndexToPhysicalPoint(corner),
+            )
+        )
+        for corner in corners
+    )
+    if apart_mm > SAME_GRID_VOXELS * min(image.GetSpacing()):
+        raise DataError(
+            f"{mask_path}: geometry differs from its image {image_path}, corners lie "
+            f"{apart_mm:.2f} mm apart; expected the same spacing, origin and direction"
+        )

@@ -1,0 +1,37 @@
+"""How many bytes the voxels of an image take."""
+
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+from src.errors import DataError
+
+
+def expected_bytes(reader: sitk.ImageFileReader) -> int:
+    """Bytes of the voxels of the image whose header a reader has read."""
+    component = sitk.GetArrayViewFromImage(sitk.Image([1, 1], _scalar(reader.GetPixelID())))
+    return int(np.prod(reader.GetSize())) * reader.GetNumberOfComponents() * component.itemsize
+
+
+def _scalar(pixel_id):
+    """The type of a vector image's components."""
+    scalars = {
+        getattr(sitk, f"sitkVector{name}"): getattr(sitk, f"sitk{name}")
+        for name in (
+            *(f"{sign}Int{bits}" for sign in ("", "U") for bits in (8, 16, 32, 64)),
+            *("Float32", "Float64"),
+        )
+    }
+    return scalars.get(pixel_id, pixel_id)
+
+
+def check_length(path: Path, found: int, expected: int) -> None:
+    """Raises a DataError where a file has fewer or more bytes of voxels than its header says."""
+    if found < expected:
+        raise DataError(f"{path}: truncated, {found} bytes of {expected}; get the file again")
+    if found > expected:
+        raise DataError(
+            f"{path}: {found} bytes of voxels, its header tells of {expected}; a header of another "
+            "file, or damaged: get the file again"
+        )
