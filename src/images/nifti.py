@@ -392,7 +392,7 @@ def _scaled(values, record, path):
             f"{path}: scl_slope {slope:g} with scl_inter {inter}, expected a number; "
             "repair its header"
         )
-    return values * np.float64(slope) + np.float64(inter)
+    return values.astype(np.float64) * slope + inter
 
 
 def _checked_channel(channel, volumes, path):
