@@ -27,6 +27,7 @@ VOXEL_SIZES_MM = (1e-3, 100.0)  # beyond it a header is damaged, or names the wr
 FARTHEST_MM = 1e5  # of any corner from the scanner's centre
 LARGEST_VOLUME_BYTES = 4 * 2**30
 
+GZIP_LEVEL = 1  # as nibabel; a mask shrinks to 0.5 % of its size, in half the time of level 6
 GZIP_START = b"\x1f\x8b"
 CHUNK_BYTES = 2**20
 UNIT_MM = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # unknown, metre, millimetre, micron
@@ -479,7 +480,9 @@ def write_nifti(image: sitk.Image, path: str | Path, like: str | Path | None = N
     with Path(path).open("wb") as file:
         packed = Path(path).name.lower().endswith(".gz")
         # No name and no time: the same image gives the same bytes.
-        gzipped = gzip.GzipFile("", "wb", 6, file, mtime=0) if packed else nullcontext(file)
+        gzipped = (
+            gzip.GzipFile("", "wb", GZIP_LEVEL, file, mtime=0) if packed else nullcontext(file)
+        )
         with gzipped as stream:
             stream.write(record.tobytes() + bytes(4))
             stream.write(content)

@@ -272,6 +272,22 @@ def test_volumes_of_simpleitk_are_read_as_it_wrote_them(tmp_path, make_image, ob
             assert np.array_equal(sitk.GetArrayFromImage(found), VOXELS)
 
 
+def test_axes_along_the_patients_are_exact(read):
+    for columns in itertools.permutations(range(3)):
+        for signs in itertools.product((1, -1), repeat=3):
+            axes = (np.eye(3) * signs)[:, columns]
+            rows = np.column_stack((axes * (0.5, 0.75, 3), (8, -16, 32))).ravel()
+            image = read(nifti(srow=rows.tolist()))
+            assert image.GetDirection() == tuple((np.diag([-1, -1, 1]) @ axes).ravel())
+            assert (image.GetSpacing(), image.GetOrigin()) == ((0.5, 0.75, 3), (-8, 16, 32))
+
+
+def test_without_standard_error_the_line_goes_nowhere(read, capfd, monkeypatch):
+    monkeypatch.setattr("sys.stderr", None)
+    read(nifti(qform_code=1, qoffset=(0, 0, 0)))
+    assert capfd.readouterr() == ("", "")
+
+
 # Voxels -----------------------------------------------------------------------------------------
 
 
@@ -393,7 +409,7 @@ BAD_FIELDS = [
     ({"pixdim": (1, 0.5, 0.5, NAN, 1, 1, 1, 1)}, r"\(0.5, 0.5, nan\)"),
     ({"pixdim": (1, INF, 0.5, 3, 1, 1, 1, 1)}, r"\(inf, 0.5, 3\)"),
     ({"qform_code": 1, "pixdim": (2, 0.5, 0.5, 3, 1, 1, 1, 1)}, r"pixdim\[0\]\) 2,"),
-    ({"qform_code": 1, "quatern": (0, 0, 1.001)}, "quaternion"),
+    ({"qform_code": 1, "quatern": (0, 0, 1.0001)}, r"quaternion \(0, 0, 1.0001\) .* longer than 1"),
     ({"qform_code": 1, "quatern": (NAN, 0, 1)}, "quaternion"),
     ({"qform_code": 1, "qoffset": (NAN, 0, 1)}, "its qform puts"),
     ({"qform_code": 1, "qoffset": (0, 1e9, 1)}, "its qform puts"),
@@ -437,7 +453,11 @@ BAD_BYTES = [
 ]
 
 
-@pytest.mark.parametrize(("content", "reason"), BAD_BYTES)
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    BAD_BYTES,
+    ids=lambda part: part if isinstance(part, str) else f"{len(part)} bytes",
+)
 def test_damaged_files_are_refused_in_one_line(read, content, reason):
     with pytest.raises(DataError, match=reason) as refusal:
         read(content)
@@ -540,6 +560,16 @@ def test_a_mask_carries_the_header_of_its_image(tmp_path, kind, version, order, 
         for name in ("GetSize", "GetSpacing", "GetOrigin", "GetDirection"):
             assert getattr(seen, name)() == pytest.approx(getattr(image, name)(), abs=1e-5)
         assert np.array_equal(sitk.GetArrayFromImage(seen), sitk.GetArrayFromImage(mask))
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("code", CODES)
+def test_voxels_are_written_in_their_type_and_the_headers_byte_order(tmp_path, code, order):
+    (tmp_path / "like.nii").write_bytes(nifti(order=order))
+    write_nifti(
+        sitk.GetImageFromArray(VOXELS.astype(code)), tmp_path / "a.nii", tmp_path / "like.nii"
+    )
+    assert (tmp_path / "a.nii").read_bytes() == nifti(VOXELS.astype(code), order=order)
 
 
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
