@@ -22,7 +22,7 @@ from src.errors import DataError
 
 # Near a half turn a float32 quaternion leaves up to 1.2 mrad open, 0.4 mm at the far corner.
 FORMS_DIFFER_MM = 0.5
-LARGEST_SHEAR_DEG = 0.3  # more than forms rounded to two decimals have
+LARGEST_SHEAR_DEG = 0.3  # forms rounded to 1e-3 mm have less, from voxels of 0.4 mm
 VOXEL_SIZES_MM = (1e-3, 100.0)  # beyond it a header is damaged, or names the wrong unit
 FARTHEST_MM = 1e5  # of any corner from the scanner's centre
 LARGEST_VOLUME_BYTES = 4 * 2**30
@@ -213,7 +213,7 @@ def _checked_dim(dim, path):
     shown = " x ".join(map(str, sides))
     if not 1 <= count <= 7 or min(sides) < 1:
         raise DataError(
-            f"{path}: dim {dim}, expected a count of 3 and three sizes; its header is damaged"
+            f"{path}: dim {dim}, expected 3, then three positive sizes; its header is damaged"
         )
     if count < 3:
         raise DataError(f"{path}: {count}-D ({shown}), expected a 3-D volume; stack its slices")
@@ -462,7 +462,8 @@ def write_nifti(image: sitk.Image, path: str | Path, like: str | Path | None = N
             are left out. None: a NIfTI-1 header with sform and qform (code 1), in mm.
 
     Raises:
-        ValueError: not 3-D and scalar, or not of the size of `like`.
+        ValueError: not 3-D and scalar, not of the size of `like`, or (without) axes that are not
+            perpendicular.
         DataError: `like` is no NIfTI file.
     """
     values = sitk.GetArrayViewFromImage(image)
@@ -502,6 +503,8 @@ def _new_header(image, path):
         raise ValueError(f"{path}: size {image.GetSize()}, NIfTI-1 holds up to 32767 a side")
     record = np.zeros((), NIFTI1.newbyteorder("<"))
     direction = RAS_TO_LPS @ np.reshape(image.GetDirection(), (3, 3))
+    if np.abs(direction.T @ direction - np.eye(3)).max() > np.radians(LARGEST_SHEAR_DEG):
+        raise ValueError(f"{path}: direction {image.GetDirection()}, not perpendicular")
     origin = RAS_TO_LPS @ image.GetOrigin()
     qfac = -1.0 if np.linalg.det(direction) < 0 else 1.0
     quaternion = Rotation.from_matrix(direction * (1, 1, qfac)).as_quat()

@@ -382,11 +382,11 @@ BAD_FIELDS = [
     ({"datatype": 2304}, "RGBA"),
     ({"datatype": 8}, "truncated, 472 bytes of 592"),
     ({"datatype": 2}, "more bytes than the 412"),
-    ({"dim": (0, 5, 4, 3, 1, 1, 1, 1)}, "count of 3"),
-    ({"dim": (8, 5, 4, 3, 1, 1, 1, 1)}, "count of 3"),
-    ({"dim": (-3, 5, 4, 3, 1, 1, 1, 1)}, "count of 3"),
-    ({"dim": (3, 5, 0, 3, 1, 1, 1, 1)}, "three sizes"),
-    ({"dim": (3, -5, -4, 3, 1, 1, 1, 1)}, "three sizes"),
+    ({"dim": (0, 5, 4, 3, 1, 1, 1, 1)}, "expected 3, then"),
+    ({"dim": (8, 5, 4, 3, 1, 1, 1, 1)}, "expected 3, then"),
+    ({"dim": (-3, 5, 4, 3, 1, 1, 1, 1)}, "expected 3, then"),
+    ({"dim": (3, 5, 0, 3, 1, 1, 1, 1)}, "three positive sizes"),
+    ({"dim": (3, -5, -4, 3, 1, 1, 1, 1)}, "three positive sizes"),
     ({"dim": (2, 5, 4, 3, 1, 1, 1, 1)}, r"2-D \(5 x 4\)"),
     ({"dim": (5, 5, 4, 1, 1, 3, 1, 1)}, "vector or matrix"),
     ({"dim": (3, 5, 4, 2, 1, 1, 1, 1)}, "more bytes than the 432"),
@@ -599,7 +599,10 @@ def test_what_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "like.nii").write_bytes(nifti())
     (tmp_path / "text.nii").write_text("no header")
     volume = sitk.Image([5, 4, 3], sitk.sitkUInt8)
+    leaning = sitk.Image(volume)
+    leaning.SetDirection((1, 0.1, 0, 0, 1, 0, 0, 0, 1))
     cases = [
+        (leaning, None, ValueError, "not perpendicular"),
         (sitk.Image([5, 4, 4], sitk.sitkUInt8), "like.nii", ValueError, r"\(5, 4, 3\)"),
         (sitk.Image([4, 5, 3], sitk.sitkUInt8), "like.nii", ValueError, r"\(4, 5, 3\)"),
         (sitk.Image([5, 4], sitk.sitkUInt8), None, ValueError, "not 3-D"),
