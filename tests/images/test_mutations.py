@@ -35,7 +35,8 @@ def meta_geometry(text):
 
 def nrrd_geometry(text):
     """The same of an NRRD header."""
-    header = dict(re.findall(r"^([\w ]+): (.*?)\s*$", text, re.MULTILINE))
+    fields = re.findall(r"^([\w ]+): (.*?)\s*$", text, re.MULTILINE)
+    header = {name.lower(): value for name, value in fields}
     signs = np.array(SPACES[header["space"]])
     vectors = numbers(header["space directions"]).reshape(3, 3) * signs
     spacing = np.linalg.norm(vectors, axis=1)
