@@ -24,7 +24,14 @@ import gdcm
 import numpy as np
 import pydicom
 import SimpleITK as sitk
-from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian, UID_dictionary
+from pydicom.uid import (
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    UID_dictionary,
+)
 
 from src.errors import DataError
 
@@ -127,6 +134,11 @@ HEADER_TAGS = [
     0x0019100C,
     0x20011003,
 ]
+SYNTAX_OF_ENCODING = {  # of (implicit VR, little endian), for files without a meta header
+    (True, True): ImplicitVRLittleEndian,
+    (False, True): ExplicitVRLittleEndian,
+    (False, False): ExplicitVRBigEndian,
+}
 AGAIN = "; get the file again"
 
 _reading = threading.Lock()  # `_quiet` changes what the whole process warns of
@@ -407,7 +419,7 @@ def _text(ds, keyword):
         if value is None:
             return ""
         many = isinstance(value, (list, tuple, pydicom.multival.MultiValue))
-        return _one_line("\\".join(map(str, value)) if many else value, 64)
+        return _one_line("\\".join(map(str, value)) if many else value, 200)
     except Exception:  # odd character sets, damaged values
         return ""
 
@@ -418,6 +430,8 @@ def _numbers(ds, keyword, count):
         value = ds.get(keyword)
         if value is None or value == "":
             return None
+        if isinstance(value, (str, bytes)):  # of a damaged value representation
+            raise ValueError
         values = [float(v) for v in (value if hasattr(value, "__iter__") else [value])]
     except Exception:
         raise _Malformed(f"{keyword} is no number{AGAIN}") from None
@@ -570,8 +584,11 @@ def find_series(path: str | Path) -> list[Series]:
                 headers.append(header)
         suspects = _suspects(files, headers, others)
     by_uid: dict[str, list[_Header]] = {}
+    have_uid = any(header.values.get("uid") for header in headers)
     for header in headers:
-        if header.values:
+        if have_uid and header.values.get("uid") == "" and header.values["sop_class"] in MR_CLASSES:
+            suspects[header.name] = f"no SeriesInstanceUID in its header, others have one{AGAIN}"
+        elif header.values:
             by_uid.setdefault(header.values["uid"], []).append(header)
         else:
             suspects[header.name] = header.problem
@@ -693,11 +710,8 @@ def _float(text):
 
 
 def _plane(frames):
-    planes = {
-        AXES[int(np.argmax(np.abs(np.cross(f.orientation[:3], f.orientation[3:]))))]
-        for f in frames
-        if f.orientation
-    }
+    normals = [np.cross(f.orientation[:3], f.orientation[3:]) for f in frames if f.orientation]
+    planes = {AXES[int(np.argmax(np.abs(normal)))] for normal in normals if np.any(normal)}
     if len(planes) > 1:
         return "mixed"
     return planes.pop() if planes else "unknown"
@@ -706,7 +720,7 @@ def _plane(frames):
 def _values_of(frames, keyword):
     """The different values, numbers in order: "0, 800"."""
     values = {frame.tags.get(keyword, "") for frame in frames}
-    ordered = sorted(values, key=lambda v: (_float(v) is None, _float(v) or 0, v))
+    ordered = sorted(values, key=lambda v: (v != "", _float(v) or 0, v))
     return _one_line(", ".join(value or "none" for value in ordered), 60)
 
 
@@ -1002,7 +1016,8 @@ def _difference(first, second):
         values = [frame.tags.get(keyword, "none") for frame in (first, second)]
         numbers = [_float(value) for value in values]
         if values[0] != values[1] and (None in numbers or numbers[0] != numbers[1]):
-            return f"which differ in {keyword} ({values[0]}, {values[1]})"
+            shown = ", ".join(_one_line(value, 60) for value in values)
+            return f"which differ in {keyword} ({shown})"
     if first.instance_uid == second.instance_uid and first.name != second.name:
         return "copies (same SOPInstanceUID)"
     return "which no attribute tells apart"
@@ -1065,7 +1080,9 @@ def _stored_values(files, name):
         with files.open(name) as file:
             ds = pydicom.dcmread(file, force=True)
         count, rows, columns = _whole(ds, "NumberOfFrames", 1), int(ds.Rows), int(ds.Columns)
-        if not ds.file_meta.get("TransferSyntaxUID", ImplicitVRLittleEndian).is_compressed:
+        if "TransferSyntaxUID" not in ds.file_meta:
+            ds.file_meta.TransferSyntaxUID = SYNTAX_OF_ENCODING[ds.original_encoding]
+        if not ds.file_meta.TransferSyntaxUID.is_compressed:
             _check_bytes(len(ds.PixelData), count * rows * columns * ds.BitsAllocated / 8, count)
         values = ds.pixel_array
     except _Malformed:
