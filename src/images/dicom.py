@@ -20,7 +20,6 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-import gdcm
 import numpy as np
 import pydicom
 import SimpleITK as sitk
@@ -34,6 +33,7 @@ from pydicom.uid import (
 )
 
 from src.errors import DataError
+from src.images import dicom_codec
 
 # How far the slices of one volume may differ.
 DIRECTION_TOLERANCE = 1e-3  # of a direction cosine; also of their length and right angle
@@ -333,14 +333,11 @@ def dicom_files(path: str | Path) -> list[Path]:
 
 @contextmanager
 def _quiet():
-    """Neither pydicom's nor GDCM's own words reach the user."""
+    """pydicom's own words do not reach the user."""
     logger = logging.getLogger("pydicom")
     with _reading, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         was_disabled, logger.disabled = logger.disabled, True
-        gdcm.Trace.DebugOff()
-        gdcm.Trace.WarningOff()
-        gdcm.Trace.ErrorOff()
         try:
             yield
         finally:
@@ -406,7 +403,9 @@ def _read_header(files: _Files, name: str) -> _Header | None:
         if isinstance(error, _Damaged):
             header.values = {}
     except OSError as error:
-        return _Header(name, problem=f"cannot be read ({error.strerror or _one_line(error)})")
+        remedy = "; check its rights" if error.strerror else AGAIN
+        reason = error.strerror or _one_line(error)
+        return _Header(name, problem=f"cannot be read ({reason}){remedy}")
     except Exception as error:  # pydicom raises many kinds on damaged files
         return _Header(name, problem=f"its header cannot be read ({_one_line(error)}){AGAIN}")
     return header
@@ -1052,50 +1051,86 @@ def _regular_step(frames, along_mm):
 
 def _voxels(files, frames):
     """float32, axes (z, y, x)."""
-    slices = [None] * len(frames)
-    by_file: dict[str, list[int]] = {}
-    for index, frame in enumerate(frames):
-        by_file.setdefault(frame.name, []).append(index)
-    for name, indices in by_file.items():
-        try:
-            stored = _stored_values(files, name)
-        except _Malformed as error:
-            raise _Malformed(f"{frames[indices[0]].label}: {error}") from None
-        for index in indices:
-            frame = frames[index]
-            values = stored[frame.index].astype(np.float64) * frame.slope + frame.intercept
-            if not np.all(np.abs(values) <= np.finfo(np.float32).max):
-                raise _Malformed(f"{frame.label}: values are not finite after RescaleSlope")
-            slices[index] = values.astype(np.float32)
+    stored = _stored_values(files, {frame.name: frame.label for frame in reversed(frames)})
+    slices = []
+    for frame in frames:
+        values = stored[frame.name][frame.index].astype(np.float64) * frame.slope + frame.intercept
+        if not np.all(np.abs(values) <= np.finfo(np.float32).max):
+            raise _Malformed(f"{frame.label}: values are not finite after RescaleSlope{AGAIN}")
+        slices.append(values.astype(np.float32))
     return np.stack(slices)
 
 
-def _stored_values(files, name):
-    """The pixel values of a whole file, axes (frame, y, x).
+def _stored_values(files, labels):
+    """The pixel values of whole files, {name: array with axes (frame, y, x)}.
 
     Raises:
-        _Malformed: truncated, damaged, or of another size than its header says.
+        _Malformed: one is truncated, damaged, or of another size than its header says.
     """
+    stored, shapes, compressed = {}, {}, {}
+    for name in labels:
+        with _named(labels[name]):
+            ds = _whole_file(files, name)
+            shapes[name] = (_whole(ds, "NumberOfFrames", 1), int(ds.Rows), int(ds.Columns))
+            if ds.file_meta.TransferSyntaxUID in dicom_codec.SYNTAXES:
+                with files.open(name) as file:
+                    compressed[name] = file.read()
+            else:
+                stored[name] = _pixels(ds, shapes[name])
+    decoded = dicom_codec.decode(list(compressed.values())) if compressed else []
+    for name, values in zip(compressed, decoded, strict=False):  # ends with the first damaged
+        with _named(labels[name]):
+            if isinstance(values, str):
+                raise ValueError(values)
+            stored[name] = values
+    for name, shape in shapes.items():
+        values = stored[name]
+        values = values[None] if values.ndim == 2 else values
+        if values.shape != shape:
+            raise _Malformed(
+                f"{labels[name]}: pixel data of shape {values.shape}, its header says "
+                f"{shape}{AGAIN}"
+            )
+        stored[name] = values
+    return stored
+
+
+@contextmanager
+def _named(label):
+    """Errors name the slice."""
     try:
-        with files.open(name) as file:
-            ds = pydicom.dcmread(file, force=True)
-        count, rows, columns = _whole(ds, "NumberOfFrames", 1), int(ds.Rows), int(ds.Columns)
-        if "TransferSyntaxUID" not in ds.file_meta:
-            ds.file_meta.TransferSyntaxUID = SYNTAX_OF_ENCODING[ds.original_encoding]
-        if not ds.file_meta.TransferSyntaxUID.is_compressed:
-            _check_bytes(len(ds.PixelData), count * rows * columns * ds.BitsAllocated / 8, count)
-        values = ds.pixel_array
-    except _Malformed:
-        raise
+        yield
+    except _Malformed as error:
+        raise _Malformed(f"{label}: {error}") from None
     except Exception as error:  # pydicom and its decoders raise many kinds
         raise _Malformed(
-            f"its pixel data cannot be read, damaged or cut off ({_one_line(error)}){AGAIN}"
+            f"{label}: its pixel data cannot be read, damaged or cut off "
+            f"({_one_line(error, 200)}){AGAIN}"
         ) from None
-    values = values[None] if values.ndim == 2 else values
-    if values.shape != (count, rows, columns):
-        raise _Malformed(
-            f"pixel data of shape {values.shape}, the header says {(count, rows, columns)}{AGAIN}"
+
+
+def _whole_file(files, name):
+    with files.open(name) as file:
+        ds = pydicom.dcmread(file, force=True)
+    if "PixelData" not in ds:
+        raise _Malformed(f"its pixel data are cut off{AGAIN}")
+    if "TransferSyntaxUID" not in ds.file_meta:
+        ds.file_meta.TransferSyntaxUID = SYNTAX_OF_ENCODING[ds.original_encoding]
+    return ds
+
+
+def _pixels(ds, shape):
+    """Of a file that is not compressed, or by run lengths."""
+    if not ds.file_meta.TransferSyntaxUID.is_compressed:
+        _check_bytes(
+            len(ds.PixelData), np.prod(shape, dtype=float) * ds.BitsAllocated / 8, shape[0]
         )
+        return ds.pixel_array
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        values = ds.pixel_array
+    if shape[0] > 1 and any("padding" in str(warning.message) for warning in caught):
+        raise _Malformed(f"its run lengths hold more pixels than Rows, Columns say{AGAIN}")
     return values
 
 
