@@ -465,9 +465,8 @@ def _series_values(ds):
         "modality": _text(ds, "Modality"),
         "sop_class": _text(ds, "SOPClassUID"),
         "PatientID": _text(ds, "PatientID"),
-        "texts": tuple(
-            _text(ds, keyword) for keyword in ("SeriesDescription", "ProtocolName", "SequenceName")
-        ),
+        "protocol": _text(ds, "ProtocolName"),
+        "sequence": _text(ds, "SequenceName"),
     }
 
 
@@ -663,14 +662,14 @@ def _series(path, headers, suspects):
                 "series; take it out or get the file again"
             )
     description = _common(value["description"] for value in values) or ""
-    texts = [value["texts"] for value in values]
-    texts = " ".join(_common(column) or "" for column in zip(*texts, strict=True))
+    protocol = _common(value["protocol"] for value in values) or ""  # may name the whole study's
+    sequence = _common(value["sequence"] for value in values) or ""
     echo_time, repetition_time = (
         _common(_float(frame.tags.get(keyword)) for frame in frames)
         for keyword in ("EchoTime", "RepetitionTime")
     )
     plane = _plane(frames)
-    words = re.sub(r"[^a-z0-9*+]+", " ", texts.lower())
+    words = re.sub(r"[^a-z0-9*+]+", " ", f"{description or protocol} {sequence}".lower())
     types = {
         word
         for frame in frames

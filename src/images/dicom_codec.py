@@ -48,6 +48,8 @@ def decode(contents: list[bytes]) -> list[np.ndarray | str]:
         )
     except subprocess.TimeoutExpired:
         return [f"not decoded within {TIME_LIMIT_S} s"]
+    except OSError as error:
+        return [f"the decoder does not start: {error}"]
     results = list(_results(io.BytesIO(run.stdout)))
     if len(results) < len(contents):
         results.append("the decoder gave up on it")

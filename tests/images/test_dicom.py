@@ -586,6 +586,8 @@ BARE = {
         ({"SeriesDescription": "Ax Prostate", "EchoTime": "100", "RepetitionTime": "5000"}, AXIAL),
         ({"SeriesInstanceUID": None}, AXIAL),
         ({"DiffusionBValue": 0.0}, AXIAL),  # Philips writes it for any series
+        ({"ProtocolName": "T2_TSE_TRA"}, AXIAL),
+        ({"SeriesDescription": "Ax T2", "ProtocolName": "PROSTATE T1 DWI DCE"}, AXIAL),  # as GE's
     ],
     ids=str,
 )
