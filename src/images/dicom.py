@@ -24,7 +24,6 @@ import numpy as np
 import pydicom
 import SimpleITK as sitk
 from pydicom.uid import (
-    UID,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
@@ -201,7 +200,8 @@ class Series:
         if self.not_mr:
             return f"{self.name} ({self.not_mr})"
         kind = (self.diffusion and "diffusion") or (self.localizer and "localizer")
-        known = [self.plane, f"{len(self.frames)} slice(s)", kind or self.contrast]
+        damage = self.problems and "not readable"
+        known = [self.plane, f"{len(self.frames)} slice(s)", kind or self.contrast, damage]
         return f"{self.name} ({', '.join(text for text in known if text)})"
 
     @property
@@ -215,8 +215,12 @@ class Series:
         """What it is if no MR image."""
         if _is_mr(self.modality, self.sop_class):
             return ""
-        named = UID(self.sop_class).name if self.sop_class else "no SOPClassUID"
-        return f"Modality {self.modality or 'missing'}, {named}"
+        return f"Modality {self.modality or 'missing'}, {_class_name(self.sop_class)}"
+
+
+def _class_name(sop_class):
+    known = UID_dictionary.get(sop_class)  # pydicom's UID would warn of a damaged one
+    return known[0] if known else f"SOPClassUID {sop_class or 'missing'}"
 
 
 def _is_mr(modality, sop_class):
@@ -530,7 +534,7 @@ def _frames(ds, name) -> Iterator[Frame]:
             f"item(s){AGAIN}"
         )
     for index, group in enumerate(per_frame or [None]):
-        label = f"{name}, frame {index + 1}" if count > 1 else name
+        label = _one_line(name, 200) + (f", frame {index + 1}" if count > 1 else "")
         yield _frame(_Groups(ds, group, shared[0]), ds, name, index, label)
 
 
@@ -665,7 +669,7 @@ def _series(path, headers, suspects):
     protocol = _common(value["protocol"] for value in values) or ""  # may name the whole study's
     sequence = _common(value["sequence"] for value in values) or ""
     echo_time, repetition_time = (
-        _common(_float(frame.tags.get(keyword)) for frame in frames)
+        _common(_float(frame.tags.get(keyword)) or None for frame in frames)  # 0 says nothing
         for keyword in ("EchoTime", "RepetitionTime")
     )
     plane = _plane(frames)
@@ -756,8 +760,9 @@ def _contrast(frames, words, types, echo_time, repetition_time):
     sequence = {
         word for frame in frames for word in frame.tags.get("ScanningSequence", "").split("\\")
     }
+    sequence |= {frame.tags.get("EchoPulseSequence") for frame in frames}
     is_planar = any(frame.tags.get("EchoPlanarPulseSequence") == "YES" for frame in frames)
-    if sequence & {"EP", "GR"} or is_planar:
+    if sequence & {"EP", "GR", "GRADIENT"} or is_planar:
         return "not T2: echo-planar or gradient echo"
     if echo_time is not None and echo_time < LEAST_T2_ECHO_TIME_MS:
         return f"not T2: EchoTime {echo_time:g} ms"
@@ -787,7 +792,7 @@ def choose_series(series: list[Series], wanted: str, path: str | Path) -> Series
         return _wanted_series(series, wanted, path)
     likely = [s for s in series if s.may_be_t2]
     chosen = [s for s in likely if s.contrast == "T2"]
-    images = [s for s in series if not s.not_mr or "Image Storage" in UID(s.sop_class).name]
+    images = [s for s in series if not s.not_mr or "Image Storage" in _class_name(s.sop_class)]
     if not chosen and len(images) == 1:
         only = images[0]
         if only.problems or (only.plane == "unknown" and not only.not_mr):
@@ -971,10 +976,12 @@ def _check_equal(frames, along_mm):
             index = int(np.argmax(odd))
             raise _Malformed(
                 f"{_at(frames, along_mm, index)}: {keyword} {_list(values[index])}, the others "
-                f"{_list(usual)}; all slices of a volume need the same"
+                f"{_list(usual)}; take it out or export the series again"
             )
     if min(frames[0].spacing_mm) <= 0:
-        raise _Malformed(f"PixelSpacing {_list(frames[0].spacing_mm)} mm, expected more than 0")
+        raise _Malformed(
+            f"PixelSpacing {_list(frames[0].spacing_mm)} mm, expected more than 0{AGAIN}"
+        )
 
 
 def _list(values):
@@ -1043,7 +1050,7 @@ def _regular_step(frames, along_mm):
         raise _Malformed(
             f"uneven steps from {steps.min():.2f} to {steps.max():.2f} mm (ImagePositionPatient), "
             f"the odd one after {_at(frames, along_mm, odd)}; positions may lie {tolerance:.2f} mm "
-            "off a regular grid"
+            "off a regular grid; export the series again"
         )
     return mean
 
