@@ -31,7 +31,7 @@ from pydicom.uid import (
     UID_dictionary,
 )
 
-from src.errors import DataError
+from src.errors import DataError, note_once
 from src.images import dicom_codec
 
 # How far the slices of one volume may differ.
@@ -862,7 +862,14 @@ def read_dicom(path: str | Path, series: str = "") -> sitk.Image:
     Raises:
         DataError: no such series, or not one regular volume.
     """
-    return read_series(choose_series(find_series(path), series, path))
+    chosen = choose_series(find_series(path), series, path)
+    image = read_series(chosen)
+    kinds = {"diffusion": chosen.diffusion, "a localizer": chosen.localizer}
+    found = [f"{kind} ({sign})" for kind, sign in kinds.items() if sign]
+    if found or chosen.contrast not in ("T2", ""):
+        kind = found[0] if found else chosen.contrast
+        note_once(f"note: {path}: series {chosen.name} is {kind}; read since --series chose it")
+    return image
 
 
 def read_series(series: Series) -> sitk.Image:

@@ -645,10 +645,13 @@ def test_plausible_only_series(tmp_path, tags, direction):
     ],
     ids=str,
 )
-def test_only_series_is_no_axial_t2(tmp_path, tags, direction, parts):
+def test_only_series_is_no_axial_t2(tmp_path, tags, direction, parts, capfd):
     write_series(tmp_path, direction, **tags)
     assert_says(refusal(tmp_path), "expected an axial T2 series", *parts)
     assert_geometry(read_dicom(tmp_path, "5"), direction)  # chosen, it is one volume
+    said = capfd.readouterr().err  # what it is; of the plane the caller tells
+    assert said.startswith(f"note: {tmp_path}: series 5 ") == (direction is AXIAL)
+    assert said == "" or said.endswith("read since --series chose it\n") and parts[0] in said
 
 
 def private_b_value(ds):
