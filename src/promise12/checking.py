@@ -1,0 +1,198 @@
+"""Are the volumes of img/ and gt/ whole, and do they fit? A table of what is wrong."""
+
+import math
+import shutil
+import textwrap
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePath
+
+import numpy as np
+import pandas as pd
+import SimpleITK as sitk
+from tqdm import tqdm
+
+from src.errors import DataError
+from src.images.formats import MASK_SUFFIX, check_name, images_in
+from src.images.reading import read_image, read_mask
+from src.metrics import volume_ml
+from src.promise12.names import SETS, set_named
+
+LABEL_MAP_VALUES = 32  # MR images have hundreds of values, label maps of the prostate a few
+SHOWN_VALUES = 8
+
+
+def check(data_path: Path, labels: Sequence[int] = (), channel: int | None = None) -> pd.DataFrame:
+    """Reads every volume and tells what is wrong with it.
+
+    Args:
+        data_path: a folder with img/ and, except for test images, gt/; or one that holds such
+            folders under the names of `SETS`. A set of test images may lie flat, as in the zoo.
+        labels: mask values that together are the prostate; empty: masks must hold 0 and 1 only.
+        channel: which volume of 4-D images is the T2 image.
+
+    Returns:
+        One row a case: case, size (voxels, x y z), spacing_mm (x y z), prostate_ml (NaN without a
+        good mask), problems (one a line with its remedy, empty where all is well).
+
+    Raises:
+        DataError: there is nothing to check.
+    """
+    cases = [
+        (folder.name + "/" if folder != data_path else "", *case)
+        for folder in sets_of(data_path)
+        for case in cases_of(folder)
+    ]
+    if not cases:
+        raise DataError(
+            f"{data_path}: no volumes in img/; lay them out with prepare_data.py --source "
+            f"{data_path} --out_path DIR"
+        )
+    rows = []
+    for prefix, *case in tqdm(cases, "Checking", disable=None):
+        rows.append({"case": prefix + case[0], **_check_case(*case, labels, channel)})
+    return pd.DataFrame(rows)
+
+
+def sets_of(data_path: Path) -> list[Path]:
+    """The folders of `SETS` in a folder, TrainData first; the folder itself if it has img/."""
+    sets = [data_path / name for name in sorted(SETS, reverse=True) if (data_path / name).is_dir()]
+    return [data_path] if (data_path / "img").is_dir() or not sets else sets
+
+
+def cases_of(folder: Path) -> Iterator[tuple[str, list[Path], list[Path], bool]]:
+    """Case, image files, mask files, whether a mask must be there; in a test set only if any is."""
+    test_set = (set_named(folder.resolve().name) or "TrainData") != "TrainData"
+    flat = test_set and not (folder / "img").is_dir()
+    image_folder, mask_folder = (folder, folder) if flat else (folder / "img", folder / "gt")
+    images = images_in(image_folder) if image_folder.is_dir() else {}
+    masks = images_in(mask_folder) if mask_folder.is_dir() else {}
+    if flat:
+        images = {name: paths for name, paths in images.items() if not name.endswith(MASK_SUFFIX)}
+        masks = {name: paths for name, paths in masks.items() if name.endswith(MASK_SUFFIX)}
+    masks = {name.removesuffix(MASK_SUFFIX): paths for name, paths in masks.items()}
+    for case_id in sorted({*images, *masks}):
+        mask_needed = bool(masks) or not test_set
+        yield case_id, images.get(case_id, []), masks.get(case_id, []), mask_needed
+
+
+def _check_case(
+    case_id: str,
+    images: list[Path],
+    masks: list[Path],
+    mask_needed: bool,
+    labels: Sequence[int],
+    channel: int | None,
+) -> dict[str, str | float]:
+    problems = []
+    for paths in (images, masks):
+        if len(paths) > 1:
+            problems.append(
+                f"{' and '.join(path.name for path in paths)} are one case by name; keep one"
+            )
+    if not images:
+        problems.append(f"{masks[0].name}: mask without an image; add {case_id}.* to img/")
+    if mask_needed and not masks:
+        problems.append(
+            f"{images[0].name}: image without a mask; add {case_id}{MASK_SUFFIX}.* to gt/"
+        )
+    image = mask = None
+    try:
+        if images:
+            image = read_image(images[0], channel if is_stack(images[0]) else None)
+            check_no_label_map(images[0], image)
+        if image is not None and masks:
+            mask = read_mask(masks[0], image, images[0], labels)
+    except DataError as error:
+        problems.append(str(error))
+    prostate_ml = math.nan
+    if mask is not None:
+        prostate_ml = volume_ml(mask)
+        if not prostate_ml:
+            problems.append(f"{masks[0].name}: the mask is empty; redraw it or leave the case out")
+    if image is None:
+        size, spacing_mm = _grid_by_header((images or masks)[0])
+    else:
+        size, spacing_mm = image.GetSize(), image.GetSpacing()
+    return {
+        "size": "x".join(map(str, size)),
+        "spacing_mm": "x".join(f"{side:.4g}" for side in spacing_mm),
+        "prostate_ml": prostate_ml,
+        "problems": "\n".join(problems),
+    }
+
+
+def _grid_by_header(path: Path) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """Size and spacing where the voxels may be at fault; empty if the header is, too."""
+    reader = _header(path)
+    return (reader.GetSize()[:3], reader.GetSpacing()[:3]) if reader else ((), ())
+
+
+def _header(path):
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        check_name(path)
+        reader.ReadImageInformation()
+    except (DataError, RuntimeError):
+        return None
+    return reader
+
+
+def is_stack(path: Path) -> bool:
+    """Whether a file says that it holds several volumes; False for one without a good header."""
+    reader = _header(path)
+    sizes = (*reader.GetSize()[3:], reader.GetNumberOfComponents()) if reader else ()
+    return max(sizes, default=1) > 1
+
+
+def check_no_label_map(path: str | PurePath, image: sitk.Image) -> None:
+    """Raises a DataError for an image of few whole numbers: it is a mask, whatever its name."""
+    values = np.unique(sitk.GetArrayViewFromImage(image))
+    if len(values) <= LABEL_MAP_VALUES and (values == np.rint(values)).all():
+        shown = ", ".join(f"{value:g}" for value in values[:SHOWN_VALUES])
+        more = " and so on" if len(values) > SHOWN_VALUES else ""
+        raise DataError(
+            f"{path}: holds whole numbers only ({shown}{more}), a label map and no MR image; call "
+            f"a mask NAME{MASK_SUFFIX}, or say where images and masks are: --image_pattern and "
+            "--mask_pattern"
+        )
+
+
+def format_table(frame: pd.DataFrame, width: int) -> str:
+    """The table of `check` as text, `width` columns wide; a case's problems follow its row."""
+    cells = [["case", "size", "spacing (mm)", "prostate (ml)"]]
+    for row in frame.itertuples():
+        ml = "-" if math.isnan(row.prostate_ml) else f"{row.prostate_ml:.1f}"
+        cells.append([row.case, row.size or "?", row.spacing_mm or "?", ml])
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = []
+    for row, problems in zip(cells, ["", *frame["problems"]], strict=True):
+        line = "  ".join(map(str.ljust, row, widths)).rstrip()
+        lines += [line] if len(line) <= width else _wrapped("  ".join(row), width, "")
+        for problem in problems.splitlines():
+            lines += _wrapped(problem, width, "  ! ")
+    return "\n".join(lines)
+
+
+def _wrapped(text: str, width: int, mark: str) -> list[str]:
+    return textwrap.wrap(
+        text,
+        width,
+        initial_indent=mark,
+        subsequent_indent="    ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def report(frame: pd.DataFrame) -> None:
+    """Prints the table of `check` and its sum.
+
+    Raises:
+        DataError: a case has problems.
+    """
+    print(format_table(frame, shutil.get_terminal_size().columns))
+    faulty = int((frame["problems"] != "").sum())
+    if faulty:
+        raise DataError(f"{faulty} of {len(frame)} cases have problems; the table tells what to do")
+    print(f"{len(frame)} cases, all well")

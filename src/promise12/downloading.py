@@ -1,0 +1,184 @@
+"""The challenge's archives from Zenodo, complete and checked.
+
+The challenge (Litjens et al., Medical Image Analysis 18, 2014) is public as Zenodo record 8026660.
+"""
+
+import hashlib
+import http.client
+import textwrap
+import time
+import urllib.error
+import urllib.request
+import zipfile
+from pathlib import Path
+
+from tqdm import tqdm
+
+from src.errors import DataError
+
+RECORD_URL = "https://zenodo.org/records/8026660"
+LICENCE = "LICENSE.TXT"
+ARCHIVES_MD5 = {
+    "training_data.zip": "f6d23994117c989daf07e5291edd0aea",
+    "test_data.zip": None,
+    "livechallenge_test_data.zip": None,
+}
+TIMEOUT_S = 60
+
+
+class _ConnectionLost(Exception):
+    """The transfer broke off and may go on at another attempt."""
+
+
+def download(
+    folder: Path,
+    record_url: str = RECORD_URL,
+    archives_md5: dict[str, str | None] = ARCHIVES_MD5,
+    attempts: int = 5,
+    pause_s: float = 2.0,
+) -> list[Path]:
+    """Fetches the record's archives into `folder` and shows the licence they stand under.
+
+    Returns:
+        Paths of the archives.
+
+    Raises:
+        DataError: see `fetch`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        licence = fetch(f"{record_url}/files/{LICENCE}?download=1", folder / LICENCE, attempts=1)
+        text = licence.read_text(encoding="utf-8", errors="replace").strip()
+        print(f"Licence of the data ({record_url}):\n{textwrap.indent(text, '    ')}")
+    except DataError:
+        print(f"The licence of the data stands at {record_url}; please read it there.")
+    return [
+        fetch(f"{record_url}/files/{name}?download=1", folder / name, md5, attempts, pause_s)
+        for name, md5 in archives_md5.items()
+    ]
+
+
+def fetch(
+    url: str, path: Path, md5: str | None = None, attempts: int = 5, pause_s: float = 2.0
+) -> Path:
+    """Fetches one file; what an earlier call left in `PATH.part` is continued by HTTP Range.
+
+    Args:
+        url: what to fetch.
+        path: where it goes, complete and checked only; a file that is there already is kept.
+        md5: expected checksum in hex, where one is known.
+        attempts: connections in a row that may bring nothing before it is given up.
+        pause_s: seconds before the second attempt; doubled before each further one.
+
+    Raises:
+        DataError: the server refuses, the connection stays broken, or the content is another one.
+    """
+    if path.exists():
+        if md5 and _md5(path) != md5:
+            raise DataError(
+                f"{path}: MD5 {_md5(path)}, expected {md5}; move it away and run the command again"
+            )
+        print(f"{path}: there already, kept")
+        return path
+    part, validator = path.with_name(path.name + ".part"), path.with_name(path.name + ".part.etag")
+    failures = 0
+    while True:
+        before = part.stat().st_size if part.exists() else 0
+        try:
+            _continue(url, part, validator)
+            break
+        except _ConnectionLost as error:
+            grown = part.exists() and part.stat().st_size > before
+            failures = 1 if grown else failures + 1
+            if failures >= attempts:
+                raise DataError(
+                    f"{url}: {error}; run the command again, it goes on where it stopped"
+                ) from error
+            wait_s = pause_s * 2 ** (failures - 1)
+            print(f"{path.name}: {error}; next attempt in {wait_s:g} s")
+            time.sleep(wait_s)
+    wrong = None
+    if md5 and _md5(part) != md5:
+        wrong = f"MD5 {_md5(part)}, expected {md5}"
+    elif path.suffix == ".zip" and not zipfile.is_zipfile(part):
+        wrong = "what came is no zip file"
+    validator.unlink(missing_ok=True)
+    if wrong:
+        part.unlink()
+        raise DataError(f"{url}: {wrong}; it was removed, run the command again")
+    return part.replace(path)
+
+
+def _continue(url: str, part: Path, validator: Path) -> None:
+    """One connection: appends to `part`, or starts it anew where the file or the server demands it.
+
+    `validator` holds the ETag or date under which `part` was begun. If-Range makes the server send
+    the whole file when that changed; without one there is no telling, so the file starts anew.
+    """
+    known = validator.read_text() if validator.exists() and part.exists() else ""
+    offset = part.stat().st_size if known else 0
+    headers = {"User-Agent": "prepare_data.py", "Accept-Encoding": "identity"}
+    if offset:
+        headers |= {"Range": f"bytes={offset}-", "If-Range": known}
+    try:
+        response = urllib.request.urlopen(
+            urllib.request.Request(url, headers=headers), timeout=TIMEOUT_S
+        )
+    except urllib.error.HTTPError as error:
+        if error.code == 416 and error.headers.get("Content-Range") == f"bytes */{offset}":
+            return
+        if error.code == 416:
+            part.unlink()
+        if error.code in (408, 416, 429) or error.code >= 500:
+            raise _ConnectionLost(f"the server answers {error.code} {error.reason}") from error
+        raise DataError(
+            f"{url}: the server answers {error.code} {error.reason}; see with a browser what the "
+            "record holds now, fetch the zip files there and pass them to --source"
+        ) from error
+    except (OSError, http.client.HTTPException) as error:
+        raise _ConnectionLost(f"no connection ({error})") from error
+    with response:
+        if response.status == 206:
+            if not response.headers.get("Content-Range", "").startswith(f"bytes {offset}-"):
+                part.unlink()
+                raise _ConnectionLost("the server sent another part than asked for")
+        else:
+            offset = 0
+        etag = response.headers.get("ETag", "W/")
+        date = response.headers.get("Last-Modified", "")
+        # A weak ETag does not promise equal bytes (RFC 9110, 8.8.1).
+        validator.write_text(date if etag.startswith("W/") else etag)
+        length = response.headers.get("Content-Length")
+        total = offset + int(length) if length else None
+        with (
+            part.open("ab" if offset else "wb") as file,
+            tqdm(
+                desc=part.stem,
+                total=total,
+                initial=offset,
+                unit="B",
+                unit_scale=True,
+                disable=None,
+            ) as bar,
+        ):
+            while chunk := _received(response):
+                file.write(chunk)
+                bar.update(len(chunk))
+    size = part.stat().st_size
+    if total is not None and size != total:
+        raise _ConnectionLost(f"cut at {size} of {total} bytes")
+
+
+def _received(response) -> bytes:
+    try:
+        return response.read(1 << 20)
+    except (OSError, http.client.HTTPException) as error:
+        raise _ConnectionLost(f"connection cut ({error})") from error
+
+
+def _md5(path: Path) -> str:
+    digest = hashlib.md5(usedforsecurity=False)
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

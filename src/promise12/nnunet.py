@@ -1,0 +1,98 @@
+"""Writes img/ and gt/ as a raw data set of nnU-Net, so that both can be compared.
+
+The format is nnU-Net v2's, documented in its documentation/dataset_format.md.
+"""
+
+import json
+import re
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from src.errors import DataError, UsageError
+from src.images.reading import read_mask, read_volume
+from src.images.writing import write_volume
+from src.promise12.checking import cases_of, is_stack, sets_of
+
+FILE_ENDING = ".nii.gz"
+NAME = re.compile(r"Dataset\d{3}_\w+")
+
+
+def export_nnunet(
+    data_path: Path,
+    out_path: Path,
+    labels: Sequence[int] = (),
+    channel: int | None = None,
+) -> None:
+    """Writes imagesTr, labelsTr, dataset.json, and imagesTs, labelsTs where there are test sets.
+
+    Geometry and voxels stay; NIfTI's header rounds geometry from other formats to float32.
+
+    Args:
+        data_path: a set with img/ and gt/, which is for training; or a folder of sets, whose
+            TestData and LiveTestData become imagesTs, called SET_NAME where names come twice.
+        out_path: the new folder, called DatasetNNN_NAME.
+        labels: mask values that together are the prostate; empty: masks must hold 0 and 1 only.
+        channel: which volume of 4-D images is the T2 image.
+
+    Raises:
+        UsageError: the folder is not called as nnU-Net wants it.
+        DataError: it is there already, a training case has no image or mask or two, or a file is
+            at fault; nothing is left.
+    """
+    if not NAME.fullmatch(out_path.name):
+        raise UsageError(
+            f"{out_path}: nnU-Net wants a folder called DatasetNNN_NAME, such as "
+            f"{out_path.parent / 'Dataset500_Prostate'}"
+        )
+    if out_path.exists():
+        raise DataError(f"{out_path}: is there already; choose another folder, or move it away")
+    training, test = _cases(data_path)
+    out_path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".exporting-", dir=out_path.parent) as staging:
+        folder = Path(staging, out_path.name)
+        for tail, cases in (("Tr", training), ("Ts", test)):
+            for name, (image, mask) in tqdm(cases.items(), f"Exporting {tail}", disable=None):
+                _write(folder, tail, name, image, mask, labels, channel)
+        about = {
+            "channel_names": {"0": "T2"},
+            "labels": {"background": 0, "prostate": 1},
+            "numTraining": len(training),
+            "file_ending": FILE_ENDING,
+        }
+        (folder / "dataset.json").write_text(json.dumps(about, indent=4) + "\n")
+        folder.rename(out_path)
+    print(f"{out_path}: {len(training)} training cases, {len(test)} test images")
+
+
+def _cases(data_path):
+    """Training and test cases, `{name: (image, mask or None)}`."""
+    training, test = {}, {}
+    sets = sets_of(data_path)
+    for folder in sets:
+        is_training = len(sets) == 1 or folder.name == "TrainData"
+        for name, images, masks, _ in cases_of(folder):
+            if len(images) != 1 or len(masks) > 1 or (is_training and not masks):
+                raise DataError(
+                    f"{folder}: {name} has {len(images)} image(s) and {len(masks)} mask(s), "
+                    "expected one of each; prepare_data.py --check tells what to do"
+                )
+            found = (images[0], masks[0] if masks else None)
+            if is_training:
+                training[name] = found
+            else:
+                test[name if name not in {**training, **test} else f"{folder.name}_{name}"] = found
+    if not training:
+        raise DataError(f"{data_path}: no training cases, expected img/ and gt/ or TrainData")
+    return training, test
+
+
+def _write(folder, tail, name, image_path, mask_path, labels, channel):
+    image = read_volume(image_path, channel if is_stack(image_path) else None)
+    write_volume(image, folder / f"images{tail}" / f"{name}_0000{FILE_ENDING}", image_path)
+    if mask_path is None:
+        return
+    mask = read_mask(mask_path, image, image_path, labels)
+    write_volume(mask, folder / f"labels{tail}" / f"{name}{FILE_ENDING}", image_path)

@@ -1,0 +1,223 @@
+"""What a source holds: the files of a folder or a zip, its volumes, its DICOM."""
+
+import io
+import re
+import shutil
+import stat
+import subprocess
+import zipfile
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+from src.errors import DataError
+from src.images.dicom import is_dicom
+from src.images.formats import META_SUFFIXES, SUFFIXES, stem, suffix_of
+from src.images.metaimage import meta_header
+
+LEVELS = 8  # of folders that are searched
+# No file of these is DICOM, so none of them is opened to see.
+NO_DICOM = (*SUFFIXES, ".raw", ".zraw", ".zip", ".json", ".csv", ".txt", ".md", ".png", ".pdf")
+
+# Unpackers of what zipfile does not know (older archives use Deflate64), as commands that write one
+# entry to stdout. The entry's size and CRC are compared afterwards.
+UNPACKERS = {
+    "7zz": ("x", "-so", "-spd", "--"),
+    "7z": ("x", "-so", "-spd", "--"),
+    "unzip": ("-p",),
+}
+
+
+@dataclass(frozen=True)
+class Member:
+    """A file of a source.
+
+    Attributes:
+        path: place in the source, whose own name (without .zip) comes first.
+        read: returns its bytes.
+        file: where it lies; None inside a zip.
+    """
+
+    path: PurePosixPath
+    read: Callable[[], bytes]
+    file: Path | None = None
+
+    def local(self, folder: Path) -> Path:
+        """The file on the disk, unpacked below `folder` if need be."""
+        if self.file:
+            return self.file
+        unpacked = folder / self.path
+        if not unpacked.exists():
+            unpacked.parent.mkdir(parents=True, exist_ok=True)
+            unpacked.write_bytes(self.read())
+        return unpacked
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A file with one of `SUFFIXES`, and the file of its voxels where that is another one."""
+
+    header: Member
+    voxels: Member | None = None
+
+    @property
+    def path(self) -> PurePosixPath:
+        return self.header.path
+
+    @property
+    def suffix(self) -> str:
+        """As the name spells it."""
+        return self.path.name[len(stem(self.path)) :]
+
+    def local(self, folder: Path) -> Path:
+        """The file on the disk, with its voxels beside it."""
+        if self.voxels:
+            self.voxels.local(folder)
+        return self.header.local(folder)
+
+
+@dataclass(frozen=True)
+class Dicom:
+    """A folder of DICOM files.
+
+    Attributes:
+        path: place in the source.
+        files: what lies below it.
+    """
+
+    path: PurePosixPath
+    files: tuple[Member, ...] = field(repr=False)
+
+    def local(self, folder: Path) -> Path:
+        """The folder on the disk."""
+        for member in self.files:
+            file = member.local(folder)
+        return file.parents[len(member.path.relative_to(self.path).parts) - 1]
+
+
+class Source:
+    """A folder or a zip.
+
+    Raises:
+        DataError: it is neither, or it cannot be used.
+    """
+
+    def __init__(self, path: Path, but: Path | None = None):
+        """`but` is a folder whose files do not count: the one that is written to."""
+        self.path = path
+        if path.is_dir():
+            members = _folder_members(path, but)
+        elif path.is_file():
+            members = _zip_members(path)
+        else:
+            raise DataError(f"{path}: no such file or folder; expected zip files or a folder")
+        self.members = {
+            member.path: member
+            for member in members
+            if not any(part.startswith((".", "__MACOSX")) for part in member.path.parts[1:])
+        }
+
+    @cached_property
+    def volumes(self) -> list[Volume]:
+        """All volumes, by path."""
+        headers = [member for path, member in self.members.items() if suffix_of(path)]
+        return [Volume(member, self._voxels(member)) for member in headers]
+
+    def _voxels(self, header):
+        name = data_file(header.read()) if suffix_of(header.path) in META_SUFFIXES else None
+        if name is None or PurePosixPath(name).name != name:
+            return None
+        return self.members.get(header.path.with_name(name))
+
+    @cached_property
+    def dicom(self) -> list[Member]:
+        """All DICOM files, by path."""
+        return [
+            member
+            for path, member in self.members.items()
+            if not path.name.lower().endswith(NO_DICOM) and _is_dicom(member)
+        ]
+
+
+def _is_dicom(member):
+    return is_dicom(member.file) if member.file else member.read()[128:132] == b"DICM"
+
+
+def data_file(header: bytes) -> str | None:
+    """ElementDataFile of a MetaImage header; None where the voxels follow in the same file."""
+    name = meta_header(io.BytesIO(header))[0].get("ElementDataFile", "LOCAL")
+    return None if name.upper() == "LOCAL" else name
+
+
+def _folder_members(source: Path, but: Path | None) -> list[Member]:
+    root = source.resolve()
+    left_out = but.resolve() if but else None
+    found = (path for depth in range(LEVELS) for path in sorted(root.glob("*/" * depth + "*")))
+    return [
+        Member(PurePosixPath(root.name, path.relative_to(root)), path.read_bytes, path)
+        for path in found
+        if path.is_file() and not (left_out and left_out != root and left_out in path.parents)
+    ]
+
+
+def _zip_members(source: Path) -> list[Member]:
+    try:
+        with zipfile.ZipFile(source) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, NotImplementedError) as error:
+        remedy = "fetch the archive again, or unpack it and pass the folder"
+        raise DataError(f"{source}: cannot be opened as a zip file ({error}); {remedy}") from error
+    members = []
+    for entry in entries:
+        path = PureWindowsPath(entry.filename)  # some archives have backslashes; it takes both
+        if path.anchor or ".." in path.parts or stat.S_ISLNK(entry.external_attr >> 16):
+            raise DataError(
+                f"{source}: entry {entry.filename!r} would leave the folder it is unpacked to; "
+                "nothing was unpacked, get the archive from a source you trust"
+            )
+        if not entry.is_dir():
+            members.append(
+                Member(
+                    PurePosixPath(source.stem, *path.parts),
+                    lambda entry=entry: _read_entry(source, entry),
+                )
+            )
+    return members
+
+
+def _read_entry(source: Path, entry: zipfile.ZipInfo) -> bytes:
+    try:
+        with zipfile.ZipFile(source) as archive:
+            return archive.read(entry)
+    except NotImplementedError:
+        return _read_with_tool(source, entry)
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
+        raise DataError(
+            f"{source}: {entry.filename} cannot be unpacked ({error}); fetch the archive again"
+        ) from error
+
+
+def _read_with_tool(source: Path, entry: zipfile.ZipInfo) -> bytes:
+    tool = next(filter(shutil.which, UNPACKERS), None)
+    if tool is None:
+        raise DataError(
+            f"{source}: Python cannot unpack {entry.filename} (compression method "
+            f"{entry.compress_type}; 9 is Deflate64); install 7-Zip (Debian: apt install 7zip, "
+            "before Debian 12 p7zip-full) and run the command again"
+        )
+    if not re.fullmatch(r"[\w. /][\w. /-]*", entry.filename):
+        raise DataError(
+            f"{source}: {entry.filename!r} is no name that can be given to {tool}; unpack the "
+            "archive by hand and pass the folder to --source"
+        )
+    command = [tool, *UNPACKERS[tool], str(source.resolve()), entry.filename]
+    result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True)
+    if len(result.stdout) != entry.file_size or zlib.crc32(result.stdout) != entry.CRC:
+        said = " ".join(result.stderr.decode(errors="replace").split())
+        raise DataError(
+            f"{source}: {tool} cannot unpack {entry.filename} ({said or 'size or CRC differs'}); "
+            "fetch the archive again"
+        )
+    return result.stdout

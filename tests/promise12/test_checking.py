@@ -1,0 +1,191 @@
+"""What the check finds, and its table."""
+
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from promise12.volumes import make_pairs, make_volume
+
+from src.errors import DataError
+from src.promise12 import check, format_table, report
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Two good cases in img/ and gt/."""
+    for number in range(2):
+        make_volume(tmp_path / f"data/img/Case0{number}.mhd", seed=number)
+        make_volume(tmp_path / f"data/gt/Case0{number}_segmentation.mhd")
+    return tmp_path / "data"
+
+
+def changed_header(path, old, new):
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def filled(value, dtype=np.float32):
+    values = np.ones((4, 5, 6), dtype)
+    values[1, 2, 3] = value
+    return values
+
+
+IMAGE, MASK = "img/Case01", "gt/Case01_segmentation"
+FAULTS = {
+    "truncated image": (
+        lambda d: (d / f"{IMAGE}.raw").write_bytes((d / f"{IMAGE}.raw").read_bytes()[:-20]),
+        "Case01.raw.*truncated",
+    ),
+    "truncated mask": (
+        lambda d: (d / f"{MASK}.raw").write_bytes((d / f"{MASK}.raw").read_bytes()[:-20]),
+        "Case01_segmentation.raw.*truncated",
+    ),
+    "voxels missing": (lambda d: (d / f"{IMAGE}.raw").unlink(), "Case01.raw is missing"),
+    "corrupt header": (lambda d: (d / f"{IMAGE}.mhd").write_text("hello"), "Case01.mhd.*header"),
+    "NaN": (lambda d: make_volume(d / f"{IMAGE}.mhd", values=filled(np.nan)), "Case01.mhd.*NaN"),
+    "other size": (
+        lambda d: make_volume(d / f"{MASK}.mhd", size=(6, 5, 5)),
+        r"Case01_segmentation.mhd: size \(6, 5, 5\) differs",
+    ),
+    "other spacing": (
+        lambda d: changed_header(d / f"{MASK}.mhd", "0.5 0.5 4", "0.5 0.6 4"),
+        "Case01_segmentation.mhd: geometry differs",
+    ),
+    "other origin": (
+        lambda d: changed_header(d / f"{MASK}.mhd", "-10 20 30", "-10 20 34"),
+        "Case01_segmentation.mhd: geometry differs",
+    ),
+    "other direction": (
+        lambda d: changed_header(d / f"{MASK}.mhd", "1 0 0 0 1 0 0 0 1", "1 0 0 0 -1 0 0 0 -1"),
+        "Case01_segmentation.mhd: geometry differs",
+    ),
+    "labels": (
+        lambda d: make_volume(d / f"{MASK}.mhd", values=filled(2, np.uint8)),
+        "Case01_segmentation.mhd: labels 1, 2",
+    ),
+    "empty mask": (
+        lambda d: make_volume(d / f"{MASK}.mhd", values=np.zeros((4, 5, 6), np.uint8)),
+        "Case01_segmentation.mhd: the mask is empty",
+    ),
+    "no mask": (lambda d: (d / f"{MASK}.mhd").unlink(), "Case01.mhd: image without a mask"),
+    "no image": (
+        lambda d: (d / f"{IMAGE}.mhd").unlink(),
+        "Case01_segmentation.mhd: mask without an image",
+    ),
+    "two images": (
+        lambda d: make_volume(d / f"{IMAGE}.nrrd"),
+        "Case01.mhd and Case01.nrrd are one case by name",
+    ),
+    "voxels elsewhere, absolute": (
+        lambda d: changed_header(d / f"{IMAGE}.mhd", "Case01.raw", f"{d}/{IMAGE}.raw"),
+        "Case01.mhd: ElementDataFile .* is not in its folder",
+    ),
+    "voxels elsewhere, relative": (
+        lambda d: changed_header(d / f"{MASK}.mhd", "Case01_s", "../gt/Case01_s"),
+        "Case01_segmentation.mhd: ElementDataFile .* is not in its folder",
+    ),
+    "voxels elsewhere, Windows": (
+        lambda d: changed_header(d / f"{IMAGE}.mhd", "Case01.raw", "D:\\x\\Case01.raw"),
+        "Case01.mhd: ElementDataFile .* is not in its folder",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_check_finds(data, fault):
+    damage, message = FAULTS[fault]
+    damage(data)
+    frame = check(data)
+    assert frame["case"].tolist() == ["Case00", "Case01"]
+    good, bad = frame["problems"]
+    assert good == ""
+    assert pd.Series([bad]).str.contains(message).all(), bad
+    assert len(bad.splitlines()) == 1
+
+
+def test_check_of_good_cases(data):
+    frame = check(data)
+    assert frame.columns.tolist() == ["case", "size", "spacing_mm", "prostate_ml", "problems"]
+    assert frame["size"].tolist() == ["6x5x4"] * 2
+    assert frame["spacing_mm"].tolist() == ["0.5x0.5x4"] * 2
+    assert frame["prostate_ml"].tolist() == pytest.approx([12 * 0.5 * 0.5 * 4 / 1000] * 2)
+    assert frame["problems"].tolist() == ["", ""]
+
+
+def test_training_images_need_masks(data):
+    shutil.rmtree(data / "gt")
+    assert check(data)["problems"].str.contains("image without a mask").tolist() == [True, True]
+
+
+def test_check_reads_nothing_outside_the_data(data):
+    """A header that names a file elsewhere is reported although that file would be readable."""
+    shutil.copy(data / f"{IMAGE}.raw", data.parent / "elsewhere.raw")
+    changed_header(data / f"{IMAGE}.mhd", "Case01.raw", "../../elsewhere.raw")
+    assert "elsewhere.raw is not in its folder" in check(data)["problems"][1]
+
+
+def test_check_of_several_sets(tmp_path):
+    make_volume(tmp_path / "TrainData/img/Case00.mhd")
+    make_volume(tmp_path / "TrainData/gt/Case00_segmentation.mhd")
+    make_volume(tmp_path / "TestData/img/Case00.mhd")
+    make_volume(tmp_path / "LiveTestData/img/Case00.mhd")
+    make_volume(tmp_path / "LiveTestData/img/Case01.mhd")
+    make_volume(tmp_path / "LiveTestData/gt/Case00_segmentation.mhd")
+    frame = check(tmp_path).set_index("case")
+    assert frame.index.tolist() == [
+        "TrainData/Case00",
+        "TestData/Case00",
+        "LiveTestData/Case00",
+        "LiveTestData/Case01",
+    ]
+    assert frame["problems"].astype(bool).tolist() == [False, False, False, True]
+    assert "image without a mask" in frame["problems"].iloc[-1]
+
+
+def test_check_of_the_zoos_flat_test_folder(tmp_path):
+    make_volume(tmp_path / "TestData/Case00.mhd")
+    assert check(tmp_path)["problems"].tolist() == [""]
+    make_volume(tmp_path / "TestData/Case01.mhd")
+    make_volume(tmp_path / "TestData/Case01_segmentation.mhd")
+    problems = check(tmp_path / "TestData")["problems"].tolist()
+    assert "image without a mask" in problems[0]
+    assert problems[1] == ""
+
+
+@pytest.mark.parametrize("content", [None, "flat"])
+def test_check_of_nothing(tmp_path, content):
+    folder = tmp_path / "volumes"
+    folder.mkdir()
+    if content:
+        make_pairs(folder, ["Case00"])
+    with pytest.raises(DataError, match="volumes: no volumes in img/.*prepare_data.py --source"):
+        check(folder)
+
+
+@pytest.mark.parametrize("width", [20, 40, 60, 80, 200])
+def test_table_fits_the_terminal(width):
+    problem = "Case01_segmentation.mhd: labels 0, 1, 7, expected only 0 and 1 (1 is the prostate)"
+    frame = pd.DataFrame(
+        [
+            ("Case00", "512x512x54", "0.3906x0.3906x3", 45.26, ""),
+            ("Case01", "", "", np.nan, problem),
+        ],
+        columns=["case", "size", "spacing_mm", "prostate_ml", "problems"],
+    )
+    text = format_table(frame, width)
+    longest_word = max(map(len, problem.split()))
+    assert max(map(len, text.splitlines())) <= max(width, 4 + longest_word)
+    words = " ".join(text.replace("!", " ").split())
+    assert "Case00 512x512x54 0.3906x0.3906x3 45.3" in words
+    assert f"Case01 ? ? - {problem}" in words
+
+
+def test_report(data, capsys):
+    report(check(data))
+    assert capsys.readouterr().out.endswith("2 cases, all well\n")
+    (data / f"{MASK}.mhd").unlink()
+    with pytest.raises(DataError, match="1 of 2 cases have problems"):
+        report(check(data))
+    assert "  ! Case01.mhd: image without a mask" in capsys.readouterr().out
