@@ -56,24 +56,38 @@ def lay_out(sources: list[Path], out_path: Path, options: Options | None = None)
     """
     options = options or Options()
     with tempfile.TemporaryDirectory(prefix="prepare_data-") as unpacked:
-        placed: dict[PurePosixPath, File] = {}
-        for number, path in enumerate(sources):
-            source = Source(path, out_path)
-            layout, pairs = recognise(source, options)
-            _say(source, layout, pairs)
-            folder = Path(unpacked, str(number))
-            for target, file in _files(layout, pairs, folder, options):
-                other = placed.setdefault(target, file)
-                if other is not file and not _same(other, file):
-                    raise DataError(
-                        f"{path}: {file.path} and {other.path} differ and would both become "
-                        f"{target}; lay them out into different --out_path folders"
-                    )
-        written = _write_all(placed, out_path)
+        folders = {Path(unpacked, str(number)): path for number, path in enumerate(sources)}
+        try:
+            placed = _place(folders, out_path, options)
+            written = _write_all(placed, out_path)
+        except DataError as error:
+            message = str(error)
+            for folder, path in folders.items():
+                message = message.replace(
+                    f"{folder / path.stem}/", f"{path}: "
+                )  # what was read from a zip
+            raise DataError(message) from None
     for name in sorted({target.parts[0] for target in placed}):
         count = sum(target.parts[0] == name for target in placed)
         new = sum(target.parts[0] == name for target in written)
         print(f"{out_path / name}: {new} files written, {count - new} there already")
+
+
+def _place(folders, out_path, options):
+    """Where each file of the sources goes; `folders` are for unpacking each of them."""
+    placed: dict[PurePosixPath, File] = {}
+    for folder, path in folders.items():
+        source = Source(path, out_path)
+        layout, pairs = recognise(source, options)
+        _say(source, layout, pairs)
+        for target, file in _files(layout, pairs, folder, options):
+            other = placed.setdefault(target, file)
+            if other is not file and not _same(other, file):
+                raise DataError(
+                    f"{path}: {file.path} and {other.path} differ and would both become "
+                    f"{target}; lay them out into different --out_path folders"
+                )
+    return placed
 
 
 def _say(source, layout, pairs):
