@@ -148,7 +148,7 @@ def is_stack(path: Path) -> bool:
 def check_no_label_map(path: str | PurePath, image: sitk.Image) -> None:
     """Raises a DataError for an image of few whole numbers: it is a mask, whatever its name."""
     values = np.unique(sitk.GetArrayViewFromImage(image))
-    if len(values) <= LABEL_MAP_VALUES and (values == np.rint(values)).all():
+    if 1 < len(values) <= LABEL_MAP_VALUES and (values == np.rint(values)).all():
         shown = ", ".join(f"{value:g}" for value in values[:SHOWN_VALUES])
         more = " and so on" if len(values) > SHOWN_VALUES else ""
         raise DataError(

@@ -113,6 +113,10 @@ def recognise(source: Source, options: Options) -> tuple[Layout, list[Pair]]:
             f"{source.path}: holds no volume ({', '.join(SUFFIXES)}, DICOM) within {LEVELS} levels "
             "of folders" + (f"; for its zip files say --source {source.path}/*.zip" if zips else "")
         )
+    masks = {}
+    if options.mask_pattern:
+        masks = _matching(source, options.mask_pattern, "--mask_pattern")
+        source.set_aside = {mask.path for found in masks.values() for mask in found}
     if options.image_pattern:
         images = _matching(source, options.image_pattern, "--image_pattern")
         layout = Layout("images by --image_pattern", images, channel=options.channel)
@@ -122,7 +126,6 @@ def recognise(source: Source, options: Options) -> tuple[Layout, list[Pair]]:
         if layout.channel is None and layout.name != NNUNET:
             layout.channel = options.channel
     if options.mask_pattern:
-        masks = _matching(source, options.mask_pattern, "--mask_pattern")
         layout.masks = _with_sets_of(layout.images, masks)
         layout.name += ", masks by --mask_pattern"
         layout.is_ours = False

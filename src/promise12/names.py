@@ -16,10 +16,9 @@ def _set_of(text):
     return frozenset(text.split())
 
 
-LESION_WORDS = _set_of("lesion lesions tumor tumors tumour tumours cancer pca cspca")
-MASK_WORDS = LESION_WORDS | _set_of(
-    "seg segmentation segmentations label labels labelmap mask masks roi contour gt anatomy"
-)
+LESION_WORDS = _set_of("lesion lesions tumor tumors tumour tumours cspca")
+FIRST_WORDS = _set_of("seg segmentation label labels labelmap mask masks")  # mask_07, labels-3
+MASK_WORDS = LESION_WORDS | FIRST_WORDS | _set_of("segmentations roi contour gt anatomy")
 GLAND_WORDS = _set_of("prostate gland whole wg zones zonal")
 T2_WORDS = _set_of("t2 t2w t2wi t2tse")
 OTHER_CONTRASTS = _set_of(
@@ -60,7 +59,7 @@ def looks_like_mask(path: PurePath) -> bool:
 def named_as_mask(path: PurePath) -> bool:
     """Whether the file's own name ends with a mask word, or begins with one."""
     split = words(stem(path))
-    return bool(_ending(split)) or (len(split) > 1 and split[0] in MASK_WORDS - {"gt"})
+    return bool(_ending(split)) or (len(split) > 1 and split[0] in FIRST_WORDS)
 
 
 def _ending(split):
@@ -82,7 +81,7 @@ def outlines_lesions(path: PurePath) -> bool:
     """Whether a mask is one of lesions and not of the gland, by its name or a folder's."""
     ending = _ending(words(stem(path)))
     in_folders = {word for part in path.parts[1:-1] for word in words(part)}
-    return bool(LESION_WORDS.intersection(ending) or in_folders & LESION_WORDS - {"cancer", "pca"})
+    return bool(LESION_WORDS.intersection(ending) or in_folders & LESION_WORDS)
 
 
 def case_names(mask: PurePath) -> list[str]:
@@ -90,7 +89,7 @@ def case_names(mask: PurePath) -> list[str]:
     split = words(stem(mask))
     ending = _ending(split)
     names = [split[:end] for end in range(len(split), len(split) - len(ending) - 1, -1)]
-    if split[0] in MASK_WORDS:
+    if split[0] in FIRST_WORDS:
         names += [split[1:], *([word, *split[1:]] for word in sorted(IMAGE_WORDS))]
     return [" ".join(name) for name in names if name]
 

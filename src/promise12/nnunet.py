@@ -70,9 +70,8 @@ def export_nnunet(
 def _cases(data_path):
     """Training and test cases, `{name: (image, mask or None)}`."""
     training, test = {}, {}
-    sets = sets_of(data_path)
-    for folder in sets:
-        is_training = len(sets) == 1 or folder.name == "TrainData"
+    for folder in sets_of(data_path):
+        is_training = folder == data_path or folder.name == "TrainData"
         for name, images, masks, _ in cases_of(folder):
             if len(images) != 1 or len(masks) > 1 or (is_training and not masks):
                 raise DataError(

@@ -17,6 +17,7 @@ from src.images.dicom import is_dicom
 from src.images.formats import META_SUFFIXES, SUFFIXES, stem, suffix_of
 from src.images.metaimage import meta_header
 
+START_BYTES = 1 << 16
 LEVELS = 8  # of folders that are searched
 # No file of these is DICOM, so none of them is opened to see.
 NO_DICOM = (*SUFFIXES, ".raw", ".zraw", ".zip", ".json", ".csv", ".txt", ".md", ".png", ".pdf")
@@ -43,6 +44,13 @@ class Member:
     path: PurePosixPath
     read: Callable[[], bytes]
     file: Path | None = None
+
+    def start(self) -> bytes:
+        """Its first bytes, enough for a header."""
+        if self.file is None:
+            return self.read()
+        with self.file.open("rb") as file:
+            return file.read(START_BYTES)
 
     def local(self, folder: Path) -> Path:
         """The file on the disk, unpacked below `folder` if need be."""
@@ -107,6 +115,7 @@ class Source:
     def __init__(self, path: Path, but: Path | None = None):
         """`but` is a folder whose files do not count: the one that is written to."""
         self.path = path
+        self.set_aside: set[PurePosixPath] = set()  # volumes whose place is known
         if path.is_dir():
             members = _folder_members(path, but)
         elif path.is_file():
@@ -119,14 +128,19 @@ class Source:
             if not any(part.startswith((".", "__MACOSX")) for part in member.path.parts[1:])
         }
 
-    @cached_property
+    @property
     def volumes(self) -> list[Volume]:
-        """All volumes, by path."""
+        """Volumes by path, but for those set aside."""
+        return [volume for volume in self.all_volumes if volume.path not in self.set_aside]
+
+    @cached_property
+    def all_volumes(self) -> list[Volume]:
+        """All volumes by path."""
         headers = [member for path, member in self.members.items() if suffix_of(path)]
         return [Volume(member, self._voxels(member)) for member in headers]
 
     def _voxels(self, header):
-        name = data_file(header.read()) if suffix_of(header.path) in META_SUFFIXES else None
+        name = data_file(header.start()) if suffix_of(header.path) in META_SUFFIXES else None
         if name is None or PurePosixPath(name).name != name:
             return None
         return self.members.get(header.path.with_name(name))
@@ -142,7 +156,7 @@ class Source:
 
 
 def _is_dicom(member):
-    return is_dicom(member.file) if member.file else member.read()[128:132] == b"DICM"
+    return is_dicom(member.file) if member.file else member.start()[128:132] == b"DICM"
 
 
 def data_file(header: bytes) -> str | None:

@@ -433,6 +433,52 @@ GOOD = {
         },
         ["taken for images by --image_pattern, masks by --mask_pattern: 2 image(s), 2 mask(s)"],
     ),
+    "a pattern for masks whose names tell nothing": (
+        {"a.nii": IMAGE, "b.nii": IMAGE, "a_outline.nii": GLAND, "b_outline.nii": GLAND},
+        {"mask_pattern": "{case}_outline.nii"},
+        {
+            "TrainData/img/a.nii": "a.nii",
+            "TrainData/img/b.nii": "b.nii",
+            "TrainData/gt/a_segmentation.nii": "a_outline.nii",
+            "TrainData/gt/b_segmentation.nii": "b_outline.nii",
+        },
+        ["taken for NAME and NAME_segmentation, masks by --mask_pattern: 2 image(s), 2 mask(s)"],
+    ),
+    "one of two readers, one folder per patient": (
+        PROSTATE158 | {"train/020/t2_anatomy_reader2.nii.gz": ZONES},
+        {"labels": (1, 2), "mask_pattern": "train/{case}/t2_anatomy_reader1.nii.gz"},
+        {
+            f"TrainData/{place}": source
+            for patient in ("020", "021")
+            for place, source in {
+                f"img/{patient}.nii.gz": f"train/{patient}/t2.nii.gz",
+                f"gt/{patient}_segmentation.nii.gz": (
+                    (1, 2),
+                    f"train/{patient}/t2_anatomy_reader1.nii.gz",
+                ),
+            }.items()
+        },
+        ["taken for one folder per patient, masks by --mask_pattern: 2 image(s), 2 mask(s)"],
+    ),
+    "cases called after the disease": (
+        {"PCa_1.nii": IMAGE, "PCa_1_seg.nii": GLAND},
+        {},
+        {
+            "TrainData/img/PCa_1.nii": "PCa_1.nii",
+            "TrainData/gt/PCa_1_segmentation.nii": "PCa_1_seg.nii",
+        },
+        ["1 image(s), 1 mask(s)"],
+    ),
+    "4-D in other formats": (
+        {"a.mha": CHANNELS, "b.nii": CHANNELS, "c.mhd": CHANNELS},
+        {"channel": 1},
+        {
+            "TestData/img/a.mha": (1, "a.mha"),
+            "TestData/img/b.nii": (1, "b.nii"),
+            "TestData/img/c.mha": (1, "c.mhd"),
+        },
+        ["3 image(s), 0 mask(s)"],
+    ),
     "a pattern for images alone": (
         {"a/t2.nii": IMAGE, "a/t2_tumor.nii": GLAND},
         {"image_pattern": "{case}/t2.nii"},
@@ -777,6 +823,8 @@ def test_pattern_without_a_case():
         ("s/csPCa_lesion_delineations/human/1_2.nii.gz", False, True),
         ("prostate_cancer/Case00.nii.gz", False, False),
         ("s/Prostate_01.nii.gz", False, False),
+        ("s/PCa_1.nii.gz", False, False),
+        ("s/tumor/mask/1.nii.gz", True, True),
         ("s/GT_001.nii.gz", False, False),
         ("s/01_prostate.nii.gz", False, False),
         ("s/patient_masked_01.nii", False, False),

@@ -1,6 +1,7 @@
 """The export: nnU-Net's files with our voxels and geometry, and what is refused."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -121,9 +122,10 @@ def test_nothing_is_overwritten(tmp_path, data):
 
 
 def test_no_training_cases(tmp_path, data):
-    (tmp_path / "nothing/img").mkdir(parents=True)
-    with pytest.raises(DataError, match="no training cases"):
-        export_nnunet(tmp_path / "nothing", tmp_path / "Dataset500_P")
+    shutil.rmtree(data / "TrainData")
+    with pytest.raises(DataError, match="data: no training cases"):
+        export_nnunet(data, tmp_path / "Dataset500_P")
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
 def test_interrupted_export_leaves_nothing(tmp_path, data, monkeypatch):
