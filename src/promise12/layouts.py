@@ -11,6 +11,7 @@ The rules in their order; the first that fits is taken, and a line says which:
 
 import json
 import re
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from pathlib import PurePath, PurePosixPath
 import pydicom
 
 from src.errors import DataError, UsageError
-from src.images.formats import MASK_SUFFIX, SUFFIXES, stem
+from src.images.formats import MASK_SUFFIX, SUFFIXES, stem, suffix_of
 from src.promise12.names import (
     FILLERS,
     GLAND_WORDS,
@@ -129,6 +130,8 @@ def recognise(source: Source, options: Options) -> tuple[Layout, list[Pair]]:
         layout.masks = _with_sets_of(layout.images, masks)
         layout.name += ", masks by --mask_pattern"
         layout.is_ours = False
+    if options.series and not source.dicom:
+        layout.remarks.append("--series has no effect: there is no DICOM")
     pairs = _pairs(source, layout, options)
     _say_what_is_left_out(source, layout, pairs)
     return layout, pairs
@@ -269,8 +272,8 @@ def matches(pattern: str, path: str) -> str | None:
 
 def _matching(source, pattern, flag):
     """Volumes, or else DICOM folders, that a pattern finds."""
-    dicom = _grouped((member.path.parent, member) for member in source.dicom)
-    candidates = [*source.volumes, *(Dicom(path, tuple(files)) for path, files in dicom.items())]
+    folders = sorted({member.path.parent for member in source.dicom})
+    candidates = [*source.volumes, *(_dicom_in(source, folder) for folder in folders)]
     cases = [(matches(pattern, _below(candidate)), candidate) for candidate in candidates]
     found = _grouped(((_set_of(c.path), case), c) for case, c in cases if case)
     if not found:
@@ -527,6 +530,12 @@ def _dicom_patients(source, options):
     return layout
 
 
+def _dicom_in(source, folder):
+    """A folder with all of its files: one that is damaged may not be known as DICOM any more."""
+    below = (member for path, member in source.members.items() if folder in path.parents)
+    return Dicom(folder, tuple(member for member in below if not suffix_of(member.path)))
+
+
 def _patient_folders(files, folder):
     """`{folder: files}`: the level of the tree at which studies part."""
     depth = len(folder.parts)
@@ -554,9 +563,11 @@ def _patient_folders(files, folder):
 def _header(member):
     tags = ["StudyInstanceUID", "Modality"]
     try:
-        return pydicom.dcmread(
-            member.file or BytesIO(member.read()), stop_before_pixels=True, specific_tags=tags
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return pydicom.dcmread(
+                member.file or BytesIO(member.read()), stop_before_pixels=True, specific_tags=tags
+            )
     except Exception:  # a damaged file, which reading the series will name
         return pydicom.Dataset()
 

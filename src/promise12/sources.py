@@ -92,7 +92,7 @@ class Dicom:
 
     Attributes:
         path: place in the source.
-        files: what lies below it.
+        files: all that lies below it but volumes.
     """
 
     path: PurePosixPath
@@ -147,11 +147,13 @@ class Source:
 
     @cached_property
     def dicom(self) -> list[Member]:
-        """All DICOM files, by path."""
+        """All DICOM files but the list of a medium, by path."""
         return [
             member
             for path, member in self.members.items()
-            if not path.name.lower().endswith(NO_DICOM) and _is_dicom(member)
+            if path.name.upper() != "DICOMDIR"
+            and not path.name.lower().endswith(NO_DICOM)
+            and _is_dicom(member)
         ]
 
 

@@ -131,21 +131,33 @@ def test_dicom_and_other_images(tmp_path):
 
 
 def test_segmentation_objects_are_named(tmp_path, capsys):
-    write_series(tmp_path / "scans/P1/5", generate_uid())
-    shutil.copytree(tmp_path / "scans/P1/5", tmp_path / "scans/P1/9")
-    shutil.rmtree(tmp_path / "scans/P1/5")
     study = generate_uid()
     write_series(tmp_path / "scans/P1/5", study)
-    shutil.rmtree(tmp_path / "scans/P1/9")
     write_series(tmp_path / "scans/P1/9", study, 3, "gland", 9, modality="RTSTRUCT")
     lay_out([tmp_path / "scans"], tmp_path / "out", Options(series="5"))
     assert "no images are not read: scans/P1/9 (RTSTRUCT)" in capsys.readouterr().out
 
 
-def test_bad_series_leaves_nothing(tmp_path):
-    write_series(tmp_path / "scans/P1", generate_uid())
-    write_series(tmp_path / "scans/P2", generate_uid())
-    (tmp_path / "scans/P2/2.dcm").unlink()
-    with pytest.raises(DataError, match="scans/P2.*"):
-        lay_out([tmp_path / "scans"], tmp_path / "out")
+def test_disc_with_a_dicomdir(tmp_path):
+    for name in ("A", "B"):
+        write_series(tmp_path / "disc/DICOM" / name, generate_uid(), ord(name))
+    shutil.copy(tmp_path / "disc/DICOM/A/0.dcm", tmp_path / "disc/DICOMDIR")
+    lay_out([tmp_path / "disc"], tmp_path / "out")
+    assert set(tree(tmp_path / "out")) == {"TestData/img/A.mha", "TestData/img/B.mha"}
+
+
+@pytest.mark.parametrize("damage", ["missing", "no DICOM any more"])
+@pytest.mark.parametrize("zipped", [False, True])
+def test_bad_series_leaves_nothing(tmp_path, damage, zipped):
+    source = tmp_path / "scans"
+    for name in ("P1", "P2"):
+        write_series(source / name, generate_uid())
+    if damage == "missing":
+        (source / "P2/2.dcm").unlink()
+    else:
+        (source / "P2/2.dcm").write_bytes(b"damaged" * 99)
+    if zipped:
+        source = Path(shutil.make_archive(str(source), "zip", tmp_path, "scans"))
+    with pytest.raises(DataError, match=r"scans(.zip: scans)?/P2"):
+        lay_out([source], tmp_path / "out")
     assert not (tmp_path / "out").exists()

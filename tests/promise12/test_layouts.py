@@ -130,6 +130,22 @@ GOOD = {
         },
         ["taken for nnU-Net: 3 image(s), 2 mask(s)"],
     ),
+    "nnU-Net with masks of test images": (
+        {
+            "imagesTr/a_0000.nii": IMAGE,
+            "imagesTs/a_0000.nii": IMAGE,
+            "labelsTr/a.nii": GLAND,
+            "labelsTs/a.nii": GLAND,
+        },
+        {},
+        {
+            "TrainData/img/a.nii": "imagesTr/a_0000.nii",
+            "TrainData/gt/a_segmentation.nii": "labelsTr/a.nii",
+            "TestData/img/a.nii": "imagesTs/a_0000.nii",
+            "TestData/gt/a_segmentation.nii": "labelsTs/a.nii",
+        },
+        ["taken for nnU-Net: 2 image(s), 2 mask(s)"],
+    ),
     "nnU-Net without dataset.json, in a folder": (
         {f"Dataset100_P/{name}": kind for name, kind in NNUNET.items()},
         {},
@@ -312,6 +328,23 @@ GOOD = {
             }.items()
         },
         ["taken for one folder per patient: 2 image(s), 2 mask(s)"],
+    ),
+    "patients' folders with other words": (
+        {
+            f"ES/{p}/{name}.nrrd": kind
+            for p in "12"
+            for name, kind in (("t2_img", IMAGE), ("label", GLAND))
+        },
+        {"series": "5"},
+        {
+            f"TrainData/{place}": source
+            for p in "12"
+            for place, source in {
+                f"img/{p}.nrrd": f"ES/{p}/t2_img.nrrd",
+                f"gt/{p}_segmentation.nrrd": f"ES/{p}/label.nrrd",
+            }.items()
+        },
+        ["taken for one folder per patient", "--series has no effect: there is no DICOM"],
     ),
     "patients' folders, masks in a tree of their own": (
         {
