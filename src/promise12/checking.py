@@ -129,9 +129,9 @@ def _grid_by_header(path: Path) -> tuple[tuple[int, ...], tuple[float, ...]]:
 
 def _header(path):
     reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
     try:
         check_name(path)
+        reader.SetFileName(str(path))
         reader.ReadImageInformation()
     except (DataError, RuntimeError):
         return None

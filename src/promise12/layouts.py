@@ -27,7 +27,9 @@ from src.promise12.names import (
     GLAND_WORDS,
     LESION_WORDS,
     OTHER_CONTRASTS,
+    PROSTATE_WORDS,
     T2_WORDS,
+    ZONE_WORDS,
     case_names,
     is_other_contrast,
     is_t2,
@@ -89,6 +91,7 @@ class Layout:
         channel: which volume of 4-D images is taken.
         is_ours: NAME and NAME_segmentation, whose faults the check tells case by case.
         remarks: lines for the user.
+        named: volumes that a remark is about.
     """
 
     name: str
@@ -98,7 +101,7 @@ class Layout:
     channel: int | None = None
     is_ours: bool = False
     remarks: list[str] = field(default_factory=list)
-    named: set[PurePosixPath] = field(default_factory=set)  # volumes that a remark is about
+    named: set[PurePosixPath] = field(default_factory=set)
 
 
 def recognise(source: Source, options: Options) -> tuple[Layout, list[Pair]]:
@@ -188,11 +191,16 @@ def _pairs_of_ours(source, set_name, case, images, masks):
 
 def _check_one(source, case, found, plural, kind):
     if len(found) > 1:
+        patterns = " or ".join(f"'{_pattern(_below(volume), case)}'" for volume in found)
         raise DataError(
-            f"{source.path}: {case} has several {plural}: "
-            f"{', '.join(_below(volume) for volume in found)}; say which, such as --{kind}_pattern "
-            f"'{_below(found[0]).replace(case, '{case}')}'"
+            f"{source.path}: {case} has several {plural}: {', '.join(map(_below, found))}; say "
+            f"which, such as --{kind}_pattern {patterns}"
         )
+
+
+def _pattern(path, case):
+    """The path with `{case}` where the case's name stands by itself."""
+    return re.sub(rf"(?<![^\W_]){re.escape(case)}(?![^\W_])", "{case}", path)
 
 
 def _leave_lesions_out(source, layout):
@@ -271,15 +279,15 @@ def matches(pattern: str, path: str) -> str | None:
 
 
 def _matching(source, pattern, flag):
-    """Volumes, or else DICOM folders, that a pattern finds."""
-    folders = sorted({member.path.parent for member in source.dicom})
+    """Volumes that a pattern finds, and for images folders of DICOM files."""
+    folders = sorted({member.path.parent for member in source.dicom} if "image" in flag else ())
     candidates = [*source.volumes, *(_dicom_in(source, folder) for folder in folders)]
     cases = [(matches(pattern, _below(candidate)), candidate) for candidate in candidates]
     found = _grouped(((_set_of(c.path), case), c) for case, c in cases if case)
     if not found:
+        example = f", such as {_below(candidates[0])}" if candidates else ""
         raise DataError(
-            f"{source.path}: {flag} {pattern} finds none of {len(candidates)} volumes, such as "
-            f"{_below(candidates[0])}"
+            f"{source.path}: {flag} {pattern} finds none of {len(candidates)} volumes{example}"
         )
     return found
 
@@ -375,7 +383,7 @@ def _nnunet(source, images, masks, about, options):
 def _decathlon(source, root, images, masks, about, options):
     channel, remarks = _t2_channel(source, _channel_names(about), options.channel)
     listed = [
-        entry["image"] if isinstance(entry, dict) else entry
+        entry.get("image", "") if isinstance(entry, dict) else entry
         for part in ("training", "test")
         for entry in (about.get(part) if isinstance(about.get(part), list) else [])
     ]
@@ -388,8 +396,10 @@ def _decathlon(source, root, images, masks, about, options):
 
 def _channel_names(about):
     names = about.get("channel_names") or about.get("modality") or {}
+    if isinstance(names, str):
+        names = [names]
     items = names.items() if isinstance(names, dict) else enumerate(names)
-    return {int(number): str(name) for number, name in items if str(number).isdigit()}
+    return {int(number): str(name) for number, name in items if str(number).isdecimal()}
 
 
 def _t2_channel(source, names, asked):
@@ -429,15 +439,13 @@ def _check_label_names(about, options, root):
         raise DataError(f"{root}/dataset.json: no label {unknown[0]}, only {listed}")
     if options.labels:
         return [f"labels {','.join(map(str, options.labels))} of {listed} become the mask"]
-    lesion = any(
-        LESION_WORDS.intersection(words(name)) for names in labels.values() for name in names
-    )
-    if set(labels) != {1} or lesion:
+    said = {word for names in labels.values() for name in names for word in words(name)}
+    if set(labels) != {1} or not said & PROSTATE_WORDS or said & (ZONE_WORDS | LESION_WORDS):
         raise DataError(
             f"{root}/dataset.json: labels {listed}; say which together are the prostate, such as "
             f"--labels {','.join(map(str, sorted(labels)))}"
         )
-    return []
+    return [f"label {listed} becomes the mask"]
 
 
 def _label_names(about):
@@ -445,7 +453,7 @@ def _label_names(about):
     labels = about.get("labels")
     named = defaultdict(list)
     for name, value in labels.items() if isinstance(labels, dict) else ():
-        if str(name).isdigit():
+        if str(name).isdecimal():
             name, value = str(value), int(name)
         for number in value if isinstance(value, list) else [value]:
             if isinstance(number, int) and number > 0 and name.lower() != "ignore":
@@ -473,20 +481,12 @@ def _picai(source, options):
     kind = next((kind for kind in ("whole gland", "zones", "lesions") if kinds.get(kind)), None)
     masks = _grouped(((None, case), volume) for case, volume in kinds.get(kind, ()))
     layout.masks = _with_sets_of(images, masks)
-    if kind == "whole gland" and not options.mask_pattern:
-        for (_, case), several in layout.masks.items():
-            if len(several) > 1 and (None, case) in {(None, key[1]) for key in images}:
-                patterns = " or ".join(f"'{_below(m).replace(case, '{case}')}'" for m in several)
-                raise DataError(
-                    f"{source.path}: masks of several readers, such as for {case}; choose with "
-                    f"--mask_pattern {patterns}"
-                )
     if kind in ("whole gland", "zones"):
         lesions = [volume.path for _, volume in kinds.get("lesions", ())]
         layout.named.update(lesions)
         if lesions:
             layout.remarks.append(
-                f"{len(lesions)} outlines of lesions, not of the prostate, left out"
+                f"{len(lesions)} outline(s) of lesions, not of the prostate, left out"
             )
     if kind == "zones":
         layout.remarks.append("masks of the zones, as there are none of the whole gland")
@@ -497,7 +497,7 @@ def _picai_kind(path):
     split = {word for part in path.parts[1:] for word in words(part)}
     if split & LESION_WORDS:
         return "lesions"
-    return "zones" if split & {"zonal", "pz", "tz", "zones"} else "whole gland"
+    return "zones" if split & ZONE_WORDS else "whole gland"
 
 
 # One folder per patient -------------------------------------------------------------------------
@@ -515,9 +515,7 @@ def _dicom_patients(source, options):
             "--image_pattern, or give one kind"
         )
     patients = _patient_folders(source.dicom, PurePosixPath(source.dicom[0].path.parts[0]))
-    images = {
-        (_set_of(path), path.name): [Dicom(path, tuple(files))] for path, files in patients.items()
-    }
+    images = {(_set_of(path), path.name): [_dicom_in(source, path)] for path in patients}
     layout = Layout("DICOM, one folder per patient", images)
     folders = {image.path: key for key, (image,) in images.items()}
     layout.masks = _grouped((_patient_of(v.path, folders), v) for v in source.volumes)
@@ -677,9 +675,10 @@ def _key_of_mask(source, mask, known, options):
     """Set and case of the image that a mask belongs to."""
     set_name = _set_of(mask.path)
     for name in case_names(mask.path):
-        cases = known.get((set_name, name), ())
-        if len(cases) == 1:
-            return set_name, next(iter(cases))
+        cases = known.get((set_name, name), set())
+        exact = {case for case in cases if " ".join(words(case)) == name} or cases
+        if len(exact) == 1:
+            return set_name, *exact
     case = stem(mask.path)
     is_lesion = outlines_lesions(mask.path)
     if case.endswith(MASK_SUFFIX) or is_lesion or options.mask_pattern:

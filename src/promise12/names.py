@@ -20,6 +20,8 @@ LESION_WORDS = _set_of("lesion lesions tumor tumors tumour tumours cspca")
 FIRST_WORDS = _set_of("seg segmentation label labels labelmap mask masks")  # mask_07, labels-3
 MASK_WORDS = LESION_WORDS | FIRST_WORDS | _set_of("segmentations roi contour gt anatomy")
 GLAND_WORDS = _set_of("prostate gland whole wg zones zonal")
+PROSTATE_WORDS = GLAND_WORDS | _set_of("prostata foreground label mask")
+ZONE_WORDS = _set_of("zone zones zonal pz tz cz peripheral transition transitional central")
 T2_WORDS = _set_of("t2 t2w t2wi t2tse")
 OTHER_CONTRASTS = _set_of(
     "adc dwi hbv dce dti t1 t1w pd ct pet flair ktrans perfusion cor coronal sag sagittal"

@@ -1,6 +1,7 @@
 """Sources as peers write them: what each becomes, and what is refused with which words."""
 
 import json
+import os
 import shutil
 import zlib
 from pathlib import Path
@@ -128,7 +129,7 @@ GOOD = {
             "TrainData/gt/p_01_segmentation.nii.gz": "labelsTr/p_01.nii.gz",
             "TestData/img/p_02.nii.gz": "imagesTs/p_02_0000.nii.gz",
         },
-        ["taken for nnU-Net: 3 image(s), 2 mask(s)"],
+        ["taken for nnU-Net: 3 image(s), 2 mask(s)", "label 1 prostate becomes the mask"],
     ),
     "nnU-Net with masks of test images": (
         {
@@ -185,7 +186,7 @@ GOOD = {
         NNUNET
         | {
             "dataset.json": {
-                "modality": {"0": "T2"},
+                "modality": "MRI",
                 "labels": {"0": "background", "1": "prostate"},
                 "training": [
                     {"image": "./imagesTr/p_00.nii.gz", "label": "./labelsTr/p_00.nii.gz"}
@@ -254,7 +255,7 @@ GOOD = {
             "taken for PI-CAI: 2 image(s), 2 mask(s)",
             "masks without an image here: ",
             "10002_1000002.nii.gz",
-            "1 outlines of lesions, not of the prostate, left out",
+            "1 outline(s) of lesions, not of the prostate, left out",
             "8 other volume(s) left out: images/10000/10000_1000000_adc.mha",
         ],
     ),
@@ -277,7 +278,7 @@ GOOD = {
         ["masks of the zones, as there are none of the whole gland"],
     ),
     "PI-CAI, one of two readers": (
-        PICAI | PICAI_GLANDS | {f"{WHOLE_GLAND[:-8]}Other/10000_1000000.nii.gz": GLAND},
+        PICAI | PICAI_GLANDS | {f"{WHOLE_GLAND[:-8]}Guerbet23/10000_1000000.nii.gz": GLAND},
         {"mask_pattern": "**/Bosma22b/{case}.nii.gz"},
         {
             f"TrainData/{place}": source
@@ -382,6 +383,7 @@ GOOD = {
         {
             "a.nii": IMAGE,
             "a_seg.nii": GLAND,
+            "a_t2.nii": IMAGE,
             "b b.nrrd": IMAGE,
             "b b_Segmentation.nrrd": GLAND,
             "c_t2.mha": IMAGE,
@@ -399,6 +401,7 @@ GOOD = {
             for place, source in {
                 "img/a.nii": "a.nii",
                 "gt/a_segmentation.nii": "a_seg.nii",
+                "img/a_t2.nii": "a_t2.nii",
                 "img/b b.nrrd": "b b.nrrd",
                 "gt/b b_segmentation.nrrd": "b b_Segmentation.nrrd",
                 "img/c_t2.mha": "c_t2.mha",
@@ -411,7 +414,7 @@ GOOD = {
                 "gt/f_segmentation.nrrd": "f.seg.nrrd",
             }.items()
         },
-        ["6 image(s), 6 mask(s)"],
+        ["7 image(s), 6 mask(s)"],
     ),
     "T2 among other contrasts in one folder": (
         {"a_t2.nii": IMAGE, "a_adc.nii": IMAGE, "a_t2_segmentation.nii": GLAND},
@@ -521,6 +524,10 @@ GOOD = {
 }
 
 
+# name: the cases of which the check says that they have no mask
+PROBLEMS = {"masks side by side under other names": ["TrainData/a_t2"]}
+
+
 @pytest.mark.parametrize("name", GOOD)
 def test_what_becomes_of(tmp_path, capsys, name):
     files, options, expected, lines = GOOD[name]
@@ -539,7 +546,8 @@ def test_what_becomes_of(tmp_path, capsys, name):
             assert (out / target).read_bytes() == content
         else:
             check_converted(out / target, tmp_path / "scans" / origin[1], origin[0])
-    assert (check(out)["problems"] == "").all()
+    problems = check(out).set_index("case")["problems"]
+    assert problems[problems != ""].index.tolist() == PROBLEMS.get(name, [])
 
 
 def check_converted(path, origin, what):
@@ -570,6 +578,16 @@ BAD = {
         NNUNET | {"dataset.json": nnunet_json({"background": 0, "csPCa lesion": 1})},
         {},
         r"labels 1 csPCa lesion; say which",
+    ),
+    "nnU-Net, one zone only": (
+        NNUNET | {"dataset.json": nnunet_json({"background": 0, "Prostate PZ": 1})},
+        {},
+        r"labels 1 Prostate PZ; say which",
+    ),
+    "nnU-Net, another organ": (
+        NNUNET | {"dataset.json": nnunet_json({"background": 0, "bladder": 1})},
+        {},
+        r"labels 1 bladder; say which .* --labels 1",
     ),
     "nnU-Net, a label that is not there": (
         NNUNET | {"dataset.json": nnunet_json(PZ_TZ)},
@@ -652,10 +670,10 @@ BAD = {
         r"human_expert/resampled/10000_1000000.nii.gz: outlines of lesions.*--mask_pattern",
     ),
     "PI-CAI, two readers": (
-        PICAI | PICAI_GLANDS | {f"{WHOLE_GLAND[:-8]}Other/10000_1000000.nii.gz": GLAND},
+        PICAI | PICAI_GLANDS | {f"{WHOLE_GLAND[:-8]}Guerbet23/10000_1000000.nii.gz": GLAND},
         {},
-        r"several readers, such as for 10000_1000000; choose with --mask_pattern "
-        r"'.*Bosma22b/\{case\}.nii.gz' or '.*Other/\{case\}.nii.gz'",
+        r"10000_1000000 has several masks: .*; say which, such as --mask_pattern "
+        r"'.*Bosma22b/\{case\}.nii.gz' or '.*Guerbet23/\{case\}.nii.gz'",
     ),
     "PI-CAI without T2": (
         {"images/1/1_2_adc.mha": IMAGE},
@@ -698,7 +716,7 @@ BAD = {
     "two masks by name": (
         {"a.nii": IMAGE, "a_seg.nii": GLAND, "a_segmentation.nii": GLAND},
         {},
-        r"a has several masks: a_seg.nii, a_segmentation.nii",
+        r"a has several masks: a_seg.nii, a_segmentation.nii; .* '\{case\}_seg.nii' or",
     ),
     "a label map under the name of an image": (
         {"a.nii": IMAGE, "a_outline.nii": GLAND},
@@ -713,7 +731,7 @@ BAD = {
     "pattern that finds a case twice": (
         {"x/a.nii": IMAGE, "y/a.nii": IMAGE},
         {"image_pattern": "*/{case}.nii"},
-        r"a has several images: x/a.nii, y/a.nii",
+        r"a has several images: x/a.nii, y/a.nii; .* 'x/\{case\}.nii' or 'y/\{case\}.nii'",
     ),
     "pattern of masks for other cases": (
         {"a.nii": IMAGE, "m/b.nii": GLAND},
@@ -787,6 +805,19 @@ def test_output_within_the_source_is_no_source(tmp_path):
         "TrainData/img/a.nii",
         "TrainData/gt/a_segmentation.nii",
     }
+
+
+def test_name_that_is_no_utf8(tmp_path):
+    """Such a file is named by the check; ITK would end the process."""
+    source = make_source(tmp_path / "scans", {"a.nii": IMAGE, "a_seg.nii": GLAND})
+    for name in ("", "_seg"):
+        (source / f"a{name}.nii").rename(source / os.fsdecode(b"Prost\xe4t%s.nii" % name.encode()))
+    lay_out([source], tmp_path / "out")
+    frame = check(tmp_path / "out")
+    assert len(frame) == 1
+    assert r"Prost\xe4t.nii: the name of this file" in frame["problems"][0]
+    for options in (Options(labels=(1, 2)), Options(channel=0)):
+        lay_out([source], tmp_path / "out", options)
 
 
 def test_image_without_a_mask_is_named(tmp_path, capsys):
