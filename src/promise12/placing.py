@@ -162,7 +162,7 @@ def _mask_files(mask, target, layout, folder, options):
         yield from _copies(mask, target)
         return
     values = sitk.GetArrayViewFromImage(stored)
-    if not options.labels or np.array_equal(np.rint(values), sitk.GetArrayViewFromImage(merged)):
+    if np.array_equal(np.rint(values), sitk.GetArrayViewFromImage(merged)):
         yield from _copies(mask, target)
     else:
         yield (

@@ -18,10 +18,13 @@ ORIGIN = (-31.1, 17.3, -40.123456789)
 ROWS, COLUMNS, SLICES = 9, 8, 5
 
 
-def write_series(folder, study, seed=0, description="t2_tse_tra", number=5, modality="MR"):
+def write_series(
+    folder, study, seed=0, description="t2_tse_tra", number=5, modality="MR", brightest=900
+):
     """A stack of slices, as files in no order; returns its voxels (z, y, x)."""
     folder.mkdir(parents=True, exist_ok=True)
-    values = np.random.default_rng(seed).integers(0, 900, (SLICES, ROWS, COLUMNS)).astype("<u2")
+    shape = (SLICES, ROWS, COLUMNS)
+    values = np.random.default_rng(seed).integers(0, brightest, shape).astype("<u2")
     uid = generate_uid()
     for index, pixels in enumerate(values):
         ds = pydicom.Dataset()
@@ -136,6 +139,13 @@ def test_segmentation_objects_are_named(tmp_path, capsys):
     write_series(tmp_path / "scans/P1/9", study, 3, "gland", 9, modality="RTSTRUCT")
     lay_out([tmp_path / "scans"], tmp_path / "out", Options(series="5"))
     assert "no images are not read: scans/P1/9 (RTSTRUCT)" in capsys.readouterr().out
+
+
+def test_label_map_as_an_mr_series(tmp_path):
+    write_series(tmp_path / "scans/P1", generate_uid(), brightest=3)
+    with pytest.raises(DataError, match=r"P1: holds whole numbers only \(0, 1, 2\), a label map"):
+        lay_out([tmp_path / "scans"], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_disc_with_a_dicomdir(tmp_path):

@@ -217,6 +217,15 @@ GOOD = {
             "labels 1,2 of 1 PZ, 2 TZ become the mask",
         ],
     ),
+    "Decathlon's layout with numbers like nnU-Net's channels": (
+        {"imagesTr/p_0001.nii": IMAGE, "labelsTr/p_0001.nii": GLAND},
+        {},
+        {
+            "TrainData/img/p_0001.nii": "imagesTr/p_0001.nii",
+            "TrainData/gt/p_0001_segmentation.nii": "labelsTr/p_0001.nii",
+        },
+        ["taken for Medical Segmentation Decathlon: 1 image(s), 1 mask(s)"],
+    ),
     "Decathlon, one label, the other channel": (
         DECATHLON | {"dataset.json": DECATHLON_JSON},
         {"labels": (2,), "channel": 1},
@@ -738,6 +747,11 @@ BAD = {
         {"image_pattern": "{case}.nii", "mask_pattern": "m/{case}.nii"},
         r"m/b.nii: mask without an image",
     ),
+    "zones by a pattern, without --labels": (
+        {"a.nii": IMAGE, "m/a.nii": ZONES},
+        {"mask_pattern": "m/{case}.nii"},
+        r"m/a.nii: labels 0, 1, 2.*--labels 1,2",
+    ),
     "labels that the masks have not": (
         {"a.nii": IMAGE, "m/a.nii": ZONES},
         {"image_pattern": "{case}.nii", "mask_pattern": "m/{case}.nii", "labels": (7,)},
@@ -797,6 +811,16 @@ def test_other_labels_never_replace_a_mask(tmp_path):
     assert tree(out) == before
 
 
+def test_moved_geometry_is_other_content(tmp_path):
+    out = laid_out(tmp_path, DECATHLON | {"dataset.json": DECATHLON_JSON}, labels=(1, 2))
+    path = out / "TrainData/img/prostate_00.nii.gz"
+    image = sitk.ReadImage(str(path))
+    image.SetSpacing((0.5, 0.5, 4.5))
+    sitk.WriteImage(image, str(path))
+    with pytest.raises(DataError, match="img/prostate_00.nii.gz: is there already and differs"):
+        lay_out([tmp_path / "scans"], out, Options(labels=(1, 2)))
+
+
 def test_output_within_the_source_is_no_source(tmp_path):
     source = make_source(tmp_path / "scans", {"a.nii": IMAGE, "a_segmentation.nii": GLAND})
     for _ in range(2):
@@ -805,6 +829,10 @@ def test_output_within_the_source_is_no_source(tmp_path):
         "TrainData/img/a.nii",
         "TrainData/gt/a_segmentation.nii",
     }
+    for path in source.glob("*.nii"):
+        path.unlink()
+    with pytest.raises(DataError, match="scans: holds no volume"):
+        lay_out([source], source / "out")
 
 
 def test_name_that_is_no_utf8(tmp_path):

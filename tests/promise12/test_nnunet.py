@@ -1,7 +1,9 @@
 """The export: nnU-Net's files with our voxels and geometry, and what is refused."""
 
+import gzip
 import json
 import shutil
+import struct
 
 import numpy as np
 import pytest
@@ -57,6 +59,19 @@ def test_export(tmp_path, data, capsys):
         "numTraining": 2,
         "file_ending": ".nii.gz",
     }
+
+
+def test_header_of_a_nifti_image_stays(tmp_path, data):
+    """Image and mask get the image's own form codes: qform 0, sform 2."""
+    path = data / "TrainData/img/Case01.nii.gz"
+    content = bytearray(gzip.decompress(path.read_bytes()))
+    content[252:256] = struct.pack("<hh", 0, 2)
+    path.write_bytes(gzip.compress(content))
+    export_nnunet(data, tmp_path / "Dataset500_Prostate")
+    for name in ("imagesTr/Case01_0000.nii.gz", "labelsTr/Case01.nii.gz"):
+        written = gzip.decompress((tmp_path / "Dataset500_Prostate" / name).read_bytes())
+        assert struct.unpack_from("<hh", written, 252) == (0, 2)
+        assert written[280:328] == content[280:328]  # srow
 
 
 def test_there_and_back(tmp_path, data):
