@@ -146,7 +146,7 @@ def _row(case, image, reference, prediction, config):
     found = metric_findings(metrics) | plane_findings(image, config)
     if found:
         with suppress(OSError, ValueError):  # where nobody listens, in silence
-            print(f"warning: {case.case_id}: {', '.join(found.values())}", file=sys.stderr)
+            print(f"warning: {case.case_id}: {'; '.join(found.values())}", file=sys.stderr)
     texts = {"findings": list(found), "findings_text": list(found.values())}
     return {"case": case.case_id, **metrics, **texts}
 

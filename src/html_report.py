@@ -92,7 +92,7 @@ class _Case(NamedTuple):
     def failures(self):
         """Why it is on the list of failures, in words to put after its Dice or its volume."""
         problem = self.row.get("problem")
-        return [escape(problem)] if problem else self.row["findings_text"]
+        return [escape(text) for text in ([problem] if problem else self.row["findings_text"])]
 
     @property
     def name(self):

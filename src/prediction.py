@@ -360,7 +360,7 @@ def _csv(rows):
 
 def _warn(row):
     """Says on standard error what somebody should look at; where nobody listens, in silence."""
-    text = row["problem"] or ", ".join(row["findings_text"])
+    text = row["problem"] or "; ".join(row["findings_text"])
     if text:
         with suppress(OSError, ValueError):
             kind = "error" if row["problem"] else "warning"
@@ -388,7 +388,7 @@ def _told(folder, rows, kept):
     """Prints what became of the images; raises a DataError where one has no mask."""
     table = _csv(rows)
     empty = [name for name in ("findings", "problem") if not table[name].any()]
-    print(table.drop(columns=empty).to_string(index=False, na_rep="-"))
+    print(table.drop(columns=empty).fillna("-").to_string(index=False))
     if kept:
         print(f"{kept} of {len(rows)} masks are of an earlier run")
     print(f"masks and volumes, shown in {folder / REPORT}", flush=True)
