@@ -52,20 +52,19 @@ def test_a_mask_with_a_reference(metrics, expected):
     ("prostate_ml", "expected"),
     [
         (0, {"empty": "the mask is empty"}),
-        (9.9, {"small": "less than 10 ml"}),
+        (9.875, {"small": "less than 10 ml"}),
         *[(bound, {}) for bound in PLAUSIBLE_ML],
         (40, {}),
-        (250.1, {"large": "more than 250 ml"}),
+        (250.125, {"large": "more than 250 ml"}),
     ],
 )
 def test_a_volume(make_image, small_config, prostate_ml, expected):
-    """A mask of cubes of 0.1 ml in the middle of a grid that reaches well beyond it."""
+    """A mask of cubes of 1/8 ml in the middle of a grid that reaches well beyond it."""
     array = np.zeros((20, 20, 20), np.uint8)
     inner = np.zeros((16, 16, 16), np.uint8)
-    inner.flat[: round(10 * prostate_ml)] = 1
+    inner.flat[: int(8 * prostate_ml)] = 1
     array[2:-2, 2:-2, 2:-2] = inner
-    side_mm = 100 ** (1 / 3)
-    mask = make_image(array, spacing_mm=(side_mm,) * 3)
+    mask = make_image(array, spacing_mm=(5, 5, 5))
     assert mask_findings(mask, small_config("dstRes=10,10,10")) == expected
 
 
