@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from src.atomic import write_files
-from src.errors import DataError
+from src.errors import DataError, reason_of
 
 MANIFEST = ".vnet_outputs.json"
 LOCK = ".vnet_outputs.lock"
@@ -205,7 +205,7 @@ def _opened(path):
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     except OSError as error:
         raise DataError(
-            f"{path.parent}: cannot be written ({error.strerror}); choose another folder"
+            f"{path.parent}: cannot be written ({reason_of(error)}); choose another folder"
         ) from None
 
 

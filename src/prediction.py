@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 import SimpleITK as sitk
@@ -175,16 +176,10 @@ def predict(
     outputs = {name: _outputs(name, source, save_probability) for name, source in images.items()}
     names = [*_with_voxels(file for files in outputs.values() for file in files.values())]
     output_folder.check(folder, [*names, *PREDICTION_FILES])
-
-    def read(source):
-        if isinstance(source, DataError):
-            raise source
-        return read_image(source, channel_of(config), series)
-
-    # What is wrong with the only image is said before anything is written.
-    only = read(*images.values()) if len(images) == 1 else None
     about = {**about, "configuration": dict(config)}
-    network_id = _network_id(about)
+    job = _Job(network, config, folder, series, _network_id(about))
+    # What is wrong with the only image is said before anything is written.
+    only = job.read(*images.values()) if len(images) == 1 else None
     with (
         output_folder.running(folder, images) as alone,
         output_folder.writing(folder, PREDICTION_FILES),
@@ -195,26 +190,59 @@ def predict(
         earlier = table.start(alone, skip_existing)
         rows = []
         for name, source in tqdm(images.items(), desc="predicting", disable=None):
-            row = _empty_row(name, source, config, series)
-            try:
-                image = read(source) if only is None else only
-                row["fingerprint"] = _fingerprint(image, network_id)
-                done = _is_done(folder, earlier.get(name), row, image, outputs[name])
-                results = None if done else segment(network, image, config)
-            except (DataError, MemoryError, RuntimeError, ValueError) as error:
-                if only is not None:
-                    raise
-                row["problem"] = _as_text(reason_of(error))
-            else:
-                if done:
-                    row = earlier[name]
-                else:
-                    row |= _written(folder, outputs[name], source, image, results, config)
-            rows.append(row)
+            row = job.row(name, source, outputs[name], earlier.get(name), only)
             table.add(row)
             _warn(row)
+            rows.append(row)
         _draw(folder, table, about)
-    return _told(folder, rows, kept=sum(row in earlier.values() for row in rows))
+    return _told(folder, rows, kept=sum(row is earlier.get(row["case"]) for row in rows))
+
+
+class _Job(NamedTuple):
+    """What all images of a prediction have in common."""
+
+    network: nn.Cell
+    config: EasyDict
+    folder: Path
+    series: str
+    network_id: str
+
+    def read(self, source: Path | DataError) -> sitk.Image:
+        if isinstance(source, DataError):
+            raise source
+        return read_image(source, channel_of(self.config), self.series)
+
+    def row(self, name, source, files, earlier, only) -> dict:
+        """Segments an image and writes its mask, or finds out why not; its row of the table.
+
+        Args:
+            name, source: of the image.
+            files: of `_outputs`.
+            earlier: its row of an earlier run, returned where all would come out the same.
+            only: the image where it is the only one, read already; it fails for itself.
+        """
+        row = _empty_row(name, source, self)
+        try:
+            image = self.read(source) if only is None else only
+            row["fingerprint"] = _fingerprint(image, self.network_id)
+            if _is_done(self.folder, earlier, row, image, files):
+                return earlier
+            results = segment(self.network, image, self.config)
+        except (DataError, MemoryError, RuntimeError, ValueError) as error:
+            if only is not None:
+                raise
+            return {**row, "problem": _as_text(reason_of(error))}
+        with output_folder.writing(self.folder, _with_voxels(files.values())):
+            for result, file in zip(results, files.values(), strict=False):
+                write_volume(result, self.folder / file, like=source)
+        mask = results[0]
+        found = plane_findings(image, self.config) | mask_findings(mask, self.config)
+        return row | {
+            "mask": files["test"],
+            "prostate_ml": round(volume_ml(mask), 3),
+            "findings": list(found),
+            "findings_text": list(found.values()),
+        }
 
 
 def _outputs(name, source, save_probability):
@@ -232,21 +260,6 @@ def _with_voxels(names):
         for name in names
         for file in ([name, f"{name[:-4]}.zraw"] if name.endswith(".mhd") else [name])
     ]
-
-
-def _written(folder, files, source, image, results, config):
-    """Writes mask and probability of an image; what its row says of them."""
-    mask = results[0]
-    with output_folder.writing(folder, _with_voxels(files.values())):
-        for result, file in zip(results, files.values(), strict=False):
-            write_volume(result, folder / file, like=source)
-    found = plane_findings(image, config) | mask_findings(mask, config)
-    return {
-        "mask": files["test"],
-        "prostate_ml": round(volume_ml(mask), 3),
-        "findings": list(found),
-        "findings_text": list(found.values()),
-    }
 
 
 # --- masks of an earlier run ---------------------------------------------------------------------
@@ -288,13 +301,13 @@ def _is_done(folder, earlier, row, image, files):
 # --- what became of each -------------------------------------------------------------------------
 
 
-def _empty_row(name, source, config, series):
+def _empty_row(name, source, job):
     """The row of an image that nothing is known of yet."""
     return {
         "case": name,
         "image": _as_text(source.absolute()) if isinstance(source, Path) else None,
-        "series": series,
-        "channel": channel_of(config),
+        "series": job.series,
+        "channel": channel_of(job.config),
         "mask": None,
         "prostate_ml": None,
         "findings": [],
