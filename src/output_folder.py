@@ -8,6 +8,7 @@
 import fcntl
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -39,8 +40,7 @@ def check(folder: str | Path, names: Iterable[str]) -> list[str]:
     Raises:
         DataError: one of them is not ours.
     """
-    folder = Path(folder)
-    ours = outputs_in(folder)
+    folder, ours = Path(folder), _remembered(folder)
     present = [name for name in names if (folder / name).exists()]
     foreign = [name for name in present if name not in ours]
     if foreign:
@@ -120,8 +120,7 @@ def running(folder: str | Path, cases: Iterable[str] | None = None) -> Iterator[
         cases: that are written; None: this process must be the only one.
 
     Yields:
-        Whether no other process is writing there. What a killed one left of its list of names is
-        put right then.
+        Whether no other process is writing there. What a killed one left is tidied up then.
 
     Raises:
         DataError: another process writes there, and wants to be alone or has one of these cases;
@@ -163,17 +162,18 @@ def _start(folder, file, cases):
     os.truncate(file, 0)
     os.pwrite(file, json.dumps(sorted({*others, *(cases or ())})).encode(), 0)
     if alone:
-        _remember_existing(folder)
+        _tidy(folder)
         if cases is not None:
             _try_lock(file, fcntl.LOCK_SH)
     return alone
 
 
-def _remember_existing(folder):
-    """A process that was killed may have left names of files that it never wrote."""
-    names = _remembered(folder)
-    if names != outputs_in(folder):
+def _tidy(folder):
+    """Removes what killed processes left: names of files never written, and files half written."""
+    if _remembered(folder) != outputs_in(folder):
         _remember(folder, outputs_in(folder))
+    for scratch in folder.glob(".writing-*"):  # of src.images.writing
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 @contextmanager

@@ -288,9 +288,10 @@ def _is_done(folder, earlier, row, image, files):
     """Whether an earlier run made of the same image, alike, what is wanted now, and it is there."""
     if earlier is None or earlier.get("fingerprint") != row["fingerprint"]:
         return False
-    if not output_folder.outputs_in(folder).issuperset(_with_voxels(files.values())):
-        return False
+    names = _with_voxels(files.values())
     try:
+        if output_folder.check(folder, names) != names:
+            return False
         for file in files.values():
             check_same_grid(image, row["image"], read_volume(folder / file), folder / file)
     except DataError:

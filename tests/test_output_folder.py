@@ -162,6 +162,8 @@ def test_names_of_a_killed_process_are_forgotten_before_the_next_writes(tmp_path
     subprocess.run([sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, check=False)
     assert json.loads((tmp_path / MANIFEST).read_text()) == ["a.mhd"]
     assert (tmp_path / RUNNING).exists()
+    (tmp_path / ".writing-abc").mkdir()
+    write(tmp_path / ".writing-abc", ["a.mhd"])
     with running(tmp_path):
         assert json.loads((tmp_path / MANIFEST).read_text()) == []
     assert [path.name for path in tmp_path.iterdir()] == [MANIFEST]
