@@ -45,7 +45,7 @@ def _ours(volumes, masks):
     from src.data_manager import TrainingVolume
 
     config = overridden(vnet_cfg, [f"{key}=1" for key in AUGMENT_KEYS])
-    cases = [TrainingVolume(*case, 0) for case in zip(volumes, masks, strict=True)]
+    cases = [TrainingVolume(*case, "axial") for case in zip(volumes, masks, strict=True)]
     return lambda number: augmented(cases, 0, number, config), "src/augment.py"
 
 

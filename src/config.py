@@ -164,7 +164,7 @@ FIXED_BY_WEIGHTS = ("variant", "width", "intensity")
 # What a resumed run must not change: its later steps would not be those of the run it continues.
 FIXED_BY_RUN = (
     *FIXED_BY_WEIGHTS,
-    *("VolSize", "dstRes", "normDir"),
+    *("VolSize", "dstRes", "normDir", "channel", "labels"),
     *("batch_size", "accumulate_steps", "sync_batch_norm"),
     *("seed", "dropout", "optimizer", "loss", "ema_decay", *AUGMENT_KEYS),
 )
@@ -290,11 +290,17 @@ def load_config(path: str | Path) -> EasyDict:
         unknown = [key for key in saved if key not in vnet_cfg]
         if unknown:
             raise UsageError(f"unknown key {unknown[0]!r}, written by another version?")
-        return overridden({**vnet_cfg, **saved}, [])
+        config = overridden({**vnet_cfg, **saved}, [])
     except (ValueError, AttributeError, TypeError, UsageError) as error:
         raise DataError(
             f"{path}: no configuration of this program ({error}); restore it, or move it away"
         ) from None
+    if "plane" not in saved and not config.normDir:
+        print(
+            f"note: {path} is of an earlier version, whose network saw the axes as the files store "
+            "them; if those of its training were not left, posterior, superior, train it anew"
+        )
+    return config
 
 
 def config_path_of(checkpoint_path: str | Path) -> Path | None:

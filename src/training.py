@@ -199,7 +199,7 @@ def training_plane(config: EasyDict, cases: list[Case], volumes: list[TrainingVo
         plane = max(planes, key=planes.get, default="axial")
     for case, volume in zip(cases, volumes, strict=True):
         if volume.plane not in ("", plane):
-            print(f"note: {case.image_path} is a {volume.plane} stack, the training's are {plane}")
+            print(f"note: {case.image_path}: {volume.plane} stack, the training's are {plane}")
     return plane
 
 

@@ -26,7 +26,7 @@ def made_volume(config, index):
         for i, n, share in zip(grids, config.VolSize, shares, strict=True)
     )
     tissue = 0.2 + 0.3 * grids[0] / config.VolSize[0] + 0.4 * np.exp(-distance) ** (1 + index)
-    return TrainingVolume(tissue.astype(np.float32), distance < 1, 0)
+    return TrainingVolume(tissue.astype(np.float32), distance < 1, "axial")
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_panels_show_what_training_would_get(volumes):
     cases, config = volumes
     shown = gallery.panels(cases, config)
     assert np.array_equal(shown[0].intensity, cases[0].intensity)
-    drawn = augment.draw(config, 0, 0, 3, 0)
+    drawn = augment.draw(config, 0, 0, 3)
     strong = gallery.strong_parameters(drawn, 3)
     for name, panel in zip(augment.TRANSFORMS, shown[1:], strict=False):
         intensity, mask = augment.apply({name: strong[name]}, cases, 0, VOXEL_MM)
@@ -76,7 +76,7 @@ def test_panels_show_what_training_would_get(volumes):
 
 
 def test_strong_is_within_what_may_be_drawn(volumes):
-    drawn = augment.draw(volumes[1], 0, 0, 3, 0)
+    drawn = augment.draw(volumes[1], 0, 0, 3)
     strong = gallery.strong_parameters(drawn, 3)
     assert list(strong) == list(augment.TRANSFORMS)
     for name, (low, high) in (

@@ -12,7 +12,9 @@ from src.dataset import TrainingSamples, create_dataset, dropout_keep, epoch_ord
 def numbered_volumes(count):
     """Volumes whose brightest voxel is that of their number, which alone is in the mask."""
     masks = [np.arange(24).reshape(2, 3, 4) == number for number in range(count)]
-    return [TrainingVolume(np.where(mask, 1, 0.5).astype(np.float32), mask, 0) for mask in masks]
+    return [
+        TrainingVolume(np.where(mask, 1, 0.5).astype(np.float32), mask, "axial") for mask in masks
+    ]
 
 
 def numbers_of(images):

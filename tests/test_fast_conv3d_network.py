@@ -409,7 +409,7 @@ def phantom_volumes():
         TrainingVolume(
             intensity_on_network_grid(sitk.Cast(image, sitk.sitkFloat32), grid),
             mask_to_network_grid(mask, grid),
-            left_right_axis=0,
+            plane="axial",
         )
         for image, mask in cases
     ]

@@ -26,9 +26,9 @@ SIDES = (32, 48, 16)
 # All that is known of a model whose training is far away.
 KNOWN = (
     *("variant", "width", "VolSize", "dstRes", "normDir", "intensity"),
-    *("flip_average", "threshold"),
+    *("plane", "labels", "channel", "flip_average", "threshold"),
 )
-# Slices run to the left: the mirror image is that of array axis 2.
+# Slices run to the left.
 SAGITTAL = np.array([[0, 0, 1], [1, 0, 0], [0, -1, 0]], float)
 
 
@@ -119,15 +119,19 @@ def test_each_voxel_lies_where_a_program_expects_it(
     (tmp_path / "data" / "img").mkdir(parents=True)
     image = make_image(values, (1.5, 0.8, 3), direction=direction)
     sitk.WriteImage(image, str(tmp_path / "data" / "img" / "Case0.nrrd"))
-    config = small_config("VolSize=16,32,48", "dstRes=1.5,0.8,3", "flip_average=true")
+    # The sagittal image's x, y, z run to the patient's back, feet, left: the grid's y, z, x.
+    grid = ("48,16,32", "3,1.5,0.8") if mirrored else ("16,32,48", "1.5,0.8,3")
+    sides = [int(side) for side in grid[0].split(",")]
+    config = small_config(f"VolSize={grid[0]}", f"dstRes={grid[1]}", "flip_average=true")
     write_inputs(find_cases(tmp_path / "data", ["Case0"], False), config, tmp_path / "bin")
     content = (tmp_path / "bin" / ("Case0_mirrored.bin" if mirrored else "Case0.bin")).read_bytes()
     assert len(content) == 4 * 16 * 32 * 48
     unit = (values - values.min()) / (values.max() - values.min())
     mean, deviation = unit[unit > 0].mean(), unit[unit > 0].std()
-    for x, y, z in ((0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0), (15, 31, 47), (7, 30, 2)):
-        (found,) = struct.unpack_from("<f", content, 4 * ((x * 32 + y) * 48 + z))
-        value = unit[47 - z if mirrored else z, y, x]
+    last = tuple(side - 1 for side in sides)
+    for x, y, z in ((0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0), last, (7, 10, 2)):
+        (found,) = struct.unpack_from("<f", content, 4 * ((x * sides[1] + y) * sides[2] + z))
+        value = unit[47 - x, 31 - z, y] if mirrored else unit[z, y, x]
         assert found == pytest.approx((value - mean) / deviation, abs=1e-3)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from scipy import ndimage
+from scipy.optimize import linear_sum_assignment
 
 from src.config import overridden, vnet_cfg
 from src.data_manager import image_to_network_grid
@@ -23,12 +24,13 @@ from src.model_description import (
     with_other_formats,
 )
 from src.predictor import segment_outputs
+from tests.helpers import stored_in_order
 
 PLAIN = {"operators": "3-D", "mindir_version": 3}
 LITE = {"operators": "2-D", "mindir_version": 1}
 KEYS = {
     *("variant", "width", "VolSize", "dstRes", "normDir", "intensity"),
-    *("flip_average", "threshold"),
+    *("plane", "labels", "channel", "flip_average", "threshold"),
 }
 
 
@@ -90,13 +92,13 @@ def test_the_axes_are_those_of_the_array_in_memory():
 @pytest.mark.parametrize(
     ("overrides", "says", "never"),
     [
-        ([], ["[32, 48, 16] voxels of [1.25, 1.0, 3.6] mm (x, y, z)", "the image's own axes"], []),
-        ([], ["the probability is above 0.5", "26 neighbours"], ["mirrored", "patient"]),
+        ([], ["[32, 48, 16] voxels of [1.25, 1.0, 3.6] mm (x, y, z)", "along the image's, in"], []),
+        ([], ["the probability is above 0.5", "26 neighbours"], ["mirrored"]),
         (["threshold=0.35"], ["above 0.35"], ["above 0.5"]),
-        (["normDir=true"], ["along the patient's axes"], ["own axes"]),
+        (["normDir=true"], ["along the patient's axes"], ["the image's axes"]),
         ([], ["rescale the intensities"], ["quantile"]),
         (["intensity=equalize"], ["Gaussian of 20 mm", "1025 quantiles"], []),
-        (["flip_average=true"], ["output for the input mirrored left-right"], []),
+        (["flip_average=true"], ["output for the input mirrored left-right, along X"], []),
         (["VolSize=64,64,32", "dstRes=2,2,2"], ["[64, 64, 32] voxels of [2.0, 2.0, 2.0]"], ["1.2"]),
     ],
 )
@@ -139,7 +141,13 @@ class Reader:
         half = (np.array(self.values.shape) - 1) / 2 * self.spacing_mm
         self.centre = image.GetOrigin() + self.axes @ half
         self.settings = description["configuration"]
-        self.grid_axes = np.eye(3) if self.settings["normDir"] else self.axes
+        if self.settings["normDir"]:
+            self.grid_axes = np.eye(3)
+        else:
+            # Each of the image's axes to one of the patient's, and turned to run along it.
+            _, nearest = linear_sum_assignment(-np.abs(self.axes))
+            ordered = self.axes[:, nearest]
+            self.grid_axes = ordered * np.sign(np.diag(ordered))
         sides, spacing_mm = self.settings["VolSize"], self.settings["dstRes"]
         self.grid = (sides, spacing_mm, self.centre, self.grid_axes)
         self.own = (self.values.shape, self.spacing_mm, self.centre, self.axes)
@@ -160,8 +168,7 @@ class Reader:
 
     def postprocessed(self, output, mirrored=None):
         if mirrored is not None:
-            axis = np.argmax(np.abs(self.grid_axes[0]))  # x of the patient is left-right
-            output = (output + np.flip(mirrored, axis)) / 2
+            output = (output + mirrored[::-1]) / 2
         soft = sampled(output, indices_of(points_of(*self.own), *self.grid))
         labels, _ = ndimage.label(soft > self.settings["threshold"], np.ones((3, 3, 3)))
         sizes = np.bincount(labels.ravel())
@@ -178,11 +185,16 @@ GRIDS = [
 ]
 
 
+# As PROMISE12 stores volumes, as dcm2niix does, and a left-handed sagittal order.
+ORDERS = [((0, 1, 2), (1, 1, 1)), ((0, 1, 2), (1, -1, 1)), ((1, 2, 0), (-1, 1, 1))]
+
+
+@pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("overrides", GRIDS)
-def test_who_follows_the_words_gets_the_networks_input(make_image, oblique, overrides):
+def test_who_follows_the_words_gets_the_networks_input(make_image, oblique, overrides, order):
     values = np.random.default_rng(0).integers(-50, 900, (18, 22, 24)).astype(np.float32)
     values[..., :5] = values.min()  # padding
-    image = make_image(values, (1.5, 1.6, 2), direction=oblique)
+    image = stored_in_order(make_image(values, (1.5, 1.6, 2), direction=oblique), *order)
     config = config_of(*overrides)
     followed = Reader(image, describe(config, 1, {})).preprocessed()
     volume = image_to_network_grid(image, config)
@@ -191,10 +203,12 @@ def test_who_follows_the_words_gets_the_networks_input(make_image, oblique, over
     np.testing.assert_allclose(volume, followed, atol=5e-3 if approximate else 1e-3)
 
 
+@pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("flip", ["false", "true"])
 @pytest.mark.parametrize("overrides", GRIDS)
-def test_who_follows_the_words_gets_the_mask(make_image, oblique, overrides, flip):
+def test_who_follows_the_words_gets_the_mask(make_image, oblique, overrides, flip, order):
     image = make_image(np.zeros((18, 22, 24), np.float32), (1.5, 1.6, 2), direction=oblique)
+    image = stored_in_order(image, *order)
     config = config_of(*overrides, f"flip_average={flip}", "threshold=0.3")
     x, y, z = np.indices(config.VolSize) / np.reshape(config.VolSize, (3, 1, 1, 1))
     large = np.exp(-12 * ((x - 0.4) ** 2 + (y - 0.5) ** 2 + (z - 0.6) ** 2))

@@ -20,13 +20,20 @@ from mindspore import nn
 from src import checkpoint
 from src.callbacks import EpochLog, Progress, WeightAverage
 from src.config import load_config, overridden, save_config, vnet_cfg
+from src.data_manager import Case, TrainingVolume
 from src.errors import DataError, UsageError
 from src.evaluation import load_network, mean_dice
 from src.loss import LOSSES
 from src.lr_schedule import learning_rates
 from src.run_folder import configured_run, held
 from src.splits import split_cases
-from src.training import create_optimizer, create_training_cell, sinks_dataset, train
+from src.training import (
+    create_optimizer,
+    create_training_cell,
+    sinks_dataset,
+    train,
+    training_plane,
+)
 from src.vnet import create_vnet
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -561,6 +568,23 @@ def test_mixed_precision_brings_a_loss_scale():
 )
 def test_dataset_sink_is_for_ascend_and_gpu(target, choice, sinks):
     assert sinks_dataset(small(f"dataset_sink={choice}"), target) == sinks
+
+
+@pytest.mark.parametrize(
+    "planes, asked, expected, noted",
+    [
+        (["axial", "axial", "sagittal"], "auto", "axial", ["Case2: sagittal stack"]),
+        (["coronal", "", "coronal", "axial"], "auto", "coronal", ["Case3: axial stack"]),
+        (["", ""], "auto", "axial", []),
+        (["axial", ""], "sagittal", "sagittal", ["Case0: axial stack"]),
+    ],
+)
+def test_the_plane_of_a_training_is_that_of_most_cases(planes, asked, expected, noted, capsys):
+    volumes = [TrainingVolume(np.zeros((2, 2, 2)), np.zeros((2, 2, 2), bool), p) for p in planes]
+    cases = [Case(f"Case{n}", Path(f"Case{n}")) for n in range(len(planes))]
+    assert training_plane(small(f"plane={asked}"), cases, volumes) == expected
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(",")[0] for line in lines] == [f"note: {words}" for words in noted]
 
 
 def test_resume_finds_the_newest_run_of_the_task(tmp_path):

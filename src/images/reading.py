@@ -9,7 +9,7 @@ import SimpleITK as sitk
 from src.errors import DataError
 from src.images.dicom import is_dicom, read_dicom
 from src.images.formats import META_SUFFIXES, NIFTI_SUFFIXES, SUFFIXES, check_name, suffix_of
-from src.images.metaimage import check_metaimage, data_file
+from src.images.metaimage import check_metaimage
 from src.images.nifti import read_nifti
 from src.images.nrrd import check_nrrd
 from src.images.orientation import direction_matrix
@@ -17,7 +17,7 @@ from src.images.orientation import direction_matrix
 SAME_GRID_VOXELS = 0.05  # corners of an image and its mask may lie this far apart
 SQUARE_ANGLE_DEGREES = 0.3  # two axes of an image may be this far from perpendicular
 NEARLY = 1e-3  # a mask's values may lie this far from the labels
-SHOWN_LABELS = 12
+SHOWN_LABELS = 20
 # A volume of so few values, all of them whole, is a label map: even an 8-bit scan has some hundred.
 # A value of a label map also fills more than a few voxels.
 LABEL_MAP_VALUES = 16
@@ -61,7 +61,6 @@ def read_volume(path: str | Path, channel: int | None = None, series: str = "") 
 
 
 def _read_with_simpleitk(path, channel):
-    data_file(path)  # refuses a header that names a file outside its folder before ITK follows it
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     try:
@@ -73,6 +72,7 @@ def _read_with_simpleitk(path, channel):
         raise DataError(
             f"{path}: its header cannot be read as {suffix_of(path)}; get the file again"
         ) from None
+    index = _volume_index(path, reader.GetSize(), reader.GetNumberOfComponents(), channel)
     check = check_metaimage if suffix_of(path) in META_SUFFIXES else check_nrrd
     check(path, reader)
     try:
@@ -81,31 +81,28 @@ def _read_with_simpleitk(path, channel):
         raise DataError(
             f"{path}: truncated, damaged, or of an impossible geometry; get the file again"
         ) from None
-    return _one_channel(image, path, channel)
+    if image.GetDimension() == 4:
+        return image[:, :, :, index]
+    several = image.GetNumberOfComponentsPerPixel() > 1
+    return sitk.VectorIndexSelectionCast(image, index) if several else image
 
 
-def _one_channel(image, path, channel):
-    """A scalar volume of an image that may have several, as a fourth axis or as components."""
-    size, components = image.GetSize(), image.GetNumberOfComponentsPerPixel()
-    count = components if len(size) == 3 else int(np.prod(size[3:]))
-    if len(size) not in (3, 4) or 0 in size or min(count, components) != 1:
+def _volume_index(path, size, components, channel):
+    """Which volume is meant of an image that holds several, as a fourth axis or as components."""
+    count = components * int(np.prod(size[3:]))
+    if len(size) not in (3, 4) or 0 in size or (len(size) == 4 and components > 1):
         raise DataError(
             f"{path}: size {size} with {components} component(s) per voxel, "
             "expected a 3-D scalar volume"
         )
     if count == 1:
-        index = 0
-    elif channel is None:
+        return 0
+    if channel is None or not 0 <= channel < count:
         raise DataError(
-            f"{path}: holds {count} volumes, expected one; say which, --channel 0 to {count - 1}"
+            f"{path}: size {size} with {components} component(s) per voxel, expected a 3-D scalar "
+            f"volume; say which of its {count} volumes is meant, --channel 0 to {count - 1}"
         )
-    elif 0 <= channel < count:
-        index = channel
-    else:
-        raise DataError(f"{path}: no channel {channel}, only 0 to {count - 1}")
-    if len(size) == 4:
-        return image[:, :, :, index]
-    return sitk.VectorIndexSelectionCast(image, index) if components > 1 else image
+    return channel
 
 
 def _check_geometry(image, path):
@@ -187,8 +184,8 @@ def read_mask(
     if values.dtype.kind == "f" and np.abs(values - whole).max() > NEARLY:
         odd = np.unique(values[np.abs(values - whole) > NEARLY])
         raise DataError(
-            f"{path}: values {_shown(odd)}, expected whole numbers; is this a mask? Threshold it, "
-            "or take the image's label map"
+            f"{path}: values {_shown(odd)}, expected whole numbers; if these are probabilities, "
+            "write a mask of them"
         )
     found = np.unique(whole).astype(np.int64)
     if not labels and not np.isin(found, (0, 1)).all():

@@ -1,0 +1,424 @@
+"""Files in every state: read right, or refused in one line."""
+
+import gzip
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from src.data_manager import xyz
+from src.errors import DataError
+from src.images.formats import SUFFIXES
+from src.images.reading import check_same_grid, read_image, read_mask, read_volume
+from tests.helpers import TOLERANCE, cut, flip_middle, geometry_error, replaced
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("packed", [False, True])
+def test_every_format_is_read(tmp_path, make_image, oblique, suffix, packed):
+    values = np.random.default_rng(0).integers(-500, 2**15 - 1, (5, 6, 7)).astype(np.int16)
+    stored = make_image(values, (0.27, 0.31, 3.6), (1 / 3, -77.7, 1e3), oblique)
+    path = tmp_path / f"scan{suffix}"
+    sitk.WriteImage(stored, str(path), packed)
+    image = read_image(path)
+    assert image.GetPixelID() == sitk.sitkFloat32
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(image), values)
+    assert geometry_error(image, stored) <= 10 * TOLERANCE[suffix]  # the origin is 1000 mm off
+    np.testing.assert_array_equal(xyz(image), values.transpose(2, 1, 0))
+
+
+def test_a_suffix_in_capitals_is_read(tmp_path, make_image):
+    values = np.arange(60, dtype=np.int16).reshape(3, 4, 5)
+    sitk.WriteImage(make_image(values), str(tmp_path / "scan.nii.gz"))
+    path = (tmp_path / "scan.nii.gz").rename(tmp_path / "SCAN.NII.GZ")
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(read_image(path)), values)
+
+
+@pytest.mark.parametrize(
+    "dtype", [np.uint8, np.int16, np.uint16, np.int32, np.int64, np.float32, np.float64]
+)
+def test_every_number_format_is_read(tmp_path, make_image, dtype):
+    values = np.arange(60, dtype=dtype).reshape(3, 4, 5)
+    sitk.WriteImage(make_image(values), str(tmp_path / "a.nii"))
+    sitk.WriteImage(make_image(values), str(tmp_path / "a.mhd"), True)
+    for name in ("a.nii", "a.mhd"):
+        np.testing.assert_array_equal(sitk.GetArrayFromImage(read_image(tmp_path / name)), values)
+
+
+def test_nifti_scaling_of_the_header_counts(tmp_path, make_image):
+    """Stored as int16, meant as 0.5 v + 10: more bytes in memory than in the file."""
+    values = np.arange(60, dtype=np.int16).reshape(3, 4, 5)
+    path = tmp_path / "scaled.nii"
+    sitk.WriteImage(make_image(values), str(path))
+    content = bytearray(path.read_bytes())
+    content[112:120] = struct.pack("<ff", 0.5, 10)
+    path.write_bytes(content)
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(read_image(path)), 0.5 * values + 10)
+    path.write_bytes(content[:-1])
+    with pytest.raises(DataError, match=r"scaled\.nii: truncated, 471 bytes of 472"):
+        read_image(path)
+
+
+def test_voxels_may_lie_in_the_header_file(tmp_path, make_image):
+    """`ElementDataFile = LOCAL` in a .mhd, and a data file elsewhere named by a .mha."""
+    values = np.arange(60, dtype=np.int16).reshape(3, 4, 5)
+    sitk.WriteImage(make_image(values), str(tmp_path / "a.mha"))
+    (tmp_path / "a.mha").rename(tmp_path / "local.mhd")
+    sitk.WriteImage(make_image(values), str(tmp_path / "b.mhd"))
+    (tmp_path / "b.mhd").rename(tmp_path / "apart.mha")
+    for name in ("local.mhd", "apart.mha"):
+        np.testing.assert_array_equal(sitk.GetArrayFromImage(read_image(tmp_path / name)), values)
+    (tmp_path / "local.mhd").write_bytes((tmp_path / "local.mhd").read_bytes()[:-1])
+    (tmp_path / "b.raw").write_bytes((tmp_path / "b.raw").read_bytes()[:-1])
+    for name, blamed in (("local.mhd", "local.mhd"), ("apart.mha", "b.raw")):
+        with pytest.raises(DataError, match=rf"{blamed}: truncated, 119 bytes of 120"):
+            read_image(tmp_path / name)
+
+
+# Each entry breaks a good scan (7 x 6 x 5, int16): suffix, compressed, what is done to the file
+# that holds the voxels or to the header, the file that the error must name, and its words.
+BROKEN_VOXELS = [
+    (".mhd", False, cut(1), "scan.raw", "truncated, 419 bytes of 420"),
+    (".mhd", False, lambda _: b"", "scan.raw", "truncated, 0 bytes of 420"),
+    (".mhd", True, cut(1), "scan.zraw", "truncated or damaged"),
+    (".mhd", True, flip_middle, "scan.zraw", "truncated or damaged"),
+    (".mhd", True, lambda _: zlib.compress(b"1" * 419), "scan.zraw", "419 bytes of 420"),
+    (".mha", False, cut(1), "scan.mha", "truncated, 419 bytes of 420"),
+    (".mha", False, cut(500), "scan.mha", "header cannot be read"),
+    (".mha", True, cut(1), "scan.mha", "truncated or damaged"),
+    (".mha", True, flip_middle, "scan.mha", "truncated or damaged"),
+    (".nii", False, cut(1), "scan.nii", "truncated, 771 bytes of 772"),
+    (".nii", False, cut(352), "scan.nii", "truncated, 420 bytes of 772"),
+    (".nii.gz", True, cut(1), "scan.nii.gz", "gzip data is damaged"),
+    (".nii.gz", True, flip_middle, "scan.nii.gz", ""),
+    (".nii.gz", True, lambda content: gzip.compress(gzip.decompress(content)[:-1]), "scan.nii.gz",
+     "truncated, 771 bytes of 772"),
+    (".nrrd", False, cut(1), "scan.nrrd", "truncated, 419 bytes of 420"),
+    (".nrrd", True, cut(20), "scan.nrrd", "truncated or damaged"),
+]  # fmt: skip
+BROKEN_HEADERS = [
+    *[(suffix, lambda _: b"", "header cannot be read|no NIfTI file") for suffix in SUFFIXES],
+    *[(suffix, lambda _: b"garbage\n" * 99, "header cannot be read|no NIfTI file") for suffix in SUFFIXES],
+    (".mhd", replaced(b"DimSize = 7", b"DimSize = x"), "header cannot be read"),
+    (".mhd", replaced(b"DimSize = 7", b"DimSize = 0"), "expected a 3-D scalar volume"),
+    (".mhd", replaced(b"MET_SHORT", b"MET_STRANGE"), "header cannot be read"),
+    (".mhd", replaced(b"ElementDataFile = scan.raw", b""), "header cannot be read|ElementDataFile"),
+    (".mhd", replaced(b"scan.raw", b"LIST"), "several files"),
+    (".mhd", replaced(b"scan.raw", b"scan%02d.raw 1 5 1"), "several files"),
+    (".mhd", replaced(b"ElementSpacing = 1.25", b"ElementSpacing = 0"), "impossible geometry"),
+    (".mhd", replaced(b"Matrix = 1 0 0 0 1 0", b"Matrix = 1 0 0 1 0 0"), "impossible geometry"),
+    (".nii", lambda content: content[:292] + struct.pack("<f", np.nan) + content[296:],
+     "corners at (nan"),
+    (".mhd", replaced(b"CompressedData = False", b"CompressedData = True"), "damaged"),
+    (".nrrd", replaced(b"sizes: 7 6 5", b"sizes: 7 6 x"), "header cannot be read"),
+]  # fmt: skip
+
+
+def stored_scan(folder, make_image, suffix, packed=False):
+    values = np.random.default_rng(0).integers(0, 900, (5, 6, 7)).astype(np.int16)
+    path = folder / f"scan{suffix}"
+    sitk.WriteImage(make_image(values), str(path), packed)
+    read_image(path)
+    return path
+
+
+def refusal(path):
+    with pytest.raises(DataError) as error:
+        read_image(path)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("suffix, packed, damage, blamed, words", BROKEN_VOXELS)
+def test_damaged_voxels(tmp_path, make_image, suffix, packed, damage, blamed, words):
+    path = stored_scan(tmp_path, make_image, suffix, packed)
+    data = tmp_path / blamed
+    data.write_bytes(damage(data.read_bytes()))
+    message = refusal(path)
+    assert message.startswith(f"{data}: ") and words in message
+
+
+@pytest.mark.parametrize("suffix, damage, words", BROKEN_HEADERS)
+def test_damaged_headers(tmp_path, make_image, suffix, damage, words):
+    path = stored_scan(tmp_path, make_image, suffix)
+    path.write_bytes(damage(path.read_bytes()))
+    message = refusal(path)
+    assert str(tmp_path / "scan.") in message
+    assert any(word in message for word in words.split("|"))
+
+
+@pytest.mark.parametrize("place", ["{parent}/other.raw", "../other.raw", "x/../../other.raw"])
+def test_voxels_outside_the_headers_folder(tmp_path, make_image, place):
+    """The file it names is there and whole, and SimpleITK would read it."""
+    folder = tmp_path / "img"
+    (folder / "x").mkdir(parents=True)
+    path = stored_scan(folder, make_image, ".mhd")
+    (folder / "scan.raw").rename(tmp_path / "other.raw")
+    name = place.format(parent=tmp_path)
+    path.write_bytes(path.read_bytes().replace(b"scan.raw", name.encode()))
+    assert sitk.ReadImage(str(path)).GetSize() == (7, 6, 5)
+    assert refusal(path).startswith(f"{path}: ElementDataFile {name} is not in its folder; put")
+
+
+def test_missing_files(tmp_path, make_image):
+    path = stored_scan(tmp_path, make_image, ".mhd")
+    (tmp_path / "scan.raw").unlink()
+    assert refusal(path) == f"{path}: its data file scan.raw is missing; copy it beside the header"
+    assert refusal(tmp_path / "gone.mhd") == f"{tmp_path / 'gone.mhd'}: no such file"
+    (tmp_path / "scan.tif").touch()
+    assert ".mhd, .mha, .nii.gz, .nii, .nrrd" in refusal(tmp_path / "scan.tif")
+
+
+@pytest.mark.parametrize("suffix", [".mhd", ".mha", ".nrrd"])  # NIfTI: test_nifti.py
+@pytest.mark.parametrize("kind", ["2-D", "4-D", "vector"])
+def test_what_is_no_scalar_volume(tmp_path, make_image, suffix, kind):
+    volume = make_image(np.arange(60, dtype=np.int16).reshape(3, 4, 5))
+    other = {
+        "2-D": lambda: volume[:, :, 0],
+        "4-D": lambda: sitk.JoinSeries([volume, volume]),
+        "vector": lambda: sitk.Compose([volume] * 3),
+    }[kind]()
+    path = tmp_path / f"scan{suffix}"
+    sitk.WriteImage(other, str(path))
+    size = {"2-D": "(5, 4)", "4-D": "(5, 4, 3, 2)", "vector": "(5, 4, 3) with 3 component"}[kind]
+    message = refusal(path)
+    assert message.startswith(f"{path}: size {size}") and "expected a 3-D scalar" in message
+
+
+@pytest.mark.parametrize("suffix", (".mha", ".mhd", ".nrrd"))
+@pytest.mark.parametrize("kind", ["4-D", "vector"])
+def test_a_channel_of_several_volumes(tmp_path, make_image, oblique, suffix, kind):
+    volumes = [
+        make_image(np.random.default_rng(i).random((3, 4, 5)).astype(np.float32), direction=oblique)
+        for i in range(2)
+    ]
+    path = tmp_path / f"scan{suffix}"
+    join = sitk.JoinSeries if kind == "4-D" else sitk.Compose
+    sitk.WriteImage(join(volumes), str(path))
+    if (suffix, kind) == (".nrrd", "4-D"):  # ITK gives a 4-D NRRD no patient space
+        with pytest.raises(DataError, match="no patient directions"):
+            read_volume(path, 0)
+        return
+    for channel, volume in enumerate(volumes):
+        found = read_volume(path, channel)
+        assert geometry_error(found, volume) <= TOLERANCE[suffix]
+        np.testing.assert_array_equal(sitk.GetArrayFromImage(found), sitk.GetArrayFromImage(volume))
+    for channel in (None, 2, -1):
+        with pytest.raises(DataError, match="which of its 2 volumes is meant, --channel 0 to 1"):
+            read_volume(path, channel)
+
+
+def test_a_channel_is_for_files_that_have_several(tmp_path, make_image):
+    path = stored_scan(tmp_path, make_image, ".mha")
+    assert read_volume(path, 3).GetSize() == (7, 6, 5)
+
+
+# Header entry of a good NRRD, what stands there instead, and how x, y, z then run in LPS.
+SPACES = [
+    ("left-posterior-superior", (1, 1, 1)),
+    ("right-anterior-superior", (-1, -1, 1)),
+    ("left-anterior-superior", (1, -1, 1)),
+    ("LPS", (1, 1, 1)),
+    ("RAS", (-1, -1, 1)),
+    ("scanner-xyz", None),
+    ("3D-right-handed", None),
+]
+
+
+@pytest.mark.parametrize("space, signs", SPACES)
+def test_the_patients_axes_of_an_nrrd(tmp_path, make_image, space, signs):
+    path = stored_scan(tmp_path, make_image, ".nrrd")
+    stored = read_volume(path)
+    name = b"space: left-posterior-superior"
+    path.write_bytes(replaced(name, f"space: {space}".encode())(path.read_bytes()))
+    if signs is None:
+        assert f"no patient directions in its header (space: {space})" in refusal(path)
+        return
+    found = read_volume(path)
+    np.testing.assert_allclose(found.GetOrigin(), np.multiply(stored.GetOrigin(), signs))
+    np.testing.assert_allclose(found.GetDirection(), np.diag(signs).ravel())
+
+
+def test_an_nrrd_in_other_units(tmp_path, make_image):
+    path = stored_scan(tmp_path, make_image, ".nrrd")
+    for units, fine in ((b'"mm" "mm" "mm"', True), (b'"cm" "cm" "cm"', False)):
+        content = path.read_bytes()
+        line = b"kinds: domain"
+        path.write_bytes(replaced(line, b"space units: " + units + b"\n" + line)(content))
+        if fine:
+            read_image(path)
+        else:
+            assert "space units cm, expected mm" in refusal(path)
+        path.write_bytes(content)
+
+
+@pytest.mark.parametrize("suffix", (".mha", ".nrrd", ".mhd"))
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_header_of_fewer_slices_than_there_are(tmp_path, make_image, suffix, packed):
+    """As of another file; SimpleITK reads the first slices and says nothing."""
+    path = stored_scan(tmp_path, make_image, suffix, packed)
+    content = path.read_bytes()
+    for old, new in ((b"DimSize = 7 6 5", b"DimSize = 7 6 4"), (b"sizes: 7 6 5", b"sizes: 7 6 4")):
+        content = content.replace(old, new)
+    path.write_bytes(content)
+    assert "420 bytes of voxels, its header tells of 336" in refusal(path)
+
+
+# A direction matrix, row by row, of a .mha, and whether it is one.
+MATRICES = [
+    ("0.8 0.6 0 -0.6 0.8 0 0 0 1", True),
+    ("0.801 0.599 0 -0.599 0.801 0 0 0 1", True),  # rounded
+    ("1 0 0 0 1 0 0 0.005 1", True),
+    ("1 0 0 0 1 0 0 0.05 1", False),  # sheared by 3 degrees
+    ("2 0 0 0 2 0 0 0 2", False),
+]
+
+
+@pytest.mark.parametrize("matrix, fine", MATRICES)
+def test_sheared_axes_are_refused(tmp_path, make_image, matrix, fine):
+    path = stored_scan(tmp_path, make_image, ".mha")
+    unit = b"TransformMatrix = 1 0 0 0 1 0 0 0 1"
+    path.write_bytes(replaced(unit, f"TransformMatrix = {matrix}".encode())(path.read_bytes()))
+    if fine:
+        read_image(path)
+    else:
+        assert "not perpendicular unit vectors" in refusal(path)
+
+
+@pytest.mark.parametrize(
+    "value, words",
+    [
+        (np.nan, "2 voxels are NaN or infinite"),
+        (np.inf, "2 voxels are NaN or infinite"),
+        (-np.inf, "2 voxels are NaN or infinite"),
+    ],
+)
+def test_images_with_nan(tmp_path, make_image, value, words):
+    values = np.arange(60, dtype=np.float32).reshape(3, 4, 5)
+    values[1, 1, 1:3] = value
+    sitk.WriteImage(make_image(values), str(tmp_path / "scan.nrrd"))
+    assert words in refusal(tmp_path / "scan.nrrd")
+
+
+@pytest.mark.parametrize("value", [0, -7])
+def test_images_of_one_value(tmp_path, make_image, value):
+    sitk.WriteImage(make_image(np.full((3, 4, 5), value, np.int16)), str(tmp_path / "scan.mha"))
+    assert refusal(tmp_path / "scan.mha").startswith(
+        f"{tmp_path / 'scan.mha'}: every voxel is {value}, expected an MR image"
+    )
+
+
+# Masks -------------------------------------------------------------------------------------------
+
+
+def written_mask(folder, make_image, values, **geometry):
+    path = folder / "scan_segmentation.mha"
+    sitk.WriteImage(make_image(values, **geometry), str(path))
+    return path
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float32])
+def test_a_mask_takes_its_images_exact_geometry(tmp_path, make_image, oblique, dtype):
+    """Headers are rounded in many ways; up to a twentieth of a voxel is the same place."""
+    geometry = {"spacing_mm": (0.6, 0.6, 3.6), "origin": (10.0, 20.0, 30.0), "direction": oblique}
+    image = make_image(np.zeros((3, 4, 5), np.float32), **geometry)
+    values = (np.arange(60).reshape(3, 4, 5) % 2).astype(dtype)
+    rounded = {
+        "spacing_mm": (0.60001, 0.6, 3.6),
+        "origin": (10.02, 20.0, 30.0),
+        "direction": np.round(oblique, 5),
+    }
+    mask = read_mask(written_mask(tmp_path, make_image, values, **rounded), image, "scan.mha")
+    assert mask.GetPixelID() == sitk.sitkUInt8
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(mask), values)
+    assert geometry_error(image, mask) == 0
+
+
+def test_an_empty_mask_is_read(tmp_path, make_image):
+    image = make_image(np.zeros((3, 4, 5), np.float32))
+    path = written_mask(tmp_path, make_image, np.zeros((3, 4, 5), np.uint8))
+    assert not sitk.GetArrayFromImage(read_mask(path, image, "scan.mha")).any()
+
+
+@pytest.mark.parametrize(
+    "shape, change, words",
+    [
+        ((4, 4, 5), {}, "size (5, 4, 4) differs from its image scan.mha (5, 4, 3)"),
+        ((3, 5, 4), {}, "size (4, 5, 3) differs"),
+        ((3, 4, 5), {"origin": (0.05, 0, 0)}, "0.05 mm apart"),
+        ((3, 4, 5), {"origin": (0, 0, 3.0)}, "3.00 mm apart"),
+        ((3, 4, 5), {"spacing_mm": (0.6, 0.6, 3.7)}, "0.20 mm apart"),
+        ((3, 4, 5), {"direction": np.diag([1, -1, -1])}, "mm apart"),
+    ],
+)
+def test_masks_on_another_grid(tmp_path, make_image, shape, change, words):
+    geometry = {"spacing_mm": (0.6, 0.6, 3.6), "origin": (0, 0, 0)}
+    image = make_image(np.zeros((3, 4, 5), np.float32), **geometry)
+    path = written_mask(tmp_path, make_image, np.zeros(shape, np.uint8), **{**geometry, **change})
+    with pytest.raises(DataError) as error:
+        read_mask(path, image, "scan.mha")
+    message = str(error.value)
+    assert message.startswith(f"{path}: ") and "scan.mha" in message and words in message
+
+
+@pytest.mark.parametrize(
+    "labels, dtype, words",
+    [
+        ([0, 255], np.uint8, "labels 0, 255, expected only 0 and 1"),
+        ([0, 1, 2], np.int16, "labels 0, 1, 2,"),
+        ([-1, 0], np.int16, "labels -1, 0,"),
+        ([0, 0.5, 1], np.float32, "values 0.5, expected whole numbers"),
+        ([0, 1.0011, 1], np.float32, "values 1.00109994, expected whole numbers"),
+        (range(30), np.uint8, "18, 19 and 10 more, expected only 0 and 1"),
+        ([0, 2], np.uint8, "such as --labels 1,2"),
+        ([0, np.nan], np.float32, "voxels are NaN"),
+    ],
+)
+def test_masks_with_foreign_labels(tmp_path, make_image, labels, dtype, words):
+    image = make_image(np.zeros((3, 4, 5), np.float32))
+    values = np.resize(np.array(labels, dtype), (3, 4, 5))
+    path = written_mask(tmp_path, make_image, values)
+    with pytest.raises(DataError) as error:
+        read_mask(path, image, "scan.mha")
+    assert str(error.value).startswith(f"{path}: ") and words in str(error.value)
+
+
+@pytest.mark.parametrize("above", [1 - 2**-24, 1.0009, 0.9991])
+@pytest.mark.parametrize("below", [0, 0.0009, -0.0009])
+def test_a_mask_of_nearly_0_and_1_is_one_of_0_and_1(tmp_path, make_image, above, below):
+    image = make_image(np.zeros((3, 4, 5), np.float32))
+    gland = np.zeros((3, 4, 5), bool)
+    gland[1, 1:3, 2:4] = True
+    path = written_mask(tmp_path, make_image, np.where(gland, above, below).astype(np.float32))
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(read_mask(path, image, "a.mha")), gland)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float32, np.float64, np.uint32])
+@pytest.mark.parametrize("labels", [(1,), (2,), (1, 2), [3, 1], (1, 2, 3)])
+def test_labels_become_the_foreground(tmp_path, make_image, dtype, labels):
+    image = make_image(np.zeros((3, 4, 5), np.float32))
+    values = np.random.default_rng(0).integers(0, 4, (3, 4, 5))
+    path = written_mask(tmp_path, make_image, values.astype(dtype))
+    expected = sum(values == label for label in labels)
+    found = sitk.GetArrayFromImage(read_mask(path, image, "scan.mha", labels))
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_labels_that_a_mask_has_none_of_are_refused(tmp_path, make_image):
+    image = make_image(np.zeros((3, 4, 5), np.float32))
+    path = written_mask(tmp_path, make_image, np.full((3, 4, 5), 4, np.uint8))
+    with pytest.raises(DataError, match="labels 4, none of them among --labels 1,2"):
+        read_mask(path, image, "scan.mha", (1, 2))
+    empty = written_mask(tmp_path, make_image, np.zeros((3, 4, 5), np.uint8))
+    assert not sitk.GetArrayFromImage(read_mask(empty, image, "scan.mha", (1, 2))).any()
+
+
+def test_check_same_grid_tells_a_twentieth_of_a_voxel(make_image):
+    image = make_image(np.zeros((3, 4, 5), np.uint8), (0.5, 1, 2), (0, 0, 0))
+    near = make_image(np.zeros((3, 4, 5), np.uint8), (0.5, 1, 2), (0, 0.0249, 0))
+    far = make_image(np.zeros((3, 4, 5), np.uint8), (0.5, 1, 2), (0, 0.0251, 0))
+    check_same_grid(image, "a.mhd", near, "b.mhd")
+    with pytest.raises(DataError, match="b.mhd: geometry differs from its image a.mhd"):
+        check_same_grid(image, "a.mhd", far, "b.mhd")
