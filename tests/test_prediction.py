@@ -373,7 +373,7 @@ REASONS = {
     "missing": "no such file",
     "constant": "every voxel is 0",
     "label map": "only the values 0, 1, 4: looks like a label map, not an MR image",
-    "rubbish": "no ElementDataFile in its header",
+    "rubbish": "header cannot be read",
 }
 
 
