@@ -111,6 +111,8 @@ def _images_of(item):
         )
     if masks:
         print(f"{item}: {len(masks)} mask(s) left out, by name or folder, such as {masks[0]}")
+    if zips := sorted(item.glob("*.zip")):
+        print(f"{item}: {len(zips)} .zip file(s) left out, such as {zips[0]}; give them themselves")
     if dicom:
         return [item]
     here = [path for path in images if path.parent == item]

@@ -151,6 +151,11 @@ def test_images_in_folders_below_are_not_left_out_in_silence(data, tmp_path, cap
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"empty: no image there \(\.mhd, .*\), nor DICOM"):
         find_images([tmp_path / "empty"])
+    (data / "study.zip").touch()
+    find_images([data])
+    assert (
+        f"{data}: 1 .zip file(s) left out, such as {data / 'study.zip'}" in capsys.readouterr().out
+    )
     # Among others it is one of those that fail.
     found = find_images([tmp_path / "empty", data / "Case9.mha"])
     assert isinstance(found["empty"], DataError) and found["Case9"] == data / "Case9.mha"
