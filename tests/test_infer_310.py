@@ -16,11 +16,13 @@ import preprocess
 from src.data_manager import find_cases
 from src.errors import DataError
 from src.evaluation import evaluate
+from src.images.orientation import in_patient_order
 from src.images.reading import read_image
 from src.infer_310 import INPUT_FOLDER, evaluate_outputs, write_inputs
 from src.model_description import describe, sha256_of
 from src.output_folder import MANIFEST
-from src.predictor import network_inputs
+from src.predictor import network_inputs, segment_outputs
+from tests.helpers import STORAGE_ORDERS, stored_in_order
 
 SIDES = (32, 48, 16)
 # All that is known of a model whose training is far away.
@@ -99,6 +101,32 @@ def test_a_file_is_exactly_the_networks_input(tmp_path, cases, config, options, 
     assert capsys.readouterr().out == (
         f"{folder}: {count} volume(s) of [32, 48, 16] voxels, of 3 case(s)\n"
     )
+
+
+def test_the_program_sees_the_same_volume_in_every_order_of_storage(tmp_path, cases, config):
+    """And its answers become the same mask in the patient."""
+    image = read_image(cases[2].image_path)
+    settings = config("flip_average=true")
+    seen, masks = [], []
+    for number, (axes, signs) in enumerate(STORAGE_ORDERS[::5]):
+        path = tmp_path / f"scan{number}" / "img" / "Case.mha"
+        path.parent.mkdir(parents=True)
+        sitk.WriteImage(stored_in_order(image, axes, signs), str(path))
+        write_inputs(find_cases(path.parents[1], ["Case"], False), settings, path.parents[1])
+        stand_in_program(path.parents[1], path.parents[1])
+        files = [path.parents[1] / f"{name}.bin" for name in ("Case", "Case_mirrored")]
+        seen.append([np.fromfile(file, "<f4") for file in files])
+        outputs = [
+            np.fromfile(file.with_name(f"{file.stem}_0.bin"), "<f4").reshape(SIDES)
+            for file in files
+        ]
+        mask, _ = segment_outputs(outputs, read_image(path), settings)
+        masks.append(in_patient_order(sitk.GetArrayFromImage(mask).T, mask))
+    assert masks[0].any()
+    for volumes, mask in zip(seen, masks, strict=True):
+        # But for voxels at the image's border, which rounding leaves in or out of it.
+        assert np.mean(np.abs(np.subtract(volumes, seen[0])) > 1e-4) < 1e-3
+        assert (mask != masks[0]).sum() <= 2
 
 
 def test_without_a_folder_they_lie_where_the_program_looks(tmp_path, cases, config, monkeypatch):

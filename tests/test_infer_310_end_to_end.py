@@ -25,6 +25,7 @@ from src.mindir import to_version_1
 from src.phantom import write_phantom
 from src.predictor import foreground_probability, network_inputs, segment
 from src.vnet import VARIANTS
+from tests.helpers import stored_in_order
 
 ROOT = Path(__file__).parents[1]
 MAIN = ROOT / "ascend310_infer" / "out" / "main"
@@ -59,6 +60,11 @@ def trained(tmp_path_factory):
     """A folder with phantoms, a split, a checkpoint trained on them, and its evaluation."""
     folder = tmp_path_factory.mktemp("trained")
     write_phantom(folder / "data", cases=6, seed=1)
+    # As dcm2niix stores an axial stack, and a left-handed sagittal order.
+    for name, order in (("00", ((0, 1, 2), (1, -1, 1))), ("05", ((1, 2, 0), (-1, 1, 1)))):
+        for path in (f"img/Case{name}.mhd", f"gt/Case{name}_segmentation.mhd"):
+            volume = sitk.ReadImage(str(folder / "data" / path))
+            sitk.WriteImage(stored_in_order(volume, *order), str(folder / "data" / path))
     (folder / "train.csv").write_text("".join(f"Case0{number}.mhd\n" for number in range(4)))
     (folder / "val.csv").write_text("Case04.mhd\nCase05.mhd\n")
     settings = [word for setting in TRAINING for word in ("--set", setting)]
@@ -99,7 +105,7 @@ def test_the_310_path_ends_in_the_masks_of_eval(trained):
         ]
         assert masks[0].any()
         assert dice(*masks) > 0.9999
-        image = read_case(case)[0]
+        image = read_case(case, config)[0]
         probability = sitk.GetArrayFromImage(segment(network, image, config)[1])
         np.testing.assert_allclose(probability[masks[0] != masks[1]], 0.5, rtol=0, atol=1e-4)
         volumes = network_inputs(image, config)

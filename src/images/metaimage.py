@@ -1,8 +1,11 @@
 """MetaImage: what the header says, and whether the voxels are there, no more and no less.
 
 SimpleITK reads the files, but fills up some that are cut, and takes ones that are too long.
+Format: itk.org/Wiki/ITK/MetaIO/Documentation.
 """
 
+import difflib
+import re
 import zlib
 from pathlib import Path, PureWindowsPath
 from typing import BinaryIO
@@ -14,6 +17,25 @@ from src.images.formats import META_SUFFIXES, suffix_of
 from src.images.voxel_bytes import check_length, expected_bytes
 
 LINES_OF_A_HEADER = 200
+REQUIRED = ("NDims", "DimSize", "ElementType", "ElementDataFile")
+# Entries of numbers, and how many each takes for n axes.
+NUMBERS = {
+    **dict.fromkeys(("NDims", "HeaderSize", "ElementNumberOfChannels"), "1"),
+    **dict.fromkeys(("DimSize", "ElementSpacing", "ElementSize", "CenterOfRotation"), "n"),
+    **dict.fromkeys(("Offset", "Position", "Origin"), "n"),
+    **dict.fromkeys(("TransformMatrix", "Rotation", "Orientation"), "n x n"),
+}
+WHOLE = ("NDims", "DimSize", "HeaderSize", "ElementNumberOfChannels")
+SYNONYMS = ({"Offset", "Position", "Origin"}, {"TransformMatrix", "Rotation", "Orientation"})
+FLAGS = {"BinaryData", "CompressedData", "BinaryDataByteOrderMSB", "ElementByteOrderMSB"}
+KNOWN = {*REQUIRED, *NUMBERS, *FLAGS, "ObjectType", "CompressedDataSize", "AnatomicalOrientation"}
+NUMBER_TYPES = ("CHAR", "SHORT", "INT", "LONG", "LONG_LONG", "FLOAT", "DOUBLE")
+TYPES = [
+    f"MET_{sign}{name}{ending}"
+    for name in NUMBER_TYPES
+    for sign in (("", "U") if name not in ("FLOAT", "DOUBLE") else ("",))
+    for ending in ("", "_ARRAY")
+]
 
 
 def meta_header(file: BinaryIO) -> tuple[dict[str, str], int]:
@@ -51,7 +73,59 @@ def data_file(path: str | Path) -> Path:
     return path if name.upper() == "LOCAL" else path.parent / name
 
 
-def check_metaimage(path: Path, reader: sitk.ImageFileReader) -> None:
+def check_header(path: Path) -> None:
+    """Checks the header as strictly as a geometry deserves.
+
+    MetaIO takes `1.2x5` for 1.2, passes over entries that it does not know, and writes what it does
+    not like to the terminal.
+
+    Raises:
+        DataError: no MetaImage header, or a damaged one.
+    """
+    with path.open("rb") as file:
+        header, _ = meta_header(file)
+    missing = [key for key in REQUIRED if key not in header]
+    if missing:
+        raise DataError(
+            f"{path}: its header cannot be read as {suffix_of(path)}, it has no {missing[0]}; get "
+            "the file again"
+        )
+    for key in header.keys() - KNOWN:
+        meant = difflib.get_close_matches(key, KNOWN, n=1, cutoff=0.75)
+        if meant:
+            raise DataError(f"{path}: {key} in its header, expected {meant[0]}; repair it")
+    for keys in SYNONYMS:
+        if len(keys & header.keys()) > 1:
+            raise DataError(f"{path}: {' and '.join(sorted(keys & header.keys()))} in its header")
+    if not {"ElementSpacing", "ElementSize"} & header.keys():
+        raise DataError(f"{path}: no ElementSpacing in its header, so its voxels have no size")
+    if header["ElementType"] not in TYPES:
+        raise DataError(
+            f"{path}: its header cannot be read as {suffix_of(path)}: ElementType "
+            f"{header['ElementType']} is none of {', '.join(TYPES)}"
+        )
+    axes = len(header["DimSize"].split())
+    for key, count in NUMBERS.items():
+        if key in header:
+            _check_numbers(path, key, header[key], {"n": axes, "n x n": axes * axes}.get(count, 1))
+    if int(header["NDims"]) != axes:
+        raise DataError(f"{path}: NDims = {header['NDims']}, but DimSize = {header['DimSize']}")
+    for key in FLAGS & header.keys():
+        if header[key] not in ("True", "False"):
+            raise DataError(f"{path}: {key} = {header[key]}, expected True or False")
+
+
+def _check_numbers(path, key, text, count):
+    number = r"[+-]?\d+" if key in WHOLE else r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?"
+    values = text.split()
+    if len(values) != count or not all(re.fullmatch(number, value) for value in values):
+        raise DataError(
+            f"{path}: its header cannot be read as {suffix_of(path)}: {key} = {text}, expected "
+            f"{count} number(s)"
+        )
+
+
+def check_voxels(path: Path, reader: sitk.ImageFileReader) -> None:
     """Compares the bytes of the voxels with what the header promises.
 
     Args:
@@ -68,9 +142,9 @@ def check_metaimage(path: Path, reader: sitk.ImageFileReader) -> None:
         raise DataError(
             f"{path}: its data file {voxels.name} is missing; copy it beside the header"
         )
-    skipped = _header_size(path, header)
+    skipped = int(header.get("HeaderSize", 0))  # -1: however many there are more than voxels
     content = voxels.read_bytes()[start if voxels == path else max(skipped, 0) :]
-    if header.get("CompressedData", "").lower() == "true":
+    if header.get("CompressedData") == "True":
         try:  # zlib or gzip, as MetaIO
             content = zlib.decompress(content, wbits=32 + zlib.MAX_WBITS)
         except zlib.error:
@@ -81,11 +155,3 @@ def check_metaimage(path: Path, reader: sitk.ImageFileReader) -> None:
     check_length(
         voxels, expected if skipped < 0 <= len(content) - expected else len(content), expected
     )
-
-
-def _header_size(path, header):
-    """Bytes before the voxels of a data file; -1: however many there are more than voxels."""
-    try:
-        return int(header.get("HeaderSize", 0))
-    except ValueError:
-        raise DataError(f"{path}: HeaderSize {header['HeaderSize']}, expected a number") from None

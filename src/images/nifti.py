@@ -6,11 +6,9 @@ nifti2.h of nifti.nimh.nih.gov. The header's coordinates are RAS+, SimpleITK's a
 """
 
 import gzip
-import sys
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -18,7 +16,7 @@ import numpy as np
 import SimpleITK as sitk
 from scipy.spatial.transform import Rotation
 
-from src.errors import DataError
+from src.errors import DataError, note_once
 
 # Near a half turn a float32 quaternion leaves up to 1.2 mrad open, 0.4 mm at the far corner.
 FORMS_DIFFER_MM = 0.5
@@ -352,12 +350,6 @@ def _note(corners, path):
     return f"{path}: its sform and qform are up to {apart_mm:.1f} mm apart; the sform is taken"
 
 
-@lru_cache(maxsize=1024)
-def _say_once(line):
-    if sys.stderr is not None:  # print would take standard output instead
-        print(line, file=sys.stderr)
-
-
 # --- voxels ------------------------------------------------------------------------------------
 
 
@@ -447,7 +439,7 @@ def read_nifti(path: str | Path, channel: int | None = None) -> sitk.Image:
     image.SetOrigin(geometry.origin.tolist())
     image.SetDirection(geometry.direction.ravel().tolist())
     if note:
-        _say_once(note)
+        note_once(note)
     return image
 
 

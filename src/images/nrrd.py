@@ -1,4 +1,7 @@
-"""NRRD: are there patient axes, and the voxels, no more and no less? SimpleITK does not ask."""
+"""NRRD: are there patient axes, and the voxels, no more and no less? SimpleITK does not ask.
+
+Format: teem.sourceforge.net/nrrd/format.html.
+"""
 
 import gzip
 import re
@@ -8,48 +11,85 @@ from pathlib import Path
 import SimpleITK as sitk
 
 from src.errors import DataError
+from src.images.formats import suffix_of
 from src.images.voxel_bytes import check_length, expected_bytes
 
 # The spaces that ITK turns into its own, left-posterior-superior.
 SPACES = ("left-posterior-superior", "right-anterior-superior", "left-anterior-superior")
 SHORT_SPACES = ("LPS", "RAS", "LAS")
 HEADER_END = re.compile(rb"\r?\n\r?\n")
+NUMBER = r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*"
+VECTOR = rf"\({NUMBER},{NUMBER},{NUMBER}\)"
+# Field -> what it must look like; a `none` stands for the axis of an image's components.
+FIELDS = {
+    "sizes": r"\d+( +\d+){2,3}",
+    "space directions": rf"(none +)?{VECTOR}( +{VECTOR}){{2}}( +none)?",
+    "space origin": VECTOR,
+}
+DETACHED = ("data file", "datafile", "byte skip", "byteskip", "line skip", "lineskip")
 
 
-def check_nrrd(path: Path, reader: sitk.ImageFileReader) -> None:
-    """Looks at what SimpleITK takes as it comes.
-
-    Args:
-        path: of the file.
-        reader: which has read its header.
-
-    Raises:
-        DataError: no patient axes, units other than mm, detached voxels, damaged, truncated or too
-            long.
-    """
+def _header(path):
+    """The fields, in lower case, and the bytes behind them."""
     content = path.read_bytes()
     end = HEADER_END.search(content)
-    lines = content[: end.start() if end else 0].decode("utf-8", "replace").splitlines()
-    header = {
-        key.strip().lower(): value.strip()
-        for key, separator, value in (line.partition(":") for line in lines)
-        if separator and not key.startswith("#")
-    }
-    if header.get("data file") or header.get("datafile"):
-        raise DataError(f"{path}: its voxels lie in another file; save it as one .nrrd file")
+    if not content.startswith(b"NRRD") or end is None:
+        raise DataError(
+            f"{path}: its header cannot be read as {suffix_of(path)}; get the file again"
+        )
+    fields = {}
+    for line in content[: end.start()].decode("utf-8", "replace").split("\n")[1:]:
+        name, separator, value = line.partition(": ")
+        name = name.strip().lower()
+        if not separator or line.startswith("#"):
+            continue
+        if name in fields:
+            raise DataError(f"{path}: {name} twice in its header; repair it")
+        fields[name] = value.strip()
+    return fields, content[end.end() :]
+
+
+def check_header(path: Path) -> None:
+    """Checks the geometry in a header.
+
+    Raises:
+        DataError: no NRRD header, no patient axes, units other than mm, detached voxels.
+    """
+    header, _ = _header(path)
+    detached = [name for name in DETACHED if name in header]
+    if detached:
+        raise DataError(
+            f"{path}: its voxels lie elsewhere ({detached[0]}); save it as one .nrrd file"
+        )
     space = header.get("space", "none")
     if space.lower() not in SPACES and space.upper() not in SHORT_SPACES:
         raise DataError(
             f"{path}: no patient directions in its header (space: {space}), expected {SPACES[0]}; "
             "save it again with a program that knows them"
         )
+    for name, pattern in FIELDS.items():
+        if not re.fullmatch(pattern, header.get(name, "")):
+            raise DataError(
+                f"{path}: its header cannot be read as {suffix_of(path)}: {name} is "
+                f"{header.get(name, 'missing')}; save it again with its geometry"
+            )
     units = set(re.findall(r'"([^"]*)"', header.get("space units", ""))) - {"", "mm"}
     if units:
         raise DataError(f"{path}: space units {', '.join(sorted(units))}, expected mm")
-    voxels = content[end.end() :]
-    encoding = header.get("encoding", "raw").lower()
-    if {"byte skip", "byteskip", "line skip", "lineskip"} & set(header):
-        return
+
+
+def check_voxels(path: Path, reader: sitk.ImageFileReader) -> None:
+    """Compares the bytes of the voxels with what the header promises.
+
+    Args:
+        path: of the file.
+        reader: which has read its header.
+
+    Raises:
+        DataError: damaged, truncated or too long.
+    """
+    header, voxels = _header(path)
+    encoding = header.get("encoding", "").lower()
     if encoding in ("gzip", "gz"):
         try:
             voxels = gzip.decompress(voxels)

@@ -7,11 +7,10 @@ import numpy as np
 import SimpleITK as sitk
 
 from src.errors import DataError
+from src.images import metaimage, nrrd
 from src.images.dicom import is_dicom, read_dicom
 from src.images.formats import META_SUFFIXES, NIFTI_SUFFIXES, SUFFIXES, check_name, suffix_of
-from src.images.metaimage import check_metaimage
 from src.images.nifti import read_nifti
-from src.images.nrrd import check_nrrd
 from src.images.orientation import direction_matrix
 
 SAME_GRID_VOXELS = 0.05  # corners of an image and its mask may lie this far apart
@@ -61,20 +60,21 @@ def read_volume(path: str | Path, channel: int | None = None, series: str = "") 
 
 
 def _read_with_simpleitk(path, channel):
+    image_format = metaimage if suffix_of(path) in META_SUFFIXES else nrrd
+    try:
+        image_format.check_header(path)
+    except PermissionError:
+        raise DataError(f"{path}: may not be read; check its permissions") from None
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     try:
-        with path.open("rb"):
-            reader.ReadImageInformation()
-    except PermissionError:
-        raise DataError(f"{path}: may not be read; check its permissions") from None
+        reader.ReadImageInformation()
     except RuntimeError:
         raise DataError(
             f"{path}: its header cannot be read as {suffix_of(path)}; get the file again"
         ) from None
     index = _volume_index(path, reader.GetSize(), reader.GetNumberOfComponents(), channel)
-    check = check_metaimage if suffix_of(path) in META_SUFFIXES else check_nrrd
-    check(path, reader)
+    image_format.check_voxels(path, reader)
     try:
         image = reader.Execute()
     except RuntimeError:

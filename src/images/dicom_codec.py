@@ -1,0 +1,127 @@
+"""JPEG, JPEG-LS and JPEG 2000 pixel data of DICOM files, decoded by GDCM in a process of its own.
+
+GDCM ends the process on some damaged files, and its libraries write to standard error. Here both
+cost a child process only: `decode` starts it, `python -m src.images.dicom_codec` is its end.
+"""
+
+import io
+import os
+import re
+import struct
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import pydicom
+from pydicom.encaps import generate_frames
+from pydicom.pixels import pixel_array
+from pydicom.uid import JPEG2000TransferSyntaxes, JPEGLSTransferSyntaxes, JPEGTransferSyntaxes
+
+SYNTAXES = (*JPEGTransferSyntaxes, *JPEGLSTransferSyntaxes, *JPEG2000TransferSyntaxes)
+TIME_LIMIT_S = 600  # of a whole series, which takes seconds
+# What a codec says that goes on over damaged data.
+DAMAGE = rb"(?i)corrupt jpeg data|premature end|stream too short|truncated"
+J2K_START = b"\xff\x4f\xff\x51"  # SOC and SIZ markers
+SOF_MARKERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}  # start of frame; F7 of JPEG-LS
+
+
+def decode(contents: list[bytes]) -> list[np.ndarray | str]:
+    """The stored values of DICOM files, axes as pydicom's; a text says why there are none.
+
+    Args:
+        contents: the whole files, each of one of `SYNTAXES`. After a file that ends the child the
+            others are not decoded: the list ends with it.
+    """
+    request = b"".join(struct.pack("<Q", len(content)) + content for content in contents)
+    try:
+        run = subprocess.run(
+            [sys.executable, "-m", "src.images.dicom_codec"],
+            cwd=Path(__file__).parents[2],
+            input=request,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            timeout=TIME_LIMIT_S,
+        )
+    except subprocess.TimeoutExpired:
+        return [f"not decoded within {TIME_LIMIT_S} s"]
+    except OSError as error:
+        return [f"the decoder does not start: {error}"]
+    results = list(_results(io.BytesIO(run.stdout)))
+    if len(results) < len(contents):
+        results.append("the decoder gave up on it")
+    return results
+
+
+def _results(file):
+    while len(head := file.read(9)) == 9:
+        kind, length = struct.unpack("<cQ", head)
+        answer = file.read(length)
+        if len(answer) < length:  # ended while writing
+            return
+        yield answer.decode() if kind == b"E" else np.load(io.BytesIO(answer), allow_pickle=False)
+
+
+def _codestream_format(frame: bytes) -> tuple[int, int, int, int]:
+    """Rows, columns, components and bits of a JPEG (SOF segment) or JPEG 2000 (SIZ) frame."""
+    start = frame.find(J2K_START)
+    if start >= 0:
+        right, bottom, left, top = struct.unpack_from(">4I", frame, start + 8)
+        components, bits = struct.unpack_from(">HB", frame, start + 40)
+        return bottom - top, right - left, components, (bits & 0x7F) + 1
+    place = 2
+    while frame[place] == 0xFF:
+        marker, length = struct.unpack_from(">BH", frame, place + 1)
+        if marker in SOF_MARKERS:
+            bits, rows, columns, components = struct.unpack_from(">BHHB", frame, place + 4)
+            return rows, columns, components, bits
+        place += 2 + length
+    raise ValueError("no start of frame in the JPEG stream")
+
+
+def _decoded(content: bytes, log: BinaryIO) -> np.ndarray:
+    """Raises: anything, for a damaged file."""
+    ds = pydicom.dcmread(io.BytesIO(content), force=True)
+    count = int(ds.get("NumberOfFrames") or 1)
+    for frame in generate_frames(ds.PixelData, number_of_frames=count):
+        rows, columns, components, bits = _codestream_format(frame)
+        if (rows, columns, components) != (ds.Rows, ds.Columns, 1) or bits > ds.BitsAllocated:
+            raise ValueError(
+                f"compressed frame of {rows} rows, {columns} columns, {components} component(s), "
+                f"{bits} bits, the header says {ds.Rows}, {ds.Columns}, 1, {ds.BitsAllocated}"
+            )
+    log.truncate(0)
+    values = pixel_array(ds, decoding_plugin="gdcm")
+    log.seek(0)
+    if damage := re.search(DAMAGE, log.read()):
+        raise ValueError(damage[0].decode())
+    return values
+
+
+def _requests(file: BinaryIO) -> Iterable[bytes]:
+    while size := file.read(8):
+        yield file.read(struct.unpack("<Q", size)[0])
+
+
+def main() -> None:
+    """Files on standard input, each after its length; arrays or messages on standard output."""
+    output = os.fdopen(os.dup(1), "wb")
+    with tempfile.TemporaryFile() as log:
+        for descriptor in (1, 2):  # whatever the C libraries print
+            os.dup2(log.fileno(), descriptor)
+        for content in _requests(sys.stdin.buffer):
+            result = io.BytesIO()
+            try:
+                np.save(result, _decoded(content, log), allow_pickle=False)
+                kind, answer = b"A", result.getvalue()
+            except Exception as error:  # pydicom and GDCM raise many kinds
+                kind, answer = b"E", str(error).encode()
+            output.write(kind + struct.pack("<Q", len(answer)) + answer)
+            output.flush()
+
+
+if __name__ == "__main__":
+    main()
