@@ -220,7 +220,7 @@ class _Job(NamedTuple):
         Args:
             name, source: of the image.
             files: of `_outputs`.
-            earlier: its row of an earlier run, returned where all would come out the same.
+            earlier: its row of an earlier run, returned where all would come out the same; or None.
             only: the image where it is the only one, read already; it fails for itself.
         """
         row = _empty_row(name, source, self)
@@ -228,6 +228,9 @@ class _Job(NamedTuple):
             image = self.read(source) if only is None else only
             row["fingerprint"] = _fingerprint(image, self.network_id)
             if _is_done(self.folder, earlier, row, image, files):
+                earlier |= {
+                    key: row[key] for key in ("image", "series", "channel")
+                }  # may have moved
                 return earlier
             results = segment(self.network, image, self.config)
         except (DataError, MemoryError, RuntimeError, ValueError) as error:
