@@ -1,11 +1,12 @@
 """Segments images without reference masks.
 
     python predict.py --device_target CPU --ckpt_path RUN/ckpt/best.ckpt --input scan.nii.gz \
-        --output_path masks [--save_probability] [--set flip_average=true]
+        --output_path masks [--save_probability] [--skip_existing] [--set flip_average=true]
 
---input takes image files, folders of images, and folders of one DICOM series each. Each mask has
-the geometry and format of its image; volumes.csv lists the prostate volumes in ml, and report.html
-shows them.
+--input takes image files, folders of images, and DICOM: a file, a folder tree or a .zip of a study,
+of which --series chooses the series. Each mask has the geometry and format of its image;
+volumes.csv and volumes.json list the prostate volumes in ml and what to look at, report.html shows
+them. An image that cannot be segmented does not keep the others from it.
 """
 
 import argparse
@@ -21,6 +22,17 @@ def main():
     parser.add_argument("--input", nargs="+", required=True, metavar="PATH")
     parser.add_argument("--output_path", help="default: dirPredictionImage of the configuration")
     parser.add_argument("--save_probability", action="store_true")
+    parser.add_argument(
+        "--series",
+        default="",
+        metavar="SERIES",
+        help="DICOM series: number, UID or a pattern on its description (default: the axial T2)",
+    )
+    parser.add_argument(
+        "--skip_existing",
+        action="store_true",
+        help="keep earlier masks of the same images, checkpoint and settings",
+    )
     add_channel_argument(parser)
     add_set_argument(parser)
     args = parser.parse_args()
@@ -28,14 +40,23 @@ def main():
     # MindSpore takes seconds to import; --help and wrong arguments need not wait for it.
     from src.config import config_of_checkpoint
     from src.device import start_device
-    from src.evaluation import find_images, load_network, predict
+    from src.evaluation import load_network
+    from src.prediction import find_images, predict
 
     config = config_of_checkpoint(args.ckpt_path, args.overrides)
     config.dirPredictionImage = args.output_path or config.dirPredictionImage
     images = find_images(args.input)
     start_device(args.device_target, args.dev_id)
     network = load_network(args.ckpt_path, config, args.device_target)
-    predict(network, images, config, {"checkpoint": args.ckpt_path}, args.save_probability)
+    predict(
+        network,
+        images,
+        config,
+        {"checkpoint": args.ckpt_path},
+        args.save_probability,
+        args.series,
+        args.skip_existing,
+    )
 
 
 if __name__ == "__main__":

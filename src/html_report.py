@@ -19,14 +19,9 @@ from matplotlib.figure import Figure
 
 from src import report
 from src.atomic import write_files
+from src.findings import LOW_DICE, PLAUSIBLE_ML
 from src.metrics import METRICS, summary
 
-# A case below this Dice is listed as failed: a bound to look at cases, not a clinical one.
-LOW_DICE = 0.8
-# Volumes outside of this are listed. A healthy adult's prostate holds some 20 ml, one that shrank
-# under treatment rarely less than 10; those above 200 are rare enough to have a name (giant
-# prostatic hyperplasia).
-PLAUSIBLE_ML = (10, 250)
 LOWEST_CASES = 3  # named where no case failed
 PICTURED_CASES = 60  # of more, the worst; a case takes some 130 kB
 SLICES = 12  # of a case's montage
@@ -75,8 +70,8 @@ def write_report(
     Args:
         path: of the HTML file.
         rows: of each case, of an evaluation {"case": id, **case_metrics(...)}, and of a prediction
-            {"case": id, "prostate_ml": volume, "at_border": whether the mask touches the border of
-            the image or of the network grid}.
+            {"case": id, "prostate_ml": volume, "problem": why there is no mask, or ""}; both with
+            "findings_text", a list of the words of `src.findings`.
         drawn: these cases in any order; may be a generator: of each only its pictures are kept.
         about: what the results come from, such as the checkpoint; under "configuration" a dict.
         history: of the training, as `src.report.plot_progress` takes it.
@@ -89,31 +84,15 @@ def write_report(
     write_files({Path(path): page.encode(errors="replace")})
 
 
-def findings(row: dict) -> list[str]:
-    """Why a case is on the list of failures, in words to put after its Dice or its volume."""
-    if "dice" not in row:
-        volume_ml, (least, most) = row["prostate_ml"], PLAUSIBLE_ML
-        found = {
-            "the mask is empty": volume_ml == 0,
-            "the mask touches the border of the image or of the network grid": row["at_border"],
-            f"less than {least} ml": 0 < volume_ml < least,
-            f"more than {most} ml": volume_ml > most,
-        }
-    else:
-        empty = [name for name in ("reference", "prediction") if row[f"{name}_ml"] == 0]
-        missed = [part for key, part in PARTS[1:] if row[f"{key}empty"] and not row["empty"]]
-        found = {
-            f"below {LOW_DICE}": row["dice"] < LOW_DICE,
-            f"empty {' and '.join(empty)}": empty,
-            f"nothing predicted at {' and '.join(missed)}": missed,
-        }
-    return [words for words, holds in found.items() if holds]
-
-
 class _Case(NamedTuple):
     row: dict
-    failures: list[str]
     anchor: str  # of its pictures; empty without
+
+    @property
+    def failures(self):
+        """Why it is on the list of failures, in words to put after its Dice or its volume."""
+        problem = self.row.get("problem")
+        return [escape(text) for text in ([problem] if problem else self.row["findings_text"])]
 
     @property
     def name(self):
@@ -127,15 +106,18 @@ class _Case(NamedTuple):
     def score(self):
         if "dice" in self.row:
             return f"Dice {self.row['dice']:.3f}"
+        if self.row["problem"]:
+            return "not segmented"
         return f"{self.row['prostate_ml']:.1f}&nbsp;ml"
 
 
 def _cases(rows):
     """The cases in their order, and from the worst: by Dice, or what is listed as failed first."""
-    failures = [findings(row) for row in rows]
-    order = sorted(range(len(rows)), key=lambda i: rows[i].get("dice", not failures[i]))
-    anchors = {i: f"case-{i + 1}" for i in order[:PICTURED_CASES]}
-    cases = [_Case(row, failures[i], anchors.get(i, "")) for i, row in enumerate(rows)]
+    cases = [_Case(row, "") for row in rows]
+    order = sorted(range(len(rows)), key=lambda i: rows[i].get("dice", not cases[i].failures))
+    pictured = [i for i in order if not rows[i].get("problem")][:PICTURED_CASES]
+    for i in pictured:
+        cases[i] = cases[i]._replace(anchor=f"case-{i + 1}")
     return cases, [cases[i] for i in order]
 
 
@@ -148,11 +130,11 @@ def _page(rows, drawn, about, history):
     failed = sum(bool(case.failures) for case in cases)
     sections = {
         "Failures": _failures(worst_first, evaluated),
-        "Summary": statistics,
-        "Distribution": plots,
+        **({"Summary": statistics, "Distribution": plots} if statistics else {}),
         "Cases": _case_table(cases, columns, evaluated),
-        "Pictures": _pictures(worst_first, drawn, evaluated),
     }
+    if any(case.anchor for case in cases):
+        sections["Pictures"] = _pictures(worst_first, drawn, evaluated)
     if history is not None and len(history):
         sections["Training"] = _training(history)
     about = dict(about)
@@ -233,11 +215,13 @@ def _evaluation_tables(rows):
 
 
 def _prediction_tables(rows):
-    volumes_ml = np.array([row["prostate_ml"] for row in rows])
+    volumes_ml = np.array([row["prostate_ml"] for row in rows if not row["problem"]])
+    if not len(volumes_ml):
+        return ("No mask", f"of {_count(len(rows), 'image')}"), "", "", VOLUME_COLUMNS
     numbers = [f(volumes_ml) for f in (np.mean, np.std, np.median, np.min, np.max)]
     verdict = (
         f"{numbers[0]:.1f} ± {numbers[1]:.1f} ml",
-        f"mean volume ± standard deviation of {_count(len(rows), 'case')}",
+        f"mean volume ± standard deviation of {_count(len(volumes_ml), 'case')}",
     )
     head = ("Mean", STANDARD_DEVIATION, "Median", "Least", "Most")
     statistics = _summary(head, [("", [("Volume", "ml", numbers)])], "")
@@ -286,17 +270,19 @@ def _summary(head, groups, note):
 
 
 def _failures(worst_first, evaluated):
+    plane = "of another plane than the training's"
     if evaluated:
         rule = (
-            "Listed is a case with an empty mask, with nothing predicted at base or apex, or with "
-            f"a Dice below {LOW_DICE}."
+            "Listed is a case with an empty mask, with nothing predicted at base or apex, with a "
+            f"Dice below {LOW_DICE}, or {plane}."
         )
     else:
         least, most = PLAUSIBLE_ML
         rule = (
-            "Listed is a mask that is empty, touches the border of the image or of the network "
-            f"grid (the gland may go on beyond it), or holds less than {least} or more than {most} "
-            "ml, as few glands do."
+            f"Listed is an image that could not be segmented or is {plane}, and a mask that is "
+            "empty, touches the border of the image within its slices or of the network grid (the "
+            f"gland may go on beyond it), or holds less than {least} or more than {most} ml, as "
+            "few glands do."
         )
     shown = failed = [case for case in worst_first if case.failures]
     intro = ""
@@ -317,10 +303,7 @@ def _case_table(cases, columns, evaluated):
     head = header("Case") + "".join(header(_with_unit(label, unit)) for _, label, unit in columns)
     body = []
     for case in cases:
-        cells = "".join(
-            f'<td data-value="{case.row[key]!r}">{_number(case.row[key], unit, key)}</td>'
-            for key, _, unit in columns
-        )
+        cells = "".join(_cell(case.row, key, unit) for key, _, unit in columns)
         colour = ' class="failed"' * bool(case.failures)
         body.append(f'<tr{colour}><th scope="row">{case.link}</th>{cells}</tr>')
     table = (
@@ -332,6 +315,12 @@ def _case_table(cases, columns, evaluated):
         f'{_scroll(table, "Cases")}<p class="note">Press a heading to sort. '
         f"{source} beside this file holds the same numbers and more.</p>"
     )
+
+
+def _cell(row, key, unit):
+    if row.get("problem"):
+        return '<td data-value="-1">–</td>'  # sorts before every volume
+    return f'<td data-value="{row[key]!r}">{_number(row[key], unit, key)}</td>'
 
 
 def _pictures(worst_first, drawn, evaluated):

@@ -54,12 +54,14 @@ def write_inputs(cases: list[Case], config: EasyDict, folder: str | Path = INPUT
             f"{folder / min(others - ours)}: not written by this program, and would be taken for a "
             "volume to segment; move it away"
         )
-    output_folder.claim(folder, names)
+    output_folder.announce(folder, names)
     output_folder.remove(folder, others)
-    for case in cases:
-        volumes = network_inputs(read_image(case.image_path, channel_of(config)), config)
-        for name, volume in zip(_names(case, config), volumes, strict=True):
-            write_files({folder / f"{name}.bin": np.ascontiguousarray(volume, "<f4").tobytes()})
+    with output_folder.writing(folder, names):
+        for case in cases:
+            volumes = network_inputs(read_image(case.image_path, channel_of(config)), config)
+            for name, volume in zip(_names(case, config), volumes, strict=True):
+                content = np.ascontiguousarray(volume, "<f4").tobytes()
+                write_files({folder / f"{name}.bin": content})
     print(f"{folder}: {len(names)} volume(s) of {config.VolSize} voxels, of {len(cases)} case(s)")
 
 

@@ -39,7 +39,8 @@ def write_metrics(rows: list[dict], directory: str | Path, extra: dict | None = 
     """Writes `metrics.csv` (a row per case) and `metrics.json`.
 
     Args:
-        rows: {"case": id, **case_metrics(...)} of each case.
+        rows: {"case": id, **case_metrics(...)} of each case; also "findings", a list of codes, and
+            "findings_text", which is for the JSON only.
         directory: where to; created if absent.
         extra: more for the JSON, such as checkpoint and configuration. The JSON has these keys,
             then `summary`, then `flagged` (cases with an empty mask), then `cases`.
@@ -48,7 +49,9 @@ def write_metrics(rows: list[dict], directory: str | Path, extra: dict | None = 
         DataError: the files cannot be written.
         ValueError: a number is NaN or infinite, which strict JSON cannot hold.
     """
-    table = pd.DataFrame(rows)
+    table = pd.DataFrame(rows).drop(columns="findings_text", errors="ignore")
+    if "findings" in table:
+        table["findings"] = table["findings"].map(";".join)
     table = table[["case", *table.columns.drop("case")]]
     flags = [key for key in table.columns if key.endswith("empty")]
     csv = table.astype(dict.fromkeys(flags, int)).to_csv(index=False, float_format="%.6f")

@@ -11,7 +11,6 @@ import SimpleITK as sitk
 from golden import seeded
 
 import eval as eval_entry
-import predict as predict_entry
 from src.checkpoint import save_weights
 from src.config import overridden, save_config, vnet_cfg
 from src.data_manager import find_cases, read_case
@@ -19,15 +18,12 @@ from src.errors import DataError
 from src.evaluation import (
     evaluate,
     evaluate_masks,
-    find_images,
     load_network,
     mean_dice,
-    predict,
     training_history,
 )
 from src.fast_conv3d.network import FastVNet
-from src.images.writing import write_volume
-from src.output_folder import MANIFEST, claim
+from src.output_folder import MANIFEST, running
 from src.predictor import segment
 from src.vnet import VNet, create_vnet
 
@@ -90,7 +86,7 @@ def test_an_evaluation_leaves_masks_and_metrics(data, results, config, capsys):
     ]
     expected = {}
     for case in cases:
-        image, reference = read_case(case)
+        image, reference = read_case(case, config)
         mask = sitk.ReadImage(str(results / f"{case.case_id}_test.mhd"))
         assert mask.GetPixelID() == sitk.sitkUInt8
         for name in GEOMETRY:
@@ -160,7 +156,7 @@ def test_a_broken_second_case_leaves_nothing_behind(data, results, config):
 def test_a_folder_that_cannot_be_written(data, tmp_path, small_config):
     (tmp_path / "file").write_text("mine")
     config = small_config(f"dirPredictionImage={tmp_path / 'file' / 'results'}")
-    with pytest.raises(DataError, match="file/results/.*: cannot be written"):
+    with pytest.raises(DataError, match="file/results: cannot be written"):
         evaluate(bright, find_cases(data, ["Case0"]), config, {})
 
 
@@ -213,13 +209,14 @@ def test_masks_from_elsewhere_are_evaluated_alike(data, results, config, capsys)
     def segmented(case, image):
         asked.append(case)
         np.testing.assert_array_equal(
-            sitk.GetArrayFromImage(image), sitk.GetArrayFromImage(read_case(case)[0])
+            sitk.GetArrayFromImage(image), sitk.GetArrayFromImage(read_case(case, config)[0])
         )
         return sitk.ReadImage(str(results / f"{case.case_id}_test.mhd"))
 
     other = results.with_name("other")
     about = {"model": "vnet.mindir", "settings": {"threshold": 0.3}}
-    assert evaluate_masks(segmented, cases, str(other), about) == rows
+    elsewhere = overridden(config, [f"dirPredictionImage={other}"])
+    assert evaluate_masks(segmented, cases, elsewhere, about) == rows
     assert asked == cases
     assert names_in(other) == names_in(results)
     report = json.loads((other / "metrics.json").read_text())
@@ -237,189 +234,51 @@ def test_nobody_is_asked_for_masks_where_a_case_is_broken(data, results, config)
     path = data / "img" / "Case0.raw"
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(DataError, match=r"Case0\.raw: truncated"):
-        evaluate_masks(lambda case, image: pytest.fail("asked"), cases, results, {})
+        evaluate_masks(lambda case, image: pytest.fail("asked"), cases, config, {})
     assert not results.exists()
 
 
-# Which images -----------------------------------------------------------------------------------
+# Findings ---------------------------------------------------------------------------------------
 
 
-def test_images_of_files_and_folders(data, tmp_path, monkeypatch):
-    img, gt = data / "img", data / "gt"
-    assert find_images([str(img)]) == {
-        "Case0": img / "Case0.mhd",
-        "Case1": img / "Case1.nii.gz",
-        "Case2": img / "Case2.nrrd",
-    }
-    assert list(find_images([img / "Case2.nrrd", img / "Case0.mhd"])) == ["Case2", "Case0"]
-    both = tmp_path / "flat"
-    both.mkdir()
-    for path in (*img.iterdir(), *gt.iterdir()):
-        (both / path.name).write_bytes(path.read_bytes())
-    assert list(find_images([both])) == ["Case0", "Case1", "Case2"]  # masks are no scans
-    assert list(find_images([gt / "Case0_segmentation.mhd"])) == ["Case0_segmentation"]
-    (tmp_path / "series").mkdir()
-    assert find_images([tmp_path / "series"]) == {"series": tmp_path / "series"}
-    monkeypatch.chdir(tmp_path / "series")
-    assert list(find_images(["."])) == ["series"]
-    monkeypatch.chdir(img)
-    assert list(find_images(["."])) == ["Case0", "Case1", "Case2"]
+def test_what_somebody_should_look_at_is_told_everywhere(data, results, config, write_case, capsys):
+    """A stack of another plane (its slices run to the left), and an empty mask."""
+    sagittal = ((0, 0, 1), (1, 0, 0), (0, 1, 0))
+    write_case(data, "Side", ".mha", (26, 24, 14), 3, direction=sagittal)
 
+    def missing_the_second(batch):
+        asked.append(batch)
+        return bright(batch) * (len(asked) != 2)
 
-def test_our_own_results_are_no_images(tmp_path, write_case):
-    """A prediction beside its image is not segmented in its turn."""
-    image, _ = write_case(tmp_path, "Case0")
-    mask = image.with_name("Case0_test.mhd")
-    write_volume(sitk.ReadImage(str(image)), mask)
-    assert list(find_images([image.parent])) == ["Case0", "Case0_test"]
-    mask.unlink()
-    claim(image.parent, [mask.name])
-    write_volume(sitk.ReadImage(str(image)), mask)
-    assert list(find_images([image.parent])) == ["Case0"]
-
-
-def test_a_link_is_called_by_its_own_name(tmp_path, data):
-    """Data stores keep files under their checksum and link to them."""
-    link = tmp_path / "patient.nrrd"
-    link.symlink_to(data / "img" / "Case2.nrrd")
-    assert list(find_images([link])) == ["patient"]
-
-
-def test_two_images_of_one_name_are_refused(data):
-    other = data / "Case0.nii.gz"
-    other.touch()
-    with pytest.raises(DataError) as error:
-        find_images([data / "img", other])
-    assert str(error.value) == (
-        f"{other}: also called Case0, like {data / 'img' / 'Case0.mhd'}; rename one"
-    )
-    with pytest.raises(DataError, match="also called Case1"):
-        find_images([data / "img" / "Case1.nii.gz", data / "img"])
-
-
-# Prediction -------------------------------------------------------------------------------------
-
-
-def test_a_prediction_leaves_masks_in_their_own_format_and_volumes(data, results, config, capsys):
-    table = predict(bright, find_images([data / "img"]), config, {})
-    assert names_in(results) == [
-        MANIFEST,
-        "Case0_test.mhd",
-        "Case0_test.zraw",
-        "Case1_test.nii.gz",
-        "Case2_test.nrrd",
-        "overlays.png",
-        "report.html",
-        "volumes.csv",
+    asked = []
+    rows = evaluate(missing_the_second, find_cases(data, ["Case0", "Case1", "Side"]), config, {})
+    codes = {"Case0": [], "Case1": ["low_dice", "empty_prediction"], "Side": ["plane"]}
+    assert {row["case"]: row["findings"] for row in rows} == codes
+    table = pd.read_csv(results / "metrics.csv", keep_default_na=False)
+    assert table.columns[-1] == "findings"
+    assert table["findings"].tolist() == [";".join(found) for found in codes.values()]
+    content = json.loads((results / "metrics.json").read_text())
+    assert {row["case"]: row["findings"] for row in content["cases"]} == codes
+    assert content["cases"][2]["findings_text"] == ["sagittal stack, the training's are axial"]
+    assert content["flagged"] == ["Case1"]
+    assert capsys.readouterr().err.splitlines() == [
+        "warning: Case1: below 0.8; empty prediction",
+        "warning: Side: sagittal stack, the training's are axial",
     ]
-    written = pd.read_csv(results / "volumes.csv")
-    pd.testing.assert_frame_equal(written, table)
-    assert written.columns.tolist() == ["case", "prostate_ml", "mask"]
-    for row, name, spacing_mm in zip(
-        written.itertuples(),
-        ("Case0_test.mhd", "Case1_test.nii.gz", "Case2_test.nrrd"),
-        ((1.25, 1.25, 2.5), (1.25, 1.25, 2.5), (1, 1.1, 3)),
-        strict=True,
-    ):
-        assert (row.case, row.mask) == (name[:5], name)
-        voxels = np.count_nonzero(array_of(results / name))
-        by_hand = voxels * spacing_mm[0] * spacing_mm[1] * spacing_mm[2] / 1000
-        assert row.prostate_ml == pytest.approx(by_hand, abs=5.1e-4) and voxels > 100
-        image = sitk.ReadImage(str(next((data / "img").glob(f"{row.case}.[mn]*[diz]"))))
-        mask = sitk.ReadImage(str(results / name))
-        for part in GEOMETRY:
-            np.testing.assert_allclose(getattr(mask, part)(), getattr(image, part)(), atol=1e-5)
-    printed = capsys.readouterr().out
-    assert "Case1_test.nii.gz" in printed and f"{written.prostate_ml[1]:.3f}"[:4] in printed
-    assert printed.splitlines()[-1].endswith(f" {results / 'report.html'}")
     page = (results / "report.html").read_text("utf-8")
-    assert (
-        f"<h1>{written.prostate_ml.mean():.1f} ± {written.prostate_ml.std(ddof=0):.1f} ml" in page
-    )
-    assert page.count("<article") == 3
+    assert "2 failures" in page and "sagittal stack, the training&#x27;s are axial" in page
+    evaluate(bright, find_cases(data, ["Side"]), overridden(config, ["plane=sagittal"]), {})
+    assert "warning" not in capsys.readouterr().err
 
 
-def test_probabilities_on_demand(data, results, config):
-    def half(batch):
-        return ms.Tensor((0.25 + 0.5 * bright(batch).asnumpy()).astype(np.float32))
-
-    predict(half, find_images([data / "img" / "Case1.nii.gz"]), config, {}, save_probability=True)
-    assert "Case1_probability.nii.gz" in names_in(results)
-    probability = array_of(results / "Case1_probability.nii.gz")
-    mask = array_of(results / "Case1_test.nii.gz")
-    assert probability.dtype == np.float32
-    assert probability.min() >= 0 and probability.max() == pytest.approx(0.75)
-    assert probability[mask == 1].min() > 0.5
-    predict(half, find_images([data / "img" / "Case0.mhd"]), config, {}, save_probability=True)
-    assert {"Case0_probability.mhd", "Case0_probability.zraw"} <= set(names_in(results))
-
-
-@pytest.mark.parametrize("name", ["Case0_probability.zraw", "Case0_test.mhd", "volumes.csv"])
-def test_a_prediction_leaves_foreign_files_alone(data, results, config, name):
-    results.mkdir()
-    (results / name).write_text("mine")
-    images = find_images([data / "img"])
-    with pytest.raises(DataError, match=f"{name}: there already"):
-        predict(bright, images, config, {}, save_probability=True)
-    assert names_in(results) == [name]
-    (results / name).rename(results / "elsewhere")
-    predict(bright, images, config, {})
-    predict(bright, images, config, {})  # our own may go
-    assert (results / "elsewhere").read_text() == "mine"
-
-
-@pytest.mark.parametrize("kind", ["truncated", "missing", "constant"])
-def test_a_broken_image_among_good_ones_leaves_nothing_behind(
-    data, results, config, make_image, kind
-):
-    path = data / "img" / "Case1.nii.gz"
-    images = find_images([data / "img"])
-    if kind == "truncated":
-        path.write_bytes(path.read_bytes()[:-9])
-    elif kind == "missing":
-        path.unlink()
-    else:
-        sitk.WriteImage(make_image(np.zeros((3, 4, 5), np.int16)), str(path))
-    with pytest.raises(DataError, match=r"Case1\.nii\.gz: "):
-        predict(bright, images, config, {})
-    assert not results.exists()
-
-
-@pytest.mark.parametrize("grid", [(), ("VolSize=16,32,32",), ("VolSize=32,32,16",)])
-def test_a_mask_at_the_border_is_reported(data, results, config, grid, monkeypatch):
-    """On each of the six faces of the image; away from all of them only that of a smaller grid."""
-    marked = []
-
-    def segmented(network, image, config):
-        array = np.zeros(image.GetSize()[::-1], np.uint8)
-        array[1:-1, 1:-1, 1:-1] = 1
-        marked.append(len(marked))
-        if marked[-1] < 6:
-            np.moveaxis(array, marked[-1] // 2, 0)[-(marked[-1] % 2), 4, 5] = 1
-        mask = sitk.GetImageFromArray(array)
-        mask.CopyInformation(image)
-        return mask, None
-
-    monkeypatch.setattr("src.evaluation.segment", segmented)
-    images = {f"face{number}": data / "img" / "Case2.nrrd" for number in range(7)}
-    predict(None, images, overridden(config, list(grid)), {})
-    page = (results / "report.html").read_text("utf-8")
-    failures = page[page.index('id="failures"') : page.index('id="summary"')].split("<li>")[1:]
-    listed = [item.split("</a>")[0].split(">")[1] for item in failures]
-    assert listed == list(images)[: 7 if grid else 6]
-    assert all("touches the border" in item for item in failures)
-
-
-def test_an_empty_prediction_is_zero_ml(data, results, config):
-    empty = predict(
-        lambda batch: ms.Tensor(np.zeros(batch.shape[2:], np.float32)[None]),
-        find_images([data / "img" / "Case0.mhd"]),
-        config,
-        {},
-    )
-    assert empty.prostate_ml.tolist() == [0]
-    assert not array_of(results / "Case0_test.mhd").any()
-    assert "0.0&nbsp;ml, the mask is empty" in (results / "report.html").read_text("utf-8")
+def test_nobody_else_may_write_there(data, results, config):
+    """Nor is anything lost that lies there."""
+    evaluate(bright, find_cases(data, ["Case0"]), config, {})
+    before = {path.name: path.read_bytes() for path in results.iterdir()}
+    for cases in (None, ["Case7"]):
+        with running(results, cases), pytest.raises(DataError, match=f"{results}: another evalu"):
+            evaluate(bright, find_cases(data, ["Case1"]), config, {})
+    assert {path.name: path.read_bytes() for path in results.iterdir()} == before
 
 
 # The training that a checkpoint comes from ------------------------------------------------------
@@ -502,22 +361,6 @@ def assert_tells_of_the_run(report, checkpoint):
     assert '<th scope="row">width</th><td>2</td>' in page
 
 
-def test_predict_writes_where_it_is_told(tmp_path, monkeypatch, data, run_folder, write_case):
-    monkeypatch.chdir(tmp_path)
-    checkpoint = run_folder / "ckpt" / "best.ckpt"
-    arguments = ["--ckpt_path", checkpoint, "--input", data / "img" / "Case1.nii.gz", data / "img"]
-    with pytest.raises(DataError, match="also called Case1"):
-        command(monkeypatch, predict_entry, *arguments)
-    command(
-        monkeypatch, predict_entry, *arguments[:4], "--output_path", "masks", "--save_probability"
-    )
-    assert {"Case1_test.nii.gz", "Case1_probability.nii.gz"} <= set(names_in(tmp_path / "masks"))
-    assert not (tmp_path / "results").exists()
-    assert_tells_of_the_run(tmp_path / "masks" / "report.html", checkpoint)
-    probability = array_of(tmp_path / "masks" / "Case1_probability.nii.gz")
-    assert 0 <= probability.min() < probability.max() <= 1
-
-
 def test_load_network_is_ready_to_predict(run_folder, small_config):
     network = load_network(run_folder / "ckpt" / "best.ckpt", small_config(), "CPU")
     assert not network.training
@@ -553,7 +396,7 @@ def test_fast_and_plain_convolutions_give_the_same_masks(data, tmp_path, config)
             tmp_path / "seeded.ckpt", overridden(config, [f"fast_conv3d={choice}"]), "CPU"
         )
         assert isinstance(fast_or_plain, kind)
-        images = (read_case(case)[0] for case in find_cases(data, ["Case0", "Case1"]))
+        images = (read_case(case, config)[0] for case in find_cases(data, ["Case0", "Case1"]))
         results.append([segment(fast_or_plain, image, config) for image in images])
     for fast, plain in zip(*results, strict=True):
         (mask, probability), (expected_mask, expected) = (

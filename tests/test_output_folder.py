@@ -1,11 +1,28 @@
 """Whose file is it: ours may go, everybody else's stays."""
 
 import json
+import subprocess
+import sys
+import threading
+from pathlib import Path
 
 import pytest
 
 from src.errors import DataError
-from src.output_folder import MANIFEST, check, claim, outputs_in, remove
+from src.output_folder import (
+    LOCK,
+    MANIFEST,
+    RUNNING,
+    check,
+    claim,
+    locked,
+    outputs_in,
+    remove,
+    running,
+    writing,
+)
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def write(folder, names):
@@ -101,7 +118,7 @@ def test_a_folder_that_cannot_be_is_named(tmp_path, place):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(DataError) as error:
         claim(tmp_path / place, ["a.mhd"])
-    assert str(error.value).startswith(f"{tmp_path / place / MANIFEST}: cannot be written")
+    assert str(error.value).startswith(f"{tmp_path / place}: cannot be written")
     assert (tmp_path / "file").read_text() == "mine"
 
 
@@ -112,6 +129,110 @@ def test_a_full_disk_leaves_the_manifest_as_it_was(tmp_path, full_disk):
         claim(tmp_path, [f"Case{number:02d}_test.mhd" for number in range(50)])
     assert [path.name for path in tmp_path.iterdir()] == [MANIFEST]
     assert (tmp_path / MANIFEST).read_bytes() == before
+
+
+# Writing ----------------------------------------------------------------------------------------
+
+
+def test_a_name_counts_once_its_file_is_there(tmp_path):
+    with writing(tmp_path, ["a.mhd", "b.mhd"]):
+        assert outputs_in(tmp_path) == set()
+        write(tmp_path, ["a.mhd"])
+        assert outputs_in(tmp_path) == {"a.mhd"}
+    write(tmp_path, ["b.mhd"])  # somebody else's
+    assert outputs_in(tmp_path) == {"a.mhd"}
+    for attempt in (claim, writing(tmp_path, ["b.mhd"]).__enter__):
+        with pytest.raises(DataError, match="b.mhd: there already"):
+            attempt(tmp_path, ["b.mhd"]) if attempt is claim else attempt()
+
+
+def test_what_fails_is_not_claimed(tmp_path):
+    with pytest.raises(KeyboardInterrupt), writing(tmp_path, ["a.mhd", "b.mhd"]):
+        write(tmp_path, ["a.mhd"])
+        raise KeyboardInterrupt
+    assert json.loads((tmp_path / MANIFEST).read_text()) == ["a.mhd"]
+
+
+def test_names_of_a_killed_process_are_forgotten_before_the_next_writes(tmp_path):
+    """Then a file of that name is somebody else's."""
+    script = (
+        "import os, sys; from src.output_folder import running, writing\n"
+        "with running(sys.argv[1]), writing(sys.argv[1], ['a.mhd']): os.kill(os.getpid(), 9)"
+    )
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, check=False)
+    assert json.loads((tmp_path / MANIFEST).read_text()) == ["a.mhd"]
+    assert (tmp_path / RUNNING).exists()
+    (tmp_path / ".writing-abc").mkdir()
+    write(tmp_path / ".writing-abc", ["a.mhd"])
+    with running(tmp_path):
+        assert json.loads((tmp_path / MANIFEST).read_text()) == []
+    assert [path.name for path in tmp_path.iterdir()] == [MANIFEST]
+
+
+# Several at once --------------------------------------------------------------------------------
+
+
+def test_no_name_is_lost_where_several_write(tmp_path):
+    """Each claims its names one by one; without a lock most would be lost."""
+
+    def claims(number):
+        for k in range(20):
+            name = f"{number}-{k}"
+            with writing(tmp_path, [name]):
+                write(tmp_path, [name])
+
+    threads = [threading.Thread(target=claims, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert outputs_in(tmp_path) == {f"{number}-{k}" for number in range(4) for k in range(20)}
+    assert not (tmp_path / LOCK).exists()
+
+
+def test_who_wants_to_be_alone_is_or_is_refused(tmp_path):
+    folder = tmp_path / "a" / "b"
+    for first, second in ((None, None), (None, ["x"]), (["x"], None)):
+        with running(folder, first) as alone:
+            assert alone
+            with pytest.raises(DataError) as error, running(folder, second):
+                pytest.fail("let in")
+            assert str(error.value) == (
+                f"{folder}: another evaluation or prediction is writing there; wait for it or "
+                "choose another folder"
+            )
+    assert list(tmp_path.iterdir()) == []  # nothing was written: no folder is left
+
+
+def test_different_cases_are_written_together(tmp_path):
+    with running(tmp_path, ["a", "b"]) as alone:
+        assert alone
+        with running(tmp_path, ["c"]) as alone:
+            assert not alone
+            for cases in (["d", "b"], ["c"]):
+                with pytest.raises(DataError, match=f"is writing its {cases[-1]} there"):
+                    running(tmp_path, cases).__enter__()
+        with running(tmp_path, ["d"]) as alone:
+            assert not alone
+    with running(tmp_path, ["b"]) as alone:
+        assert alone
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_is_waited_for(tmp_path):
+    order = []
+
+    def wait():
+        with locked(tmp_path):
+            order.append("second")
+
+    with locked(tmp_path):
+        thread = threading.Thread(target=wait)
+        thread.start()
+        thread.join(0.1)
+        order.append("first")
+    thread.join()
+    assert order == ["first", "second"]
 
 
 # Removing ---------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """File names of volumes: which formats there are, and which name means which case."""
 
 import os
+import re
 from pathlib import Path, PurePath
 
 from src.errors import DataError
@@ -9,6 +10,9 @@ SUFFIXES = (".mhd", ".mha", ".nii.gz", ".nii", ".nrrd")
 META_SUFFIXES = (".mhd", ".mha")  # MetaImage
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
 MASK_SUFFIX = "_segmentation"
+# How others call their masks.
+MASK_ENDING = re.compile(r"[_-](segmentation|seg|labels?|masks?)$", re.IGNORECASE)
+MASK_FOLDER = re.compile(r"(labels?|masks?)(tr|ts|val)?|gt|segmentations?", re.IGNORECASE)
 
 
 def suffix_of(path: str | PurePath) -> str | None:
@@ -20,6 +24,12 @@ def stem(path: str | PurePath) -> str:
     """The file's name without folder and image suffix: Case03 of img/Case03.nii.gz."""
     name = Path(path).name
     return name[: len(name) - len(suffix_of(name) or "")]
+
+
+def is_called_mask(path: str | PurePath) -> bool:
+    """Whether a file, by its name or its folder's, is somebody's mask: labelsTr/Case03.nii.gz."""
+    folder = Path(path).absolute().parent.name
+    return bool(MASK_ENDING.search(stem(path)) or MASK_FOLDER.fullmatch(folder))
 
 
 def check_name(path: str | PurePath) -> None:

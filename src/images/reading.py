@@ -17,6 +17,11 @@ SAME_GRID_VOXELS = 0.05  # corners of an image and its mask may lie this far apa
 SQUARE_ANGLE_DEGREES = 0.3  # two axes of an image may be this far from perpendicular
 NEARLY = 1e-3  # a mask's values may lie this far from the labels
 SHOWN_LABELS = 20
+# A volume of so few values, all of them whole, is a label map: even an 8-bit scan has some hundred.
+# A value of a label map also fills more than a few voxels.
+LABEL_MAP_VALUES = 16
+VOXELS_PER_LABEL = 16
+SAMPLED_VOXELS = 10_000  # enough to tell most images from a label map
 
 sitk.ProcessObject.SetGlobalWarningDisplay(False)  # ITK's words would stand between ours
 
@@ -129,14 +134,28 @@ def read_image(path: str | Path, channel: int | None = None, series: str = "") -
         path, channel, series: see `read_volume`.
 
     Raises:
-        DataError: see `read_volume`; also an image whose voxels all have one value.
+        DataError: see `read_volume`; also a label map, or voxels that all have one value.
     """
     image = sitk.Cast(read_volume(path, channel, series), sitk.sitkFloat32)
     _check_finite(image, path)  # a float64 may be beyond float32
     values = sitk.GetArrayViewFromImage(image)
     if values.min() == values.max():
         raise DataError(f"{path}: every voxel is {values.min():g}, expected an MR image")
+    _check_no_label_map(values, path)
     return image
+
+
+def _check_no_label_map(values, path):
+    sample = values.ravel()[:: max(1, values.size // SAMPLED_VOXELS)]
+    if len(np.unique(sample)) > LABEL_MAP_VALUES:
+        return
+    found = np.unique(values)
+    few = len(found) <= min(LABEL_MAP_VALUES, values.size // VOXELS_PER_LABEL)
+    if few and found[0] >= 0 and np.abs(found - np.rint(found)).max() <= NEARLY:
+        raise DataError(
+            f"{path}: only the values {_shown(found)}: looks like a label map, not an MR image; "
+            "give the image"
+        )
 
 
 def read_mask(

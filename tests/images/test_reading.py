@@ -317,6 +317,41 @@ def test_images_of_one_value(tmp_path, make_image, value):
     )
 
 
+@pytest.mark.parametrize("suffix", [".mha", ".nii.gz"])
+@pytest.mark.parametrize(
+    ("values", "is_label_map"),
+    [
+        ([0, 1], True),
+        ([0, 255], True),
+        ([1, 2, 7], True),
+        ([0, 1 - 2**-24], True),  # as resampled masks are
+        (range(16), True),
+        (range(17), False),
+        ([-1, 0, 1], False),  # no label is negative
+        ([0, 0.5, 1], False),  # may be a probability, is no label map
+    ],
+)
+def test_a_label_map_is_no_image(tmp_path, make_image, suffix, values, is_label_map):
+    dtype = np.float32 if any(value % 1 for value in values) else np.int16
+    array = np.resize(np.array(values, dtype), 6 * 8 * 9).reshape(6, 8, 9)
+    path = tmp_path / f"a{suffix}"
+    sitk.WriteImage(make_image(array), str(path))
+    if is_label_map:
+        with pytest.raises(DataError, match=r"only the values .*: looks like a label map, not an"):
+            read_image(path)
+    else:
+        assert read_image(path).GetSize() == (9, 8, 6)
+
+
+def test_a_small_structure_on_an_empty_ground_is_a_label_map(tmp_path, make_image):
+    """Of which a sample of voxels may see nothing; and one bright voxel makes no image of it."""
+    array = np.zeros((30, 40, 50), np.uint8)
+    array[15, 20, 20:24] = 3
+    sitk.WriteImage(make_image(array), str(tmp_path / "a.nrrd"))
+    with pytest.raises(DataError, match=r"only the values 0, 3: looks like a label map"):
+        read_image(tmp_path / "a.nrrd")
+
+
 # Masks -------------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,730 @@
+"""Which images a command line means, their masks, and what becomes of each."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+import pandas as pd
+import pydicom
+import pytest
+import SimpleITK as sitk
+from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
+
+import predict as predict_entry
+from src import prediction
+from src.checkpoint import save_weights
+from src.config import overridden, save_config, vnet_cfg
+from src.errors import DataError
+from src.images.writing import write_volume
+from src.output_folder import MANIFEST, claim, outputs_in, running
+from src.prediction import find_images, predict
+from src.vnet import create_vnet
+
+ROOT = Path(__file__).resolve().parents[1]
+GEOMETRY = ("GetSize", "GetSpacing", "GetOrigin", "GetDirection")
+
+
+def bright(batch):
+    """A network that knows the synthetic cases: their gland is brighter than all else."""
+    return ms.Tensor((batch.asnumpy()[:, 0] > 0.8).astype(np.float32))
+
+
+def array_of(path):
+    return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+
+
+def names_in(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def strict_json(path):
+    def refuse(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+
+
+def rows_of(folder):
+    """The rows of volumes.csv, as text."""
+    table = pd.read_csv(folder / "volumes.csv", dtype=str, keep_default_na=False)
+    return table.set_index("case").to_dict("index")
+
+
+@pytest.fixture
+def data(tmp_path, write_case, oblique):
+    """Three cases of different formats and geometries."""
+    write_case(tmp_path / "data", "Case0", ".mhd")
+    write_case(tmp_path / "data", "Case1", ".nii.gz", seed=1, direction=oblique)
+    write_case(tmp_path / "data", "Case2", ".nrrd", (30, 22, 10), 2, spacing_mm=(1, 1.1, 3))
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def results(tmp_path):
+    return tmp_path / "results"
+
+
+@pytest.fixture
+def config(small_config, results):
+    return small_config(
+        "VolSize=32,32,32", "dstRes=1.25,1.25,1.25", f"dirPredictionImage={results}"
+    )
+
+
+# Which images -----------------------------------------------------------------------------------
+
+
+def test_images_of_files_and_folders(data, tmp_path, monkeypatch):
+    img, gt = data / "img", data / "gt"
+    assert find_images([str(img)]) == {
+        "Case0": img / "Case0.mhd",
+        "Case1": img / "Case1.nii.gz",
+        "Case2": img / "Case2.nrrd",
+    }
+    assert list(find_images([img / "Case2.nrrd", img / "Case0.mhd"])) == ["Case2", "Case0"]
+    both = tmp_path / "flat"
+    both.mkdir()
+    for path in (*img.iterdir(), *gt.iterdir()):
+        (both / path.name).write_bytes(path.read_bytes())
+    assert list(find_images([both])) == ["Case0", "Case1", "Case2"]  # masks are no scans
+    monkeypatch.chdir(img)
+    assert list(find_images(["."])) == ["Case0", "Case1", "Case2"]
+
+
+@pytest.mark.parametrize(
+    ("name", "is_mask"),
+    [
+        ("a_segmentation.mha", True),
+        ("a_Segmentation.mha", True),
+        ("a-seg.nii.gz", True),
+        ("a_seg.nrrd", True),
+        ("a_label.nii", True),
+        ("a_labels.nii.gz", True),
+        ("a_mask.mhd", True),
+        ("labels/a.nii.gz", True),
+        ("labelsTr/a.nii.gz", True),
+        ("Masks/a.mha", True),
+        ("gt/a.mha", True),
+        ("imagesTr/a_0000.nii.gz", False),
+        ("unmask.mha", False),
+        ("a_mask_t2.mha", False),
+        ("labels_of_all/a.mha", False),
+        ("labels/t2/a.mha", False),
+    ],
+)
+def test_masks_are_known_by_their_names(tmp_path, capsys, make_image, name, is_mask):
+    """Left out of a folder with a line; named as a file, taken with a line."""
+    path = tmp_path / name
+    write_volume(make_image(np.arange(60, dtype=np.int16).reshape(3, 4, 5)), path)
+    line = f"{path.parent}: 1 mask(s) left out, by name or folder, such as {path}\n"
+    if is_mask:
+        with pytest.raises(DataError, match="no image there .*, only masks, by name or folder"):
+            find_images([path.parent])
+    else:
+        assert list(find_images([path.parent]).values()) == [path]
+    assert capsys.readouterr().out == line * is_mask
+    assert list(find_images([path]).values()) == [path]
+    line = f"{path}: called like a mask, segmented since it was named\n"
+    assert capsys.readouterr().out == line * is_mask
+
+
+def test_images_in_folders_below_are_not_left_out_in_silence(data, tmp_path, capsys):
+    with pytest.raises(
+        DataError, match=r"data: no image there .*only in folders below.*Case0\.mhd"
+    ):
+        find_images([data])
+    (data / "Case9.mha").touch()
+    assert list(find_images([data])) == ["Case9"]
+    said = capsys.readouterr().out
+    assert f"{data}: 3 image(s) in folders below it left out; give these folders too" in said
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"empty: no image there \(\.mhd, .*\), nor DICOM"):
+        find_images([tmp_path / "empty"])
+    (data / "study.zip").touch()
+    find_images([data])
+    assert (
+        f"{data}: 1 .zip file(s) left out, such as {data / 'study.zip'}" in capsys.readouterr().out
+    )
+    # Among others it is one of those that fail.
+    found = find_images([tmp_path / "empty", data / "Case9.mha"])
+    assert isinstance(found["empty"], DataError) and found["Case9"] == data / "Case9.mha"
+
+
+def test_our_own_results_are_no_images(tmp_path, write_case):
+    """A prediction beside its image is not segmented in its turn."""
+    image, _ = write_case(tmp_path, "Case0")
+    mask = image.with_name("Case0_test.mhd")
+    write_volume(sitk.ReadImage(str(image)), mask)
+    assert list(find_images([image.parent])) == ["Case0", "Case0_test"]
+    mask.unlink()
+    claim(image.parent, [mask.name])
+    write_volume(sitk.ReadImage(str(image)), mask)
+    assert list(find_images([image.parent])) == ["Case0"]
+
+
+def test_a_link_is_called_by_its_own_name(tmp_path, data):
+    """Data stores keep files under their checksum and link to them."""
+    link = tmp_path / "patient.nrrd"
+    link.symlink_to(data / "img" / "Case2.nrrd")
+    assert list(find_images([link])) == ["patient"]
+
+
+def test_two_images_of_one_name_are_refused(data):
+    other = data / "Case0.nii.gz"
+    other.touch()
+    with pytest.raises(DataError) as error:
+        find_images([data / "img", other])
+    assert str(error.value) == (
+        f"{other}: also called Case0, like {data / 'img' / 'Case0.mhd'}; rename one"
+    )
+    with pytest.raises(DataError, match="also called Case1"):
+        find_images([data / "img" / "Case1.nii.gz", data / "img"])
+
+
+# DICOM ------------------------------------------------------------------------------------------
+
+
+def write_study(folder, descriptions=("t2_tse_tra",)):
+    """A tree of axial MR slices without suffix, a folder per series: a bright box in noise."""
+    study_uid = generate_uid()
+    for number, description in enumerate(descriptions, 1):
+        series_uid = generate_uid()
+        noise = np.random.default_rng(number).integers(0, 90, (10, 24, 24))
+        noise[3:7, 8:16, 8:16] += 500
+        for k, plane in enumerate(noise.astype(np.uint16)):
+            slice_ = pydicom.Dataset()
+            slice_.SOPClassUID = MRImageStorage
+            slice_.SOPInstanceUID = generate_uid()
+            slice_.Modality, slice_.PatientID, slice_.SeriesDescription = "MR", "p", description
+            slice_.StudyInstanceUID, slice_.SeriesInstanceUID = study_uid, series_uid
+            slice_.SeriesNumber, slice_.InstanceNumber = number, k + 1
+            slice_.EchoTime, slice_.RepetitionTime = 100, 4000
+            slice_.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+            slice_.ImagePositionPatient = [-15, -15, 3 * k]
+            slice_.PixelSpacing, slice_.SliceThickness = [1.25, 1.25], 3
+            slice_.Rows, slice_.Columns = plane.shape
+            slice_.SamplesPerPixel, slice_.PhotometricInterpretation = 1, "MONOCHROME2"
+            slice_.BitsAllocated = slice_.BitsStored = 16
+            slice_.HighBit, slice_.PixelRepresentation = 15, 0
+            slice_.PixelData = plane.tobytes()
+            slice_.file_meta = pydicom.dataset.FileMetaDataset()
+            slice_.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+            path = folder / f"S{number}" / f"IM{k:04d}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            slice_.save_as(path, enforce_file_format=True)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["tree", "zip"])
+def test_a_study_is_segmented_by_the_series_that_is_asked_for(tmp_path, config, results, kind):
+    study = write_study(tmp_path / "study.1", ("t2_tse_tra", "t2_tse_tra"))
+    if kind == "zip":
+        with zipfile.ZipFile(tmp_path / "study.1.zip", "w") as archive:
+            for path in sorted(study.rglob("IM*")):
+                archive.write(path, path.relative_to(tmp_path))
+        study = tmp_path / "study.1.zip"
+    images = find_images([study])
+    assert images == {"study.1": study}
+    with pytest.raises(DataError, match="several axial T2 series"):
+        predict(bright, images, config, {})
+    predict(bright, images, config, {}, series="2")
+    mask = sitk.ReadImage(str(results / "study.1_test.nii.gz"))
+    assert mask.GetSize() == (24, 24, 10)
+    np.testing.assert_allclose(mask.GetSpacing(), (1.25, 1.25, 3), atol=1e-6)
+    assert sitk.GetArrayFromImage(mask)[4:6, 9:15, 9:15].all()
+    (row,) = strict_json(results / "volumes.json")["cases"]
+    assert (row["image"], row["series"]) == (str(study), "2")
+    assert "<article" in (results / "report.html").read_text("utf-8")
+
+
+def test_a_series_and_other_images_are_not_decided_in_silence(tmp_path, write_case, capsys):
+    study = write_study(tmp_path / "study")
+    image, mask = write_case(tmp_path, "Case0", ".mha")
+    mask.rename(study / "S1" / mask.name)  # is no image
+    assert find_images([study]) == {"study": study}
+    assert "1 mask(s) left out" in capsys.readouterr().out
+    image.rename(study / "S1" / image.name)
+    with pytest.raises(DataError) as error:
+        find_images([study])
+    assert str(error.value) == (
+        f"{study}: holds images ({study / 'S1' / image.name}) and DICOM files "
+        f"({study / 'S1' / 'IM0000'}); give the ones that are meant by their own path"
+    )
+
+
+# Prediction -------------------------------------------------------------------------------------
+
+
+def test_a_prediction_leaves_masks_in_their_own_format_and_volumes(data, results, config, capsys):
+    table = predict(bright, find_images([data / "img"]), config, {})
+    assert names_in(results) == [
+        MANIFEST,
+        "Case0_test.mhd",
+        "Case0_test.zraw",
+        "Case1_test.nii.gz",
+        "Case2_test.nrrd",
+        "overlays.png",
+        "report.html",
+        "volumes.csv",
+        "volumes.json",
+    ]
+    written = pd.read_csv(results / "volumes.csv")
+    pd.testing.assert_frame_equal(written.iloc[:, :3], table.iloc[:, :3])
+    assert written.columns.tolist() == ["case", "prostate_ml", "mask", "findings", "problem"]
+    for row, name, spacing_mm in zip(
+        written.itertuples(),
+        ("Case0_test.mhd", "Case1_test.nii.gz", "Case2_test.nrrd"),
+        ((1.25, 1.25, 2.5), (1.25, 1.25, 2.5), (1, 1.1, 3)),
+        strict=True,
+    ):
+        assert (row.case, row.mask) == (name[:5], name)
+        voxels = np.count_nonzero(array_of(results / name))
+        by_hand = voxels * spacing_mm[0] * spacing_mm[1] * spacing_mm[2] / 1000
+        assert row.prostate_ml == pytest.approx(by_hand, abs=5.1e-4) and voxels > 100
+        image = sitk.ReadImage(str(next((data / "img").glob(f"{row.case}.[mn]*[diz]"))))
+        mask = sitk.ReadImage(str(results / name))
+        for part in GEOMETRY:
+            np.testing.assert_allclose(getattr(mask, part)(), getattr(image, part)(), atol=1e-5)
+    printed = capsys.readouterr().out
+    assert "Case1_test.nii.gz" in printed and f"{written.prostate_ml[1]:.3f}"[:4] in printed
+    assert printed.splitlines()[-1].endswith(f" {results / 'report.html'}")
+    page = (results / "report.html").read_text("utf-8")
+    assert (
+        f"<h1>{written.prostate_ml.mean():.1f} ± {written.prostate_ml.std(ddof=0):.1f} ml" in page
+    )
+    assert page.count("<article") == 3
+
+
+def test_probabilities_on_demand(data, results, config):
+    def half(batch):
+        return ms.Tensor((0.25 + 0.5 * bright(batch).asnumpy()).astype(np.float32))
+
+    predict(half, find_images([data / "img" / "Case1.nii.gz"]), config, {}, save_probability=True)
+    assert "Case1_probability.nii.gz" in names_in(results)
+    probability = array_of(results / "Case1_probability.nii.gz")
+    mask = array_of(results / "Case1_test.nii.gz")
+    assert probability.dtype == np.float32
+    assert probability.min() >= 0 and probability.max() == pytest.approx(0.75)
+    assert probability[mask == 1].min() > 0.5
+    predict(half, find_images([data / "img" / "Case0.mhd"]), config, {}, save_probability=True)
+    assert {"Case0_probability.mhd", "Case0_probability.zraw"} <= set(names_in(results))
+
+
+@pytest.mark.parametrize(
+    "name", ["Case0_probability.zraw", "Case0_test.mhd", "volumes.csv", "volumes.json"]
+)
+@pytest.mark.usefixtures("undrawn")
+def test_a_prediction_leaves_foreign_files_alone(data, results, config, name):
+    results.mkdir()
+    (results / name).write_text("mine")
+    images = find_images([data / "img"])
+    with pytest.raises(DataError, match=f"{name}: there already"):
+        predict(bright, images, config, {}, save_probability=True)
+    assert names_in(results) == [name]
+    (results / name).rename(results / "elsewhere")
+    predict(bright, images, config, {})
+    predict(bright, images, config, {})  # our own may go
+    assert (results / "elsewhere").read_text() == "mine"
+
+
+def test_an_empty_prediction_is_zero_ml(data, results, config):
+    empty = predict(
+        lambda batch: ms.Tensor(np.zeros(batch.shape[2:], np.float32)[None]),
+        find_images([data / "img" / "Case0.mhd"]),
+        config,
+        {},
+    )
+    assert empty.prostate_ml.tolist() == [0]
+    assert not array_of(results / "Case0_test.mhd").any()
+    assert "0.0&nbsp;ml, the mask is empty" in (results / "report.html").read_text("utf-8")
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Neither overlays.png nor report.html, which take longest."""
+    monkeypatch.setattr(prediction, "draw_results", lambda *_: None)
+
+
+# Bad images among good ones -----------------------------------------------------------------------
+
+
+def spoil(path, kind, make_image):
+    """Of these a reader of any format must say that they are no MR image."""
+    if kind == "missing":
+        path.unlink()
+    elif kind == "constant":
+        sitk.WriteImage(make_image(np.zeros((3, 4, 5), np.int16)), str(path))
+    elif kind == "label map":
+        array = np.zeros((12, 24, 26), np.uint8)
+        array[3:8, 8:16, 8:18] = 1
+        array[5:8, 12:16, 8:18] = 4
+        sitk.WriteImage(make_image(array), str(path))
+    else:
+        path.write_bytes(b"rubbish" * 100)
+
+
+REASONS = {
+    "missing": "no such file",
+    "constant": "every voxel is 0",
+    "label map": "only the values 0, 1, 4: looks like a label map, not an MR image",
+    "rubbish": "header cannot be read",
+}
+
+
+@pytest.mark.parametrize("kind", REASONS)
+def test_a_bad_image_does_not_keep_the_others_from_their_masks(
+    data, results, config, make_image, capsys, write_case, kind
+):
+    path, _ = write_case(data, "Case1b", ".mha", seed=4)
+    images = find_images([data / "img"])
+    spoil(path, kind, make_image)
+    with pytest.raises(DataError) as error:
+        predict(bright, images, config, {})
+    assert str(error.value) == (
+        f"1 of 4 images could not be segmented; {results / 'volumes.csv'} says why"
+    )
+    rows = rows_of(results)
+    assert list(rows) == list(images)
+    for name, row in rows.items():
+        if name != "Case1b":
+            assert row["problem"] == "" and array_of(results / row["mask"]).any()
+    problem = rows["Case1b"]["problem"]
+    assert problem.startswith(f"{path}: ") and REASONS[kind] in problem
+    assert rows["Case1b"] == {"prostate_ml": "", "mask": "", "findings": "", "problem": problem}
+    printed = capsys.readouterr()
+    assert problem in printed.out and f"error: Case1b: {problem}\n" in printed.err
+    content = strict_json(results / "volumes.json")
+    assert "Case1b" in content["flagged"]
+    (row,) = [row for row in content["cases"] if row["case"] == "Case1b"]
+    assert (row["problem"], row["mask"], row["prostate_ml"], row["findings"]) == (
+        problem,
+        None,
+        None,
+        [],
+    )
+    page = (results / "report.html").read_text("utf-8")
+    assert f"Case1b not segmented, {problem}</li>" in page and page.count("<article") == 3
+    # The only one: as if nothing had been.
+    before = contents(results)
+    with pytest.raises(DataError) as error:
+        predict(bright, {"Case1b": path}, config, {})
+    assert str(error.value) == problem
+    assert contents(results) == before
+
+
+def test_of_bad_images_only_there_is_still_a_report(tmp_path, results, config):
+    images = find_images([tmp_path / "a.mha", tmp_path / "b.mha"])
+    with pytest.raises(DataError, match="2 of 2 images could not be segmented"):
+        predict(bright, images, config, {})
+    assert "No mask" in (results / "report.html").read_text("utf-8")
+    assert [row["problem"][-12:] for row in rows_of(results).values()] == ["no such file"] * 2
+
+
+@pytest.mark.parametrize("error", [RuntimeError("one\ntwo"), ValueError(""), MemoryError()])
+@pytest.mark.usefixtures("undrawn")
+def test_whatever_an_image_does_to_the_network(data, results, config, error):
+    asked = []
+
+    def failing(batch):
+        asked.append(batch)
+        if len(asked) == 2:
+            raise error
+        return bright(batch)
+
+    with pytest.raises(DataError, match="1 of 3 images"):
+        predict(failing, find_images([data / "img"]), config, {})
+    problems = [row["problem"] for row in rows_of(results).values()]
+    assert problems == ["", str(error).split("\n")[0] or type(error).__name__, ""]
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_every_image_is_read_once_for_its_mask(data, config, monkeypatch):
+    read = []
+
+    def noted(path, *words):
+        read.append(path)
+        return read_image(path, *words)
+
+    read_image = prediction.read_image
+    monkeypatch.setattr(prediction, "read_image", noted)
+    images = find_images([data / "img"])
+    predict(bright, images, config, {})
+    predict(bright, {"Case0": images["Case0"]}, config, {})
+    assert read == [*images.values(), images["Case0"]]
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_name_that_is_no_utf8(data, results, config):
+    path = data / "img" / os.fsdecode(b"Prost\xe4t.mha")
+    (data / "img" / "Case2.nrrd").rename(path)
+    with pytest.raises(DataError, match="1 of 3 images"):
+        predict(bright, find_images([data / "img"]), config, {})
+    row = rows_of(results)["Prost\\xe4t"]
+    assert "is not UTF-8" in row["problem"]
+    assert "Prost\\xe4t" in strict_json(results / "volumes.json")["flagged"]
+
+
+# Findings ---------------------------------------------------------------------------------------
+
+
+def test_what_somebody_should_look_at_is_told_everywhere(data, results, config, write_case, capsys):
+    """An image in another plane, and an empty mask."""
+    sagittal = ((0, 0, 1), (1, 0, 0), (0, 1, 0))
+    side, _ = write_case(data, "Side", ".mha", (26, 24, 14), 3, direction=sagittal)
+    asked = []
+
+    def missing_the_second(batch):
+        asked.append(batch)
+        return bright(batch) * (len(asked) != 2)
+
+    images = {"Case0": data / "img" / "Case0.mhd", "none": data / "img" / "Case2.nrrd"}
+    predict(missing_the_second, {**images, "Side": side}, config, {"checkpoint": "best.ckpt"})
+    # The synthetic gland is a small one.
+    codes = {"Case0": ["small"], "none": ["empty"], "Side": ["plane", "small"]}
+    words = {
+        "Case0": ["less than 10 ml"],
+        "none": ["the mask is empty"],
+        "Side": ["sagittal stack, the training's are axial", "less than 10 ml"],
+    }
+    assert {n: row["findings"] for n, row in rows_of(results).items()} == {
+        name: ";".join(found) for name, found in codes.items()
+    }
+    content = strict_json(results / "volumes.json")
+    assert {row["case"]: row["findings"] for row in content["cases"]} == codes
+    assert {row["case"]: row["findings_text"] for row in content["cases"]} == words
+    assert content["flagged"] == list(codes) and content["checkpoint"] == "best.ckpt"
+    assert content["configuration"] == config
+    assert {"case", "image", "mask", "prostate_ml", "problem"} <= content["cases"][0].keys()
+    assert content["cases"][0]["image"] == str(images["Case0"])
+    assert content["cases"][0]["mask"] == "Case0_test.mhd"
+    assert capsys.readouterr().err.splitlines() == [
+        f"warning: {name}: {'; '.join(found)}" for name, found in words.items()
+    ]
+    assert array_of(results / "Side_test.mha").any()
+    predict(bright, {"Side": side}, overridden(config, ["plane=sagittal"]), {})
+    assert rows_of(results)["Side"]["findings"] == "small"
+
+
+# Interrupted, and several at once ---------------------------------------------------------------
+
+
+def interrupted_after(count):
+    asked = []
+
+    def network(batch):
+        asked.append(batch)
+        if len(asked) > count:
+            raise KeyboardInterrupt
+        return bright(batch)
+
+    return network
+
+
+def counting():
+    asked = []
+
+    def network(batch):
+        asked.append(batch)
+        return bright(batch)
+
+    return network, asked
+
+
+def test_what_is_done_stays_and_the_rest_can_be_done_later(data, results, config, capsys):
+    images = find_images([data / "img"])
+    with pytest.raises(KeyboardInterrupt):
+        predict(interrupted_after(2), images, config, {})
+    assert names_in(results) == [
+        MANIFEST,
+        "Case0_test.mhd",
+        "Case0_test.zraw",
+        "Case1_test.nii.gz",
+        "volumes.csv",
+        "volumes.json",
+    ]
+    assert list(rows_of(results)) == ["Case0", "Case1"]
+    assert outputs_in(results) == {*names_in(results)} - {MANIFEST}
+    before = contents(results)
+    network, asked = counting()
+    capsys.readouterr()
+    table = predict(network, images, config, {}, skip_existing=True)
+    assert len(asked) == 1 and table["case"].tolist() == list(images)
+    after = contents(results)
+    assert all(after[name] == before[name] for name in before if "_test." in name)
+    assert "2 of 3 masks are of an earlier run" in capsys.readouterr().out
+    assert (results / "report.html").read_text("utf-8").count("<article") == 3
+    whole = results.with_name("whole")
+    predict(bright, images, overridden(config, [f"dirPredictionImage={whole}"]), {})
+    assert rows_of(results) == rows_of(whole)
+    # Without the option all is done anew.
+    network, asked = counting()
+    predict(network, images, config, {})
+    assert len(asked) == 3
+
+
+@pytest.mark.parametrize(
+    "change", ["image", "geometry", "settings", "checkpoint", "mask", "probability", "nothing"]
+)
+@pytest.mark.usefixtures("undrawn")
+def test_only_what_would_come_out_the_same_is_kept(tmp_path, data, config, results, change):
+    checkpoint = tmp_path / "best.ckpt"
+    checkpoint.write_bytes(b"weights")
+    path = data / "img" / "Case0.mhd"
+    both = {"Case0": path, "Case1": data / "img" / "Case1.nii.gz"}
+    predict(bright, both, config, {"checkpoint": checkpoint})
+    image = sitk.ReadImage(str(path))
+    if change == "image":
+        image[0, 0, 0] = 5
+    elif change == "geometry":
+        image.SetSpacing((1.25, 1.25, 2.6))
+    elif change == "settings":
+        config = overridden(config, ["threshold=0.4"])
+    elif change == "checkpoint":
+        checkpoint.write_bytes(b"other weights")
+    elif change == "mask":
+        mask = results / "Case0_test.zraw"
+        mask.write_bytes(mask.read_bytes()[:-3])
+    sitk.WriteImage(image, str(path))
+    network, asked = counting()
+    about = {"checkpoint": checkpoint}
+    predict(network, {"Case0": path}, config, about, change == "probability", skip_existing=True)
+    assert len(asked) == (change != "nothing")
+    assert set(rows_of(results)) == set(both)  # the folder's other masks keep their rows
+    assert array_of(results / "Case0_test.mhd").any()
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_killed_run_claims_no_more_than_it_wrote(data, results, config):
+    """A file that somebody put in the place of one that was never written is theirs."""
+    with pytest.raises(KeyboardInterrupt):
+        predict(interrupted_after(1), find_images([data / "img"]), config, {})
+    (results / "Case2_test.nrrd").write_text("mine")
+    with pytest.raises(DataError, match=r"Case2_test\.nrrd: there already, and not written by"):
+        predict(bright, find_images([data / "img"]), config, {}, skip_existing=True)
+    assert (results / "Case2_test.nrrd").read_text() == "mine"
+
+
+def test_two_predictions_into_one_folder_lose_nothing(data, results, config):
+    """The second runs while the first is at its second image."""
+    images = find_images([data / "img"])
+    first = {name: images[name] for name in ("Case0", "Case1")}
+    inner = []
+
+    def network(batch):
+        inner.append(batch)
+        if len(inner) == 2:
+            predict(bright, {"Case2": images["Case2"]}, config, {})
+            assert set(rows_of(results)) == {"Case0", "Case2"}
+            # Of one name there may be two images: the second would overwrite the first.
+            with pytest.raises(DataError, match="another prediction is writing its Case0"):
+                predict(bright, {"Case0": images["Case2"]}, config, {})
+            with pytest.raises(DataError, match="another prediction is writing its Case0"):
+                predict(bright, first, config, {}, skip_existing=True)
+        return bright(batch)
+
+    predict(network, first, config, {})
+    assert set(rows_of(results)) == set(images)
+    assert [row["case"] for row in strict_json(results / "volumes.json")["cases"]] == [
+        "Case0",
+        "Case2",
+        "Case1",
+    ]
+    page = (results / "report.html").read_text("utf-8")
+    assert page.count("<article") == 3
+    assert outputs_in(results) == {*names_in(results)} - {MANIFEST}
+    assert {row["mask"] for row in rows_of(results).values()} < outputs_in(results)
+    # Later, one after the other: the table is of the last, as ever.
+    predict(bright, {"Case2": images["Case2"]}, config, {})
+    assert list(rows_of(results)) == ["Case2"]
+
+
+def test_while_an_evaluation_writes_there_no_prediction_does(data, results, config):
+    with running(results), pytest.raises(DataError, match="another evaluation or prediction"):
+        predict(bright, find_images([data / "img"]), config, {})
+    assert not results.exists()
+
+
+# The command, with a real network ---------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    """An untrained run of width 2 with its checkpoint, configuration and history."""
+    folder = tmp_path_factory.mktemp("run")
+    config = overridden(vnet_cfg, ["width=2", "VolSize=16,16,16", "dstRes=2.5,2.5,2.5"])
+    save_config(config, folder / "config.json")
+    (folder / "history.csv").write_text(
+        "epoch,step,learning_rate,train_loss,epoch_time_s,val_dice\n1,9,0.01,0.5,1.0,\n"
+    )
+    (folder / "ckpt").mkdir()
+    ms.set_seed(1)
+    save_weights(create_vnet(config), folder / "ckpt" / "best.ckpt")
+    return folder
+
+
+def command(monkeypatch, entry, *arguments):
+    monkeypatch.setattr(sys, "argv", ["entry.py", "--device_target", "CPU", *map(str, arguments)])
+    entry.main()
+
+
+def test_predict_writes_where_it_is_told(tmp_path, monkeypatch, data, run_folder):
+    monkeypatch.chdir(tmp_path)
+    checkpoint = run_folder / "ckpt" / "best.ckpt"
+    arguments = ["--ckpt_path", checkpoint, "--input", data / "img" / "Case1.nii.gz", data / "img"]
+    with pytest.raises(DataError, match="also called Case1"):
+        command(monkeypatch, predict_entry, *arguments)
+    wanted = [*arguments[:4], "--output_path", "masks", "--save_probability", "--skip_existing"]
+    command(monkeypatch, predict_entry, *wanted)
+    assert {"Case1_test.nii.gz", "Case1_probability.nii.gz"} <= set(names_in(tmp_path / "masks"))
+    assert not (tmp_path / "results").exists()
+    page = (tmp_path / "masks" / "report.html").read_text("utf-8")
+    assert f"<td>{checkpoint}</td>" in page and "Training curves over 1 epochs" in page
+    probability = array_of(tmp_path / "masks" / "Case1_probability.nii.gz")
+    assert 0 <= probability.min() < probability.max() <= 1
+    before = (tmp_path / "masks" / "Case1_test.nii.gz").stat()
+    command(monkeypatch, predict_entry, *wanted)
+    assert (tmp_path / "masks" / "Case1_test.nii.gz").stat().st_ino == before.st_ino
+
+
+def test_a_killed_command_leaves_whole_files_and_a_bad_image_exit_code_1(
+    tmp_path, data, run_folder, write_case
+):
+    for number in range(8):
+        write_case(data, f"More{number:02d}", ".mha", seed=number)
+    bad = data / "img" / "More05.mha"
+    bad.write_bytes(b"rubbish")
+    arguments = [sys.executable, str(ROOT / "predict.py"), "--device_target", "CPU"]
+    arguments += ["--ckpt_path", str(run_folder / "ckpt" / "best.ckpt"), "--output_path", "masks"]
+    arguments += ["--input", str(data / "img"), "--skip_existing"]
+    killed = subprocess.Popen(
+        arguments, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    masks, deadline = tmp_path / "masks", time.monotonic() + 120
+    while not (masks / "More02_test.mha").exists() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    killed.send_signal(signal.SIGKILL)
+    assert killed.wait() == -signal.SIGKILL
+    for path in masks.glob("*_test.m*"):
+        assert array_of(path).shape == (12, 24, 26)
+    done = [name for name, row in rows_of(masks).items() if row["mask"]]
+    assert len(done) >= 3
+    ended = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert f"{len(done)} of 11 masks are of an earlier run" in ended.stdout
+    assert ended.stderr.strip().splitlines()[-1] == (
+        "error: 1 of 11 images could not be segmented; masks/volumes.csv says why"
+    )
+    assert "Traceback" not in ended.stderr
+    assert [name for name, row in rows_of(masks).items() if row["problem"]] == ["More05"]
+    assert len(rows_of(masks)) == 11
