@@ -9,7 +9,14 @@ import SimpleITK as sitk
 from src.errors import DataError
 from src.images import metaimage, nrrd
 from src.images.dicom import is_dicom, read_dicom
-from src.images.formats import META_SUFFIXES, NIFTI_SUFFIXES, SUFFIXES, check_name, suffix_of
+from src.images.formats import (
+    MASK_SUFFIX,
+    META_SUFFIXES,
+    NIFTI_SUFFIXES,
+    SUFFIXES,
+    check_name,
+    suffix_of,
+)
 from src.images.nifti import read_nifti
 from src.images.orientation import direction_matrix
 
@@ -141,11 +148,13 @@ def read_image(path: str | Path, channel: int | None = None, series: str = "") -
     values = sitk.GetArrayViewFromImage(image)
     if values.min() == values.max():
         raise DataError(f"{path}: every voxel is {values.min():g}, expected an MR image")
-    _check_no_label_map(values, path)
+    check_no_label_map(image, path)
     return image
 
 
-def _check_no_label_map(values, path):
+def check_no_label_map(image: sitk.Image, path: str | Path) -> None:
+    """Raises a DataError for a volume of few whole numbers: it is a mask, whatever its name."""
+    values = sitk.GetArrayViewFromImage(image)
     sample = values.ravel()[:: max(1, values.size // SAMPLED_VOXELS)]
     if len(np.unique(sample)) > LABEL_MAP_VALUES:
         return
@@ -154,7 +163,7 @@ def _check_no_label_map(values, path):
     if few and found[0] >= 0 and np.abs(found - np.rint(found)).max() <= NEARLY:
         raise DataError(
             f"{path}: only the values {_shown(found)}: looks like a label map, not an MR image; "
-            "give the image"
+            f"give the image, and call a mask NAME{MASK_SUFFIX}"
         )
 
 

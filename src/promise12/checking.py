@@ -4,9 +4,8 @@ import math
 import shutil
 import textwrap
 from collections.abc import Iterator, Sequence
-from pathlib import Path, PurePath
+from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import SimpleITK as sitk
 from tqdm import tqdm
@@ -16,9 +15,6 @@ from src.images.formats import MASK_SUFFIX, check_name, images_in
 from src.images.reading import read_image, read_mask
 from src.metrics import volume_ml
 from src.promise12.names import SETS, set_named
-
-LABEL_MAP_VALUES = 32  # MR images have hundreds of values, label maps of the prostate a few
-SHOWN_VALUES = 8
 
 
 def check(data_path: Path, labels: Sequence[int] = (), channel: int | None = None) -> pd.DataFrame:
@@ -99,7 +95,6 @@ def _check_case(
     try:
         if images:
             image = read_image(images[0], channel if is_stack(images[0]) else None)
-            check_no_label_map(images[0], image)
         if image is not None and masks:
             mask = read_mask(masks[0], image, images[0], labels)
     except DataError as error:
@@ -143,19 +138,6 @@ def is_stack(path: Path) -> bool:
     reader = _header(path)
     sizes = (*reader.GetSize()[3:], reader.GetNumberOfComponents()) if reader else ()
     return max(sizes, default=1) > 1
-
-
-def check_no_label_map(path: str | PurePath, image: sitk.Image) -> None:
-    """Raises a DataError for an image of few whole numbers: it is a mask, whatever its name."""
-    values = np.unique(sitk.GetArrayViewFromImage(image))
-    if 1 < len(values) <= LABEL_MAP_VALUES and (values == np.rint(values)).all():
-        shown = ", ".join(f"{value:g}" for value in values[:SHOWN_VALUES])
-        more = " and so on" if len(values) > SHOWN_VALUES else ""
-        raise DataError(
-            f"{path}: holds whole numbers only ({shown}{more}), a label map and no MR image; call "
-            f"a mask NAME{MASK_SUFFIX}, or say where images and masks are: --image_pattern and "
-            "--mask_pattern"
-        )
 
 
 def format_table(frame: pd.DataFrame, width: int) -> str:

@@ -12,9 +12,9 @@ from tqdm import tqdm
 
 from src.errors import DataError
 from src.images.formats import MASK_SUFFIX, suffix_of
-from src.images.reading import read_mask, read_volume
+from src.images.reading import check_no_label_map, read_mask, read_volume
 from src.images.writing import write_volume
-from src.promise12.checking import check_no_label_map, is_stack
+from src.promise12.checking import is_stack
 from src.promise12.layouts import Layout, Options, Pair, recognise
 from src.promise12.sources import Dicom, Member, Source, Volume
 
@@ -116,13 +116,22 @@ def _files(layout: Layout, pairs: list[Pair], folder: Path, options: Options):
             yield from _mask_files(pair.mask, target, layout, folder, options)
 
 
+def _check_is_image(volume, path):
+    try:
+        check_no_label_map(volume, path)
+    except DataError as error:
+        raise DataError(
+            f"{error}, or say where images and masks are: --image_pattern and --mask_pattern"
+        ) from None
+
+
 def _image_files(image, target, layout, folder, options):
     if isinstance(image, Dicom):
 
         def from_dicom():
             local = image.local(folder)
             volume = read_volume(local, series=options.series)
-            check_no_label_map(local, volume)
+            _check_is_image(volume, local)
             return volume, None
 
         # MetaImage holds float64 geometry, as DICOM does; NIfTI would round it.
@@ -138,7 +147,7 @@ def _image_files(image, target, layout, folder, options):
             raise
         yield from _copies(image, target)  # as it is; the check tells what is wrong with it
         return
-    check_no_label_map(local, volume)
+    _check_is_image(volume, local)
     if has_channels:
         yield (
             _named(target, _single_file(image.suffix)),

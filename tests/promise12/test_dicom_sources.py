@@ -143,7 +143,7 @@ def test_segmentation_objects_are_named(tmp_path, capsys):
 
 def test_label_map_as_an_mr_series(tmp_path):
     write_series(tmp_path / "scans/P1", generate_uid(), brightest=3)
-    with pytest.raises(DataError, match=r"P1: holds whole numbers only \(0, 1, 2\), a label map"):
+    with pytest.raises(DataError, match=r"P1: only the values 0, 1, 2: looks like a label map"):
         lay_out([tmp_path / "scans"], tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

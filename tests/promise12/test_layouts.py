@@ -646,7 +646,7 @@ BAD = {
     "nnU-Net, the image is a mask": (
         NNUNET | {"imagesTr/p_00_0000.nii.gz": ZONES},
         {},
-        r"p_00_0000.nii.gz: holds whole numbers only \(0, 1, 2\), a label map and no MR image",
+        r"p_00_0000.nii.gz: only the values 0, 1, 2: looks like a label map",
     ),
     "two data sets": (
         {f"{d}/imagesTr/a_0000.nii": IMAGE for d in ("Dataset001_A", "Dataset002_B")},
@@ -730,7 +730,7 @@ BAD = {
     "a label map under the name of an image": (
         {"a.nii": IMAGE, "a_outline.nii": GLAND},
         {},
-        r"a_outline.nii: holds whole numbers only \(0, 1\), a label map.*--mask_pattern",
+        r"a_outline.nii: only the values 0, 1: looks like a label map.*--mask_pattern",
     ),
     "pattern that finds nothing": (
         {"a.nii": IMAGE},
@@ -859,7 +859,7 @@ def test_image_without_a_mask_is_named(tmp_path, capsys):
 
 def test_label_map_in_img_is_found_by_the_check(tmp_path):
     make_source(tmp_path, {"img/a.nii": ZONES, "gt/a_segmentation.nii": GLAND})
-    assert "a label map and no MR image" in check(tmp_path)["problems"][0]
+    assert "looks like a label map" in check(tmp_path)["problems"][0]
 
 
 def test_check_with_labels_and_channel(tmp_path):
