@@ -33,8 +33,9 @@ def write_volume(image: sitk.Image, path: str | Path, like: str | Path | None = 
         with tempfile.TemporaryDirectory(prefix=".writing-", dir=path.parent) as folder:
             temporary = Path(folder, path.name)
             _write(image, temporary, like)
+            written = _read(temporary)
             if not np.array_equal(
-                sitk.GetArrayViewFromImage(_read(temporary)), sitk.GetArrayViewFromImage(image)
+                sitk.GetArrayViewFromImage(written), sitk.GetArrayViewFromImage(image)
             ):
                 raise RuntimeError("what was written reads back differently: is the disk full?")
             for file in sorted(Path(folder).iterdir(), key=lambda file: file == temporary):
