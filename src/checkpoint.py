@@ -23,6 +23,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import nn
 
+from src.atomic import follow_umask
 from src.errors import DataError, reason_of
 from src.vnet import VARIANTS, VNet
 
@@ -46,6 +47,7 @@ def _write(entries, path, extra=None):
     """Writes parameters to `path` for good: data and name are on the disk when this returns."""
     try:
         ms.save_checkpoint(entries, str(path), append_dict=extra, crc_check=False)
+        follow_umask(path)  # MindSpore's mode is 0400
         with path.open("rb") as file:
             os.fsync(file.fileno())
     except (OSError, RuntimeError, ValueError) as error:

@@ -19,10 +19,11 @@ import SimpleITK as sitk
 from easydict import EasyDict
 
 from src.errors import DataError
-from src.images.formats import MASK_SUFFIX, SUFFIXES, images_in, stem
+from src.images.formats import MASK_SUFFIX, SUFFIXES, check_name, images_in, stem, suffix_of
 from src.images.metaimage import data_file
 from src.images.orientation import acquisition_plane, patient_direction
 from src.images.reading import read_image, read_mask
+from src.surroundings import user_cache
 
 LEFT_RIGHT_AXIS = 0  # of the network grid: along it a flip exchanges the patient's left and right
 LEAST_SHARE_ON_GRID = 0.95  # of the prostate; less is said
@@ -50,10 +51,14 @@ class Case:
 def _only(folder, found, wanted):
     """The file of `found` that a name means: with its suffix, or the only one of its stem."""
     paths = found.get(stem(wanted), [])
-    exact = [path for path in paths if path.name == Path(wanted).name]
-    if exact:
-        return exact[0]
+    named = [path for path in paths if path.name == Path(wanted).name]
+    named = named or [path for path in paths if suffix_of(path) == suffix_of(wanted)]
+    if len(named) == 1:
+        return named[0]
     if not paths:
+        for path in folder.iterdir():
+            if stem(os.fsencode(path.name).decode("utf-8", "replace")) == stem(wanted):
+                check_name(path)  # there, but Python reads its name in another encoding
         raise DataError(
             f"{folder}: no image {stem(wanted)} ({', '.join(SUFFIXES)}); "
             "the split names it: add the file or take it out of the split"
@@ -64,12 +69,18 @@ def _only(folder, found, wanted):
     return paths[0]
 
 
+def _mask_name(name: str) -> str:
+    """Case03_segmentation.mhd for Case03.mhd."""
+    return stem(name) + MASK_SUFFIX + name[len(stem(name)) :]
+
+
 def find_cases(data_path: str | Path, names: list[str], with_mask: bool = True) -> list[Case]:
     """The cases of `data_path/img` (and `gt`) that a split names.
 
     Args:
         data_path: folder with `img/NAME.<ext>` and `gt/NAME_segmentation.<ext>`.
-        names: lines of a split file; matched by stem, so Case03.mhd finds Case03.nii.gz.
+        names: lines of a split file. Of several files of a stem the one with the suffix is meant;
+            where there is only one it may have another: Case03.mhd finds Case03.nii.gz.
         with_mask: whether each must have its reference mask.
 
     Raises:
@@ -82,7 +93,7 @@ def find_cases(data_path: str | Path, names: list[str], with_mask: bool = True) 
         Case(
             stem(name),
             _only(image_folder, images, name),
-            _only(mask_folder, masks, stem(name) + MASK_SUFFIX) if with_mask else None,
+            _only(mask_folder, masks, _mask_name(name)) if with_mask else None,
         )
         for name in names
     ]
@@ -353,7 +364,9 @@ def _cache_file(case, config):
     if config.cache_dir == "off":
         return None
     if config.cache_dir == "auto":
-        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "vnet_mindspore")
+        root = user_cache()
+        if root is None:
+            return None
     else:
         root = Path(config.cache_dir)
     identity = []

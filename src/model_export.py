@@ -18,7 +18,7 @@ from mindspore import nn
 from src import output_folder
 from src.checkpoint import load_weights
 from src.cli import MINDIR_VERSIONS
-from src.errors import DataError, UsageError
+from src.errors import DataError, UsageError, reason_of
 from src.evaluation import load_network
 from src.lowered_vnet import LoweredVNet
 from src.mindir import names_of, to_version_1
@@ -199,10 +199,7 @@ def _scratch_in(folder):
     except BaseException as error:
         remove()
         if isinstance(error, OSError):
-            raise DataError(
-                f"{folder}: cannot be written ({error.strerror}): check that it is a folder, "
-                "allows writing and has space left"
-            ) from None
+            raise DataError(f"{folder}: cannot be written ({reason_of(error)})") from None
         raise
     finally:
         signal.signal(signal.SIGTERM, before)
