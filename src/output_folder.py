@@ -5,6 +5,7 @@ from pathlib import Path
 
 from src.atomic import write_files
 from src.errors import DataError
+from src.images.formats import check_name
 
 MANIFEST = ".vnet_outputs.json"  # names of the files that this program wrote here
 
@@ -25,6 +26,8 @@ def check(folder: str | Path, names: list[str]) -> list[str]:
         DataError: one of them is not ours.
     """
     folder = Path(folder)
+    for name in names:
+        check_name(folder / name)
     ours = outputs_in(folder)
     present = [name for name in names if (folder / name).exists()]
     foreign = [name for name in present if name not in ours]

@@ -29,7 +29,15 @@ import SimpleITK as sitk
 from tqdm import tqdm
 
 from src.errors import DataError
-from src.images.formats import MASK_SUFFIX, META_SUFFIXES, SUFFIXES, images_in, stem, suffix_of
+from src.images.formats import (
+    MASK_SUFFIX,
+    META_SUFFIXES,
+    SUFFIXES,
+    check_name,
+    images_in,
+    stem,
+    suffix_of,
+)
 from src.images.metaimage import meta_header
 from src.images.reading import read_image, read_mask
 from src.metrics import volume_ml
@@ -518,10 +526,11 @@ def _check_case(
 def _grid(path: Path) -> tuple[tuple[int, ...], tuple[float, ...]]:
     """Size and spacing by the header alone, as the voxels may be at fault; empty if it is too."""
     reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
     try:
+        check_name(path)
+        reader.SetFileName(str(path))
         reader.ReadImageInformation()
-    except RuntimeError:
+    except (DataError, RuntimeError):
         return (), ()
     return reader.GetSize(), reader.GetSpacing()
 
