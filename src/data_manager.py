@@ -113,7 +113,11 @@ def network_grid(image: sitk.Image, config: EasyDict) -> sitk.Image:
     Its axes are the image's, permuted and flipped to the nearest of the patient's (left, posterior,
     superior), so that the order in which a file stores its voxels plays no part; with `normDir`
     they are the patient's own.
+
+    Raises:
+        ValueError: no 3-D image.
     """
+    _check_axes(image)
     grid = sitk.Image([int(side) for side in config.VolSize], sitk.sitkUInt8)
     grid.SetSpacing([float(size_mm) for size_mm in config.dstRes])
     direction = np.eye(3) if config.normDir else patient_direction(image)
@@ -148,13 +152,17 @@ def intensity_on_network_grid(image: sitk.Image, config: EasyDict) -> np.ndarray
     return xyz(sitk.Resample(unit, grid, sitk.Transform(), sitk.sitkLinear, 0.0))
 
 
-def _as_float32(image):
-    """Intensities as the filters here want them: integers would be rounded to 0 and 1."""
+def _check_axes(image):
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
         raise ValueError(
             f"an image of size {image.GetSize()} with {image.GetNumberOfComponentsPerPixel()} "
             "component(s) per voxel, expected a 3-D scalar image"
         )
+
+
+def _as_float32(image):
+    """Intensities as the filters here want them: integers would be rounded to 0 and 1."""
+    _check_axes(image)
     image = sitk.Cast(image, sitk.sitkFloat32)
     if not np.isfinite(sitk.GetArrayViewFromImage(image)).all():
         raise ValueError("an image with NaN or infinite voxels")
@@ -209,10 +217,15 @@ def z_scored(intensity: np.ndarray) -> np.ndarray:
     """Intensities with mean 0 and standard deviation 1 over the voxels above 0, as float32.
 
     All 0 where no such voxel differs from another.
+
+    Raises:
+        ValueError: NaN or infinity.
     """
+    if not np.isfinite(intensity).all():
+        raise ValueError("intensities with NaN or infinity")
     positive = intensity[intensity > 0].astype(np.float64)
     if not positive.size or positive.min() == positive.max():
-        return np.zeros_like(intensity)
+        return np.zeros(np.shape(intensity), np.float32)
     return ((intensity - positive.mean()) / positive.std()).astype(np.float32)
 
 
@@ -305,7 +318,11 @@ def load_training_volumes(cases: list[Case], config: EasyDict) -> list[TrainingV
 
     Raises:
         DataError: a case that cannot be read, or whose gland lies outside the network grid.
+        ValueError: a case without a mask.
     """
+    for case in cases:
+        if case.mask_path is None:
+            raise ValueError(f"case {case.case_id} without a mask, expected one for training")
     with ThreadPoolExecutor(worker_count(config)) as pool:
         return list(pool.map(lambda case: _training_volume(case, config), cases))
 

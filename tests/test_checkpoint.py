@@ -181,7 +181,7 @@ def test_a_disk_that_really_is_full_keeps_the_old_pair(tmp_path):
         save(tmp_path, 1)
         filler = tmp_path / "filler"
         filler.write_bytes(bytes(shutil.disk_usage(tmp_path).free - 4096))
-        with pytest.raises(DataError, match="disk full"):
+        with pytest.raises(DataError, match=r"cannot be written \((No space left|File too large)"):
             save(tmp_path, 2)
         filler.unlink()
         assert saved(tmp_path) == 1
@@ -194,7 +194,7 @@ def test_a_full_disk_leaves_nothing_of_new_weights(tmp_path, full_disk):
     pair = Pair()
     checkpoint.save_weights(pair.network, tmp_path / "best.ckpt")
     before = (tmp_path / "best.ckpt").read_bytes()
-    with full_disk(500), pytest.raises(DataError, match="disk full"):
+    with full_disk(500), pytest.raises(DataError, match=r"cannot be written \((No space left|File too large)"):
         checkpoint.save_weights(pair.fill(1).network, tmp_path / "best.ckpt")
     assert [path.name for path in tmp_path.iterdir()] == ["best.ckpt"]
     assert (tmp_path / "best.ckpt").read_bytes() == before

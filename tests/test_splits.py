@@ -136,7 +136,7 @@ def test_no_such_data_path(tmp_path):
 def test_what_is_written_is_one_name_a_line(tmp_path):
     write_splits(tmp_path / "new" / "folder", {"val.csv": ["b.mhd", "a.nii.gz"]})
     assert (tmp_path / "new/folder/val.csv").read_bytes() == b"b.mhd\na.nii.gz\n"
-    assert read_split(tmp_path / "new/folder/val.csv") == ["b", "a"]
+    assert read_split(tmp_path / "new/folder/val.csv") == ["b.mhd", "a.nii.gz"]
 
 
 def test_own_files_are_replaced_with_a_notice(tmp_path, capsys):
@@ -147,7 +147,7 @@ def test_own_files_are_replaced_with_a_notice(tmp_path, capsys):
     ]:
         write_splits(tmp_path, {"val.csv": cases})
         assert capsys.readouterr().out == f"{tmp_path / 'val.csv'}: {notice}\n"
-    assert read_split(tmp_path / "val.csv") == ["b", "c"]
+    assert read_split(tmp_path / "val.csv") == ["b.mhd", "c.mhd"]
 
 
 @pytest.mark.parametrize("content", ["", "case,dice\nCase00.mhd,0.9\n", "my notes\n", "\x00\x01"])
@@ -167,7 +167,7 @@ def test_folds_of_an_earlier_draw_are_named(tmp_path, capsys):
 
 def test_unwritable_output(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(DataError, match="cannot be written .*check that its folder"):
+    with pytest.raises(DataError, match="cannot be written .*which of these names are folders"):
         write_splits(tmp_path / "file" / "deeper", {"val.csv": ["a.mhd"]})
 
 
@@ -188,20 +188,20 @@ def test_full_disk_leaves_the_old_files(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="No space left"):
         write_splits(tmp_path, new)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["train.csv", "val.csv"]
-    assert [read_split(tmp_path / name) for name in old] == [["a"], ["b"]]
+    assert [read_split(tmp_path / name) for name in old] == [["a.mhd"], ["b.mhd"]]
 
 
 @pytest.mark.parametrize(
     "content",
     [
-        b"Case03.mhd\nx 1.nii.gz\n",
-        b"Case03.mhd\r\n\r\nx 1.nii.gz",
+        b"Case03.MHD\nx 1.nii.gz\n",
+        b"Case03.MHD\r\n\r\nx 1.nii.gz",
         b"\xef\xbb\xbf  Case03.MHD \n\n\nx 1.nii.gz\n\n",
     ],
 )
 def test_read_split_takes_what_editors_make_of_it(tmp_path, content):
     (tmp_path / "val.csv").write_bytes(content)
-    assert read_split(tmp_path / "val.csv") == ["Case03", "x 1"]
+    assert read_split(tmp_path / "val.csv") == ["Case03.MHD", "x 1.nii.gz"]
 
 
 @pytest.mark.parametrize(
@@ -253,7 +253,7 @@ def test_command_line_defaults_to_the_zoos_split(tmp_path, monkeypatch, argument
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["create_csv.py", *arguments.split()])
     create_csv.main()
-    assert read_split(tmp_path / "new/val.csv") == [f"Case{number}" for number in ZOO_EVALUATION]
+    assert read_split(tmp_path / "new/val.csv") == [f"{case_id}.mhd" for case_id in ZOO_EVALUATION]
     assert len(read_split(tmp_path / "new/train.csv")) == 40
 
 
