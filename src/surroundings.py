@@ -8,6 +8,8 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 CACHE = "vnet_mindspore"  # in the user's cache folder
@@ -76,6 +78,18 @@ def prepare_matplotlib() -> None:
         folder = tempfile.mkdtemp(prefix="matplotlib-")
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
         os.environ["MPLCONFIGDIR"] = folder
+
+
+@contextmanager
+def working_folder(folder: Path) -> Iterator[None]:
+    """Another current folder for a while, for libraries that do not take every path."""
+    before = os.open(".", os.O_RDONLY)
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.fchdir(before)
+        os.close(before)
 
 
 def user_cache() -> Path | None:

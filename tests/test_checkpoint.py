@@ -194,7 +194,10 @@ def test_a_full_disk_leaves_nothing_of_new_weights(tmp_path, full_disk):
     pair = Pair()
     checkpoint.save_weights(pair.network, tmp_path / "best.ckpt")
     before = (tmp_path / "best.ckpt").read_bytes()
-    with full_disk(500), pytest.raises(DataError, match=r"cannot be written \((No space left|File too large)"):
+    with (
+        full_disk(500),
+        pytest.raises(DataError, match=r"cannot be written \((No space left|File too large)"),
+    ):
         checkpoint.save_weights(pair.fill(1).network, tmp_path / "best.ckpt")
     assert [path.name for path in tmp_path.iterdir()] == ["best.ckpt"]
     assert (tmp_path / "best.ckpt").read_bytes() == before
