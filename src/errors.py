@@ -4,7 +4,7 @@ import errno
 
 REMEDIES = {
     (errno.ENOSPC, errno.EDQUOT): "free some space",
-    (errno.EACCES, errno.EPERM): "check its permissions",
+    (errno.EACCES, errno.EPERM): "check the permissions there",
     (errno.EROFS,): "choose a folder where you may write",
     (errno.ENOTDIR, errno.EEXIST, errno.EISDIR): "check which of these names are folders",
     (errno.ENAMETOOLONG,): "choose a shorter name",
