@@ -9,7 +9,7 @@ import pytest
 import create_csv
 from src.cli import run
 from src.errors import DataError, UsageError
-from src.splits import cases_in, draw_splits, read_split, write_splits
+from src.splits import cases_in, draw_splits, read_split, split_cases, write_splits
 
 ZOO_EVALUATION = [11, 15, 19, 30, 42, 43, 44, 46, 48, 49]
 
@@ -225,6 +225,37 @@ def test_read_split_says_what_is_wrong(tmp_path, content, message):
 
 
 @pytest.mark.parametrize(
+    ("line", "image", "mask"),
+    [
+        ("Case03.mhd", "Case03.mhd", "Case03_segmentation.mhd"),
+        ("Case03.nii.gz", "Case03.nii.gz", "Case03_segmentation.nii.gz"),
+        ("Case03.MHD", "Case03.mhd", "Case03_segmentation.mhd"),
+        ("Case04.mhd", "Case04.nii.gz", "Case04_segmentation.nrrd"),  # the only ones there
+    ],
+)
+def test_a_split_line_means_the_file_with_its_suffix(tmp_path, line, image, mask):
+    images = ["Case03.mhd", "Case03.nii.gz", "Case04.nii.gz"]
+    masks = ["Case03_segmentation.mhd", "Case03_segmentation.nii.gz", "Case04_segmentation.nrrd"]
+    make_cases(tmp_path, images, masks)
+    (tmp_path / "val.csv").write_text(f"{line}\n")
+    (case,) = split_cases(tmp_path, tmp_path / "val.csv", "val", 0)
+    assert (case.case_id, case.image_path.name, case.mask_path.name) == (line[:6], image, mask)
+
+
+def test_a_split_line_without_its_file_is_ambiguous(tmp_path):
+    make_cases(tmp_path, ["Case03.mha", "Case03.nii"], ["Case03_segmentation.mha"])
+    (tmp_path / "val.csv").write_text("Case03.mhd\n")
+    with pytest.raises(DataError, match="Case03.mha, Case03.nii are all called Case03"):
+        split_cases(tmp_path, tmp_path / "val.csv", "val", 0)
+
+
+def test_another_suffix_is_another_split(tmp_path, capsys):
+    write_splits(tmp_path, {"val.csv": ["a.mhd"]})
+    write_splits(tmp_path, {"val.csv": ["a.nii"]})
+    assert capsys.readouterr().out.endswith("1 cases, replaces a split of 1\n")
+
+
+@pytest.mark.parametrize(
     "name, message", [("none.csv", "no such split file"), ("", "cannot be read")]
 )
 def test_read_split_of_no_file(tmp_path, name, message):
@@ -253,7 +284,7 @@ def test_command_line_defaults_to_the_zoos_split(tmp_path, monkeypatch, argument
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["create_csv.py", *arguments.split()])
     create_csv.main()
-    assert read_split(tmp_path / "new/val.csv") == [f"{case_id}.mhd" for case_id in ZOO_EVALUATION]
+    assert read_split(tmp_path / "new/val.csv") == numbered(ZOO_EVALUATION)
     assert len(read_split(tmp_path / "new/train.csv")) == 40
 
 
