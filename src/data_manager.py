@@ -238,8 +238,9 @@ def mask_to_network_grid(mask: sitk.Image, config: EasyDict) -> np.ndarray:
     """A reference mask on the network grid, (X, Y, Z) bool: linear, then above one half.
 
     Raises:
-        ValueError: values other than 0 and 1.
+        ValueError: no 3-D scalar image, or values other than 0 and 1.
     """
+    _check_axes(mask)
     values = np.unique(sitk.GetArrayViewFromImage(mask))
     if not np.isin(values, (0, 1)).all():
         raise ValueError(f"a mask with the values {values[:6].tolist()}, expected 0 and 1")

@@ -14,8 +14,6 @@ from src.data_manager import (
 )
 from src.images.orientation import in_patient_order
 
-ROUNDING = 1e-3  # by which a probability may leave 0..1
-
 
 def network_inputs(image: sitk.Image, config: EasyDict) -> list[np.ndarray]:
     """What the network is asked about one image.
@@ -94,16 +92,16 @@ def mask_of_probability(probability: sitk.Image, threshold: float = 0.5) -> sitk
         uint8, 0 and 1, with the same geometry.
 
     Raises:
-        ValueError: an image of integers, which would be a mask or intensities, values that are no
-            probabilities, or no threshold between 0 and 1.
+        ValueError: an image of integers, which would be a mask or intensities, NaN or infinity, or
+            no threshold between 0 and 1.
     """
     if not 0 <= threshold <= 1:
         raise ValueError(f"a threshold of {threshold}, expected 0 to 1")
     if probability.GetPixelID() not in (sitk.sitkFloat32, sitk.sitkFloat64):
         raise ValueError(f"a {probability.GetPixelIDTypeAsString()}, expected probabilities")
     values = sitk.GetArrayFromImage(probability).T
-    if not (values.min() >= -ROUNDING and values.max() <= 1 + ROUNDING):  # nor NaN
-        raise ValueError(f"values from {values.min():g} to {values.max():g}, expected 0 to 1")
+    if not np.isfinite(values).all():
+        raise ValueError("a probability with NaN or infinity, expected 0 to 1")
     above = values > threshold
     foreground = np.zeros(above.shape, np.uint8)
     # In the patient's order, so that of two components of one size the same is kept however stored.

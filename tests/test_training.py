@@ -377,13 +377,33 @@ def test_a_signal_ends_a_training_with_its_exit_code(data, sent, code):
     assert child.wait(timeout=60) == code
 
 
-def test_early_stop_ends_the_training(data, capsys):
-    config = small("lr=1e-30", "epochs=20", "val_interval=1", "early_stop=2", "weight_decay=0")
+EARLY = ("lr=1e-30", "epochs=20", "val_interval=1", "weight_decay=0")
+
+
+def test_early_stop_ends_the_training_and_a_resume_says_so(data, capsys):
+    config = small(*EARLY, "early_stop=2")
     folder = run(data, config, val=True)
     history = pd.read_csv(folder / "history.csv")
     best = history["val_dice"].idxmax()
     assert len(history) == best + 1 + 2
     assert "early stop" in capsys.readouterr().out
+
+    before = tree(folder)
+    with pytest.raises(UsageError) as error:
+        run(data, config, val=True, run_folder=folder)
+    said = str(error.value)
+    assert f"{folder}: ended by early stop after epoch {len(history)}, 2 validations" in said
+    assert "--set early_stop=N" in said
+    assert tree(folder) == before
+    longer = small(*EARLY, "early_stop=3")
+    run(data, longer, val=True, run_folder=folder)
+    assert len(pd.read_csv(folder / "history.csv")) == len(history) + 1
+    run(data, small(*EARLY, f"epochs={len(history) + 2}"), val=True, run_folder=folder)  # no stop
+    assert len(pd.read_csv(folder / "history.csv")) == len(history) + 2
+
+
+def tree(folder):
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 class Poison(ms.Callback):
