@@ -20,6 +20,7 @@ from src.checkpoint import load_weights
 from src.cli import MINDIR_VERSIONS
 from src.errors import DataError, UsageError, reason_of
 from src.evaluation import load_network
+from src.images.formats import check_name
 from src.lowered_vnet import LoweredVNet
 from src.mindir import names_of, to_version_1
 from src.model_description import (
@@ -131,6 +132,7 @@ def export_model(
             be written, or a model computes something else than the checkpoint.
     """
     folder = exports[0].path.parent
+    check_name(exports[0].path.absolute())  # MindSpore and ONNX Runtime take no other
     # MindSpore's own convolutions, in float32 like the model: a difference is the export's.
     plain = EasyDict({**config, "fast_conv3d": "off", "precision": "float32"})
     reference = load_network(checkpoint_path, plain, device_target)

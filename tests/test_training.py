@@ -18,7 +18,7 @@ from easydict import EasyDict
 from mindspore import nn
 
 from src import checkpoint
-from src.callbacks import EpochLog, Progress, WeightAverage
+from src.callbacks import EpochLog, Progress, WeightAverage, stops_early
 from src.config import load_config, overridden, save_config, vnet_cfg
 from src.errors import DataError, UsageError
 from src.evaluation import load_network, mean_dice
@@ -398,8 +398,14 @@ def test_early_stop_ends_the_training_and_a_resume_says_so(data, capsys):
     longer = small(*EARLY, "early_stop=3")
     run(data, longer, val=True, run_folder=folder)
     assert len(pd.read_csv(folder / "history.csv")) == len(history) + 1
-    run(data, small(*EARLY, f"epochs={len(history) + 2}"), val=True, run_folder=folder)  # no stop
-    assert len(pd.read_csv(folder / "history.csv")) == len(history) + 2
+
+
+@pytest.mark.parametrize(
+    ("since_best", "patience", "stops"),
+    [(0, 0, False), (5, 0, False), (1, 2, False), (2, 2, True), (3, 2, True), (2, 3, False)],
+)
+def test_early_stop_counts_validations(since_best, patience, stops):
+    assert stops_early(Progress(validations_since_best=since_best), patience) == stops
 
 
 def tree(folder):
