@@ -9,7 +9,7 @@ ROOT=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 [[ -e /dev/fd/1 ]] || exec >/dev/null
 [[ -e /dev/fd/2 ]] || exec 2>/dev/null
 
-# Whoever reads the output may leave (head); `launch` ignores the signal of that.
+# Whoever reads the output may leave (head); what must go on ignores the signal of that.
 echo() { builtin echo "$@" 2>/dev/null || true; }
 
 fail() { # fail EXIT_CODE MESSAGE
