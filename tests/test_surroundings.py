@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,30 @@ def test_no_output_gets_into_a_file_that_is_opened_later(tmp_path):
     )
     shell('"$PY" work.py <&- >&- 2>&-', tmp_path)
     assert (tmp_path / "result").read_text() == "whole"
+
+
+@pytest.mark.parametrize(
+    ("redirection", "wait"), [(">&-", "0"), (">&- 2>&-", "0"), ("| true", "0"), ("| true", "1")]
+)
+def test_a_launcher_needs_no_reader(tmp_path, redirection, wait):
+    """What it says of an earlier log, before it starts, does not keep it from that."""
+    stand_in = "#!/bin/sh\nsleep 0.3\necho evaluating 1 cases\nsleep 0.3\necho whole >result\n"
+    (tmp_path / "python").write_text(stand_in)
+    (tmp_path / "python").chmod(0o755)
+    (tmp_path / "data").mkdir()
+    for name in ("a.ckpt", "val.csv", "eval.log"):
+        (tmp_path / name).touch()
+    launcher = 'bash "$ROOT/scripts/eval.sh" 0 a.ckpt data val.csv'
+    environment = {"PYTHON": str(tmp_path / "python"), "DEVICE_TARGET": "CPU", "WAIT": wait}
+    shell(f"{{ {launcher}; echo $? >code; }} {redirection}", tmp_path, **environment)
+    for _ in range(50):
+        if (tmp_path / "result").exists():
+            break
+        time.sleep(0.1)
+    assert (tmp_path / "result").read_text() == "whole\n"
+    assert (tmp_path / "code").read_text() == "0\n"
+    assert (tmp_path / "eval.log").read_text().endswith("evaluating 1 cases\n")
+    assert (tmp_path / "eval.log.1").read_text() == ""
 
 
 @pytest.mark.parametrize(
