@@ -48,13 +48,12 @@ def prepare_streams() -> None:
             continue
         if stream is not None:
             stream.flush()
-        on_terminal = os.isatty(number)
+        unbuffered = os.isatty(number) or name == "stderr" or bool(stream and stream.write_through)
         text = io.TextIOWrapper(
             io.BufferedWriter(_Output(number, "w", closefd=False)),
             encoding=stream.encoding if stream else "utf-8",
             errors="backslashreplace",
-            line_buffering=on_terminal or name == "stderr",
-            write_through=bool(stream and stream.write_through),
+            line_buffering=unbuffered,
         )
         setattr(sys, name, text)
 

@@ -12,6 +12,7 @@ import pytest
 
 from src.checkpoint import save_weights
 from src.config import overridden, save_config, vnet_cfg
+from src.data_manager import Case, load_training_volumes
 from src.surroundings import user_cache, working_folder
 from src.vnet import create_vnet
 
@@ -87,6 +88,20 @@ def test_no_output_gets_into_a_file_that_is_opened_later(tmp_path):
     )
     shell('"$PY" work.py <&- >&- 2>&-', tmp_path)
     assert (tmp_path / "result").read_text() == "whole"
+
+
+@pytest.mark.parametrize(
+    ("environment", "at_once"), [({}, False), ({"PYTHONUNBUFFERED": "1"}, True)]
+)
+def test_unbuffered_output_stays_so(tmp_path, environment, at_once):
+    (tmp_path / "work.py").write_text(
+        "import os\nfrom src.cli import run\n"
+        "def main():\n"
+        "    print('a line')\n"
+        "    os._exit(0)\n"
+        "run(main)\n"
+    )
+    assert shell('"$PY" work.py', tmp_path, **environment).stdout == b"a line\n" * at_once
 
 
 @pytest.mark.parametrize(
@@ -204,6 +219,19 @@ def test_a_users_cache(monkeypatch, tmp_path):
     assert user_cache() == Path("/home/anna/.cache/vnet_mindspore")
     monkeypatch.setattr(Path, "home", homeless)
     assert user_cache() is None
+
+
+def test_without_a_home_cases_are_prepared_anew(
+    monkeypatch, tmp_path, write_case, small_config, capsys
+):
+    image, mask = write_case(tmp_path, "a", suffix=".mha")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    before = sorted(tmp_path.rglob("*"))
+    (volume,) = load_training_volumes([Case("a", image, mask)], small_config("cache_dir=auto"))
+    assert volume.intensity.shape == (16, 16, 16)
+    assert sorted(tmp_path.rglob("*")) == before
+    assert capsys.readouterr() == ("", "")
 
 
 def homeless():
