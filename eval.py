@@ -24,7 +24,7 @@ def main():
     add_device_arguments(parser, "--dev_id")
     parser.add_argument("--ckpt_path", required=True, help="checkpoint to evaluate")
     parser.add_argument("--data_path", default="./promise", help="folder with img/ and gt/")
-    parser.add_argument("--eval_split_file_path", default="./split/eval.csv")
+    parser.add_argument("--eval_split_file_path", default="./split/val.csv")
     add_labels_argument(parser)
     add_channel_argument(parser)
     add_set_argument(parser)

@@ -4,6 +4,14 @@ set -euo pipefail
 unset CDPATH
 ROOT=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 
+# Closed streams lead nowhere: an echo would fail, and the next file to be opened get their number.
+[[ -e /dev/fd/0 ]] || exec </dev/null
+[[ -e /dev/fd/1 ]] || exec >/dev/null
+[[ -e /dev/fd/2 ]] || exec 2>/dev/null
+
+# Whoever reads the output may leave (head); what must go on ignores the signal of that.
+echo() { builtin echo "$@" 2>/dev/null || true; }
+
 fail() { # fail EXIT_CODE MESSAGE
   printf 'error: %s\n' "$2" >&2
   exit "$1"
@@ -101,6 +109,7 @@ launch() {
   local log=$PWD/$1 entry=$2 python=$3 code=0
   export PYTHONUNBUFFERED=1
   shift 3
+  trap '' PIPE
   open_log "$log"
   trap 'stop INT 130' INT
   trap 'stop TERM 143' TERM
@@ -115,7 +124,7 @@ launch() {
   local foreground=${WAIT:-0} deadline=$((SECONDS + ${START_SECONDS:-20}))
   if [[ $foreground == 1 ]]; then
     trap 'stop TERM 129' HUP
-    tail -n +1 -f -s 0.2 --pid="$child" -- "$log" &
+    tail -n +1 -f -s 0.2 --pid="$child" -- "$log" 2>/dev/null &
   fi
   { # without bash's own notice of a process that a signal ended
     while [[ $foreground != 1 ]] && kill -0 "$child"; do

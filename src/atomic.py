@@ -4,7 +4,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from src.errors import DataError
+from src.errors import DataError, reason_of
 
 
 def write_files(files: dict[Path, bytes]) -> None:
@@ -24,11 +24,15 @@ def write_files(files: dict[Path, bytes]) -> None:
         for path in files:
             temporary[path].replace(path)
     except OSError as error:
-        raise DataError(
-            f"{path}: cannot be written ({error.strerror}): check that its folder is a folder, "
-            "allows writing and has space left"
-        ) from error
+        raise DataError(f"{path}: cannot be written ({reason_of(error)})") from error
     finally:
         for leftover in temporary.values():
             with suppress(OSError):
                 leftover.unlink()
+
+
+def follow_umask(path: Path, executable: bool = False) -> None:
+    """Gives a file or folder the permissions of any new one; some libraries make theirs private."""
+    umask = os.umask(0o077)
+    os.umask(umask)
+    path.chmod((0o777 if executable else 0o666) & ~umask)

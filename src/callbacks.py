@@ -319,6 +319,11 @@ class RunRecorder(ms.Callback):
         plot_progress(pd.DataFrame(self.history), self.run_folder / "progress.png")
 
 
+def stops_early(progress: Progress, patience: int) -> bool:
+    """Whether a training has gone `patience` validations without a better Dice; 0: never."""
+    return 0 < patience <= progress.validations_since_best
+
+
 class EarlyStop(ms.Callback):
     """Ends the training after `patience` validations without a better Dice."""
 
@@ -328,7 +333,7 @@ class EarlyStop(ms.Callback):
         self.patience = patience
 
     def on_train_epoch_end(self, run_context: ms.RunContext) -> None:
-        if self.progress.validations_since_best >= self.patience:
+        if stops_early(self.progress, self.patience):
             print(
                 f"early stop: {self.patience} validations without a better Dice than "
                 f"{self.progress.best_dice:.4f}"

@@ -15,18 +15,22 @@ A process that dies before step 2 leaves the old pair, one that dies after it le
 """
 
 import json
+import logging
 import os
 import re
+from contextlib import contextmanager
 from pathlib import Path
 
 import mindspore as ms
 import numpy as np
 from mindspore import nn
 
+from src.atomic import follow_umask
 from src.errors import DataError, reason_of
 from src.vnet import VARIANTS, VNet
 
 PREFIX = "checkpoint_vnet"
+NUMBERED = re.compile(rf"{PREFIX}-\d+_\d+\.ckpt")
 BEST, LAST, STATE, COMMIT = "best.ckpt", "last.ckpt", "last_state.ckpt", "last.commit"
 MINDSPORE_TEMPORARY = ".tmp"  # suffix under which save_checkpoint writes before it renames
 PROGRESS = "progress"  # entry of the state, JSON
@@ -42,10 +46,23 @@ def _pending(path):
     return path.with_name(f".{path.stem}.new.ckpt")
 
 
+@contextmanager
+def _without_log():
+    """MindSpore logs a guess at what is wrong, and then raises what is."""
+    disabled = logging.root.manager.disable
+    logging.disable()
+    try:
+        yield
+    finally:
+        logging.disable(disabled)
+
+
 def _write(entries, path, extra=None):
     """Writes parameters to `path` for good: data and name are on the disk when this returns."""
     try:
-        ms.save_checkpoint(entries, str(path), append_dict=extra, crc_check=False)
+        with _without_log():
+            ms.save_checkpoint(entries, str(path), append_dict=extra, crc_check=False)
+        follow_umask(path)  # MindSpore's mode is 0400
         with path.open("rb") as file:
             os.fsync(file.fileno())
     except (OSError, RuntimeError, ValueError) as error:
@@ -190,14 +207,27 @@ def load_last(
 
 
 def prune(folder: str | Path, keep: int) -> None:
-    """Removes all numbered checkpoints but the newest `keep`."""
-    numbered = sorted(Path(folder).glob(f"{PREFIX}-*_*.ckpt"), key=epoch_and_step)
+    """Removes all numbered checkpoints but the newest `keep`; other files stay.
+
+    Raises:
+        ValueError: `keep` below 1.
+    """
+    if keep < 1:
+        raise ValueError(f"keep is {keep}, expected at least 1")
+    ours = (path for path in Path(folder).iterdir() if NUMBERED.fullmatch(path.name))
+    numbered = sorted(ours, key=epoch_and_step)
     for path in numbered[:-keep]:
         path.unlink()
 
 
 def epoch_and_step(path: str | Path) -> tuple[int, int]:
-    """(epoch, step) of a checkpoint called `checkpoint_vnet-EPOCH_STEP.ckpt`."""
+    """(epoch, step) of a checkpoint called `checkpoint_vnet-EPOCH_STEP.ckpt`.
+
+    Raises:
+        ValueError: another name.
+    """
+    if not NUMBERED.fullmatch(Path(path).name):
+        raise ValueError(f"{path}: expected the name {PREFIX}-EPOCH_STEP.ckpt")
     epoch, step = Path(path).stem.rsplit("-", 1)[1].split("_")
     return int(epoch), int(step)
 
@@ -207,7 +237,13 @@ def _read(path):
     if not path.is_file():
         raise DataError(f"{path}: no such checkpoint")
     try:
-        entries = ms.load_checkpoint(str(path))
+        with path.open("rb"):
+            pass  # MindSpore would call an unreadable file damaged
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({reason_of(error)})") from None
+    try:
+        with _without_log():
+            entries = ms.load_checkpoint(str(path))
     except (ValueError, RuntimeError, TypeError, OSError) as error:
         raise DataError(
             f"{path}: not a whole MindSpore checkpoint ({reason_of(error)}); copy it again or take "

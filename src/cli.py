@@ -4,7 +4,8 @@ import sys
 from argparse import ArgumentParser
 from collections.abc import Callable
 
-from src.errors import DataError, UsageError
+from src.errors import DataError, UsageError, reason_of
+from src.surroundings import lost_output, prepare_matplotlib, prepare_streams
 
 DEVICES = ("Ascend", "GPU", "CPU")
 MODEL_FORMATS = ("MINDIR", "ONNX", "AIR")
@@ -69,7 +70,7 @@ def add_preset_argument(parser: ArgumentParser) -> None:
 def add_model_arguments(parser: ArgumentParser) -> None:
     """What preprocess.py and postprocess.py both need: the cases, and the model for them."""
     parser.add_argument("--data_path", default="./promise", help="folder with img/ and gt/")
-    parser.add_argument("--split_file_path", default="./split/eval.csv")
+    parser.add_argument("--split_file_path", default="./split/val.csv")
     parser.add_argument(
         "--mindir_path",
         default="./vnet.mindir",
@@ -81,10 +82,15 @@ def add_model_arguments(parser: ArgumentParser) -> None:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Runs an entry point: its errors become one line and an exit code, 2 for usage and 1 else."""
+    """Runs an entry point: its errors become one line and an exit code, 2 for usage and 1 else.
+
+    A reader of the output that goes away, such as `head`, does not end the work.
+    """
+    prepare_streams()
+    prepare_matplotlib()
     try:
         main()
-        sys.stdout.flush()
+        lost = lost_output()
     except UsageError as error:
         sys.exit(_line(error, 2))
     except DataError as error:
@@ -93,15 +99,20 @@ def run(main: Callable[[], None]) -> None:
         remedy = "pip install -r requirements.txt, or activate the environment that has it"
         sys.exit(_line(f"{sys.executable} has no module {error.name}; {remedy}", 1))
     except OSError as error:
-        remedy = "check that path, its permissions and the space left"
-        sys.exit(_line(f"{error.filename or 'a file'}: {error.strerror or error}; {remedy}", 1))
+        sys.exit(_line(f"{error.filename or 'a file'}: {reason_of(error)}", 1))
+    except UnicodeEncodeError as error:
+        remedy = "no name of a file or folder for this; rename it, or start with LC_ALL=C.UTF-8"
+        name = error.object[max(0, error.start - 40) : error.end + 40]
+        sys.exit(_line(f"{name}: {remedy}", 1))
     except (MemoryError, RuntimeError) as error:
-        reason = (str(error).strip() or "out of memory").splitlines()[0]
+        reason = reason_of(error) if str(error) else "out of memory"
         if "memory" not in reason.lower():
             raise
         sys.exit(_line(f"{reason}; a smaller batch_size or VolSize needs less", 1))
     except KeyboardInterrupt:
         sys.exit(_line("interrupted", 130))
+    if lost is not None:
+        sys.exit(_line(f"standard output: {reason_of(lost)}; the work itself is done", 1))
 
 
 def _line(error, code):

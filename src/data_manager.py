@@ -19,10 +19,11 @@ import SimpleITK as sitk
 from easydict import EasyDict
 
 from src.errors import DataError
-from src.images.formats import MASK_SUFFIX, SUFFIXES, images_in, stem
+from src.images.formats import MASK_SUFFIX, SUFFIXES, check_name, images_in, stem, suffix_of
 from src.images.metaimage import data_file
 from src.images.orientation import acquisition_plane, patient_direction
 from src.images.reading import read_image, read_mask
+from src.surroundings import user_cache
 
 LEFT_RIGHT_AXIS = 0  # of the network grid: along it a flip exchanges the patient's left and right
 LEAST_SHARE_ON_GRID = 0.95  # of the prostate; less is said
@@ -50,10 +51,14 @@ class Case:
 def _only(folder, found, wanted):
     """The file of `found` that a name means: with its suffix, or the only one of its stem."""
     paths = found.get(stem(wanted), [])
-    exact = [path for path in paths if path.name == Path(wanted).name]
-    if exact:
-        return exact[0]
+    named = [path for path in paths if path.name == Path(wanted).name]
+    named = named or [path for path in paths if suffix_of(path) == suffix_of(wanted)]
+    if len(named) == 1:
+        return named[0]
     if not paths:
+        for path in folder.iterdir():
+            if stem(os.fsencode(path.name).decode("utf-8", "replace")) == stem(wanted):
+                check_name(path)  # there, but Python reads its name in another encoding
         raise DataError(
             f"{folder}: no image {stem(wanted)} ({', '.join(SUFFIXES)}); "
             "the split names it: add the file or take it out of the split"
@@ -64,12 +69,18 @@ def _only(folder, found, wanted):
     return paths[0]
 
 
+def _mask_name(name: str) -> str:
+    """Case03_segmentation.mhd for Case03.mhd."""
+    return stem(name) + MASK_SUFFIX + name[len(stem(name)) :]
+
+
 def find_cases(data_path: str | Path, names: list[str], with_mask: bool = True) -> list[Case]:
     """The cases of `data_path/img` (and `gt`) that a split names.
 
     Args:
         data_path: folder with `img/NAME.<ext>` and `gt/NAME_segmentation.<ext>`.
-        names: lines of a split file; matched by stem, so Case03.mhd finds Case03.nii.gz.
+        names: lines of a split file. Of several files of a stem the one with the suffix is meant;
+            where there is only one it may have another: Case03.mhd finds Case03.nii.gz.
         with_mask: whether each must have its reference mask.
 
     Raises:
@@ -82,7 +93,7 @@ def find_cases(data_path: str | Path, names: list[str], with_mask: bool = True) 
         Case(
             stem(name),
             _only(image_folder, images, name),
-            _only(mask_folder, masks, stem(name) + MASK_SUFFIX) if with_mask else None,
+            _only(mask_folder, masks, _mask_name(name)) if with_mask else None,
         )
         for name in names
     ]
@@ -102,7 +113,11 @@ def network_grid(image: sitk.Image, config: EasyDict) -> sitk.Image:
     Its axes are the image's, permuted and flipped to the nearest of the patient's (left, posterior,
     superior), so that the order in which a file stores its voxels plays no part; with `normDir`
     they are the patient's own.
+
+    Raises:
+        ValueError: no 3-D image.
     """
+    _check_axes(image)
     grid = sitk.Image([int(side) for side in config.VolSize], sitk.sitkUInt8)
     grid.SetSpacing([float(size_mm) for size_mm in config.dstRes])
     direction = np.eye(3) if config.normDir else patient_direction(image)
@@ -137,13 +152,17 @@ def intensity_on_network_grid(image: sitk.Image, config: EasyDict) -> np.ndarray
     return xyz(sitk.Resample(unit, grid, sitk.Transform(), sitk.sitkLinear, 0.0))
 
 
-def _as_float32(image):
-    """Intensities as the filters here want them: integers would be rounded to 0 and 1."""
+def _check_axes(image):
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
         raise ValueError(
             f"an image of size {image.GetSize()} with {image.GetNumberOfComponentsPerPixel()} "
             "component(s) per voxel, expected a 3-D scalar image"
         )
+
+
+def _as_float32(image):
+    """Intensities as the filters here want them: integers would be rounded to 0 and 1."""
+    _check_axes(image)
     image = sitk.Cast(image, sitk.sitkFloat32)
     if not np.isfinite(sitk.GetArrayViewFromImage(image)).all():
         raise ValueError("an image with NaN or infinite voxels")
@@ -198,10 +217,15 @@ def z_scored(intensity: np.ndarray) -> np.ndarray:
     """Intensities with mean 0 and standard deviation 1 over the voxels above 0, as float32.
 
     All 0 where no such voxel differs from another.
+
+    Raises:
+        ValueError: NaN or infinity.
     """
+    if not np.isfinite(intensity).all():
+        raise ValueError("intensities with NaN or infinity")
     positive = intensity[intensity > 0].astype(np.float64)
     if not positive.size or positive.min() == positive.max():
-        return np.zeros_like(intensity)
+        return np.zeros(np.shape(intensity), np.float32)
     return ((intensity - positive.mean()) / positive.std()).astype(np.float32)
 
 
@@ -214,8 +238,9 @@ def mask_to_network_grid(mask: sitk.Image, config: EasyDict) -> np.ndarray:
     """A reference mask on the network grid, (X, Y, Z) bool: linear, then above one half.
 
     Raises:
-        ValueError: values other than 0 and 1.
+        ValueError: no 3-D scalar image, or values other than 0 and 1.
     """
+    _check_axes(mask)
     values = np.unique(sitk.GetArrayViewFromImage(mask))
     if not np.isin(values, (0, 1)).all():
         raise ValueError(f"a mask with the values {values[:6].tolist()}, expected 0 and 1")
@@ -294,7 +319,11 @@ def load_training_volumes(cases: list[Case], config: EasyDict) -> list[TrainingV
 
     Raises:
         DataError: a case that cannot be read, or whose gland lies outside the network grid.
+        ValueError: a case without a mask.
     """
+    for case in cases:
+        if case.mask_path is None:
+            raise ValueError(f"case {case.case_id} without a mask, expected one for training")
     with ThreadPoolExecutor(worker_count(config)) as pool:
         return list(pool.map(lambda case: _training_volume(case, config), cases))
 
@@ -353,7 +382,9 @@ def _cache_file(case, config):
     if config.cache_dir == "off":
         return None
     if config.cache_dir == "auto":
-        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "vnet_mindspore")
+        root = user_cache()
+        if root is None:
+            return None
     else:
         root = Path(config.cache_dir)
     identity = []

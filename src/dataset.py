@@ -24,7 +24,12 @@ def epoch_order(case_count: int, epoch: int, seed: int, global_batch_size: int) 
 
     Returns:
         (samples per epoch,) int64, a multiple of `global_batch_size`.
+
+    Raises:
+        ValueError: no cases, or no batch.
     """
+    if case_count < 1 or global_batch_size < 1:
+        raise ValueError(f"{case_count} cases in batches of {global_batch_size}, expected some")
     order = np.random.default_rng((seed, ORDER_STREAM, epoch)).permutation(case_count)
     return np.resize(order, -(-case_count // global_batch_size) * global_batch_size)
 
@@ -36,7 +41,12 @@ def dropout_keep(seed: int, sample_index: int, channels: int, rate: float) -> np
 
     Returns:
         (channels,) float32, 0 with probability `rate`, else 1 / (1 - rate).
+
+    Raises:
+        ValueError: a rate of 1 or more, or below 0.
     """
+    if not 0 <= rate < 1:
+        raise ValueError(f"a dropout of {rate}, expected 0 to below 1")
     draw = np.random.default_rng((seed, DROPOUT_STREAM, sample_index)).random(channels)
     return np.where(draw < rate, 0, 1 / (1 - rate)).astype(np.float32)
 
@@ -50,6 +60,9 @@ class TrainingSamples:
         dropout_channels: columns of `keep` that the network takes.
         ranks: processes that share each step.
 
+    Raises:
+        ValueError: no volumes, or ones of several shapes.
+
     Attributes:
         global_batch_size: samples of a step of the optimizer, over all ranks.
         steps: of an epoch.
@@ -62,6 +75,9 @@ class TrainingSamples:
         dropout_channels: int,
         ranks: int = 1,
     ) -> None:
+        shapes = {np.shape(array) for volume in volumes for array in volume[:2]}
+        if len(shapes) != 1 or len(*shapes) != 3:
+            raise ValueError(f"volumes of shapes {sorted(shapes)}, expected one (X, Y, Z) of all")
         self.volumes = volumes
         self.batch_size = config.batch_size
         self.global_batch_size = config.batch_size * config.accumulate_steps * ranks

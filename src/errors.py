@@ -4,6 +4,14 @@ import errno
 import sys
 from functools import lru_cache
 
+REMEDIES = {
+    (errno.ENOSPC, errno.EDQUOT): "free some space",
+    (errno.EACCES, errno.EPERM): "check the permissions there",
+    (errno.EROFS,): "choose a folder where you may write",
+    (errno.ENOTDIR, errno.EEXIST, errno.EISDIR): "check which of these names are folders",
+    (errno.ENAMETOOLONG,): "choose a shorter name",
+}
+
 
 class UsageError(Exception):
     """The command line or the configuration is wrong (exit code 2)."""
@@ -16,12 +24,8 @@ class DataError(Exception):
 def reason_of(error: Exception, line: int = 0) -> str:
     """Why something failed, in the system's words or in one line of a library's message."""
     if isinstance(error, OSError) and error.errno:
-        hint = {
-            errno.ENOSPC: "; free some space",
-            errno.EACCES: "; check its permissions",
-            errno.EPERM: "; check its permissions",
-        }
-        return f"{error.strerror}{hint.get(error.errno, '')}"
+        remedy = next((text for numbers, text in REMEDIES.items() if error.errno in numbers), "")
+        return error.strerror + (remedy and f"; {remedy}")
     lines = str(error).strip().splitlines()
     return lines[line].strip() if lines else type(error).__name__
 

@@ -2,6 +2,17 @@
 
 from mindspore import dtype as mstype
 from mindspore import nn, ops
+from mindspore.ops import constexpr
+
+
+@constexpr
+def check_shapes(probability, mask):
+    """Refuses what would be broadcast, silently; runs when the graph is compiled."""
+    if len(probability) != 4 or probability != mask:
+        raise ValueError(
+            f"a loss of shapes {tuple(probability)} and {tuple(mask)}, expected the same for "
+            "probability and mask, (batch, X, Y, Z)"
+        )
 
 
 class DiceLoss(nn.Cell):
@@ -22,6 +33,7 @@ class DiceLoss(nn.Cell):
         self.epsilon = epsilon
 
     def construct(self, probability, mask):
+        check_shapes(probability.shape, mask.shape)
         p = ops.cast(probability, mstype.float32)
         g = ops.cast(mask, mstype.float32)
         # Not one flat axis: over a million voxels MindSpore's CPU sum would be off by up to 1e-3.
@@ -44,6 +56,7 @@ class DiceCrossEntropyLoss(nn.Cell):
         self.margin = margin
 
     def construct(self, probability, mask):
+        check_shapes(probability.shape, mask.shape)
         p = ops.cast(probability, mstype.float32)
         g = ops.cast(mask, mstype.float32)
         # Axis by axis, for the reason that DiceLoss gives.

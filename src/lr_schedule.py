@@ -19,7 +19,18 @@ def learning_rates(
 
     Returns:
         (total_steps,) float32.
+
+    Raises:
+        ValueError: a number out of range.
     """
+    for name, value, holds in (
+        ("lr", lr, 0 < lr < np.inf),
+        ("total_steps", total_steps, total_steps >= 1),
+        ("warmup_step", warmup_step, warmup_step >= 0),
+        ("warmup_ratio", warmup_ratio, 0 <= warmup_ratio <= 1),
+    ):
+        if not holds:
+            raise ValueError(f"{name} is {value}, out of range")
     warmup = min(warmup_step, total_steps // 2)
     step = np.arange(total_steps)
     rising = warmup_ratio + (1 - warmup_ratio) * step / max(warmup, 1)

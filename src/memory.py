@@ -20,10 +20,13 @@ BYTES_PER_PARAMETER = 22
 BYTES_PER_AVERAGED_PARAMETER = 4
 FAST_BYTES_PER_VOXEL_AND_CHANNEL = 85
 BYTES_PER_VOXEL_AND_CHANNEL = 360
+BYTES_PER_PREPROCESSED_VOXEL = 5  # float32 intensity, bool mask
 CGROUP = Path("/sys/fs/cgroup")
 
 
-def training_bytes(config: EasyDict, parameter_count: int, batch_size: int, fast: bool) -> float:
+def training_bytes(
+    config: EasyDict, parameter_count: int, batch_size: int, fast: bool, case_count: int = 0
+) -> float:
     """Estimated peak memory of one process's training step on a CPU.
 
     Args:
@@ -31,11 +34,14 @@ def training_bytes(config: EasyDict, parameter_count: int, batch_size: int, fast
         parameter_count: numbers in the network's weights.
         batch_size: volumes per step.
         fast: whether the network is a `FastVNet`.
+        case_count: training cases, which are all kept on the network grid.
     """
+    voxels = float(np.prod(config.VolSize))
     per_voxel = FAST_BYTES_PER_VOXEL_AND_CHANNEL if fast else BYTES_PER_VOXEL_AND_CHANNEL
-    features = float(np.prod(config.VolSize)) * config.width * per_voxel
+    features = voxels * config.width * per_voxel
+    cases = voxels * BYTES_PER_PREPROCESSED_VOXEL * case_count
     per_parameter = BYTES_PER_PARAMETER + BYTES_PER_AVERAGED_PARAMETER * (config.ema_decay > 0)
-    return PROCESS_BYTES + per_parameter * parameter_count + features * batch_size
+    return PROCESS_BYTES + per_parameter * parameter_count + features * batch_size + cases
 
 
 def available_bytes() -> int:
@@ -51,16 +57,24 @@ def available_bytes() -> int:
     return min(available, limit - used + int(statistics.get("inactive_file", 0)))
 
 
-def check_training_fits(config: EasyDict, network: nn.Cell) -> None:
-    """Raises a DataError that says what would fit, where a CPU training surely does not."""
+def check_training_fits(config: EasyDict, network: nn.Cell, case_count: int) -> None:
+    """Raises a DataError that says what would fit, where a CPU training surely does not.
+
+    Args:
+        config: see `training_bytes`; `batch_size`.
+        network: to train.
+        case_count: training cases.
+    """
     parameters = sum(parameter.size for parameter in network.get_parameters())
     available = available_bytes()
-    needed = partial(training_bytes, config, parameters, fast=isinstance(network, FastVNet))
+    fast = isinstance(network, FastVNet)
+    needed = partial(training_bytes, config, parameters, fast=fast, case_count=case_count)
     if needed(config.batch_size) <= available:
         return
     fitting = [b for b in range(1, config.batch_size) if needed(b) <= available]
     remedy = f"batch_size={fitting[-1]} fits" if fitting else "use a smaller VolSize or width"
     raise DataError(
-        f"memory: batch_size={config.batch_size} at VolSize={config.VolSize} takes about "
-        f"{needed(config.batch_size) / 1e9:.1f} GB, {available / 1e9:.1f} GB are free; {remedy}"
+        f"memory: batch_size={config.batch_size} at VolSize={config.VolSize} with {case_count} "
+        f"cases takes about {needed(config.batch_size) / 1e9:.1f} GB, {available / 1e9:.1f} GB "
+        f"are free; {remedy}"
     )

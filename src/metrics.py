@@ -67,14 +67,17 @@ def case_metrics(reference: sitk.Image, prediction: sitk.Image) -> dict[str, flo
 
     Raises:
         DataError: the masks are not on the same grid.
+        ValueError: an image that is no 3-D mask of 0 and 1.
     """
-    _check_same_grid(reference, prediction)
+    masks = [mask_array(mask) for mask in (reference, prediction)]
+    difference = grid_difference(reference, prediction)
+    if difference:
+        raise DataError(f"prediction has {difference} of its reference: bring both to one grid")
     spacing_zyx_mm = np.array(reference.GetSpacing()[::-1])
     size_zyx = np.array(reference.GetSize()[::-1])
     diagonal_mm = float(np.linalg.norm(size_zyx * spacing_zyx_mm))
     axis, ascending = superior_axis(reference)
 
-    masks = [sitk.GetArrayViewFromImage(mask) != 0 for mask in (reference, prediction)]
     box = bounding_box(masks[0] | masks[1])
     masks = [mask[box] for mask in masks]
     maps = surface_distance_maps(*masks, spacing_zyx_mm)
@@ -101,9 +104,39 @@ def case_metrics(reference: sitk.Image, prediction: sitk.Image) -> dict[str, flo
 
 
 def volume_ml(mask: sitk.Image) -> float:
-    """Volume of a mask's foreground in ml."""
+    """Volume of a mask's foreground in ml.
+
+    Raises:
+        ValueError: an image that is no 3-D mask of 0 and 1.
+    """
     voxel_ml = float(np.prod(mask.GetSpacing())) / 1000
-    return float(np.count_nonzero(sitk.GetArrayViewFromImage(mask)) * voxel_ml)
+    return float(np.count_nonzero(mask_array(mask)) * voxel_ml)
+
+
+def mask_array(mask: sitk.Image) -> np.ndarray:
+    """A mask's voxels, `zyx` bool.
+
+    Raises:
+        ValueError: not three axes, or values other than 0 and 1.
+    """
+    if mask.GetDimension() != 3 or mask.GetNumberOfComponentsPerPixel() != 1:
+        raise ValueError(f"a mask of size {mask.GetSize()}, expected a 3-D scalar image")
+    values = sitk.GetArrayViewFromImage(mask)
+    foreground = values == 1
+    if np.count_nonzero(values) != np.count_nonzero(foreground):
+        odd = np.unique(values[(values != 0) & ~foreground])
+        raise ValueError(f"a mask with the values {odd[:6].tolist()}, expected 0 and 1")
+    return foreground
+
+
+def _check_masks(*masks):
+    """Raises a ValueError unless these are boolean arrays of one shape."""
+    for mask in masks:
+        if not isinstance(mask, np.ndarray) or mask.dtype != bool:
+            kind = getattr(mask, "dtype", type(mask).__name__)
+            raise ValueError(f"a mask of {kind}, expected an array of bool")
+        if mask.shape != masks[0].shape:
+            raise ValueError(f"masks of shapes {masks[0].shape} and {mask.shape}, expected one")
 
 
 def summary(cases: list[dict[str, float]]) -> dict[str, dict[str, float]]:
@@ -115,7 +148,12 @@ def summary(cases: list[dict[str, float]]) -> dict[str, dict[str, float]]:
     Returns:
         {key of `METRICS`: {"mean": .., "std": .., "median": .., "worst": ..}}; the worst of a
         signed difference is the one farthest from 0.
+
+    Raises:
+        ValueError: no cases.
     """
+    if not cases:
+        raise ValueError("no cases, expected at least one")
     statistics = {}
     for key, _, _, better in METRICS:
         values = np.array([case[key] for case in cases], dtype=float)
@@ -155,7 +193,13 @@ def apex_and_base(mask: np.ndarray, axis: int, ascending: bool) -> tuple[slice, 
 
     Returns:
         Apex and base as slices along `axis`; empty ones for an empty mask.
+
+    Raises:
+        ValueError: not boolean, or no such axis.
     """
+    _check_masks(mask)
+    if not 0 <= axis < mask.ndim:
+        raise ValueError(f"axis {axis} of a mask of shape {mask.shape}")
     extent = bounding_box(mask)[axis]
     count = extent.stop - extent.start
     third = max(1, round(count / 3)) if count else 0
@@ -166,6 +210,7 @@ def apex_and_base(mask: np.ndarray, axis: int, ascending: bool) -> tuple[slice, 
 
 def bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
     """The smallest box that holds all of a mask, as slices; empty slices for an empty mask."""
+    _check_masks(mask)
     box = []
     for axis in range(mask.ndim):
         others = tuple(other for other in range(mask.ndim) if other != axis)
@@ -175,13 +220,23 @@ def bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
 
 
 def dice(reference: np.ndarray, prediction: np.ndarray) -> float:
-    """Dice coefficient, 0..1; 1 for two empty masks."""
+    """Dice coefficient, 0..1; 1 for two empty masks.
+
+    Raises:
+        ValueError: not two boolean arrays of one shape.
+    """
+    _check_masks(reference, prediction)
     total = np.count_nonzero(reference) + np.count_nonzero(prediction)
     return 2 * np.count_nonzero(reference & prediction) / total if total else 1.0
 
 
 def volume_difference_percent(reference: np.ndarray, prediction: np.ndarray) -> float:
-    """Volume of the prediction relative to the reference's, minus 1, in percent (signed)."""
+    """Volume of the prediction relative to the reference's, minus 1, in percent (signed).
+
+    Raises:
+        ValueError: not two boolean arrays of one shape.
+    """
+    _check_masks(reference, prediction)
     reference_voxels, prediction_voxels = map(np.count_nonzero, (reference, prediction))
     if not reference_voxels:
         return 100.0 if prediction_voxels else 0.0
@@ -190,6 +245,7 @@ def volume_difference_percent(reference: np.ndarray, prediction: np.ndarray) -> 
 
 def surface(mask: np.ndarray) -> np.ndarray:
     """The foreground voxels that have one of their six neighbours outside the mask or the array."""
+    _check_masks(mask)
     return mask & ~ndimage.binary_erosion(mask)
 
 
@@ -209,7 +265,16 @@ def surface_distance_maps(
         Two float arrays of the masks' shape. The first holds, at every surface voxel of the
         reference, the distance in mm to the nearest surface voxel of the prediction, the second
         the same with the roles swapped. NaN elsewhere, infinite where there is no other surface.
+
+    Raises:
+        ValueError: not two boolean arrays of one shape, or no spacing for them.
     """
+    _check_masks(reference, prediction)
+    spacing_zyx_mm = np.asarray(spacing_zyx_mm, float)
+    if spacing_zyx_mm.shape != (reference.ndim,) or not (spacing_zyx_mm > 0).all():
+        raise ValueError(
+            f"a spacing of {spacing_zyx_mm} mm, expected {reference.ndim} positive numbers"
+        )
     surfaces = [surface(mask) for mask in (reference, prediction)]
     maps = []
     for points, others in (surfaces, surfaces[::-1]):
@@ -240,7 +305,9 @@ def _distances(reference, prediction, to_prediction, to_reference, diagonal_mm) 
     )
 
 
-def _check_same_grid(reference: sitk.Image, prediction: sitk.Image) -> None:
+def grid_difference(reference: sitk.Image, other: sitk.Image) -> str:
+    """How the grid of an image differs from the reference's, such as "size (4, 4, 2), expected
+    (4, 4, 3)"; empty where it is the same."""
     tolerance_mm = GRID_TOLERANCE * min(reference.GetSpacing())
     for name, tolerance in (
         ("Size", 0),
@@ -248,9 +315,7 @@ def _check_same_grid(reference: sitk.Image, prediction: sitk.Image) -> None:
         ("Origin", tolerance_mm),
         ("Direction", GRID_TOLERANCE),
     ):
-        expected, found = (getattr(image, f"Get{name}")() for image in (reference, prediction))
-        if not np.allclose(found, expected, rtol=0, atol=tolerance):
-            raise DataError(
-                f"prediction has {name.lower()} {found}, its reference {expected}: bring both to "
-                "the same grid"
-            )
+        expected, found = (getattr(image, f"Get{name}")() for image in (reference, other))
+        if len(found) != len(expected) or not np.allclose(found, expected, 0, tolerance):
+            return f"{name.lower()} {found}, expected {expected}"
+    return ""

@@ -11,7 +11,9 @@ prints the path of the file that MindSpore Lite reads: NAME.mindir itself or its
 import argparse
 import hashlib
 import json
+import os
 import shlex
+import sys
 from pathlib import Path
 
 from easydict import EasyDict
@@ -235,7 +237,9 @@ def main() -> None:
     """Prints where the model lies that MindSpore Lite reads."""
     parser = argparse.ArgumentParser(description="Find the model that MindSpore Lite reads")
     parser.add_argument("mindir_path")
-    print(lite_model(parser.parse_args().mindir_path))
+    path = lite_model(parser.parse_args().mindir_path)
+    # As bytes: `print` would make escapes of letters that the terminal has not.
+    sys.stdout.buffer.write(os.fsencode(path) + b"\n")
 
 
 if __name__ == "__main__":

@@ -18,8 +18,9 @@ from mindspore import nn
 from src import output_folder
 from src.checkpoint import load_weights
 from src.cli import MINDIR_VERSIONS
-from src.errors import DataError, UsageError
+from src.errors import DataError, UsageError, reason_of
 from src.evaluation import load_network
+from src.images.formats import check_name
 from src.lowered_vnet import LoweredVNet
 from src.mindir import names_of, to_version_1
 from src.model_description import (
@@ -31,6 +32,7 @@ from src.model_description import (
     with_other_formats,
 )
 from src.onnx_model import INPUT, OUTPUT, export_onnx, run_onnx
+from src.surroundings import working_folder
 from src.vnet import create_vnet
 
 # Largest difference of a probability that passes. Ascend and GPU may compute float32 convolutions
@@ -130,6 +132,7 @@ def export_model(
             be written, or a model computes something else than the checkpoint.
     """
     folder = exports[0].path.parent
+    check_name(exports[0].path.absolute())  # MindSpore and ONNX Runtime take no other
     # MindSpore's own convolutions, in float32 like the model: a difference is the export's.
     plain = EasyDict({**config, "fast_conv3d": "off", "precision": "float32"})
     reference = load_network(checkpoint_path, plain, device_target)
@@ -176,6 +179,7 @@ def export_model(
 @contextmanager
 def _scratch_in(folder):
     """A hidden folder in `folder`, which is made for it; nothing stays of an export that fails."""
+    named, folder = folder, folder.absolute()
     made = [path for path in (folder, *folder.parents) if not path.exists()]
 
     def remove():
@@ -199,10 +203,7 @@ def _scratch_in(folder):
     except BaseException as error:
         remove()
         if isinstance(error, OSError):
-            raise DataError(
-                f"{folder}: cannot be written ({error.strerror}): check that it is a folder, "
-                "allows writing and has space left"
-            ) from None
+            raise DataError(f"{named}: cannot be written ({reason_of(error)})") from None
         raise
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -228,13 +229,17 @@ def _write(export, network, volume, path):
         return (INPUT, OUTPUT), run_onnx(path, volume)
     if export.conv2d:
         network = LoweredVNet(network, volume.shape).set_train(False)
-    # MindSpore's own files can be read by nobody but the owner, and written by nobody.
-    mindir = path.with_name(f"mindspore_{path.stem}.mindir")
-    ms.export(network, ms.Tensor(volume), file_name=str(mindir), file_format="MINDIR")
+    # MindSpore's own files can be read by nobody but the owner, and written by nobody; it takes a
+    # path only of Latin letters, digits and few signs.
+    work = Path(tempfile.mkdtemp(prefix="mindspore-", dir=path.parent))
+    mindir = work / "model.mindir"
+    with working_folder(work):
+        ms.export(network, ms.Tensor(volume), file_name=mindir.name, file_format="MINDIR")
     checked = path
     if export.file_format == "AIR":  # which MindSpore cannot load: the MINDIR is checked for it
-        air = path.with_name(f"mindspore_{path.name}")
-        ms.export(network, ms.Tensor(volume), file_name=str(air), file_format="AIR")
+        air = work / "model.air"
+        with working_folder(work):
+            ms.export(network, ms.Tensor(volume), file_name=air.name, file_format="AIR")
         shutil.copyfile(air, path)
         checked = mindir
     elif export.mindir_version == 1:

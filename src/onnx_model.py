@@ -14,6 +14,7 @@ import numpy as np
 from mindspore import nn
 
 from src.errors import DataError, reason_of
+from src.surroundings import working_folder
 from src.vnet import VNet
 
 INPUT, OUTPUT = "volume", "foreground_probability"
@@ -32,16 +33,17 @@ def export_onnx(network: VNet, shape: tuple[int, int, int, int, int], path: Path
     """
     import onnx  # optional
 
-    # What is not mended yet never stands under the model's own name.
-    exported = path.with_name(f"mindspore_{path.name}")
+    # What is not mended yet never stands under the model's own name, nor may every name.
+    exported = path.with_name("mindspore_model.onnx")
     has_elu = _swap_elu_for_relu(network)
-    ms.onnx.export(
-        network,
-        ms.Tensor(np.zeros(shape, np.float32)),
-        file_name=str(exported),
-        input_names=[INPUT],
-        output_names=[OUTPUT],
-    )
+    with working_folder(path.parent):  # MindSpore takes few letters in a path
+        ms.onnx.export(
+            network,
+            ms.Tensor(np.zeros(shape, np.float32)),
+            file_name=exported.name,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+        )
     model = onnx.load(exported)
     exported.unlink()
     weights = {weight.name: weight for weight in model.graph.initializer}

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from src.atomic import write_files
 from src.errors import DataError, reason_of
+from src.images.formats import check_name
 
 MANIFEST = ".vnet_outputs.json"
 LOCK = ".vnet_outputs.lock"
@@ -40,7 +41,10 @@ def check(folder: str | Path, names: Iterable[str]) -> list[str]:
     Raises:
         DataError: one of them is not ours.
     """
-    folder, ours = Path(folder), _remembered(folder)
+    folder = Path(folder)
+    for name in names:
+        check_name(folder / name)
+    ours = _remembered(folder)
     present = [name for name in names if (folder / name).exists()]
     foreign = [name for name in present if name not in ours]
     if foreign:

@@ -16,7 +16,7 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 from tqdm import tqdm
 
-from src.errors import DataError, UsageError
+from src.errors import DataError, UsageError, reason_of
 from src.images.writing import write_volume
 
 # Mean T2 signal (urine is 1), amplitude of the fine and of the coarse texture, depth of the septa.
@@ -336,5 +336,5 @@ def write_phantom(out_path: str | Path, cases: int, seed: int, first: int = 0) -
                 file.rename(target)
     except OSError as error:
         raise DataError(
-            f"{out_path}: cannot be written ({error.strerror}); choose another folder, or make room"
+            f"{out_path}: cannot be written ({reason_of(error)}), or choose another folder"
         ) from None

@@ -42,16 +42,24 @@ def foreground_probability(network: nn.Cell, volume: np.ndarray) -> np.ndarray:
         (X, Y, Z) float32 in 0..1.
 
     Raises:
-        ValueError: not three axes.
+        ValueError: not three axes, or a network in training mode.
     """
     if np.ndim(volume) != 3:
         raise ValueError(f"a volume of shape {np.shape(volume)}, expected (X, Y, Z)")
+    if getattr(network, "training", False):
+        raise ValueError("a network in training mode, expected set_train(False)")
     batch = np.ascontiguousarray(volume[None, None], dtype=np.float32)
     return network(ms.Tensor(batch)).asnumpy()[0]
 
 
 def average_over_flip(outputs: list[np.ndarray]) -> np.ndarray:
-    """Mean of the outputs for a volume and for its left-right mirror image, each (X, Y, Z)."""
+    """Mean of the outputs for a volume and for its left-right mirror image, each (X, Y, Z).
+
+    Raises:
+        ValueError: not two outputs of one shape.
+    """
+    if len(outputs) != 2 or np.shape(outputs[0]) != np.shape(outputs[1]):
+        raise ValueError(f"outputs of {[np.shape(o) for o in outputs]}, expected two of one shape")
     straight, mirrored = outputs
     return (straight + np.flip(mirrored, LEFT_RIGHT_AXIS)) / 2
 
@@ -60,7 +68,12 @@ def largest_component(mask: np.ndarray) -> np.ndarray:
     """The largest 26-connected component of a boolean array; an empty mask stays empty.
 
     Of equally large ones, the first in array order.
+
+    Raises:
+        ValueError: not a boolean array of three axes.
     """
+    if np.ndim(mask) != 3 or mask.dtype != bool:
+        raise ValueError(f"{mask.dtype} of shape {mask.shape}, expected bool with three axes")
     labels, count = ndimage.label(mask, structure=np.ones((3, 3, 3)))
     if count < 2:
         return mask
@@ -79,11 +92,16 @@ def mask_of_probability(probability: sitk.Image, threshold: float = 0.5) -> sitk
         uint8, 0 and 1, with the same geometry.
 
     Raises:
-        ValueError: an image of integers, which would be a mask or intensities.
+        ValueError: an image of integers, which would be a mask or intensities, NaN or infinity, or
+            no threshold between 0 and 1.
     """
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"a threshold of {threshold}, expected 0 to 1")
     if probability.GetPixelID() not in (sitk.sitkFloat32, sitk.sitkFloat64):
         raise ValueError(f"a {probability.GetPixelIDTypeAsString()}, expected probabilities")
     values = sitk.GetArrayFromImage(probability).T
+    if not np.isfinite(values).all():
+        raise ValueError("a probability with NaN or infinity, expected 0 to 1")
     above = values > threshold
     foreground = np.zeros(above.shape, np.uint8)
     # In the patient's order, so that of two components of one size the same is kept however stored.
@@ -121,7 +139,11 @@ def segment_outputs(
 
 
 def segment(network: nn.Cell, image: sitk.Image, config: EasyDict) -> tuple[sitk.Image, sitk.Image]:
-    """One case from its image to its mask: `network_inputs`, the network, `segment_outputs`."""
+    """One case from its image to its mask: `network_inputs`, the network, `segment_outputs`.
+
+    Raises:
+        ValueError: no 3-D scalar image of finite voxels, or a network in training mode.
+    """
     volumes = network_inputs(image, config)
     outputs = [foreground_probability(network, volume) for volume in volumes]
     return segment_outputs(outputs, image, config)

@@ -45,7 +45,6 @@ def release(checkpoint_path: str | Path, config: EasyDict, folder: str | Path) -
     output_folder.claim(folder, [WEIGHTS, CONFIG_NAME, CHECKSUMS])
     (folder / CHECKSUMS).unlink(missing_ok=True)  # until all is new again
     save_weights(network, folder / WEIGHTS, half=True)
-    (folder / WEIGHTS).chmod(0o644)  # MindSpore's checkpoints are their owner's alone
     save_config({**config, **{key: vnet_cfg[key] for key in OF_ONE_MACHINE}}, folder / CONFIG_NAME)
     sums = [f"{sha256_of(folder / name)}  {name}\n" for name in (WEIGHTS, CONFIG_NAME)]
     write_files({folder / CHECKSUMS: "".join(sums).encode()})

@@ -21,7 +21,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from src.atomic import write_files
-from src.metrics import bounding_box, dice, summary, volume_ml
+from src.metrics import bounding_box, dice, grid_difference, summary, volume_ml
 
 # Okabe and Ito's palette, told apart with every common form of colour blindness; orange and sky
 # blue also stand out from any grey.
@@ -65,7 +65,8 @@ def write_metrics(rows: list[dict], directory: str | Path, extra: dict | None = 
     write_files(
         {
             Path(directory, "metrics.csv"): csv.encode(),
-            Path(directory, "metrics.json"): f"{text}\n".encode(),
+            # What of a name is not UTF-8 becomes an escape, as JSON has it.
+            Path(directory, "metrics.json"): f"{text}\n".encode(errors="backslashreplace"),
         }
     )
 
@@ -92,6 +93,7 @@ def plot_progress(history: str | Path | pd.DataFrame, path: str | Path) -> None:
 
     Raises:
         DataError: the picture cannot be written.
+        ValueError: a table without rows or without these columns.
     """
     if not isinstance(history, pd.DataFrame):
         history = pd.read_csv(history)
@@ -99,6 +101,13 @@ def plot_progress(history: str | Path | pd.DataFrame, path: str | Path) -> None:
 
 
 def progress_figure(history: pd.DataFrame) -> Figure:
+    """The picture of `plot_progress`."""
+    columns = {"epoch", "learning_rate", "train_loss", "val_dice"}
+    if not columns <= set(history.columns) or history.empty:
+        raise ValueError(
+            f"a history of {len(history)} rows with {', '.join(map(str, history.columns))}, "
+            f"expected one row at least, with {', '.join(sorted(columns))}"
+        )
     validated = history[history["val_dice"].notna()]
     heights = [3, 3, 1.6] if len(validated) else [3, 1.6]
     figure = Figure(figsize=(8, 1.1 * sum(heights)), layout="constrained")
@@ -224,6 +233,7 @@ def plot_overlays(cases: Iterable[OverlayCase], path: str | Path) -> None:
 
     Raises:
         DataError: the picture cannot be written.
+        ValueError: a mask on another grid than its image.
     """
     _save(_overlay_figure([_overlay_row(case) for case in cases]), path)
 
@@ -245,7 +255,15 @@ def oriented(case: OverlayCase) -> Volumes:
 
     LPS: rows from anterior to posterior and columns from right to left, as radiologists look at an
     axial slice. The grey range is the image's 1st to 99th percentile.
+
+    Raises:
+        ValueError: a mask on another grid than the image.
     """
+    for name in ("prediction", "reference"):
+        mask = getattr(case, name)
+        difference = "" if mask is None else grid_difference(case.image, mask)
+        if difference:
+            raise ValueError(f"{case.case}: {name} with {difference}, its image's")
     image = sitk.DICOMOrient(case.image, "LPS")
     image_zyx = sitk.GetArrayFromImage(image)
     prediction, reference = (

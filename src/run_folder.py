@@ -17,7 +17,7 @@ from pathlib import Path
 from easydict import EasyDict
 
 from src.config import CONFIG_NAME, config_of_run, save_config, training_config
-from src.errors import DataError
+from src.errors import DataError, reason_of
 from src.ranks import Ranks
 
 DATE = r"\d{8}_\d{6}(_\d+)?"
@@ -43,7 +43,7 @@ def new_run_folder(config: EasyDict) -> Path:
             continue
         except OSError as error:
             raise DataError(
-                f"{folder}: cannot be made ({error.strerror}); choose another dirResult"
+                f"{folder}: cannot be made ({reason_of(error)}); choose another dirResult"
             ) from None
         save_config(config, folder / CONFIG_NAME)
         return folder

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from src.atomic import write_files
 from src.data_manager import Case, find_cases
-from src.errors import DataError, UsageError
-from src.images.formats import MASK_SUFFIX, SUFFIXES, images_in, stem
+from src.errors import DataError, UsageError, reason_of
+from src.images.formats import MASK_SUFFIX, SUFFIXES, check_name, images_in, stem
 
 # The evaluation cases of the MindSpore model zoo's V-Net, out of the challenge's 50 training cases.
 ZOO_CASES = tuple(f"Case{number:02d}" for number in range(50))
@@ -40,6 +40,7 @@ def cases_in(data_path: Path) -> list[str]:
                 f"{paths[0].parent}: {' and '.join(path.name for path in paths)} "
                 f"are one case by name, {case_id}; keep one of them"
             )
+        check_name(paths[0])
         if not _IMAGE_NAME.fullmatch(paths[0].name):
             raise DataError(
                 f"{paths[0]}: a split file cannot hold this name; "
@@ -115,7 +116,7 @@ def write_splits(out_path: Path, splits: dict[str, list[str]]) -> None:
                     f"{error}; as it is no split file, it is not replaced: "
                     "move it away or choose another --out_path"
                 ) from error
-            same = previous == [stem(case) for case in cases]
+            same = previous == cases
             note = ", as before" if same else f", replaces a split of {len(previous)}"
         notes[path] = f"{path}: {len(cases)} cases{note}"
     write_files(
@@ -130,7 +131,7 @@ def write_splits(out_path: Path, splits: dict[str, list[str]]) -> None:
 
 
 def read_split(path: str | Path) -> list[str]:
-    """Case names (stems: `Case03` for `Case03.mhd`) of a split file, in its order.
+    """The image file names of a split file, in its order.
 
     Blank lines do not count.
 
@@ -144,9 +145,9 @@ def read_split(path: str | Path) -> list[str]:
         raise DataError(f"{path}: no such split file; create_csv.py writes it") from error
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
-            f"{path}: cannot be read as text ({error}); create_csv.py writes split files"
+            f"{path}: cannot be read as text ({reason_of(error)}); create_csv.py writes split files"
         ) from error
-    first_line: dict[str, int] = {}
+    names, first_line = [], {}
     for number, line in enumerate(map(str.strip, lines), start=1):
         if not line:
             continue
@@ -161,9 +162,10 @@ def read_split(path: str | Path) -> list[str]:
                 "keep one of them"
             )
         first_line[stem(line)] = number
+        names.append(line)
     if not first_line:
         raise DataError(f"{path}: holds no case; create_csv.py writes split files")
-    return list(first_line)
+    return names
 
 
 def _few(names: list[str]) -> str:

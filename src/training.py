@@ -22,6 +22,7 @@ from src.callbacks import (
     RunRecorder,
     Validation,
     WeightAverage,
+    stops_early,
 )
 from src.config import CONFIG_NAME, save_config
 from src.data_manager import (
@@ -140,6 +141,7 @@ def resumed(
     training_cell: nn.Cell,
     average: nn.Cell | None,
     fresh: Progress,
+    validates: bool,
 ) -> Progress:
     """Brings a run back to its last checkpoint, and keeps what its configuration is from now on.
 
@@ -149,12 +151,13 @@ def resumed(
         network, training_cell, average: get the run's values.
         fresh: where a run that died before its first checkpoint starts again; its cases and devices
             must be those that the run was started with.
+        validates: whether there are validation cases, without which nothing stops early.
 
     Returns:
         How far it is.
 
     Raises:
-        UsageError: all epochs are trained.
+        UsageError: all epochs are trained, or the run was stopped early.
         DataError: other cases, another number of devices, or a checkpoint that does not fit.
     """
     progress = fresh
@@ -175,6 +178,12 @@ def resumed(
         if progress.epoch >= config.epochs:
             raise UsageError(
                 f"{run_folder}: all {config.epochs} epochs are trained; for more, --set epochs=N"
+            )
+        if validates and stops_early(progress, config.early_stop):
+            raise UsageError(
+                f"{run_folder}: ended by early stop after epoch {progress.epoch}, "
+                f"{progress.validations_since_best} validations without a better Dice than "
+                f"{progress.best_dice:.4f}; to go on, --set early_stop=N above that, or 0"
             )
         print(f"resuming {run_folder} after epoch {progress.epoch}")
     else:
@@ -237,7 +246,9 @@ def opened_run(
     with held(run_folder) if ranks.is_first else nullcontext():
         progress = fresh
         if ranks.is_first and not is_new:
-            progress = resumed(run_folder, config, network, training_cell, average, fresh)
+            progress = resumed(
+                run_folder, config, network, training_cell, average, fresh, bool(val_ids)
+            )
         firsts = ranks.text_from_first(json.dumps([progress.numbers(), val_ids]))
         numbers, first_val_ids = json.loads(firsts)
         progress = Progress(**numbers)
@@ -297,7 +308,7 @@ def train(
     network = create_vnet(config, sync_batch_norm=config.sync_batch_norm and ranks.count > 1)
     network = accelerated(network, config, device_target)
     if device_target == "CPU":
-        check_training_fits(config, network)
+        check_training_fits(config, network, len(cases))
     for case in ranks.share(val_cases):
         read_case(case, config)  # a broken file stops the run now, not after the first epochs
     volumes = load_training_volumes(cases, config)

@@ -1,8 +1,10 @@
 """The transaction of last.ckpt and last_state.ckpt at any moment of dying, and strict loading."""
 
+import errno
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import textwrap
@@ -166,7 +168,7 @@ def test_a_full_disk_keeps_the_old_pair(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint.ms, "save_checkpoint", full)
-    with pytest.raises(DataError, match=r"last.*No space left.*disk full"):
+    with pytest.raises(DataError, match=r"last.*No space left on device; free some space"):
         save(tmp_path, 2)
     monkeypatch.undo()
     assert saved(tmp_path) == 1
@@ -181,7 +183,7 @@ def test_a_disk_that_really_is_full_keeps_the_old_pair(tmp_path):
         save(tmp_path, 1)
         filler = tmp_path / "filler"
         filler.write_bytes(bytes(shutil.disk_usage(tmp_path).free - 4096))
-        with pytest.raises(DataError, match="disk full"):
+        with pytest.raises(DataError, match=r"cannot be written \((No space left|File too large)"):
             save(tmp_path, 2)
         filler.unlink()
         assert saved(tmp_path) == 1
@@ -194,10 +196,58 @@ def test_a_full_disk_leaves_nothing_of_new_weights(tmp_path, full_disk):
     pair = Pair()
     checkpoint.save_weights(pair.network, tmp_path / "best.ckpt")
     before = (tmp_path / "best.ckpt").read_bytes()
-    with full_disk(500), pytest.raises(DataError, match="disk full"):
+    with (
+        full_disk(500),
+        pytest.raises(DataError, match=r"cannot be written \((No space left|File too large)"),
+    ):
         checkpoint.save_weights(pair.fill(1).network, tmp_path / "best.ckpt")
     assert [path.name for path in tmp_path.iterdir()] == ["best.ckpt"]
     assert (tmp_path / "best.ckpt").read_bytes() == before
+
+
+def test_a_failure_is_said_once(tmp_path, full_disk, capfd):
+    """MindSpore's own log would guess at permissions."""
+    with full_disk(500), pytest.raises(DataError):
+        checkpoint.save_weights(Pair().network, tmp_path / "best.ckpt")
+    (tmp_path / "cut.ckpt").write_bytes(b"rubbish")
+    with pytest.raises(DataError, match="not a whole MindSpore checkpoint"):
+        checkpoint.load_weights(Pair().network, tmp_path / "cut.ckpt")
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_checkpoints_follow_the_umask(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        save(tmp_path, 1)
+        checkpoint.save_weights(Pair().network, tmp_path / "best.ckpt")
+    finally:
+        os.umask(before)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
+    assert modes == dict.fromkeys(("best.ckpt", "last.ckpt", "last_state.ckpt"), mode)
+
+
+def test_a_checkpoint_that_may_not_be_read(tmp_path, monkeypatch):
+    path = tmp_path / "best.ckpt"
+    checkpoint.save_weights(Pair().network, path)
+
+    def denied(*_, **__):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "open", denied)
+    with pytest.raises(DataError, match=r"best.ckpt: cannot be read \(Permission denied; check"):
+        checkpoint.load_weights(Pair().network, path)
+
+
+def test_only_own_names_are_pruned(tmp_path):
+    names = ["1_5", "2_5", "10_5", "2_5 (copy)", "a_b"]
+    for name in names:
+        (tmp_path / f"checkpoint_vnet-{name}.ckpt").touch()
+    checkpoint.prune(tmp_path, 1)
+    left = {path.stem.removeprefix("checkpoint_vnet-") for path in tmp_path.iterdir()}
+    assert left == {"10_5", "2_5 (copy)", "a_b"}
+    with pytest.raises(ValueError, match="keep is 0"):
+        checkpoint.prune(tmp_path, 0)
 
 
 def test_nothing_to_resume_is_said(tmp_path):

@@ -23,7 +23,7 @@ from src.errors import DataError, UsageError
         (
             OSError(28, "No space left", "x.csv"),
             1,
-            "x.csv: No space left; check that path, its permissions and the space left",
+            "x.csv: No space left; free some space",
         ),
         (KeyboardInterrupt(), 130, "interrupted"),
     ],
@@ -68,7 +68,7 @@ def test_model_arguments():
     parser = argparse.ArgumentParser()
     add_model_arguments(parser)
     args = parser.parse_args([])
-    assert (args.data_path, args.split_file_path) == ("./promise", "./split/eval.csv")  # the zoo's
+    assert (args.data_path, args.split_file_path) == ("./promise", "./split/val.csv")
     assert (args.mindir_path, args.overrides) == ("./vnet.mindir", [])
     words = "--data_path d --split_file_path s.csv --mindir_path m.mindir --set fold=2 --set lr=1"
     args = parser.parse_args(words.split())
@@ -102,7 +102,7 @@ PREDICT = [*EVAL, "--input", "scan.mhd"]
 def test_entry_points(tmp_path, monkeypatch, capsys, write_case, entry, arguments, code, words):
     write_case(tmp_path / "data", "Case03")
     (tmp_path / "split").mkdir()
-    (tmp_path / "split" / "eval.csv").write_text("Case03.mhd\n")
+    (tmp_path / "split" / "val.csv").write_text("Case03.mhd\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["entry.py", *arguments])
     before = sorted(tmp_path.rglob("*"))
@@ -130,7 +130,7 @@ def test_a_missing_package_is_named_with_its_remedy(capsys):
     [
         (MemoryError(), "out of memory; a smaller batch_size"),
         (RuntimeError("Memory not enough: alloc failed\nlong trace"), "Memory not enough"),
-        (OSError(28, "No space left on device", "x.mhd"), "x.mhd: No space left on device; check"),
+        (OSError(28, "No space left on device", "x.mhd"), "x.mhd: No space left on device; free"),
     ],
 )
 def test_the_machines_faults_are_one_line(error, says, capsys):

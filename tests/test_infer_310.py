@@ -384,7 +384,7 @@ def test_the_commands_take_all_from_beside_the_model(
     monkeypatch.chdir(tmp_path)
     shutil.move(data, tmp_path / "promise")
     (tmp_path / "split").mkdir()
-    (tmp_path / "split" / "eval.csv").write_text("Case1.mhd\nCase0.mhd\n")
+    (tmp_path / "split" / "val.csv").write_text("Case1.mhd\nCase0.mhd\n")
     model = tmp_path / "vnet.mindir"
     model.write_bytes(b"model")
     hashes = {"sha256": sha256_of(model), "checkpoint_sha256": "0"}

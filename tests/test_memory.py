@@ -1,9 +1,11 @@
 """Too little memory is said before a training starts, with what would fit."""
 
+import numpy as np
 import pytest
 
 from src import memory
 from src.config import overridden, vnet_cfg
+from src.data_manager import TrainingVolume
 from src.errors import DataError
 from src.fast_conv3d.network import accelerated
 from src.vnet import create_vnet
@@ -17,14 +19,24 @@ def test_the_largest_fitting_batch_is_named(monkeypatch, fast_conv3d):
     config = overridden(vnet_cfg, overrides)
     network = accelerated(create_vnet(config), config, "CPU")
     parameters = sum(p.size for p in network.get_parameters())
-    fitting = memory.training_bytes(config, parameters, 3, fast=fast_conv3d == "on")
+    fitting = memory.training_bytes(config, parameters, 3, fast_conv3d == "on", case_count=40)
     monkeypatch.setattr(memory, "available_bytes", lambda: fitting + 1)
-    with pytest.raises(DataError, match=r"batch_size=8 .* batch_size=3 fits"):
-        memory.check_training_fits(config, network)
-    memory.check_training_fits(overridden(config, ["batch_size=3"]), network)
+    with pytest.raises(DataError, match=r"batch_size=8 .* 40 cases .* batch_size=3 fits"):
+        memory.check_training_fits(config, network, 40)
+    memory.check_training_fits(overridden(config, ["batch_size=3"]), network, 40)
+    with pytest.raises(DataError, match=r"41 cases .* batch_size=2 fits"):
+        memory.check_training_fits(overridden(config, ["batch_size=3"]), network, 41)
     monkeypatch.setattr(memory, "available_bytes", lambda: 0)
     with pytest.raises(DataError, match="smaller VolSize or width"):
-        memory.check_training_fits(config, network)
+        memory.check_training_fits(config, network, 0)
+
+
+def test_the_preprocessed_cases_count():
+    """An intensity of four bytes and a mask of one, for each voxel of each case."""
+    volume = TrainingVolume(np.zeros((32, 16, 48), np.float32), np.zeros((32, 16, 48), bool), "")
+    config = overridden(vnet_cfg, ["VolSize=32,16,48"])
+    without, with_seven = (memory.training_bytes(config, 10, 1, True, count) for count in (0, 7))
+    assert with_seven - without == 7 * (volume.intensity.nbytes + volume.mask.nbytes)
 
 
 def test_estimate_is_near_what_was_measured():

@@ -100,6 +100,12 @@ def test_metrics_json_holds_cases_summary_flags_and_extra(tmp_path):
     }
 
 
+def test_a_path_that_is_not_utf8_is_kept_as_an_escape(tmp_path):
+    path = os.fsdecode(b"r\xfcn/best.ckpt")
+    write_metrics(ROWS, tmp_path, {"checkpoint": path})
+    assert json.loads((tmp_path / "metrics.json").read_bytes())["checkpoint"] == path
+
+
 @pytest.mark.parametrize(
     ("value", "error"), [(math.nan, ValueError), (math.inf, ValueError), ({1}, TypeError)]
 )

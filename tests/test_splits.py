@@ -9,7 +9,7 @@ import pytest
 import create_csv
 from src.cli import run
 from src.errors import DataError, UsageError
-from src.splits import cases_in, draw_splits, read_split, write_splits
+from src.splits import cases_in, draw_splits, read_split, split_cases, write_splits
 
 ZOO_EVALUATION = [11, 15, 19, 30, 42, 43, 44, 46, 48, 49]
 
@@ -136,7 +136,7 @@ def test_no_such_data_path(tmp_path):
 def test_what_is_written_is_one_name_a_line(tmp_path):
     write_splits(tmp_path / "new" / "folder", {"val.csv": ["b.mhd", "a.nii.gz"]})
     assert (tmp_path / "new/folder/val.csv").read_bytes() == b"b.mhd\na.nii.gz\n"
-    assert read_split(tmp_path / "new/folder/val.csv") == ["b", "a"]
+    assert read_split(tmp_path / "new/folder/val.csv") == ["b.mhd", "a.nii.gz"]
 
 
 def test_own_files_are_replaced_with_a_notice(tmp_path, capsys):
@@ -147,7 +147,7 @@ def test_own_files_are_replaced_with_a_notice(tmp_path, capsys):
     ]:
         write_splits(tmp_path, {"val.csv": cases})
         assert capsys.readouterr().out == f"{tmp_path / 'val.csv'}: {notice}\n"
-    assert read_split(tmp_path / "val.csv") == ["b", "c"]
+    assert read_split(tmp_path / "val.csv") == ["b.mhd", "c.mhd"]
 
 
 @pytest.mark.parametrize("content", ["", "case,dice\nCase00.mhd,0.9\n", "my notes\n", "\x00\x01"])
@@ -167,7 +167,7 @@ def test_folds_of_an_earlier_draw_are_named(tmp_path, capsys):
 
 def test_unwritable_output(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(DataError, match="cannot be written .*check that its folder"):
+    with pytest.raises(DataError, match="cannot be written .*which of these names are folders"):
         write_splits(tmp_path / "file" / "deeper", {"val.csv": ["a.mhd"]})
 
 
@@ -188,20 +188,20 @@ def test_full_disk_leaves_the_old_files(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="No space left"):
         write_splits(tmp_path, new)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["train.csv", "val.csv"]
-    assert [read_split(tmp_path / name) for name in old] == [["a"], ["b"]]
+    assert [read_split(tmp_path / name) for name in old] == [["a.mhd"], ["b.mhd"]]
 
 
 @pytest.mark.parametrize(
     "content",
     [
-        b"Case03.mhd\nx 1.nii.gz\n",
-        b"Case03.mhd\r\n\r\nx 1.nii.gz",
+        b"Case03.MHD\nx 1.nii.gz\n",
+        b"Case03.MHD\r\n\r\nx 1.nii.gz",
         b"\xef\xbb\xbf  Case03.MHD \n\n\nx 1.nii.gz\n\n",
     ],
 )
 def test_read_split_takes_what_editors_make_of_it(tmp_path, content):
     (tmp_path / "val.csv").write_bytes(content)
-    assert read_split(tmp_path / "val.csv") == ["Case03", "x 1"]
+    assert read_split(tmp_path / "val.csv") == ["Case03.MHD", "x 1.nii.gz"]
 
 
 @pytest.mark.parametrize(
@@ -222,6 +222,37 @@ def test_read_split_says_what_is_wrong(tmp_path, content, message):
     (tmp_path / "val.csv").write_bytes(content)
     with pytest.raises(DataError, match=f"val.csv: .*{message}"):
         read_split(tmp_path / "val.csv")
+
+
+@pytest.mark.parametrize(
+    ("line", "image", "mask"),
+    [
+        ("Case03.mhd", "Case03.mhd", "Case03_segmentation.mhd"),
+        ("Case03.nii.gz", "Case03.nii.gz", "Case03_segmentation.nii.gz"),
+        ("Case03.MHD", "Case03.mhd", "Case03_segmentation.mhd"),
+        ("Case04.mhd", "Case04.nii.gz", "Case04_segmentation.nrrd"),  # the only ones there
+    ],
+)
+def test_a_split_line_means_the_file_with_its_suffix(tmp_path, line, image, mask):
+    images = ["Case03.mhd", "Case03.nii.gz", "Case04.nii.gz"]
+    masks = ["Case03_segmentation.mhd", "Case03_segmentation.nii.gz", "Case04_segmentation.nrrd"]
+    make_cases(tmp_path, images, masks)
+    (tmp_path / "val.csv").write_text(f"{line}\n")
+    (case,) = split_cases(tmp_path, tmp_path / "val.csv", "val", 0)
+    assert (case.case_id, case.image_path.name, case.mask_path.name) == (line[:6], image, mask)
+
+
+def test_a_split_line_without_its_file_is_ambiguous(tmp_path):
+    make_cases(tmp_path, ["Case03.mha", "Case03.nii"], ["Case03_segmentation.mha"])
+    (tmp_path / "val.csv").write_text("Case03.mhd\n")
+    with pytest.raises(DataError, match="Case03.mha, Case03.nii are all called Case03"):
+        split_cases(tmp_path, tmp_path / "val.csv", "val", 0)
+
+
+def test_another_suffix_is_another_split(tmp_path, capsys):
+    write_splits(tmp_path, {"val.csv": ["a.mhd"]})
+    write_splits(tmp_path, {"val.csv": ["a.nii"]})
+    assert capsys.readouterr().out.endswith("1 cases, replaces a split of 1\n")
 
 
 @pytest.mark.parametrize(
@@ -253,7 +284,7 @@ def test_command_line_defaults_to_the_zoos_split(tmp_path, monkeypatch, argument
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["create_csv.py", *arguments.split()])
     create_csv.main()
-    assert read_split(tmp_path / "new/val.csv") == [f"Case{number}" for number in ZOO_EVALUATION]
+    assert read_split(tmp_path / "new/val.csv") == numbered(ZOO_EVALUATION)
     assert len(read_split(tmp_path / "new/train.csv")) == 40
 
 

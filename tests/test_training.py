@@ -18,7 +18,7 @@ from easydict import EasyDict
 from mindspore import nn
 
 from src import checkpoint
-from src.callbacks import EpochLog, Progress, WeightAverage
+from src.callbacks import EpochLog, Progress, WeightAverage, stops_early
 from src.config import load_config, overridden, save_config, vnet_cfg
 from src.data_manager import Case, TrainingVolume
 from src.errors import DataError, UsageError
@@ -384,13 +384,39 @@ def test_a_signal_ends_a_training_with_its_exit_code(data, sent, code):
     assert child.wait(timeout=60) == code
 
 
-def test_early_stop_ends_the_training(data, capsys):
-    config = small("lr=1e-30", "epochs=20", "val_interval=1", "early_stop=2", "weight_decay=0")
+EARLY = ("lr=1e-30", "epochs=20", "val_interval=1", "weight_decay=0")
+
+
+def test_early_stop_ends_the_training_and_a_resume_says_so(data, capsys):
+    config = small(*EARLY, "early_stop=2")
     folder = run(data, config, val=True)
     history = pd.read_csv(folder / "history.csv")
     best = history["val_dice"].idxmax()
     assert len(history) == best + 1 + 2
     assert "early stop" in capsys.readouterr().out
+
+    before = tree(folder)
+    with pytest.raises(UsageError) as error:
+        run(data, config, val=True, run_folder=folder)
+    said = str(error.value)
+    assert f"{folder}: ended by early stop after epoch {len(history)}, 2 validations" in said
+    assert "--set early_stop=N" in said
+    assert tree(folder) == before
+    longer = small(*EARLY, "early_stop=3")
+    run(data, longer, val=True, run_folder=folder)
+    assert len(pd.read_csv(folder / "history.csv")) == len(history) + 1
+
+
+@pytest.mark.parametrize(
+    ("since_best", "patience", "stops"),
+    [(0, 0, False), (5, 0, False), (1, 2, False), (2, 2, True), (3, 2, True), (2, 3, False)],
+)
+def test_early_stop_counts_validations(since_best, patience, stops):
+    assert stops_early(Progress(validations_since_best=since_best), patience) == stops
+
+
+def tree(folder):
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 class Poison(ms.Callback):

@@ -1,9 +1,11 @@
 // Runs an exported V-Net over the volumes that preprocess.py wrote, on an Ascend device or a CPU:
 //   out/main --mindir_path vnet.mindir --device_type CPU
 // postprocess.py turns what it writes into masks. --help lists the flags.
+#include <fcntl.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <csignal>
 #include <cstdio>
 #include <exception>
 #include <iomanip>
@@ -66,10 +68,21 @@ void infer(const Options& options) {
   std::cout << summary << std::flush;
 }
 
+// A closed stream leads nowhere: its number would go to the next file, and the output into that. A
+// reader that leaves does not end the work.
+void prepare_streams() {
+  int descriptor = 0;
+  do descriptor = open("/dev/null", O_RDWR);
+  while (descriptor >= 0 && descriptor <= STDERR_FILENO);
+  if (descriptor >= 0) close(descriptor);
+  std::signal(SIGPIPE, SIG_IGN);
+}
+
 }  // namespace
 }  // namespace vnet
 
 int main(int argc, char** argv) {
+  vnet::prepare_streams();
   // MindSpore Lite logs to standard error, which is for this program's one line: its log goes where
   // the progress goes.
   const int errors = dup(STDERR_FILENO);

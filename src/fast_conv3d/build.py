@@ -24,8 +24,10 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
+from src.atomic import follow_umask
 from src.cli import run
 from src.errors import DataError
+from src.surroundings import user_cache
 
 SOURCES = Path(__file__).with_name("native")
 LIBRARY = "libfast_conv3d.so"
@@ -88,13 +90,12 @@ def cache_folder() -> Path:
     chosen = os.environ.get("FAST_CONV3D_CACHE")
     if chosen:
         return Path(chosen).absolute()
-    try:
-        user = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    except RuntimeError:
+    cache = user_cache()
+    if cache is None:
         raise BuildError(
             "fast_conv3d: the user has no home folder; name a cache, FAST_CONV3D_CACHE=FOLDER"
-        ) from None
-    return Path(user, "vnet_mindspore", "fast_conv3d").absolute()
+        )
+    return cache / "fast_conv3d"
 
 
 def _compiler():
@@ -177,7 +178,7 @@ def _compile(command, library):
                     "another compiler (GCC from version 9, Clang), CXX=/path/to/compiler"
                 )
         Path(work, LOG).write_text(log, encoding="utf-8")
-        Path(work).chmod(0o755)  # others may use a cache that was built ahead
+        follow_umask(Path(work), executable=True)  # others may use a cache that was built ahead
         shutil.rmtree(library.parent, ignore_errors=True)
         Path(work).replace(library.parent)
     (folder / "failed_build.log").unlink(missing_ok=True)

@@ -15,7 +15,13 @@ STACK_RATIO = 1.2  # a stack's slices are this much thicker than its pixels, or 
 
 
 def direction_matrix(image: sitk.Image) -> np.ndarray:
-    """(3, 3) direction cosines; column i is where the image's axis i points, in LPS."""
+    """(3, 3) direction cosines; column i is where the image's axis i points, in LPS.
+
+    Raises:
+        ValueError: no 3-D image.
+    """
+    if image.GetDimension() != 3:
+        raise ValueError(f"an image of size {image.GetSize()}, expected three axes")
     return np.reshape(image.GetDirection(), (3, 3))
 
 
@@ -51,7 +57,12 @@ def in_patient_order(array_xyz: np.ndarray, image: sitk.Image) -> np.ndarray:
     Args:
         array_xyz: (X, Y, Z) in the order in which `image` stores them.
         image: gives the geometry.
+
+    Raises:
+        ValueError: an array of another shape than the image.
     """
+    if array_xyz.shape != image.GetSize():
+        raise ValueError(f"an array of shape {array_xyz.shape}, expected {image.GetSize()}")
     axes, signs = nearest_patient_axes(image)
     return array_xyz.transpose(axes)[tuple(slice(None, None, sign) for sign in signs)]
 
