@@ -41,7 +41,7 @@ def check(folder: str | Path, names: Iterable[str]) -> list[str]:
     Raises:
         DataError: one of them is not ours.
     """
-    folder = Path(folder)
+    folder, names = Path(folder), list(names)
     for name in names:
         check_name(folder / name)
     ours = _remembered(folder)
