@@ -650,7 +650,8 @@ def test_the_dataset_of_a_resumed_run_yields_the_same_samples(small_config, work
     np.testing.assert_array_equal(images(0, 3)[1:], images(1, 2))
 
 
-def test_a_sample_takes_a_fraction_of_a_second(small_config):
+def test_a_sample_takes_as_long_as_a_few_resamplings(small_config):
+    """In core seconds of this process, against SciPy's on the same processor, busy or not."""
     volumes = [
         TrainingVolume(
             np.tile(volume.intensity, (4, 4, 4)), np.tile(volume.mask, (4, 4, 4)), "axial"
@@ -658,7 +659,11 @@ def test_a_sample_takes_a_fraction_of_a_second(small_config):
         for volume in two_volumes(small_config)[0]
     ]
     config = all_on(small_config)
-    start = time.process_time()  # of this process alone: a busy machine must not fail the test
+    start = time.process_time()
     intensity, _ = augmented(volumes, 0, 0, config)
-    assert time.process_time() - start < 1
+    between = time.process_time()
+    positions = 0.98 * np.indices(intensity.shape, np.float32)
+    for _ in range(3):
+        ndimage.map_coordinates(volumes[0].intensity, positions, order=1)
+    assert between - start < 10 * (time.process_time() - between)
     assert intensity.shape == (128, 128, 64)

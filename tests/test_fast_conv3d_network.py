@@ -13,6 +13,7 @@ import pytest
 import SimpleITK as sitk
 from golden import seeded
 from mindspore import nn
+from rounding import GRADIENT_ERROR, LAYER_ERROR, perturb
 
 from src.config import overridden, vnet_cfg
 from src.data_manager import (
@@ -117,6 +118,11 @@ def evaluated(network, volume, keep=None):
     return network.set_train(False)(volume, keep).asnumpy().copy()
 
 
+def evaluation_of(volume, keep):
+    """Function network -> its answer, for `assert_same`."""
+    return lambda network: SimpleNamespace(probability=evaluated(network, volume, keep))
+
+
 class Gradients:
     """One training step's forward and backward pass; compiled once in graph mode."""
 
@@ -153,24 +159,56 @@ def statistics(network):
     }
 
 
-def assert_same_step(fast, plain):
-    assert np.ptp(plain.probability) > 0.5
-    assert fast.loss == pytest.approx(plain.loss, abs=2e-6)
-    np.testing.assert_allclose(fast.probability, plain.probability, rtol=0, atol=2e-4)
-    assert list(fast.gradients) == list(plain.gradients)
-    whole = np.sqrt(sum(np.sum(gradient**2) for gradient in plain.gradients.values()))
+# What perturbed weights change in most of the networks here, with batch norm; see `assert_within`.
+USUAL = {"loss": 2e-6, "probability": 2e-4, "gradient": GRADIENT_ERROR, "statistics": 5e-5}
+
+
+def distances(found, expected):
+    """By how much two steps, or two evaluations, differ: the largest of each kind."""
+    apart = {"probability": np.abs(found.probability - expected.probability).max()}
+    if not hasattr(expected, "gradients"):
+        return apart
+    assert list(found.gradients) == list(expected.gradients)
+    whole = np.sqrt(sum(np.sum(gradient**2) for gradient in expected.gradients.values()))
     assert whole > 0
-    for name, gradient in plain.gradients.items():
-        difference = np.linalg.norm(fast.gradients[name] - gradient)
-        # The floor is for gradients that cancel: a bias in front of a batch norm has none, and
-        # here it is 0 exactly, in stock it is rounding.
-        assert difference <= 1e-3 * max(np.linalg.norm(gradient), 1e-3 * whole), name
+    # The floor is for gradients that cancel: a bias in front of a batch norm has none, and in the
+    # fast network it is 0 exactly, in stock it is rounding.
+    relative = [
+        np.linalg.norm(found.gradients[name] - gradient)
+        / max(np.linalg.norm(gradient), 1e-3 * whole)
+        for name, gradient in expected.gradients.items()
+    ]
+    return apart | {"loss": abs(found.loss - expected.loss), "gradient": max(relative)}
+
+
+def assert_within(found, expected, perturbed):
+    """Differ at most as usual, or else as `perturbed()`, with weights that were perturbed as much
+    as a layer may err, differs from `expected`. That takes its time.
+    """
+    assert np.ptp(expected.probability) > 0.5
+    apart = distances(found, expected)
+    if any(distance > USUAL[kind] for kind, distance in apart.items()):
+        spread = distances(perturbed(), expected)
+        for kind, distance in apart.items():
+            assert distance <= max(USUAL[kind], spread[kind]), kind
 
 
 def assert_same_statistics(fast, plain):
-    expected = statistics(plain)
+    expected, usual = statistics(plain), USUAL["statistics"]
     for name, value in statistics(fast).items():
-        np.testing.assert_allclose(value, expected[name], rtol=5e-5, atol=5e-5, err_msg=name)
+        np.testing.assert_allclose(value, expected[name], rtol=usual, atol=usual, err_msg=name)
+
+
+def assert_same(fast, plain, compute):
+    """`compute(network)` and the moving statistics of two networks with the same weights.
+
+    May perturb those of the plain one.
+    """
+    found, expected = compute(fast), compute(plain)
+    assert found.probability.shape == expected.probability.shape
+    assert found.probability.dtype == np.float32
+    assert_same_statistics(fast, plain)
+    assert_within(found, expected, lambda: compute(perturb(plain)))
 
 
 # ------------------------------------------------------------------ the same numbers
@@ -178,14 +216,12 @@ def assert_same_statistics(fast, plain):
 
 @pytest.mark.parametrize(("variant", "width", "batch", "sides"), CASES)
 def test_evaluation_equals_the_plain_network(pynative_mode, variant, width, batch, sides):
-    plain, fast = seeded_vnet(variant, width), FastVNet(seeded_vnet(variant, width))
+    fast = FastVNet(seeded_vnet(variant, width))
     before = statistics(fast)
     volume, _ = batch_of(batch, sides)
-    for keep in (None, keep_of(plain, batch)):
-        expected, found = evaluated(plain, volume, keep), evaluated(fast, volume, keep)
-        assert found.shape == (batch, *sides) and found.dtype == np.float32
-        assert np.ptp(expected) > 0.5
-        np.testing.assert_allclose(found, expected, rtol=0, atol=2e-4)
+    for keep in (None, keep_of(fast, batch)):
+        assert_same(fast, seeded_vnet(variant, width), evaluation_of(volume, keep))
+    assert evaluated(fast, volume).shape == (batch, *sides)
     for name, value in statistics(fast).items():
         np.testing.assert_array_equal(value, before[name])
 
@@ -198,8 +234,7 @@ def test_a_training_step_equals_the_plain_networks(
     plain, fast = seeded_vnet(variant, width), FastVNet(seeded_vnet(variant, width))
     volume, mask = batch_of(batch, sides)
     keep = keep_of(plain, batch) if dropping else None
-    assert_same_step(Gradients(fast)(volume, mask, keep), Gradients(plain)(volume, mask, keep))
-    assert_same_statistics(fast, plain)
+    assert_same(fast, plain, lambda network: Gradients(network)(volume, mask, keep))
 
 
 @pytest.mark.parametrize(("variant", "options"), OTHERS)
@@ -207,11 +242,10 @@ def test_other_networks_equal_the_plain_ones(pynative_mode, variant, options):
     plain, fast = seeded_vnet(variant, 2, **options), FastVNet(seeded_vnet(variant, 2, **options))
     volume, mask = batch_of(2, (32, 16, 48))
     keep = keep_of(plain, 2)
-    np.testing.assert_allclose(
-        evaluated(fast, volume, keep), evaluated(plain, volume, keep), rtol=0, atol=2e-4
-    )
-    assert_same_step(Gradients(fast)(volume, mask, keep), Gradients(plain)(volume, mask, keep))
-    assert_same_statistics(fast, plain)
+    assert_same(fast, plain, lambda network: Gradients(network)(volume, mask, keep))
+    plain = seeded_vnet(variant, 2, **options)
+    fast = FastVNet(seeded_vnet(variant, 2, **options))
+    assert_same(fast, plain, evaluation_of(volume, keep))
 
 
 def test_every_place_of_dropout_acts(pynative_mode):
@@ -251,7 +285,8 @@ def test_many_steps_in_graph_mode_are_one_to_the_last_bit(variant):
         for name, gradient in first.gradients.items():
             np.testing.assert_array_equal(again.gradients[name], gradient, err_msg=name)
     ms.set_context(mode=ms.PYNATIVE_MODE)
-    assert_same_step(first, Gradients(plain)(volume, mask, keep))
+    expected = Gradients(plain)(volume, mask, keep)
+    assert_within(first, expected, lambda: Gradients(perturb(plain))(volume, mask, keep))
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -266,7 +301,7 @@ def test_training_and_evaluation_alternate(mode):
             network.set_train(training)
             assert all(cell.training == training for _, cell in network.cells_and_names())
         found, expected = (network(volume).asnumpy().copy() for network in (fast, plain))
-        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=USUAL["probability"])
         assert_same_statistics(fast, plain)
         answers[training].append(found)
     assert np.abs(answers[False][0] - answers[False][1]).max() > 1e-3
@@ -397,7 +432,7 @@ def test_exports_hold_the_plain_graph(tmp_path):
 
 # ------------------------------------------------------------------ a short training
 
-STEPS = 30
+STEPS, STEPS_COMPARED = 30, 6
 
 
 @pytest.fixture(scope="module")
@@ -415,37 +450,47 @@ def phantom_volumes():
     ]
 
 
-def training_losses(volumes, choice, perturbation=0.0):
-    """The losses of some steps as `src.training` takes them, from randomly perturbed weights."""
+def training_losses(volumes, choice, *runs):
+    """The losses of the steps that `src.training` takes, of several runs from the same weights.
+
+    Args:
+        volumes: of the cases.
+        choice: `fast_conv3d`.
+        runs: of each its steps, and by how much its weights are perturbed.
+    """
     settings = ["variant=monai", "width=4", "batch_size=2", "warmup_step=0", "seed=3"]
     config = overridden(vnet_cfg, [*settings, f"fast_conv3d={choice}"])
     ms.set_seed(config.seed)
     network = accelerated(create_vnet(config), config, "CPU")
-    random = np.random.default_rng(4)
-    for parameter in network.get_parameters():
-        change = perturbation * random.standard_normal(parameter.shape)
-        value = parameter.asnumpy() * (1 + change)
-        parameter.set_data(ms.Tensor(value.astype(np.float32)))
     samples = TrainingSamples(volumes, config, network.dropout_channels)
     optimizer = create_optimizer(network, config, np.full(STEPS, 0.01, np.float32))
     step = create_training_cell(network, optimizer, config, "CPU")
-    losses = []
-    for number in range(STEPS):
-        first = number * config.batch_size
-        batch = [samples[index] for index in range(first, first + config.batch_size)]
-        columns = (ms.Tensor(np.stack(column)) for column in zip(*batch, strict=True))
-        losses.append(float(step(*columns).asnumpy()))
-    return np.array(losses)
+    start = {parameter.name: parameter.asnumpy().copy() for parameter in step.get_parameters()}
+    for seed, (steps, perturbation) in enumerate(runs):
+        for parameter in step.get_parameters():
+            parameter.set_data(ms.Tensor(start[parameter.name]))
+        perturb(network, perturbation, seed)
+        losses = []
+        for number in range(steps):
+            first = number * config.batch_size
+            batch = [samples[index] for index in range(first, first + config.batch_size)]
+            columns = (ms.Tensor(np.stack(column)) for column in zip(*batch, strict=True))
+            losses.append(float(step(*columns).asnumpy()))
+        yield np.array(losses)
 
 
 def test_a_short_training_follows_the_plain_one(phantom_volumes):
-    plain, fast = (training_losses(phantom_volumes, choice) for choice in ("off", "on"))
-    assert plain[-3:].mean() < 0.65 < 0.8 < plain[0]  # it learns
-    apart = np.abs(fast - plain).max()
-    if apart >= 1e-3:
-        # Training amplifies rounding: how far does a change in the weights' last digits lead?
-        perturbed = training_losses(phantom_volumes, "off", perturbation=1e-6)
-        assert apart < np.abs(perturbed - plain).max()
+    """For a few steps, while what rounding does to it still grows in proportion: in the end it
+    decides, and a training goes another way on each processor.
+    """
+    perturbed_runs = [(STEPS_COMPARED, LAYER_ERROR)] * 5
+    fast, *perturbed = training_losses(phantom_volumes, "on", (STEPS, 0), *perturbed_runs)
+    assert fast[-3:].mean() < 0.65 < 0.8 < fast[0]  # it learns
+    (plain,) = training_losses(phantom_volumes, "off", (STEPS_COMPARED, 0))
+    apart, *spread = (
+        np.abs(losses - fast[:STEPS_COMPARED]).max() for losses in (plain, *perturbed)
+    )
+    assert apart < max(spread)
 
 
 class CalledTwice(nn.Cell):

@@ -314,11 +314,14 @@ def test_the_worst_distance_is_the_largest():
     assert summary(rows)["hausdorff_mm"]["worst"] == 4
 
 
-def test_a_native_size_pair_takes_a_fraction_of_a_second():
+def test_a_native_size_pair_takes_less_than_a_distance_transform_of_a_part():
+    """In core seconds of this process, against SciPy's on the same processor, busy or not."""
     spacing, shape = (0.45, 0.45, 3.0), (47, 410, 410)
     reference = ellipsoid(shape, (70, 92, 92), (25, 22, 28), spacing)
     prediction = ellipsoid(shape, (72, 95, 90), (27, 20, 30), spacing)
     masks = image_of(reference, spacing), image_of(prediction, spacing)
-    start = time.process_time()  # of this process alone: a busy machine must not fail the test
+    start = time.process_time()
     case_metrics(*masks)
-    assert time.process_time() - start < 1
+    between = time.process_time()
+    ndimage.distance_transform_edt(reference[:12])
+    assert between - start < time.process_time() - between

@@ -13,10 +13,14 @@ import mindspore as ms
 import numpy as np
 import pandas as pd
 import pytest
-from two_ranks import Weights, config_of
+from rounding import assert_trained_alike
+from two_ranks import PAPER, Weights, config_of
 
+from src.evaluation import load_network, mean_dice
 from src.ranks import Ranks
+from src.splits import split_cases
 from src.training import train
+from src.vnet import create_vnet
 
 TESTS = Path(__file__).parent
 
@@ -121,15 +125,23 @@ def test_two_ranks_do_what_one_does_with_their_batches_together(ranks, folder, m
     """Without batch norm and dropout nothing of a step depends on how it is shared."""
     monkeypatch.chdir(folder)
     weights = Weights()
-    config = config_of("variant=paper", "lr=0.01", "batch_size=2", "dirResult=results/alone")
+    config = config_of(*PAPER, "batch_size=2", "dirResult=results/alone")
     train(config, "CPU", "data", "train.csv", "val.csv", None, [weights])
-    pd.testing.assert_frame_equal(
-        history_of(folder, "paper"), history_of(folder, "alone"), rtol=1e-4, atol=1e-5
-    )
-    for name, value in weights.values.items():
-        # Adam divides by the gradient's size, so rounding moves a step of a near-zero gradient.
-        np.testing.assert_allclose(ranks[0][f"paper {name}"], value, rtol=1e-3, atol=2e-3)
+    # Voxels at the threshold may fall either way in validation.
+    histories = (history_of(folder, name).drop(columns="val_dice") for name in ("paper", "alone"))
+    pd.testing.assert_frame_equal(*histories, rtol=1e-4, atol=1e-5)
+    ms.set_seed(config.seed)
+    start = {p.name: p.asnumpy() for p in create_vnet(config).trainable_params()}
+    assert_trained_alike(entries(ranks[0], "paper "), weights.values, start, steps=4)
     assert weights.values["global_step"] == ranks[0]["paper global_step"] == 4
+
+
+def test_the_validation_score_is_the_mean_over_all_ranks(ranks, folder):
+    (path,) = (folder / "results" / "paper").glob("vnet.*/ckpt/best.ckpt")
+    config = config_of(*PAPER)
+    cases = split_cases(folder / "data", folder / "val.csv", "val", 0)
+    score = mean_dice(load_network(path, config, "CPU"), cases, config)
+    assert history_of(folder, "paper")["val_dice"].iloc[-1] == pytest.approx(score)
 
 
 def test_what_is_kept_is_the_moving_average_that_every_rank_has(ranks, folder):
