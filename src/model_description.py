@@ -22,6 +22,7 @@ from src.cli import run
 from src.config import keeping, overridden, vnet_cfg
 from src.data_manager import FIELD_SIGMA_MM, HISTOGRAM_STEPS, LOG_OFFSET
 from src.errors import DataError, UsageError
+from src.images.formats import check_name
 
 VERSION = 1  # of the description; raise it when its entries change their meaning
 # Keys of the configuration that come with the model.
@@ -179,6 +180,8 @@ def read_description(model_path: str | Path) -> tuple[dict, dict]:
             raise DataError(f"{file}: {what}; export it: {export}")
     description = _load(path, model_path)
     file = description["files"].get(model_path.name)
+    if file is None:
+        check_name(model_path)
     if file is None or file["sha256"] != sha256_of(model_path):
         raise DataError(f"{path}: describes another {model_path.name}; export again: {export}")
     return description, file

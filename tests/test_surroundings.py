@@ -1,5 +1,6 @@
 """Closed streams, readers that leave, other encodings, users without a home."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 from src.checkpoint import save_weights
 from src.config import overridden, save_config, vnet_cfg
 from src.data_manager import Case, load_training_volumes
+from src.model_description import LITE, describe, sha256_of
 from src.surroundings import user_cache, working_folder
 from src.vnet import create_vnet
 
@@ -81,12 +83,12 @@ def test_no_output_gets_into_a_file_that_is_opened_later(tmp_path):
         "import os\nfrom src.cli import run\n"
         "def main():\n"
         "    file = os.open('result', os.O_CREAT | os.O_WRONLY)\n"
-        "    os.system('echo from a child')\n"
+        "    os.write(1, b'from a library')\n"
         "    print('from Python', flush=True)\n"
         "    os.write(file, b'whole')\n"
         "run(main)\n"
     )
-    shell('"$PY" work.py <&- >&- 2>&-', tmp_path)
+    shell('"$PY" work.py >&-', tmp_path)
     assert (tmp_path / "result").read_text() == "whole"
 
 
@@ -206,6 +208,18 @@ def test_names_are_taken_or_refused_in_one_line(named, tmp_path, kind, environme
         assert b"is not UTF-8; rename it" in " ".join(check.stdout.decode().split()).encode()
         assert b"Prostat\\xe4" in split.stderr and b"LC_ALL=C.UTF-8" in split.stderr
         assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("environment", [{"LC_ALL": "C.UTF-8", "PYTHONIOENCODING": "ascii"}, POSIX])
+def test_a_path_for_a_script_has_no_escapes(tmp_path, environment):
+    model = tmp_path / UMLAUT / "vnet.mindir"
+    model.parent.mkdir()
+    model.write_bytes(b"model")
+    facts = {"format": "MINDIR", **LITE, "sha256": sha256_of(model), "checkpoint_sha256": "0"}
+    description = describe(overridden(vnet_cfg, []), 1, {model.name: facts})
+    model.with_suffix(".json").write_text(json.dumps(description))
+    done = shell(f'"$PY" -m src.model_description "{model}"', ROOT, **environment)
+    assert (done.returncode, done.stdout) == (0, os.fsencode(model) + b"\n"), done.stderr
 
 
 # Home -------------------------------------------------------------------------------------------
