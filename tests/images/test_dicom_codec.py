@@ -7,7 +7,7 @@ import pydicom
 import pytest
 from pydicom.data import get_testdata_file
 
-from src.images import dicom_codec
+from src.images.dicom import codec
 
 
 def content_of(name):
@@ -17,7 +17,7 @@ def content_of(name):
 def test_values_in_order():
     names = ("MR_small_jp2klossless.dcm", "MR_small_jpeg_ls_lossless.dcm")
     plain = pydicom.dcmread(get_testdata_file("MR_small.dcm", download=False)).pixel_array
-    decoded = dicom_codec.decode([content_of(name) for name in names])
+    decoded = codec.decode([content_of(name) for name in names])
     assert len(decoded) == 2
     for values in decoded:
         np.testing.assert_array_equal(values, plain)
@@ -30,7 +30,7 @@ def test_a_bad_file_does_not_end_the_others(capfd, name):
         b"\x28\x00\x10\x00US\x02\x00\x40\x00", b"\x28\x00\x10\x00US\x02\x00\x80\x00"
     )
     assert other_size != good
-    noise, size, whole = dicom_codec.decode([b"noise" * 100, other_size, good])
+    noise, size, whole = codec.decode([b"noise" * 100, other_size, good])
     assert isinstance(noise, str) and "64 rows" in size and "128" in size
     assert whole.shape == (64, 64)
     assert capfd.readouterr() == ("", "")
@@ -38,8 +38,8 @@ def test_a_bad_file_does_not_end_the_others(capfd, name):
 
 def test_a_dead_child_is_an_answer(monkeypatch):
     """As GDCM's own end on some damaged files: no result for that file nor those after it."""
-    monkeypatch.setattr(dicom_codec.sys, "executable", "/bin/false")
-    assert dicom_codec.decode([b"", b""]) == ["the decoder gave up on it"]
-    monkeypatch.setattr(dicom_codec.sys, "executable", "/no/such/python")
-    (message,) = dicom_codec.decode([b""])
+    monkeypatch.setattr(codec.sys, "executable", "/bin/false")
+    assert codec.decode([b"", b""]) == ["the decoder gave up on it"]
+    monkeypatch.setattr(codec.sys, "executable", "/no/such/python")
+    (message,) = codec.decode([b""])
     assert message.startswith("the decoder does not start")

@@ -1,7 +1,7 @@
 """JPEG, JPEG-LS and JPEG 2000 pixel data of DICOM files, decoded by GDCM in a process of its own.
 
 GDCM ends the process on some damaged files, and its libraries write to standard error. Here both
-cost a child process only: `decode` starts it, `python -m src.images.dicom_codec` is its end.
+cost a child process only: `decode` starts it, `python -m src.images.dicom.codec` is its end.
 """
 
 import io
@@ -39,8 +39,8 @@ def decode(contents: list[bytes]) -> list[np.ndarray | str]:
     request = b"".join(struct.pack("<Q", len(content)) + content for content in contents)
     try:
         run = subprocess.run(
-            [sys.executable, "-m", "src.images.dicom_codec"],
-            cwd=Path(__file__).parents[2],
+            [sys.executable, "-m", "src.images.dicom.codec"],
+            cwd=Path(__file__).parents[3],
             input=request,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -1,0 +1,46 @@
+"""DICOM: find the series of a folder, a zip or a file, choose the axial T2, read its volume.
+
+A volume is what the slices' positions and orientations say. Slice thickness, spacing between slices
+and instance numbers are never used: they are often wrong. What is no single regular stack of MR
+slices is refused in one line.
+"""
+
+from pathlib import Path
+
+import SimpleITK as sitk
+
+from src.errors import note_once
+from src.images.dicom.choosing import choose_series
+from src.images.dicom.files import dicom_files, is_dicom
+from src.images.dicom.series import Series, find_series
+from src.images.dicom.volume import read_series
+
+__all__ = [
+    "Series",
+    "choose_series",
+    "dicom_files",
+    "find_series",
+    "is_dicom",
+    "read_dicom",
+    "read_series",
+]
+
+
+def read_dicom(path: str | Path, series: str = "") -> sitk.Image:
+    """The volume of the series chosen in a DICOM file, folder tree or zip.
+
+    Args:
+        path: see `find_series`.
+        series: see `choose_series`.
+
+    Raises:
+        DataError: no such series, or not one regular volume.
+    """
+    chosen = choose_series(find_series(path), series, path)
+    image = read_series(chosen)
+    kinds = {"diffusion": chosen.diffusion, "a localizer": chosen.localizer}
+    found = [f"{kind} ({sign})" for kind, sign in kinds.items() if sign]
+    if found or chosen.contrast not in ("T2", ""):
+        kind = found[0] if found else chosen.contrast
+        note_once(f"note: {path}: series {chosen.name} is {kind}; read since --series chose it")
+    return image

@@ -1,0 +1,83 @@
+"""Which of several series is meant: by default the only axial T2."""
+
+import fnmatch
+from collections import Counter
+from pathlib import Path
+
+from src.errors import DataError
+from src.images.dicom.headers import class_name
+from src.images.dicom.series import Series
+
+
+def choose_series(series: list[Series], wanted: str, path: str | Path) -> Series:
+    """The series that is meant.
+
+    Args:
+        series: those found.
+        wanted: a SeriesInstanceUID, a series number, or a pattern on the description (`*t2*tra*`,
+            or a part of it), case aside. Empty: the only axial T2; or the only image series, if
+            nothing says that it is none.
+        path: where they were found, for messages.
+
+    Raises:
+        DataError: none or several match; the message lists the series.
+    """
+    if wanted:
+        return _wanted_series(series, wanted, path)
+    likely = [s for s in series if s.may_be_t2]
+    chosen = [s for s in likely if s.contrast == "T2"]
+    images = [s for s in series if not s.not_mr or "Image Storage" in class_name(s.sop_class)]
+    if not chosen and len(images) == 1:
+        only = images[0]
+        if only.problems or (only.plane == "unknown" and not only.not_mr):
+            return only  # `read_series` says what is wrong
+        chosen = likely
+    if len(chosen) == 1:
+        return chosen[0]
+    if len(series) == 1:
+        raise DataError(f"{path}: series {_reason(series[0])}")
+    found = "several axial T2 series" if chosen else "no axial T2 series"
+    raise DataError(
+        f"{path}: {found} among {_listed(series)}; choose one with --series (number, UID or a "
+        "pattern on the description)"
+    )
+
+
+def _reason(series):
+    """Why the only series is not taken by default, and what to do."""
+    name = f"{series.name} ({series.plane}, {len(series.frames)} slice(s))"
+    if series.not_mr:
+        return f"{series.name} is {series.not_mr}; expected an axial T2 MR series"
+    if series.diffusion or series.localizer:
+        kind = "diffusion" if series.diffusion else "a localizer"
+        evidence = series.diffusion or series.localizer
+        return f"{name} is {kind} ({evidence}); expected an axial T2 series"
+    found = series.contrast if series.contrast not in ("", "T2") else f"{series.plane}, not axial"
+    return f"{name} is {found}; expected an axial T2 series, choose it with --series to read it"
+
+
+def _listed(series):
+    twice = Counter((s.number, s.description) for s in series)
+    return f"{len(series)} series: " + "; ".join(
+        s.summary + (f" UID {s.uid}" if twice[s.number, s.description] > 1 else "") for s in series
+    )
+
+
+def _wanted_series(series, wanted, path):
+    pattern = wanted.strip().lower()
+    rules = (
+        lambda s: s.uid.lower() == pattern,
+        lambda s: pattern.isdecimal() and s.number == int(pattern),
+        lambda s: s.description.lower() == pattern,
+        lambda s: fnmatch.fnmatchcase(s.description.lower(), pattern),
+        lambda s: pattern in s.description.lower(),
+    )
+    for matches in rules:
+        found = [s for s in series if matches(s)]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise DataError(
+                f"{path}: --series {wanted} matches {_listed(found)}; give the number or UID of one"
+            )
+    raise DataError(f"{path}: --series {wanted} matches none of {_listed(series)}")

@@ -1,0 +1,299 @@
+"""The series of a folder, a zip or a file: which slices belong together, and what they show."""
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from src.errors import DataError
+from src.images.dicom.files import Files, one_line, quiet
+from src.images.dicom.headers import (
+    AGAIN,
+    MR_CLASSES,
+    Frame,
+    Header,
+    class_name,
+    is_mr,
+    read_header,
+)
+
+# What speaks for T2 weighting where the description says nothing, and against it where it does.
+LEAST_T2_ECHO_TIME_MS = 60.0
+LEAST_T2_REPETITION_TIME_MS = 800.0
+DICOM_SUFFIXES = (".dcm", ".ima", ".dicom")
+# Words of a description once all but letters, digits, * and + are blanks.
+T2_WORDS = r"(?<!r)t2|tse|fse|space|cube|vista|blade|propeller|multivane"
+OTHER_WORDS = (
+    r"(?<!r)t1|t2 ?\*|t2 ?star|\bpd|dce|flair|\bperf|\bdyn|twist|vibe|lava|thrive|\bswi|\bswan|"
+    r"\bmedic\b|flash|spgr|\bgre\b|\bsub\b|subtr|\bmip\b|\bmap|spectro|\bmrs\b"
+)
+DIFFUSION_WORDS = r"dwi|\bdiff|adc|\bivim|\bdti\b|trace|bval|\bb ?\d{2,4}\b|ep2d|\bep b ?\d+"
+DIFFUSION_TYPES = {"DIFFUSION", "ADC", "TRACE", "TRACEW", "DWI", "EADC", "FA"}
+LOCALIZER_WORDS = r"\bloc|plloc|plane ?loc|scout|survey|\bpilot"
+OTHER_TYPES = {"MIP", "PROJECTION", "SUBTRACTION"}
+AXES = ("sagittal", "coronal", "axial")  # planes whose normal is x, y, z of LPS
+
+
+@dataclass(frozen=True)
+class Series:
+    """The files of one SeriesInstanceUID.
+
+    Attributes:
+        uid, number, description, modality: as the files say; number None where they do not.
+        plane: axial, coronal, sagittal (nearest axis of the normal), mixed or unknown.
+        diffusion, localizer: what shows that it is one; empty where nothing does.
+        path: the folder, zip or file that was searched.
+        frames: the slices, in no order; empty for objects that are no images.
+        problems: why it cannot be read, each naming a file.
+    """
+
+    uid: str
+    number: int | None
+    description: str
+    modality: str
+    plane: str
+    path: Path
+    sop_class: str = ""
+    frames: tuple[Frame, ...] = ()
+    problems: tuple[str, ...] = ()
+    diffusion: str = ""
+    localizer: str = ""
+    contrast: str = ""  # "T2", what contradicts it, or "" where nothing says
+    echo_time_ms: float | None = None
+    repetition_time_ms: float | None = None
+
+    @property
+    def name(self) -> str:
+        """What a message calls it: 5 "t2_tse_tra"."""
+        number = "without number" if self.number is None else str(self.number)
+        return f'{number} "{self.description}"' if self.description else number
+
+    @property
+    def summary(self) -> str:
+        """Its line in a list of series."""
+        if self.not_mr:
+            return f"{self.name} ({self.not_mr})"
+        kind = (self.diffusion and "diffusion") or (self.localizer and "localizer")
+        damage = self.problems and "not readable"
+        known = [self.plane, f"{len(self.frames)} slice(s)", kind or self.contrast, damage]
+        return f"{self.name} ({', '.join(text for text in known if text)})"
+
+    @property
+    def may_be_t2(self) -> bool:
+        """Whether it is axial and nothing speaks against T2 weighting."""
+        is_other = self.not_mr or self.diffusion or self.localizer
+        return self.plane == "axial" and not is_other and self.contrast in ("T2", "")
+
+    @property
+    def not_mr(self) -> str:
+        """What it is if no MR image."""
+        if is_mr(self.modality, self.sop_class):
+            return ""
+        return f"Modality {self.modality or 'missing'}, {class_name(self.sop_class)}"
+
+
+def find_series(path: str | Path) -> list[Series]:
+    """The series of a DICOM file, of a folder tree or of a zip, by number. Reads headers only.
+
+    Raises:
+        DataError: nothing there, no DICOM in it, or the zip or folder cannot be opened.
+    """
+    path = Path(path)
+    headers, others = [], []
+    with Files(path) as files, quiet():
+        for name in files.names:
+            header = read_header(files, name)
+            if header is None:
+                others.append(name)
+            else:
+                headers.append(header)
+        suspects = _suspects(files, headers, others)
+    by_uid: dict[str, list[Header]] = {}
+    have_uid = any(header.values.get("uid") for header in headers)
+    for header in headers:
+        if have_uid and header.values.get("uid") == "" and header.values["sop_class"] in MR_CLASSES:
+            suspects[header.name] = f"no SeriesInstanceUID in its header, others have one{AGAIN}"
+        elif header.values:
+            by_uid.setdefault(header.values["uid"], []).append(header)
+        else:
+            suspects[header.name] = header.problem
+    if not by_uid:
+        if suspects:
+            name, problem = next(iter(suspects.items()))
+            raise DataError(f"{path}: {place_of(path, name)}{problem}")
+        raise DataError(f"{path}: no DICOM images; expected a series of MR slices")
+    series = [_series(path, group, suspects) for group in by_uid.values()]
+    return sorted(series, key=lambda s: (s.number is None, s.number or 0, s.uid))
+
+
+def place_of(path, name):
+    return "" if path.name == name else f"{one_line(name, 200)}: "
+
+
+def _kind_of_name(name):
+    """Suffix, where it is one: files are also called by number or UID."""
+    suffix = PurePosixPath(name).suffix.lower()
+    return "" if re.fullmatch(r"\.?\d*", suffix) else suffix
+
+
+def _suspects(files, headers, others):
+    """Files that are named as DICOM's are and are not readable as DICOM: {name: problem}.
+
+    Without a telling suffix a text (README, LICENSE) is none.
+    """
+    kinds = {(PurePosixPath(h.name).parent, _kind_of_name(h.name)) for h in headers}
+    suspects = {}
+    for name in others:
+        kind = _kind_of_name(name)
+        if kind not in DICOM_SUFFIXES and (PurePosixPath(name).parent, kind) not in kinds:
+            continue
+        try:
+            start = files.start(name, 4096)
+        except Exception:
+            start = b""
+        is_directory = start[128:132] == b"DICM"  # others never are, but for these
+        is_text = kind not in DICOM_SUFFIXES and start and _is_text(start)
+        if not is_directory and not is_text:
+            suspects[name] = (
+                f"not readable as DICOM ({'damaged' if start else 'empty'} file){AGAIN}"
+            )
+    return suspects
+
+
+def _is_text(start):
+    text = start.decode("utf-8", "replace")
+    return all(c.isprintable() or c in "\r\n\t\f" for c in text[:-4])
+
+
+def _common(values):
+    """The most frequent value that says something, None if none does."""
+    known = [value for value in values if value not in ("", None)]
+    return Counter(known).most_common(1)[0][0] if known else None
+
+
+def _series(path, headers, suspects):
+    values = [header.values for header in headers]
+    frames = tuple(frame for header in headers for frame in header.frames)
+    problems = [f"{place_of(path, h.name)}{h.problem}" for h in headers if h.problem]
+    folders = {PurePosixPath(header.name).parent for header in headers}
+    problems += [
+        f"{place_of(path, name)}{problem}"
+        for name, problem in suspects.items()
+        if PurePosixPath(name).parent in folders
+    ]
+    for key, named in (("modality", "Modality"), ("sop_class", "SOPClassUID"), ("PatientID",) * 2):
+        odd = _odd_one([value[key] for value in values])
+        if odd is not None:
+            problems.append(
+                f"{place_of(path, headers[odd].name)}{named} differs from the other files' of its "
+                "series; take it out or get the file again"
+            )
+    description = _common(value["description"] for value in values) or ""
+    protocol = _common(value["protocol"] for value in values) or ""  # may name the whole study's
+    sequence = _common(value["sequence"] for value in values) or ""
+    echo_time, repetition_time = (
+        _common(
+            number_or_none(frame.tags.get(keyword)) or None for frame in frames
+        )  # 0 says nothing
+        for keyword in ("EchoTime", "RepetitionTime")
+    )
+    plane = _plane(frames)
+    words = re.sub(r"[^a-z0-9*+]+", " ", f"{description or protocol} {sequence}".lower())
+    types = {
+        word
+        for frame in frames
+        for keyword in ("ImageType", "FrameType")
+        for word in re.split(r"[\\ _]", frame.tags.get(keyword, "").upper())
+    }
+    return Series(
+        uid=values[0]["uid"],
+        number=_common(value["number"] for value in values),
+        description=description,
+        modality=_common(value["modality"] for value in values) or "",
+        plane=plane,
+        path=path,
+        sop_class=_common(value["sop_class"] for value in values) or "",
+        frames=frames,
+        problems=tuple(problems),
+        diffusion=_diffusion(frames, words, types),
+        localizer=_localizer(frames, words, types, plane),
+        contrast=_contrast(frames, words, types, echo_time, repetition_time),
+        echo_time_ms=echo_time,
+        repetition_time_ms=repetition_time,
+    )
+
+
+def _odd_one(values):
+    """Index of the first that differs from the most frequent, None if all are equal."""
+    usual = Counter(values).most_common(1)[0][0]
+    return next((index for index, value in enumerate(values) if value != usual), None)
+
+
+def number_or_none(text):
+    try:
+        return float(text)
+    except (TypeError, ValueError):
+        return None
+
+
+def _plane(frames):
+    normals = [np.cross(f.orientation[:3], f.orientation[3:]) for f in frames if f.orientation]
+    planes = {AXES[int(np.argmax(np.abs(normal)))] for normal in normals if np.any(normal)}
+    if len(planes) > 1:
+        return "mixed"
+    return planes.pop() if planes else "unknown"
+
+
+def values_of(frames, keyword):
+    """The different values, numbers in order: "0, 800"."""
+    values = {frame.tags.get(keyword, "") for frame in frames}
+    ordered = sorted(values, key=lambda v: (v != "", number_or_none(v) or 0, v))
+    return one_line(", ".join(value or "none" for value in ordered), 60)
+
+
+def _diffusion(frames, words, types):
+    if any((number_or_none(frame.tags.get("DiffusionBValue")) or 0) > 0 for frame in frames):
+        return f"DiffusionBValue {values_of(frames, 'DiffusionBValue')}"
+    if types & DIFFUSION_TYPES:
+        return f"ImageType {', '.join(sorted(types & DIFFUSION_TYPES))}"
+    if any(f.tags.get("AcquisitionContrast", "").upper() == "DIFFUSION" for f in frames):
+        return "AcquisitionContrast DIFFUSION"
+    found = re.search(DIFFUSION_WORDS, words)
+    return f'description or sequence name "{found[0]}"' if found else ""
+
+
+def _localizer(frames, words, types, plane):
+    if "LOCALIZER" in types:
+        return "ImageType LOCALIZER"
+    if plane == "mixed":
+        return "slices in several planes"
+    found = re.search(LOCALIZER_WORDS, words)
+    return f'description "{found[0]}"' if found else ""
+
+
+def _contrast(frames, words, types, echo_time, repetition_time):
+    """T2, what speaks against it, or "" where nothing says."""
+    contrast = _common(frame.tags.get("AcquisitionContrast", "") for frame in frames) or ""
+    contrast = "" if contrast in ("UNKNOWN", "MIXED") else contrast
+    other = re.search(OTHER_WORDS, words)
+    if other:
+        return f'not T2: description "{other[0]}"'
+    if types & OTHER_TYPES:
+        return f"not T2: ImageType {', '.join(sorted(types & OTHER_TYPES))}"
+    if contrast not in ("", "T2"):
+        return f"not T2: AcquisitionContrast {contrast}"
+    sequence = {
+        word for frame in frames for word in frame.tags.get("ScanningSequence", "").split("\\")
+    }
+    sequence |= {frame.tags.get("EchoPulseSequence") for frame in frames}
+    is_planar = any(frame.tags.get("EchoPlanarPulseSequence") == "YES" for frame in frames)
+    if sequence & {"EP", "GR", "GRADIENT"} or is_planar:
+        return "not T2: echo-planar or gradient echo"
+    if echo_time is not None and echo_time < LEAST_T2_ECHO_TIME_MS:
+        return f"not T2: EchoTime {echo_time:g} ms"
+    if repetition_time is not None and repetition_time < LEAST_T2_REPETITION_TIME_MS:
+        return f"not T2: RepetitionTime {repetition_time:g} ms"
+    says_t2 = bool(re.search(T2_WORDS, words)) or contrast == "T2"
+    return "T2" if says_t2 or (echo_time is not None and repetition_time is not None) else ""

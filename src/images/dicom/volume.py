@@ -1,0 +1,316 @@
+"""The volume of a series: one regular stack of slices, or one line that says why not."""
+
+import warnings
+from collections import Counter
+from contextlib import contextmanager
+
+import numpy as np
+import pydicom
+import SimpleITK as sitk
+from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+from src.errors import DataError
+from src.images.dicom import codec
+from src.images.dicom.files import Files, one_line, quiet
+from src.images.dicom.headers import AGAIN, DISTINGUISHING, OF_ONE_VOLUME, Malformed, whole_number
+from src.images.dicom.series import Series, number_or_none, values_of
+
+# How far the slices of one volume may differ.
+DIRECTION_TOLERANCE = 1e-3  # of a direction cosine; also of their length and right angle
+PIXEL_SPACING_TOLERANCE_MM = 1e-3
+SAME_POSITION_MM = 0.05  # slices closer than this lie at one position
+STEP_TOLERANCE_MM = 0.1  # of a slice's position to the regular grid ...
+STEP_TOLERANCE_SHARE = 0.05  # ... and no more than this share of a step
+IN_PLANE_DRIFT_MM = 0.1  # of a slice's corner to the line along the normal through the first
+ECHO_TIME_TOLERANCE_MS = 1.0
+SYNTAX_OF_ENCODING = {  # of (implicit VR, little endian), for files without a meta header
+    (True, True): ImplicitVRLittleEndian,
+    (False, True): ExplicitVRLittleEndian,
+    (False, False): ExplicitVRBigEndian,
+}
+
+
+def read_series(series: Series) -> sitk.Image:
+    """The volume of a series, float32, LPS, slices by position along their common normal.
+
+    Values are stored values times RescaleSlope plus RescaleIntercept, each slice's own.
+
+    Raises:
+        DataError: not MR, a file is damaged, or the slices are no regular stack: missing, two at
+            one position, sheared, differing in orientation, spacing, matrix or echo.
+    """
+    try:
+        _check_kind(series)
+        frames, spacing_mm, direction = _stack(series)
+        with Files(series.path) as files, quiet():
+            volume = _voxels(files, frames)
+    except Malformed as error:
+        raise DataError(f"{series.path}: series {series.name}: {error}") from None
+    image = sitk.GetImageFromArray(volume)
+    image.SetOrigin(frames[0].position_mm)
+    image.SetSpacing(spacing_mm)
+    image.SetDirection(direction.ravel().tolist())
+    return image
+
+
+def _check_kind(series):
+    if series.not_mr:
+        raise Malformed(f"{series.not_mr}; expected MR images")
+    if series.problems:
+        more = f"; {len(series.problems) - 1} more such" if len(series.problems) > 1 else ""
+        raise Malformed(series.problems[0] + more)
+    if series.plane == "mixed":
+        raise Malformed(
+            f"{len(series.frames)} slices in several planes, a localizer or projections; expected "
+            "parallel slices"
+        )
+    if len(series.frames) < 2:
+        raise Malformed(
+            f"one slice only ({series.frames[0].label}); expected a volume, give the folder of all "
+            "its slices"
+        )
+
+
+def _stack(series):
+    """Frames in order of position, spacing (x, y, z) and the 3x3 direction.
+
+    Raises:
+        Malformed: no regular stack.
+    """
+    frames = series.frames
+    for keyword, attribute in (
+        ("ImagePositionPatient", "position_mm"),
+        ("ImageOrientationPatient", "orientation"),
+        ("PixelSpacing", "spacing_mm"),
+    ):
+        missing = [frame for frame in frames if getattr(frame, attribute) is None]
+        if missing:
+            raise Malformed(
+                f"{missing[0].label}: no {keyword} ({len(missing)} of {len(frames)} slices); a "
+                "volume cannot be built, export the series again from the scanner or archive"
+            )
+    direction = _direction(Counter(frame.orientation for frame in frames).most_common(1)[0][0])
+    along = np.array([frame.position_mm for frame in frames]) @ direction
+    order = np.argsort(along[:, 2], kind="stable")
+    frames, along = [frames[i] for i in order], along[order]
+    _check_equal(frames, along[:, 2])
+    _check_one_each(series, frames, along[:, 2])
+    step_mm = _regular_step(frames, along[:, 2])
+    drift = np.linalg.norm(along[:, :2] - along[0, :2], axis=1)
+    if drift.max() > IN_PLANE_DRIFT_MM:
+        worst = int(np.argmax(drift > IN_PLANE_DRIFT_MM))
+        raise Malformed(
+            f"{_at(frames, along[:, 2], worst)}: its corner lies {drift[worst]:.2f} mm beside the "
+            f"normal through the first slice's, allowed {IN_PLANE_DRIFT_MM} mm (sheared stack, by "
+            "ImagePositionPatient); reformat the series to one without shear"
+        )
+    row_spacing, column_spacing = frames[0].spacing_mm
+    return frames, (column_spacing, row_spacing, step_mm), direction
+
+
+def _at(frames, along_mm, index):
+    return f"slice at {along_mm[index]:.2f} mm ({frames[index].label})"
+
+
+def _direction(orientation):
+    """Columns: direction of a row, of a column, their normal; orthonormal."""
+    row, column = np.array(orientation[:3]), np.array(orientation[3:])
+    lengths = np.linalg.norm(row), np.linalg.norm(column)
+    if max(abs(lengths[0] - 1), abs(lengths[1] - 1), abs(row @ column)) > DIRECTION_TOLERANCE:
+        raise Malformed(
+            f"ImageOrientationPatient {_list(orientation)}, expected two unit vectors at a right "
+            "angle; the header is damaged, get the files again"
+        )
+    row = row / lengths[0]
+    column = column - (column @ row) * row
+    column /= np.linalg.norm(column)
+    return np.stack([row, column, np.cross(row, column)], axis=1)
+
+
+def _check_equal(frames, along_mm):
+    """Matrix, orientation and in-plane spacing, each as in most slices."""
+    for keyword, attribute, tolerance in (
+        ("Rows, Columns", "matrix", 0),
+        ("ImageOrientationPatient", "orientation", DIRECTION_TOLERANCE),
+        ("PixelSpacing", "spacing_mm", PIXEL_SPACING_TOLERANCE_MM),
+    ):
+        values = np.array([getattr(frame, attribute) for frame in frames], float)
+        usual = np.array(Counter(map(tuple, values)).most_common(1)[0][0])
+        odd = np.abs(values - usual).max(axis=1) > tolerance
+        if odd.any():
+            index = int(np.argmax(odd))
+            raise Malformed(
+                f"{_at(frames, along_mm, index)}: {keyword} {_list(values[index])}, the others "
+                f"{_list(usual)}; take it out or export the series again"
+            )
+    if min(frames[0].spacing_mm) <= 0:
+        raise Malformed(
+            f"PixelSpacing {_list(frames[0].spacing_mm)} mm, expected more than 0{AGAIN}"
+        )
+
+
+def _list(values):
+    return "(" + ", ".join(f"{value:.6g}" for value in values) + ")"
+
+
+def _check_one_each(series, frames, along_mm):
+    """One slice at each position, of one echo, time and stack."""
+    same = np.flatnonzero(np.diff(along_mm) < SAME_POSITION_MM)
+    kind = f", a diffusion series ({series.diffusion})" if series.diffusion else ""
+    if same.size:
+        first, second = frames[same[0]], frames[same[0] + 1]
+        where = f"{same.size} such pair(s)"
+        if same.size == len(frames) - 1:
+            where = f"all {len(frames)} slices lie there (ImagePositionPatient)"
+        raise Malformed(
+            f"two slices at {along_mm[same[0]]:.2f} mm ({first.label}; {second.label}), "
+            f"{_difference(first, second)}; {where}{kind}; keep one slice for each position"
+        )
+    for keyword in OF_ONE_VOLUME:
+        values = [frame.tags.get(keyword, "") for frame in frames]
+        numbers = [number_or_none(value) for value in values]
+        if keyword == "EchoTime" and None not in numbers:
+            is_one = max(numbers) - min(numbers) <= ECHO_TIME_TOLERANCE_MS
+        else:
+            is_one = len(set(values)) == 1
+        if not is_one:
+            raise Malformed(
+                f"slices of different {keyword} ({values_of(frames, keyword)}){kind}; expected "
+                "one volume, keep the slices of one"
+            )
+
+
+def _difference(first, second):
+    """What tells two slices of one position apart."""
+    for keyword in DISTINGUISHING:
+        values = [frame.tags.get(keyword, "none") for frame in (first, second)]
+        numbers = [number_or_none(value) for value in values]
+        if values[0] != values[1] and (None in numbers or numbers[0] != numbers[1]):
+            shown = ", ".join(one_line(value, 60) for value in values)
+            return f"which differ in {keyword} ({shown})"
+    if first.instance_uid == second.instance_uid and first.name != second.name:
+        return "copies (same SOPInstanceUID)"
+    return "which no attribute tells apart"
+
+
+def _regular_step(frames, along_mm):
+    """The mean step; all positions lie on its grid."""
+    steps = np.diff(along_mm)
+    # The lower quartile: a few gaps do not move it, nor does one slice that was shifted.
+    usual = float(np.sort(steps)[len(steps) // 4])
+    gaps = np.flatnonzero(steps > 1.5 * usual)
+    multiple = np.round(steps[gaps] / usual)
+    if gaps.size and np.all(np.abs(steps[gaps] / usual - multiple) < 0.1 * multiple):
+        gap = gaps[0]
+        raise Malformed(
+            f"{int(np.sum(multiple - 1))} slice(s) missing: nothing between "
+            f"{_at(frames, along_mm, gap)} and {_at(frames, along_mm, gap + 1)}, steps are "
+            f"{usual:.2f} mm; get the missing file(s)"
+        )
+    mean = float((along_mm[-1] - along_mm[0]) / len(steps))
+    tolerance = min(STEP_TOLERANCE_MM, STEP_TOLERANCE_SHARE * mean)
+    off = np.abs(along_mm - along_mm[0] - mean * np.arange(len(frames)))
+    if off.max() > tolerance:
+        odd = int(np.argmax(np.abs(steps - np.median(steps))))
+        raise Malformed(
+            f"uneven steps from {steps.min():.2f} to {steps.max():.2f} mm (ImagePositionPatient), "
+            f"the odd one after {_at(frames, along_mm, odd)}; positions may lie {tolerance:.2f} mm "
+            "off a regular grid; export the series again"
+        )
+    return mean
+
+
+def _voxels(files, frames):
+    """float32, axes (z, y, x)."""
+    stored = _stored_values(files, {frame.name: frame.label for frame in reversed(frames)})
+    slices = []
+    for frame in frames:
+        values = stored[frame.name][frame.index].astype(np.float64) * frame.slope + frame.intercept
+        if not np.all(np.abs(values) <= np.finfo(np.float32).max):
+            raise Malformed(f"{frame.label}: values are not finite after RescaleSlope{AGAIN}")
+        slices.append(values.astype(np.float32))
+    return np.stack(slices)
+
+
+def _stored_values(files, labels):
+    """The pixel values of whole files, {name: array with axes (frame, y, x)}.
+
+    Raises:
+        Malformed: one is truncated, damaged, or of another size than its header says.
+    """
+    stored, shapes, compressed = {}, {}, {}
+    for name in labels:
+        with _named(labels[name]):
+            ds = _whole_file(files, name)
+            shapes[name] = (whole_number(ds, "NumberOfFrames", 1), int(ds.Rows), int(ds.Columns))
+            if ds.file_meta.TransferSyntaxUID in codec.SYNTAXES:
+                with files.open(name) as file:
+                    compressed[name] = file.read()
+            else:
+                stored[name] = _pixels(ds, shapes[name])
+    decoded = codec.decode(list(compressed.values())) if compressed else []
+    for name, values in zip(compressed, decoded, strict=False):  # ends with the first damaged
+        with _named(labels[name]):
+            if isinstance(values, str):
+                raise ValueError(values)
+            stored[name] = values
+    for name, shape in shapes.items():
+        values = stored[name]
+        values = values[None] if values.ndim == 2 else values
+        if values.shape != shape:
+            raise Malformed(
+                f"{labels[name]}: pixel data of shape {values.shape}, its header says "
+                f"{shape}{AGAIN}"
+            )
+        stored[name] = values
+    return stored
+
+
+@contextmanager
+def _named(label):
+    """Errors name the slice."""
+    try:
+        yield
+    except Malformed as error:
+        raise Malformed(f"{label}: {error}") from None
+    except Exception as error:  # pydicom and its decoders raise many kinds
+        raise Malformed(
+            f"{label}: its pixel data cannot be read, damaged or cut off "
+            f"({one_line(error, 200)}){AGAIN}"
+        ) from None
+
+
+def _whole_file(files, name):
+    with files.open(name) as file:
+        ds = pydicom.dcmread(file, force=True)
+    if "PixelData" not in ds:
+        raise Malformed(f"its pixel data are cut off{AGAIN}")
+    if "TransferSyntaxUID" not in ds.file_meta:
+        ds.file_meta.TransferSyntaxUID = SYNTAX_OF_ENCODING[ds.original_encoding]
+    return ds
+
+
+def _pixels(ds, shape):
+    """Of a file that is not compressed, or by run lengths."""
+    if not ds.file_meta.TransferSyntaxUID.is_compressed:
+        _check_bytes(
+            len(ds.PixelData), np.prod(shape, dtype=float) * ds.BitsAllocated / 8, shape[0]
+        )
+        return ds.pixel_array
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        values = ds.pixel_array
+    if shape[0] > 1 and any("padding" in str(warning.message) for warning in caught):
+        raise Malformed(f"its run lengths hold more pixels than Rows, Columns say{AGAIN}")
+    return values
+
+
+def _check_bytes(found, expected, frames):
+    """Some writers pad the pixels of a slice; in a file of many frames padding would shift them."""
+    if found < expected:
+        raise Malformed(f"cut off, {found} bytes of pixels of {expected:.0f}{AGAIN}")
+    if frames > 1 and found > expected + 1:
+        raise Malformed(
+            f"{found} bytes of pixels, Rows, Columns and NumberOfFrames say {expected:.0f}; "
+            f"the header is damaged{AGAIN}"
+        )
