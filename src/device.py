@@ -19,6 +19,8 @@ LOCAL_RANK_VARIABLES = {
     "OMPI_COMM_WORLD_RANK": "OMPI_COMM_WORLD_LOCAL_RANK",
 }
 
+FUSED_MB = 1 << 20  # gradients of so many MB travel in one AllReduce: more than any card holds
+
 
 def start_device(target: str, device_id: int = 0) -> None:
     """Makes a device ready, in graph mode; only before the first operator of a process.
@@ -89,6 +91,11 @@ def start_communication(device_num: int) -> Ranks:
     ms.set_auto_parallel_context(
         parallel_mode=ms.ParallelMode.DATA_PARALLEL, gradients_mean=True, device_num=ranks.count
     )
+    if ms.get_context("device_target") == "GPU":
+        # MindSpore 2.10 compiles no GPU graph with more than one AllReduce of gradients
+        # ("The pointer[send_actor] is null"): all of them become one.
+        fusion = {"allreduce": {"mode": "size", "config": FUSED_MB}}
+        ms.set_auto_parallel_context(comm_fusion=fusion)
     return ranks
 
 

@@ -26,7 +26,8 @@ from src.loss import LOSSES
 from src.lr_schedule import learning_rates
 from src.run_folder import configured_run, held
 from src.splits import split_cases
-from src.training import create_optimizer, create_training_cell, sinks_dataset, train
+from src.training import create_optimizer, sinks_dataset, train
+from src.training_step import create_training_cell
 from src.vnet import create_vnet
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -15,7 +15,8 @@ from src.callbacks import AverageStatistics, WeightAverage
 from src.config import overridden, vnet_cfg
 from src.device import start_communication, start_device
 from src.loss import DiceLoss
-from src.training import LossCell, train
+from src.training import train
+from src.training_step import LossCell
 from src.vnet import create_vnet
 
 SETTINGS = [
