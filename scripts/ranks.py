@@ -1,7 +1,7 @@
 """Starts one host's ranks by msrun or mpirun, which end all when one fails; says how it ended.
 
-    python ranks.py start --ranks N --log PATTERN [--first RANK] [--follow_all] -- msrun ... python3 \
-        ranks.py run --log PATTERN [--folder PATTERN] [--device_ids 4,5] -- COMMAND...
+    python ranks.py start --ranks N --log PATTERN [--first RANK] [--follow_all] -- msrun ... \
+        python3 ranks.py run --log PATTERN [--folder PATTERN] [--device_ids 4,5] -- COMMAND...
 
 `run` is one rank; {rank} in a pattern stands for its number. `start` follows the first rank's log,
 bounds how long msrun and mpirun may take to end, and leaves no process behind.
@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import ctypes
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,12 +19,14 @@ import tempfile
 import time
 from pathlib import Path
 
-STATUS = "VNET_RANK_STATUS"  # environment variable: the folder where ranks say how they ended
+JOB = "VNET_JOB"  # environment variable: the folder where ranks say how they ended
 LINES_SHOWN = 20  # of the log of the rank that failed
 END_SECONDS = 3  # for msrun or mpirun to end once a rank has failed
 LINGER_SECONDS = 60  # and once all have finished: msrun waits for its scheduler without a bound
 KILL_SECONDS = 10  # until a process counts as one that cannot be ended
 SET_PDEATHSIG, SET_CHILD_SUBREAPER = 1, 36  # of Linux' prctl
+# What MindSpore says when ranks of another host do not answer any more.
+LOST = re.compile("timed out|meta server|wait receiving|AllReduce.* failed|unreachable|HCCL|NCCL")
 LIBC = ctypes.CDLL(None)  # loaded before any fork, after which little is allowed
 
 
@@ -37,7 +40,9 @@ def exit_code(status):
 
 
 def how(name, status):
-    """In words how a process ended."""
+    """In words how a process ended; status None: nobody knows."""
+    if status is None:
+        return f"{name} is gone without a word"
     if status >= 0:
         return f"{name} ended with exit code {status}"
     reason = ", by hand or for want of memory" if status == -signal.SIGKILL else ""
@@ -46,7 +51,7 @@ def how(name, status):
 
 def run(args):
     """Runs one rank's command, its output in the rank's log, and tells `start` how it ended."""
-    parent = os.getppid()
+    parent, job = os.getppid(), os.environ[JOB]
     if os.environ.get("MS_ROLE") == "MS_SCHED":  # msrun's meeting point, which trains nothing
         die_with_parent()
         os.execvp(args.command[0], args.command)
@@ -65,19 +70,24 @@ def run(args):
             preexec_fn=die_with_parent,
         )
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # mpirun's, which the child has got as well
+    Path(job, f"{rank}.pid").write_text(str(os.getpid()))
     while child.poll() is None:
         if os.getppid() != parent:  # msrun or mpirun is gone
             child.kill()
+            return 1
         time.sleep(0.1)
-    Path(os.environ[STATUS], rank).write_text(str(child.returncode))
+    Path(job, rank).write_text(str(child.returncode))
     return exit_code(child.returncode)
 
 
-def ended_ranks(folder):
-    """[rank, status] of those that have ended, the first one first."""
-    files = [path for path in Path(folder).iterdir() if path.stat().st_size]
+def ended_ranks(job):
+    """[rank, status] of those that have ended, the first one first, then those that vanished."""
+    files = [path for path in Path(job).iterdir() if path.stat().st_size]
     files.sort(key=lambda path: path.stat().st_mtime_ns)
-    return [(path.name, int(path.read_text())) for path in files]
+    pids = {path.stem: path.read_text() for path in files if path.suffix}
+    ended = {path.name: int(path.read_text()) for path in files if not path.suffix}
+    gone = [rank for rank, pid in pids.items() if not Path("/proc", pid).exists()]
+    return list((ended | {rank: None for rank in gone if rank not in ended}).items())
 
 
 def copy_logs(done):
@@ -113,44 +123,48 @@ def start(args):
         signal.signal(number, lambda number, _: stops.append(number))
     ranks = range(args.first, args.first + (args.ranks if args.follow_all else 1))
     logs = {log_of(rank): 0 for rank in ranks}
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as job:
         engine = subprocess.Popen(
             args.command,
-            env=os.environ | {STATUS: folder},
+            env=os.environ | {JOB: job},
             stdin=subprocess.DEVNULL,
             start_new_session=True,  # out of reach of signals that are meant for this process
             preexec_fn=die_with_parent,
         )
         while engine.poll() is None and (deadline is None or time.monotonic() < deadline):
             copy_logs(logs)
-            ended = ended_ranks(folder)
-            if deadline is None and (stops or any(status for _, status in ended)):
+            ended = ended_ranks(job)
+            if deadline is None and (stops or any(status != 0 for _, status in ended)):
                 deadline = time.monotonic() + END_SECONDS
                 if stops:
                     engine.terminate()
             elif deadline is None and len(ended) == args.ranks:
                 deadline = time.monotonic() + LINGER_SECONDS
             time.sleep(0.2)
+        ended = ended_ranks(job)
         end_children()
-        ended = ended_ranks(folder)
     copy_logs(logs)
-    failed = [(rank, status) for rank, status in ended if status]
+    failed = [(rank, status) for rank, status in ended if status != 0]
     if stops:
         status, message = -stops[0], f"stopped by {signal.Signals(stops[0]).name}"
     elif failed:
         rank, status = failed[0]
-        lines = log_of(rank).read_text(errors="replace").splitlines()[-LINES_SHOWN:]
-        end = f"; the end of {log_of(rank).resolve()}:"
-        message = "\n".join([how(f"rank {rank}", status) + end, *lines])
+        log = log_of(rank).resolve()
+        lines = log.read_text(errors="replace").splitlines()[-100:]
+        lost = ""
+        if args.hosts > 1 and LOST.search("\n".join(lines)):
+            lost = " as ranks on another host are gone: see the logs there, or is the network cut?"
+        begin = f"{how(f'rank {rank}', status)}{lost}; the end of {log}:"
+        message = "\n".join([begin, *lines[-LINES_SHOWN:]])
     elif len(ended) == args.ranks:
         print("all ranks have finished")
         return 0
     else:
-        status = engine.returncode or 1
-        message = how(Path(args.command[0]).name, engine.returncode) + " before its ranks have"
+        status = engine.returncode
+        message = how(Path(args.command[0]).name, status) + " before its ranks have"
     print(f"error: {message}")
     print("RESUME=1 before the same command goes on with a training that had begun")
-    return exit_code(status)
+    return exit_code(status or 1)
 
 
 def main():
@@ -158,6 +172,7 @@ def main():
     parser.add_argument("mode", choices=("start", "run"))
     parser.add_argument("--log", required=True, help="of a rank; {rank} is its number")
     parser.add_argument("--ranks", type=int, help="how many run on this host")
+    parser.add_argument("--hosts", type=int, default=1, help="of this training")
     parser.add_argument("--first", type=int, default=0, help="number of this host's first rank")
     parser.add_argument("--follow_all", action="store_true", help="show all logs, not the first's")
     parser.add_argument("--folder", default=".", help="changed to; {rank} is the rank")

@@ -3,9 +3,10 @@
 #   bash scripts/train_msrun.sh WORKER_NUM DATA_PATH TRAIN_SPLIT_FILE_PATH [further arguments for train.py]
 # WORKER_NUM counts the ranks on all hosts. On several, start it once on each with
 #   NODES=2 NODE_RANK=0 MASTER_ADDR=10.0.0.1    NODE_RANK from 0, MASTER_ADDR the address of node 0
-# before it. MASTER_PORT (8118) must be free on node 0 and open to the others; on one host any free port is taken. All ranks run in the caller's folder; train_msrun.log (on node N from 1:
-# train_msrun_nodeN.log) holds what the first rank of the host prints and how the job ends,
-# train_msrun_logs/worker_RANK.log what each prints. DEVICE_TARGET is Ascend unless set to GPU or CPU.
+# before it. MASTER_PORT (8118) must be free on node 0 and open to the others; on one host any free port is
+# taken. All ranks run in the caller's folder; train_msrun.log (on node N from 1: train_msrun_nodeN.log)
+# holds what the first rank of the host prints and how the job ends, train_msrun_logs/worker_RANK.log what
+# each prints. DEVICE_TARGET is Ascend unless set to GPU or CPU.
 # WAIT=1, RESUME=1, PYTHON as in train_standalone.sh.
 # shellcheck source=scripts/common.sh
 source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
@@ -43,5 +44,5 @@ refuse_second "$log"
 set_training "$target" "$python" "$@"
 set_msrun "$python" "$1" $(($1 / nodes)) "${master:-127.0.0.1}" "${port:-0}" "$node"
 own="train_msrun_logs/worker_{rank}.log"
-launch_ranks "$log" "$python" --ranks $(($1 / nodes)) --first $((node * $1 / nodes)) --log "$own" -- \
+launch_ranks "$log" "$python" --ranks $(($1 / nodes)) --hosts "$nodes" --first $((node * $1 / nodes)) --log "$own" -- \
   "${engine[@]}" "$ROOT/scripts/ranks.py" run --log "$own" -- "${training[@]}"
