@@ -27,7 +27,7 @@ from src.lr_schedule import learning_rates
 from src.run_folder import configured_run, held
 from src.splits import split_cases
 from src.training import create_optimizer, sinks_dataset, train
-from src.training_step import create_training_cell
+from src.training_step import AccumulatingLossScaledStep, create_training_cell
 from src.vnet import create_vnet
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -500,14 +500,6 @@ def test_accumulated_batches_make_one_step(data):
         np.testing.assert_allclose(value.asnumpy(), weights[1][name].asnumpy(), atol=2e-3)
 
 
-def test_accumulation_needs_float32():
-    config = small("accumulate_steps=2", "precision=mixed")
-    network = create_vnet(config)
-    optimizer = create_optimizer(network, config, np.full(3, 0.1, np.float32))
-    with pytest.raises(UsageError, match="accumulate_steps above 1 needs float32"):
-        create_training_cell(network, optimizer, config, "Ascend")
-
-
 def test_synchronised_batch_norm_has_the_same_parameters(data, monkeypatch):
     """MindSpore runs it on Ascend only: names and shapes here, and that others are told."""
 
@@ -544,10 +536,13 @@ def test_mixed_precision_brings_a_loss_scale():
     assert isinstance(scaled, ms.nn.TrainOneStepWithLossScaleCell)
     assert float(scaled.scale_sense.asnumpy()) == 1024
     assert isinstance(cell("Ascend"), ms.nn.TrainOneStepWithLossScaleCell)
+    assert isinstance(cell("GPU", "accumulate_steps=2"), AccumulatingLossScaledStep)
     for plain in (cell("CPU"), cell("GPU", "precision=float32")):
         assert not isinstance(plain, ms.nn.TrainOneStepWithLossScaleCell)
     with pytest.raises(UsageError, match="Ascend and GPU only"):
         cell("CPU", "precision=mixed")
+    with pytest.raises(UsageError, match="precision=float32: MindSpore's 3-D convolutions are fl"):
+        cell("Ascend", "precision=float32")
 
 
 @pytest.mark.parametrize(
