@@ -339,6 +339,7 @@ def check_rank(target: str, device_num: int, small: bool, folder: Path) -> None:
         total = ops.AllReduce()(gradients).asnumpy()
         times.append(1000 * (time.perf_counter() - begin))
     found = {"sum": np.array([total.min(), total.max()]), "all-reduce ms": np.median(times[1:])}
+    found["size"] = parameters
     ms.set_seed(1)
     config = configuration("auto", "width=2", "VolSize=32,16,16", "batch_size=1")
     network = create_vnet(config)
@@ -372,8 +373,7 @@ def compare_ranks(folder: Path, device_num: int, table: Table) -> None:
     sums = [value for own in found for value in own["sum"].tolist()]
     table.add("all-reduce of ones", device_num, sums, set(sums) == {device_num})
     times = ", ".join(f"{own['all-reduce ms']:.0f}" for own in found)
-    size = found[0]["sum"].dtype
-    table.add(f"all-reduce of the gradients ({size}), ms on each rank", "-", times, True)
+    table.add(f"all-reduce of {found[0]['size']} float32, ms on each rank", "-", times, True)
     differ = [
         f"{name.removeprefix('weight ')} on rank {rank}"
         for rank, own in enumerate(found)
@@ -419,7 +419,8 @@ def versions(target: str, table: Table) -> None:
 
 def child(words: list[str], target: str, table: Table, check: str, seconds: int) -> bool:
     """Runs a command; a failed one is a failed check with its last line. Returns whether it ran."""
-    device = {"GLOG_v": "3", "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    device = {"GLOG_v": "3", "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "PATH": path}
     try:
         ended = subprocess.run(
             words, env=os.environ | device, capture_output=True, text=True, timeout=seconds
@@ -477,7 +478,7 @@ def check_against_cpu(name: str, target: str, table: Table, small: bool, folder:
 def check_programs(target: str, table: Table, folder: Path) -> None:
     """train.py, its resume, eval.py and export.py, on phantoms."""
     python, device = sys.executable, ["--device_target", target]
-    words = [python, str(ROOT / "create_phantom.py"), "--data_path", "data", "--cases", "3"]
+    words = [python, str(ROOT / "create_phantom.py"), "--out_path", "data", "--cases", "3"]
     with working_folder(folder):
         if not child(words, target, table, "phantoms", GROUP_SECONDS):
             return
@@ -541,10 +542,10 @@ def check_ranks(target: str, device_num: int, table: Table, small: bool, folder:
         else:
             start = ["mpirun", "-n", str(device_num), "--bind-to", "none"]
             start += ["--map-by", ":OVERSUBSCRIBE", *["--allow-run-as-root"] * (os.geteuid() == 0)]
-        log = "{rank}.log"
-        ranks = [sys.executable, str(ROOT / "scripts" / "ranks.py")]
-        words = [*ranks, "start", "--ranks", str(device_num), "--log", str(own / log), "--", *start]
-        words += [*ranks, "run", "--log", str(own / log), "--", *rank]
+        ranks, log = str(ROOT / "scripts" / "ranks.py"), str(own / "{rank}.log")
+        python = "python3" if engine == "msrun" else sys.executable  # msrun's is the PATH's
+        words = [sys.executable, ranks, "start", "--ranks", str(device_num), "--log", log, "--"]
+        words += [*start, python, ranks, "run", "--log", log, "--", *rank]
         if child(words, target, table, f"{device_num} ranks by {engine}", RANKS_SECONDS):
             table.add(f"{device_num} ranks by {engine}", "finish", "finished", True)
             compare_ranks(own, device_num, table)
