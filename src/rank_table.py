@@ -56,6 +56,9 @@ def read_rank_table(path: str | Path, device_num: int) -> list[str]:
     except ValueError as error:
         expect(False, f"is not JSON ({error})", "a rank table")
     expect(isinstance(table, dict), f"holds a {type(table).__name__}", "a JSON object")
+    old = "group_list" in table or "chip_info" in table
+    chip = f", for chip {table.get('chip_info', '?')}"
+    expect(not old, f"is of HCCL's first form{chip}", "one with server_list")
     status = entry(table, "status", "the table", str)
     expect(status == "completed", f"status is {status!r}", "'completed'")
     version = entry(table, "version", "the table", str)
