@@ -26,7 +26,7 @@ LINGER_SECONDS = 60  # and once all have finished: msrun waits for its scheduler
 KILL_SECONDS = 10  # until a process counts as one that cannot be ended
 SET_PDEATHSIG, SET_CHILD_SUBREAPER = 1, 36  # of Linux' prctl
 # What MindSpore says when ranks of another host do not answer any more.
-LOST = re.compile("timed out|meta server|wait receiving|AllReduce.* failed|unreachable|HCCL|NCCL")
+LOST = re.compile("timed out|meta server|AllReduce|unreachable|HCCL|NCCL")
 LIBC = ctypes.CDLL(None)  # loaded before any fork, after which little is allowed
 
 
@@ -82,11 +82,11 @@ def run(args):
 
 def ended_ranks(job):
     """[rank, status] of those that have ended, the first one first, then those that vanished."""
-    files = [path for path in Path(job).iterdir() if path.stat().st_size]
-    files.sort(key=lambda path: path.stat().st_mtime_ns)
-    pids = {path.stem: path.read_text() for path in files if path.suffix}
-    ended = {path.name: int(path.read_text()) for path in files if not path.suffix}
-    gone = [rank for rank, pid in pids.items() if not Path("/proc", pid).exists()]
+    pids = {path.stem: path.read_text() for path in Path(job).glob("*.pid")}
+    gone = [rank for rank, pid in pids.items() if pid and not Path("/proc", pid).exists()]
+    told = [path for path in Path(job).iterdir() if not path.suffix and path.stat().st_size]
+    told.sort(key=lambda path: path.stat().st_mtime_ns)
+    ended = {path.name: int(path.read_text()) for path in told}
     return list((ended | {rank: None for rank in gone if rank not in ended}).items())
 
 
@@ -115,14 +115,18 @@ def end_children():
         print(f"error: processes {[process.pid for process in left]} cannot be ended")
 
 
+def log_of(args, rank):
+    return Path(args.log.replace("{rank}", str(rank)))
+
+
 def start(args):
     """Runs the job to its end, and says how it ended."""
     LIBC.prctl(SET_CHILD_SUBREAPER, 1)
-    stops, deadline, log_of = [], None, lambda rank: Path(args.log.replace("{rank}", str(rank)))
+    stops, deadline = [], None
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, _: stops.append(number))
     ranks = range(args.first, args.first + (args.ranks if args.follow_all else 1))
-    logs = {log_of(rank): 0 for rank in ranks}
+    logs = {log_of(args, rank): 0 for rank in ranks}
     with tempfile.TemporaryDirectory() as job:
         engine = subprocess.Popen(
             args.command,
@@ -144,23 +148,28 @@ def start(args):
         ended = ended_ranks(job)
         end_children()
     copy_logs(logs)
+    return tell_end(args, stops, ended, engine.returncode)
+
+
+def tell_end(args, stops, ended, status):
+    """Prints how the job ended; returns its exit code."""
     failed = [(rank, status) for rank, status in ended if status != 0]
+    if len(ended) == args.ranks and not (stops or failed):
+        print("all ranks have finished")
+        return 0
     if stops:
         status, message = -stops[0], f"stopped by {signal.Signals(stops[0]).name}"
     elif failed:
         rank, status = failed[0]
-        log = log_of(rank).resolve()
-        lines = log.read_text(errors="replace").splitlines()[-100:]
-        lost = ""
+        log = log_of(args, rank).resolve()
+        lines = log.read_text(errors="replace").splitlines()[-400:]
+        message = how(f"rank {rank}", status)
         if args.hosts > 1 and LOST.search("\n".join(lines)):
-            lost = " as ranks on another host are gone: see the logs there, or is the network cut?"
-        begin = f"{how(f'rank {rank}', status)}{lost}; the end of {log}:"
-        message = "\n".join([begin, *lines[-LINES_SHOWN:]])
-    elif len(ended) == args.ranks:
-        print("all ranks have finished")
-        return 0
+            message += (
+                " as ranks on another host are gone: see the logs there, or is the network cut?"
+            )
+        message = "\n".join([f"{message}; the end of {log}:", *lines[-LINES_SHOWN:]])
     else:
-        status = engine.returncode
         message = how(Path(args.command[0]).name, status) + " before its ranks have"
     print(f"error: {message}")
     print("RESUME=1 before the same command goes on with a training that had begun")

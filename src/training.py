@@ -24,7 +24,7 @@ from src.callbacks import (
 from src.config import CONFIG_NAME, save_config
 from src.data_manager import load_training_volumes, read_case, worker_count
 from src.dataset import TrainingSamples, create_dataset
-from src.device import apply_precision
+from src.device import apply_precision, reason_of
 from src.errors import DataError, UsageError
 from src.evaluation import mean_dice
 from src.fast_conv3d.network import accelerated
@@ -162,6 +162,24 @@ def opened_run(
         yield run_folder if ranks.is_first else None, progress
 
 
+@contextmanager
+def lost_ranks_told(ranks: Ranks) -> Iterator[None]:
+    """One line in the place of MindSpore's pages, where an exchange with other ranks failed.
+
+    Raises:
+        DataError: so it was.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if ranks.count == 1 or "AllReduce" not in str(error):
+            raise
+        raise DataError(
+            f"rank {ranks.rank}: {reason_of(error)}; another rank is gone, see the other logs, or "
+            "the network to it is cut"
+        ) from None
+
+
 def train(
     config: EasyDict,
     device_target: str,
@@ -242,11 +260,12 @@ def train(
 
         print(f"run: {run_folder}" if ranks.is_first else f"run: rank {ranks.rank} of one")
         print(f"============== Starting Training fold {config.fold} ==============", flush=True)
-        ms.Model(training_cell).train(
-            config.epochs,
-            create_dataset(samples, progress.epoch, ranks.rank, worker_count(config)),
-            callbacks=[*run_callbacks, *callbacks],
-            dataset_sink_mode=sinks_dataset(config, device_target),
-            initial_epoch=progress.epoch,
-        )
+        with lost_ranks_told(ranks):
+            ms.Model(training_cell).train(
+                config.epochs,
+                create_dataset(samples, progress.epoch, ranks.rank, worker_count(config)),
+                callbacks=[*run_callbacks, *callbacks],
+                dataset_sink_mode=sinks_dataset(config, device_target),
+                initial_epoch=progress.epoch,
+            )
     return run_folder

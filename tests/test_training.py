@@ -24,9 +24,10 @@ from src.errors import DataError, UsageError
 from src.evaluation import load_network, mean_dice
 from src.loss import LOSSES
 from src.lr_schedule import learning_rates
+from src.ranks import Ranks
 from src.run_folder import configured_run, held
 from src.splits import split_cases
-from src.training import create_optimizer, sinks_dataset, train
+from src.training import create_optimizer, lost_ranks_told, sinks_dataset, train
 from src.training_step import AccumulatingLossScaledStep, create_training_cell
 from src.vnet import create_vnet
 
@@ -557,6 +558,35 @@ def test_mixed_precision_brings_a_loss_scale():
 )
 def test_dataset_sink_is_for_ascend_and_gpu(target, choice, sinks):
     assert sinks_dataset(small(f"dataset_sink={choice}"), target) == sinks
+
+
+# As MindSpore 2.10 said it on a CPU after the cable to the other host was cut.
+LOST_RANK = """
+----------------------------------------------------
+- Kernel error:
+----------------------------------------------------
+Launch kernel failed: Default/optimizer-Adam/AllReduce-op23
+
+----------------------------------------------------
+- C++ Call Stack: (For framework developers)
+"""
+
+
+@pytest.mark.parametrize(
+    ("count", "message", "told"),
+    [(2, LOST_RANK, True), (1, LOST_RANK, False), (2, "Launch kernel failed: Conv3D", False)],
+)
+def test_a_lost_rank_is_one_line(count, message, told):
+    with (
+        pytest.raises(DataError if told else RuntimeError) as error,
+        lost_ranks_told(Ranks(0, count)),
+    ):
+        raise RuntimeError(message)
+    if told:
+        assert str(error.value) == (
+            "rank 0: Launch kernel failed: Default/optimizer-Adam/AllReduce-op23; another rank is "
+            "gone, see the other logs, or the network to it is cut"
+        )
 
 
 def test_resume_finds_the_newest_run_of_the_task(tmp_path):
