@@ -19,6 +19,7 @@ from src.vnet import InstanceNorm3d
 # What a launcher leaves in the environment of a rank: msrun, mpirun. MindSpore 2.10 starts no
 # ranks by an HCCL rank table.
 RANK_VARIABLES = ("MS_ROLE", "OMPI_COMM_WORLD_RANK")
+DRY_RUN = "MS_SIMULATION_LEVEL"  # of MindSpore, which has no devices and needs none
 # Of those that number the processes of a machine, the variable with that number.
 LOCAL_RANK_VARIABLES = {
     "MS_ROLE": "DEVICE_ID",
@@ -66,8 +67,7 @@ def start_device(target: str, device_id: int = 0) -> None:
     else:
         with told(f"device {target} {device_id}", DRIVER_HINTS[target]):
             count = backend.device_count()
-            # MindSpore's dry run (MS_SIMULATION_LEVEL) has no devices, and needs none.
-            if not 0 <= device_id < count and not os.environ.get("MS_SIMULATION_LEVEL"):
+            if not 0 <= device_id < count and not os.environ.get(DRY_RUN):
                 variable = VISIBLE_DEVICES[target]
                 seen = os.environ.get(variable)
                 visible = f" ({variable}={seen})" if seen else ""
@@ -75,7 +75,7 @@ def start_device(target: str, device_id: int = 0) -> None:
                     f"device {target} {device_id}: this machine has {count}, from 0{visible}"
                 )
             ms.set_device(target, device_id)
-            if not any(map(os.environ.get, (*RANK_VARIABLES, "MS_SIMULATION_LEVEL"))):
+            if not any(map(os.environ.get, (*RANK_VARIABLES, DRY_RUN))):
                 ms.runtime.synchronize()  # starts it: now, where its faults are told in one line
     ms.set_context(mode=ms.GRAPH_MODE)
 
@@ -130,7 +130,7 @@ def start_communication(device_num: int) -> Ranks:
         UsageError: no launcher started this process, or another number of them.
         DataError: the others cannot be reached.
     """
-    if not any(os.environ.get(name) for name in RANK_VARIABLES):
+    if not any(map(os.environ.get, (*RANK_VARIABLES, DRY_RUN))):
         raise UsageError(
             "--run_distribute 1: no launcher started this process; use scripts/train_msrun.sh, "
             "train_distribute.sh or train_distribute_gpu.sh"
@@ -145,7 +145,11 @@ def start_communication(device_num: int) -> Ranks:
     ms.set_auto_parallel_context(
         parallel_mode=ms.ParallelMode.DATA_PARALLEL, gradients_mean=True, device_num=ranks.count
     )
-    if ms.get_context("device_target") == "GPU":
+    target = ms.get_context("device_target")
+    if target != "CPU" and not os.environ.get(DRY_RUN):
+        with told(f"device {target} of rank {ranks.rank}", DRIVER_HINTS[target]):
+            ms.runtime.synchronize()
+    if target == "GPU":
         # MindSpore 2.10 compiles no GPU graph with more than one AllReduce of gradients
         # ("The pointer[send_actor] is null"): all of them become one.
         fusion = {"allreduce": {"mode": "size", "config": FUSED_MB}}

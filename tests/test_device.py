@@ -184,6 +184,23 @@ def test_a_process_that_no_launcher_started_is_told(launched, monkeypatch):
         start_communication(4)
 
 
+def test_a_dry_run_has_no_launcher(launched, monkeypatch):
+    for name in RANK_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MS_SIMULATION_LEVEL", "0")
+    assert start_communication(4).count == 4
+
+
+def test_a_card_of_a_rank_that_does_not_start_is_told(launched, monkeypatch):
+    def fail():
+        raise RuntimeError("Dynamic memory pool init error.")
+
+    monkeypatch.setattr(ms, "get_context", lambda name: {"device_target": "GPU"}[name])
+    monkeypatch.setattr(ms.runtime, "synchronize", fail)
+    with pytest.raises(DataError, match="^device GPU of rank 1: Dynamic memory pool init error; s"):
+        start_communication(4)
+
+
 def test_ranks_that_cannot_be_reached_are_told(launched, monkeypatch):
     def fail():
         raise RuntimeError("Failed to connect to the scheduler.\n\n- C++ Call Stack")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-BATCH, CHANNELS, SIDES = 2, 3, (6, 4, 8)
+BATCH, CHANNELS, SIDES = 2, 3, (4, 4, 6)
 EPSILON = 1e-5  # of the norms
 
 
