@@ -51,9 +51,11 @@ def start_device(target: str, device_id: int = 0) -> None:
             device_id = int(os.environ.get(local_rank, device_id))
     backend = getattr(device_context, target.lower())
     logging.disable(logging.WARNING)  # MindSpore's, about each library that it could not load
-    with told(f"device {target}", DRIVER_HINTS[target]):
-        available = backend.is_available()
-    logging.disable(logging.NOTSET)
+    try:
+        with told(f"device {target}", DRIVER_HINTS[target]):
+            available = backend.is_available()
+    finally:
+        logging.disable(logging.NOTSET)
     if not available:
         raise DataError(
             f"device {target} is not available to MindSpore {ms.__version__} on this machine: "
@@ -102,8 +104,8 @@ def reason_of(error: Exception) -> str:
         if heading in text:
             text = text.partition(heading)[2]
     lines = [line.strip() for line in text.splitlines()]
-    told = [line for line in lines if line and not line.startswith("- ") and set(line) != {"-"}]
-    return (told or [type(error).__name__])[0].rstrip(".")
+    said = [line for line in lines if line and not line.startswith("- ") and set(line) != {"-"}]
+    return (said or [type(error).__name__])[0].rstrip(".")
 
 
 def _what_is_missing(target):
