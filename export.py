@@ -42,7 +42,7 @@ def main():
     # MindSpore takes seconds to import; --help and wrong arguments need not wait for it.
     from src.config import config_of_checkpoint
     from src.device import start_device
-    from src.model_export import export_model, planned
+    from src.model_export import comparing_device, export_model, planned
 
     exports = planned(
         args.file_format,
@@ -53,8 +53,10 @@ def main():
         args.batch_size,
     )
     config = config_of_checkpoint(args.ckpt_file, args.overrides)
-    start_device(args.device_target, args.device_id)
-    export_model(args.ckpt_file, config, args.device_target, exports, args.batch_size)
+    start_device(comparing_device(args.device_target), args.device_id)
+    export_model(
+        args.ckpt_file, config, args.device_target, exports, args.batch_size, args.device_id
+    )
 
 
 if __name__ == "__main__":

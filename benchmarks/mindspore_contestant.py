@@ -20,7 +20,8 @@ from src.dataset import dropout_keep
 from src.device import start_device
 from src.fast_conv3d.network import accelerated
 from src.monai_weights import from_monai, read_state_dict
-from src.training import create_optimizer, create_training_cell
+from src.training import create_optimizer
+from src.training_step import create_training_cell
 from src.vnet import create_vnet
 
 DEVICE = "CPU"

@@ -111,6 +111,7 @@ launch() {
   shift 3
   trap '' PIPE
   open_log "$log"
+  flock --nonblock 3 || true # held for as long as the process has its output there
   trap 'stop INT 130' INT
   trap 'stop TERM 143' TERM
   # Job control gives the process a group of its own, out of reach of the terminal's Ctrl-C.
@@ -170,11 +171,10 @@ evaluate() { # evaluate DEFAULT_DEVICE_TARGET LOG "$@"
 # --------------------------------------------------------------------- launchers, many ranks
 
 # set_training TARGET PYTHON RANKS DATA_PATH TRAIN_SPLIT_FILE_PATH FURTHER...: makes `training` what every
-# rank runs, from any folder. scripts/rank.py puts the rank's device in the place of {device_id}.
+# rank runs, from any folder.
 set_training() {
-  local word option="" device=(--device_id "{device_id}")
-  [[ $1 != GPU ]] || device=() # mpirun and msrun count them
-  training=("$2" "$ROOT/train.py" --device_target "$1" "${device[@]}" --run_distribute 1 --device_num "$3"
+  local word option=""
+  training=("$2" "$ROOT/train.py" --device_target "$1" --run_distribute 1 --device_num "$3"
     --data_path "$(realpath -- "$4")" --train_split_file_path "$(realpath -- "$5")")
   [[ ${RESUME:-0} != 1 ]] || training+=(--resume)
   for word in "${@:6}"; do
@@ -188,31 +188,42 @@ set_training() {
   export DEVICE_NUM=$3 RANK_SIZE=$3
 }
 
-# set_msrun PYTHON RANKS LOCAL_RANKS MASTER_ADDR [NODE_RANK]: makes `starter` the command that starts this
-# host's ranks, up to the arguments of scripts/rank.py. Its logs are in train_msrun_logs.
+is_taken() { (exec 9<>"/dev/tcp/$1/$2") 2>/dev/null; } # is_taken ADDRESS PORT: whether somebody listens
+
+# set_msrun PYTHON RANKS LOCAL_RANKS MASTER_ADDR MASTER_PORT [NODE_RANK]: makes `engine` the command that
+# starts this host's ranks, up to theirs. MASTER_PORT 0 is a free one. Its logs are in train_msrun_logs.
 set_msrun() {
-  local msrun=${1%/*}/msrun first=$((${5:-0} * $3)) rank
+  local msrun=${1%/*}/msrun node=${6:-0} port=$5 rank
   [[ -x $msrun ]] || msrun=$(type -P msrun) ||
     fail 1 "no msrun beside $1 and none on PATH: it comes with MindSpore, install that for this Python"
-  for ((rank = first; rank < first + $3; rank++)); do
+  while ((port == 0)) || { (($5 == 0)) && is_taken "$4" "$port"; }; do port=$((20000 + RANDOM % 10000)); done
+  ((node > 0)) || ! is_taken "$4" "$port" ||
+    fail 1 "port $port of $4 is taken, perhaps by another training: choose another MASTER_PORT"
+  for ((rank = node * $3; rank < (node + 1) * $3; rank++)); do
     keep_earlier "train_msrun_logs/worker_$rank.log"
   done
-  ((first > 0)) || keep_earlier train_msrun_logs/scheduler.log
+  ((node > 0)) || keep_earlier train_msrun_logs/scheduler.log
   export PATH=${1%/*}:$PATH # for the python3 that msrun starts
   # What another launcher may have left would number the ranks anew.
   unset RANK_TABLE_FILE MINDSPORE_HCCL_CONFIG_PATH "${!OMPI_COMM_WORLD_@}"
   # shellcheck disable=SC2034  # for the launchers
-  starter=("$msrun" --worker_num "$2" --local_worker_num "$3" --master_addr "$4" --master_port "{port}"
-    ${5:+--node_rank "$5"} --log_dir train_msrun_logs --join True --tail_worker_log "$2" # which is none
-    python3 "$ROOT/scripts/rank.py")
+  engine=("$msrun" --worker_num "$2" --local_worker_num "$3" --master_addr "$4" --master_port "$port"
+    ${6:+--node_rank "$6"} --log_dir train_msrun_logs --join True --tail_worker_log "$2" # which is none
+    python3)
 }
 
-# launch_ranks LOG PYTHON ARGUMENT...: runs scripts/job.py with these arguments.
+# refuse_second LOG: a launcher locks its log for as long as its ranks run.
+refuse_second() {
+  [[ ! -f $1 ]] || flock --nonblock -- "$1" true ||
+    fail 1 "a training that was started here still runs, see $PWD/$1: stop it, or start from another folder"
+}
+
+# launch_ranks LOG PYTHON ARGUMENT...: runs scripts/ranks.py with these arguments.
 launch_ranks() {
   local shown_lines=30
   # MindSpore's warnings, of every attempt to connect for one, would hide what ranks say at their end.
   export GLOG_v=${GLOG_v:-3} START_SECONDS=${START_SECONDS:-60}
-  launch "$1" train.py "$2" "$ROOT/scripts/job.py" "${@:3}"
+  launch "$1" train.py "$2" "$ROOT/scripts/ranks.py" start "${@:3}"
 }
 
 # -------------------------------------------------------------------------- environment

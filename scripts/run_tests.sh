@@ -14,6 +14,11 @@ fi
 if can_install && ! type -P ip >/dev/null; then
   (system_package iproute2) || true
 fi
+# Without it the test of two GPUs by mpirun, over stand-ins for CUDA, is skipped.
+if can_install && ! type -P mpirun >/dev/null; then
+  (system_package openmpi-bin) || true
+fi
+type -P mpirun >/dev/null || echo "no mpirun: the test of two GPUs by OpenMPI is skipped (Debian: apt-get install openmpi-bin)" >&2
 # Without these the test that looks at report.html in a browser is skipped.
 if can_install && ! type -P chromium chromedriver >/dev/null; then
   (system_package chromium chromium-driver) || true

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Trains on the Ascend devices of one host that a rank table names, in the background.
+# Trains on the Ascend devices of one host that a rank table names, in the background, started by msrun.
 #   bash scripts/train_distribute.sh RANK_TABLE_FILE DEVICE_NUM DATA_PATH TRAIN_SPLIT_FILE_PATH [further arguments for train.py]
 # Rank N runs in train_parallelN of the caller's folder and logs to train_parallelN/train_distribute.log; the
 # run is in train_parallel0/results. train_distribute.log holds what rank 0 prints and how the job ends.
-# scripts/create_hccl.py writes rank tables. WAIT=1, RESUME=1, PYTHON as in train_standalone.sh;
-# DEVICE_TARGET=CPU takes as many processes on the CPU, through msrun.
+# scripts/create_hccl.py writes rank tables; only the devices are taken from it, as ASCEND_RT_VISIBLE_DEVICES,
+# since MindSpore 2.10 starts no ranks by a table. WAIT=1, RESUME=1, PYTHON as in train_standalone.sh;
+# DEVICE_TARGET=CPU takes as many processes on the CPU.
 # shellcheck source=scripts/common.sh
 source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
 check_arguments "RANK_TABLE_FILE DEVICE_NUM DATA_PATH TRAIN_SPLIT_FILE_PATH" \
@@ -14,7 +15,8 @@ target=$(device_target Ascend)
 python=$(find_python)
 python=$(realpath -s -- "$python")
 table=$(realpath -- "$1")
-device_ids=$(cd -- "$ROOT" && "$python" -m src.rank_table "$table" "$2") || exit
+devices=$(cd -- "$ROOT" && "$python" -m src.rank_table "$table" "$2") || exit
+refuse_second train_distribute.log
 set_training "$target" "$python" "${@:2}"
 
 for ((rank = 0; rank < $2; rank++)); do
@@ -22,14 +24,8 @@ for ((rank = 0; rank < $2; rank++)); do
     fail 1 "cannot make the folder $PWD/train_parallel$rank: start from a folder where you may write"
   keep_earlier "train_parallel$rank/train_distribute.log"
 done
-job=(--ranks "$2")
-if [[ $target == CPU ]]; then
-  set_msrun "$python" "$2" "$2" 127.0.0.1
-else
-  export RANK_TABLE_FILE=$table
-  job+=(--each)
-  starter=("$python" "$ROOT/scripts/rank.py")
-fi
-launch_ranks train_distribute.log "$python" "${job[@]}" -- "${starter[@]}" \
-  --folder "train_parallel{rank}" --log "train_parallel{rank}/train_distribute.log" \
-  --device_ids "$device_ids" -- "${training[@]}"
+set_msrun "$python" "$2" "$2" 127.0.0.1 0
+[[ $target == CPU ]] || export ASCEND_RT_VISIBLE_DEVICES=${devices% *}
+log="train_parallel{rank}/train_distribute.log"
+launch_ranks train_distribute.log "$python" --ranks "$2" --log "$log" -- "${engine[@]}" "$ROOT/scripts/ranks.py" run \
+  --log "$log" --folder "train_parallel{rank}" --device_ids "${devices#* }" -- "${training[@]}"

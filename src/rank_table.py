@@ -5,7 +5,7 @@
             {"device_id": "0", "device_ip": "192.168.100.101", "rank_id": "0"}, ...]}]}
 
 All values are texts, numbers too. `python -m src.rank_table FILE DEVICE_NUM` checks a table and
-prints its device ids, for scripts/train_distribute.sh.
+prints what `visible_devices` makes of it, for scripts/train_distribute.sh.
 """
 
 import ipaddress
@@ -56,6 +56,9 @@ def read_rank_table(path: str | Path, device_num: int) -> list[str]:
     except ValueError as error:
         expect(False, f"is not JSON ({error})", "a rank table")
     expect(isinstance(table, dict), f"holds a {type(table).__name__}", "a JSON object")
+    old = "group_list" in table or "chip_info" in table
+    chip = f", for chip {table.get('chip_info', '?')}"
+    expect(not old, f"is of HCCL's first form{chip}", "one with server_list")
     status = entry(table, "status", "the table", str)
     expect(status == "completed", f"status is {status!r}", "'completed'")
     version = entry(table, "version", "the table", str)
@@ -64,16 +67,15 @@ def read_rank_table(path: str | Path, device_num: int) -> list[str]:
     count = entry(table, "server_count", "the table", str)
     listed = str(len(servers))
     expect(count == listed, f"server_count is {count!r}", f"{listed!r}, as server_list has them")
+    for server in servers:
+        expect(isinstance(server, dict), f"the server is {server!r}", "a JSON object")
+        entry(server, "server_id", "the server", str)
+        entry(server, "device", "the server", list)
     if len(servers) > 1:
-        raise DataError(
-            f"{path}: has {listed} servers, expected 1; on several hosts train with "
-            "scripts/train_msrun.sh, which needs no table"
-        )
-    expect(isinstance(servers[0], dict), f"the server is {servers[0]!r}", "a JSON object")
-    entry(servers[0], "server_id", "the server", str)
+        raise DataError(f"{path}: has {listed} servers, expected 1; {_on_several(servers)}")
 
     columns = {"rank_id": [], "device_id": [], "device_ip": []}
-    for number, device in enumerate(entry(servers[0], "device", "the server", list)):
+    for number, device in enumerate(servers[0]["device"]):
         where = f"device entry {number}"
         expect(isinstance(device, dict), f"{where} is {device!r}", "a JSON object")
         for key, column in columns.items():
@@ -93,6 +95,31 @@ def read_rank_table(path: str | Path, device_num: int) -> list[str]:
     for rank in map(str, range(device_num)):
         expect(rank in devices, f"no device has rank_id {rank!r}", f"ranks 0 to {device_num - 1}")
     return [devices[str(rank)] for rank in range(device_num)]
+
+
+def _on_several(servers):
+    """What starts a training on the servers of a table, which msrun does without one."""
+    counts = {len(server["device"]) for server in servers}
+    if len(counts) > 1:
+        return f"with {min(counts)} to {max(counts)} devices; msrun needs as many on each"
+    ranks = len(servers) * counts.pop()
+    master = servers[0]["server_id"]
+    commands = [
+        f"on {server['server_id']} NODES={len(servers)} NODE_RANK={node} MASTER_ADDR={master} "
+        f"bash scripts/train_msrun.sh {ranks} DATA_PATH TRAIN_SPLIT_FILE_PATH"
+        for node, server in enumerate(servers)
+    ]
+    return f"on several hosts start {', and '.join(commands)}"
+
+
+def visible_devices(device_ids: Sequence[str]) -> tuple[str, str]:
+    """The devices as CANN wants them named, which knows them in ascending order only.
+
+    Returns:
+        ASCEND_RT_VISIBLE_DEVICES, and of each rank the number of its device among these.
+    """
+    visible = sorted(device_ids, key=int)
+    return ",".join(visible), ",".join(str(visible.index(device)) for device in device_ids)
 
 
 def device_ids_of(text: str) -> list[str]:
@@ -190,7 +217,7 @@ def is_address(text: str) -> bool:
 def main():
     """Checks the table that the command line names."""
     path, device_num = sys.argv[1:]
-    print(",".join(read_rank_table(path, int(device_num))))
+    print(*visible_devices(read_rank_table(path, int(device_num))))
 
 
 if __name__ == "__main__":

@@ -10,8 +10,7 @@ from pathlib import Path
 import mindspore as ms
 import numpy as np
 from easydict import EasyDict
-from mindspore import nn, ops
-from mindspore.boost.grad_accumulation import gradient_accumulation_op, gradient_clear_op
+from mindspore import nn
 
 from src import checkpoint
 from src.callbacks import (
@@ -33,29 +32,17 @@ from src.data_manager import (
     worker_count,
 )
 from src.dataset import TrainingSamples, create_dataset
-from src.device import apply_precision, uses_mixed_precision
+from src.device import apply_precision, reason_of
 from src.errors import DataError, UsageError
 from src.evaluation import mean_dice
 from src.fast_conv3d.network import accelerated
-from src.loss import LOSSES
 from src.lr_schedule import learning_rates
 from src.memory import check_training_fits
 from src.ranks import Ranks
 from src.run_folder import held, new_run_folder
 from src.splits import split_cases
+from src.training_step import create_training_cell
 from src.vnet import VARIANTS, create_vnet
-
-
-class LossCell(nn.Cell):
-    """The network and its loss on one batch."""
-
-    def __init__(self, network: nn.Cell, loss: nn.Cell) -> None:
-        super().__init__(auto_prefix=False)
-        self.network = network
-        self.loss = loss
-
-    def construct(self, image, mask, keep=None):
-        return self.loss(self.network(image, keep), mask)
 
 
 def create_optimizer(network: nn.Cell, config: EasyDict, rates: np.ndarray) -> nn.Optimizer:
@@ -70,56 +57,6 @@ def create_optimizer(network: nn.Cell, config: EasyDict, rates: np.ndarray) -> n
     if config.optimizer == "momentum":
         return nn.Momentum(groups, rates, config.momentum)
     return nn.Adam(groups, rates)
-
-
-class AccumulatingStep(nn.TrainOneStepCell):
-    """A training step of which `batches` calls together move the weights once.
-
-    The optimizer gets the mean gradient of these batches, and of all devices.
-    """
-
-    def __init__(self, network: nn.Cell, optimizer: nn.Optimizer, batches: int) -> None:
-        super().__init__(network, optimizer)
-        self.mean_gradients = self.weights.clone(checkpoint.ACCUMULATED, init="zeros")
-        self.calls = ms.Parameter(ms.Tensor(0, ms.int32), f"{checkpoint.ACCUMULATED}.calls")
-        self.batches = batches
-        self.each = ops.HyperMap()
-
-    def construct(self, *inputs):
-        loss = self.network(*inputs)
-        gradients = self.grad_no_sens(self.network, self.weights)(*inputs)
-        add = ops.partial(gradient_accumulation_op, self.batches)
-        loss = ops.depend(loss, self.each(add, self.mean_gradients, gradients))
-        self.calls += 1
-        if self.calls == self.batches:
-            gradients = self.grad_reducer(self.mean_gradients)
-            loss = ops.depend(loss, self.optimizer(gradients))
-            loss = ops.depend(loss, self.each(gradient_clear_op, self.mean_gradients))
-            self.calls = 0
-        return loss
-
-
-def create_training_cell(
-    network: nn.Cell, optimizer: nn.Optimizer, config: EasyDict, device_target: str
-) -> nn.Cell:
-    """One step of training: forward, backward, optimizer; with a loss scale in mixed precision.
-
-    Raises:
-        UsageError: mixed precision on a CPU, where MindSpore cannot tell an overflow, or with
-            accumulated gradients, whose overflows nothing here tells apart.
-    """
-    loss_cell = LossCell(network, LOSSES[config.loss]())
-    if not uses_mixed_precision(config, device_target):
-        if config.accumulate_steps > 1:
-            return AccumulatingStep(loss_cell, optimizer, config.accumulate_steps).set_train()
-        return nn.TrainOneStepCell(loss_cell, optimizer).set_train()
-    if config.accumulate_steps > 1:
-        raise UsageError("accumulate_steps above 1 needs float32: --set precision=float32")
-    if device_target == "CPU":
-        raise UsageError("precision=mixed trains on Ascend and GPU only; on CPU take float32")
-    apply_precision(network, config, device_target)
-    scale = nn.DynamicLossScaleUpdateCell(config.loss_scale, scale_factor=2, scale_window=1000)
-    return nn.TrainOneStepWithLossScaleCell(loss_cell, optimizer, scale).set_train()
 
 
 def averaging_network(config: EasyDict, device_target: str) -> nn.Cell:
@@ -263,6 +200,24 @@ def opened_run(
         yield run_folder if ranks.is_first else None, progress
 
 
+@contextmanager
+def lost_ranks_told(ranks: Ranks) -> Iterator[None]:
+    """One line in the place of MindSpore's pages, where an exchange with other ranks failed.
+
+    Raises:
+        DataError: so it was.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if ranks.count == 1 or "AllReduce" not in str(error):
+            raise
+        raise DataError(
+            f"rank {ranks.rank}: {reason_of(error)}; another rank is gone, see the other logs, or "
+            "the network to it is cut"
+        ) from None
+
+
 def train(
     config: EasyDict,
     device_target: str,
@@ -344,11 +299,12 @@ def train(
 
         print(f"run: {run_folder}" if ranks.is_first else f"run: rank {ranks.rank} of one")
         print(f"============== Starting Training fold {config.fold} ==============", flush=True)
-        ms.Model(training_cell).train(
-            config.epochs,
-            create_dataset(samples, progress.epoch, ranks.rank, worker_count(config)),
-            callbacks=[*run_callbacks, *callbacks],
-            dataset_sink_mode=sinks_dataset(config, device_target),
-            initial_epoch=progress.epoch,
-        )
+        with lost_ranks_told(ranks):
+            ms.Model(training_cell).train(
+                config.epochs,
+                create_dataset(samples, progress.epoch, ranks.rank, worker_count(config)),
+                callbacks=[*run_callbacks, *callbacks],
+                dataset_sink_mode=sinks_dataset(config, device_target),
+                initial_epoch=progress.epoch,
+            )
     return run_folder

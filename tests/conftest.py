@@ -13,6 +13,7 @@ from src.device import start_device
 # Whole files go to one process each; those that take minutes start first, or the last of them would
 # keep one process busy long after the other.
 LONG_FILES = (
+    "test_gpu_standin.py",
     "test_two_hosts.py",
     "test_ranks.py",
     "test_training.py",

@@ -7,6 +7,7 @@ from mindspore import device_context
 
 import src.device
 from src.device import (
+    DRIVER_HINTS,
     RANK_VARIABLES,
     apply_precision,
     start_communication,
@@ -34,6 +35,67 @@ def test_a_card_that_is_not_there_is_named(monkeypatch, device_id):
     monkeypatch.setattr(device_context.ascend, "device_count", lambda: 2)
     with pytest.raises(DataError, match=f"device Ascend {device_id}: this machine has 2, from 0"):
         start_device("Ascend", device_id)
+
+
+def test_a_dry_run_needs_no_card(monkeypatch):
+    monkeypatch.setattr(device_context.ascend, "is_available", lambda: True)
+    monkeypatch.setattr(device_context.ascend, "device_count", lambda: 0)
+    started = []
+    monkeypatch.setattr(ms, "set_device", lambda *device: started.append(device))
+    with pytest.raises(DataError, match="this machine has 0, from 0"):
+        start_device("Ascend", 0)
+    monkeypatch.setenv("MS_SIMULATION_LEVEL", "0")
+    start_device("Ascend", 0)
+    assert started == [("Ascend", 0)]
+
+
+def test_cards_that_the_user_hides_are_named(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    monkeypatch.setattr(device_context.gpu, "is_available", lambda: True)
+    monkeypatch.setattr(device_context.gpu, "device_count", lambda: 1)
+    with pytest.raises(DataError, match=r"has 1, from 0 \(CUDA_VISIBLE_DEVICES=3\)$"):
+        start_device("GPU", 3)
+
+
+# As MindSpore 2.10 said it with the stand-in for CUDA, and without a driver.
+DRIVER_MESSAGE = """
+----------------------------------------------------
+- Cuda error:
+----------------------------------------------------
+The cudaGetDeviceCount failed, ret[35], CUDA driver version is insufficient
+
+----------------------------------------------------
+- C++ Call Stack: (For framework developers)
+----------------------------------------------------
+cuda_driver.cc:299 device_count
+"""
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (RuntimeError(DRIVER_MESSAGE), "The cudaGetDeviceCount failed, ret[35], CUDA driver ver"),
+        (
+            RuntimeError("GPU InitDevice failed.\n\n---\n- C++ Call Stack: (x)\n"),
+            "GPU InitDevice f",
+        ),
+        (TypeError("a"), "a"),
+        (ValueError(), "ValueError"),
+    ],
+)
+@pytest.mark.parametrize("call", ["is_available", "device_count"])
+def test_whatever_a_start_raises_is_one_line(monkeypatch, error, reason, call):
+    def fail():
+        raise error
+
+    monkeypatch.setattr(device_context.gpu, "is_available", lambda: True)
+    monkeypatch.setattr(device_context.gpu, call, fail)
+    with pytest.raises(DataError) as told:
+        start_device("GPU", 1)
+    message = str(told.value)
+    begin = "device GPU: " if call == "is_available" else "device GPU 1: "
+    assert message.startswith(begin + reason) and "\n" not in message
+    assert message.endswith(DRIVER_HINTS["GPU"])
 
 
 @pytest.mark.parametrize("number", [0, 3])
@@ -77,6 +139,7 @@ def launched(monkeypatch):
     monkeypatch.setattr(src.device, "init", lambda: None)
     monkeypatch.setattr(src.device, "get_rank", lambda: 1)
     monkeypatch.setattr(src.device, "get_group_size", lambda: 4)
+    monkeypatch.setattr(ms, "get_context", lambda name: {"device_target": "CPU"}[name])
     contexts = []
     monkeypatch.setattr(ms, "set_auto_parallel_context", lambda **context: contexts.append(context))
     return contexts
@@ -88,6 +151,24 @@ def test_gradients_are_averaged_over_the_ranks(launched):
     (context,) = launched
     assert context["parallel_mode"] == ms.ParallelMode.DATA_PARALLEL
     assert context["gradients_mean"] is True and context["device_num"] == 4
+
+
+def test_on_gpus_all_gradients_travel_in_one_allreduce(launched, monkeypatch):
+    """With a second one in a graph MindSpore 2.10 does not compile it; see test_gpu_standin.py."""
+    monkeypatch.setattr(ms, "get_context", lambda name: {"device_target": "GPU"}[name])
+    start_communication(4)
+    fusion = launched[1]["comm_fusion"]["allreduce"]
+    assert fusion["mode"] == "size" and fusion["config"] > 80_000  # MB; more than a card holds
+
+
+@pytest.mark.parametrize("call", ["init", "get_rank", "get_group_size"])
+def test_every_call_of_the_start_is_told(launched, monkeypatch, call):
+    def fail():
+        raise RuntimeError("MindSpore does not support ranktable startup.")
+
+    monkeypatch.setattr(src.device, call, fail)
+    with pytest.raises(DataError, match="^communication: MindSpore does not support ranktable st"):
+        start_communication(4)
 
 
 def test_another_number_of_ranks_is_told(launched):
@@ -103,6 +184,23 @@ def test_a_process_that_no_launcher_started_is_told(launched, monkeypatch):
         start_communication(4)
 
 
+def test_a_dry_run_has_no_launcher(launched, monkeypatch):
+    for name in RANK_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MS_SIMULATION_LEVEL", "0")
+    assert start_communication(4).count == 4
+
+
+def test_a_card_of_a_rank_that_does_not_start_is_told(launched, monkeypatch):
+    def fail():
+        raise RuntimeError("Dynamic memory pool init error.")
+
+    monkeypatch.setattr(ms, "get_context", lambda name: {"device_target": "GPU"}[name])
+    monkeypatch.setattr(ms.runtime, "synchronize", fail)
+    with pytest.raises(DataError, match="^device GPU of rank 1: Dynamic memory pool init error; s"):
+        start_communication(4)
+
+
 def test_ranks_that_cannot_be_reached_are_told(launched, monkeypatch):
     def fail():
         raise RuntimeError("Failed to connect to the scheduler.\n\n- C++ Call Stack")
@@ -110,7 +208,7 @@ def test_ranks_that_cannot_be_reached_are_told(launched, monkeypatch):
     monkeypatch.setattr(src.device, "init", fail)
     with pytest.raises(DataError) as error:
         start_communication(4)
-    assert str(error.value).startswith("communication: Failed to connect to the scheduler.; are")
+    assert str(error.value).startswith("communication: Failed to connect to the scheduler; are")
     assert "\n" not in str(error.value)
 
 
@@ -121,7 +219,6 @@ def test_ranks_that_cannot_be_reached_are_told(launched, monkeypatch):
         ("auto", "GPU", True),
         ("auto", "Ascend", True),
         ("float32", "GPU", False),
-        ("float32", "Ascend", False),
         ("mixed", "CPU", True),
         ("mixed", "GPU", True),
     ],
@@ -135,6 +232,13 @@ def test_precision_by_device(small_config, precision, target, mixed):
     # Checkpoints must not depend on it.
     assert [parameter.name for parameter in network.get_parameters()] == names
     assert {parameter.dtype for parameter in network.get_parameters()} == {ms.float32}
+
+
+def test_float32_on_an_ascend_is_refused(small_config):
+    config = small_config("precision=float32")
+    for use in (uses_mixed_precision, lambda *words: apply_precision(None, *words)):
+        with pytest.raises(UsageError, match="^precision=float32: .*float16 on an Ascend; take"):
+            use(config, "Ascend")
 
 
 @pytest.mark.parametrize("variant", ["zoo", "instance"])

@@ -28,7 +28,8 @@ from src.fast_conv3d.build import BuildError
 from src.fast_conv3d.network import FastVNet, Unit, accelerated
 from src.loss import DiceLoss
 from src.phantom import phantom_case
-from src.training import create_optimizer, create_training_cell
+from src.training import create_optimizer
+from src.training_step import create_training_cell
 from src.vnet import DOWN_NAMES, UP_NAMES, VARIANTS, VNet, create_vnet
 
 MODES = {"graph": ms.GRAPH_MODE, "pynative": ms.PYNATIVE_MODE}

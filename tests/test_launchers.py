@@ -4,8 +4,6 @@ The stand-ins for msrun and mpirun start their ranks as the real ones do, so tha
 environments and folders of ranks on Ascend and GPU are checked without such hardware.
 """
 
-import asyncio
-import importlib
 import json
 import os
 import signal
@@ -19,7 +17,7 @@ import pytest
 from test_scripts import alive, executable, heed_signals, wait_until
 
 ROOT = Path(__file__).parents[1]
-RANK = str(ROOT / "scripts" / "rank.py")
+RANKS = str(ROOT / "scripts" / "ranks.py")
 TRAIN = str(ROOT / "train.py")
 
 # Stands for Python where it would run train.py; anything else runs in the real one.
@@ -98,32 +96,20 @@ sys.exit(any(codes))
 """
 )
 
-# Its ranks print into files under --output-filename, and all of it comes out here.
 MPIRUN = (
     STARTER.replace("{group}", "start_new_session=False")
     + """
 count = int(option("-n"))
 command = argv[argv.index(os.environ["PYTHON"]):]
-logs = [f"{{option('--output-filename')}}/1/rank.{{rank}}/stdout" for rank in range(count)]
 ranks = []
-for rank, log in enumerate(logs):
+for rank in range(count):
     variables = dict(OMPI_COMM_WORLD_RANK=str(rank), OMPI_COMM_WORLD_LOCAL_RANK=str(rank))
-    ranks.append(start(log, **variables))
-done = dict.fromkeys(logs, 0)
-while True:
-    codes = [rank.poll() for rank in ranks]
-    for log in logs:
-        with open(log) as file:
-            file.seek(done[log])
-            sys.stdout.write(file.read())
-            done[log] = file.tell()
-    sys.stdout.flush()
+    ranks.append(start("mpirun_output/rank", **variables))
+while (codes := [rank.poll() for rank in ranks]).count(0) < count:
     if any(codes):
         for rank in ranks:
             rank.terminate()
         sys.exit(next(code if code > 0 else 128 - code for code in codes if code))
-    if codes.count(0) == count:
-        sys.exit()
     time.sleep(0.1)
 """
 )
@@ -207,12 +193,12 @@ class Caller:
         wait_until(lambda: not self.processes(), 30)
 
     def job_pid(self):
-        """The process of job.py."""
+        """The process of ranks.py that watches all ranks."""
         for pid in self.processes():
             words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-            if len(words) > 1 and words[1].endswith(b"/scripts/job.py"):
+            if words[1:3] == [RANKS.encode(), b"start"]:
                 return pid
-        raise AssertionError("no job.py")
+        raise AssertionError("no ranks.py")
 
 
 @pytest.fixture
@@ -233,21 +219,20 @@ FINISHED = json.dumps(dict.fromkeys("012", [0.3, 0]))
 FURTHER = ["--set", "VolSize=32,32,16", "--note", "two words; $HOME *", ""]
 
 
-def log_of(caller, script, rank, target):
+def log_of(caller, script, rank):
     """Where a rank's own log is."""
     if script == "train_distribute.sh":
         return caller.folder / f"train_parallel{rank}" / "train_distribute.log"
-    if script == "train_distribute_gpu.sh" and target == "GPU":
+    if script == "train_distribute_gpu.sh":
         return caller.folder / "log_output" / "1" / f"rank.{rank}" / "stdout"
     return caller.folder / "train_msrun_logs" / f"worker_{rank}.log"
 
 
-def train_command(caller, target, device):
+def train_command(caller, target):
     """The words after Python of one rank's whole command."""
     return [
         TRAIN,
         *("--device_target", target),
-        *(["--device_id", device] if device is not None else []),
         *("--run_distribute", "1", "--device_num", "3"),
         *("--data_path", str(caller.folder / "my data")),
         *("--train_split_file_path", str(caller.folder / "train set.csv")),
@@ -260,23 +245,40 @@ def train_command(caller, target, device):
 
 def test_ascend_by_rank_table(caller):
     process = caller.run(
-        "train_distribute.sh", *ARGUMENTS["train_distribute.sh"], *FURTHER, ENDINGS=FINISHED, WAIT=1
+        "train_distribute.sh",
+        *ARGUMENTS["train_distribute.sh"],
+        *FURTHER,
+        ENDINGS=FINISHED,
+        WAIT=1,
+        RANK_TABLE_FILE="of earlier work",
     )
     assert process.returncode == 0, process.stderr_text
-    for rank, device in enumerate(["5", "4", "7"]):
+    python, log = str(caller.tools / "python3"), "train_parallel{rank}/train_distribute.log"
+    msrun = caller.call("msrun")
+    port = msrun["argv"].index("--master_port") + 1
+    assert 1024 <= int(msrun["argv"].pop(port)) < 65536
+    assert msrun["argv"] == [
+        *("--worker_num", "3", "--local_worker_num", "3"),
+        *("--master_addr", "127.0.0.1", "--master_port"),
+        *("--log_dir", "train_msrun_logs", "--join", "True", "--tail_worker_log", "3"),
+        *("python3", RANKS, "run", "--log", log, "--folder", "train_parallel{rank}"),
+        *("--device_ids", "1,0,2", "--", python, *train_command(caller, "Ascend")),
+    ]
+    # The table has 5, 4, 7; CANN counts the visible devices in ascending order.
+    for rank, device in enumerate(["1", "0", "2"]):
         call = caller.call(rank)
-        assert call["argv"] == train_command(caller, "Ascend", device)
+        assert call["argv"] == train_command(caller, "Ascend")
         folder = caller.folder / f"train_parallel{rank}"
         assert call["cwd"] == str(folder)
         zoo = {"RANK_ID": str(rank), "DEVICE_ID": device, "RANK_SIZE": "3", "DEVICE_NUM": "3"}
-        zoo["RANK_TABLE_FILE"] = str(caller.folder / "table.json")
+        zoo |= {"ASCEND_RT_VISIBLE_DEVICES": "4,5,7", "MS_ROLE": "MS_WORKER"}
         assert zoo.items() <= call["env"].items()
-        assert not {"MS_ROLE", "MS_WORKER_NUM"} & call["env"].keys()
+        assert "RANK_TABLE_FILE" not in call["env"]
         assert call["stdin_at_end"]
         assert [path.name for path in folder.iterdir()] == ["train_distribute.log"]
         words = (folder / "train_distribute.log").read_text().splitlines()
         assert words[-1] == f"last words of rank {rank}"
-    assert not (caller.records / "msrun.json").exists()
+    assert caller.call("scheduler")["env"]["MS_ROLE"] == "MS_SCHED"
     assert not (caller.records / "mpirun.json").exists()
     log = (caller.folder / "train_distribute.log").read_text()
     assert log.splitlines()[-2:] == ["last words of rank 0", "all ranks have finished"]
@@ -292,16 +294,16 @@ def test_gpu_by_mpirun(caller):
         ENDINGS=FINISHED,
         WAIT=1,
         RANK_ID=9,  # of some earlier work in the same shell
+        CUDA_VISIBLE_DEVICES="5,0,1,2",  # as a cluster's scheduler sets it
     )
     assert process.returncode == 0, process.stderr_text
-    python = str(caller.tools / "python3")
+    python, log = str(caller.tools / "python3"), "log_output/1/rank.{rank}/stdout"
     as_root = ["--allow-run-as-root"] if os.geteuid() == 0 else []
-    train = train_command(caller, "GPU", None)
+    train = train_command(caller, "GPU")
     mpirun = caller.call("mpirun")
     assert mpirun["argv"] == [
-        *("-n", "3", *as_root, "--bind-to", "none", "--output-filename", "log_output"),
-        "--merge-stderr-to-stdout",
-        *(python, RANK, "--", python, *train),
+        *("-n", "3", *as_root, "--bind-to", "none", "--map-by", ":OVERSUBSCRIBE"),
+        *(python, RANKS, "run", "--log", log, "--", python, *train),
     ]
     zoo = {"DEVICE_NUM": "3", "RANK_SIZE": "3", "CUDA_VISIBLE_DEVICES": "0,2,5"}
     for rank in range(3):
@@ -330,24 +332,22 @@ def test_any_device_by_msrun(caller, target):
         **({} if target == "Ascend" else {"DEVICE_TARGET": target}),
     )
     assert process.returncode == 0, process.stderr_text
-    python = str(caller.tools / "python3")
-    device = None if target == "GPU" else "{device_id}"
+    python, log = str(caller.tools / "python3"), "train_msrun_logs/worker_{rank}.log"
     msrun = caller.call("msrun")
     assert msrun["argv"] == [
         *("--worker_num", "3", "--local_worker_num", "3"),
         *("--master_addr", "127.0.0.1", "--master_port", "18765", "--node_rank", "0"),
         *("--log_dir", "train_msrun_logs", "--join", "True", "--tail_worker_log", "3"),
-        *("python3", RANK, "--", python, *train_command(caller, target, device)),
+        *("python3", RANKS, "run", "--log", log, "--", python, *train_command(caller, target)),
     ]
     assert msrun["env"]["PATH"].startswith(f"{caller.tools}:")
     for rank in range(3):
         call = caller.call(rank)
-        assert call["argv"] == train_command(caller, target, device and str(rank))
+        assert call["argv"] == train_command(caller, target)
         assert call["cwd"] == msrun["cwd"] == str(caller.folder)
         expected = {"RANK_ID": str(rank), "RANK_SIZE": "3", "DEVICE_NUM": "3"}
-        assert (expected | {"MS_ROLE": "MS_WORKER"}).items() <= call["env"].items()
-        assert "RANK_TABLE_FILE" not in call["env"]
-    assert caller.call("scheduler")["env"]["MS_ROLE"] == "MS_SCHED"
+        expected |= {"MS_ROLE": "MS_WORKER", "DEVICE_ID": str(rank)}
+        assert expected.items() <= call["env"].items()
     log = (caller.folder / "train_msrun.log").read_text()
     assert log.splitlines()[-2:] == ["last words of rank 0", "all ranks have finished"]
     assert "line 0 of rank 1" not in log
@@ -359,20 +359,14 @@ def test_on_cpu_the_zoos_launchers_take_msrun(caller, script):
         script, *ARGUMENTS[script], *FURTHER, ENDINGS=FINISHED, WAIT=1, DEVICE_TARGET="CPU"
     )
     assert process.returncode == 0, process.stderr_text
-    msrun = caller.call("msrun")["argv"]
-    assert msrun[:6] == [
-        *("--worker_num", "3", "--local_worker_num", "3", "--master_addr", "127.0.0.1")
-    ]
-    assert 1024 <= int(msrun[msrun.index("--master_port") + 1]) < 65536
-    for rank, device in enumerate(["5", "4", "7"] if script == "train_distribute.sh" else "012"):
+    assert caller.call("msrun")["argv"][:4] == ["--worker_num", "3", "--local_worker_num", "3"]
+    for rank in range(3):
         call = caller.call(rank)
-        assert call["argv"] == train_command(caller, "CPU", device)
-        folder = log_of(caller, script, rank, "CPU").parent
-        here = folder if script == "train_distribute.sh" else caller.folder
-        assert call["cwd"] == str(here)
-        own = log_of(caller, script, rank, "CPU").read_text().splitlines()
-        assert own[-1] == f"last words of rank {rank}"
-        assert "RANK_TABLE_FILE" not in call["env"]
+        assert call["argv"] == train_command(caller, "CPU")
+        own = log_of(caller, script, rank)
+        assert call["cwd"] == str(own.parent if script == "train_distribute.sh" else caller.folder)
+        assert own.read_text().splitlines()[-1] == f"last words of rank {rank}"
+        assert "ASCEND_RT_VISIBLE_DEVICES" not in call["env"]
     log = (caller.folder / f"{Path(script).stem}.log").read_text()
     assert ("last words of rank 2" in log) == (script == "train_distribute_gpu.sh")
     assert not (caller.records / "mpirun.json").exists()
@@ -395,8 +389,7 @@ def test_resume_and_relative_paths(caller, script):
 
 @pytest.mark.parametrize("script", ARGUMENTS)
 def test_nothing_of_an_earlier_run_is_lost(caller, script):
-    target = "GPU" if script == "train_distribute_gpu.sh" else "Ascend"
-    own = [log_of(caller, script, rank, target) for rank in range(3)]
+    own = [log_of(caller, script, rank) for rank in range(3)]
     main = caller.folder / f"{Path(script).stem}.log"
     checkpoint = caller.folder / "train_parallel0" / "results" / "last.ckpt"
     for path in [*own, main, checkpoint]:
@@ -407,7 +400,7 @@ def test_nothing_of_an_earlier_run_is_lost(caller, script):
         assert caller.run(script, *ARGUMENTS[script], **variables).returncode == 0
     assert checkpoint.read_text() == "earlier"
     kept = [*own, main]
-    if target == "GPU":
+    if script == "train_distribute_gpu.sh":
         folder = caller.folder / "log_output.1"
         kept = [folder / path.relative_to(folder.with_name("log_output")) for path in own]
     else:
@@ -431,14 +424,27 @@ def test_the_launcher_returns_when_training_has_begun(caller, script):
     os.killpg(os.getpgid(job), signal.SIGHUP)  # what closing the terminal sends
     time.sleep(0.5)
     assert all(map(alive, [job, *ranks]))
-    log = log_of(caller, script, 1, "GPU" if "gpu" in script else "Ascend")
-    if "gpu" not in script:
-        log = log.rename(f"{log}.1")  # as another start in this folder does
     os.kill(ranks[1], signal.SIGKILL)  # and now nobody waits for it
     caller.no_process_left()
     output = (caller.folder / f"{Path(script).stem}.log").read_text()
     assert "error: rank 1 was ended by SIGKILL" in output
-    assert f"; the end of {log}:\n" in output
+    assert f"; the end of {log_of(caller, script, 1)}:\n" in output
+
+
+def test_a_second_launcher_in_the_same_folder_is_refused(caller):
+    script = "train_distribute.sh"
+    first = caller.start(script, *ARGUMENTS[script], WAIT=1, ENDINGS=json.dumps({"0": [4, 0]}))
+    caller.call(1)
+    begin = sorted(path.name for path in caller.folder.rglob("*"))
+    second = caller.run(script, *ARGUMENTS[script])
+    assert (second.returncode, second.stdout_text) == (1, "")
+    assert second.stderr_text.startswith("error: a training that was started here still runs, see ")
+    assert second.stderr_text.count("\n") == 1
+    assert sorted(path.name for path in caller.folder.rglob("*")) == begin
+    first.terminate()
+    first.communicate(timeout=30)
+    caller.no_process_left()
+    assert caller.run(script, *ARGUMENTS[script], ENDINGS=FINISHED, WAIT=1).returncode == 0
 
 
 @pytest.mark.parametrize("rank", [0, 2])
@@ -449,14 +455,14 @@ def test_a_rank_that_fails_ends_the_others(caller, script, rank):
     )
     assert process.returncode == 3
     assert not caller.processes()
-    log = log_of(caller, script, rank, "GPU" if "gpu" in script else "Ascend")
+    log = log_of(caller, script, rank)
     output = process.stdout_text
     message = f"error: rank {rank} ended with exit code 3; the end of {log}:\n"
     tail = [f"line {number} of rank {rank}" for number in range(11, 30)]
     tail += [f"last words of rank {rank}"]
     assert output.partition(message)[2].splitlines() == [
         *tail,
-        "the job is over; RESUME=1 before the same command goes on with this training",
+        "RESUME=1 before the same command goes on with a training that had begun",
     ]
 
 
@@ -478,34 +484,24 @@ def test_an_early_failure_is_told_without_wait(caller):
 # Who is killed -> exit code of the job, and what the launcher says.
 VICTIMS = {
     "train.py": (137, "error: rank 1 was ended by SIGKILL, by hand or for want of memory"),
-    "rank.py": (1, "error: rank 1 is gone without a word"),
-    "starter": (137, "was ended by SIGKILL, by hand or for want of memory"),
-    "scheduler": (137, "error: scheduler was ended by SIGKILL"),
-    "job.py": (137, ""),
+    "ranks.py run": (1, "error: rank 1 is gone without a word; the end of "),
+    "engine": (137, "was ended by SIGKILL, by hand or for want of memory before its ranks have"),
+    "ranks.py start": (137, ""),
 }
 
 
-@pytest.mark.parametrize(
-    ("script", "victim"),
-    [
-        (script, victim)
-        for script in ARGUMENTS
-        for victim in VICTIMS
-        if not (victim == "scheduler" and script != "train_msrun.sh")
-        and not (victim == "starter" and script == "train_distribute.sh")
-    ],
-)
+@pytest.mark.parametrize("script", ["train_distribute.sh", "train_distribute_gpu.sh"])
+@pytest.mark.parametrize("victim", VICTIMS)
 def test_kill_9(caller, script, victim):
-    stubborn = {"STUBBORN": "2"} if (script, victim) == ("train_msrun.sh", "train.py") else {}
+    stubborn = {"STUBBORN": "2"} if victim == "train.py" else {}
     process = caller.start(script, *ARGUMENTS[script], WAIT=1, **stubborn)
     calls = [caller.call(rank) for rank in range(3)]
-    starter = "mpirun" if "gpu" in script else "msrun"
+    engine = "mpirun" if "gpu" in script else "msrun"
     pid = {
         "train.py": lambda: calls[1]["pid"],
-        "rank.py": lambda: calls[1]["parent"],
-        "starter": lambda: caller.call(starter)["pid"],
-        "scheduler": lambda: caller.call("scheduler")["pid"],
-        "job.py": caller.job_pid,
+        "ranks.py run": lambda: calls[1]["parent"],
+        "engine": lambda: caller.call(engine)["pid"],
+        "ranks.py start": caller.job_pid,
     }[victim]()
     begin = time.monotonic()
     os.kill(pid, signal.SIGKILL)
@@ -536,13 +532,14 @@ def test_a_stopped_launcher_leaves_no_process(caller, script, sent, code):
     caller.no_process_left()
 
 
-def test_a_starter_that_lingers_is_ended(caller):
+def test_an_engine_that_lingers_is_ended(caller):
     """msrun may wait for its scheduler long after all ranks have finished."""
-    quick = "import sys, job; sys.argv[0] = 'job.py'; job.LINGER_SECONDS = 1; job.main()"
+    quick = "import sys, ranks; sys.argv[0] = 'ranks.py'; ranks.LINGER_SECONDS = 1; ranks.main()"
     msrun = [caller.tools / "msrun", "--worker_num", "3", "--local_worker_num", "3"]
-    msrun += ["--log_dir", "logs", "python3", RANK, "--", caller.tools / "python3", TRAIN]
+    msrun += ["--log_dir", "logs", "python3", RANKS, "run", "--log", "logs/{rank}", "--"]
     process = subprocess.run(
-        [sys.executable, "-c", quick, "--ranks", "3", "--", *msrun],
+        [sys.executable, "-c", quick, "start", "--log", "logs/{rank}", "--ranks", "3", "--"]
+        + [*msrun, caller.tools / "python3", TRAIN],
         cwd=caller.folder,
         env=caller.environment(PYTHONPATH=ROOT / "scripts", LINGER=1, ENDINGS=FINISHED),
         capture_output=True,
@@ -553,141 +550,13 @@ def test_a_starter_that_lingers_is_ended(caller):
     caller.no_process_left()
 
 
-# --------------------------------------------------------------------- several hosts, here
-
-
-@pytest.fixture
-def hosts(monkeypatch):
-    """scripts/hosts.py, quicker."""
-    monkeypatch.syspath_prepend(ROOT / "scripts")
-    module = importlib.import_module("hosts")
-    monkeypatch.setattr(module, "BEAT_SECONDS", 0.05)
-    monkeypatch.setattr(module, "LOST_SECONDS", 0.4)
-    return module
-
-
-def linked(hosts, *others, workers=4, scene=None):
-    """Links node 0 with others for a moment; returns what ends the job on each node, in order.
-
-    Args:
-        others: node, nodes and workers of each as it says them.
-        scene: coroutine function that gets the port and the sets of links, node 0's first.
-    """
-    ends = [[] for _ in range(len(others) + 1)]
-    links = [set() for _ in ends]
-
-    async def play():
-        port = hosts.check_address("127.0.0.1", [0], 1, 0)
-        enders = [lambda code, message, own=own: own.append((code, message)) for own in ends]
-        await hosts.listen("127.0.0.1", port, 3, workers, links[0], enders[0])
-        for number, other in enumerate(others, 1):
-            joining = hosts.join("127.0.0.1", port, *other, links[number], enders[number])
-            tasks.append(asyncio.create_task(joining))
-            await asyncio.sleep(0.05)
-        if scene:
-            await scene(port, links)
-        await asyncio.sleep(0.5)
-
-    tasks = []
-    asyncio.run(play())
-    return ends
-
-
-def test_linked_hosts_go_on(hosts):
-    assert linked(hosts, (1, 3, 4), (2, 3, 4)) == [[], [], []]
-
-
-@pytest.mark.parametrize("node", [0, 1, 2])
-@pytest.mark.parametrize("code", [0, 3])
-def test_how_one_host_ends_is_heard(hosts, node, code):
-    async def scene(port, links):
-        await hosts.tell(links[node], code, "rank 5 ended")
-
-    ends = linked(hosts, (1, 3, 4), (2, 3, 4), scene=scene)
-    heard = [[], [], []]
-    if code:
-        for other in [1, 2] if node == 0 else [0]:
-            heard[other] = [(3, f"node {node} (127.0.0.1): rank 5 ended")]
-    assert ends[:node] + ends[node + 1 :] == heard[:node] + heard[node + 1 :]  # it has ended itself
-
-
-def test_a_host_that_is_gone(hosts):
-    async def scene(port, links):
-        for writer in list(links[1]):
-            writer.transport.abort()
-
-    first, second = linked(hosts, (1, 3, 4), scene=scene)
-    assert first[0][1].startswith("node 1 (127.0.0.1) is gone without a word")
-
-
-def test_a_host_that_is_silent(hosts, monkeypatch):
-    async def scene(port, links):
-        monkeypatch.setattr(hosts, "BEAT_SECONDS", 60)
-
-    first, second = linked(hosts, (1, 3, 4), scene=scene)
-    assert first[0][1].startswith("node 1 (127.0.0.1) was not heard of for 0.4 s")
-
-
-@pytest.mark.parametrize(
-    ("other", "refusal"),
-    [
-        ((1, 2, 4), "NODES=2 and WORKER_NUM 4 there, NODES=3 and WORKER_NUM 4 here"),
-        ((1, 3, 8), "NODES=3 and WORKER_NUM 8 there, NODES=3 and WORKER_NUM 4 here"),
-        ((2, 3, 4), "another launcher has NODE_RANK=2 already"),
-    ],
-)
-def test_hosts_that_do_not_agree(hosts, other, refusal):
-    ends = linked(hosts, (2, 3, 4), other)
-    assert ends == [[], [], [(2, f"node 0 (127.0.0.1): {refusal}")]]
-
-
-def test_strangers_do_no_harm(hosts):
-    async def scene(port, links):
-        for said in [b"", b"\n", b"GET / HTTP/1.1\r\n", b'{"node": 1}\n', b"[]\n"]:
-            _, writer = await asyncio.open_connection("127.0.0.1", port)
-            writer.write(said)
-            await writer.drain()
-            writer.close()
-
-    assert linked(hosts, (1, 3, 4), scene=scene) == [[], []]
-
-
-@pytest.mark.parametrize(
-    ("address", "ports", "nodes", "node", "message", "code"),
-    [
-        ("127.0.0.1", [0], 2, 0, "MASTER_ADDR '127.0.0.1' is a host's name for itself", 2),
-        ("localhost", [0], 2, 1, "MASTER_ADDR 'localhost' is a host's name for itself", 2),
-        ("192.0.2.1", [0], 2, 0, "MASTER_ADDR '192.0.2.1' is not this host's", 2),
-        ("not a host", [0], 2, 0, "MASTER_ADDR 'not a host': ", 2),
-        ("127.0.0.1", [None], 1, 0, "port {port} of 127.0.0.1 is taken, perhaps by another", 1),
-        ("127.0.0.1", [0, None], 1, 0, "port {port} of 127.0.0.1 is taken, perhaps by another", 1),
-    ],
-)
-def test_addresses_that_cannot_be_meant(hosts, address, ports, nodes, node, message, code):
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        ports = [port if number is None else number for number in ports]
-        with pytest.raises(hosts.HostError) as error:
-            hosts.check_address(address, ports, nodes, node)
-    assert error.value.args[0].startswith(message.format(port=port))
-    assert error.value.args[1] == code
-
-
-def test_a_wrong_address_is_told_by_the_launcher(caller):
-    process = caller.run("train_msrun.sh", *ARGUMENTS["train_msrun.sh"], MASTER_ADDR="192.0.2.1")
-    assert process.returncode == 2
-    assert process.stderr_text.splitlines()[-1].startswith("error: MASTER_ADDR '192.0.2.1' is not")
-    assert not list(caller.records.iterdir())
-
-
 # ------------------------------------------------------------------------------- bad input
 
 TABLE_USAGE = "RANK_TABLE_FILE DEVICE_NUM DATA_PATH TRAIN_SPLIT_FILE_PATH"
 GPU_USAGE = "DEVICE_NUM DEVICE_LIST DATA_PATH TRAIN_SPLIT_FILE_PATH"
 MSRUN_USAGE = "WORKER_NUM DATA_PATH TRAIN_SPLIT_FILE_PATH"
 DATA = ["my data", "train set.csv"]
+LOCAL_HOST = {"NODES": 3, "NODE_RANK": 1, "MASTER_ADDR": "localhost"}
 CPU_HOST = {"NODES": 2, "NODE_RANK": 0, "MASTER_ADDR": "192.0.2.1"}  # an address of nobody's
 
 
@@ -750,13 +619,33 @@ def test_bad_arguments(caller, script, arguments, complaint):
         ("train_msrun.sh", CPU_HOST | {"NODES": 3, "NODE_RANK": ""}, "NODE_RANK '' is not a num"),
         ("train_msrun.sh", CPU_HOST | {"NODES": 3, "NODE_RANK": 3}, "NODE_RANK '3' is not a numb"),
         ("train_msrun.sh", {"MASTER_PORT": 80}, "MASTER_PORT '80' is not a port from 1024 to"),
-        ("train_msrun.sh", {"MASTER_PORT": 65535}, "MASTER_PORT '65535' is not a port from 1024"),
+        ("train_msrun.sh", {"MASTER_PORT": 65536}, "MASTER_PORT '65536' is not a port from 1024"),
         ("train_msrun.sh", {"MASTER_PORT": "x"}, "MASTER_PORT 'x' is not a port from 1024 to"),
+        ("train_msrun.sh", {"MASTER_ADDR": "192.0.2.1"}, "MASTER_ADDR '192.0.2.1' is not this hos"),
+        (
+            "train_msrun.sh",
+            {"MASTER_ADDR": "no.host.invalid"},
+            "MASTER_ADDR 'no.host.invalid' is n",
+        ),
+        ("train_msrun.sh", LOCAL_HOST, "MASTER_ADDR 'localhost' is a host's name for itself"),
+        (
+            "train_distribute_gpu.sh",
+            {"CUDA_VISIBLE_DEVICES": "0,1,2"},
+            "DEVICE_LIST '0,2,5' names ",
+        ),
     ],
 )
 def test_bad_environment(caller, script, variables, complaint):
     line = refused(caller, caller.run(script, *ARGUMENTS[script], **variables))
     assert line.startswith(f"error: {complaint}")
+
+
+def test_a_port_that_is_taken(caller):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        process = caller.run("train_msrun.sh", *ARGUMENTS["train_msrun.sh"], MASTER_PORT=port)
+    line = refused(caller, process, code=1)
+    assert line.startswith(f"error: port {port} of 127.0.0.1 is taken, perhaps by another training")
 
 
 @pytest.mark.parametrize(
@@ -783,9 +672,15 @@ def test_a_faulty_rank_table(caller, fault, complaint):
         ("train_msrun.sh", "msrun", "no msrun beside "),
     ],
 )
-def test_a_missing_starter(caller, script, tool, complaint):
+def test_a_missing_engine(caller, script, tool, complaint):
+    """On a PATH with all that /usr/bin has, but this."""
     (caller.tools / tool).unlink()
-    path = f"{caller.tools}:/usr/bin:/bin"
+    path = caller.tools.with_name("others")
+    path.mkdir()
+    for program in Path("/usr/bin").iterdir():
+        if program.name not in ("mpirun", "msrun"):
+            (path / program.name).symlink_to(program)
+    path = f"{caller.tools}:{path}"
     line = refused(caller, caller.run(script, *ARGUMENTS[script], PATH=path), code=1)
     assert line.startswith(f"error: {complaint}")
 
@@ -806,14 +701,3 @@ def test_help(caller, script):
     process = caller.run(script, "--help")
     assert process.returncode == 0
     assert process.stdout_text.startswith(f"usage: bash scripts/{script} ")
-
-
-def test_a_rank_without_its_job(caller):
-    process = subprocess.run(
-        [sys.executable, RANK, "--", "true"],
-        env=caller.environment(RANK_ID=4, VNET_JOB="none"),
-        capture_output=True,
-        text=True,
-    )
-    assert process.returncode == 1
-    assert process.stderr == "error: rank 4: its job has ended already\n"

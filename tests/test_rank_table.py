@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from src.errors import DataError, UsageError
-from src.rank_table import device_ids_of, read_addresses, read_rank_table
+from src.rank_table import device_ids_of, read_addresses, read_rank_table, visible_devices
 
 ROOT = Path(__file__).parents[1]
 
@@ -135,11 +135,43 @@ def test_another_number_of_devices(write, device_num):
         read_rank_table(write(TABLE), device_num)
 
 
-def test_several_servers_train_through_msrun(write):
+def test_several_servers_get_the_command_for_each(write):
     table = changed("server_count", "2")
-    table["server_list"] *= 2
-    with pytest.raises(DataError, match="has 2 servers, expected 1; .*scripts/train_msrun.sh"):
-        read_rank_table(write(table), 6)
+    table["server_list"].append(copy.deepcopy(table["server_list"][0]) | {"server_id": "10.0.0.2"})
+    path = write(table)
+    with pytest.raises(DataError) as error:
+        read_rank_table(path, 6)
+    command = "MASTER_ADDR=10.0.0.1 bash scripts/train_msrun.sh 6 DATA_PATH TRAIN_SPLIT_FILE_PATH"
+    assert str(error.value) == (
+        f"{path}: has 2 servers, expected 1; on several hosts start on 10.0.0.1 NODES=2 "
+        f"NODE_RANK=0 {command}, and on 10.0.0.2 NODES=2 NODE_RANK=1 {command}"
+    )
+    table["server_list"][1]["device"].pop()
+    with pytest.raises(
+        DataError, match="expected 1; with 2 to 3 devices; msrun needs as many on e"
+    ):
+        read_rank_table(write(table), 5)
+
+
+def test_a_table_for_another_chip(write):
+    table = {"chip_info": "910", "group_list": [], "status": "completed"}
+    with pytest.raises(
+        DataError, match="is of HCCL's first form, for chip 910, expected one with s"
+    ):
+        read_rank_table(write(table), 1)
+
+
+@pytest.mark.parametrize(
+    ("devices", "visible", "places"),
+    [
+        (["0"], "0", "0"),
+        (["7"], "7", "0"),
+        (["4", "6", "5"], "4,5,6", "0,2,1"),
+        (["10", "9", "2"], "2,9,10", "2,1,0"),  # numbers, not texts
+    ],
+)
+def test_cann_counts_visible_devices_in_ascending_order(devices, visible, places):
+    assert visible_devices(devices) == (visible, places)
 
 
 def test_no_such_table(tmp_path):
@@ -150,7 +182,7 @@ def test_no_such_table(tmp_path):
 @pytest.mark.parametrize(
     ("content", "device_num", "code", "output", "errors"),
     [
-        (TABLE, "3", 0, "4,6,5\n", ""),
+        (TABLE, "3", 0, "4,5,6 0,2,1\n", ""),
         (TABLE, "2", 1, "", "error: {path}: has 3 device(s), expected DEVICE_NUM 2; "),
         ("no json", "3", 1, "", "error: {path}: is not JSON (Expecting value"),
     ],

@@ -96,6 +96,13 @@ def test_the_gradient_is_the_mean_of_the_ranks_gradients(ranks):
         assert np.sqrt(apart / square) > 0.1, "equal gradients would hide a missing mean"
 
 
+def test_an_overflow_on_one_rank_skips_the_step_on_all(ranks):
+    """Without a word between them: the averaged gradients are not finite on any rank."""
+    expected = [[0.25, 0, 256], [0.25, 1, 128], [0.25, 1, 64], [0.25, 1, 32], [-0.5, 0, 32]]
+    for found in ranks:
+        np.testing.assert_array_equal(found["overflows"], expected)
+
+
 def test_all_that_is_trained_is_the_same_on_each_rank_bit_for_bit(ranks):
     for name in ("zoo", "paper", "resumed"):
         first, second = (

@@ -5,6 +5,7 @@ Needs root and iproute2's `ip netns`; in CI as root it fails where they do not w
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from test_scripts import wait_until
 
 ROOT = Path(__file__).parents[1]
 ADDRESSES = ["10.213.77.1", "10.213.77.2"]
+LOST = " as ranks on another host are gone: see the logs there, or is the network cut?; the end"
 
 pytestmark = pytest.mark.two_hosts
 
@@ -134,27 +136,13 @@ def test_commands(hosts, callers):
         assert {path.name for path in caller.records.iterdir()} == names
         for local, rank in enumerate(ranks):
             call = caller.call(rank)
-            argv = train_command(caller, "Ascend", str(local))
+            argv = train_command(caller, "Ascend")
             argv[argv.index("--device_num") + 1] = "4"
             assert call["argv"] == argv[: len(call["argv"])]
-            expected = {"RANK_ID": str(rank), "DEVICE_ID": str(local), "MS_NODE_TIMEOUT": "60"}
+            expected = {"RANK_ID": str(rank), "DEVICE_ID": str(local)}
             assert expected.items() <= call["env"].items()
         log = caller.folder / ["train_msrun.log", "train_msrun_node1.log"][node]
         assert f"last words of rank {ranks[0]}\nall ranks have finished\n" in log.read_text()
-
-
-@pytest.mark.parametrize("failing", [0, 3])
-def test_a_rank_that_fails_ends_the_other_host_too(hosts, callers, failing):
-    launchers = start_both(hosts, callers, ENDINGS=f'{{"{failing}": [2, 3]}}')
-    texts = outputs(launchers, 60)
-    here, there = (0, 1) if failing == 0 else (1, 0)
-    log = callers[here].folder / "train_msrun_logs" / f"worker_{failing}.log"
-    message = f"rank {failing} ended with exit code 3"
-    assert f"error: {message}; the end of {log}:\n" in texts[here]
-    heard = f"error: node {here} ({ADDRESSES[here]}): {message} (its log there: {log})\n"
-    assert heard in texts[there]
-    assert [launcher.returncode for launcher in launchers] == [3, 3]
-    assert not [caller.processes() for caller in callers if caller.processes()]
 
 
 @pytest.mark.parametrize(
@@ -176,14 +164,15 @@ def test_addresses_that_cannot_be_meant(hosts, callers, node, variables, message
         text=True,
     )
     assert process.returncode == 2
-    assert f"\nerror: {message}" in process.stdout
+    assert process.stderr.startswith(f"error: {message}") and process.stderr.count("\n") == 1
     assert not list(caller.records.iterdir())
 
 
 # ------------------------------------------------------------------------- for real
 
 
-def test_a_cut_cable_and_a_resume(hosts, tmp_path, write_case):
+def test_a_death_a_cut_cable_and_a_resume(hosts, tmp_path, write_case):
+    """MindSpore's own heartbeat ends both hosts; RESUME=1 goes on with the run."""
     for number in range(3):
         write_case(tmp_path / "data", f"Case0{number}", ".mha", seed=number)
     (tmp_path / "train.csv").write_text("Case00.mha\nCase01.mha\nCase02.mha\n")
@@ -199,21 +188,33 @@ def test_a_cut_cable_and_a_resume(hosts, tmp_path, write_case):
         both = environment | variables
         return [hosts.start(node, folders[node], *arguments, environment=both) for node in (0, 1)]
 
+    def wait_for_epoch(epoch):
+        log = folders[0] / "train_msrun.log"
+        wait_until(lambda: log.exists() and f"epoch: {epoch} " in log.read_text(), 200)
+
+    def ended(launchers, within_s, what):
+        begin = time.monotonic()
+        texts = outputs(launchers, within_s)
+        print(f"from {what} to the end on both hosts: {time.monotonic() - begin:.1f} s")
+        assert 0 not in [launcher.returncode for launcher in launchers]
+        assert not processes(tmp_path)
+        return texts
+
     launchers = start(5000)
-    log = folders[0] / "train_msrun.log"
-    wait_until(lambda: log.exists() and "epoch: 3 " in log.read_text(), 200)
+    wait_for_epoch(2)
+    (victim,) = (pid for pid, what in processes(tmp_path).items() if what == "train.py RANK_ID=1")
+    os.kill(victim, signal.SIGKILL)
+    first, second = ended(launchers, 60, "the death of rank 1")
+    assert "error: rank 1 was ended by SIGKILL, by hand or for want of memory" in second
+    assert LOST in first
+
+    launchers = start(5000, RESUME="1")
+    wait_for_epoch(5)
     hosts.set_cable("down")
-    cut = time.monotonic()
-    texts = outputs(launchers, 90)
-    print(f"from the cut to the end on both hosts: {time.monotonic() - cut:.1f} s")
+    texts = ended(launchers, 120, "the cut")
     hosts.set_cable("up")
-    for node, other in [(0, 1), (1, 0)]:
-        assert launchers[node].returncode == 1
-        words = (
-            f"error: node {other} ({ADDRESSES[other]}) was not heard of for 30 s: is the network"
-        )
-        assert words in texts[node]
-    assert not processes(tmp_path)
+    for text in texts:
+        assert LOST in text
     (run_folder,) = (folders[0] / "results" / "infer").iterdir()
     total = int(pd.read_csv(run_folder / "history.csv")["epoch"].max()) + 3
 

@@ -10,12 +10,14 @@ from pathlib import Path
 import mindspore as ms
 import numpy as np
 from golden import seeded
+from test_training_step import scaled_step
 
 from src.callbacks import AverageStatistics, WeightAverage
 from src.config import overridden, vnet_cfg
 from src.device import start_communication, start_device
 from src.loss import DiceLoss
-from src.training import LossCell, train
+from src.training import train
+from src.training_step import LossCell
 from src.vnet import create_vnet
 
 SETTINGS = [
@@ -78,6 +80,17 @@ def gradients_of(network, *batches):
     return [{name: value.asnumpy() for name, value in gradient.items()} for gradient in found]
 
 
+def overflows_of(rank):
+    """What a rank sees of steps in which one rank's gradients overflow, then the other's."""
+    step = scaled_step(1)
+    found = []
+    for bad_rank, bad in [(None, 0), (0, np.inf), (1, np.nan), (1, 3e38), (None, 0)]:
+        value = bad if rank == bad_rank else 1.0 + rank
+        _, overflow, _ = step(ms.Tensor(np.full((2, 3), value, np.float32)))
+        found.append([*step.network.w.asnumpy(), bool(overflow), float(step.scale_sense.asnumpy())])
+    return np.array(found)
+
+
 def watch_statistics():
     """Batch norm's statistics of this rank alone, as they were before each averaging."""
     before, average = {}, AverageStatistics.on_train_epoch_end
@@ -121,6 +134,7 @@ def main():
     ranks.average(pair[:1])
     found["averaged"] = pair[0].asnumpy().copy()
 
+    found["overflows"] = overflows_of(ranks.rank)
     network = seeded_network(config_of())
     batches = [batch_of(network, rank) for rank in range(2)]
     (together,) = gradients_of(network, batches[ranks.rank])
