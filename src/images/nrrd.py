@@ -26,6 +26,7 @@ FIELDS = {
     "space directions": rf"(none +)?{VECTOR}( +{VECTOR}){{2}}( +none)?",
     "space origin": VECTOR,
 }
+ENCODINGS = ("raw", "gzip", "gz", "ascii", "text", "txt", "hex")
 DETACHED = ("data file", "datafile", "byte skip", "byteskip", "line skip", "lineskip")
 
 
@@ -56,7 +57,7 @@ def check_header(path: Path) -> None:
         DataError: no NRRD header, no patient axes, units other than mm, detached voxels.
     """
     header, _ = _header(path)
-    detached = [name for name in DETACHED if name in header]
+    detached = [name for name in DETACHED if header.get(name, "0") != "0"]
     if detached:
         raise DataError(
             f"{path}: its voxels lie elsewhere ({detached[0]}); save it as one .nrrd file"
@@ -73,6 +74,16 @@ def check_header(path: Path) -> None:
                 f"{path}: its header cannot be read as {suffix_of(path)}: {name} is "
                 f"{header.get(name, 'missing')}; save it again with its geometry"
             )
+    encoding = header.get("encoding", "missing")
+    if encoding.lower() not in ENCODINGS:
+        raise DataError(f"{path}: encoding {encoding}, expected gzip or raw; save it again")
+    axes = re.findall(r"none|\(.*?\)", header["space directions"])
+    kind = dict(zip(axes, header.get("kinds", "").split(), strict=False)).get("none")
+    if kind in ("time", "space", "domain"):
+        raise DataError(
+            f"{path}: its axis without a direction is of kind {kind}, expected list or vector; "
+            "save the volume that is meant by itself"
+        )
     units = set(re.findall(r'"([^"]*)"', header.get("space units", ""))) - {"", "mm"}
     if units:
         raise DataError(f"{path}: space units {', '.join(sorted(units))}, expected mm")

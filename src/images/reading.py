@@ -17,7 +17,7 @@ from src.images.formats import (
     check_name,
     suffix_of,
 )
-from src.images.nifti import read_nifti
+from src.images.nifti import FARTHEST_MM, VOXEL_SIZES_MM, read_nifti
 from src.images.orientation import direction_matrix
 
 SAME_GRID_VOXELS = 0.05  # corners of an image and its mask may lie this far apart
@@ -90,8 +90,8 @@ def _read_with_simpleitk(path, channel):
         ) from None
     if image.GetDimension() == 4:
         return image[:, :, :, index]
-    several = image.GetNumberOfComponentsPerPixel() > 1
-    return sitk.VectorIndexSelectionCast(image, index) if several else image
+    is_vector = "vector" in image.GetPixelIDTypeAsString()  # also of one component
+    return sitk.VectorIndexSelectionCast(image, index) if is_vector else image
 
 
 def _volume_index(path, size, components, channel):
@@ -116,6 +116,17 @@ def _check_geometry(image, path):
     geometry = [*image.GetOrigin(), *image.GetSpacing(), *image.GetDirection()]
     if not np.isfinite(geometry).all():
         raise DataError(f"{path}: its geometry holds NaN or infinity; repair the header")
+    least, most = VOXEL_SIZES_MM
+    if min(image.GetSpacing()) < least or max(image.GetSpacing()) > most:
+        raise DataError(
+            f"{path}: voxels of {_list(image.GetSpacing())} mm, expected {least:g} to {most:g}; "
+            "repair the header"
+        )
+    if np.abs(image.GetOrigin()).max() > FARTHEST_MM:
+        raise DataError(
+            f"{path}: origin at {_list(image.GetOrigin())} mm, expected within {FARTHEST_MM:g}; "
+            "repair the header"
+        )
     cosines = direction_matrix(image)
     lengths = np.linalg.norm(cosines, axis=0)
     products = (cosines.T @ cosines)[np.triu_indices(3, 1)]
@@ -125,6 +136,10 @@ def _check_geometry(image, path):
             f"{path}: its axes are not perpendicular unit vectors (directions "
             f"{np.round(cosines.T, 4).tolist()}); resample it to a grid without shear"
         )
+
+
+def _list(values):
+    return ", ".join(f"{value:g}" for value in values)
 
 
 def _check_finite(image, path):

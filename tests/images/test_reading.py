@@ -115,6 +115,18 @@ BROKEN_HEADERS = [
     (".nii", lambda content: content[:292] + struct.pack("<f", np.nan) + content[296:],
      "corners at (nan"),
     (".mhd", replaced(b"CompressedData = False", b"CompressedData = True"), "damaged"),
+    (".mhd", replaced(b"BinaryData = True", b"BinaryData = False"), "voxels are text"),
+    (".mhd", replaced(b"BinaryData = True", b"BinaryData = yes"), "expected True or False"),
+    (".mhd", replaced(b"Offset", b"ElementSpacing = 1 1 1\nOffset"), "ElementSpacing twice"),
+    (".mhd", lambda content: content + b"Offset = 1 2 3\n", "Offset behind ElementDataFile"),
+    (".mhd", replaced(b"Offset", b"DistanceUnits = cm\nOffset"), "DistanceUnits = cm"),
+    (".mhd", replaced(b"NDims = 3\n", b""), "has no NDims"),
+    (".mha", lambda content: b"DimSize = 7 6 5\n" + content.replace(b"DimSize = 7 6 5\n", b""),
+     "DimSize before NDims"),
+    (".mha", replaced(b"ElementSpacing = 1.25", b"ElementSpacing = 1e-4"), "voxels of 0.0001"),
+    (".mha", replaced(b"ElementSpacing = 1.25", b"ElementSpacing = 125"), "voxels of 125"),
+    (".mha", replaced(b"Offset = ", b"Offset = 1e6 0 0\nName = "), "origin at"),
+    (".nrrd", replaced(b"encoding: raw", b"encoding: bzip2"), "encoding bzip2, expected gzip"),
     (".nrrd", replaced(b"sizes: 7 6 5", b"sizes: 7 6 x"), "header cannot be read"),
 ]  # fmt: skip
 
@@ -163,6 +175,57 @@ def test_voxels_outside_the_headers_folder(tmp_path, make_image, place):
     path.write_bytes(path.read_bytes().replace(b"scan.raw", name.encode()))
     assert sitk.ReadImage(str(path)).GetSize() == (7, 6, 5)
     assert refusal(path).startswith(f"{path}: ElementDataFile {name} is not in its folder; put")
+
+
+HARMLESS = [
+    (".mhd", lambda content: content.replace(b"True", b"true").replace(b"False", b"FALSE")),
+    (".mhd", lambda content: content.replace(b"True", b"1").replace(b"False", b"0")),
+    (".mhd", lambda content: content.replace(b"\n", b"\r\n") + b"\r\n"),
+    # MetaIO's own, though they look like misspelt ones
+    (".mhd", replaced(b"Offset", b"ElementMin = 0\nElementMax = 9\nObjectSubType = x\nOffset")),
+    (".mhd", replaced(b"Offset", b"DistanceUnits = mm\nTransformType = Rigid\nOffset")),
+    (".nrrd", replaced(b"encoding: ", b"byte skip: 0\nline skip: 0\nencoding: ")),
+    (".nrrd", replaced(b"encoding: ", b"Segment0_Tags:=A: b~C^D|\nencoding: ")),
+]
+
+
+@pytest.mark.parametrize("suffix, change", HARMLESS)
+@pytest.mark.parametrize("packed", [False, True])
+def test_headers_as_others_write_them(tmp_path, make_image, suffix, change, packed):
+    path = stored_scan(tmp_path, make_image, suffix, packed)
+    stored = read_image(path)
+    path.write_bytes(change(path.read_bytes()))
+    found = read_image(path)
+    assert geometry_error(found, stored) == 0
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(found), sitk.GetArrayFromImage(stored))
+
+
+def with_axis_of(kind, content, components):
+    """An NRRD of axes x, y, z with one for components before them."""
+    content = content.replace(b"dimension: 3", b"dimension: 4")
+    content = content.replace(b"sizes: ", f"sizes: {components} ".encode())
+    content = content.replace(b"space directions: ", b"space directions: none ")
+    head, _, voxels = content.replace(b"kinds: ", f"kinds: {kind} ".encode()).partition(b"\n\n")
+    values = np.repeat(np.frombuffer(voxels, np.int16), components)
+    return head + b"\n\n" + values.tobytes()
+
+
+@pytest.mark.parametrize("components", [1, 2])
+@pytest.mark.parametrize("kind", ["list", "vector"])
+def test_components_of_an_nrrd(tmp_path, make_image, kind, components):
+    """3D Slicer writes segmentations so; of one component they are scalar."""
+    path = stored_scan(tmp_path, make_image, ".nrrd")
+    stored = read_image(path)
+    path.write_bytes(with_axis_of(kind, path.read_bytes(), components))
+    found = read_image(path, components - 1 or None)
+    assert geometry_error(found, stored) == 0
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(found), sitk.GetArrayFromImage(stored))
+
+
+def test_an_nrrd_over_time(tmp_path, make_image):
+    path = stored_scan(tmp_path, make_image, ".nrrd")
+    path.write_bytes(with_axis_of("time", path.read_bytes(), 2))
+    assert "is of kind time, expected list or vector" in refusal(path)
 
 
 def test_missing_files(tmp_path, make_image):
