@@ -18,7 +18,7 @@ from src.images.formats import (
     suffix_of,
 )
 from src.images.nifti import FARTHEST_MM, VOXEL_SIZES_MM, read_nifti
-from src.images.orientation import direction_matrix
+from src.images.orientation import direction_matrix, stored_like
 
 SAME_GRID_VOXELS = 0.05  # corners of an image and its mask may lie this far apart
 SQUARE_ANGLE_DEGREES = 0.3  # two axes of an image may be this far from perpendicular
@@ -159,6 +159,8 @@ def read_image(path: str | Path, channel: int | None = None, series: str = "") -
         DataError: see `read_volume`; also a label map, or voxels that all have one value.
     """
     image = sitk.Cast(read_volume(path, channel, series), sitk.sitkFloat32)
+    if min(image.GetSize()) < 2:
+        raise DataError(f"{path}: size {image.GetSize()}, one slice only; expected a volume")
     _check_finite(image, path)  # a float64 may be beyond float32
     values = sitk.GetArrayViewFromImage(image)
     if values.min() == values.max():
@@ -190,6 +192,8 @@ def read_mask(
 ) -> sitk.Image:
     """The reference mask of `image`, uint8 0 and 1, with exactly the image's geometry.
 
+    A mask stored in another order than its image is brought to the image's.
+
     Args:
         path: of the mask.
         image: which it belongs to.
@@ -201,7 +205,7 @@ def read_mask(
         DataError: unreadable, of another size or geometry than its image, values that are no
             labels, or none of `labels` where there are others.
     """
-    mask = read_volume(path)
+    mask = stored_like(read_volume(path), image)
     check_same_grid(image, image_path, mask, path)
     values = sitk.GetArrayViewFromImage(mask)
     whole = np.rint(values)
@@ -213,9 +217,11 @@ def read_mask(
         )
     found = np.unique(whole).astype(np.int64)
     if not labels and not np.isin(found, (0, 1)).all():
+        above = found[found > 0]
+        example = above[0] if len(above) == 1 and above[0] > LABEL_MAP_VALUES else "1,2"
         raise DataError(
             f"{path}: labels {_shown(found)}, expected only 0 and 1 (1 is the prostate); say which "
-            "are the prostate, such as --labels 1,2"
+            f"are the prostate, such as --labels {example}"
         )
     if labels and found.any() and not np.isin(found, labels).any():
         raise DataError(
@@ -240,7 +246,7 @@ def check_same_grid(
     if image.GetSize() != mask.GetSize():
         raise DataError(
             f"{mask_path}: size {mask.GetSize()} differs from its image {image_path} "
-            f"{image.GetSize()}"
+            f"{image.GetSize()}; resample the mask onto its image"
         )
     size = image.GetSize()
     corners = [

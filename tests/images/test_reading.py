@@ -372,6 +372,13 @@ def test_images_with_nan(tmp_path, make_image, value, words):
     assert words in refusal(tmp_path / "scan.nrrd")
 
 
+@pytest.mark.parametrize("shape", [(1, 4, 5), (3, 1, 5), (3, 4, 1)])
+def test_a_single_slice_is_no_volume(tmp_path, make_image, shape):
+    values = np.arange(np.prod(shape), dtype=np.int16).reshape(shape)
+    sitk.WriteImage(make_image(values), str(tmp_path / "scan.nii.gz"))
+    assert "one slice only; expected a volume" in refusal(tmp_path / "scan.nii.gz")
+
+
 @pytest.mark.parametrize("value", [0, -7])
 def test_images_of_one_value(tmp_path, make_image, value):
     sitk.WriteImage(make_image(np.full((3, 4, 5), value, np.int16)), str(tmp_path / "scan.mha"))
@@ -472,6 +479,7 @@ def test_masks_on_another_grid(tmp_path, make_image, shape, change, words):
     "labels, dtype, words",
     [
         ([0, 255], np.uint8, "labels 0, 255, expected only 0 and 1"),
+        ([0, 255], np.uint8, "such as --labels 255"),
         ([0, 1, 2], np.int16, "labels 0, 1, 2,"),
         ([-1, 0], np.int16, "labels -1, 0,"),
         ([0, 0.5, 1], np.float32, "values 0.5, expected whole numbers"),
@@ -488,6 +496,20 @@ def test_masks_with_foreign_labels(tmp_path, make_image, labels, dtype, words):
     with pytest.raises(DataError) as error:
         read_mask(path, image, "scan.mha")
     assert str(error.value).startswith(f"{path}: ") and words in str(error.value)
+
+
+@pytest.mark.parametrize("order", ["LPS", "RAS", "LAI", "PIR", "SLA", "ASR"])
+@pytest.mark.parametrize("of_image", ["LPS", "RAS", "IPL"])
+def test_a_mask_stored_in_another_order(tmp_path, make_image, oblique, of_image, order):
+    """ITK's own reordering is the oracle; the mask comes back in the image's order, unchanged."""
+    values = np.random.default_rng(0).integers(0, 2, (3, 4, 5)).astype(np.uint8)
+    kept = make_image(values, (0.5, 0.6, 3.6), (-20, 30, 9), oblique)
+    image = sitk.DICOMOrient(kept, of_image)
+    path = tmp_path / "mask.nii.gz"
+    sitk.WriteImage(sitk.DICOMOrient(kept, order), str(path))
+    found = read_mask(path, image, "scan.mha")
+    assert geometry_error(found, image) == 0
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(found), sitk.GetArrayFromImage(image))
 
 
 @pytest.mark.parametrize("above", [1 - 2**-24, 1.0009, 0.9991])
