@@ -8,6 +8,7 @@ import re
 import zlib
 from pathlib import Path
 
+import numpy as np
 import SimpleITK as sitk
 
 from src.errors import DataError
@@ -26,7 +27,8 @@ FIELDS = {
     "space directions": rf"(none +)?{VECTOR}( +{VECTOR}){{2}}( +none)?",
     "space origin": VECTOR,
 }
-ENCODINGS = ("raw", "gzip", "gz", "ascii", "text", "txt", "hex")
+TEXT = ("ascii", "text", "txt")
+ENCODINGS = ("raw", "gzip", "gz", "hex", *TEXT)
 DETACHED = ("data file", "datafile", "byte skip", "byteskip", "line skip", "lineskip")
 
 
@@ -108,6 +110,10 @@ def check_voxels(path: Path, reader: sitk.ImageFileReader) -> None:
             raise DataError(
                 f"{path}: its compressed data is truncated or damaged; get the file again"
             ) from None
-    elif encoding != "raw":
-        return  # text and bzip2, of which SimpleITK sees the end
-    check_length(path, len(voxels), expected_bytes(reader))
+    expected = expected_bytes(reader)
+    count = int(np.prod(reader.GetSize())) * reader.GetNumberOfComponents()
+    found = {
+        "hex": lambda: len(b"".join(voxels.split())) // 2,
+        **dict.fromkeys(TEXT, lambda: len(voxels.split()) * (expected // count)),
+    }.get(encoding, lambda: len(voxels))()
+    check_length(path, found, expected)

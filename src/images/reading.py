@@ -49,6 +49,8 @@ def read_volume(path: str | Path, channel: int | None = None, series: str = "") 
     check_name(path)
     if not path.exists():
         raise DataError(f"{path}: no such file")
+    if not path.is_file() and not path.is_dir():  # reading a pipe would wait for ever
+        raise DataError(f"{path}: neither a file nor a folder; expected an image")
     if path.is_dir() or path.suffix.lower() == ".zip":
         image = read_dicom(path, series)
     elif suffix_of(path) in NIFTI_SUFFIXES:

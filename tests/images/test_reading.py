@@ -1,6 +1,7 @@
 """Files in every state: read right, or refused in one line."""
 
 import gzip
+import os
 import struct
 import zlib
 
@@ -222,6 +223,24 @@ def test_components_of_an_nrrd(tmp_path, make_image, kind, components):
     np.testing.assert_array_equal(sitk.GetArrayFromImage(found), sitk.GetArrayFromImage(stored))
 
 
+@pytest.mark.parametrize("encoding, joint", [("ascii", " "), ("text", "\n"), ("hex", "")])
+def test_text_of_an_nrrd(tmp_path, make_image, encoding, joint):
+    """As long as the header says; SimpleITK passes over more, and takes memory before it looks."""
+    path = stored_scan(tmp_path, make_image, ".nrrd")
+    stored = read_image(path)
+    head, _, voxels = path.read_bytes().partition(b"\n\n")
+    head = head.replace(b"encoding: raw", f"encoding: {encoding}".encode()) + b"\n\n"
+    values = np.frombuffer(voxels, np.int16)
+    texts = [v.tobytes().hex() if encoding == "hex" else str(v) for v in values]
+    path.write_bytes(head + joint.join(texts).encode() + b"\n")
+    found = read_image(path)
+    assert geometry_error(found, stored) == 0
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(found), sitk.GetArrayFromImage(stored))
+    for some, words in ((texts[:-1], "418 bytes of 420"), ([*texts, texts[0]], "tells of 420")):
+        path.write_bytes(head + joint.join(some).encode() + b"\n")
+        assert words in refusal(path)
+
+
 def test_an_nrrd_over_time(tmp_path, make_image):
     path = stored_scan(tmp_path, make_image, ".nrrd")
     path.write_bytes(with_axis_of("time", path.read_bytes(), 2))
@@ -234,6 +253,8 @@ def test_missing_files(tmp_path, make_image):
     assert refusal(path) == f"{path}: its data file scan.raw is missing; copy it beside the header"
     assert refusal(tmp_path / "gone.mhd") == f"{tmp_path / 'gone.mhd'}: no such file"
     (tmp_path / "scan.tif").touch()
+    os.mkfifo(tmp_path / "pipe.mha")
+    assert "neither a file nor a folder" in refusal(tmp_path / "pipe.mha")
     assert ".mhd, .mha, .nii.gz, .nii, .nrrd" in refusal(tmp_path / "scan.tif")
 
 
