@@ -31,6 +31,8 @@ FLAGS = {"BinaryData", "CompressedData", "BinaryDataByteOrderMSB", "ElementByteO
 OTHERS = "ObjectType ObjectSubType CompressedDataSize CompressionLevel AnatomicalOrientation "
 OTHERS += "DistanceUnits TransformType Modality SequenceID ElementMin ElementMax Comment Name"
 KNOWN = {*REQUIRED, *NUMBERS, *FLAGS, *OTHERS.split()}
+# Those that say where and how the voxels lie, in lower case; MetaIO passes over ELEMENTSPACING.
+COUNTING = {key.lower(): key for key in (*REQUIRED, *NUMBERS, *FLAGS)}
 # MetaIO looks at the first letter only.
 BOOLEANS = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
 NUMBER_TYPES = ("CHAR", "SHORT", "INT", "LONG", "LONG_LONG", "FLOAT", "DOUBLE")
@@ -100,9 +102,10 @@ def check_header(path: Path) -> None:
             "the file again"
         )
     for key in header.keys() - KNOWN:
-        meant = difflib.get_close_matches(key, KNOWN, n=1, cutoff=0.75)
+        meant = difflib.get_close_matches(key.lower(), COUNTING, n=1, cutoff=0.75)
         if meant:
-            raise DataError(f"{path}: {key} in its header, expected {meant[0]}; repair it")
+            name = COUNTING[meant[0]]
+            raise DataError(f"{path}: {key} in its header, expected {name}; repair it")
     for keys in SYNONYMS:
         if len(keys & header.keys()) > 1:
             raise DataError(f"{path}: {' and '.join(sorted(keys & header.keys()))} in its header")

@@ -121,6 +121,11 @@ BROKEN_HEADERS = [
     (".mhd", replaced(b"Offset", b"ElementSpacing = 1 1 1\nOffset"), "ElementSpacing twice"),
     (".mhd", lambda content: content + b"Offset = 1 2 3\n", "Offset behind ElementDataFile"),
     (".mhd", replaced(b"Offset", b"DistanceUnits = cm\nOffset"), "DistanceUnits = cm"),
+    *[
+        (".mhd", replaced(key, other), f"expected {key.decode()}; repair it")
+        for key in (b"TransformMatrix", b"Offset", b"BinaryDataByteOrderMSB")
+        for other in (key.upper(), key.lower(), key[:-1])
+    ],
     (".mhd", replaced(b"NDims = 3\n", b""), "has no NDims"),
     (".mha", lambda content: b"DimSize = 7 6 5\n" + content.replace(b"DimSize = 7 6 5\n", b""),
      "DimSize before NDims"),
@@ -183,7 +188,12 @@ HARMLESS = [
     (".mhd", lambda content: content.replace(b"True", b"1").replace(b"False", b"0")),
     (".mhd", lambda content: content.replace(b"\n", b"\r\n") + b"\r\n"),
     # MetaIO's own, though they look like misspelt ones
-    (".mhd", replaced(b"Offset", b"ElementMin = 0\nElementMax = 9\nObjectSubType = x\nOffset")),
+    (
+        ".mhd",
+        replaced(
+            b"Offset", b"comment = Off\nElementMin = 0\nElementMax = 9\nObjectSubType = x\nOffset"
+        ),
+    ),
     (".mhd", replaced(b"Offset", b"DistanceUnits = mm\nTransformType = Rigid\nOffset")),
     (".nrrd", replaced(b"encoding: ", b"byte skip: 0\nline skip: 0\nencoding: ")),
     (".nrrd", replaced(b"encoding: ", b"Segment0_Tags:=A: b~C^D|\nencoding: ")),
