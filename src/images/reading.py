@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from src.errors import DataError
+from src.errors import DataError, SeveralVolumesError
 from src.images import metaimage, nrrd
 from src.images.dicom import is_dicom, read_dicom
 from src.images.formats import (
@@ -107,7 +107,7 @@ def _volume_index(path, size, components, channel):
     if count == 1:
         return 0
     if channel is None or not 0 <= channel < count:
-        raise DataError(
+        raise SeveralVolumesError(
             f"{path}: size {size} with {components} component(s) per voxel, expected a 3-D scalar "
             f"volume; say which of its {count} volumes is meant, --channel 0 to {count - 1}"
         )
@@ -207,7 +207,13 @@ def read_mask(
         DataError: unreadable, of another size or geometry than its image, values that are no
             labels, or none of `labels` where there are others.
     """
-    mask = stored_like(read_volume(path), image)
+    try:
+        mask = stored_like(read_volume(path), image)
+    except SeveralVolumesError:
+        raise DataError(
+            f"{path}: several volumes, expected a mask of one; overlapping segments of 3D Slicer "
+            "are exported as one label map with an image as reference"
+        ) from None
     check_same_grid(image, image_path, mask, path)
     values = sitk.GetArrayViewFromImage(mask)
     whole = np.rint(values)

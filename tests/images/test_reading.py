@@ -529,6 +529,18 @@ def test_masks_with_foreign_labels(tmp_path, make_image, labels, dtype, words):
     assert str(error.value).startswith(f"{path}: ") and words in str(error.value)
 
 
+@pytest.mark.parametrize("suffix", [".mha", ".nii.gz"])
+def test_a_mask_of_several_volumes(tmp_path, make_image, suffix):
+    """--channel is for images, so the message does not name it."""
+    image = make_image(np.zeros((3, 4, 5), np.float32))
+    segments = [make_image(np.full((3, 4, 5), k, np.uint8)) for k in (0, 1)]
+    path = tmp_path / f"mask{suffix}"
+    sitk.WriteImage(sitk.JoinSeries(segments), str(path))
+    with pytest.raises(DataError, match="several volumes, expected a mask of one") as error:
+        read_mask(path, image, "scan.mha")
+    assert str(error.value).startswith(f"{path}: ") and "--channel" not in str(error.value)
+
+
 @pytest.mark.parametrize("order", ["LPS", "RAS", "LAI", "PIR", "SLA", "ASR"])
 @pytest.mark.parametrize("of_image", ["LPS", "RAS", "IPL"])
 def test_a_mask_stored_in_another_order(tmp_path, make_image, oblique, of_image, order):
