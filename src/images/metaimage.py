@@ -20,15 +20,16 @@ LINES_OF_A_HEADER = 200
 REQUIRED = ("NDims", "DimSize", "ElementType", "ElementDataFile")
 # Entries of numbers, and how many each takes for n axes.
 NUMBERS = {
-    **dict.fromkeys(("NDims", "HeaderSize", "ElementNumberOfChannels"), "1"),
+    **dict.fromkeys(("NDims", "HeaderSize", "CompressedDataSize"), "1"),
+    "ElementNumberOfChannels": "1",
     **dict.fromkeys(("DimSize", "ElementSpacing", "ElementSize", "CenterOfRotation"), "n"),
     **dict.fromkeys(("Offset", "Position", "Origin"), "n"),
     **dict.fromkeys(("TransformMatrix", "Rotation", "Orientation"), "n x n"),
 }
-WHOLE = ("NDims", "DimSize", "HeaderSize", "ElementNumberOfChannels")
+WHOLE = ("NDims", "DimSize", "HeaderSize", "CompressedDataSize", "ElementNumberOfChannels")
 SYNONYMS = ({"Offset", "Position", "Origin"}, {"TransformMatrix", "Rotation", "Orientation"})
 FLAGS = {"BinaryData", "CompressedData", "BinaryDataByteOrderMSB", "ElementByteOrderMSB"}
-OTHERS = "ObjectType ObjectSubType CompressedDataSize CompressionLevel AnatomicalOrientation "
+OTHERS = "ObjectType ObjectSubType CompressionLevel AnatomicalOrientation "
 OTHERS += "DistanceUnits TransformType Modality SequenceID ElementMin ElementMax Comment Name"
 KNOWN = {*REQUIRED, *NUMBERS, *FLAGS, *OTHERS.split()}
 # Those that say where and how the voxels lie, in lower case; MetaIO passes over ELEMENTSPACING.
@@ -178,13 +179,30 @@ def check_voxels(path: Path, reader: sitk.ImageFileReader) -> None:
     skipped = int(header.get("HeaderSize", 0))  # -1: however many there are more than voxels
     content = voxels.read_bytes()[start if voxels == path else max(skipped, 0) :]
     if _flag(header, "CompressedData", False):
-        try:  # zlib or gzip, as MetaIO
-            content = zlib.decompress(content, wbits=32 + zlib.MAX_WBITS)
-        except zlib.error:
-            raise DataError(
-                f"{voxels}: its compressed data is truncated or damaged; get the file again"
-            ) from None
+        content = _unpacked(content, header, voxels, alone=voxels != path)
     expected = expected_bytes(reader)
     check_length(
         voxels, expected if skipped < 0 <= len(content) - expected else len(content), expected
     )
+
+
+def _unpacked(content, header, voxels, alone):
+    unpacker = zlib.decompressobj(wbits=32 + zlib.MAX_WBITS)  # zlib or gzip, as MetaIO
+    try:
+        unpacked = unpacker.decompress(content) + unpacker.flush()
+    except zlib.error:
+        unpacked = b""
+    if not unpacker.eof:
+        raise DataError(
+            f"{voxels}: its compressed data is truncated or damaged; get the file again"
+        )
+    # MetaIO takes so many bytes, and leaves the voxels as they are in memory where it cannot unpack
+    # them; without the entry all of the file.
+    stated = int(header.get("CompressedDataSize", 0))
+    packed = len(content) - len(unpacker.unused_data)
+    if stated != packed and not (stated == 0 and alone):
+        raise DataError(
+            f"{voxels}: CompressedDataSize {stated or 'missing'}, its compressed data has {packed} "
+            "bytes; get the file again"
+        )
+    return unpacked

@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import re
 import struct
 import zlib
 
@@ -85,7 +86,7 @@ BROKEN_VOXELS = [
     (".mhd", False, lambda _: b"", "scan.raw", "truncated, 0 bytes of 420"),
     (".mhd", True, cut(1), "scan.zraw", "truncated or damaged"),
     (".mhd", True, flip_middle, "scan.zraw", "truncated or damaged"),
-    (".mhd", True, lambda _: zlib.compress(b"1" * 419), "scan.zraw", "419 bytes of 420"),
+    (".mhd", True, lambda _: zlib.compress(b"1" * 419), "scan.zraw", "data has 14 bytes"),
     (".mha", False, cut(1), "scan.mha", "truncated, 419 bytes of 420"),
     (".mha", False, cut(500), "scan.mha", "header cannot be read"),
     (".mha", True, cut(1), "scan.mha", "truncated or damaged"),
@@ -353,6 +354,26 @@ def test_an_nrrd_in_other_units(tmp_path, make_image):
         else:
             assert "space units cm, expected mm" in refusal(path)
         path.write_bytes(content)
+
+
+@pytest.mark.parametrize("suffix", (".mha", ".mhd"))
+def test_the_size_of_compressed_data(tmp_path, make_image, suffix):
+    """Where it is wrong SimpleITK gives voxels that nobody has written, and says nothing."""
+    path = stored_scan(tmp_path, make_image, suffix, True)
+    stored = sitk.GetArrayFromImage(read_image(path))
+    content = path.read_bytes()
+    line = re.search(rb"CompressedDataSize = (\d+)\n", content)
+    size = int(line[1])
+    for other in (size // 2, size - 1, size + 1, -1):
+        wrong = b"CompressedDataSize = %d\n" % other
+        path.write_bytes(content.replace(line[0], wrong))
+        assert f"CompressedDataSize {other}, its compressed data has {size}" in refusal(path)
+    for unknown in (b"", b"CompressedDataSize = 0\n"):
+        path.write_bytes(content.replace(line[0], unknown))
+        if suffix == ".mhd":  # all of the file
+            np.testing.assert_array_equal(sitk.GetArrayFromImage(read_image(path)), stored)
+        else:
+            assert "CompressedDataSize missing" in refusal(path)
 
 
 @pytest.mark.parametrize("suffix", (".mha", ".nrrd", ".mhd"))
