@@ -15,22 +15,35 @@ from pathlib import Path
 CACHE = "vnet_mindspore"  # in the user's cache folder
 
 
-class _Output(io.FileIO):
+class _Output(io.TextIOWrapper):
     """A standard stream whose reader may go away, or whose disk may fill: the work goes on.
 
     Attributes:
-        failure: the first error that lost some output, unless it is that the reader left.
+        failure: the error that lost some output, unless it is that the reader left.
     """
 
     failure: OSError | None = None
 
-    def write(self, data):
+    def write(self, text):
         try:
-            return super().write(data)
+            return super().write(text)
         except OSError as error:
-            if error.errno != errno.EPIPE:
-                self.failure = self.failure or error
-            return len(data)
+            self._lose(error)
+            return len(text)
+
+    def flush(self):
+        try:
+            super().flush()
+        except OSError as error:
+            self._lose(error)
+
+    def _lose(self, error):
+        """Leads what is still buffered, and all to come, to nowhere."""
+        if error.errno != errno.EPIPE:
+            self.failure = error
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.fileno())
+        os.close(nowhere)
 
 
 def prepare_streams() -> None:
@@ -49,8 +62,8 @@ def prepare_streams() -> None:
         if stream is not None:
             stream.flush()
         unbuffered = os.isatty(number) or name == "stderr" or bool(stream and stream.write_through)
-        text = io.TextIOWrapper(
-            io.BufferedWriter(_Output(number, "w", closefd=False)),
+        text = _Output(
+            io.BufferedWriter(io.FileIO(number, "w", closefd=False)),
             encoding=stream.encoding if stream else "utf-8",
             errors="backslashreplace",
             line_buffering=unbuffered,
@@ -61,8 +74,7 @@ def prepare_streams() -> None:
 def lost_output() -> OSError | None:
     """Why some of the standard output is lost, None where all was written or nobody wanted it."""
     sys.stdout.flush()
-    raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
-    return raw.failure if isinstance(raw, _Output) else None
+    return sys.stdout.failure if isinstance(sys.stdout, _Output) else None
 
 
 def prepare_matplotlib() -> None:

@@ -65,7 +65,7 @@ EFFECTS = {
     "num_workers": "test_data_manager.py::test_worker_count",
     "val_interval": "test_training.py::test_validation_comes_every_val_interval_and_at_the_end",
     "save_interval": "test_training.py::test_checkpoints_come_every_save_interval_and_at_the_end",
-    "early_stop": "test_training.py::test_early_stop_ends_the_training",
+    "early_stop": "test_training.py::test_early_stop_ends_the_training_and_a_resume_says_so",
     "keep_checkpoint_max": "test_training.py::test_a_run_leaves_what_the_readme_says",
     "cache_dir": "test_data_manager.py::test_cache_lies_where_the_configuration_says",
     "threshold": "test_predictor.py::test_foreground_is_strictly_above_the_threshold",

@@ -9,7 +9,6 @@ import pandas as pd
 import pytest
 import SimpleITK as sitk
 from golden import seeded
-from rounding import perturb
 
 import eval as eval_entry
 from src.checkpoint import save_weights
@@ -27,6 +26,7 @@ from src.fast_conv3d.network import FastVNet
 from src.output_folder import MANIFEST, running
 from src.predictor import largest_component, segment
 from src.vnet import VNet, create_vnet
+from tests.rounding import perturb
 
 GEOMETRY = ("GetSize", "GetSpacing", "GetOrigin", "GetDirection")
 

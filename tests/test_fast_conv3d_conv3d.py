@@ -12,10 +12,10 @@ import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import nn
-from rounding import LAYER_ERROR
 
 from src.fast_conv3d import operators
 from src.fast_conv3d.conv3d import Conv3d
+from tests.rounding import LAYER_ERROR
 
 ROOT = Path(__file__).parents[1]
 MODES = {"graph": ms.GRAPH_MODE, "pynative": ms.PYNATIVE_MODE}

@@ -13,7 +13,6 @@ import pytest
 import SimpleITK as sitk
 from golden import seeded
 from mindspore import nn
-from rounding import GRADIENT_ERROR, LAYER_ERROR, perturb
 
 from src.config import overridden, vnet_cfg
 from src.data_manager import (
@@ -31,6 +30,7 @@ from src.phantom import phantom_case
 from src.training import create_optimizer
 from src.training_step import create_training_cell
 from src.vnet import DOWN_NAMES, UP_NAMES, VARIANTS, VNet, create_vnet
+from tests.rounding import GRADIENT_ERROR, LAYER_ERROR, perturb
 
 MODES = {"graph": ms.GRAPH_MODE, "pynative": ms.PYNATIVE_MODE}
 # Not cubes, so that swapped axes show. Every level keeps at least six voxels a channel: over two,

@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import SimpleITK as sitk
-from rounding import LAYER_ERROR, assert_same_sums, perturb
 from test_lowered_vnet import seeded_vnet
 
 from src.config import config_of_checkpoint
@@ -28,6 +27,7 @@ from src.phantom import write_phantom
 from src.predictor import foreground_probability, network_inputs, segment_outputs
 from src.vnet import VARIANTS
 from tests.helpers import stored_in_order
+from tests.rounding import LAYER_ERROR, assert_same_sums, perturb
 
 ROOT = Path(__file__).parents[1]
 MAIN = ROOT / "ascend310_infer" / "out" / "main"

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from golden import seeded
 from mindspore import nn
-from rounding import assert_same_sums
 
 from src.lowered_vnet import LoweredVNet
 from src.vnet import VARIANTS, VNet
+from tests.rounding import assert_same_sums
 
 
 def seeded_vnet(variant, width):

@@ -25,7 +25,6 @@ import onnxruntime
 import pytest
 from mindspore import nn
 from mindspore.train.mind_ir_pb2 import ModelProto
-from rounding import assert_same_sums
 from test_lowered_vnet import seeded_vnet
 
 from src import air_export, model_export
@@ -36,6 +35,7 @@ from src.mindir import to_version_1
 from src.model_description import config_of_model, lite_model, read_description
 from src.model_export import export_model, planned
 from src.output_folder import MANIFEST, claim
+from tests.rounding import assert_same_sums
 
 ROOT = Path(__file__).resolve().parents[1]
 SIDES = (16, 32, 16)

@@ -6,12 +6,12 @@ import onnx
 import pytest
 from mindspore import nn
 from onnx import helper, numpy_helper
-from rounding import assert_same_sums
 from test_lowered_vnet import seeded_vnet
 
 from src.errors import DataError
 from src.onnx_model import INPUT, OUTPUT, export_onnx, run_onnx
 from src.vnet import VARIANTS
+from tests.rounding import assert_same_sums
 
 
 @pytest.fixture(autouse=True)

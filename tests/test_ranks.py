@@ -13,7 +13,6 @@ import mindspore as ms
 import numpy as np
 import pandas as pd
 import pytest
-from rounding import assert_trained_alike
 from two_ranks import PAPER, Weights, config_of
 
 from src.evaluation import load_network, mean_dice
@@ -21,6 +20,7 @@ from src.ranks import Ranks
 from src.splits import split_cases
 from src.training import train
 from src.vnet import create_vnet
+from tests.rounding import assert_trained_alike
 
 TESTS = Path(__file__).parent
 

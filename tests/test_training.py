@@ -16,7 +16,6 @@ import pandas as pd
 import pytest
 from easydict import EasyDict
 from mindspore import nn
-from rounding import LAYER_ERROR, assert_trained_alike, perturb
 
 from src import checkpoint
 from src.callbacks import EpochLog, Progress, WeightAverage, stops_early
@@ -38,6 +37,7 @@ from src.training import (
 )
 from src.training_step import AccumulatingLossScaledStep, create_training_cell
 from src.vnet import create_vnet
+from tests.rounding import LAYER_ERROR, assert_trained_alike, perturb
 
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = (

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from golden import seeded
 from mindspore import nn
-from rounding import FLOAT32
 
 from src.config import overridden, vnet_cfg
 from src.errors import UsageError
 from src.loss import DiceLoss
 from src.monai_weights import from_monai, monai_names
 from src.vnet import DOWN_NAMES, UP_NAMES, VARIANTS, InstanceNorm3d, VNet, create_vnet
+from tests.rounding import FLOAT32
 
 GOLDEN = Path(__file__).with_name("golden")
 MODES = {"graph": ms.GRAPH_MODE, "pynative": ms.PYNATIVE_MODE}
