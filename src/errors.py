@@ -21,6 +21,10 @@ class DataError(Exception):
     """A file, a device or a run is at fault (exit code 1)."""
 
 
+class SeveralVolumesError(DataError):
+    """A file holds several volumes, and nobody has said which is meant."""
+
+
 def reason_of(error: Exception, line: int = 0) -> str:
     """Why something failed, in the system's words or in one line of a library's message."""
     if isinstance(error, OSError) and error.errno:

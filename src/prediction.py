@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import sys
 from collections.abc import Iterable
 from contextlib import suppress
@@ -27,6 +28,7 @@ from src.images.reading import check_same_grid, read_image, read_volume
 from src.images.writing import write_volume
 from src.metrics import volume_ml
 from src.predictor import segment
+from src.promise12.names import is_other_contrast
 from src.report import OverlayCase
 
 CSV, JSON = "volumes.csv", "volumes.json"
@@ -99,6 +101,8 @@ def _images_of(item):
     if not item.is_dir():
         if is_called_mask(item):
             print(f"{item}: called like a mask, segmented since it was named")
+        elif is_other_contrast(item) and suffix_of(item):
+            print(f"{item}: called like no axial T2, segmented since it was named")
         return [item]
     volumes = list(_volumes_below(item))
     masks = [path for path in volumes if is_called_mask(path)]
@@ -115,15 +119,37 @@ def _images_of(item):
         print(f"{item}: {len(zips)} .zip file(s) left out, such as {zips[0]}; give them themselves")
     if dicom:
         return [item]
+    others = [path for path in images if is_other_contrast(path)]
+    if others and (images := [path for path in images if path not in others]):
+        print(
+            f"{item}: {len(others)} image(s) of another contrast or plane left out, by name, such "
+            f"as {others[0]}; give them themselves if they are meant"
+        )
     here = [path for path in images if path.parent == item]
     below = len(images) - len(here)
     if not here:
         only = f"only in folders below it, such as {images[0]}" if images else "nor DICOM"
         only = "only masks, by name or folder" if masks and not images else only
+        only = f"only other contrasts or planes, by name, such as {others[0]}" if others else only
         raise DataError(f"{item}: no image there ({', '.join(SUFFIXES)}), {only}; give the images")
+    _check_no_channels(item, here)
     if below:
         print(f"{item}: {below} image(s) in folders below it left out; give these folders too")
     return here
+
+
+def _check_no_channels(folder, images):
+    """nnU-Net's images of one case are of several contrasts: imagesTs/NAME_0000, NAME_0001."""
+    if folder.resolve().name not in ("imagesTr", "imagesTs"):
+        return
+    first = {}
+    for path in images:
+        name = re.fullmatch(r"(.+)_\d{4}", stem(path))
+        if name and first.setdefault(name[1], path) != path:
+            raise DataError(
+                f"{folder}: {first[name[1]].name} and {path.name} are channels of one case; give "
+                f"the T2 images themselves, such as {folder}/*_0000{suffix_of(path)}"
+            )
 
 
 def _volumes_below(folder):

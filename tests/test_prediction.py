@@ -26,6 +26,7 @@ from src.images.writing import write_volume
 from src.output_folder import MANIFEST, claim, outputs_in, running
 from src.prediction import find_images, predict
 from src.vnet import create_vnet
+from tests.helpers import touch
 
 ROOT = Path(__file__).resolve().parents[1]
 GEOMETRY = ("GetSize", "GetSpacing", "GetOrigin", "GetDirection")
@@ -109,6 +110,7 @@ def test_images_of_files_and_folders(data, tmp_path, monkeypatch):
         ("a_Segmentation.mha", True),
         ("a-seg.nii.gz", True),
         ("a_seg.nrrd", True),
+        ("a.seg.nrrd", True),
         ("a_label.nii", True),
         ("a_labels.nii.gz", True),
         ("a_mask.mhd", True),
@@ -137,6 +139,34 @@ def test_masks_are_known_by_their_names(tmp_path, capsys, make_image, name, is_m
     assert list(find_images([path]).values()) == [path]
     line = f"{path}: called like a mask, segmented since it was named\n"
     assert capsys.readouterr().out == line * is_mask
+
+
+def test_other_contrasts_by_name_are_not_taken_for_t2(tmp_path, capsys):
+    """As PI-CAI lays them out; alone in a folder they are refused, named as files taken."""
+    folder = tmp_path / "10000"
+    touch(folder, *(f"10000_1_{kind}.mha" for kind in ("t2w", "adc", "hbv", "sag")), "b_t1.nii")
+    assert list(find_images([folder])) == ["10000_1_t2w"]
+    said = capsys.readouterr().out
+    assert f"4 image(s) of another contrast or plane left out, by name, such as {folder}" in said
+    assert list(find_images([folder / "10000_1_adc.mha"])) == ["10000_1_adc"]
+    assert "10000_1_adc.mha: called like no axial T2, segmented since" in capsys.readouterr().out
+    (folder / "10000_1_t2w.mha").unlink()
+    with pytest.raises(DataError, match="only other contrasts or planes, by name, such as"):
+        find_images([folder])
+
+
+@pytest.mark.parametrize("folder, are_channels", [("imagesTs", True), ("scans", False)])
+def test_channels_of_nnunet_are_not_taken_for_cases(tmp_path, folder, are_channels):
+    touch(tmp_path / folder, *(f"P_{k:03}_0000.nii.gz" for k in range(3)))
+    assert len(find_images([tmp_path / folder])) == 3
+    touch(tmp_path / folder, "P_001_0001.nii.gz")
+    if not are_channels:
+        assert len(find_images([tmp_path / folder])) == 4
+        return
+    message = "P_001_0000.nii.gz and P_001_0001.nii.gz are channels of one case; give"
+    with pytest.raises(DataError, match=message):
+        find_images([tmp_path / folder])
+    assert len(find_images(sorted((tmp_path / folder).glob("*_0000.nii.gz")))) == 3
 
 
 def test_images_in_folders_below_are_not_left_out_in_silence(data, tmp_path, capsys):

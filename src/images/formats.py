@@ -11,7 +11,7 @@ META_SUFFIXES = (".mhd", ".mha")  # MetaImage
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
 MASK_SUFFIX = "_segmentation"
 # How others call their masks.
-MASK_ENDING = re.compile(r"[_-](segmentation|seg|labels?|masks?)$", re.IGNORECASE)
+MASK_ENDING = re.compile(r"[ ._-](segmentation|seg|labels?|masks?)$", re.IGNORECASE)
 MASK_FOLDER = re.compile(r"(labels?|masks?)(tr|ts|val)?|gt|segmentations?", re.IGNORECASE)
 
 

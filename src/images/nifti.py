@@ -16,7 +16,7 @@ import numpy as np
 import SimpleITK as sitk
 from scipy.spatial.transform import Rotation
 
-from src.errors import DataError, note_once
+from src.errors import DataError, SeveralVolumesError, note_once
 
 # Near a half turn a float32 quaternion leaves up to 1.2 mrad open, 0.4 mm at the far corner.
 FORMS_DIFFER_MM = 0.5
@@ -390,7 +390,7 @@ def _scaled(values, record, path):
 
 def _checked_channel(channel, volumes, path):
     if channel is None and volumes > 1:
-        raise DataError(
+        raise SeveralVolumesError(
             f"{path}: {volumes} volumes along its 4th axis, expected one; choose with "
             f"--channel N, N from 0 to {volumes - 1}"
         )

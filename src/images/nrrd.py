@@ -8,6 +8,7 @@ import re
 import zlib
 from pathlib import Path
 
+import numpy as np
 import SimpleITK as sitk
 
 from src.errors import DataError
@@ -26,6 +27,8 @@ FIELDS = {
     "space directions": rf"(none +)?{VECTOR}( +{VECTOR}){{2}}( +none)?",
     "space origin": VECTOR,
 }
+TEXT = ("ascii", "text", "txt")
+ENCODINGS = ("raw", "gzip", "gz", "hex", *TEXT)
 DETACHED = ("data file", "datafile", "byte skip", "byteskip", "line skip", "lineskip")
 
 
@@ -56,7 +59,7 @@ def check_header(path: Path) -> None:
         DataError: no NRRD header, no patient axes, units other than mm, detached voxels.
     """
     header, _ = _header(path)
-    detached = [name for name in DETACHED if name in header]
+    detached = [name for name in DETACHED if header.get(name, "0") != "0"]
     if detached:
         raise DataError(
             f"{path}: its voxels lie elsewhere ({detached[0]}); save it as one .nrrd file"
@@ -73,6 +76,16 @@ def check_header(path: Path) -> None:
                 f"{path}: its header cannot be read as {suffix_of(path)}: {name} is "
                 f"{header.get(name, 'missing')}; save it again with its geometry"
             )
+    encoding = header.get("encoding", "missing")
+    if encoding.lower() not in ENCODINGS:
+        raise DataError(f"{path}: encoding {encoding}, expected gzip or raw; save it again")
+    axes = re.findall(r"none|\(.*?\)", header["space directions"])
+    kind = dict(zip(axes, header.get("kinds", "").split(), strict=False)).get("none")
+    if kind in ("time", "space", "domain"):
+        raise DataError(
+            f"{path}: its axis without a direction is of kind {kind}, expected list or vector; "
+            "save the volume that is meant by itself"
+        )
     units = set(re.findall(r'"([^"]*)"', header.get("space units", ""))) - {"", "mm"}
     if units:
         raise DataError(f"{path}: space units {', '.join(sorted(units))}, expected mm")
@@ -97,6 +110,10 @@ def check_voxels(path: Path, reader: sitk.ImageFileReader) -> None:
             raise DataError(
                 f"{path}: its compressed data is truncated or damaged; get the file again"
             ) from None
-    elif encoding != "raw":
-        return  # text and bzip2, of which SimpleITK sees the end
-    check_length(path, len(voxels), expected_bytes(reader))
+    expected = expected_bytes(reader)
+    count = int(np.prod(reader.GetSize())) * reader.GetNumberOfComponents()
+    found = {
+        "hex": lambda: len(b"".join(voxels.split())) // 2,
+        **dict.fromkeys(TEXT, lambda: len(voxels.split()) * (expected // count)),
+    }.get(encoding, lambda: len(voxels))()
+    check_length(path, found, expected)

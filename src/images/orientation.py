@@ -67,6 +67,19 @@ def in_patient_order(array_xyz: np.ndarray, image: sitk.Image) -> np.ndarray:
     return array_xyz.transpose(axes)[tuple(slice(None, None, sign) for sign in signs)]
 
 
+def stored_like(image: sitk.Image, like: sitk.Image) -> sitk.Image:
+    """An image with its axes permuted and flipped to the order and senses of another's.
+
+    No voxel moves in the patient and no value changes.
+    """
+    cosines = direction_matrix(like).T @ direction_matrix(image)
+    order = np.abs(cosines).argmax(axis=1)
+    if len(set(order)) < 3:  # half-way between two axes: no order is the same
+        return image
+    flips = cosines[range(3), order] < 0
+    return sitk.Flip(sitk.PermuteAxes(image, order.tolist()), flips.tolist())
+
+
 def acquisition_plane(image: sitk.Image) -> str | None:
     """One of `PLANES`, after the coarsest axis; None where no axis is coarser than both others."""
     spacing_mm = np.array(image.GetSpacing())

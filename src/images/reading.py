@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from src.errors import DataError
+from src.errors import DataError, SeveralVolumesError
 from src.images import metaimage, nrrd
 from src.images.dicom import is_dicom, read_dicom
 from src.images.formats import (
@@ -17,8 +17,8 @@ from src.images.formats import (
     check_name,
     suffix_of,
 )
-from src.images.nifti import read_nifti
-from src.images.orientation import direction_matrix
+from src.images.nifti import FARTHEST_MM, VOXEL_SIZES_MM, read_nifti
+from src.images.orientation import direction_matrix, stored_like
 
 SAME_GRID_VOXELS = 0.05  # corners of an image and its mask may lie this far apart
 SQUARE_ANGLE_DEGREES = 0.3  # two axes of an image may be this far from perpendicular
@@ -49,6 +49,8 @@ def read_volume(path: str | Path, channel: int | None = None, series: str = "") 
     check_name(path)
     if not path.exists():
         raise DataError(f"{path}: no such file")
+    if not path.is_file() and not path.is_dir():  # reading a pipe would wait for ever
+        raise DataError(f"{path}: neither a file nor a folder; expected an image")
     if path.is_dir() or path.suffix.lower() == ".zip":
         image = read_dicom(path, series)
     elif suffix_of(path) in NIFTI_SUFFIXES:
@@ -90,8 +92,8 @@ def _read_with_simpleitk(path, channel):
         ) from None
     if image.GetDimension() == 4:
         return image[:, :, :, index]
-    several = image.GetNumberOfComponentsPerPixel() > 1
-    return sitk.VectorIndexSelectionCast(image, index) if several else image
+    is_vector = "vector" in image.GetPixelIDTypeAsString()  # also of one component
+    return sitk.VectorIndexSelectionCast(image, index) if is_vector else image
 
 
 def _volume_index(path, size, components, channel):
@@ -105,7 +107,7 @@ def _volume_index(path, size, components, channel):
     if count == 1:
         return 0
     if channel is None or not 0 <= channel < count:
-        raise DataError(
+        raise SeveralVolumesError(
             f"{path}: size {size} with {components} component(s) per voxel, expected a 3-D scalar "
             f"volume; say which of its {count} volumes is meant, --channel 0 to {count - 1}"
         )
@@ -116,6 +118,17 @@ def _check_geometry(image, path):
     geometry = [*image.GetOrigin(), *image.GetSpacing(), *image.GetDirection()]
     if not np.isfinite(geometry).all():
         raise DataError(f"{path}: its geometry holds NaN or infinity; repair the header")
+    least, most = VOXEL_SIZES_MM
+    if min(image.GetSpacing()) < least or max(image.GetSpacing()) > most:
+        raise DataError(
+            f"{path}: voxels of {_list(image.GetSpacing())} mm, expected {least:g} to {most:g}; "
+            "repair the header"
+        )
+    if np.abs(image.GetOrigin()).max() > FARTHEST_MM:
+        raise DataError(
+            f"{path}: origin at {_list(image.GetOrigin())} mm, expected within {FARTHEST_MM:g}; "
+            "repair the header"
+        )
     cosines = direction_matrix(image)
     lengths = np.linalg.norm(cosines, axis=0)
     products = (cosines.T @ cosines)[np.triu_indices(3, 1)]
@@ -125,6 +138,10 @@ def _check_geometry(image, path):
             f"{path}: its axes are not perpendicular unit vectors (directions "
             f"{np.round(cosines.T, 4).tolist()}); resample it to a grid without shear"
         )
+
+
+def _list(values):
+    return ", ".join(f"{value:g}" for value in values)
 
 
 def _check_finite(image, path):
@@ -144,6 +161,8 @@ def read_image(path: str | Path, channel: int | None = None, series: str = "") -
         DataError: see `read_volume`; also a label map, or voxels that all have one value.
     """
     image = sitk.Cast(read_volume(path, channel, series), sitk.sitkFloat32)
+    if min(image.GetSize()) < 2:
+        raise DataError(f"{path}: size {image.GetSize()}, one slice only; expected a volume")
     _check_finite(image, path)  # a float64 may be beyond float32
     values = sitk.GetArrayViewFromImage(image)
     if values.min() == values.max():
@@ -175,6 +194,8 @@ def read_mask(
 ) -> sitk.Image:
     """The reference mask of `image`, uint8 0 and 1, with exactly the image's geometry.
 
+    A mask stored in another order than its image is brought to the image's.
+
     Args:
         path: of the mask.
         image: which it belongs to.
@@ -186,7 +207,13 @@ def read_mask(
         DataError: unreadable, of another size or geometry than its image, values that are no
             labels, or none of `labels` where there are others.
     """
-    mask = read_volume(path)
+    try:
+        mask = stored_like(read_volume(path), image)
+    except SeveralVolumesError:
+        raise DataError(
+            f"{path}: several volumes, expected a mask of one; overlapping segments of 3D Slicer "
+            "are exported as one label map with an image as reference"
+        ) from None
     check_same_grid(image, image_path, mask, path)
     values = sitk.GetArrayViewFromImage(mask)
     whole = np.rint(values)
@@ -198,9 +225,11 @@ def read_mask(
         )
     found = np.unique(whole).astype(np.int64)
     if not labels and not np.isin(found, (0, 1)).all():
+        above = found[found > 0]
+        example = above[0] if len(above) == 1 and above[0] > LABEL_MAP_VALUES else "1,2"
         raise DataError(
             f"{path}: labels {_shown(found)}, expected only 0 and 1 (1 is the prostate); say which "
-            "are the prostate, such as --labels 1,2"
+            f"are the prostate, such as --labels {example}"
         )
     if labels and found.any() and not np.isin(found, labels).any():
         raise DataError(
@@ -225,7 +254,7 @@ def check_same_grid(
     if image.GetSize() != mask.GetSize():
         raise DataError(
             f"{mask_path}: size {mask.GetSize()} differs from its image {image_path} "
-            f"{image.GetSize()}"
+            f"{image.GetSize()}; resample the mask onto its image"
         )
     size = image.GetSize()
     corners = [

@@ -610,6 +610,7 @@ BARE = {
         ({"SeriesInstanceUID": None}, AXIAL),
         ({"DiffusionBValue": 0.0}, AXIAL),  # Philips writes it for any series
         ({"ProtocolName": "T2_TSE_TRA"}, AXIAL),
+        ({"SeriesDescription": "t2_tse_tra headcoil"}, AXIAL),  # no ADC
         ({"EchoTime": "0", "RepetitionTime": "0"}, AXIAL),  # an anonymizer's
         ({"SeriesDescription": "Ax T2", "ProtocolName": "PROSTATE T1 DWI DCE"}, AXIAL),  # as GE's
     ],
@@ -640,6 +641,11 @@ def test_plausible_only_series(tmp_path, tags, direction):
         ({"ImageType": ["ORIGINAL", "PRIMARY", "DIFFUSION"]}, AXIAL, ["diffusion"]),
         ({"SequenceName": "*ep_b800t"}, AXIAL, ["diffusion", "ep b800"]),
         ({"SeriesDescription": "Ax DWI"}, AXIAL, ["diffusion", "dwi"]),
+        ({"SeriesDescription": "dADC_map"}, AXIAL, ["diffusion", "adc"]),
+        ({"SeriesDescription": "b-value 1000"}, AXIAL, ["diffusion", "b val"]),
+        ({"SeriesDescription": "K-trans"}, AXIAL, ["k trans", "--series"]),
+        ({"SeriesDescription": "Ax FIESTA"}, AXIAL, ["fiesta"]),
+        ({"SeriesDescription": "STIR tra"}, AXIAL, ["stir"]),
         ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, AXIAL, ["a localizer"]),
         ({"SeriesDescription": "3-pl loc T2"}, AXIAL, ["a localizer", "loc"]),
     ],
@@ -652,6 +658,18 @@ def test_only_series_is_no_axial_t2(tmp_path, tags, direction, parts, capfd):
     said = capfd.readouterr().err  # what it is; of the plane the caller tells
     assert said.startswith(f"note: {tmp_path}: series 5 ") == (direction is AXIAL)
     assert said == "" or said.endswith("read since --series chose it\n") and parts[0] in said
+
+
+def test_a_mosaic_is_no_slice(tmp_path):
+    write_series(tmp_path, ImageType=["ORIGINAL", "PRIMARY", "M", "ND", "MOSAIC"])
+    assert_says(refusal(tmp_path), "a mosaic of slices")
+
+
+def test_spacing_of_referenced_images_is_not_the_frames(tmp_path):
+    other = item(ReferencedSOPInstanceUID="1.2.9", PixelSpacing=["9", "9"])
+    frames = {k: {"ReferencedImageSequence": other} for k in range(SLICES)}
+    save(enhanced(per_frame=frames), tmp_path / "a.dcm")
+    assert_geometry(read_dicom(tmp_path), AXIAL)
 
 
 def private_b_value(ds):
@@ -993,7 +1011,7 @@ def test_chosen_but_no_volume(tmp_path, defect, parts):
         ("reportsi.dcm", "Modality SR, Basic Text SR Storage"),
         ("examples_ybr_color.dcm", "Modality US"),
         ("rtdose.dcm", "Modality RTDOSE"),
-        ("dicomdirtests/DICOMDIR", "no DICOM images"),
+        ("dicomdirtests/DICOMDIR", "a DICOMDIR, which only lists files; give its folder"),
     ],
 )
 def test_other_objects_of_pydicom(name, says):

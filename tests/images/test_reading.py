@@ -1,6 +1,8 @@
 """Files in every state: read right, or refused in one line."""
 
 import gzip
+import os
+import re
 import struct
 import zlib
 
@@ -84,7 +86,7 @@ BROKEN_VOXELS = [
     (".mhd", False, lambda _: b"", "scan.raw", "truncated, 0 bytes of 420"),
     (".mhd", True, cut(1), "scan.zraw", "truncated or damaged"),
     (".mhd", True, flip_middle, "scan.zraw", "truncated or damaged"),
-    (".mhd", True, lambda _: zlib.compress(b"1" * 419), "scan.zraw", "419 bytes of 420"),
+    (".mhd", True, lambda _: zlib.compress(b"1" * 419), "scan.zraw", "data has 14 bytes"),
     (".mha", False, cut(1), "scan.mha", "truncated, 419 bytes of 420"),
     (".mha", False, cut(500), "scan.mha", "header cannot be read"),
     (".mha", True, cut(1), "scan.mha", "truncated or damaged"),
@@ -115,6 +117,23 @@ BROKEN_HEADERS = [
     (".nii", lambda content: content[:292] + struct.pack("<f", np.nan) + content[296:],
      "corners at (nan"),
     (".mhd", replaced(b"CompressedData = False", b"CompressedData = True"), "damaged"),
+    (".mhd", replaced(b"BinaryData = True", b"BinaryData = False"), "voxels are text"),
+    (".mhd", replaced(b"BinaryData = True", b"BinaryData = yes"), "expected True or False"),
+    (".mhd", replaced(b"Offset", b"ElementSpacing = 1 1 1\nOffset"), "ElementSpacing twice"),
+    (".mhd", lambda content: content + b"Offset = 1 2 3\n", "Offset behind ElementDataFile"),
+    (".mhd", replaced(b"Offset", b"DistanceUnits = cm\nOffset"), "DistanceUnits = cm"),
+    *[
+        (".mhd", replaced(key, other), f"expected {key.decode()}; repair it")
+        for key in (b"TransformMatrix", b"Offset", b"BinaryDataByteOrderMSB")
+        for other in (key.upper(), key.lower(), key[:-1])
+    ],
+    (".mhd", replaced(b"NDims = 3\n", b""), "has no NDims"),
+    (".mha", lambda content: b"DimSize = 7 6 5\n" + content.replace(b"DimSize = 7 6 5\n", b""),
+     "DimSize before NDims"),
+    (".mha", replaced(b"ElementSpacing = 1.25", b"ElementSpacing = 1e-4"), "voxels of 0.0001"),
+    (".mha", replaced(b"ElementSpacing = 1.25", b"ElementSpacing = 125"), "voxels of 125"),
+    (".mha", replaced(b"Offset = ", b"Offset = 1e6 0 0\nName = "), "origin at"),
+    (".nrrd", replaced(b"encoding: raw", b"encoding: bzip2"), "encoding bzip2, expected gzip"),
     (".nrrd", replaced(b"sizes: 7 6 5", b"sizes: 7 6 x"), "header cannot be read"),
 ]  # fmt: skip
 
@@ -165,12 +184,88 @@ def test_voxels_outside_the_headers_folder(tmp_path, make_image, place):
     assert refusal(path).startswith(f"{path}: ElementDataFile {name} is not in its folder; put")
 
 
+HARMLESS = [
+    (".mhd", lambda content: content.replace(b"True", b"true").replace(b"False", b"FALSE")),
+    (".mhd", lambda content: content.replace(b"True", b"1").replace(b"False", b"0")),
+    (".mhd", lambda content: content.replace(b"\n", b"\r\n") + b"\r\n"),
+    # MetaIO's own, though they look like misspelt ones
+    (
+        ".mhd",
+        replaced(
+            b"Offset", b"comment = Off\nElementMin = 0\nElementMax = 9\nObjectSubType = x\nOffset"
+        ),
+    ),
+    (".mhd", replaced(b"Offset", b"DistanceUnits = mm\nTransformType = Rigid\nOffset")),
+    (".nrrd", replaced(b"encoding: ", b"byte skip: 0\nline skip: 0\nencoding: ")),
+    (".nrrd", replaced(b"encoding: ", b"Segment0_Tags:=A: b~C^D|\nencoding: ")),
+]
+
+
+@pytest.mark.parametrize("suffix, change", HARMLESS)
+@pytest.mark.parametrize("packed", [False, True])
+def test_headers_as_others_write_them(tmp_path, make_image, suffix, change, packed):
+    path = stored_scan(tmp_path, make_image, suffix, packed)
+    stored = read_image(path)
+    path.write_bytes(change(path.read_bytes()))
+    found = read_image(path)
+    assert geometry_error(found, stored) == 0
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(found), sitk.GetArrayFromImage(stored))
+
+
+def with_axis_of(kind, content, components):
+    """An NRRD of axes x, y, z with one for components before them."""
+    content = content.replace(b"dimension: 3", b"dimension: 4")
+    content = content.replace(b"sizes: ", f"sizes: {components} ".encode())
+    content = content.replace(b"space directions: ", b"space directions: none ")
+    head, _, voxels = content.replace(b"kinds: ", f"kinds: {kind} ".encode()).partition(b"\n\n")
+    values = np.repeat(np.frombuffer(voxels, np.int16), components)
+    return head + b"\n\n" + values.tobytes()
+
+
+@pytest.mark.parametrize("components", [1, 2])
+@pytest.mark.parametrize("kind", ["list", "vector"])
+def test_components_of_an_nrrd(tmp_path, make_image, kind, components):
+    """3D Slicer writes segmentations so; of one component they are scalar."""
+    path = stored_scan(tmp_path, make_image, ".nrrd")
+    stored = read_image(path)
+    path.write_bytes(with_axis_of(kind, path.read_bytes(), components))
+    found = read_image(path, components - 1 or None)
+    assert geometry_error(found, stored) == 0
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(found), sitk.GetArrayFromImage(stored))
+
+
+@pytest.mark.parametrize("encoding, joint", [("ascii", " "), ("text", "\n"), ("hex", "")])
+def test_text_of_an_nrrd(tmp_path, make_image, encoding, joint):
+    """As long as the header says; SimpleITK passes over more, and takes memory before it looks."""
+    path = stored_scan(tmp_path, make_image, ".nrrd")
+    stored = read_image(path)
+    head, _, voxels = path.read_bytes().partition(b"\n\n")
+    head = head.replace(b"encoding: raw", f"encoding: {encoding}".encode()) + b"\n\n"
+    values = np.frombuffer(voxels, np.int16)
+    texts = [v.tobytes().hex() if encoding == "hex" else str(v) for v in values]
+    path.write_bytes(head + joint.join(texts).encode() + b"\n")
+    found = read_image(path)
+    assert geometry_error(found, stored) == 0
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(found), sitk.GetArrayFromImage(stored))
+    for some, words in ((texts[:-1], "418 bytes of 420"), ([*texts, texts[0]], "tells of 420")):
+        path.write_bytes(head + joint.join(some).encode() + b"\n")
+        assert words in refusal(path)
+
+
+def test_an_nrrd_over_time(tmp_path, make_image):
+    path = stored_scan(tmp_path, make_image, ".nrrd")
+    path.write_bytes(with_axis_of("time", path.read_bytes(), 2))
+    assert "is of kind time, expected list or vector" in refusal(path)
+
+
 def test_missing_files(tmp_path, make_image):
     path = stored_scan(tmp_path, make_image, ".mhd")
     (tmp_path / "scan.raw").unlink()
     assert refusal(path) == f"{path}: its data file scan.raw is missing; copy it beside the header"
     assert refusal(tmp_path / "gone.mhd") == f"{tmp_path / 'gone.mhd'}: no such file"
     (tmp_path / "scan.tif").touch()
+    os.mkfifo(tmp_path / "pipe.mha")
+    assert "neither a file nor a folder" in refusal(tmp_path / "pipe.mha")
     assert ".mhd, .mha, .nii.gz, .nii, .nrrd" in refusal(tmp_path / "scan.tif")
 
 
@@ -261,6 +356,26 @@ def test_an_nrrd_in_other_units(tmp_path, make_image):
         path.write_bytes(content)
 
 
+@pytest.mark.parametrize("suffix", (".mha", ".mhd"))
+def test_the_size_of_compressed_data(tmp_path, make_image, suffix):
+    """Where it is wrong SimpleITK gives voxels that nobody has written, and says nothing."""
+    path = stored_scan(tmp_path, make_image, suffix, True)
+    stored = sitk.GetArrayFromImage(read_image(path))
+    content = path.read_bytes()
+    line = re.search(rb"CompressedDataSize = (\d+)\n", content)
+    size = int(line[1])
+    for other in (size // 2, size - 1, size + 1, -1):
+        wrong = b"CompressedDataSize = %d\n" % other
+        path.write_bytes(content.replace(line[0], wrong))
+        assert f"CompressedDataSize {other}, its compressed data has {size}" in refusal(path)
+    for unknown in (b"", b"CompressedDataSize = 0\n"):
+        path.write_bytes(content.replace(line[0], unknown))
+        if suffix == ".mhd":  # all of the file
+            np.testing.assert_array_equal(sitk.GetArrayFromImage(read_image(path)), stored)
+        else:
+            assert "CompressedDataSize missing" in refusal(path)
+
+
 @pytest.mark.parametrize("suffix", (".mha", ".nrrd", ".mhd"))
 @pytest.mark.parametrize("packed", [False, True])
 def test_a_header_of_fewer_slices_than_there_are(tmp_path, make_image, suffix, packed):
@@ -307,6 +422,13 @@ def test_images_with_nan(tmp_path, make_image, value, words):
     values[1, 1, 1:3] = value
     sitk.WriteImage(make_image(values), str(tmp_path / "scan.nrrd"))
     assert words in refusal(tmp_path / "scan.nrrd")
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 5), (3, 1, 5), (3, 4, 1)])
+def test_a_single_slice_is_no_volume(tmp_path, make_image, shape):
+    values = np.arange(np.prod(shape), dtype=np.int16).reshape(shape)
+    sitk.WriteImage(make_image(values), str(tmp_path / "scan.nii.gz"))
+    assert "one slice only; expected a volume" in refusal(tmp_path / "scan.nii.gz")
 
 
 @pytest.mark.parametrize("value", [0, -7])
@@ -409,6 +531,7 @@ def test_masks_on_another_grid(tmp_path, make_image, shape, change, words):
     "labels, dtype, words",
     [
         ([0, 255], np.uint8, "labels 0, 255, expected only 0 and 1"),
+        ([0, 255], np.uint8, "such as --labels 255"),
         ([0, 1, 2], np.int16, "labels 0, 1, 2,"),
         ([-1, 0], np.int16, "labels -1, 0,"),
         ([0, 0.5, 1], np.float32, "values 0.5, expected whole numbers"),
@@ -425,6 +548,32 @@ def test_masks_with_foreign_labels(tmp_path, make_image, labels, dtype, words):
     with pytest.raises(DataError) as error:
         read_mask(path, image, "scan.mha")
     assert str(error.value).startswith(f"{path}: ") and words in str(error.value)
+
+
+@pytest.mark.parametrize("suffix", [".mha", ".nii.gz"])
+def test_a_mask_of_several_volumes(tmp_path, make_image, suffix):
+    """--channel is for images, so the message does not name it."""
+    image = make_image(np.zeros((3, 4, 5), np.float32))
+    segments = [make_image(np.full((3, 4, 5), k, np.uint8)) for k in (0, 1)]
+    path = tmp_path / f"mask{suffix}"
+    sitk.WriteImage(sitk.JoinSeries(segments), str(path))
+    with pytest.raises(DataError, match="several volumes, expected a mask of one") as error:
+        read_mask(path, image, "scan.mha")
+    assert str(error.value).startswith(f"{path}: ") and "--channel" not in str(error.value)
+
+
+@pytest.mark.parametrize("order", ["LPS", "RAS", "LAI", "PIR", "SLA", "ASR"])
+@pytest.mark.parametrize("of_image", ["LPS", "RAS", "IPL"])
+def test_a_mask_stored_in_another_order(tmp_path, make_image, oblique, of_image, order):
+    """ITK's own reordering is the oracle; the mask comes back in the image's order, unchanged."""
+    values = np.random.default_rng(0).integers(0, 2, (3, 4, 5)).astype(np.uint8)
+    kept = make_image(values, (0.5, 0.6, 3.6), (-20, 30, 9), oblique)
+    image = sitk.DICOMOrient(kept, of_image)
+    path = tmp_path / "mask.nii.gz"
+    sitk.WriteImage(sitk.DICOMOrient(kept, order), str(path))
+    found = read_mask(path, image, "scan.mha")
+    assert geometry_error(found, image) == 0
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(found), sitk.GetArrayFromImage(image))
 
 
 @pytest.mark.parametrize("above", [1 - 2**-24, 1.0009, 0.9991])

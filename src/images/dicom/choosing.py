@@ -51,7 +51,7 @@ def _reason(series):
     if series.diffusion or series.localizer:
         kind = "diffusion" if series.diffusion else "a localizer"
         evidence = series.diffusion or series.localizer
-        return f"{name} is {kind} ({evidence}); expected an axial T2 series"
+        return f"{name} is {kind} ({evidence}); expected an axial T2 series; --series reads it"
     found = series.contrast if series.contrast not in ("", "T2") else f"{series.plane}, not axial"
     return f"{name} is {found}; expected an axial T2 series, choose it with --series to read it"
 

@@ -263,7 +263,10 @@ def _items(group):
     return [
         element.value[0]
         for element in group
-        if element.VR == "SQ" and not element.tag.is_private and element.value
+        if element.VR == "SQ"
+        and not element.tag.is_private
+        and element.value
+        and not element.keyword.startswith(("Referenced", "Source", "Derivation"))
     ]
 
 
@@ -302,6 +305,8 @@ def _frame(groups, ds, name, index, label):
     if slope == 0:
         raise Malformed(f"RescaleSlope 0, expected another number{AGAIN}")
     tags = {keyword: _text(groups, keyword) for keyword in DISTINGUISHING}
+    if "MOSAIC" in tags["ImageType"].split("\\"):
+        raise Malformed("a mosaic of slices (ImageType); export it as one file per slice")
     if not tags["EchoTime"]:
         tags["EchoTime"] = _text(groups, "EffectiveEchoTime")
     if not tags["DiffusionBValue"]:

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from src.errors import DataError
-from src.images.dicom.files import Files, one_line, quiet
+from src.images.dicom.files import Files, is_dicom, one_line, quiet
 from src.images.dicom.headers import (
     AGAIN,
     MR_CLASSES,
@@ -27,9 +27,12 @@ DICOM_SUFFIXES = (".dcm", ".ima", ".dicom")
 T2_WORDS = r"(?<!r)t2|tse|fse|space|cube|vista|blade|propeller|multivane"
 OTHER_WORDS = (
     r"(?<!r)t1|t2 ?\*|t2 ?star|\bpd|dce|flair|\bperf|\bdyn|twist|vibe|lava|thrive|\bswi|\bswan|"
-    r"\bmedic\b|flash|spgr|\bgre\b|\bsub\b|subtr|\bmip\b|\bmap|spectro|\bmrs\b"
+    r"\bmedic\b|flash|spgr|\bgre\b|\bsub\b|subtr|\bmip\b|\bmap|spectro|\bmrsi?\b|\bk ?trans|"
+    r"fiesta|trufi|ssfp|\bdisco\b|\bp?c?asl\b|\bcine\b|\bstir\b|\bauc|\bfa\b"
 )
-DIFFUSION_WORDS = r"dwi|\bdiff|adc|\bivim|\bdti\b|trace|bval|\bb ?\d{2,4}\b|ep2d|\bep b ?\d+"
+DIFFUSION_WORDS = (
+    r"dwi|\bdiff|\badc|adc\b|\bivim|\bdti\b|\btracew?\b|\bb ?val|\bb ?\d{2,4}\b|ep2d|\bep b ?\d+"
+)
 DIFFUSION_TYPES = {"DIFFUSION", "ADC", "TRACE", "TRACEW", "DWI", "EADC", "FA"}
 LOCALIZER_WORDS = r"\bloc|plloc|plane ?loc|scout|survey|\bpilot"
 OTHER_TYPES = {"MIP", "PROJECTION", "SUBTRACTION"}
@@ -123,7 +126,10 @@ def find_series(path: str | Path) -> list[Series]:
         if suspects:
             name, problem = next(iter(suspects.items()))
             raise DataError(f"{path}: {place_of(path, name)}{problem}")
-        raise DataError(f"{path}: no DICOM images; expected a series of MR slices")
+        if not path.is_dir() and is_dicom(path):
+            raise DataError(f"{path}: a DICOMDIR, which only lists files; give its folder")
+        among = f" among {len(others)} file(s), such as {one_line(others[0])}" if others else ""
+        raise DataError(f"{path}: no DICOM images{among}; expected a series of MR slices")
     series = [_series(path, group, suspects) for group in by_uid.values()]
     return sorted(series, key=lambda s: (s.number is None, s.number or 0, s.uid))
 
