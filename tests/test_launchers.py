@@ -434,7 +434,8 @@ def test_the_launcher_returns_when_training_has_begun(caller, script):
 def test_a_second_launcher_in_the_same_folder_is_refused(caller):
     script = "train_distribute.sh"
     first = caller.start(script, *ARGUMENTS[script], WAIT=1, ENDINGS=json.dumps({"0": [4, 0]}))
-    caller.call(1)
+    for rank in range(3):
+        caller.call(rank)
     begin = sorted(path.name for path in caller.folder.rglob("*"))
     second = caller.run(script, *ARGUMENTS[script])
     assert (second.returncode, second.stdout_text) == (1, "")
