@@ -14,10 +14,12 @@ from src.device import start_device
 # keep one process busy long after the other.
 LONG_FILES = (
     "test_gpu_standin.py",
+    "test_device_check.py",
     "test_two_hosts.py",
     "test_ranks.py",
     "test_training.py",
     "test_fast_conv3d_network.py",
+    "test_vnet.py",
 )
 
 start_device("CPU")  # MindSpore takes a device only before the first kernel of a process
