@@ -170,8 +170,8 @@ def test_addresses_that_cannot_be_meant(hosts, callers, node, variables, message
 
 # ------------------------------------------------------------------------- for real
 
-# Docs promise 60 s after a death and 120 s after a cut, where it takes 37 and 40 s; among other tests
-# on two cores it takes longer, so this only tells a hang, and the times are printed.
+# Within 60 s of a death and 120 s of a cut, say the docs; alone it takes 37 and 40 s. Among other
+# tests on two cores it takes longer, so this only tells a hang; the times are printed.
 HANGS_S = 240
 
 
