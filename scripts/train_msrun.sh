@@ -25,6 +25,9 @@ else
     fail 2 "NODE_RANK '$node' is not a number from 0 to $((nodes - 1)), as NODES=$nodes needs"
   port=${port:-8118}
   ((node == 0)) || log=train_msrun_node$node.log
+  # A heartbeat of another host that stays away for so long ends the training. With MindSpore's own 30 s a busy
+  # machine took longer than a minute to end.
+  export MS_NODE_TIMEOUT=${MS_NODE_TIMEOUT:-20}
 fi
 if [[ -n $master ]]; then
   address=$(getent ahosts "$master" | awk 'NR == 1 {print $1}') || address=""
