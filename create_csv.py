@@ -1,46 +1,10 @@
 """Splits the cases into training and validation files, one image file name a line.
 
-the model zoo's 40/10 of PROMISE12, as train.csv and val.csv:
-    python create_csv.py --out_path data
-20 % of the cases for validation, drawn at random:
-    python create_csv.py --out_path data --random 1 --seed 7
-train_fold0.csv, val_fold0.csv, ... of the cases that are really there:
-    python create_csv.py --out_path data --data_path data/TrainData --folds 5
+`python create_csv.py --help` says how.
 """
 
-import argparse
-from pathlib import Path
-
-from src.cli import run
-
-
-def main():
-    """Parses the arguments and writes the split files."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--out_path", type=Path, default=Path(), help="folder of the csv files (default: here)"
-    )
-    parser.add_argument(
-        "--random",
-        type=int,
-        choices=(0, 1),
-        default=0,
-        help="0: evaluate on the model zoo's ten cases (default), 1: on 20 %% drawn at random",
-    )
-    parser.add_argument("--folds", type=int, metavar="K", help="K folds, whatever --random says")
-    parser.add_argument(
-        "--data_path", type=Path, help="take the cases in its img/ and gt/, not Case00 to Case49"
-    )
-    parser.add_argument("--seed", type=int, default=1, help="of the random draws (default: 1)")
-    args = parser.parse_args()
-
-    from src.splits import cases_in, draw_splits, write_splits
-
-    cases = cases_in(args.data_path) if args.data_path else None
-    write_splits(args.out_path, draw_splits(cases, args.random == 1, args.folds, args.seed))
-
+from src.commands.split import main
+from src.utils.command_line import run
 
 if __name__ == "__main__":
     run(main)

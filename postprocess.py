@@ -1,32 +1,10 @@
 """Masks and metrics from the answers of the C++ program (ascend310_infer/), as eval.py writes them.
 
-    python postprocess.py --result_path result_Files --data_path data \
-        --split_file_path split/val.csv --mindir_path vnet.mindir
-
-Masks, metrics.csv, metrics.json, overlays.png and report.html go to results/prediction
-(dirPredictionImage).
+`python postprocess.py --help` says how.
 """
 
-import argparse
-
-from src.cli import add_model_arguments, run
-
-
-def main():
-    """Parses the zoo's arguments and ours, and evaluates."""
-    parser = argparse.ArgumentParser(description="Evaluate the answers of C++ inference")
-    parser.add_argument("--result_path", required=True, help="folder with its NAME_0.bin files")
-    add_model_arguments(parser)
-    args = parser.parse_args()
-
-    from src.infer_310 import evaluate_outputs
-    from src.model_description import config_of_model
-    from src.splits import split_cases
-
-    config = config_of_model(args.mindir_path, args.overrides)
-    cases = split_cases(args.data_path, args.split_file_path, "val", config.fold)
-    evaluate_outputs(cases, config, args.result_path, {"model": args.mindir_path})
-
+from src.commands.postprocess import main
+from src.utils.command_line import run
 
 if __name__ == "__main__":
     run(main)

@@ -1,28 +1,10 @@
 """Writes the volumes that the C++ program (ascend310_infer/) segments, to results/bin_data.
 
-    python preprocess.py --data_path data --split_file_path split/val.csv --mindir_path vnet.mindir
-
-Grid and intensities are those in the model's description, vnet.json.
+`python preprocess.py --help` says how.
 """
 
-import argparse
-
-from src.cli import add_model_arguments, run
-
-
-def main():
-    """Parses the zoo's arguments and ours, and writes the volumes."""
-    parser = argparse.ArgumentParser(description="Prepare volumes for C++ inference")
-    add_model_arguments(parser)
-    args = parser.parse_args()
-
-    from src.infer_310 import write_inputs
-    from src.model_description import config_of_model
-    from src.splits import split_cases
-
-    config = config_of_model(args.mindir_path, args.overrides)
-    write_inputs(split_cases(args.data_path, args.split_file_path, "val", config.fold), config)
-
+from src.commands.preprocess import main
+from src.utils.command_line import run
 
 if __name__ == "__main__":
     run(main)

@@ -24,12 +24,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.machine import describe_machine
 from benchmarks.report import alternate, progress, ratio, summary, table, time_text
 from benchmarks.worker import Worker
-from src.atomic import write_files
-from src.cli import run
 from src.config import vnet_cfg
 from src.data_manager import intensity_on_network_grid, mask_to_network_grid
-from src.errors import DataError, UsageError
-from src.phantom import phantom_case
+from src.promise12.phantom import phantom_case
+from src.utils.command_line import run
+from src.utils.errors import DataError, UsageError
+from src.utils.files import write_files
 
 TITLES = {"ours": "this project", "monai": "MONAI", "torchio": "TorchIO"}
 ROUNDS = 7

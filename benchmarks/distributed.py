@@ -22,8 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.machine import describe_machine, usable_cores
 from benchmarks.report import progress, table
 from benchmarks.volume import volume_size, write_volume
-from src.cli import run
-from src.errors import DataError, UsageError
+from src.utils.command_line import run
+from src.utils.errors import DataError, UsageError
 
 RANK = Path(__file__).with_name("distributed_rank.py")
 PARAMETERS = 45.6e6  # of the full-width network

@@ -20,8 +20,8 @@ def main() -> None:
     import numpy as np
 
     from benchmarks.mindspore_contestant import Contestant
-    from src.device import start_communication
-    from src.ranks import Ranks
+    from src.devices.device import start_communication
+    from src.devices.ranks import Ranks
 
     contestant = Contestant([int(side) for side in size.split(",")], 1, "on")
     ranks = start_communication(count) if count > 1 else Ranks()

@@ -17,11 +17,11 @@ from benchmarks.machine import (
 from benchmarks.worker import LEARNING_RATE
 from src.config import overridden, vnet_cfg
 from src.dataset import dropout_keep
-from src.device import start_device
+from src.devices.device import start_device
+from src.export.monai_weights import from_monai, read_state_dict
 from src.fast_conv3d.network import accelerated
-from src.monai_weights import from_monai, read_state_dict
-from src.training import create_optimizer
-from src.training_step import create_training_cell
+from src.training.step import create_training_cell
+from src.training.trainer import create_optimizer
 from src.vnet import create_vnet
 
 DEVICE = "CPU"

@@ -25,9 +25,9 @@ from benchmarks.machine import describe_machine, usable_cores
 from benchmarks.report import PHASES, memory_text, progress, summary, table
 from benchmarks.volume import volume_size, write_volume
 from benchmarks.worker import CALLS, Worker
-from src.atomic import write_files
-from src.cli import run
-from src.errors import DataError, UsageError
+from src.utils.command_line import run
+from src.utils.errors import DataError, UsageError
+from src.utils.files import write_files
 
 SIZES = ((32, 32, 32), (64, 64, 32), (96, 96, 48), (128, 128, 64))
 

@@ -36,9 +36,9 @@ from benchmarks.machine import busy_core_seconds, describe_machine, usable_cores
 from benchmarks.report import PHASES, TITLES, alternate, progress, ratio, report_text, summary
 from benchmarks.volume import SIDE_MULTIPLE, volume_size, write_volume
 from benchmarks.worker import CALLS, Worker
-from src.atomic import write_files
-from src.cli import run
-from src.errors import DataError, UsageError
+from src.utils.command_line import run
+from src.utils.errors import DataError, UsageError
+from src.utils.files import write_files
 
 PAIRS = 5
 SEED = 1

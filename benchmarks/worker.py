@@ -23,7 +23,7 @@ import time
 import traceback
 from pathlib import Path
 
-from src.errors import DataError, UsageError
+from src.utils.errors import DataError, UsageError
 
 ROOT = Path(__file__).resolve().parents[1]
 PR_SET_PDEATHSIG = 1  # prctl(2)
@@ -33,7 +33,7 @@ CALLS = {
     "train_step": ("train_step", {"drop": False}, {"drop": True}),
 }
 LEARNING_RATE = 1e-3  # of plain Adam, without weight decay
-# Limits of oneDNN that MindSpore needs (src/device.py) and PyTorch must not inherit.
+# Limits of oneDNN that MindSpore needs (src/devices/device.py) and PyTorch must not inherit.
 ONEDNN_LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
 
 

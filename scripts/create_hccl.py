@@ -14,10 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from src.atomic import write_files
-from src.cli import run
-from src.errors import DataError, UsageError
-from src.rank_table import (
+from src.devices.rank_table import (
     HCCN_CONF,
     device_ids_of,
     is_address,
@@ -25,6 +22,9 @@ from src.rank_table import (
     read_addresses,
     read_rank_table,
 )
+from src.utils.command_line import run
+from src.utils.errors import DataError, UsageError
+from src.utils.files import write_files
 
 
 def server_address():

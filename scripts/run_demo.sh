@@ -50,7 +50,7 @@ export DEVICE_TARGET=CPU WAIT=1
 unset RESUME
 
 begin 2 "synthetic cases" "$CASES in $folder/data"
-logged create_phantom.log python "$ROOT/create_phantom.py" --out_path data --cases "$CASES" --seed 1
+logged create_phantom.log python "$ROOT/tools/create_phantom.py" --out_path data --cases "$CASES" --seed 1
 
 begin 3 split "drawn at random, $folder/train.csv and val.csv"
 logged create_csv.log bash "$ROOT/scripts/create_csv.sh" . 1 --data_path data

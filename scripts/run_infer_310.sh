@@ -29,7 +29,7 @@ python=$(find_python)
 python=$(realpath --no-symlinks -- "$python") # absolute, but through the environment's own link
 mindir=$(realpath -- "$1")
 # MindSpore Lite reads NAME_lite.mindir, which the export writes beside NAME.mindir.
-model=$(cd -- "$ROOT" && "$python" -m src.model_description "$mindir")
+model=$(cd -- "$ROOT" && "$python" -m src.export.description "$mindir")
 echo "model: $model"
 cases=(--mindir_path "$model" --data_path "$2" --split_file_path "$3" "${@:5}")
 

@@ -15,7 +15,7 @@ target=$(device_target Ascend)
 python=$(find_python)
 python=$(realpath -s -- "$python")
 table=$(realpath -- "$1")
-devices=$(cd -- "$ROOT" && "$python" -m src.rank_table "$table" "$2") || exit
+devices=$(cd -- "$ROOT" && "$python" -m src.devices.rank_table "$table" "$2") || exit
 refuse_second train_distribute.log
 set_training "$target" "$python" "${@:2}"
 

@@ -12,8 +12,8 @@ import numpy as np
 from easydict import EasyDict
 from scipy import ndimage
 
-from src.data_manager import LEFT_RIGHT_AXIS, TrainingVolume
-from src.metrics import bounding_box
+from .data_manager import LEFT_RIGHT_AXIS, TrainingVolume
+from .metrics import bounding_box
 
 # In this order; each draws from a random stream of its own, so that switching one on or off leaves
 # the others as they are.

@@ -25,9 +25,9 @@ import mindspore as ms
 import numpy as np
 from mindspore import nn
 
-from src.atomic import follow_umask
-from src.errors import DataError, reason_of
-from src.vnet import VARIANTS, VNet
+from .utils.errors import DataError, reason_of
+from .utils.files import follow_umask
+from .vnet import VARIANTS, VNet
 
 PREFIX = "checkpoint_vnet"
 NUMBERED = re.compile(rf"{PREFIX}-\d+_\d+\.ckpt")

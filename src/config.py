@@ -2,17 +2,20 @@
 
 import difflib
 import json
+import logging
 import math
 import re
 from pathlib import Path
 
 from easydict import EasyDict
 
-from src.atomic import write_files
-from src.errors import DataError, UsageError
-from src.images.orientation import PLANES
-from src.loss import LOSSES
-from src.vnet import SIDE_MULTIPLE, VARIANTS
+from .images.orientation import PLANES
+from .loss import LOSSES
+from .utils.errors import DataError, UsageError
+from .utils.files import write_files
+from .vnet import SIDE_MULTIPLE, VARIANTS
+
+log = logging.getLogger(__name__)
 
 vnet_cfg = EasyDict(
     {
@@ -256,7 +259,7 @@ def preset(name: str | None, resumes: bool = False) -> list[str]:
     if name not in PRESETS:
         raise UsageError(f"--preset {name}: expected one of {', '.join(PRESETS)}")
     if resumes:
-        print(f"the run keeps its own settings, --preset {name} is left out")
+        log.info(f"the run keeps its own settings, --preset {name} is left out")
         return []
     return [f"{key}={_as_text(value)}" for key, value in PRESETS[name].items()]
 
@@ -296,7 +299,7 @@ def load_config(path: str | Path) -> EasyDict:
             f"{path}: no configuration of this program ({error}); restore it, or move it away"
         ) from None
     if "plane" not in saved and not config.normDir:
-        print(
+        log.info(
             f"note: {path} is of an earlier version, whose network saw the axes as the files store "
             "them; if those of its training were not left, posterior, superior, train it anew"
         )
@@ -322,7 +325,7 @@ def config_of_checkpoint(checkpoint_path: str | Path, overrides: list[str]) -> E
     """
     path = config_path_of(checkpoint_path)
     if path is None:
-        print(f"{checkpoint_path}: no {CONFIG_NAME} near it, taking the defaults and --set")
+        log.info(f"{checkpoint_path}: no {CONFIG_NAME} near it, taking the defaults and --set")
         return overridden(vnet_cfg, overrides)
     return keeping(FIXED_BY_WEIGHTS, load_config(path), path, overrides)
 

@@ -7,6 +7,7 @@ takes them. Each way between the case's grid and the network grid is one linear 
 import hashlib
 import io
 import json
+import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -18,12 +19,15 @@ import numpy as np
 import SimpleITK as sitk
 from easydict import EasyDict
 
-from src.errors import DataError
-from src.images.formats import MASK_SUFFIX, SUFFIXES, check_name, images_in, stem, suffix_of
-from src.images.metaimage import data_file
-from src.images.orientation import acquisition_plane, patient_direction
-from src.images.reading import read_image, read_mask
-from src.surroundings import user_cache
+from .images.formats import MASK_SUFFIX, SUFFIXES, images_in, stem, suffix_of
+from .images.metaimage import data_file
+from .images.orientation import acquisition_plane, patient_direction
+from .images.reading import read_image, read_mask
+from .utils.errors import DataError
+from .utils.files import check_name
+from .utils.process import user_cache
+
+log = logging.getLogger(__name__)
 
 LEFT_RIGHT_AXIS = 0  # of the network grid: along it a flip exchanges the patient's left and right
 LEAST_SHARE_ON_GRID = 0.95  # of the prostate; less is said
@@ -341,7 +345,7 @@ def _training_volume(case, config):
             with np.load(cached) as arrays:
                 return _unpacked(arrays)
         except Exception as error:  # whatever a damaged archive raises: it is made again
-            print(f"{cached}: damaged ({error}), made again")
+            log.info(f"{cached}: damaged ({error}), made again")
     image, mask = read_case(case, config)
     arrays = {
         "intensity": intensity_on_network_grid(image, config),
@@ -349,7 +353,7 @@ def _training_volume(case, config):
         "plane": acquisition_plane(image) or "",
     }
     if not sitk.GetArrayViewFromImage(mask).any():
-        print(f"{case.mask_path}: empty, the case is trained on as one without a prostate")
+        log.info(f"{case.mask_path}: empty, the case is trained on as one without a prostate")
     else:
         _check_gland_is_on_grid(case, mask, config)
     if cached is not None:
@@ -374,7 +378,7 @@ def _check_gland_is_on_grid(case, mask, config):
     if share == 0:
         raise DataError(f"{case.mask_path}: no foreground on {grid}")
     if share < LEAST_SHARE_ON_GRID:
-        print(f"{case.mask_path}: only {share:.0%} of the prostate lies on {grid}")
+        log.info(f"{case.mask_path}: only {share:.0%} of the prostate lies on {grid}")
 
 
 def _cache_file(case, config):

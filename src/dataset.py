@@ -10,8 +10,8 @@ import mindspore.dataset as ds
 import numpy as np
 from easydict import EasyDict
 
-from src.augment import augmented
-from src.data_manager import TrainingVolume, z_scored
+from .augment import augmented
+from .data_manager import TrainingVolume, z_scored
 
 ORDER_STREAM, DROPOUT_STREAM = 0, 1  # of the seed; src.augment has another
 

@@ -1,7 +1,7 @@
 """A checkpoint at work: masks, with metrics where there is a reference, and pictures."""
 
+import logging
 import platform
-import sys
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from datetime import datetime
@@ -15,24 +15,22 @@ import SimpleITK as sitk
 from easydict import EasyDict
 from mindspore import nn
 
-from src import output_folder
-from src.checkpoint import load_weights
-from src.config import config_path_of
-from src.data_manager import (
-    Case,
-    read_case,
-    xyz,
-)
-from src.device import apply_precision
-from src.fast_conv3d.network import accelerated
-from src.findings import metric_findings, plane_findings
-from src.html_report import write_report
-from src.images.writing import write_volume
-from src.metrics import case_metrics, dice
-from src.predictor import segment
-from src.ranks import Ranks
-from src.report import OverlayCase, plot_overlays, write_metrics, zoo_lines
-from src.vnet import create_vnet
+from .checkpoint import load_weights
+from .config import config_path_of
+from .data_manager import Case, read_case, xyz
+from .devices.device import apply_precision
+from .devices.ranks import Ranks
+from .fast_conv3d.network import accelerated
+from .images.writing import write_volume
+from .metrics import case_metrics, dice
+from .predictor import segment
+from .report.figures import OverlayCase, plot_overlays, write_metrics, zoo_lines
+from .report.findings import metric_findings, plane_findings
+from .report.page import write_report
+from .utils import output_folder
+from .vnet import create_vnet
+
+log = logging.getLogger(__name__)
 
 REPORT = "report.html"
 EVALUATION_FILES = ("metrics.csv", "metrics.json", "overlays.png", REPORT)
@@ -102,7 +100,7 @@ def evaluate_masks(
 
     Returns:
         Of each case its name, `src.metrics.case_metrics`, and the codes and words of
-        `src.findings`.
+        `src.report.findings`.
 
     Raises:
         DataError: a file is at fault, the folder holds other people's files of these names, or
@@ -123,20 +121,20 @@ def evaluate_masks(
     output_folder.check(folder, [*chain(*files), *EVALUATION_FILES])
     with output_folder.running(folder):
         output_folder.announce(folder, [*chain(*files), *EVALUATION_FILES])
-        print(f"evaluating {len(cases)} cases", flush=True)
+        log.info(f"evaluating {len(cases)} cases")
         for case, mask, names in zip(cases, masks, files, strict=True):
             image, reference = read_case(case, config)
             prediction = segmented(case, image)
             with output_folder.writing(folder, names):
                 write_volume(prediction, mask)
-            print(f"save predicted label for test '{case.case_id}'", flush=True)
+            log.info(f"save predicted label for test '{case.case_id}'")
             rows.append(_row(case, image, reference, prediction, config))
         with output_folder.writing(folder, EVALUATION_FILES):
             write_metrics(rows, folder, about)
             draw_results(folder, rows, drawn, about)
     for line in zoo_lines(rows):
-        print(line)
-    print(f"predictions and metrics, shown in {folder / REPORT}", flush=True)
+        log.info(line)
+    log.info(f"predictions and metrics, shown in {folder / REPORT}")
     return rows
 
 
@@ -146,7 +144,7 @@ def _row(case, image, reference, prediction, config):
     found = metric_findings(metrics) | plane_findings(image, config)
     if found:
         with suppress(OSError, ValueError):  # where nobody listens, in silence
-            print(f"warning: {case.case_id}: {'; '.join(found.values())}", file=sys.stderr)
+            log.warning(f"warning: {case.case_id}: {'; '.join(found.values())}")
     texts = {"findings": list(found), "findings_text": list(found.values())}
     return {"case": case.case_id, **metrics, **texts}
 
@@ -172,7 +170,7 @@ def training_history(checkpoint_path: str | Path) -> pd.DataFrame | None:
     """What to draw of the training that a checkpoint comes from, beside whose config.json it lies.
 
     Returns:
-        The columns that `src.report.plot_progress` takes; None where there are none.
+        The columns that `src.report.figures.plot_progress` takes; None where there are none.
     """
     config_path = config_path_of(checkpoint_path)
     if config_path is None:

@@ -18,7 +18,7 @@ import numpy as np
 import SimpleITK as sitk
 from scipy import ndimage
 
-from src.errors import DataError
+from .utils.errors import DataError
 
 # Share of a voxel, and difference between direction cosines, up to which two grids are the same:
 # far above the rounding of a NIfTI header, far below anything that would move a distance.

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 import re
 import sys
@@ -16,20 +17,22 @@ from easydict import EasyDict
 from mindspore import nn
 from tqdm import tqdm
 
-from src import output_folder
-from src.atomic import write_files
-from src.data_manager import channel_of
-from src.errors import DataError, reason_of
-from src.evaluation import REPORT, draw_results
-from src.findings import mask_findings, plane_findings
-from src.images.dicom import dicom_files
-from src.images.formats import SUFFIXES, check_name, is_called_mask, stem, suffix_of
-from src.images.reading import check_same_grid, read_image, read_volume
-from src.images.writing import write_volume
-from src.metrics import volume_ml
-from src.predictor import segment
-from src.promise12.names import is_other_contrast
-from src.report import OverlayCase
+from .data_manager import channel_of
+from .evaluation import REPORT, draw_results
+from .images.dicom import dicom_files
+from .images.formats import SUFFIXES, is_called_mask, stem, suffix_of
+from .images.reading import check_same_grid, read_image, read_volume
+from .images.writing import write_volume
+from .metrics import volume_ml
+from .predictor import segment
+from .promise12.names import is_other_contrast
+from .report.figures import OverlayCase
+from .report.findings import mask_findings, plane_findings
+from .utils import output_folder
+from .utils.errors import DataError, reason_of
+from .utils.files import check_name, write_files
+
+log = logging.getLogger(__name__)
 
 CSV, JSON = "volumes.csv", "volumes.json"
 PREDICTION_FILES = (CSV, JSON, "overlays.png", REPORT)
@@ -100,9 +103,9 @@ def _images_of(item):
     """The images that one input means."""
     if not item.is_dir():
         if is_called_mask(item):
-            print(f"{item}: called like a mask, segmented since it was named")
+            log.info(f"{item}: called like a mask, segmented since it was named")
         elif is_other_contrast(item) and suffix_of(item):
-            print(f"{item}: called like no axial T2, segmented since it was named")
+            log.info(f"{item}: called like no axial T2, segmented since it was named")
         return [item]
     volumes = list(_volumes_below(item))
     masks = [path for path in volumes if is_called_mask(path)]
@@ -114,14 +117,16 @@ def _images_of(item):
             "are meant by their own path"
         )
     if masks:
-        print(f"{item}: {len(masks)} mask(s) left out, by name or folder, such as {masks[0]}")
+        log.info(f"{item}: {len(masks)} mask(s) left out, by name or folder, such as {masks[0]}")
     if zips := sorted(item.glob("*.zip")):
-        print(f"{item}: {len(zips)} .zip file(s) left out, such as {zips[0]}; give them themselves")
+        log.info(
+            f"{item}: {len(zips)} .zip file(s) left out, such as {zips[0]}; give them themselves"
+        )
     if dicom:
         return [item]
     others = [path for path in images if is_other_contrast(path)]
     if others and (images := [path for path in images if path not in others]):
-        print(
+        log.info(
             f"{item}: {len(others)} image(s) of another contrast or plane left out, by name, such "
             f"as {others[0]}; give them themselves if they are meant"
         )
@@ -134,7 +139,7 @@ def _images_of(item):
         raise DataError(f"{item}: no image there ({', '.join(SUFFIXES)}), {only}; give the images")
     _check_no_channels(item, here)
     if below:
-        print(f"{item}: {below} image(s) in folders below it left out; give these folders too")
+        log.info(f"{item}: {below} image(s) in folders below it left out; give these folders too")
     return here
 
 
@@ -433,10 +438,10 @@ def _told(folder, rows, kept):
     """Prints what became of the images; raises a DataError where one has no mask."""
     table = _csv(rows)
     empty = [name for name in ("findings", "problem") if not table[name].any()]
-    print(table.drop(columns=empty).fillna("-").to_string(index=False))
+    log.info(table.drop(columns=empty).fillna("-").to_string(index=False))
     if kept:
-        print(f"{kept} of {len(rows)} masks are of an earlier run")
-    print(f"masks and volumes, shown in {folder / REPORT}", flush=True)
+        log.info(f"{kept} of {len(rows)} masks are of an earlier run")
+    log.info(f"masks and volumes, shown in {folder / REPORT}")
     failed = int(table["problem"].notna().sum())
     if failed:
         raise DataError(

@@ -7,12 +7,8 @@ from easydict import EasyDict
 from mindspore import nn
 from scipy import ndimage
 
-from src.data_manager import (
-    LEFT_RIGHT_AXIS,
-    image_to_network_grid,
-    probability_to_case_grid,
-)
-from src.images.orientation import in_patient_order
+from .data_manager import LEFT_RIGHT_AXIS, image_to_network_grid, probability_to_case_grid
+from .images.orientation import in_patient_order
 
 
 def network_inputs(image: sitk.Image, config: EasyDict) -> list[np.ndarray]:

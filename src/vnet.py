@@ -12,7 +12,7 @@ from mindspore import Parameter, nn, ops
 from mindspore import dtype as mstype
 from mindspore.ops import constexpr
 
-from src.errors import UsageError
+from .utils.errors import UsageError
 
 SIDE_MULTIPLE = 16  # four halvings on the way down
 

@@ -8,20 +8,22 @@ import pytest
 import SimpleITK as sitk
 
 from src.config import overridden, vnet_cfg
-from src.device import start_device
+from src.devices.device import start_device
+from src.utils.log import log_to_standard_streams
 
 # Whole files go to one process each; those that take minutes start first, or the last of them would
 # keep one process busy long after the other.
 LONG_FILES = (
     "test_gpu_standin.py",
-    "test_device_check.py",
+    "test_check.py",
     "test_two_hosts.py",
     "test_ranks.py",
-    "test_training.py",
-    "test_fast_conv3d_network.py",
+    "test_trainer.py",
+    "test_network.py",
     "test_vnet.py",
 )
 
+log_to_standard_streams()
 start_device("CPU")  # MindSpore takes a device only before the first kernel of a process
 
 # A rotation about all three axes; its columns are the image's axes in LPS.

@@ -1,10 +1,12 @@
 """What several test files use."""
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 
+ROOT = Path(__file__).resolve().parents[1]  # of the repository
 GEOMETRY = ("GetSize", "GetSpacing", "GetOrigin", "GetDirection")
 # How far a written geometry may lie from the image's; NIfTI's header holds float32.
 TOLERANCE = {".mhd": 0, ".mha": 0, ".nrrd": 1e-12, ".nii": 1e-5, ".nii.gz": 1e-5}

@@ -13,9 +13,9 @@ from benchmarks.report import alternate, ratio, report_text, summary, table
 from benchmarks.volume import write_volume
 from benchmarks.worker import Worker
 from src import augment
-from src.cli import run
 from src.config import overridden, vnet_cfg
-from src.errors import DataError
+from src.utils.command_line import run
+from src.utils.errors import DataError
 from src.vnet import create_vnet
 
 SIZE = (32, 32, 16)

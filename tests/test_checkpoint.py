@@ -18,10 +18,9 @@ from mindspore import nn
 
 from src import checkpoint
 from src.config import vnet_cfg
-from src.errors import DataError
+from src.utils.errors import DataError
 from src.vnet import VARIANTS, VNet
-
-ROOT = Path(__file__).resolve().parents[1]
+from tests.helpers import ROOT
 
 
 class Pair(nn.Cell):

@@ -23,11 +23,11 @@ from src.config import (
     training_config,
     vnet_cfg,
 )
-from src.errors import DataError, UsageError
-from src.splits import draw_splits, split_file, write_splits
+from src.promise12.splits import draw_splits, split_file, write_splits
+from src.utils.errors import DataError, UsageError
 from src.vnet import VARIANTS, create_vnet
+from tests.helpers import ROOT
 
-ROOT = Path(__file__).parents[1]
 # Key -> the test that shows its effect.
 EFFECTS = {
     "task": "test_training.py::test_a_run_leaves_what_the_readme_says",

@@ -24,8 +24,8 @@ from src.data_manager import (
     xyz,
     z_scored,
 )
-from src.errors import DataError
 from src.images.writing import write_volume
+from src.utils.errors import DataError
 from tests.helpers import (
     GEOMETRY,
     STORAGE_ORDERS,

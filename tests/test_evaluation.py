@@ -8,24 +8,18 @@ import numpy as np
 import pandas as pd
 import pytest
 import SimpleITK as sitk
-from golden import seeded
 
 import eval as eval_entry
 from src.checkpoint import save_weights
 from src.config import overridden, save_config, vnet_cfg
 from src.data_manager import find_cases, read_case
-from src.errors import DataError
-from src.evaluation import (
-    evaluate,
-    evaluate_masks,
-    load_network,
-    mean_dice,
-    training_history,
-)
+from src.evaluation import evaluate, evaluate_masks, load_network, mean_dice, training_history
 from src.fast_conv3d.network import FastVNet
-from src.output_folder import MANIFEST, running
 from src.predictor import largest_component, segment
+from src.utils.errors import DataError
+from src.utils.output_folder import MANIFEST, running
 from src.vnet import VNet, create_vnet
+from tests.golden import seeded
 from tests.rounding import perturb
 
 GEOMETRY = ("GetSize", "GetSpacing", "GetOrigin", "GetDirection")

@@ -6,8 +6,8 @@ import pytest
 import SimpleITK as sitk
 from scipy import ndimage, stats
 
-from src.errors import DataError
 from src.metrics import METRICS, apex_and_base, case_metrics, summary, superior_axis, surface
+from src.utils.errors import DataError
 
 SPACING_XYZ_MM = (0.5, 0.8, 3.0)
 DISTANCES = ("hausdorff_mm", "hausdorff95_mm", "boundary_distance_mm")

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 import zipfile
-from pathlib import Path
 
 import mindspore as ms
 import numpy as np
@@ -21,14 +20,13 @@ import predict as predict_entry
 from src import prediction
 from src.checkpoint import save_weights
 from src.config import overridden, save_config, vnet_cfg
-from src.errors import DataError
 from src.images.writing import write_volume
-from src.output_folder import MANIFEST, claim, outputs_in, running
 from src.prediction import find_images, predict
+from src.utils.errors import DataError
+from src.utils.output_folder import MANIFEST, claim, outputs_in, running
 from src.vnet import create_vnet
-from tests.helpers import touch
+from tests.helpers import ROOT, touch
 
-ROOT = Path(__file__).resolve().parents[1]
 GEOMETRY = ("GetSize", "GetSpacing", "GetOrigin", "GetDirection")
 
 

@@ -5,23 +5,23 @@ computes from weights that `golden/seeded.py` makes here again, by name.
 """
 
 import json
-from pathlib import Path
 from types import SimpleNamespace
 
 import mindspore as ms
 import numpy as np
 import pytest
-from golden import seeded
 from mindspore import nn
 
 from src.config import overridden, vnet_cfg
-from src.errors import UsageError
+from src.export.monai_weights import from_monai, monai_names
 from src.loss import DiceLoss
-from src.monai_weights import from_monai, monai_names
+from src.utils.errors import UsageError
 from src.vnet import DOWN_NAMES, UP_NAMES, VARIANTS, InstanceNorm3d, VNet, create_vnet
+from tests.golden import seeded
+from tests.helpers import ROOT
 from tests.rounding import FLOAT32
 
-GOLDEN = Path(__file__).with_name("golden")
+GOLDEN = ROOT / "tests/golden"
 MODES = {"graph": ms.GRAPH_MODE, "pynative": ms.PYNATIVE_MODE}
 STAGES = ("in_tr", *DOWN_NAMES, *UP_NAMES, "out_tr")
 

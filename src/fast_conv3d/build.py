@@ -12,6 +12,7 @@ import argparse
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import platform
 import shlex
@@ -24,10 +25,12 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
-from src.atomic import follow_umask
-from src.cli import run
-from src.errors import DataError
-from src.surroundings import user_cache
+from ..utils.command_line import run
+from ..utils.errors import DataError
+from ..utils.files import follow_umask
+from ..utils.process import user_cache
+
+log = logging.getLogger(__name__)
 
 SOURCES = Path(__file__).with_name("native")
 LIBRARY = "libfast_conv3d.so"
@@ -144,7 +147,7 @@ def _locked(folder) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print("fast_conv3d: waiting for another process that builds it", flush=True)
+            log.info("fast_conv3d: waiting for another process that builds it")
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
@@ -158,7 +161,7 @@ def _compile(command, library):
         shutil.rmtree(leftover, ignore_errors=True)
     # A name of its own: the compiler of a killed process may still be writing.
     with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=folder) as work:
-        print(f"fast_conv3d: compiling its C++ code (once, about {COMPILE_SECONDS} s)", flush=True)
+        log.info(f"fast_conv3d: compiling its C++ code (once, about {COMPILE_SECONDS} s)")
         built = Path(work, LIBRARY)
         loading = "import ctypes, sys; ctypes.CDLL(sys.argv[1])"
         steps = {
@@ -166,18 +169,18 @@ def _compile(command, library):
             # In a process of its own, which may die of it.
             "made a library that cannot be loaded": [sys.executable, "-I", "-c", loading, built],
         }
-        log = ""
+        report = ""
         for failure, step in steps.items():
             result = _run(step)
-            log += f"{shlex.join(map(str, step))}\n{result.stdout}"
+            report += f"{shlex.join(map(str, step))}\n{result.stdout}"
             if result.returncode != 0:
                 failed = folder / "failed_build.log"
-                failed.write_text(f"{log}exit code {result.returncode}\n", encoding="utf-8")
+                failed.write_text(f"{report}exit code {result.returncode}\n", encoding="utf-8")
                 raise BuildError(
                     f"fast_conv3d: {command[0]} {failure} ({_reason(result)}); see {failed}; try "
                     "another compiler (GCC from version 9, Clang), CXX=/path/to/compiler"
                 )
-        Path(work, LOG).write_text(log, encoding="utf-8")
+        Path(work, LOG).write_text(report, encoding="utf-8")
         follow_umask(Path(work), executable=True)  # others may use a cache that was built ahead
         shutil.rmtree(library.parent, ignore_errors=True)
         Path(work).replace(library.parent)

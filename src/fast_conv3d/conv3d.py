@@ -4,7 +4,7 @@ from mindspore import Tensor, nn
 from mindspore import dtype as mstype
 from mindspore.ops import constexpr
 
-from src.fast_conv3d import operators
+from . import operators
 
 
 @constexpr

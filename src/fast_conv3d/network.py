@@ -1,17 +1,21 @@
 """V-Net as a chain of fused units, over the parameters of a plain `VNet`."""
 
+import logging
+
 from easydict import EasyDict
 from mindspore import Tensor, nn, ops
 from mindspore import dtype as mstype
 from mindspore.ops import constexpr
 
-from src.device import uses_mixed_precision
-from src.errors import UsageError
-from src.fast_conv3d import operators
-from src.fast_conv3d.build import BuildError
-from src.fast_conv3d.conv3d import check_input
-from src.fast_conv3d.operators import UnitSpec
-from src.vnet import DOWN_NAMES, UP_NAMES, InstanceNorm3d, VNet, check_volume_shape, columns
+from ..devices.device import uses_mixed_precision
+from ..utils.errors import UsageError
+from ..vnet import DOWN_NAMES, UP_NAMES, InstanceNorm3d, VNet, check_volume_shape, columns
+from . import operators
+from .build import BuildError
+from .conv3d import check_input
+from .operators import UnitSpec
+
+log = logging.getLogger(__name__)
 
 ACTIVATIONS = {
     nn.ELU: operators.ELU,
@@ -297,5 +301,5 @@ def accelerated(network: VNet, config: EasyDict, device_target: str) -> nn.Cell:
     except BuildError as error:
         if config.fast_conv3d == "on":
             raise
-        print(f"{error}; until then MindSpore's own convolutions serve, many times slower")
+        log.info(f"{error}; until then MindSpore's own convolutions serve, many times slower")
         return network

@@ -14,7 +14,7 @@ import numpy as np
 from mindspore import dtype as mstype
 from mindspore import ops
 
-from src.fast_conv3d.build import BuildError, library_path
+from .build import BuildError, library_path
 
 LANES = 16
 # The numbers of native/ops.cpp's enums.

@@ -1,10 +1,9 @@
 """File names of volumes: which formats there are, and which name means which case."""
 
-import os
 import re
 from pathlib import Path, PurePath
 
-from src.errors import DataError
+from ..utils.errors import DataError
 
 SUFFIXES = (".mhd", ".mha", ".nii.gz", ".nii", ".nrrd")
 META_SUFFIXES = (".mhd", ".mha")  # MetaImage
@@ -30,20 +29,6 @@ def is_called_mask(path: str | PurePath) -> bool:
     """Whether a file, by its name or its folder's, is somebody's mask: labelsTr/Case03.nii.gz."""
     folder = Path(path).absolute().parent.name
     return bool(MASK_ENDING.search(stem(path)) or MASK_FOLDER.fullmatch(folder))
-
-
-def check_name(path: str | PurePath) -> None:
-    """Raises a DataError for a path that is not UTF-8 on the disk: ITK would end the process."""
-    try:
-        if os.fsencode(path) == str(path).encode():
-            return
-    except UnicodeEncodeError:
-        pass
-    shown = os.fsencode(path).decode("utf-8", "backslashreplace")
-    raise DataError(
-        f"{shown}: the name of this file or of a folder above it is not UTF-8; rename it, or where "
-        "the terminal is set to another encoding, start with LC_ALL=C.UTF-8 before the command"
-    )
 
 
 def images_in(folder: str | Path) -> dict[str, list[Path]]:

@@ -12,9 +12,9 @@ from typing import BinaryIO
 
 import SimpleITK as sitk
 
-from src.errors import DataError
-from src.images.formats import META_SUFFIXES, suffix_of
-from src.images.voxel_bytes import check_length, expected_bytes
+from ..utils.errors import DataError
+from .formats import META_SUFFIXES, suffix_of
+from .voxel_bytes import check_length, expected_bytes
 
 LINES_OF_A_HEADER = 200
 REQUIRED = ("NDims", "DimSize", "ElementType", "ElementDataFile")

@@ -16,7 +16,8 @@ import numpy as np
 import SimpleITK as sitk
 from scipy.spatial.transform import Rotation
 
-from src.errors import DataError, SeveralVolumesError, note_once
+from ..utils.errors import DataError, SeveralVolumesError
+from ..utils.log import warn_once
 
 # Near a half turn a float32 quaternion leaves up to 1.2 mrad open, 0.4 mm at the far corner.
 FORMS_DIFFER_MM = 0.5
@@ -439,7 +440,7 @@ def read_nifti(path: str | Path, channel: int | None = None) -> sitk.Image:
     image.SetOrigin(geometry.origin.tolist())
     image.SetDirection(geometry.direction.ravel().tolist())
     if note:
-        note_once(note)
+        warn_once(note)
     return image
 
 

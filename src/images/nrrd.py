@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from src.errors import DataError
-from src.images.formats import suffix_of
-from src.images.voxel_bytes import check_length, expected_bytes
+from ..utils.errors import DataError
+from .formats import suffix_of
+from .voxel_bytes import check_length, expected_bytes
 
 # The spaces that ITK turns into its own, left-posterior-superior.
 SPACES = ("left-posterior-superior", "right-anterior-superior", "left-anterior-superior")

@@ -6,19 +6,13 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from src.errors import DataError, SeveralVolumesError
-from src.images import metaimage, nrrd
-from src.images.dicom import is_dicom, read_dicom
-from src.images.formats import (
-    MASK_SUFFIX,
-    META_SUFFIXES,
-    NIFTI_SUFFIXES,
-    SUFFIXES,
-    check_name,
-    suffix_of,
-)
-from src.images.nifti import FARTHEST_MM, VOXEL_SIZES_MM, read_nifti
-from src.images.orientation import direction_matrix, stored_like
+from ..utils.errors import DataError, SeveralVolumesError
+from ..utils.files import check_name
+from . import metaimage, nrrd
+from .dicom import is_dicom, read_dicom
+from .formats import MASK_SUFFIX, META_SUFFIXES, NIFTI_SUFFIXES, SUFFIXES, suffix_of
+from .nifti import FARTHEST_MM, VOXEL_SIZES_MM, read_nifti
+from .orientation import direction_matrix, stored_like
 
 SAME_GRID_VOXELS = 0.05  # corners of an image and its mask may lie this far apart
 SQUARE_ANGLE_DEGREES = 0.3  # two axes of an image may be this far from perpendicular

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from src.errors import DataError
+from ..utils.errors import DataError
 
 
 def expected_bytes(reader: sitk.ImageFileReader) -> int:

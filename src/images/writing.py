@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from src.errors import DataError, reason_of
-from src.images.formats import NIFTI_SUFFIXES, check_name, suffix_of
-from src.images.nifti import read_nifti, write_nifti
+from ..utils.errors import DataError, reason_of
+from ..utils.files import check_name
+from .formats import NIFTI_SUFFIXES, suffix_of
+from .nifti import read_nifti, write_nifti
 
 
 def write_volume(image: sitk.Image, path: str | Path, like: str | Path | None = None) -> None:

@@ -10,11 +10,12 @@ import pandas as pd
 import SimpleITK as sitk
 from tqdm import tqdm
 
-from src.errors import DataError
-from src.images.formats import MASK_SUFFIX, check_name, images_in
-from src.images.reading import read_image, read_mask
-from src.metrics import volume_ml
-from src.promise12.names import SETS, set_named
+from ..images.formats import MASK_SUFFIX, images_in
+from ..images.reading import read_image, read_mask
+from ..metrics import volume_ml
+from ..utils.errors import DataError
+from ..utils.files import check_name
+from .names import SETS, set_named
 
 
 def check(data_path: Path, labels: Sequence[int] = (), channel: int | None = None) -> pd.DataFrame:

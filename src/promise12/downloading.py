@@ -5,6 +5,7 @@ The challenge (Litjens et al., Medical Image Analysis 18, 2014) is public as Zen
 
 import hashlib
 import http.client
+import logging
 import textwrap
 import time
 import urllib.error
@@ -14,7 +15,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from src.errors import DataError
+from ..utils.errors import DataError
+
+log = logging.getLogger(__name__)
 
 RECORD_URL = "https://zenodo.org/records/8026660"
 LICENCE = "LICENSE.TXT"
@@ -49,9 +52,9 @@ def download(
     try:
         licence = fetch(f"{record_url}/files/{LICENCE}?download=1", folder / LICENCE, attempts=1)
         text = licence.read_text(encoding="utf-8", errors="replace").strip()
-        print(f"Licence of the data ({record_url}):\n{textwrap.indent(text, '    ')}")
+        log.info(f"Licence of the data ({record_url}):\n{textwrap.indent(text, '    ')}")
     except DataError:
-        print(f"The licence of the data stands at {record_url}; please read it there.")
+        log.info(f"The licence of the data stands at {record_url}; please read it there.")
     return [
         fetch(f"{record_url}/files/{name}?download=1", folder / name, md5, attempts, pause_s)
         for name, md5 in archives_md5.items()
@@ -78,7 +81,7 @@ def fetch(
             raise DataError(
                 f"{path}: MD5 {_md5(path)}, expected {md5}; move it away and run the command again"
             )
-        print(f"{path}: there already, kept")
+        log.info(f"{path}: there already, kept")
         return path
     part, validator = path.with_name(path.name + ".part"), path.with_name(path.name + ".part.etag")
     failures = 0
@@ -95,7 +98,7 @@ def fetch(
                     f"{url}: {error}; run the command again, it goes on where it stopped"
                 ) from error
             wait_s = pause_s * 2 ** (failures - 1)
-            print(f"{path.name}: {error}; next attempt in {wait_s:g} s")
+            log.info(f"{path.name}: {error}; next attempt in {wait_s:g} s")
             time.sleep(wait_s)
     wrong = None
     if md5 and _md5(part) != md5:

@@ -20,9 +20,9 @@ from pathlib import PurePath, PurePosixPath
 
 import pydicom
 
-from src.errors import DataError, UsageError
-from src.images.formats import MASK_SUFFIX, SUFFIXES, stem, suffix_of
-from src.promise12.names import (
+from ..images.formats import MASK_SUFFIX, SUFFIXES, stem, suffix_of
+from ..utils.errors import DataError, UsageError
+from .names import (
     FILLERS,
     GLAND_WORDS,
     LESION_WORDS,
@@ -40,7 +40,7 @@ from src.promise12.names import (
     set_named,
     words,
 )
-from src.promise12.sources import LEVELS, Dicom, Source, Volume
+from .sources import LEVELS, Dicom, Source, Volume
 
 Key = tuple[str | None, str]  # set, where the names tell one, and case
 NNUNET = "nnU-Net"

@@ -6,7 +6,7 @@ Every rule is about words: a name is split at blanks, dots, `_` and `-`, and cas
 import re
 from pathlib import PurePath
 
-from src.images.formats import stem
+from ..images.formats import stem
 
 # Set -> what its name begins with in the challenge's archives and folders, old and new.
 SETS = {"LiveTestData": "live", "TestData": "test", "TrainData": "train"}

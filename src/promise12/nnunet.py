@@ -4,6 +4,7 @@ The format is nnU-Net v2's, documented in its documentation/dataset_format.md.
 """
 
 import json
+import logging
 import re
 import tempfile
 from collections.abc import Sequence
@@ -11,10 +12,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from src.errors import DataError, UsageError
-from src.images.reading import read_mask, read_volume
-from src.images.writing import write_volume
-from src.promise12.checking import cases_of, is_stack, sets_of
+from ..images.reading import read_mask, read_volume
+from ..images.writing import write_volume
+from ..utils.errors import DataError, UsageError
+from .checking import cases_of, is_stack, sets_of
+
+log = logging.getLogger(__name__)
 
 FILE_ENDING = ".nii.gz"
 NAME = re.compile(r"Dataset\d{3}_\w+")
@@ -64,7 +67,7 @@ def export_nnunet(
         }
         (folder / "dataset.json").write_text(json.dumps(about, indent=4) + "\n")
         folder.rename(out_path)
-    print(f"{out_path}: {len(training)} training cases, {len(test)} test images")
+    log.info(f"{out_path}: {len(training)} training cases, {len(test)} test images")
 
 
 def _cases(data_path):

@@ -1,5 +1,6 @@
 """Lays sources out as img/ and gt/, whole or not at all; their own files stay as they are."""
 
+import logging
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
@@ -10,13 +11,15 @@ import numpy as np
 import SimpleITK as sitk
 from tqdm import tqdm
 
-from src.errors import DataError
-from src.images.formats import MASK_SUFFIX, suffix_of
-from src.images.reading import check_no_label_map, read_mask, read_volume
-from src.images.writing import write_volume
-from src.promise12.checking import is_stack
-from src.promise12.layouts import Layout, Options, Pair, recognise
-from src.promise12.sources import Dicom, Member, Source, Volume
+from ..images.formats import MASK_SUFFIX, suffix_of
+from ..images.reading import check_no_label_map, read_mask, read_volume
+from ..images.writing import write_volume
+from ..utils.errors import DataError
+from .checking import is_stack
+from .layouts import Layout, Options, Pair, recognise
+from .sources import Dicom, Member, Source, Volume
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ def lay_out(sources: list[Path], out_path: Path, options: Options | None = None)
     for name in sorted({target.parts[0] for target in placed}):
         count = sum(target.parts[0] == name for target in placed)
         new = sum(target.parts[0] == name for target in written)
-        print(f"{out_path / name}: {new} files written, {count - new} there already")
+        log.info(f"{out_path / name}: {new} files written, {count - new} there already")
 
 
 def _place(folders, out_path, options):
@@ -93,9 +96,9 @@ def _place(folders, out_path, options):
 def _say(source, layout, pairs):
     images = sum(pair.image is not None for pair in pairs)
     masks = sum(pair.mask is not None for pair in pairs)
-    print(f"{source.path}: taken for {layout.name}: {images} image(s), {masks} mask(s)")
+    log.info(f"{source.path}: taken for {layout.name}: {images} image(s), {masks} mask(s)")
     for remark in layout.remarks:
-        print(f"  {remark}")
+        log.info(f"  {remark}")
 
 
 def _same(one, other):
@@ -222,7 +225,7 @@ def _write_all(placed: dict[PurePosixPath, File], out_path: Path) -> set[PurePos
     conversions = {t: f for t, f in placed.items() if isinstance(f, Conversion)}
     made = _make_folder(out_path)
     for left in out_path.glob(".unpacking-*"):
-        print(f"{left}: left by a run that was killed; it can be deleted")
+        log.info(f"{left}: left by a run that was killed; it can be deleted")
     try:
         with tempfile.TemporaryDirectory(prefix=".unpacking-", dir=out_path) as staging:
             fresh = set(copies)

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from src.errors import DataError
-from src.images.dicom import is_dicom
-from src.images.formats import META_SUFFIXES, SUFFIXES, stem, suffix_of
-from src.images.metaimage import meta_header
+from ..images.dicom import is_dicom
+from ..images.formats import META_SUFFIXES, SUFFIXES, stem, suffix_of
+from ..images.metaimage import meta_header
+from ..utils.errors import DataError
 
 START_BYTES = 1 << 16
 LEVELS = 8  # of folders that are searched

@@ -3,7 +3,7 @@
     python tests/golden/make_layers.py
 
 Convolutions are sums over the kernel's offsets, their gradients the adjoints of these sums; the
-others are their textbook formulas. src/device_check.py compares a device with it.
+others are their textbook formulas. src/commands/check.py compares a device with it.
 """
 
 from pathlib import Path

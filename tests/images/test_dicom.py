@@ -24,7 +24,6 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from src.errors import DataError
 from src.images.dicom import (
     choose_series,
     dicom_files,
@@ -33,6 +32,7 @@ from src.images.dicom import (
     read_dicom,
     read_series,
 )
+from src.utils.errors import DataError
 
 MR, ENHANCED_MR, LEGACY_MR = (f"1.2.840.10008.5.1.4.1.1.4{end}" for end in ("", ".1", ".4"))
 SLICES, ROWS, COLUMNS, STEP_MM = 6, 8, 10, 3.3

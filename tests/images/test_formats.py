@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from src.errors import DataError
-from src.images.formats import check_name, images_in, is_called_mask, stem, suffix_of
+from src.images.formats import images_in, is_called_mask, stem, suffix_of
+from src.utils.errors import DataError
+from src.utils.files import check_name
 from tests.helpers import touch
 
 

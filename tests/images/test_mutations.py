@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from src.errors import DataError
 from src.images.reading import read_volume
+from src.utils.errors import DataError
 
 SIZE_XYZ = (7, 6, 5)
 SPACES = {"left-posterior-superior": (1, 1, 1), "right-anterior-superior": (-1, -1, 1)}

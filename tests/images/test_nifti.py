@@ -15,8 +15,8 @@ import pytest
 import SimpleITK as sitk
 from scipy.linalg import polar
 
-from src.errors import DataError
 from src.images.nifti import read_nifti, write_nifti
+from src.utils.errors import DataError
 
 FIELDS = {
     1: {

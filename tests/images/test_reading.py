@@ -11,9 +11,9 @@ import pytest
 import SimpleITK as sitk
 
 from src.data_manager import xyz
-from src.errors import DataError
 from src.images.formats import SUFFIXES
 from src.images.reading import check_same_grid, read_image, read_mask, read_volume
+from src.utils.errors import DataError
 from tests.helpers import TOLERANCE, cut, flip_middle, geometry_error, replaced
 
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from src.errors import DataError
 from src.images.formats import SUFFIXES
 from src.images.reading import read_image
 from src.images.writing import write_volume
+from src.utils.errors import DataError
 from tests.helpers import TOLERANCE, geometry_error, tree
 
 

@@ -5,10 +5,10 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
-from promise12.volumes import make_pairs, make_volume
 
-from src.errors import DataError
 from src.promise12 import check, format_table, report
+from src.utils.errors import DataError
+from tests.promise12.volumes import make_pairs, make_volume
 
 
 @pytest.fixture

@@ -6,10 +6,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
-from promise12.volumes import make_pairs, zip_of
 
-from src.errors import DataError
 from src.promise12 import download, downloading, fetch
+from src.utils.errors import DataError
+from tests.promise12.volumes import make_pairs, zip_of
 
 
 class Server(BaseHTTPRequestHandler):

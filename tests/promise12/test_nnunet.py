@@ -8,11 +8,11 @@ import struct
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from promise12.volumes import make_volume, tree
 
-from src.errors import DataError, UsageError
 from src.promise12 import check, export_nnunet, lay_out
 from src.promise12 import nnunet as module
+from src.utils.errors import DataError, UsageError
+from tests.promise12.volumes import make_volume, tree
 
 
 @pytest.fixture

@@ -4,10 +4,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from promise12.volumes import make_pairs, make_volume, tree, zip_of
 
-from src.errors import DataError
 from src.promise12 import check, lay_out
+from src.utils.errors import DataError
+from tests.promise12.volumes import make_pairs, make_volume, tree, zip_of
 
 
 @pytest.mark.parametrize("suffix", [".mhd", ".mha", ".nii.gz", ".nii", ".nrrd"])

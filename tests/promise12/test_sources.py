@@ -5,11 +5,11 @@ import stat
 import zipfile
 
 import pytest
-from promise12.volumes import make_pairs, make_volume, tree, zip_of
 
-from src.errors import DataError
 from src.promise12 import lay_out, sources
 from src.promise12.sources import data_file
+from src.utils.errors import DataError
+from tests.promise12.volumes import make_pairs, make_volume, tree, zip_of
 
 
 def zip_with(path, name, mode=None):

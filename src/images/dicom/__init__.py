@@ -9,11 +9,11 @@ from pathlib import Path
 
 import SimpleITK as sitk
 
-from src.errors import note_once
-from src.images.dicom.choosing import choose_series
-from src.images.dicom.files import dicom_files, is_dicom
-from src.images.dicom.series import Series, find_series
-from src.images.dicom.volume import read_series
+from ...utils.log import warn_once
+from .choosing import choose_series
+from .files import dicom_files, is_dicom
+from .series import Series, find_series
+from .volume import read_series
 
 __all__ = [
     "Series",
@@ -42,5 +42,5 @@ def read_dicom(path: str | Path, series: str = "") -> sitk.Image:
     found = [f"{kind} ({sign})" for kind, sign in kinds.items() if sign]
     if found or chosen.contrast not in ("T2", ""):
         kind = found[0] if found else chosen.contrast
-        note_once(f"note: {path}: series {chosen.name} is {kind}; read since --series chose it")
+        warn_once(f"note: {path}: series {chosen.name} is {kind}; read since --series chose it")
     return image

@@ -4,9 +4,9 @@ import fnmatch
 from collections import Counter
 from pathlib import Path
 
-from src.errors import DataError
-from src.images.dicom.headers import class_name
-from src.images.dicom.series import Series
+from ...utils.errors import DataError
+from .headers import class_name
+from .series import Series
 
 
 def choose_series(series: list[Series], wanted: str, path: str | Path) -> Series:

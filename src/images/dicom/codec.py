@@ -39,8 +39,8 @@ def decode(contents: list[bytes]) -> list[np.ndarray | str]:
     request = b"".join(struct.pack("<Q", len(content)) + content for content in contents)
     try:
         run = subprocess.run(
-            [sys.executable, "-m", "src.images.dicom.codec"],
-            cwd=Path(__file__).parents[3],
+            [sys.executable, "-m", __name__],
+            cwd=Path(__file__).resolve().parents[3],
             input=request,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -13,7 +13,7 @@ from typing import BinaryIO
 import pydicom
 from pydicom.uid import UID_dictionary
 
-from src.errors import DataError
+from ...utils.errors import DataError
 
 _reading = threading.Lock()  # `quiet` changes what the whole process warns of
 # What tells an image without the preamble of part 10.

@@ -8,7 +8,7 @@ import numpy as np
 import pydicom
 from pydicom.uid import DeflatedExplicitVRLittleEndian, UID_dictionary
 
-from src.images.dicom.files import Files, is_image_without_preamble, one_line, starts_like_dicom
+from .files import Files, is_image_without_preamble, one_line, starts_like_dicom
 
 MR_CLASSES = (  # MR Image, Enhanced MR Image, Legacy Converted Enhanced MR Image Storage
     "1.2.840.10008.5.1.4.1.1.4",

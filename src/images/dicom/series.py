@@ -7,17 +7,9 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from src.errors import DataError
-from src.images.dicom.files import Files, is_dicom, one_line, quiet
-from src.images.dicom.headers import (
-    AGAIN,
-    MR_CLASSES,
-    Frame,
-    Header,
-    class_name,
-    is_mr,
-    read_header,
-)
+from ...utils.errors import DataError
+from .files import Files, is_dicom, one_line, quiet
+from .headers import AGAIN, MR_CLASSES, Frame, Header, class_name, is_mr, read_header
 
 # What speaks for T2 weighting where the description says nothing, and against it where it does.
 LEAST_T2_ECHO_TIME_MS = 60.0

@@ -9,11 +9,11 @@ import pydicom
 import SimpleITK as sitk
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from src.errors import DataError
-from src.images.dicom import codec
-from src.images.dicom.files import Files, one_line, quiet
-from src.images.dicom.headers import AGAIN, DISTINGUISHING, OF_ONE_VOLUME, Malformed, whole_number
-from src.images.dicom.series import Series, number_or_none, values_of
+from ...utils.errors import DataError
+from . import codec
+from .files import Files, one_line, quiet
+from .headers import AGAIN, DISTINGUISHING, OF_ONE_VOLUME, Malformed, whole_number
+from .series import Series, number_or_none, values_of
 
 # How far the slices of one volume may differ.
 DIRECTION_TOLERANCE = 1e-3  # of a direction cosine; also of their length and right angle

@@ -1,0 +1,59 @@
+"""Segments images without reference masks.
+
+    python predict.py --device_target CPU --ckpt_path RUN/ckpt/best.ckpt --input scan.nii.gz \
+        --output_path masks [--save_probability] [--skip_existing] [--set flip_average=true]
+
+--input takes image files, folders of images, and DICOM: a file, a folder tree or a .zip of a study,
+of which --series chooses the series. Each mask has the geometry and format of its image;
+volumes.csv and volumes.json list the prostate volumes in ml and what to look at, report.html shows
+them. An image that cannot be segmented does not keep the others from it.
+"""
+
+import argparse
+
+from ..utils.command_line import add_channel_argument, add_device_arguments, add_set_argument
+
+
+def main():
+    """Parses the arguments and predicts."""
+    parser = argparse.ArgumentParser(description="Segment prostate MR volumes with V-Net")
+    add_device_arguments(parser, "--dev_id")
+    parser.add_argument("--ckpt_path", required=True, help="checkpoint to predict with")
+    parser.add_argument("--input", nargs="+", required=True, metavar="PATH")
+    parser.add_argument("--output_path", help="default: dirPredictionImage of the configuration")
+    parser.add_argument("--save_probability", action="store_true")
+    parser.add_argument(
+        "--series",
+        default="",
+        metavar="SERIES",
+        help="DICOM series: number, UID or a pattern on its description (default: the axial T2)",
+    )
+    parser.add_argument(
+        "--skip_existing",
+        action="store_true",
+        help="keep earlier masks of the same images, checkpoint and settings",
+    )
+    add_channel_argument(parser)
+    add_set_argument(parser)
+    args = parser.parse_args()
+
+    # MindSpore takes seconds to import; --help and wrong arguments need not wait for it.
+    from ..config import config_of_checkpoint
+    from ..devices.device import start_device
+    from ..evaluation import load_network
+    from ..prediction import find_images, predict
+
+    config = config_of_checkpoint(args.ckpt_path, args.overrides)
+    config.dirPredictionImage = args.output_path or config.dirPredictionImage
+    images = find_images(args.input)
+    start_device(args.device_target, args.dev_id)
+    network = load_network(args.ckpt_path, config, args.device_target)
+    predict(
+        network,
+        images,
+        config,
+        {"checkpoint": args.ckpt_path},
+        args.save_probability,
+        args.series,
+        args.skip_existing,
+    )

@@ -1,0 +1,24 @@
+"""Writes the volumes that the C++ program (ascend310_infer/) segments, to results/bin_data.
+
+    python preprocess.py --data_path data --split_file_path split/val.csv --mindir_path vnet.mindir
+
+Grid and intensities are those in the model's description, vnet.json.
+"""
+
+import argparse
+
+from ..utils.command_line import add_model_arguments
+
+
+def main():
+    """Parses the zoo's arguments and ours, and writes the volumes."""
+    parser = argparse.ArgumentParser(description="Prepare volumes for C++ inference")
+    add_model_arguments(parser)
+    args = parser.parse_args()
+
+    from ..export.description import config_of_model
+    from ..export.infer_310 import write_inputs
+    from ..promise12.splits import split_cases
+
+    config = config_of_model(args.mindir_path, args.overrides)
+    write_inputs(split_cases(args.data_path, args.split_file_path, "val", config.fold), config)

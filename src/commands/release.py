@@ -1,0 +1,26 @@
+"""Packs a checkpoint for others: float16 weights, configuration, checksums.
+
+    python release.py --ckpt_file RUN/ckpt/best.ckpt --out_path vnet_prostate
+
+writes vnet.ckpt, config.json and SHA256SUMS into the folder. Who gets it checks it with
+`sha256sum -c SHA256SUMS` there and gives its vnet.ckpt to eval.py, predict.py and export.py.
+"""
+
+import argparse
+
+from ..utils.command_line import add_set_argument
+
+
+def main():
+    """Parses the arguments and packs."""
+    parser = argparse.ArgumentParser(description="Pack a V-Net checkpoint for others")
+    parser.add_argument("--ckpt_file", required=True, help="checkpoint to pack")
+    parser.add_argument("--out_path", default="./release", help="folder to make")
+    add_set_argument(parser)
+    args = parser.parse_args()
+
+    # MindSpore takes seconds to import; --help and wrong arguments need not wait for it.
+    from ..config import config_of_checkpoint
+    from ..export.release import release
+
+    release(args.ckpt_file, config_of_checkpoint(args.ckpt_file, args.overrides), args.out_path)

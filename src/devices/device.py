@@ -1,0 +1,183 @@
+"""The start of a device and of communication between devices; precision."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import mindspore as ms
+from easydict import EasyDict
+from mindspore import device_context, nn
+from mindspore.communication import get_group_size, get_rank, init
+
+from ..utils.errors import DataError, UsageError
+from ..vnet import InstanceNorm3d
+from . import cuda
+from .ranks import Ranks
+
+# What a launcher leaves in the environment of a rank: msrun, mpirun. MindSpore 2.10 starts no
+# ranks by an HCCL rank table.
+RANK_VARIABLES = ("MS_ROLE", "OMPI_COMM_WORLD_RANK")
+DRY_RUN = "MS_SIMULATION_LEVEL"  # of MindSpore, which has no devices and needs none
+# Of those that number the processes of a machine, the variable with that number.
+LOCAL_RANK_VARIABLES = {
+    "MS_ROLE": "DEVICE_ID",
+    "OMPI_COMM_WORLD_RANK": "OMPI_COMM_WORLD_LOCAL_RANK",
+}
+# What may keep a device that is there from starting.
+DRIVER_HINTS = {
+    "Ascend": "see npu-smi info: is the driver of CANN's version, and the device free?",
+    "GPU": "see nvidia-smi: is the driver new enough for the toolkit, and the card free?",
+    "CPU": "report this",
+}
+VISIBLE_DEVICES = {"Ascend": "ASCEND_RT_VISIBLE_DEVICES", "GPU": "CUDA_VISIBLE_DEVICES"}
+FUSED_MB = 1 << 20  # gradients of so many MB travel in one AllReduce: more than any card holds
+
+
+def start_device(target: str, device_id: int = 0) -> None:
+    """Makes a device ready, in graph mode; only before the first operator of a process.
+
+    Args:
+        target: "Ascend", "GPU" or "CPU".
+        device_id: number of the card; CPU has only one. mpirun and msrun number the processes of a
+            machine, and their number comes first.
+
+    Raises:
+        DataError: the device is not there.
+    """
+    for launcher, local_rank in LOCAL_RANK_VARIABLES.items():
+        if os.environ.get(launcher, "MS_SCHED") != "MS_SCHED":  # msrun's scheduler takes no card
+            device_id = int(os.environ.get(local_rank, device_id))
+    backend = getattr(device_context, target.lower())
+    logging.disable(logging.WARNING)  # MindSpore's, about each library that it could not load
+    try:
+        with told(f"device {target}", DRIVER_HINTS[target]):
+            available = backend.is_available()
+    finally:
+        logging.disable(logging.NOTSET)
+    if not available:
+        raise DataError(
+            f"device {target} is not available to MindSpore {ms.__version__} on this machine: "
+            f"{_what_is_missing(target)}; or use --device_target CPU (launchers: DEVICE_TARGET=CPU)"
+        )
+    if target == "CPU":
+        # With AVX-512, oneDNN has no gemm convolution for plain layouts and falls back to its
+        # reference code, 20 times slower. It reads this at the first operator.
+        os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")
+        ms.set_device(target)
+    else:
+        with told(f"device {target} {device_id}", DRIVER_HINTS[target]):
+            count = backend.device_count()
+            if not 0 <= device_id < count and not os.environ.get(DRY_RUN):
+                variable = VISIBLE_DEVICES[target]
+                seen = os.environ.get(variable)
+                visible = f" ({variable}={seen})" if seen else ""
+                raise DataError(
+                    f"device {target} {device_id}: this machine has {count}, from 0{visible}"
+                )
+            ms.set_device(target, device_id)
+            if not any(map(os.environ.get, (*RANK_VARIABLES, DRY_RUN))):
+                ms.runtime.synchronize()  # starts it: now, where its faults are told in one line
+    ms.set_context(mode=ms.GRAPH_MODE)
+
+
+@contextmanager
+def told(what: str, remedy: str) -> Iterator[None]:
+    """Turns what MindSpore raises as it starts something into one line with a remedy.
+
+    Raises:
+        DataError: in the place of any other error than our own.
+    """
+    try:
+        yield
+    except (DataError, UsageError):
+        raise
+    except Exception as error:  # RuntimeError, ValueError, TypeError, and whatever plug-ins raise
+        raise DataError(f"{what}: {reason_of(error)}; {remedy}") from None
+
+
+def reason_of(error: Exception) -> str:
+    """The line of MindSpore's message that says what happened, without its headings."""
+    text = str(error).partition("- C++ Call Stack")[0]
+    for heading in ("- Cuda error:", "- Ascend Error Message:"):
+        if heading in text:
+            text = text.partition(heading)[2]
+    lines = [line.strip() for line in text.splitlines()]
+    said = [line for line in lines if line and not line.startswith("- ") and set(line) != {"-"}]
+    return (said or [type(error).__name__])[0].rstrip(".")
+
+
+def _what_is_missing(target):
+    """Why MindSpore finds no device of this kind, and what it would need."""
+    if target == "GPU":
+        return cuda.what_is_missing()
+    if not list(Path("/dev").glob("davinci[0-9]*")):
+        return "no /dev/davinci*, so no driver (npu-smi info), or a container without its devices"
+    if not os.environ.get("ASCEND_TOOLKIT_HOME"):
+        return "CANN is not in the environment: source set_env.sh of its installation"
+    return "see which library is missing in MindSpore's message, or whether CANN is of its version"
+
+
+def start_communication(device_num: int) -> Ranks:
+    """Joins the processes that a launcher started, after `start_device`.
+
+    From now on gradients are averaged over the ranks: by HCCL on Ascend, NCCL on GPU, and through
+    msrun's own network on a CPU.
+
+    Args:
+        device_num: how many there should be.
+
+    Raises:
+        UsageError: no launcher started this process, or another number of them.
+        DataError: the others cannot be reached.
+    """
+    if not any(map(os.environ.get, (*RANK_VARIABLES, DRY_RUN))):
+        raise UsageError(
+            "--run_distribute 1: no launcher started this process; use scripts/train_msrun.sh, "
+            "train_distribute.sh or train_distribute_gpu.sh"
+        )
+    with told("communication", "are all ranks started, and do they reach the first host?"):
+        init()
+        ranks = Ranks(get_rank(), get_group_size())
+    if ranks.count != device_num:
+        raise UsageError(
+            f"--device_num {device_num}: the launcher started {ranks.count}; let both agree"
+        )
+    ms.set_auto_parallel_context(
+        parallel_mode=ms.ParallelMode.DATA_PARALLEL, gradients_mean=True, device_num=ranks.count
+    )
+    target = ms.get_context("device_target")
+    if target != "CPU" and not os.environ.get(DRY_RUN):
+        with told(f"device {target} of rank {ranks.rank}", DRIVER_HINTS[target]):
+            ms.runtime.synchronize()
+    if target == "GPU":
+        # MindSpore 2.10 compiles no GPU graph with more than one AllReduce of gradients
+        # ("The pointer[send_actor] is null"): all of them become one.
+        fusion = {"allreduce": {"mode": "size", "config": FUSED_MB}}
+        ms.set_auto_parallel_context(comm_fusion=fusion)
+    return ranks
+
+
+def uses_mixed_precision(config: EasyDict, target: str) -> bool:
+    """Whether convolutions run in float16: on Ascend and GPU, unless `precision` says otherwise.
+
+    Raises:
+        UsageError: float32 on an Ascend, for which MindSpore documents 3-D convolutions in float16
+            only; an Ascend 910 computes them in float16 whatever they are asked for.
+    """
+    if config.precision == "float32" and target == "Ascend":
+        raise UsageError(
+            "precision=float32: MindSpore's 3-D convolutions are float16 on an Ascend; take "
+            "--set precision=auto, or a GPU or CPU for float32"
+        )
+    return config.precision == "mixed" or (config.precision == "auto" and target != "CPU")
+
+
+def apply_precision(network: nn.Cell, config: EasyDict, target: str) -> None:
+    """Lets convolutions compute in float16 where they should; parameters stay float32."""
+    if uses_mixed_precision(config, target):
+        ms.amp.auto_mixed_precision(network, "O2")
+        for _, cell in network.cells_and_names():
+            if isinstance(cell, nn.SyncBatchNorm | InstanceNorm3d):
+                cell.to_float(ms.float32)  # MindSpore spares only the other batch norms

@@ -1,0 +1,224 @@
+"""HCCL's rank table: which Ascend device of a server is which rank.
+
+    {"version": "1.0", "server_count": "1", "status": "completed", "server_list": [
+        {"server_id": "10.0.0.1", "device": [
+            {"device_id": "0", "device_ip": "192.168.100.101", "rank_id": "0"}, ...]}]}
+
+All values are texts, numbers too. `python -m src.devices.rank_table FILE DEVICE_NUM` checks a table
+and prints what `visible_devices` makes of it, for scripts/train_distribute.sh.
+"""
+
+import ipaddress
+import json
+import re
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ..utils.command_line import run
+from ..utils.errors import DataError, UsageError
+
+VERSIONS = ("1.0", "1.2")  # 1.2 adds what joins servers to a super node
+HCCN_CONF = "/etc/hccn.conf"  # the devices' network, which Ascend's hccn_tool writes
+
+
+def read_rank_table(path: str | Path, device_num: int) -> list[str]:
+    """Reads the rank table of one server and checks it.
+
+    Args:
+        path: the table.
+        device_num: how many devices it should have.
+
+    Returns:
+        The device ids, in the order of the ranks.
+
+    Raises:
+        DataError: the first fault that is found.
+    """
+
+    def expect(holds, found, expected):
+        if not holds:
+            remedy = "scripts/create_hccl.py writes such a table"
+            raise DataError(f"{path}: {found}, expected {expected}; {remedy}")
+
+    def entry(owner, key, where, kind):
+        value = owner.get(key)
+        name = {str: "a text", list: "a list"}[kind]
+        expect(key in owner, f"{where} has no {key}", name)
+        expect(isinstance(value, kind) and value, f"{key} of {where} is {value!r}", name)
+        return value
+
+    try:
+        table = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); check its path") from None
+    except ValueError as error:
+        expect(False, f"is not JSON ({error})", "a rank table")
+    expect(isinstance(table, dict), f"holds a {type(table).__name__}", "a JSON object")
+    old = "group_list" in table or "chip_info" in table
+    chip = f", for chip {table.get('chip_info', '?')}"
+    expect(not old, f"is of HCCL's first form{chip}", "one with server_list")
+    status = entry(table, "status", "the table", str)
+    expect(status == "completed", f"status is {status!r}", "'completed'")
+    version = entry(table, "version", "the table", str)
+    expect(version in VERSIONS, f"version is {version!r}", " or ".join(map(repr, VERSIONS)))
+    servers = entry(table, "server_list", "the table", list)
+    count = entry(table, "server_count", "the table", str)
+    listed = str(len(servers))
+    expect(count == listed, f"server_count is {count!r}", f"{listed!r}, as server_list has them")
+    for server in servers:
+        expect(isinstance(server, dict), f"the server is {server!r}", "a JSON object")
+        entry(server, "server_id", "the server", str)
+        entry(server, "device", "the server", list)
+    if len(servers) > 1:
+        raise DataError(f"{path}: has {listed} servers, expected 1; {_on_several(servers)}")
+
+    columns = {"rank_id": [], "device_id": [], "device_ip": []}
+    for number, device in enumerate(servers[0]["device"]):
+        where = f"device entry {number}"
+        expect(isinstance(device, dict), f"{where} is {device!r}", "a JSON object")
+        for key, column in columns.items():
+            column.append(entry(device, key, where, str))
+            number_or_ip = is_address if key == "device_ip" else _is_number
+            expected = "an IP address" if key == "device_ip" else "a number such as '0'"
+            expect(number_or_ip(column[-1]), f"{key} of {where} is {column[-1]!r}", expected)
+    for key, column in columns.items():
+        value, times = Counter(column).most_common(1)[0]
+        expect(times == 1, f"{times} devices have {key} {value!r}", "each to have its own")
+    devices = dict(zip(columns["rank_id"], columns["device_id"], strict=True))
+    if len(devices) != device_num:
+        raise DataError(
+            f"{path}: has {len(devices)} device(s), expected DEVICE_NUM {device_num}; "
+            "give a table and a number that agree"
+        )
+    for rank in map(str, range(device_num)):
+        expect(rank in devices, f"no device has rank_id {rank!r}", f"ranks 0 to {device_num - 1}")
+    return [devices[str(rank)] for rank in range(device_num)]
+
+
+def _on_several(servers):
+    """What starts a training on the servers of a table, which msrun does without one."""
+    counts = {len(server["device"]) for server in servers}
+    if len(counts) > 1:
+        return f"with {min(counts)} to {max(counts)} devices; msrun needs as many on each"
+    ranks = len(servers) * counts.pop()
+    master = servers[0]["server_id"]
+    commands = [
+        f"on {server['server_id']} NODES={len(servers)} NODE_RANK={node} MASTER_ADDR={master} "
+        f"bash scripts/train_msrun.sh {ranks} DATA_PATH TRAIN_SPLIT_FILE_PATH"
+        for node, server in enumerate(servers)
+    ]
+    return f"on several hosts start {', and '.join(commands)}"
+
+
+def visible_devices(device_ids: Sequence[str]) -> tuple[str, str]:
+    """The devices as CANN wants them named, which knows them in ascending order only.
+
+    Returns:
+        ASCEND_RT_VISIBLE_DEVICES, and of each rank the number of its device among these.
+    """
+    visible = sorted(device_ids, key=int)
+    return ",".join(visible), ",".join(str(visible.index(device)) for device in device_ids)
+
+
+def device_ids_of(text: str) -> list[str]:
+    """Device ids from the zoo's form `[FIRST,END)` or a list such as `0,2,5`.
+
+    Raises:
+        UsageError: neither, none, or one of them twice.
+    """
+    text = text.replace(" ", "")
+    if bounds := re.fullmatch(r"\[(\d+),(\d+)\)", text):
+        ids = [str(number) for number in range(int(bounds[1]), int(bounds[2]))]
+    elif re.fullmatch(r"\d+(,\d+)+", text):
+        ids = [str(int(number)) for number in text.split(",")]
+    else:
+        ids = []
+    if not ids:
+        raise UsageError(
+            f"--device_num '{text}': expected '[0,8)' for the devices 0 to 7, or a list as 0,2,5"
+        )
+    value, times = Counter(ids).most_common(1)[0]
+    if times > 1:
+        raise UsageError(f"--device_num '{text}': device {value} is there {times} times")
+    return ids
+
+
+def read_addresses(path: str | Path = HCCN_CONF) -> dict[str, str]:
+    """Addresses of a server's devices, device id -> IP, from lines such as `address_0=10.1.0.1`.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    try:
+        lines = Path(path).read_text().splitlines()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "not a text"
+        raise DataError(
+            f"{path}: cannot be read ({reason}); give the addresses with --device_ip"
+        ) from None
+    found = (re.fullmatch(r"\s*address_(\d+)\s*=\s*(\S+)\s*", line) for line in lines)
+    return {match[1]: match[2] for match in found if match}
+
+
+def rank_table(
+    device_ids: Sequence[str], addresses: Mapping[str, str], server_id: str, source: str
+) -> dict:
+    """A rank table of one server; ranks count the devices in the given order.
+
+    Args:
+        device_ids: of the devices that train.
+        addresses: device id -> IP.
+        server_id: the server's own IP.
+        source: where the addresses are from, for messages.
+
+    Raises:
+        DataError: an address is missing, is not one, or belongs to two devices.
+    """
+    for device_id in device_ids:
+        address = addresses.get(device_id)
+        if address is None:
+            raise DataError(
+                f"{source}: no address for device {device_id}, expected one; set it with "
+                "hccn_tool, or give all of them with --device_ip"
+            )
+        if not is_address(address):
+            raise DataError(f"{source}: device {device_id} has {address!r}, expected an IP address")
+    address, times = Counter(addresses[device_id] for device_id in device_ids).most_common(1)[0]
+    if times > 1:
+        raise DataError(f"{source}: {times} devices have {address}, expected each to have its own")
+    devices = [
+        {"device_id": device_id, "device_ip": addresses[device_id], "rank_id": str(rank)}
+        for rank, device_id in enumerate(device_ids)
+    ]
+    server = {"server_id": server_id, "device": devices, "host_nic_ip": "reserve"}
+    return {
+        "version": "1.0",
+        "server_count": "1",
+        "server_list": [server],
+        "status": "completed",
+    }
+
+
+def _is_number(text):
+    return re.fullmatch(r"0|[1-9]\d*", text, re.ASCII) is not None
+
+
+def is_address(text: str) -> bool:
+    """Whether a text is an IP address."""
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def main():
+    """Checks the table that the command line names."""
+    path, device_num = sys.argv[1:]
+    print(*visible_devices(read_rank_table(path, int(device_num))))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,179 @@
+"""Weights of MONAI's VNet for variant 'monai'."""
+
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+
+from ..checkpoint import save_weights
+from ..config import CONFIG_NAME, overridden, save_config, vnet_cfg
+from ..utils.errors import DataError, UsageError
+from ..vnet import DOWN_NAMES, UP_NAMES, VARIANTS, VNet
+
+MONAI_VNET = "monai.networks.nets.VNet(out_channels=2)"
+# PyTorch's name -> MindSpore's, by kind of layer.
+NORM = {
+    "weight": "bn2d.gamma",
+    "bias": "bn2d.beta",
+    "running_mean": "bn2d.moving_mean",
+    "running_var": "bn2d.moving_variance",
+}
+CONV = {"weight": "weight", "bias": "bias"}
+PRELU = {"weight": "w"}
+
+
+def monai_names() -> dict[str, str]:
+    """MONAI's parameter name -> ours, for all that any MONAI VNet of three dimensions has."""
+    shape = VARIANTS["monai"]
+    convs = {"out_tr.conv2": "out_tr.conv2"}
+    norms = {}
+    activations = {"in_tr.act_function": "in_tr.relu", "out_tr.act_function1": "out_tr.relu"}
+    blocks = {"in_tr.conv_block": ("in_tr", "conv"), "out_tr.conv_block": ("out_tr", "conv1")}
+    depths = shape["encoder_depths"][1:] + shape["decoder_depths"]
+    for stage, depth in zip(DOWN_NAMES + UP_NAMES, depths, strict=True):
+        resampling = f"{stage}.down_conv" if stage in DOWN_NAMES else f"{stage}.up_conv"
+        convs[resampling] = resampling
+        norms[f"{stage}.bn1"] = f"{stage}.bn"
+        activations |= {f"{stage}.act_function{n}": f"{stage}.relu{n}" for n in (1, 2)}
+        for index in range(depth):
+            unit = f"{stage}.ops.{index}"
+            ours = unit if depth > 1 else f"{stage}.ops"
+            blocks[f"{unit}.conv_block"] = (ours, "conv")
+            activations[f"{unit}.act_function"] = f"{ours}.relu"
+    for block, (ours, conv) in blocks.items():
+        convs[f"{block}.conv"] = f"{ours}.{conv}"
+        norms[f"{block}.adn.N"] = f"{ours}.bn"
+    return {
+        f"{theirs}.{leaf}": f"{ours}.{our_leaf}"
+        for layers, leaves in ((convs, CONV), (norms, NORM), (activations, PRELU))
+        for theirs, ours in layers.items()
+        for leaf, our_leaf in leaves.items()
+    }
+
+
+def from_monai(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Renames the arrays of MONAI's VNet; both libraries lay them out alike.
+
+    With `bias=True` MONAI adds a bias before a batch norm, which takes it away again: it is moved
+    into the moving mean. A state dict does not tell its activation, but PReLU has slopes.
+
+    Args:
+        state: entries of `monai.networks.nets.VNet(out_channels=2).state_dict()`.
+
+    Returns:
+        Name -> float32 values of `VNet(**VARIANTS["monai"])`, with activation "prelu" where the
+        state has slopes.
+
+    Raises:
+        DataError: another network's state; the first name that does not fit is given.
+    """
+    names = monai_names()
+    ours = {}
+    for name, array in state.items():
+        if name.endswith(".num_batches_tracked"):
+            continue
+        if name not in names:
+            raise DataError(f"{name} is no parameter of {MONAI_VNET}, whose state dict is expected")
+        ours[names[name]] = np.array(array, np.float32)
+    has_slopes = any(name.endswith(f".{PRELU['weight']}") for name in ours)
+    options = {**VARIANTS["monai"], "activation": "prelu" if has_slopes else "elu"}
+    expected = {parameter.name: parameter.shape for parameter in VNet(**options).get_parameters()}
+    theirs = {our_name: name for name, our_name in names.items()}
+    for name, shape in expected.items():
+        if name not in ours:
+            raise DataError(f"{theirs[name]} is missing; expected the state dict of {MONAI_VNET}")
+        if ours[name].shape != shape:
+            raise DataError(
+                f"{theirs[name]} has shape {ours[name].shape}, {shape} in {MONAI_VNET}; "
+                "take a network with one input channel and two output channels"
+            )
+    for name in [name for name in ours if name not in expected]:
+        layer = name.rsplit(".", 2)[0]
+        ours[f"{layer}.bn.{NORM['running_mean']}"] -= ours.pop(name)
+    return ours
+
+
+def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
+    """The arrays of a state dict in a .pt, .pth (needs PyTorch), .safetensors or .npz file.
+
+    Raises:
+        UsageError: another suffix.
+        DataError: no such file, unreadable, not a dict of arrays, or PyTorch is wanted and missing.
+    """
+    path = Path(path)
+    readers = {".pt": _read_torch, ".pth": _read_torch, ".npz": _read_npz}
+    readers[".safetensors"] = _read_safetensors
+    if path.suffix not in readers:
+        raise UsageError(f"{path}: expected a state dict as {', '.join(readers)}")
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    try:
+        return readers[path.suffix](path)
+    except ModuleNotFoundError as error:
+        raise DataError(
+            f"{path}: reading it needs the package {error.name}; install it, or save the state "
+            "dict as .npz where it is: np.savez(file, **{k: v.numpy() for k, v in state.items()})"
+        ) from None
+    except Exception as error:  # each library has exceptions of its own for a broken file
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise DataError(f"{path}: not a whole state dict of arrays ({reason[0]})") from None
+
+
+def _read_npz(path):
+    with np.load(path) as file:
+        return dict(file)
+
+
+def _read_safetensors(path):
+    from safetensors.numpy import load_file  # comes with MindSpore
+
+    return load_file(path)
+
+
+def _read_torch(path):
+    import torch
+
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    # What is no tensor is a wrapper's entry, which `from_monai` names.
+    return {
+        name: value.float().numpy() if torch.is_tensor(value) else value
+        for name, value in state.items()
+    }
+
+
+def import_monai(state_dict_path: str | Path, ckpt_path: str | Path) -> None:
+    """Writes MONAI's weights as a checkpoint of variant 'monai', and its `config.json` beside it.
+
+    Raises:
+        UsageError: the name of a file does not tell its kind.
+        DataError: the state dict is unreadable or another network's, or a file is there already.
+    """
+    ckpt_path = Path(ckpt_path)
+    config_path = ckpt_path.with_name(CONFIG_NAME)
+    if ckpt_path.suffix != ".ckpt":
+        raise UsageError(f"{ckpt_path}: expected a name that ends in .ckpt")
+    for path in (ckpt_path, config_path):
+        if path.exists():
+            raise DataError(f"{path}: there already; choose another folder")
+    state = read_state_dict(state_dict_path)
+    try:
+        weights = from_monai(state)
+    except DataError as error:
+        raise DataError(f"{state_dict_path}: {error}") from None
+    network = VNet(**VARIANTS["monai"])
+    parameters = network.parameters_dict()
+    slope = next((name for name in weights if name not in parameters), None)
+    if slope is not None:
+        raise DataError(
+            f"{state_dict_path}: its activation is PReLU ({slope}), variant 'monai' has ELU; "
+            "take a network with MONAI's default activation"
+        )
+    for name, parameter in parameters.items():
+        parameter.set_data(ms.Tensor(weights[name]))
+    ckpt_path.parent.mkdir(parents=True, exist_ok=True)
+    save_weights(network, ckpt_path)
+    try:
+        save_config(overridden(vnet_cfg, ["variant=monai"]), config_path)
+    except OSError:
+        ckpt_path.unlink()  # without its configuration it would be taken for the zoo's
+        raise

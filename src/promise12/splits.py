@@ -1,0 +1,213 @@
+"""Which cases train and which validate: the zoo's 40/10, a random draw, or k folds.
+
+A split file holds one image file name a line, without a header.
+"""
+
+import logging
+import random
+import re
+from pathlib import Path
+
+from ..data_manager import Case, find_cases
+from ..images.formats import MASK_SUFFIX, SUFFIXES, images_in, stem
+from ..utils.errors import DataError, UsageError, reason_of
+from ..utils.files import check_name, write_files
+
+log = logging.getLogger(__name__)
+
+# The evaluation cases of the MindSpore model zoo's V-Net, out of the challenge's 50 training cases.
+ZOO_CASES = tuple(f"Case{number:02d}" for number in range(50))
+ZOO_EVALUATION = tuple(f"Case{number}" for number in (11, 15, 19, 30, 42, 43, 44, 46, 48, 49))
+EVALUATION_SHARE = 0.2
+_IMAGE_NAME = re.compile(
+    r'(?!\s)[^,;"\t/\\]+(?:' + "|".join(map(re.escape, SUFFIXES)) + ")", re.IGNORECASE
+)
+
+
+def cases_in(data_path: Path) -> list[str]:
+    """File names of the images in `data_path/img`, sorted.
+
+    Raises:
+        DataError: no img/ or gt/, no image, two images of one name, a name that no split file can
+            hold, or a case without its mask in `data_path/gt`.
+    """
+    images, masks = images_in(data_path / "img"), images_in(data_path / "gt")
+    if not images:
+        raise DataError(
+            f"{data_path / 'img'}: no images ({', '.join(SUFFIXES)}) there; "
+            "--data_path is the folder that holds img/ and gt/"
+        )
+    for case_id, paths in images.items():
+        if len(paths) > 1:
+            raise DataError(
+                f"{paths[0].parent}: {' and '.join(path.name for path in paths)} "
+                f"are one case by name, {case_id}; keep one of them"
+            )
+        check_name(paths[0])
+        if not _IMAGE_NAME.fullmatch(paths[0].name):
+            raise DataError(
+                f"{paths[0]}: a split file cannot hold this name; "
+                "rename it without commas, semicolons, quotes, tabs"
+            )
+    lacking = [case_id for case_id in images if case_id + MASK_SUFFIX not in masks]
+    if lacking:
+        raise DataError(
+            f"{data_path / 'gt'}: no mask for {_few(lacking)}; expected e.g. "
+            f"{lacking[0]}{MASK_SUFFIX}.mhd; add the masks or move these images away"
+        )
+    return [paths[0].name for paths in images.values()]
+
+
+def draw_splits(
+    cases: list[str] | None, shuffled: bool = False, folds: int | None = None, seed: int = 1
+) -> dict[str, list[str]]:
+    """Splits the cases.
+
+    Args:
+        cases: image file names; None for the challenge's Case00.mhd to Case49.mhd.
+        shuffled: draw 20 % at random for evaluation, instead of the zoo's ten cases.
+        folds: make that many folds instead, each case in the validation of exactly one, their
+            sizes differing by one at most.
+        seed: of the draw.
+
+    Returns:
+        File name (train.csv, val.csv or train_foldN.csv, val_foldN.csv) -> sorted image file names.
+
+    Raises:
+        UsageError: the request does not fit the cases.
+    """
+    cases = sorted(cases or (f"{case_id}.mhd" for case_id in ZOO_CASES))
+    if len(cases) < 2:
+        raise UsageError(f"{len(cases)} case cannot be split; at least 2 are needed")
+    if folds is not None:
+        if not 2 <= folds <= len(cases):
+            raise UsageError(f"--folds {folds}: expected 2 to {len(cases)}, the number of cases")
+        order = random.Random(seed).sample(cases, len(cases))
+        validation = {f"_fold{fold}": order[fold::folds] for fold in range(folds)}
+    elif shuffled:
+        count = max(1, round(EVALUATION_SHARE * len(cases)))
+        validation = {"": random.Random(seed).sample(cases, count)}
+    else:
+        validation = {"": [case for case in cases if stem(case) in ZOO_EVALUATION]}
+        if len(validation[""]) in (0, len(cases)):
+            some = "none" if not validation[""] else "all"
+            raise UsageError(
+                f"--random 0 evaluates on the zoo's {', '.join(ZOO_EVALUATION)}, and {some} "
+                f"of the {len(cases)} cases are among them; use --random 1 or --folds K"
+            )
+    splits = {}
+    for ending, held_out in validation.items():
+        splits[f"train{ending}.csv"] = [case for case in cases if case not in held_out]
+        splits[f"val{ending}.csv"] = sorted(held_out)
+    return splits
+
+
+def write_splits(out_path: Path, splits: dict[str, list[str]]) -> None:
+    """Writes the split files, all or none, and says of each what became of it.
+
+    Raises:
+        DataError: the folder cannot be written, or one of the files exists and is not a split file.
+    """
+    notes = {}
+    for name, cases in splits.items():
+        path, note = out_path / name, ""
+        if path.exists():
+            try:
+                previous = read_split(path)
+            except DataError as error:
+                raise DataError(
+                    f"{error}; as it is no split file, it is not replaced: "
+                    "move it away or choose another --out_path"
+                ) from error
+            same = previous == cases
+            note = ", as before" if same else f", replaces a split of {len(previous)}"
+        notes[path] = f"{path}: {len(cases)} cases{note}"
+    write_files(
+        {path: "".join(f"{case}\n" for case in splits[path.name]).encode() for path in notes}
+    )
+    log.info("%s", "\n".join(notes.values()))
+    earlier = {path.name for path in out_path.glob("*_fold*.csv")} - set(splits)
+    if earlier and any("_fold" in name for name in splits):
+        log.info(
+            f"{out_path}: {_few(sorted(earlier))} of an earlier draw stay; they do not belong here"
+        )
+
+
+def read_split(path: str | Path) -> list[str]:
+    """The image file names of a split file, in its order.
+
+    Blank lines do not count.
+
+    Raises:
+        DataError: the file is missing, unreadable or empty, a line is no image file name, or a case
+            is there twice.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such split file; create_csv.py writes it") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"{path}: cannot be read as text ({reason_of(error)}); create_csv.py writes split files"
+        ) from error
+    names, first_line = [], {}
+    for number, line in enumerate(map(str.strip, lines), start=1):
+        if not line:
+            continue
+        if not _IMAGE_NAME.fullmatch(line):
+            raise DataError(
+                f"{path}: line {number} is {line[:60]!r}; expected one image file name a line, "
+                "such as Case00.mhd, and no header"
+            )
+        if stem(line) in first_line:
+            raise DataError(
+                f"{path}: line {number} repeats {stem(line)} of line {first_line[stem(line)]}; "
+                "keep one of them"
+            )
+        first_line[stem(line)] = number
+        names.append(line)
+    if not first_line:
+        raise DataError(f"{path}: holds no case; create_csv.py writes split files")
+    return names
+
+
+def _few(names: list[str]) -> str:
+    """The first five names, and how many more there are."""
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def split_file(path: str | Path, kind: str, fold: int) -> Path:
+    """The split file that a command line means.
+
+    Args:
+        path: a file, or a folder that `create_csv.py` wrote.
+        kind: "train" or "val".
+        fold: which of the folds, where the folder holds folds.
+
+    Returns:
+        `path` itself; in a folder `kind_foldN.csv`, or `kind.csv` where there are no folds.
+
+    Raises:
+        DataError: the folder has folds, but not this one.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return path
+    folds = sorted(path.glob(f"{kind}_fold*.csv"))
+    chosen = path / (f"{kind}_fold{fold}.csv" if folds else f"{kind}.csv")
+    if folds and not chosen.is_file():
+        raise DataError(f"{path}: no {chosen.name}, only {len(folds)} folds; set fold below that")
+    return chosen
+
+
+def split_cases(data_path: str | Path, path: str | Path, kind: str, fold: int) -> list[Case]:
+    """The cases of a split, with their masks.
+
+    Args:
+        data_path: folder with `img/` and `gt/`.
+        path, kind, fold: see `split_file`.
+
+    Raises:
+        DataError: missing or empty split, missing or ambiguous files.
+    """
+    return find_cases(data_path, read_split(split_file(path, kind, fold)))

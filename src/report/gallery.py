@@ -1,0 +1,225 @@
+"""A picture of each augmentation of src/augment.py, on a phantom: what training meets."""
+
+from io import BytesIO
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import SimpleITK as sitk
+from easydict import EasyDict
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from scipy import ndimage
+
+from .. import augment
+from ..config import AUGMENT_KEYS, overridden, vnet_cfg
+from ..data_manager import TrainingVolume, intensity_on_network_grid, mask_to_network_grid
+from ..promise12.phantom import phantom_case
+from ..utils.files import write_files
+from .figures import PREDICTION_COLOUR, REFERENCE_COLOUR
+
+CASES = 3  # of the phantom; the first is drawn, the last lends its histogram
+SAMPLES = 3  # with all transforms on
+COLUMNS = 5
+# In inches: a view, between views, below one, above all.
+CELL, GAP, WORDS, HEAD = 2.2, 0.14, 0.5, 0.5
+DPI = 100
+GRID_MM = 16  # between the lines that show where the original has gone
+AFTER, BEFORE, GRID = (  # lines: colour, width, opacity
+    {"colors": REFERENCE_COLOUR, "linewidths": 2.0, "alpha": 1},
+    {"colors": PREDICTION_COLOUR, "linewidths": 1.2, "alpha": 1},
+    {"colors": "white", "linewidths": 0.7, "alpha": 0.5},
+)
+SMOOTHING = 0.8  # voxels, of an outline: without, its steps would catch the eye
+
+
+class Panel(NamedTuple):
+    """One view of the gallery."""
+
+    name: str
+    words: str  # the parameters
+    intensity: np.ndarray  # (X, Y, Z)
+    mask: np.ndarray  # (X, Y, Z)
+    positions: np.ndarray | None  # (3, X, Y, Z) in voxels: where each comes from, if it moved
+
+
+def write_gallery(path: str | Path, seed: int) -> None:
+    """Draws the gallery of a phantom case: the original, each transform alone, all together.
+
+    Args:
+        path: the PNG to write.
+        seed: of the phantom and of what is drawn at random.
+
+    Raises:
+        UsageError: `seed` is below 0.
+        DataError: the picture cannot be written.
+    """
+    config = overridden(vnet_cfg, [f"seed={seed}", *(f"{key}=1" for key in AUGMENT_KEYS)])
+    volumes = [_phantom_volume(config, index) for index in range(CASES)]
+    png = BytesIO()
+    gallery_figure(panels(volumes, config), config.dstRes).savefig(png)
+    write_files({Path(path): png.getvalue()})
+
+
+def _phantom_volume(config, index):
+    image, mask = phantom_case(config.seed, index)
+    return TrainingVolume(
+        intensity_on_network_grid(sitk.Cast(image, sitk.sitkFloat32), config),
+        mask_to_network_grid(mask, config),
+        "axial",
+    )
+
+
+def panels(volumes: list[TrainingVolume], config: EasyDict) -> list[Panel]:
+    """Original, each transform, and samples with all of them, of the first case.
+
+    Args:
+        volumes: two cases or more.
+        config: with all transforms on.
+    """
+
+    def panel(name, words, drawn):
+        moves = {key: value for key, value in drawn.items() if key in augment.SPATIAL}
+        shape = volumes[0].mask.shape
+        positions = augment.sampling_positions(shape, config.dstRes, **moves) if moves else None
+        return Panel(name, words, *augment.apply(drawn, volumes, 0, config.dstRes), positions)
+
+    samples = [augment.draw(config, epoch, 0, len(volumes)) for epoch in range(SAMPLES)]
+    strong = strong_parameters(samples[0], len(volumes))
+    return [
+        panel("original", "a phantom, on the network grid", {}),
+        *(
+            panel(name.replace("_", " "), in_words(name, strong[name]), {name: strong[name]})
+            for name in augment.TRANSFORMS
+        ),
+        *(panel("all", f"sample of epoch {i}", drawn) for i, drawn in enumerate(samples)),
+    ]
+
+
+def strong_parameters(drawn: dict[str, Any], case_count: int) -> dict[str, Any]:
+    """Each transform at a strong end of what `augment.draw` may choose, to be seen in a slice.
+
+    Args:
+        drawn: from `augment.draw` with all transforms on; deformation and noise are taken from it.
+        case_count: of the cases, of which the last lends its histogram.
+    """
+    coil = np.linspace(-2, 2, augment.BIAS_MESH + 3) * augment.BIAS_SIGMA  # behind the prostate
+    return {
+        **drawn,
+        "rotate": np.array([0, 0, augment.ROTATION_DEGREES]),
+        "scale": np.full(3, augment.SCALE[1]),
+        "shift": np.array([augment.SHIFT_MM, -augment.SHIFT_MM, 0]),
+        "histogram": case_count - 1,
+        "gamma": augment.GAMMA[1],
+        "bias": np.broadcast_to(coil[:, None], (coil.size,) * 3),
+        "low_resolution": (0, augment.LOW_RESOLUTION[1]),
+        "blur": augment.BLUR_SIGMA_MM[1],
+        "noise": (augment.NOISE_SIGMA[1], drawn["noise"][1]),
+    }
+
+
+def in_words(name: str, value: Any) -> str:
+    """One of `strong_parameters`, for people."""
+    if name == "rotate":
+        return f"by {value[2]:.0f}° in the plane, clockwise"
+    if name == "scale":
+        return f"{value[0]} times as large"
+    if name == "shift":
+        return f"{value[0]:.0f} mm to the right, {-value[1]:.0f} mm up"
+    if name == "deform":
+        return (
+            f"{augment.DEFORM_MESH}x{augment.DEFORM_MESH}x{augment.DEFORM_MESH} mesh of B-splines"
+        )
+    if name == "low_resolution":
+        return f"{value[1]:.0f} times coarser, left to right"
+    if name == "noise":
+        return f"{value[0]:.0%} of the intensities' spread"
+    return {
+        "flip": "left and right exchanged",
+        "histogram": "that of another case",
+        "gamma": f"intensity to the power of {value}",
+        "bias": "brighter near a coil behind",
+        "blur": f"Gaussian of {value} mm",
+    }[name]
+
+
+def gallery_figure(shown: list[Panel], voxel_mm: list[float]) -> Figure:
+    """The panels in rows, each with its name and its parameters below.
+
+    Args:
+        shown: the first is the original.
+        voxel_mm: (3,) of the network grid.
+    """
+    rows = -(-len(shown) // COLUMNS)
+    width, height = COLUMNS * (CELL + GAP) + GAP, rows * (CELL + WORDS) + HEAD
+    figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
+    for index, panel in enumerate(shown):
+        row, column = divmod(index, COLUMNS)
+        left, bottom = GAP + column * (CELL + GAP), height - HEAD - row * (CELL + WORDS) - CELL
+        axes = figure.add_axes((left / width, bottom / height, CELL / width, CELL / height))
+        draw_panel(axes, panel, shown[0], voxel_mm)
+        for text, below, style in (
+            (panel.name, 0.17, {"fontsize": 11, "weight": "bold"}),
+            (panel.words, 0.33, {"fontsize": 9, "color": "#444444"}),
+        ):
+            figure.text(left / width, (bottom - below) / height, text, **style)
+    figure.text(
+        *(GAP / width, 1 - 0.31 / height),
+        "One case, as training may meet it",
+        fontsize=14,
+        weight="bold",
+    )
+    figure.legend(
+        handles=[
+            Line2D([], [], label=label, color=colour, linewidth=line["linewidths"])
+            for label, line, colour in (
+                ("prostate", AFTER, REFERENCE_COLOUR),
+                ("where it was", BEFORE, PREDICTION_COLOUR),
+                (f"{GRID_MM} mm grid of the original", GRID, "#999999"),
+            )
+        ],
+        loc="upper right",
+        bbox_to_anchor=(1 - GAP / width, 1 - 0.1 / height),
+        borderaxespad=0,
+        ncols=3,
+        fontsize=10,
+        frameon=False,
+    )
+    return figure
+
+
+def draw_panel(axes: Axes, panel: Panel, original: Panel, voxel_mm: list[float]) -> None:
+    """Draws the axial slice through the middle of the mask, in the original's grey range.
+
+    Above it the mask's outline and, if it moved, the original's outline and grid.
+    """
+    slice_, before = _middle_slice(panel.mask), _middle_slice(original.mask)
+    x_mm, y_mm = (np.arange(n) * v for n, v in zip(panel.mask.shape[:2], voxel_mm[:2], strict=True))
+    half = np.divide(voxel_mm, 2)
+    axes.imshow(
+        panel.intensity[slice_].T,
+        cmap="gray",
+        vmin=0,
+        vmax=np.percentile(original.intensity[before], 99.5),
+        extent=(-half[0], x_mm[-1] + half[0], y_mm[-1] + half[1], -half[1]),
+        interpolation="bilinear",
+    )
+    if panel.positions is not None:
+        for axis, along_mm in enumerate((x_mm, y_mm)):
+            levels_mm = np.arange(along_mm[-1] / 2 % GRID_MM, along_mm[-1], GRID_MM)
+            from_mm = panel.positions[axis][slice_].T * voxel_mm[axis]
+            axes.contour(x_mm, y_mm, from_mm, levels_mm, **GRID)
+        _outline(axes, x_mm, y_mm, original.mask[before], BEFORE)
+    _outline(axes, x_mm, y_mm, panel.mask[slice_], AFTER)
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
+
+
+def _middle_slice(mask):
+    return ..., round(float(np.nonzero(mask)[2].mean()))
+
+
+def _outline(axes, x_mm, y_mm, mask, line):
+    smooth = ndimage.gaussian_filter(mask.T.astype(np.float32), SMOOTHING)
+    axes.contour(x_mm, y_mm, smooth, [0.5], **line)

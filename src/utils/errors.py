@@ -1,0 +1,32 @@
+"""The exceptions that end a command: `command_line.run` prints one line and sets the exit code."""
+
+import errno
+
+REMEDIES = {
+    (errno.ENOSPC, errno.EDQUOT): "free some space",
+    (errno.EACCES, errno.EPERM): "check the permissions there",
+    (errno.EROFS,): "choose a folder where you may write",
+    (errno.ENOTDIR, errno.EEXIST, errno.EISDIR): "check which of these names are folders",
+    (errno.ENAMETOOLONG,): "choose a shorter name",
+}
+
+
+class UsageError(Exception):
+    """The command line or the configuration is wrong (exit code 2)."""
+
+
+class DataError(Exception):
+    """A file, a device or a run is at fault (exit code 1)."""
+
+
+class SeveralVolumesError(DataError):
+    """A file holds several volumes, and nobody has said which is meant."""
+
+
+def reason_of(error: Exception, line: int = 0) -> str:
+    """Why something failed, in the system's words or in one line of a library's message."""
+    if isinstance(error, OSError) and error.errno:
+        remedy = next((text for numbers, text in REMEDIES.items() if error.errno in numbers), "")
+        return error.strerror + (remedy and f"; {remedy}")
+    lines = str(error).strip().splitlines()
+    return lines[line].strip() if lines else type(error).__name__

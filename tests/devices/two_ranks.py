@@ -1,0 +1,172 @@
+"""What each of two ranks does for test_ranks.py, under msrun: `python two_ranks.py FOLDER`.
+
+Leaves FOLDER/rank_N.npz with what it computed, and the first rank's runs in FOLDER/results.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+
+from src.config import overridden, vnet_cfg
+from src.devices.device import start_communication, start_device
+from src.loss import DiceLoss
+from src.training.callbacks import AverageStatistics, WeightAverage
+from src.training.step import LossCell
+from src.training.trainer import train
+from src.vnet import create_vnet
+from tests.golden import seeded
+from tests.training.test_step import scaled_step
+
+SETTINGS = [
+    *("width=2", "VolSize=16,16,16", "dstRes=2.5,2.5,2.5", "batch_size=1", "cache_dir=off"),
+    *("epochs=2", "warmup_step=2", "val_interval=2", "ema_decay=0.5"),
+]
+
+# What a step does is linear in the gradient, and nothing of it depends on how it is shared.
+PAPER = ["variant=paper", "optimizer=momentum", "lr=1"]
+
+
+class EndAfter(ms.Callback):
+    """Ends a training as a crash between two epochs would."""
+
+    def __init__(self, epoch):
+        super().__init__()
+        self.epoch = epoch
+
+    def on_train_epoch_end(self, run_context):
+        if run_context.original_args().cur_epoch_num == self.epoch:
+            raise KeyboardInterrupt
+
+
+class Weights(ms.Callback):
+    """Keeps the weights of a training, as they are at its end."""
+
+    def on_train_end(self, run_context):
+        cell = run_context.original_args().train_network
+        self.values = {p.name: p.asnumpy().copy() for p in cell.get_parameters()}
+
+
+def config_of(*overrides):
+    return overridden(vnet_cfg, [*SETTINGS, *overrides])
+
+
+def seeded_network(config):
+    """The network with weights that depend on their names alone."""
+    network = create_vnet(config)
+    for parameter in network.get_parameters():
+        parameter.set_data(ms.Tensor(seeded.parameter(parameter.name, parameter.shape)))
+    return network
+
+
+def batch_of(network, rank):
+    """Image, mask and dropout factors of one rank's step."""
+    random = np.random.default_rng(rank)
+    keep = np.where(random.random((1, network.dropout_channels)) < 0.5, 0, 2)
+    image = random.normal(size=(1, 1, 16, 16, 16))
+    mask = random.random((1, 16, 16, 16)) < 0.3
+    return [ms.Tensor(array.astype(np.float32)) for array in (image, mask, keep)]
+
+
+def gradients_of(network, *batches):
+    """Of each batch the gradient, name -> array; over several ranks their mean."""
+    still = ms.nn.SGD(network.trainable_params(), 0.0)
+    step = ms.nn.TrainOneStepCell(
+        LossCell(network, DiceLoss()), still, return_grad=True
+    ).set_train()
+    found = [step(*batch)[1] for batch in batches]
+    return [{name: value.asnumpy() for name, value in gradient.items()} for gradient in found]
+
+
+def overflows_of(rank):
+    """What a rank sees of steps in which one rank's gradients overflow, then the other's."""
+    step = scaled_step(1)
+    found = []
+    for bad_rank, bad in [(None, 0), (0, np.inf), (1, np.nan), (1, 3e38), (None, 0)]:
+        value = bad if rank == bad_rank else 1.0 + rank
+        _, overflow, _ = step(ms.Tensor(np.full((2, 3), value, np.float32)))
+        found.append([*step.network.w.asnumpy(), bool(overflow), float(step.scale_sense.asnumpy())])
+    return np.array(found)
+
+
+def watch_statistics():
+    """Batch norm's statistics of this rank alone, as they were before each averaging."""
+    before, average = {}, AverageStatistics.on_train_epoch_end
+
+    def watched(self, run_context):
+        before.update({p.name: p.asnumpy().copy() for p in self.statistics})
+        average(self, run_context)
+
+    AverageStatistics.on_train_epoch_end = watched
+    return before
+
+
+def watch_averages():
+    """The weights' moving average on this rank, as it is after each epoch."""
+    after, average = {}, WeightAverage.on_train_epoch_end
+
+    def watched(self, run_context):
+        average(self, run_context)
+        after.update({mean.name: mean.asnumpy().copy() for mean, _ in self.pairs})
+
+    WeightAverage.on_train_epoch_end = watched
+    return after
+
+
+def main():
+    folder = Path(sys.argv[1])
+    os.chdir(folder)
+    start_device("CPU")
+    ranks = start_communication(2)
+    found = {"rank": ranks.rank, "count": ranks.count}
+
+    found["sum"] = ranks.sum(np.array([1.5, ranks.rank]))
+    found["mean"] = ranks.mean(3.0 + ranks.rank)
+    found["gather"] = ranks.gather([10.0 * item for item in ranks.share(range(5))], 5)
+    found["text"] = ranks.text_from_first("größer {}" if ranks.is_first else None)
+    pair = [ms.Parameter(ms.Tensor(np.full(3, 0.1 + ranks.rank, np.float32)), name="a")]
+    pair.append(ms.Parameter(ms.Tensor(7 + ranks.rank, ms.int32), name="b"))
+    ranks.copy_from_first(pair)
+    found["copied"], found["copied_int"] = (parameter.asnumpy().copy() for parameter in pair)
+    pair[0].set_data(ms.Tensor(np.full(3, 1.0 + ranks.rank, np.float32)))
+    ranks.average(pair[:1])
+    found["averaged"] = pair[0].asnumpy().copy()
+
+    found["overflows"] = overflows_of(ranks.rank)
+    network = seeded_network(config_of())
+    batches = [batch_of(network, rank) for rank in range(2)]
+    (together,) = gradients_of(network, batches[ranks.rank])
+    found |= {f"gradient {name}": value for name, value in together.items()}
+    ms.reset_auto_parallel_context()
+    for number, alone in enumerate(gradients_of(seeded_network(config_of()), *batches)):
+        found |= {f"gradient {number} {name}": value for name, value in alone.items()}
+    start_communication(2)
+
+    before, averages = watch_statistics(), watch_averages()
+    for name, overrides in {"zoo": [], "paper": PAPER}.items():
+        weights = Weights()
+        config = config_of(*overrides, f"dirResult=results/{name}")
+        run = train(config, "CPU", "data", "train.csv", "val.csv", None, [weights], ranks)
+        assert (run is None) != ranks.is_first
+        found |= {f"{name} {key}": value for key, value in weights.values.items()}
+        found |= {f"{name} own {key}": value for key, value in before.items()}
+        found |= {f"{name} average {key}": value for key, value in averages.items()}
+        before.clear()
+        averages.clear()
+
+    config = config_of("dirResult=results/resumed")
+    try:
+        train(config, "CPU", "data", "train.csv", "val.csv", None, [EndAfter(1)], ranks)
+    except KeyboardInterrupt:
+        (run,) = Path("results/resumed").glob("vnet.*") if ranks.is_first else [None]
+    weights = Weights()
+    train(config, "CPU", "data", "train.csv", "val.csv", run, [weights], ranks)
+    found |= {f"resumed {key}": value for key, value in weights.values.items()}
+    found |= {f"resumed average {key}": value for key, value in averages.items()}
+    np.savez(folder / f"rank_{ranks.rank}.npz", **found)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,622 @@
+"""ascend310_infer: what build.sh builds, run on models of a few operators on the CPU."""
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+from functools import partial
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import nn, ops
+
+from src.export.mindir import to_version_1
+from tests.helpers import ROOT
+
+SOURCES = ROOT / "ascend310_infer"
+SHAPE = (2, 3, 4, 5)
+SHIFT = np.linspace(-1, 1, 120, dtype=np.float32).reshape(SHAPE)
+SANITIZER = 99  # exit code of a sanitizer that finds a fault
+SANITIZER_OPTIONS = {
+    "ASAN_OPTIONS": f"exitcode={SANITIZER}",
+    "UBSAN_OPTIONS": f"exitcode={SANITIZER}",
+}
+
+run = partial(subprocess.run, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+
+
+# ------------------------------------------------------------------------------------------- builds
+
+
+def copy_of_sources(folder):
+    """ascend310_infer in a repository of its own, without what a build leaves in it."""
+    copy = folder / "a repository" / "ascend310_infer"
+    left_out = shutil.ignore_patterns("build", "lite", "out")
+    shutil.copytree(SOURCES, copy, ignore=left_out)
+    (copy.parent / "scripts").mkdir()
+    shutil.copy(ROOT / "scripts" / "common.sh", copy.parent / "scripts")
+    return copy
+
+
+def build(sources, *arguments, before=(), **environment):
+    inherited = {key: value for key, value in os.environ.items() if key != "LITE_HOME"}
+    command = [*before, "bash", str(sources / "build.sh"), *arguments]
+    return run(command, env=inherited | environment)
+
+
+def built(sources, *arguments, **environment):
+    result = build(sources, *arguments, **environment)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return sources / "out" / "main"
+
+
+@pytest.fixture(scope="module")
+def lite_home():
+    """LITE_HOME, or what build.sh downloads into the repository."""
+    if "LITE_HOME" in os.environ:
+        return os.environ["LITE_HOME"]
+    if platform.system() != "Linux" or platform.machine() != "x86_64":
+        pytest.skip("set LITE_HOME to an unpacked MindSpore Lite")
+    if not (SOURCES / "lite").exists():
+        built(SOURCES)
+    return str(SOURCES / "lite")
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    return copy_of_sources(tmp_path_factory.mktemp("plain"))
+
+
+@pytest.fixture(scope="module")
+def plain(sources, lite_home):
+    """By the other compiler, where there is one."""
+    compiler = "clang++" if shutil.which("clang++") else "c++"
+    return built(sources, LITE_HOME=lite_home, CXX=compiler)
+
+
+@pytest.fixture(scope="module")
+def sanitized(tmp_path_factory, lite_home):
+    arguments = ("-DVNET_SANITIZE=ON", "-DCMAKE_BUILD_TYPE=Debug")
+    return built(
+        copy_of_sources(tmp_path_factory.mktemp("sanitized")), *arguments, LITE_HOME=lite_home
+    )
+
+
+@pytest.fixture(scope="module")
+def sanitizer_options(sanitized):
+    flags = run([sanitized, "--help"], env=os.environ | {"ASAN_OPTIONS": "help=1"})
+    assert "AddressSanitizer" in flags.stderr  # it is sanitized
+    result = run([sanitized, "--help"], env=os.environ | SANITIZER_OPTIONS)
+    if "LeakSanitizer has encountered a fatal error" in result.stdout:  # no ptrace in a container
+        return SANITIZER_OPTIONS | {"ASAN_OPTIONS": f"exitcode={SANITIZER}:detect_leaks=0"}
+    return SANITIZER_OPTIONS
+
+
+@pytest.fixture
+def infer(request, tmp_path):
+    """Function of the program's arguments; it runs in tmp_path, as `sanitized` by itself."""
+    build = getattr(request, "param", "sanitized")
+    program, environment = request.getfixturevalue(build), dict(os.environ)
+    if build == "sanitized":
+        environment |= request.getfixturevalue("sanitizer_options")
+
+    def infer(*arguments, **settings):
+        result = run([program, *arguments], cwd=tmp_path, env=environment, **settings)
+        assert result.returncode != SANITIZER, result.stdout
+        return result
+
+    return infer
+
+
+# ------------------------------------------------------------------------------- models and volumes
+
+
+class Network(nn.Cell):
+    def __init__(self):
+        super().__init__()
+        self.shift, self.elu = ms.Tensor(SHIFT), nn.ELU()
+
+    def construct(self, x):
+        return ops.add(self.elu(ops.add(x, self.shift)), x)
+
+
+class TwoOutputs(Network):
+    def construct(self, x):
+        return ops.add(x, self.shift), self.elu(x)
+
+
+class Sum(nn.Cell):
+    def construct(self, x, y):
+        return ops.add(x, y)
+
+
+class Twice(nn.Cell):
+    def construct(self, x):
+        return ops.add(x, x)
+
+
+def output_of(x):
+    shifted = x.astype(np.float64) + SHIFT
+    return np.where(shifted > 0, shifted, np.expm1(shifted)) + x
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Folder with the models of the tests."""
+    folder = tmp_path_factory.mktemp("models")
+    zeros = ms.ops.zeros(SHAPE, ms.float32)
+    for name, network, inputs in (
+        ("network", Network(), [zeros]),
+        ("two_inputs", Sum(), [zeros, zeros]),
+        ("two_outputs", TwoOutputs(), [zeros]),
+        ("integers", Twice(), [ms.ops.zeros(SHAPE, ms.int32)]),
+    ):
+        exported = folder / f"{name}_3.mindir"
+        ms.export(network, *inputs, file_name=str(exported), file_format="MINDIR")
+        to_version_1(exported, folder / f"{name}.mindir")
+    whole = (folder / "network.mindir").read_bytes()
+    (folder / "truncated.mindir").write_bytes(whole[: len(whole) // 2])
+    (folder / "empty.mindir").touch()
+    (folder / "text.mindir").write_text("no model\n" * 100)
+    return folder
+
+
+@pytest.fixture
+def volumes(tmp_path):
+    """Volume name -> array; the files lie where the program looks for them by itself."""
+    folder = tmp_path / "results" / "bin_data"
+    folder.mkdir(parents=True)
+    random = np.random.default_rng(0)
+    arrays = {}
+    for name in ("Case10", "Case02", "a.b"):
+        arrays[name] = random.normal(0, 2, SHAPE).astype(np.float32)
+        arrays[name].tofile(folder / f"{name}.bin")
+    return arrays
+
+
+def everything_in(folder):
+    return sorted(folder.rglob("*"))
+
+
+def fails(result, code, *words):
+    """The result is this exit code and one line on standard error, which has these words."""
+    assert result.returncode == code, result.stdout + result.stderr
+    assert re.fullmatch(r"error: .+\n", result.stderr)
+    for word in words:
+        assert word in result.stderr
+
+
+# --------------------------------------------------------------------------------------- good paths
+
+
+@pytest.mark.parametrize("infer", ["plain", "sanitized"], indirect=True)
+def test_outputs_and_times(infer, models, volumes, tmp_path):
+    inputs = tmp_path / "results" / "bin_data"
+    (inputs / "notes.txt").write_text("no volume")
+    (inputs / ".hidden.bin").touch()
+    (inputs / "folder.bin").mkdir()
+    result = infer(f"--mindir_path={models / 'network.mindir'}", "--device_type", "CPU")
+    assert (result.returncode, result.stderr) == (0, "")
+
+    outputs = tmp_path / "result_Files"
+    assert {path.name for path in outputs.iterdir()} == {f"{name}_0.bin" for name in volumes}
+    for name, volume in volumes.items():
+        output = np.fromfile(outputs / f"{name}_0.bin", np.float32).reshape(SHAPE)
+        np.testing.assert_allclose(output, output_of(volume), rtol=1e-5, atol=1e-6)
+
+    lines = re.findall(r"^(\S+)\.bin: (\d+\.\d) ms, (\S+)$", result.stdout, re.MULTILINE)
+    assert [Path(name).name for name, _, _ in lines] == ["Case02", "Case10", "a.b"]
+    assert [Path(output).name for *_, output in lines] == [
+        *("Case02_0.bin", "Case10_0.bin", "a.b_0.bin")
+    ]
+    summary = (tmp_path / "time_Result" / "test_perform_static.txt").read_text()
+    words = r"NN inference cost average time: (\d+\.\d) ms of infer_count 3\n"
+    average = float(re.fullmatch(words, summary)[1])
+    assert average == pytest.approx(np.mean([float(time) for _, time, _ in lines]), abs=0.11)
+    assert summary in result.stdout
+    assert "replacing" not in result.stdout
+
+
+def test_other_folders_and_an_earlier_result(infer, models, volumes, tmp_path):
+    (tmp_path / "results").rename(tmp_path / "other")
+    output = tmp_path / "out" / "deep" / "a.b_0.bin"
+    output.parent.mkdir(parents=True)
+    output.write_text("of an earlier run")
+    other = output.with_name("Case99_0.bin")
+    other.write_text("of an earlier run, with other cases")
+    result = infer(
+        *("--mindir_path", models / "network.mindir", "--dataset_path=other/bin_data"),
+        *("--output_path", output.parent, "--device_type=CPU", "--device_id=3", "--threads=1"),
+        "--precision=fp32",
+    )
+    assert result.returncode == 0, result.stderr
+    assert f"{output.parent}: replacing 1 result(s) of an earlier run\n" in result.stdout
+    assert output.stat().st_size == SHIFT.nbytes
+    assert other.read_text() == "of an earlier run, with other cases"
+    assert not (tmp_path / "result_Files").exists()
+
+
+def test_help(infer):
+    result = infer("--help")
+    assert (result.returncode, result.stderr) == (0, "")
+    flags = "mindir_path dataset_path output_path device_type device_id threads precision"
+    assert re.findall(r"^  --(\w+)", result.stdout, re.MULTILINE) == flags.split()
+
+
+# ----------------------------------------------------------------------------------------- failures
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("", ("--mindir_path", "nothing")),
+        ("--device_type CPU", ("--mindir_path", "nothing")),
+        ("--mindir_path", ("--mindir_path", "no value", "--mindir_path=VALUE")),
+        ("--mindir_path=", ("--mindir_path", "no value")),
+        ("--mindir_path --threads 1", ("--mindir_path", "no value")),
+        ("--mindir m", ("--mindir:", "unknown")),
+        ("--mindir_paths m", ("--mindir_paths:", "unknown")),
+        ("m", ("m:", "unknown")),
+        ("--mindir_path m --device_type GPU", ("--device_type", "'GPU'", "Ascend or CPU")),
+        ("--mindir_path m --device_type cpu", ("--device_type", "'cpu'")),
+        ("--mindir_path m --device_id -1", ("--device_id", "'-1'", "from 0 to")),
+        ("--mindir_path m --device_id x", ("--device_id", "'x'")),
+        ("--mindir_path m --threads 0", ("--threads", "'0'", "from 1 to")),
+        ("--mindir_path m --threads 2x", ("--threads", "'2x'")),
+        ("--mindir_path m --threads 1.5", ("--threads", "'1.5'")),
+        ("--mindir_path m --threads 99999999999999999999", ("--threads", "9999")),
+        ("--mindir_path m --threads 2", ("--threads", "Ascend", "CPU only")),
+        ("--mindir_path m --precision int8", ("--precision", "'int8'", "fp32 or fp16")),
+        ("--mindir_path m --device_type=CPU --precision fp16", ("--precision", "fp16", "fp32")),
+    ],
+)
+def test_bad_options(infer, tmp_path, arguments, words):
+    fails(infer(*arguments.split()), 2, *words)
+    assert everything_in(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--output_path=results/bin_data"],
+        ["--output_path", "./results/../results/bin_data/"],
+        ["--output_path=a link"],
+        ["--dataset_path=a link", "--output_path=results/bin_data"],
+        ["--dataset_path=result_Files"],  # which is the other's default
+    ],
+)
+def test_results_among_the_volumes(infer, models, volumes, tmp_path, arguments):
+    """A later run would take them for volumes."""
+    (tmp_path / "a link").symlink_to("results/bin_data")
+    (tmp_path / "result_Files").mkdir()
+    before = everything_in(tmp_path)
+    result = infer(
+        *("--mindir_path", models / "network.mindir", "--device_type", "CPU", *arguments)
+    )
+    fails(result, 2, "--output_path:", "--dataset_path", "another")
+    assert everything_in(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ("missing", ("is no file", "export.py")),
+        ("network_3", ("can't be built", "version 1", "NAME_lite.mindir")),
+        ("truncated", ("can't be built",)),
+        ("empty", ("can't be built",)),
+        ("text", ("can't be built",)),
+        ("two_inputs", ("inputs: found 2", "one of float32")),
+        ("two_outputs", ("outputs: found 2", "one of float32")),
+        ("integers", ("inputs: found one of data type 34", "float32")),
+    ],
+)
+def test_bad_models(infer, models, volumes, tmp_path, model, words):
+    before = everything_in(tmp_path)
+    path = models / f"{model}.mindir"
+    fails(infer("--mindir_path", path, "--device_type", "CPU"), 1, str(path), *words)
+    assert everything_in(tmp_path) == before
+
+
+def no_folder(inputs):
+    inputs.rename(inputs.with_name("elsewhere"))
+
+
+def no_volume(inputs):
+    for path in inputs.iterdir():
+        path.rename(path.with_suffix(".txt"))
+
+
+def a_file_for_a_folder(inputs):
+    no_folder(inputs)
+    inputs.touch()
+
+
+def too_long(inputs):
+    np.zeros(121, np.float32).tofile(inputs / "a.b.bin")
+
+
+def empty(inputs):
+    (inputs / "a.b.bin").write_bytes(b"")
+
+
+def dangling_link(inputs):
+    (inputs / "z.bin").symlink_to("missing")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (no_folder, ("results/bin_data:", "No such file")),
+        (a_file_for_a_folder, ("results/bin_data:", "Not a directory")),
+        (no_volume, ("results/bin_data:", "no .bin file", "preprocess.py")),
+        (too_long, ("a.b.bin:", "484 bytes", "480", "float32", "(2, 3, 4, 5)", "preprocess.py")),
+        (empty, ("a.b.bin:", "0 bytes", "480")),
+        (dangling_link, ("z.bin:", "No such file")),
+    ],
+)
+def test_bad_volumes_are_found_before_the_first_inference(
+    infer, models, volumes, tmp_path, spoil, words
+):
+    spoil(tmp_path / "results" / "bin_data")
+    before = everything_in(tmp_path)
+    fails(infer("--mindir_path", models / "network.mindir", "--device_type", "CPU"), 1, *words)
+    assert everything_in(tmp_path) == before
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_output_that_is_not_finite(infer, models, volumes, tmp_path, bad):
+    volumes["Case10"][0, 1, 2, 3] = bad
+    volumes["Case10"].tofile(tmp_path / "results" / "bin_data" / "Case10.bin")
+    result = infer("--mindir_path", models / "network.mindir", "--device_type", "CPU")
+    fails(result, 1, "Case10.bin:", "NaN or infinite", "--precision fp32")
+    # What was whole before stays.
+    assert [path.name for path in (tmp_path / "result_Files").iterdir()] == ["Case02_0.bin"]
+    assert everything_in(tmp_path / "time_Result") == []
+
+
+def folder_is_a_file(folder):
+    (folder / "result_Files").touch()
+    return "result_Files:"
+
+
+def output_is_a_folder(folder):
+    (folder / "result_Files" / "Case10_0.bin").mkdir(parents=True)
+    return "result_Files/Case10_0.bin:"
+
+
+def times_are_a_file(folder):
+    (folder / "time_Result").touch()
+    return "time_Result:"
+
+
+def times_file_is_a_folder(folder):
+    (folder / "time_Result" / "test_perform_static.txt").mkdir(parents=True)
+    return "time_Result/test_perform_static.txt:"
+
+
+@pytest.mark.parametrize(
+    "spoil", [folder_is_a_file, output_is_a_folder, times_are_a_file, times_file_is_a_folder]
+)
+def test_unwritable(infer, models, volumes, tmp_path, spoil):
+    spoilt = spoil(tmp_path)
+    result = infer("--mindir_path", models / "network.mindir", "--device_type", "CPU")
+    fails(result, 1, spoilt, "cannot be written", "space left")
+    assert not [path for path in everything_in(tmp_path) if path.name.startswith(".")]
+
+
+def test_full_disk(infer, models, volumes, tmp_path, full_disk):
+    with full_disk(100):
+        result = infer(
+            *("--mindir_path", models / "network.mindir", "--device_type", "CPU"),
+            restore_signals=False,  # SIGXFSZ stays ignored, and writing fails
+        )
+    fails(result, 1, "result_Files/Case02_0.bin:", "File too large")
+    assert everything_in(tmp_path / "result_Files") == []
+
+
+def test_ascend_without_its_libraries(infer, models, volumes, tmp_path):
+    if shutil.which("npu-smi"):
+        pytest.skip("this machine has an Ascend device")
+    before = everything_in(tmp_path)
+    result = infer("--mindir_path", models / "network.mindir")
+    fails(result, 1, "network.mindir:", "driver and CANN", "--device_type CPU")
+    assert "libgraph.so" in result.stdout  # Lite's log, which says what is missing
+    assert everything_in(tmp_path) == before
+
+
+# ----------------------------------------------------- what MindSpore Lite is told and may answer
+
+INCLUDES = """
+#include <cstdio>
+#include <cstdlib>
+#include <stdexcept>
+#include "include/api/context.h"
+#include "include/api/model.h"
+namespace mindspore {
+"""
+BUILD = """
+Status Model::Build(const std::vector<char>&, ModelType, const std::shared_ptr<Context>& context) {
+  const auto ascend = context->MutableDeviceInfo().at(0)->Cast<AscendDeviceInfo>();
+  std::printf("Ascend %u '%s'\\n", ascend->GetDeviceID(), ascend->GetPrecisionMode().c_str());
+  return kLiteError;
+}
+}
+"""
+PREDICT = """
+Status Model::Predict(const std::vector<MSTensor>&, std::vector<MSTensor>*,
+                      const MSKernelCallBack&, const MSKernelCallBack&) {
+  if (std::getenv("THROWS") != nullptr) throw std::runtime_error("lost device\\nin line 7");
+  return Status(kLiteMemoryFailed);
+}
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def preloaded(lite_home, tmp_path_factory):
+    """Function that compiles a stand-in for functions of Lite -> environment that loads it."""
+
+    def compile(code):
+        folder = tmp_path_factory.mktemp("preloaded")
+        (folder / "code.cc").write_text(INCLUDES + code)
+        headers = next(Path(lite_home).glob("**/include/api/model.h")).parents[2]
+        command = ["c++", "-std=c++17", "-shared", "-fPIC", "-isystem", headers, "code.cc"]
+        subprocess.run([*command, "-o", "code.so"], cwd=folder, check=True)
+        return os.environ | {"LD_PRELOAD": str(folder / "code.so")}
+
+    return compile
+
+
+def test_settings_of_an_ascend_device(plain, preloaded, models, volumes, tmp_path):
+    environment = preloaded(BUILD)
+    for arguments, told in (
+        ([], "Ascend 0 ''"),
+        (["--device_id", "3", "--precision=fp16"], "Ascend 3 'enforce_fp16'"),
+        (["--device_type=Ascend", "--precision=fp32"], "Ascend 0 'preferred_fp32'"),
+    ):
+        command = [plain, "--mindir_path", models / "network.mindir", *arguments]
+        result = run(command, cwd=tmp_path, env=environment)
+        assert told in result.stdout
+        fails(result, 1, "can't be built", "driver and CANN")
+
+
+def test_inference_that_fails(plain, preloaded, models, volumes, tmp_path):
+    environment = preloaded(PREDICT)
+    command = [plain, "--mindir_path", models / "network.mindir", "--device_type", "CPU"]
+    for more, words in (({}, "Fail to create memory"), ({"THROWS": "1"}, "lost device)")):
+        result = run(command, cwd=tmp_path, env=environment | more)
+        fails(result, 1, "Case02.bin: inference fails", words)
+        assert everything_in(tmp_path / "result_Files") == []
+
+
+# --------------------------------------------------------------------------------------- build.sh
+
+
+def test_second_build_compiles_nothing(sources, plain, lite_home):
+    before = plain.stat().st_mtime_ns
+    result = build(sources, LITE_HOME=lite_home)
+    assert result.returncode == 0
+    assert "Building" not in result.stdout
+    assert plain.stat().st_mtime_ns == before
+
+
+def test_needs_no_library_path(plain, models, volumes, tmp_path):
+    command = [plain, "--mindir_path", models / "network.mindir", "--device_type", "CPU"]
+    assert run(command, cwd=tmp_path, env={}).returncode == 0
+
+
+def test_official_package(tmp_path, lite_home, models, volumes):
+    """Its libraries lie in several folders, all of which the program must find by itself."""
+    runtime, converter = tmp_path / "lite home" / "runtime", tmp_path / "lite home" / "tools"
+    folders = {"libdnnl": runtime / "third_party/dnnl"}
+    folders["libmindspore_glog"] = runtime / "third_party/glog"
+    for name in ("mindspore_converter", "mslite_converter_plugin", "opencv"):
+        folders[f"lib{name}"] = converter / "converter" / "lib"
+    for library in Path(lite_home).rglob("lib*.so*"):
+        place = next((at for name, at in folders.items() if library.name.startswith(name)), None)
+        place = place or runtime / "lib"
+        place.mkdir(parents=True, exist_ok=True)
+        (place / library.name).symlink_to(library.resolve())
+    assert all(folder.is_dir() for folder in folders.values())
+    headers = next(Path(lite_home).rglob("include/api/model.h")).parents[1]
+    (runtime / "include").symlink_to(headers)
+    quickly = "-DCMAKE_BUILD_TYPE=Debug"
+    program = built(copy_of_sources(tmp_path), quickly, LITE_HOME=str(tmp_path / "lite home"))
+    command = [program, "--mindir_path", models / "network.mindir", "--device_type", "CPU"]
+    result = run(command, cwd=tmp_path, env={})
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert len(list((tmp_path / "result_Files").iterdir())) == len(volumes)
+
+
+@pytest.mark.parametrize("folders", [(), ("include/api", "lib"), ("runtime/include/api",)])
+def test_lite_home_that_is_none(tmp_path, folders):
+    home = tmp_path / "lite home"
+    for folder in folders:
+        (home / folder).mkdir(parents=True)
+        if folder.endswith("api"):
+            (home / folder / "model.h").touch()
+    result = build(copy_of_sources(tmp_path), LITE_HOME=str(home))
+    fails(result, 1, f"LITE_HOME '{home}'", "include/api/model.h", "unset it")
+
+
+def executable(path, text):
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"#!/bin/bash\n{text}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_no_download_for_another_processor(tmp_path):
+    executable(
+        tmp_path / "bin" / "uname", 'if [[ $1 == -m ]]; then echo arm; else echo "Linux"; fi'
+    )
+    path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+    result = build(copy_of_sources(tmp_path), PATH=path)
+    fails(result, 1, "x86-64 Linux only", "LITE_HOME")
+
+
+@pytest.fixture
+def as_anybody():
+    """Words before a command that let file permissions hold for it."""
+    if os.geteuid() != 0:
+        return []
+    words = ["setpriv", "--bounding-set=-dac_override", "--inh-caps=-dac_override"]
+    if shutil.which("setpriv") is None or run([*words, "true"]).returncode != 0:
+        pytest.skip("root may write anywhere")
+    return words
+
+
+@pytest.mark.parametrize("is_built", [False, True])
+@pytest.mark.parametrize("protected", [".", "build"])
+def test_a_folder_of_another_user(tmp_path, as_anybody, is_built, protected):
+    sources = copy_of_sources(tmp_path)
+    if protected == "build":
+        (sources / "build").mkdir()
+    if is_built:
+        executable(sources / "out" / "main", "exit 0")
+    (sources / protected).chmod(0o555)
+    before = everything_in(sources)
+    result = build(sources, before=as_anybody)
+    (sources / protected).chmod(0o755)
+    if is_built:
+        assert (result.returncode, result.stderr) == (0, "")
+        assert result.stdout == f"{sources} cannot be written: out/main stays as it is\n"
+    else:
+        fails(result, 1, f"{sources} cannot be written", "its owner", "take a copy")
+        assert result.stdout == ""
+    assert everything_in(sources) == before
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="nothing is downloaded")
+@pytest.mark.parametrize(
+    ("pip", "words"),
+    [
+        ("exit 1", ("could not download", "LITE_HOME")),
+        ("", ("is not the MindSpore Lite", "SHA-256")),
+        ("kill -KILL $PPID", None),
+    ],
+)
+def test_download_that_fails(tmp_path, pip, words):
+    sources = copy_of_sources(tmp_path)
+    partial_wheel = 'while [[ $1 != --dest ]]; do shift; done; echo PK >"$2/part.whl"'
+    python = executable(tmp_path / "bin" / "python", f"{partial_wheel}\n{pip}")
+    result = build(sources, PYTHON=python)
+    if words:
+        fails(result, 1, *words)
+        assert not (sources / "build" / "download").exists()
+    assert not (sources / "lite").exists()
+    # Nor does a later run take what was left for the library.
+    python = executable(tmp_path / "bin" / "python", "exit 1")
+    fails(build(sources, PYTHON=python), 1, "could not download")
+
+
+@pytest.mark.parametrize("missing", ["cmake", "make", "g++"])  # Debian's packages are called so
+def test_missing_tools(tmp_path, lite_home, missing):
+    (tmp_path / "bin").mkdir()
+    for tool in {"bash", "dirname", "cmake", "make", "g++"} - {missing}:
+        (tmp_path / "bin" / tool).symlink_to(shutil.which(tool))
+    result = build(copy_of_sources(tmp_path), LITE_HOME=lite_home, PATH=str(tmp_path / "bin"))
+    fails(result, 1, f"apt-get install {missing} ")

@@ -1,0 +1,533 @@
+"""What travels with a model: enough to use it elsewhere, and never that of another model."""
+
+import hashlib
+import json
+import sys
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from scipy import ndimage
+from scipy.optimize import linear_sum_assignment
+
+from src.config import overridden, vnet_cfg
+from src.data_manager import image_to_network_grid
+from src.export.description import (
+    config_of_model,
+    describe,
+    lite_model,
+    main,
+    path_of,
+    read_description,
+    sha256_of,
+    with_other_formats,
+)
+from src.predictor import segment_outputs
+from src.utils.errors import DataError, UsageError
+from tests.helpers import stored_in_order
+
+PLAIN = {"operators": "3-D", "mindir_version": 3}
+LITE = {"operators": "2-D", "mindir_version": 1}
+KEYS = {
+    *("variant", "width", "VolSize", "dstRes", "normDir", "intensity"),
+    *("plane", "labels", "channel", "flip_average", "threshold"),
+}
+
+
+def config_of(*overrides):
+    return overridden(vnet_cfg, ["VolSize=32,48,16", "dstRes=1.25,1,3.6", *overrides])
+
+
+def put(path, config=None, checkpoint="a" * 64, batch_size=1, **facts):
+    """A model file, whose content is its own name, with its description."""
+    path.write_text(path.name)
+    digest = hashlib.sha256(path.name.encode()).hexdigest()
+    file = {"format": "MINDIR", "sha256": digest, "checkpoint_sha256": checkpoint, **facts}
+    description = describe(config or config_of(), batch_size, {path.name: file})
+    path.with_suffix(".json").write_text(json.dumps(description))
+    return description
+
+
+@pytest.fixture
+def model(tmp_path):
+    path = tmp_path / "vnet.v2.mindir"  # the first dot is part of the name
+    put(path, **PLAIN)
+    return path
+
+
+def change(model_path, edit):
+    """Lets `edit` alter a description in place."""
+    path = path_of(model_path)
+    description = json.loads(path.read_text())
+    edit(description)
+    path.write_text(json.dumps(description))
+
+
+# What it says -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_shapes_and_configuration(batch_size):
+    config = config_of("variant=paper", "width=4", "threshold=0.35", "normDir=true")
+    files = {"vnet.onnx": {"sha256": "1"}}
+    description = describe(config, batch_size, files)
+    assert description["input"]["shape"] == [batch_size, 1, 32, 48, 16]
+    assert description["output"]["shape"] == [batch_size, 32, 48, 16]
+    assert description["input"]["type"] == description["output"]["type"] == "float32"
+    assert description["files"] == files
+    assert description["configuration"] == {key: config[key] for key in KEYS}
+    assert json.loads(json.dumps(description)) == description
+
+
+def test_the_axes_are_those_of_the_array_in_memory():
+    description = describe(config_of(), 2, {})
+    for side in ("input", "output"):
+        shape, (names, fastest) = description[side]["shape"], description[side]["axes"].split("; ")
+        assert len(names.split(", ")) == len(shape)
+        assert fastest == "in memory Z runs fastest" and names.endswith("X, Y, Z")
+        strides = np.zeros(shape, np.float32).strides
+        assert min(strides) == strides[-1]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says", "never"),
+    [
+        ([], ["[32, 48, 16] voxels of [1.25, 1.0, 3.6] mm (x, y, z)", "along the image's, in"], []),
+        ([], ["the probability is above 0.5", "26 neighbours"], ["mirrored"]),
+        (["threshold=0.35"], ["above 0.35"], ["above 0.5"]),
+        (["normDir=true"], ["along the patient's axes"], ["the image's axes"]),
+        ([], ["rescale the intensities"], ["quantile"]),
+        (["intensity=equalize"], ["Gaussian of 20 mm", "1025 quantiles"], []),
+        (["flip_average=true"], ["output for the input mirrored left-right, along X"], []),
+        (["VolSize=64,64,32", "dstRes=2,2,2"], ["[64, 64, 32] voxels of [2.0, 2.0, 2.0]"], ["1.2"]),
+    ],
+)
+def test_the_steps_name_the_numbers(overrides, says, never):
+    description = describe(config_of(*overrides), 1, {})
+    steps = "\n".join(description["preprocessing"] + description["postprocessing"])
+    assert [words for words in says if words not in steps] == []
+    assert [words for words in never if words in steps] == []
+
+
+# A reader who has only the words: no code of this project below, but NumPy and SciPy.
+
+
+def sampled(array, places):
+    """Linear between the voxels of an array, 0 outside; places (3, ...) are indices."""
+    return ndimage.map_coordinates(array.astype(float), places, order=1, cval=0)
+
+
+def points_of(sides, spacing_mm, centre, axes):
+    """Physical points (3, X, Y, Z) of a grid about a centre."""
+    index = np.indices(sides) - (np.array(sides).reshape(3, 1, 1, 1) - 1) / 2
+    offset_mm = index * np.reshape(spacing_mm, (3, 1, 1, 1))
+    return np.tensordot(axes, offset_mm, 1) + np.reshape(centre, (3, 1, 1, 1))
+
+
+def indices_of(points, sides, spacing_mm, centre, axes):
+    """The reverse of `points_of`: where points lie in a grid, as indices."""
+    offset_mm = np.tensordot(np.linalg.inv(axes), points - np.reshape(centre, (3, 1, 1, 1)), 1)
+    middle = (np.array(sides) - 1) / 2
+    return offset_mm / np.reshape(spacing_mm, (3, 1, 1, 1)) + middle.reshape(3, 1, 1, 1)
+
+
+class Reader:
+    """Follows a description, for one image (X, Y, Z) of this geometry."""
+
+    def __init__(self, image, description):
+        self.values = sitk.GetArrayFromImage(image).T
+        self.axes = np.reshape(image.GetDirection(), (3, 3))
+        self.spacing_mm = image.GetSpacing()
+        half = (np.array(self.values.shape) - 1) / 2 * self.spacing_mm
+        self.centre = image.GetOrigin() + self.axes @ half
+        self.settings = description["configuration"]
+        if self.settings["normDir"]:
+            self.grid_axes = np.eye(3)
+        else:
+            # Each of the image's axes to one of the patient's, and turned to run along it.
+            _, nearest = linear_sum_assignment(-np.abs(self.axes))
+            ordered = self.axes[:, nearest]
+            self.grid_axes = ordered * np.sign(np.diag(ordered))
+        sides, spacing_mm = self.settings["VolSize"], self.settings["dstRes"]
+        self.grid = (sides, spacing_mm, self.centre, self.grid_axes)
+        self.own = (self.values.shape, self.spacing_mm, self.centre, self.axes)
+
+    def preprocessed(self):
+        unit = (self.values - self.values.min()) / np.ptp(self.values)
+        if self.settings["intensity"] == "equalize":
+            counted, size = unit > 0, 20 / np.array(self.spacing_mm)
+            ratio = np.where(counted, np.log(unit + 0.01), 0)
+            sums = ndimage.gaussian_filter(ratio, size, mode="nearest", truncate=6)
+            weights = ndimage.gaussian_filter(counted * 1.0, size, mode="nearest", truncate=6)
+            ratio = (ratio - sums / weights)[counted]
+            shares = np.arange(1025) / 1024
+            unit[counted] = np.interp(ratio, np.quantile(ratio, shares), shares)
+        volume = sampled(unit, indices_of(points_of(*self.grid), *self.own))
+        bright = volume[volume > 0]
+        return (volume - bright.mean()) / bright.std()
+
+    def postprocessed(self, output, mirrored=None):
+        if mirrored is not None:
+            output = (output + mirrored[::-1]) / 2
+        soft = sampled(output, indices_of(points_of(*self.own), *self.grid))
+        labels, _ = ndimage.label(soft > self.settings["threshold"], np.ones((3, 3, 3)))
+        sizes = np.bincount(labels.ravel())
+        sizes[0] = 0
+        return labels == np.argmax(sizes)
+
+
+# The second grid reaches beyond the image, the third lies oblique in it. None has a point in the
+# outer halves of the outermost voxels, which SimpleITK still counts as inside.
+GRIDS = [
+    ("VolSize=16,32,16", "dstRes=1.25,0.7,2"),
+    ("VolSize=16,16,16", "dstRes=3,3.05,3.6"),
+    ("VolSize=16,16,16", "dstRes=1,1,1.1", "normDir=true", "intensity=equalize"),
+]
+
+
+# As PROMISE12 stores volumes, as dcm2niix does, and a left-handed sagittal order.
+ORDERS = [((0, 1, 2), (1, 1, 1)), ((0, 1, 2), (1, -1, 1)), ((1, 2, 0), (-1, 1, 1))]
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("overrides", GRIDS)
+def test_who_follows_the_words_gets_the_networks_input(make_image, oblique, overrides, order):
+    values = np.random.default_rng(0).integers(-50, 900, (18, 22, 24)).astype(np.float32)
+    values[..., :5] = values.min()  # padding
+    image = stored_in_order(make_image(values, (1.5, 1.6, 2), direction=oblique), *order)
+    config = config_of(*overrides)
+    followed = Reader(image, describe(config, 1, {})).preprocessed()
+    volume = image_to_network_grid(image, config)
+    assert volume.std() > 0.5
+    approximate = "intensity=equalize" in overrides  # ITK's Gaussian is a recursive filter
+    np.testing.assert_allclose(volume, followed, atol=5e-3 if approximate else 1e-3)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("flip", ["false", "true"])
+@pytest.mark.parametrize("overrides", GRIDS)
+def test_who_follows_the_words_gets_the_mask(make_image, oblique, overrides, flip, order):
+    image = make_image(np.zeros((18, 22, 24), np.float32), (1.5, 1.6, 2), direction=oblique)
+    image = stored_in_order(image, *order)
+    config = config_of(*overrides, f"flip_average={flip}", "threshold=0.3")
+    x, y, z = np.indices(config.VolSize) / np.reshape(config.VolSize, (3, 1, 1, 1))
+    large = np.exp(-12 * ((x - 0.4) ** 2 + (y - 0.5) ** 2 + (z - 0.6) ** 2))
+    small = np.exp(-100 * ((x - 0.8) ** 2 + (y - 0.2) ** 2 + (z - 0.3) ** 2))
+    output = (large + small).clip(0, 1).astype(np.float32)
+    outputs = [output, output**2] if flip == "true" else [output]
+    followed = Reader(image, describe(config, 1, {})).postprocessed(*outputs)
+    mask = sitk.GetArrayFromImage(segment_outputs(outputs, image, config)[0]).T
+    assert 40 < followed.sum() < followed.size / 2
+    assert np.count_nonzero(mask != followed) <= 2  # a voxel at the threshold may fall either way
+
+
+# Reading it back --------------------------------------------------------------------------------
+
+
+def test_hash_of_a_file_of_many_blocks(tmp_path):
+    content = np.random.default_rng(0).bytes(3 * 2**20 + 5)
+    (tmp_path / "file").write_bytes(content)
+    assert sha256_of(tmp_path / "file") == hashlib.sha256(content).hexdigest()
+
+
+def test_description_and_its_entry_of_the_file(tmp_path, model):
+    assert path_of(model) == tmp_path / "vnet.v2.json"
+    description, file = read_description(str(model))
+    assert description == json.loads((tmp_path / "vnet.v2.json").read_text())
+    assert file == description["files"]["vnet.v2.mindir"]
+    assert file["operators"] == "3-D"
+
+
+def test_the_configuration_comes_with_the_model(model):
+    put(model, config_of("variant=monai", "width=8", "threshold=0.3", "flip_average=true"))
+    config = config_of_model(model, ["fold=2", "threshold=0.7", "dirPredictionImage=masks"])
+    assert (config.variant, config.width, config.VolSize) == ("monai", 8, [32, 48, 16])
+    assert (config.dstRes, config.flip_average) == ([1.25, 1.0, 3.6], True)
+    assert (config.fold, config.threshold, config.dirPredictionImage) == (2, 0.7, "masks")
+    assert config_of_model(model, []).threshold == 0.3
+    assert set(config) == set(vnet_cfg)
+
+
+@pytest.mark.parametrize("trained", ["true", "false"])
+@pytest.mark.parametrize("wanted", ["true", "false"])
+def test_averaging_with_the_mirror_image_is_the_users_choice(model, trained, wanted):
+    """It is the model's work, done twice; so the model does not fix it, but says what it had."""
+    put(model, config_of(f"flip_average={trained}"))
+    assert config_of_model(model, []).flip_average == (trained == "true")
+    config = config_of_model(model, [f"flip_average={wanted}"])
+    assert config.flip_average == (wanted == "true")
+
+
+@pytest.mark.parametrize("count", [2, 5, 0])
+def test_a_model_of_several_volumes_per_call_is_none_for_the_program(model, count):
+    put(model, batch_size=count)
+    message = one_line(config_of_model, model, [])
+    assert message.startswith(f"{path_of(model)}: the model takes {count} volumes per call")
+    assert "export with --batch_size 1: python export.py --ckpt_file CKPT " in message
+    assert message.endswith(f"--file_name {model.with_suffix('')}")
+    read_description(model)  # it is a good one, for others
+
+
+@pytest.mark.parametrize(
+    ("item", "has"),
+    [
+        ("variant=paper", "variant=zoo"),
+        ("width=4", "width=16"),
+        ("VolSize=32,32,32", "VolSize=[32, 48, 16]"),
+        ("dstRes=1,1,1", "dstRes=[1.25, 1.0, 3.6]"),
+        ("normDir=true", "normDir=False"),
+        ("intensity=equalize", "intensity=rescale"),
+    ],
+)
+def test_what_the_model_fixes_cannot_be_overridden(model, item, has):
+    with pytest.raises(UsageError) as error:
+        config_of_model(model, [item])
+    message = str(error.value)
+    assert f"--set {item.partition('=')[0]}=" in message
+    assert f"{path_of(model)} has {has}; leave it out" in message
+    same = has.replace("[", "").replace("]", "").replace(" ", "")
+    assert config_of_model(model, [same]) == config_of_model(model, [])
+
+
+def test_a_model_from_before_there_was_a_choice_has_rescaled_intensities(model):
+    change(model, lambda description: description["configuration"].pop("intensity"))
+    assert config_of_model(model, []).intensity == "rescale"
+
+
+DAMAGES = {
+    "no JSON": lambda path: path.write_text("{"),
+    "no text": lambda path: path.write_bytes(b"\xff\xfe\x00"),
+    "empty": lambda path: path.write_text(""),
+    "a list": lambda path: path.write_text("[1]"),
+    "null": lambda path: path.write_text("null"),
+    "other JSON": lambda path: path.write_text('{"model_type": "bert"}'),
+}
+EDITS = {
+    "other version": lambda d: d.update(description_version=99),
+    "no version": lambda d: d.pop("description_version"),
+    "no configuration": lambda d: d.pop("configuration"),
+    "configuration a list": lambda d: d.update(configuration=[]),
+    "unknown key": lambda d: d["configuration"].update(learning=1),
+    "sides of no V-Net": lambda d: d["configuration"].update(VolSize=[20, 16, 16]),
+    "width a text": lambda d: d["configuration"].update(width="16"),
+    "variant unknown": lambda d: d["configuration"].update(variant="unet"),
+    "a key missing": lambda d: d["configuration"].pop("VolSize"),
+    "no input": lambda d: d.pop("input"),
+    "no shape": lambda d: d["input"].pop("shape"),
+    "an empty shape": lambda d: d["input"].update(shape=[]),
+    "a shape of words": lambda d: d["input"].update(shape=["batch", 1, "X", "Y", "Z"]),
+    "an unknown side": lambda d: d["input"].update(shape=[None, 1, 32, 48, 16]),
+    "no files": lambda d: d.pop("files"),
+    "files a list": lambda d: d.update(files=[]),
+    "a file without facts": lambda d: d.update(files={"vnet.v2.mindir": None}),
+    "no format": lambda d: d["files"]["vnet.v2.mindir"].pop("format"),
+    "no hash": lambda d: d["files"]["vnet.v2.mindir"].pop("sha256"),
+    "no checkpoint": lambda d: d["files"]["vnet.v2.mindir"].pop("checkpoint_sha256"),
+}
+
+
+def one_line(call, *arguments):
+    with pytest.raises(DataError) as error:
+        call(*arguments)
+    message = str(error.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize("damage", [*DAMAGES, *EDITS])
+def test_a_damaged_description_is_refused_with_the_command(model, damage):
+    if damage in DAMAGES:
+        DAMAGES[damage](path_of(model))
+    else:
+        change(model, EDITS[damage])
+    for call in (read_description, lambda path: config_of_model(path, []), lite_model):
+        message = one_line(call, model)
+        assert message.startswith(f"{path_of(model)}: no description of a model (")
+        command = f"--file_format MINDIR --file_name {model.with_suffix('')}"
+        assert message.endswith(f"python export.py --ckpt_file CKPT {command}")
+
+
+def test_the_other_version_is_named(model):
+    change(model, EDITS["other version"])
+    assert "version 99, expected 1" in one_line(read_description, model)
+
+
+@pytest.mark.parametrize("missing", ["model", "description"])
+def test_what_is_missing_is_named_with_the_command(model, missing):
+    path = model if missing == "model" else path_of(model)
+    path.unlink()
+    message = one_line(read_description, model)
+    words = {"model": "no such model", "description": f"missing beside {model.name}"}[missing]
+    assert message.startswith(f"{path}: {words}; export it: python export.py ")
+    assert message.endswith(f"--file_name {model.with_suffix('')}")
+
+
+def test_another_models_description_is_refused(tmp_path, model):
+    model.write_text("retrained")
+    says = f"{path_of(model)}: describes another {model.name}; export again: python export.py"
+    assert one_line(read_description, model).startswith(says)
+    other = tmp_path / "vnet.v2.onnx"  # of the same name, but not in the description
+    other.write_text(model.name)
+    says = f"{path_of(model)}: describes another vnet.v2.onnx"
+    assert one_line(read_description, other).startswith(says)
+
+
+# Several formats of one name --------------------------------------------------------------------
+
+
+def files_beside(tmp_path, edit=lambda description: None, checkpoint="a" * 64):
+    """Names that vnet.json has once vnet.onnx joins an earlier vnet.mindir."""
+    earlier = put(tmp_path / "vnet.mindir", **PLAIN)
+    edit(earlier)
+    path_of(tmp_path / "vnet.mindir").write_text(json.dumps(earlier))
+    onnx = {"vnet.onnx": {"format": "ONNX", "sha256": "1", "checkpoint_sha256": checkpoint}}
+    description = describe(config_of(), 1, onnx)
+    joined = with_other_formats(description, tmp_path / "vnet.json")
+    assert {**joined, "files": onnx} == description
+    assert joined["files"]["vnet.onnx"] == onnx["vnet.onnx"]
+    if "vnet.mindir" in joined["files"]:
+        assert joined["files"]["vnet.mindir"] == earlier["files"]["vnet.mindir"]
+    return sorted(joined["files"])
+
+
+def test_formats_of_one_checkpoint_share_a_description(tmp_path):
+    assert files_beside(tmp_path) == ["vnet.mindir", "vnet.onnx"]
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda d: d["input"].update(shape=[4, 1, 32, 48, 16]),
+        lambda d: d["configuration"].update(threshold=0.4),
+        lambda d: d["preprocessing"].pop(),
+        lambda d: d.update(description_version=0),
+        lambda d: d.pop("files"),
+    ],
+)
+def test_a_description_that_differs_is_replaced(tmp_path, edit):
+    assert files_beside(tmp_path, edit) == ["vnet.onnx"]
+
+
+def test_the_files_of_another_checkpoint_go_with_a_notice(tmp_path, capsys):
+    assert files_beside(tmp_path, checkpoint="b" * 64) == ["vnet.onnx"]
+    says = f"{tmp_path / 'vnet.mindir'}: of another export, vnet.json describes it no more\n"
+    assert capsys.readouterr().out == says
+
+
+def test_a_file_that_is_gone_is_no_news(tmp_path, capsys):
+    other = {"vnet.air": {"format": "AIR", "sha256": "2", "checkpoint_sha256": "b" * 64}}
+    assert files_beside(tmp_path, lambda d: d["files"].update(other)) == [
+        *("vnet.mindir", "vnet.onnx")
+    ]
+    assert capsys.readouterr().out == ""
+
+
+def test_an_export_again_replaces_its_own_entry(tmp_path):
+    put(tmp_path / "vnet.mindir", **PLAIN)
+    again = {"vnet.mindir": {"format": "MINDIR", "sha256": "2", "checkpoint_sha256": "a" * 64}}
+    description = describe(config_of(), 1, again)
+    assert with_other_formats(description, tmp_path / "vnet.json") == description
+    assert with_other_formats(description, tmp_path / "no.json") == description
+    assert with_other_formats(description, tmp_path) == description  # a folder
+
+
+# The model for MindSpore Lite -------------------------------------------------------------------
+
+
+def test_lite_reads_the_twin_of_a_plain_model(tmp_path, model):
+    twin = tmp_path / "vnet.v2_lite.mindir"
+    put(twin, **LITE)
+    assert lite_model(str(model)) == twin
+    assert lite_model(twin) == twin
+
+
+@pytest.mark.parametrize(
+    "facts", [{"operators": "2-D", "mindir_version": 3}, {"operators": "3-D", "mindir_version": 1}]
+)
+def test_what_lite_reads_on_some_devices_only_has_a_twin_too(tmp_path, model, facts):
+    put(model, **facts)
+    put(tmp_path / "vnet.v2_lite.mindir", **LITE)
+    assert lite_model(model) == tmp_path / "vnet.v2_lite.mindir"
+
+
+def test_a_model_of_2d_operators_and_version_1_needs_no_twin(model):
+    put(model, **LITE)
+    assert lite_model(model) == model
+
+
+@pytest.mark.parametrize("file_format", ["ONNX", "AIR"])
+def test_another_format_is_none_for_lite(tmp_path, file_format):
+    """Even where a twin lies beside it."""
+    other = tmp_path / f"vnet.v2.{file_format.lower()}"
+    put(other, format=file_format, operators="2-D")
+    put(tmp_path / "vnet.v2_lite.mindir", **LITE)
+    assert one_line(lite_model, other) == f"{other}: is {file_format}, expected a MINDIR"
+
+
+@pytest.mark.parametrize("missing", ["vnet.v2_lite.mindir", "vnet.v2_lite.json"])
+def test_a_missing_twin_is_named_with_the_command_that_writes_it(tmp_path, model, missing):
+    put(tmp_path / "vnet.v2_lite.mindir", **LITE)
+    (tmp_path / missing).unlink()
+    message = one_line(lite_model, model)
+    assert message.startswith(f"{tmp_path / missing}: ")
+    # The plain model's export brings the twin along; one called NAME_lite would be no twin.
+    assert message.endswith(f"--file_format MINDIR --file_name {tmp_path / 'vnet.v2'}")
+
+
+def test_a_twin_of_another_checkpoint_is_refused(tmp_path, model):
+    twin = tmp_path / "vnet.v2_lite.mindir"
+    put(twin, checkpoint="b" * 64, **LITE)
+    message = one_line(lite_model, model)
+    assert message.startswith(f"{twin}: of another checkpoint than vnet.v2.mindir, ")
+    assert message.endswith(f"--file_name {tmp_path / 'vnet.v2'}")
+
+
+@pytest.mark.parametrize(
+    ("item", "batch_size"),
+    [
+        ("VolSize=32,32,16", 1),
+        ("dstRes=1.25,1,3.5", 1),
+        ("normDir=true", 1),
+        ("intensity=equalize", 1),
+        ("variant=paper", 1),
+        ("flip_average=true", 1),
+        ("threshold=0.4", 1),
+        ("width=16", 2),
+    ],
+)
+def test_a_twin_that_is_fed_or_read_otherwise_is_refused(tmp_path, model, item, batch_size):
+    """Of the same checkpoint, but exported with other words."""
+    twin = tmp_path / "vnet.v2_lite.mindir"
+    put(twin, config_of(item), batch_size=batch_size, **LITE)
+    message = one_line(lite_model, model)
+    assert message.startswith(f"{twin}: of another checkpoint than vnet.v2.mindir, of another grid")
+    assert message.endswith(f"--file_name {tmp_path / 'vnet.v2'}")
+    assert lite_model(twin) == twin  # by itself it is sound
+    put(model, config_of(item), batch_size=batch_size, **PLAIN)
+    assert lite_model(model) == twin
+
+
+@pytest.mark.parametrize("facts", [PLAIN, LITE | {"mindir_version": 3}, {}])
+def test_a_twin_that_lite_cannot_read_is_refused(tmp_path, model, facts):
+    twin = tmp_path / "vnet.v2_lite.mindir"
+    put(twin, **facts)
+    message = one_line(lite_model, model)
+    assert str(twin) in message and message.endswith(f"--file_name {tmp_path / 'vnet.v2'}")
+
+
+def test_a_damaged_twin_is_refused(tmp_path, model):
+    twin = tmp_path / "vnet.v2_lite.mindir"
+    put(twin, **LITE)
+    twin.write_text("cut")
+    assert one_line(lite_model, model).startswith(f"{path_of(twin)}: describes another")
+
+
+def test_the_command_prints_the_path_alone(tmp_path, model, monkeypatch, capsys):
+    put(tmp_path / "vnet.v2_lite.mindir", **LITE)
+    monkeypatch.setattr(sys, "argv", ["model_description", str(model)])
+    main()
+    assert capsys.readouterr() == (f"{tmp_path / 'vnet.v2_lite.mindir'}\n", "")
+    monkeypatch.setattr(sys, "argv", ["model_description"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2

@@ -1,0 +1,415 @@
+"""Volumes for the C++ program and what becomes of its answers: the same as in Python."""
+
+import json
+import shutil
+import struct
+import sys
+
+import mindspore as ms
+import numpy as np
+import pandas as pd
+import pytest
+import SimpleITK as sitk
+
+import postprocess
+import preprocess
+from src.data_manager import find_cases
+from src.evaluation import evaluate
+from src.export.description import describe, sha256_of
+from src.export.infer_310 import INPUT_FOLDER, evaluate_outputs, write_inputs
+from src.images.orientation import in_patient_order
+from src.images.reading import read_image
+from src.predictor import network_inputs, segment_outputs
+from src.utils.errors import DataError
+from src.utils.output_folder import MANIFEST
+from tests.helpers import STORAGE_ORDERS, stored_in_order
+
+SIDES = (32, 48, 16)
+# All that is known of a model whose training is far away.
+KNOWN = (
+    *("variant", "width", "VolSize", "dstRes", "normDir", "intensity"),
+    *("plane", "labels", "channel", "flip_average", "threshold"),
+)
+# Slices run to the left.
+SAGITTAL = np.array([[0, 0, 1], [1, 0, 0], [0, -1, 0]], float)
+
+
+def sloping(batch):
+    """A stand-in for the network, without any symmetry, which knows the synthetic cases."""
+    bright = batch.asnumpy()[:, 0] > 0.8
+    x, y, z = (np.linspace(0, 1, side) for side in bright.shape[1:])
+    ramp = 0.6 * x[:, None, None] + 0.3 * y[:, None] + 0.1 * z
+    return ms.Tensor((bright * ramp).astype(np.float32))
+
+
+@pytest.fixture
+def data(tmp_path, write_case, oblique):
+    """Three cases of different formats and geometries."""
+    write_case(tmp_path / "data", "Case0", ".mhd")
+    write_case(tmp_path / "data", "Case1", ".nii.gz", seed=1, direction=oblique)
+    write_case(tmp_path / "data", "Case2", ".mha", (12, 30, 22), 2, direction=SAGITTAL)
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def cases(data):
+    return find_cases(data, ["Case2", "Case0", "Case1"])
+
+
+@pytest.fixture
+def config(small_config, tmp_path):
+    """Function `key=value` texts -> configuration."""
+
+    def make(*overrides):
+        grid = ("VolSize=32,48,16", "dstRes=1.25,0.9,2.5")
+        return small_config(*grid, f"dirPredictionImage={tmp_path / 'masks'}", *overrides)
+
+    return make
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != MANIFEST}
+
+
+def stand_in_program(inputs, outputs, network=sloping):
+    """What the C++ program does, with another network: NAME.bin -> NAME_0.bin."""
+    outputs.mkdir(exist_ok=True)
+    for path in inputs.glob("*.bin"):
+        volume = np.frombuffer(path.read_bytes(), "<f4").reshape(1, 1, *SIDES)
+        answer = network(ms.Tensor(volume.copy())).asnumpy()[0]
+        (outputs / f"{path.stem}_0.bin").write_bytes(answer.astype("<f4").tobytes())
+
+
+# Volumes for the program ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options", [(), ("normDir=true",), ("flip_average=true",), ("intensity=equalize",)]
+)
+def test_a_file_is_exactly_the_networks_input(tmp_path, cases, config, options, capsys):
+    config, folder = config(*options), tmp_path / "new" / "bin"
+    write_inputs(cases, config, folder)
+    expected = {}
+    for case in cases:
+        names = [case.case_id, f"{case.case_id}_mirrored"][: 1 + config.flip_average]
+        volumes = network_inputs(read_image(case.image_path), config)
+        for name, volume in zip(names, volumes, strict=True):
+            assert volume.shape == SIDES and volume.std() > 0.5
+            expected[f"{name}.bin"] = volume.astype("<f4").tobytes(order="C")
+    assert contents(folder) == expected
+    count = len(expected)
+    assert capsys.readouterr().out == (
+        f"{folder}: {count} volume(s) of [32, 48, 16] voxels, of 3 case(s)\n"
+    )
+
+
+def test_the_program_sees_the_same_volume_in_every_order_of_storage(tmp_path, cases, config):
+    """And its answers become the same mask in the patient."""
+    image = read_image(cases[2].image_path)
+    settings = config("flip_average=true")
+    seen, masks = [], []
+    for number, (axes, signs) in enumerate(STORAGE_ORDERS[::5]):
+        path = tmp_path / f"scan{number}" / "img" / "Case.mha"
+        path.parent.mkdir(parents=True)
+        sitk.WriteImage(stored_in_order(image, axes, signs), str(path))
+        write_inputs(find_cases(path.parents[1], ["Case"], False), settings, path.parents[1])
+        stand_in_program(path.parents[1], path.parents[1])
+        files = [path.parents[1] / f"{name}.bin" for name in ("Case", "Case_mirrored")]
+        seen.append([np.fromfile(file, "<f4") for file in files])
+        outputs = [
+            np.fromfile(file.with_name(f"{file.stem}_0.bin"), "<f4").reshape(SIDES)
+            for file in files
+        ]
+        mask, _ = segment_outputs(outputs, read_image(path), settings)
+        masks.append(in_patient_order(sitk.GetArrayFromImage(mask).T, mask))
+    assert masks[0].any()
+    for volumes, mask in zip(seen, masks, strict=True):
+        # But for voxels at the image's border, which rounding leaves in or out of it.
+        assert np.mean(np.abs(np.subtract(volumes, seen[0])) > 1e-4) < 1e-3
+        assert (mask != masks[0]).sum() <= 2
+
+
+def test_without_a_folder_they_lie_where_the_program_looks(tmp_path, cases, config, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_inputs(cases[:1], config())
+    assert INPUT_FOLDER == "results/bin_data"  # the zoo's
+    assert list(contents(tmp_path / "results" / "bin_data")) == ["Case2.bin"]
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_each_voxel_lies_where_a_program_expects_it(
+    tmp_path, make_image, small_config, oblique, mirrored
+):
+    """The image lies on the network grid already, so only its intensities change."""
+    values = np.random.default_rng(0).integers(2, 500, (48, 32, 16)).astype(np.float32)
+    values[0, 0, 5] = 1  # the only voxel that becomes 0, or almost 0 by the resampling's rounding
+    direction = SAGITTAL if mirrored else oblique
+    (tmp_path / "data" / "img").mkdir(parents=True)
+    image = make_image(values, (1.5, 0.8, 3), direction=direction)
+    sitk.WriteImage(image, str(tmp_path / "data" / "img" / "Case0.nrrd"))
+    # The sagittal image's x, y, z run to the patient's back, feet, left: the grid's y, z, x.
+    grid = ("48,16,32", "3,1.5,0.8") if mirrored else ("16,32,48", "1.5,0.8,3")
+    sides = [int(side) for side in grid[0].split(",")]
+    config = small_config(f"VolSize={grid[0]}", f"dstRes={grid[1]}", "flip_average=true")
+    write_inputs(find_cases(tmp_path / "data", ["Case0"], False), config, tmp_path / "bin")
+    content = (tmp_path / "bin" / ("Case0_mirrored.bin" if mirrored else "Case0.bin")).read_bytes()
+    assert len(content) == 4 * 16 * 32 * 48
+    unit = (values - values.min()) / (values.max() - values.min())
+    mean, deviation = unit[unit > 0].mean(), unit[unit > 0].std()
+    last = tuple(side - 1 for side in sides)
+    for x, y, z in ((0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0), last, (7, 10, 2)):
+        (found,) = struct.unpack_from("<f", content, 4 * ((x * sides[1] + y) * sides[2] + z))
+        value = unit[47 - x, 31 - z, y] if mirrored else unit[z, y, x]
+        assert found == pytest.approx((value - mean) / deviation, abs=1e-3)
+
+
+def test_our_own_earlier_volumes_go(tmp_path, cases, config, capsys):
+    """The program would segment them too, and its average time count them."""
+    folder = tmp_path / "bin"
+    write_inputs(cases, config("flip_average=true"), folder)
+    assert len(contents(folder)) == 6
+    (folder / "notes.txt").write_text("mine")
+    first = contents(folder)
+    capsys.readouterr()
+    write_inputs(cases[1:], config(), folder)
+    left = {name: first[name] for name in ("Case0.bin", "Case1.bin", "notes.txt")}
+    assert contents(folder) == left
+    assert capsys.readouterr().out.splitlines() == [
+        f"{folder}: replacing 2 file(s) of an earlier run",
+        f"{folder}: removing 4 file(s) of an earlier run",
+        f"{folder}: 2 volume(s) of [32, 48, 16] voxels, of 2 case(s)",
+    ]
+    (folder / "Case2.bin").write_bytes(b"mine")  # no longer ours, so that it is safe from us
+    with pytest.raises(DataError, match="Case2.bin: not written by this program"):
+        write_inputs(cases[1:], config(), folder)
+    assert contents(folder) == left | {"Case2.bin": b"mine"}
+
+
+@pytest.mark.parametrize("name", ["Case9.bin", "Case0.bin", "Case0_mirrored.bin"])
+def test_other_peoples_volumes_stay_and_stop_it(tmp_path, cases, config, name):
+    folder = tmp_path / "bin"
+    write_inputs(cases[:1], config(), folder)
+    (folder / name).write_bytes(b"mine")
+    before = contents(folder)
+    with pytest.raises(DataError) as error:
+        write_inputs(cases, config(), folder)
+    assert str(error.value).startswith(f"{folder / name}: ")
+    assert "not written by this program" in str(error.value) and "\n" not in str(error.value)
+    assert contents(folder) == before
+
+
+def test_a_case_named_like_anothers_mirror_image_is_refused(tmp_path, write_case, config):
+    for name in ("A", "A_mirrored"):
+        write_case(tmp_path / "data", name)
+    cases = find_cases(tmp_path / "data", ["A", "A_mirrored"])
+    with pytest.raises(DataError, match="A_mirrored.bin: of two cases"):
+        write_inputs(cases, config("flip_average=true"), tmp_path / "bins")
+    assert not (tmp_path / "bins").exists()
+
+
+def test_a_broken_image_stops_it_before_anything_is_written(tmp_path, data, cases, config):
+    path = data / "img" / "Case0.raw"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(DataError, match=r"Case0\.raw: truncated"):
+        write_inputs(cases, config(), tmp_path / "new" / "bin")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_folder_that_cannot_be_made(tmp_path, cases, config):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(DataError, match="file/bin: cannot be written"):
+        write_inputs(cases, config(), tmp_path / "file" / "bin")
+
+
+def test_a_full_disk_leaves_no_half_written_volume(tmp_path, cases, config, full_disk):
+    with full_disk(5000), pytest.raises(DataError, match=r"Case2\.bin: cannot be written"):
+        write_inputs(cases, config(), tmp_path / "bin")
+    assert contents(tmp_path / "bin") == {}
+
+
+# Its answers ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def answered(tmp_path, cases, config):
+    """Function configuration -> folder of answers to the cases' volumes."""
+
+    def answer(settings):
+        write_inputs(cases, settings, tmp_path / "bin")
+        stand_in_program(tmp_path / "bin", tmp_path / "answers")
+        return tmp_path / "answers"
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    "options",
+    [(), ("threshold=0.6",), ("flip_average=true",), ("flip_average=true", "normDir=true")],
+)
+def test_the_masks_and_metrics_are_those_of_an_evaluation(
+    tmp_path, cases, config, answered, options, capsys
+):
+    python = config(*options)
+    expected = evaluate(sloping, cases, python, {"checkpoint": "best.ckpt"})
+    printed = capsys.readouterr().out
+    assert all(0.01 < row["dice"] < 1 for row in expected)
+    answers = answered(python)
+    capsys.readouterr()
+    settings = config(*options, f"dirPredictionImage={tmp_path / 'through files'}")
+    rows = evaluate_outputs(cases, settings, str(answers), {"model": "vnet.mindir"})
+    assert rows == expected
+    assert capsys.readouterr().out == printed.replace("/masks", "/through files")
+    masks, through_files = contents(tmp_path / "masks"), contents(tmp_path / "through files")
+    for folder in (masks, through_files):
+        reports = json.loads(folder.pop("metrics.json"))
+        assert [row["case"] for row in reports["cases"]] == ["Case2", "Case0", "Case1"]
+        page = folder.pop("report.html").decode()
+    assert reports["model"] == "vnet.mindir" and "<td>vnet.mindir</td>" in page
+    assert reports["configuration"] == {key: settings[key] for key in KNOWN}
+    assert through_files == masks and len(masks) == 8
+    table = pd.read_csv(tmp_path / "through files" / "metrics.csv")
+    assert table["dice"].tolist() == pytest.approx([row["dice"] for row in rows], abs=1e-6)
+
+
+def test_the_mirrored_answer_counts(tmp_path, cases, config, answered):
+    """Otherwise the test above could not tell a mirrored answer from the plain one."""
+    settings = config("flip_average=true")
+    answers = answered(settings)
+    evaluate_outputs(cases, settings, answers, {})
+    before = contents(tmp_path / "masks")
+    for case in cases:
+        answer = np.zeros(SIDES, "<f4").tobytes()
+        (answers / f"{case.case_id}_mirrored_0.bin").write_bytes(answer)
+    evaluate_outputs(cases, settings, answers, {})
+    after = contents(tmp_path / "masks")
+    for case in cases:
+        assert before[f"{case.case_id}_test.zraw"] != after[f"{case.case_id}_test.zraw"]
+
+
+def test_answers_of_other_cases_are_left_alone(tmp_path, cases, config, answered):
+    answers = answered(config())
+    (answers / "Case9_0.bin").write_bytes(b"of an earlier run")
+    before = contents(answers)
+    rows = evaluate_outputs(cases[:2], config(), answers, {})
+    assert [row["case"] for row in rows] == ["Case2", "Case0"]
+    assert contents(answers) == before
+
+
+def with_value(value):
+    def change(path):
+        answer = np.fromfile(path, "<f4")
+        answer[1000] = value
+        answer.tofile(path)
+
+    return change
+
+
+BYTES = 4 * 32 * 48 * 16
+SPOILED = {
+    "missing": (lambda path: path.unlink(), "no such result; run the C++ program"),
+    "cut": (
+        lambda path: path.write_bytes(path.read_bytes()[:-1]),
+        f"{BYTES - 1} bytes, expected {BYTES} for [32, 48, 16] voxels",
+    ),
+    "two volumes": (
+        lambda path: path.write_bytes(2 * path.read_bytes()),
+        f"{2 * BYTES} bytes, expected {BYTES}",
+    ),
+    "empty": (lambda path: path.write_bytes(b""), "0 bytes"),
+    "NaN": (with_value(np.nan), "nan"),
+    "infinite": (with_value(np.inf), "to inf, expected probabilities"),
+    "above 1": (with_value(1.001), "to 1.001, expected probabilities"),
+    "below 0": (with_value(-0.001), "from -0.001 to"),
+}
+
+
+@pytest.mark.parametrize("name", ["Case0", "Case0_mirrored"])
+@pytest.mark.parametrize("fault", SPOILED)
+def test_a_bad_answer_is_one_line_and_nothing_is_written(
+    tmp_path, cases, config, answered, fault, name
+):
+    settings = config("flip_average=true")
+    answers = answered(settings)
+    path = answers / f"{name}_0.bin"
+    spoil, says = SPOILED[fault]
+    spoil(path)
+    with pytest.raises(DataError) as error:
+        evaluate_outputs(cases, settings, answers, {})
+    message = str(error.value)
+    assert message.startswith(f"{path}: ") and says in message and "\n" not in message
+    assert not (tmp_path / "masks").exists()
+
+
+def test_answers_of_exactly_0_and_1_are_probabilities(tmp_path, cases, config, answered):
+    answers = answered(config())
+    for path in answers.iterdir():
+        np.repeat([0, 1], 32 * 48 * 8).astype("<f4").tofile(path)
+    assert len(evaluate_outputs(cases, config(), answers, {})) == 3
+
+
+def test_a_broken_reference_leaves_nothing_behind(tmp_path, data, cases, config, answered):
+    answers = answered(config())
+    path = data / "gt" / "Case0_segmentation.raw"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(DataError, match=r"Case0_segmentation\.raw: truncated"):
+        evaluate_outputs(cases, config(), answers, {})
+    assert not (tmp_path / "masks").exists()
+
+
+def test_other_peoples_masks_stay(tmp_path, cases, config, answered):
+    answers = answered(config())
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "masks" / "Case0_test.mhd").write_text("mine")
+    with pytest.raises(DataError, match="Case0_test.mhd: there already"):
+        evaluate_outputs(cases, config(), answers, {})
+    assert contents(tmp_path / "masks") == {"Case0_test.mhd": b"mine"}
+
+
+# The two commands -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "further", "count"),
+    [
+        ((), [], 2),
+        (("flip_average=true", "normDir=true"), [], 4),
+        ((), ["flip_average=true"], 4),
+        (("flip_average=true",), ["flip_average=false"], 2),
+    ],
+)
+def test_the_commands_take_all_from_beside_the_model(
+    tmp_path, data, cases, config, monkeypatch, capsys, options, further, count
+):
+    """With few words: the zoo's folders, and the model where an export leaves it."""
+    monkeypatch.chdir(tmp_path)
+    shutil.move(data, tmp_path / "promise")
+    (tmp_path / "split").mkdir()
+    (tmp_path / "split" / "val.csv").write_text("Case1.mhd\nCase0.mhd\n")
+    model = tmp_path / "vnet.mindir"
+    model.write_bytes(b"model")
+    hashes = {"sha256": sha256_of(model), "checkpoint_sha256": "0"}
+    files = {model.name: {"format": "MINDIR", **hashes}}
+    trained = config("threshold=0.45", *options)
+    model.with_suffix(".json").write_text(json.dumps(describe(trained, 1, files)))
+
+    flip = [word for item in further for word in ("--set", item)]
+    monkeypatch.setattr(sys, "argv", ["preprocess.py", *flip])
+    preprocess.main()
+    stand_in_program(tmp_path / INPUT_FOLDER, tmp_path / "result_Files")
+    assert len(contents(tmp_path / "result_Files")) == count
+    words = "--result_path result_Files --set threshold=0.4 --set dirPredictionImage=files"
+    monkeypatch.setattr(sys, "argv", ["postprocess.py", *words.split(), *flip])
+    capsys.readouterr()
+    postprocess.main()
+
+    printed = capsys.readouterr().out
+    cases = find_cases(tmp_path / "promise", ["Case1", "Case0"])
+    wanted = config("threshold=0.4", *options, *further)
+    evaluate(sloping, cases, wanted, {})
+    assert printed == capsys.readouterr().out.replace(str(tmp_path / "masks"), "files")
+    report = json.loads((tmp_path / "files" / "metrics.json").read_text())
+    assert report["model"] == "./vnet.mindir"
+    assert report["configuration"] == {key: wanted[key] for key in KNOWN}
+    for name, content in contents(tmp_path / "masks").items():
+        if name not in ("metrics.json", "report.html"):
+            assert (tmp_path / "files" / name).read_bytes() == content

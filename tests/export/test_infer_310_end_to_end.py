@@ -1,0 +1,149 @@
+"""The proof: a checkpoint gives the same masks in Python and through the real C++ program.
+
+Needs MindSpore Lite, which `ascend310_infer/build.sh` downloads on x86-64 Linux.
+"""
+
+import os
+import platform
+import re
+import subprocess
+import sys
+
+import mindspore as ms
+import numpy as np
+import pandas as pd
+import pytest
+import SimpleITK as sitk
+
+from src.config import config_of_checkpoint
+from src.data_manager import find_cases, read_case
+from src.evaluation import load_network
+from src.export.lowered_vnet import LoweredVNet
+from src.export.mindir import to_version_1
+from src.metrics import case_metrics
+from src.predictor import foreground_probability, network_inputs, segment_outputs
+from src.promise12.phantom import write_phantom
+from src.vnet import VARIANTS
+from tests.export.test_lowered_vnet import seeded_vnet
+from tests.helpers import ROOT, stored_in_order
+from tests.rounding import LAYER_ERROR, assert_same_sums, perturb
+
+MAIN = ROOT / "ascend310_infer" / "out" / "main"
+TRAINING = (
+    *("VolSize=32,32,16", "dstRes=3.5,3.5,4.5", "width=4", "batch_size=2", "cache_dir=off"),
+    *("epochs=24", "save_interval=24", "warmup_step=5", "lr=0.01"),
+)
+FLIP = ("--set", "flip_average=true")  # which the model leaves to its user
+
+pytestmark = pytest.mark.skipif(
+    "LITE_HOME" not in os.environ and (sys.platform, platform.machine()) != ("linux", "x86_64"),
+    reason="MindSpore Lite is downloaded for x86-64 Linux only; elsewhere set LITE_HOME",
+)
+
+
+def bash(folder, script, *arguments):
+    """Runs a script to its end on the CPU, in a folder; returns what it printed."""
+    environment = {**os.environ, "DEVICE_TARGET": "CPU", "WAIT": "1", "PYTHON": sys.executable}
+    ended = subprocess.run(
+        ["bash", ROOT / script, *map(str, arguments)],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return ended.stdout
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder with phantoms, a split, a checkpoint trained on them, and its evaluation."""
+    folder = tmp_path_factory.mktemp("trained")
+    write_phantom(folder / "data", cases=6, seed=1)
+    # As dcm2niix stores an axial stack, and a left-handed sagittal order.
+    for name, order in (("00", ((0, 1, 2), (1, -1, 1))), ("05", ((1, 2, 0), (-1, 1, 1)))):
+        for path in (f"img/Case{name}.mhd", f"gt/Case{name}_segmentation.mhd"):
+            volume = sitk.ReadImage(str(folder / "data" / path))
+            sitk.WriteImage(stored_in_order(volume, *order), str(folder / "data" / path))
+    (folder / "train.csv").write_text("".join(f"Case0{number}.mhd\n" for number in range(4)))
+    (folder / "val.csv").write_text("Case04.mhd\nCase05.mhd\n")
+    settings = [word for setting in TRAINING for word in ("--set", setting)]
+    bash(folder, "scripts/train_standalone.sh", 0, "data", "train.csv", *settings)
+    (checkpoint,) = folder.glob("results/infer/*/ckpt/last.ckpt")
+    bash(folder, "scripts/eval.sh", 0, checkpoint, "data", "val.csv", *FLIP)
+    return folder, checkpoint
+
+
+def test_the_310_path_ends_in_the_masks_of_eval(trained):
+    folder, checkpoint = trained
+    export = [ROOT / "export.py", "--ckpt_file", checkpoint, "--device_target", "CPU"]
+    subprocess.run([sys.executable, *export], cwd=folder, check=True, capture_output=True)
+    (folder / "cpp").mkdir()
+    words = ["../vnet.mindir", "../data", "../val.csv", 0, *FLIP]
+    printed = bash(folder / "cpp", "scripts/run_infer_310.sh", *words)
+    python, cpp = folder / "results" / "prediction", folder / "cpp" / "results" / "prediction"
+    tables = [pd.read_csv(path / "metrics.csv", index_col="case") for path in (python, cpp)]
+    for table, text in zip(tables, ((folder / "eval.log").read_text(), printed), strict=True):
+        for name, column in (("avg_dice", "dice"), ("avg_Hausdorff_distance", "hausdorff_mm")):
+            (mean,) = re.findall(f"^{name}: +(\\S+)", text, re.MULTILINE)
+            assert float(mean) == pytest.approx(table[column].mean(), abs=1e-6)
+    # Two cases, each with its mirror image.
+    time = (folder / "cpp" / "time_Result" / "test_perform_static.txt").read_text()
+    assert time.startswith("NN inference cost average time: ") and time.endswith("_count 4\n")
+
+    config = config_of_checkpoint(checkpoint, list(FLIP[1:]))
+    network, perturbed = (load_network(checkpoint, config, "CPU") for _ in range(2))
+    perturb(perturbed)
+    for case in find_cases(folder / "data", ["Case04", "Case05"]):
+        image, reference = read_case(case, config)
+        volumes = network_inputs(image, config)
+        expected = [foreground_probability(network, volume) for volume in volumes]
+        moved = [foreground_probability(perturbed, volume) for volume in volumes]
+        spread = np.abs(np.subtract(moved, expected)).max()
+        for answer, name in zip(expected, ("", "_mirrored"), strict=True):
+            found = np.fromfile(folder / f"cpp/result_Files/{case.case_id}{name}_0.bin", "<f4")
+            assert answer.max() > 0.5
+            assert np.abs(found.reshape(answer.shape) - answer).max() < spread < 0.01
+        masks = []
+        for path, table in zip((python, cpp), tables, strict=True):
+            mask = sitk.ReadImage(str(path / f"{case.case_id}_test.mhd"))
+            metrics = case_metrics(reference, mask)
+            row = table.loc[case.case_id]
+            assert {key: row[key] for key in metrics} == pytest.approx(metrics, abs=1e-6)
+            masks.append(sitk.GetArrayFromImage(mask) > 0)
+        assert masks[0].any()
+        probability = sitk.GetArrayFromImage(segment_outputs(expected, image, config)[1])
+        crossed = probability[masks[0] != masks[1]]  # either way, where it lies at the threshold
+        np.testing.assert_allclose(crossed, config.threshold, rtol=0, atol=spread)
+
+
+@pytest.mark.parametrize(
+    ("variant", "width", "sides"),
+    [
+        ("zoo", 16, (16, 16, 16)),  # channels == X == Y == Z at the first level
+        ("paper", 8, (16, 32, 32)),  # channels == Y == Z at the second
+        ("monai", 2, (32, 16, 48)),
+        ("instance", 4, (32, 48, 32)),
+        *(
+            pytest.param(variant, 16, (128, 128, 64), marks=pytest.mark.full)
+            for variant in VARIANTS
+        ),
+    ],
+)
+def test_lite_computes_what_mindspore_computes(variant, width, sides, tmp_path):
+    bash(tmp_path, "ascend310_infer/build.sh")
+    shape = (1, 1, *sides)
+    network = seeded_vnet(variant, width)
+    volume = np.random.default_rng(width).normal(size=shape).astype(np.float32)
+    expected = network(ms.Tensor(volume)).asnumpy().copy()
+    lowered = LoweredVNet(network, shape).set_train(False)
+    source = tmp_path / "3.mindir"
+    ms.export(lowered, ms.Tensor(volume), file_name=str(source), file_format="MINDIR")
+    to_version_1(source, tmp_path / "1.mindir")
+    (tmp_path / "in").mkdir()
+    volume.tofile(tmp_path / "in" / "Case00.bin")
+    command = [MAIN, "--mindir_path=1.mindir", "--dataset_path=in", "--output_path=out"]
+    subprocess.run([*command, "--device_type=CPU"], cwd=tmp_path, check=True, capture_output=True)
+    found = np.fromfile(tmp_path / "out" / "Case00_0.bin", "<f4").reshape(expected.shape)
+    # Lite's convolutions transform too.
+    assert_same_sums(found, expected, seeded_vnet(variant, width), volume, LAYER_ERROR)

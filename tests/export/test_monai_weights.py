@@ -1,0 +1,222 @@
+import json
+import sys
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from src.checkpoint import load_weights
+from src.config import load_config
+from src.export.monai_weights import from_monai, read_state_dict
+from src.utils.command_line import run
+from src.utils.errors import DataError, UsageError
+from src.vnet import VARIANTS, VNet, create_vnet
+from tests.golden import seeded
+from tests.helpers import ROOT
+from tools import import_monai
+
+GOLDEN = ROOT / "tests/golden"
+
+
+def monai_shapes(file_name):
+    """Name -> shape of a state dict, as MONAI itself gave it."""
+    with np.load(GOLDEN / file_name) as file:
+        shapes = json.loads(str(file["meta"]))["shapes"]
+    return {name: tuple(shape) for name, shape in shapes.items()}
+
+
+def zeros(shapes):
+    return {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+
+
+@pytest.fixture(scope="module")
+def small_file_state():
+    """A whole state dict that packs well: each parameter holds one value of its own."""
+    shapes = monai_shapes("monai.npz")
+    return {
+        name: np.full(shape, index, np.float32)
+        for index, (name, shape) in enumerate(shapes.items())
+    }
+
+
+def import_with(monkeypatch, capsys, *arguments):
+    """The exit code and the last line on standard error of import_monai.py."""
+    monkeypatch.setattr(sys, "argv", ["import_monai.py", *map(str, arguments)])
+    try:
+        run(import_monai.main)
+    except SystemExit as stop:
+        return stop.code, capsys.readouterr().err
+    return 0, capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("file_name", "activation"), [("monai.npz", "elu"), ("monai_prelu_bias.npz", "prelu")]
+)
+def test_names_and_shapes_are_those_of_the_variant(file_name, activation):
+    weights = from_monai(zeros(monai_shapes(file_name)))
+    network = VNet(**{**VARIANTS["monai"], "activation": activation})
+    assert {name: array.shape for name, array in weights.items()} == {
+        parameter.name: parameter.shape for parameter in network.get_parameters()
+    }
+    assert all(array.dtype == np.float32 for array in weights.values())
+
+
+def test_slopes_and_biases_before_batch_norm_give_monais_probability():
+    state = {
+        name: seeded.parameter(name, shape)
+        for name, shape in monai_shapes("monai_prelu_bias.npz").items()
+    }
+    before = {name: array.copy() for name, array in state.items()}
+    weights = from_monai(state)
+    network = VNet(**{**VARIANTS["monai"], "activation": "prelu"}).set_train(False)
+    for name, parameter in network.parameters_dict().items():
+        parameter.set_data(ms.Tensor(weights[name]))
+    probability = network(ms.Tensor(seeded.volume()[:1, :, :16, :16, :16])).asnumpy()
+    with np.load(GOLDEN / "monai_prelu_bias.npz") as file:
+        np.testing.assert_allclose(probability, file["probability"], rtol=0, atol=1e-5)
+    assert all(np.array_equal(state[name], before[name]) for name in state)  # the caller's own
+
+
+def _without(name):
+    return lambda state: state.pop(name)
+
+
+def _with(name, shape):
+    return lambda state: state.update({name: np.zeros(shape, np.float32)})
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        pytest.param(
+            _with("encoder.conv.weight", (1,)),
+            "encoder.conv.weight is no parameter of monai.networks.nets.VNet",
+            id="another network",
+        ),
+        pytest.param(
+            _with("down_tr64.ops.2.conv_block.conv.weight", (64, 64, 5, 5, 5)),
+            "down_tr64.ops.2.conv_block.conv.weight is no parameter",
+            id="deeper",
+        ),
+        pytest.param(
+            _without("up_tr64.ops.0.conv_block.adn.N.running_var"),
+            "up_tr64.ops.0.conv_block.adn.N.running_var is missing",
+            id="cut off",
+        ),
+        pytest.param(
+            _with("in_tr.conv_block.conv.weight", (16, 2, 5, 5, 5)),
+            "in_tr.conv_block.conv.weight has shape (16, 2, 5, 5, 5), (16, 1, 5, 5, 5) in",
+            id="two input channels",
+        ),
+        pytest.param(
+            _with("out_tr.conv2.weight", (1, 1, 1, 1, 1)),
+            "out_tr.conv2.weight has shape (1, 1, 1, 1, 1), (2, 2, 1, 1, 1) in",
+            id="one output channel",
+        ),
+        pytest.param(
+            _with("in_tr.act_function.weight", (16,)),
+            "down_tr32.act_function1.weight is missing",
+            id="slopes of one stage only",
+        ),
+    ],
+)
+def test_another_state_is_refused_by_its_first_odd_name(change, found):
+    state = zeros(monai_shapes("monai.npz"))
+    change(state)
+    with pytest.raises(DataError) as error:
+        from_monai(state)
+    assert str(error.value).startswith(found)
+
+
+def test_a_wrapped_state_dict_names_the_wrapper():
+    with pytest.raises(DataError, match=r"^state_dict is no parameter"):
+        from_monai({"state_dict": zeros(monai_shapes("monai.npz")), "epoch": 3})
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+def test_import_makes_a_checkpoint_that_loads(
+    suffix, small_file_state, tmp_path, monkeypatch, capsys
+):
+    source = tmp_path / f"vnet{suffix}"
+    if suffix == ".npz":
+        np.savez_compressed(source, **small_file_state)
+    else:
+        save_file(small_file_state, source)
+    target = tmp_path / "imported" / "vnet.ckpt"
+    code, err = import_with(monkeypatch, capsys, "--state_dict", source, "--ckpt_file", target)
+    assert (code, err) == (0, "")
+    assert sorted(path.name for path in target.parent.iterdir()) == ["config.json", "vnet.ckpt"]
+    config = load_config(target.parent / "config.json")
+    assert (config.variant, config.width) == ("monai", 16)
+    network = create_vnet(config)
+    load_weights(network, target)
+    for name, array in from_monai(small_file_state).items():
+        np.testing.assert_array_equal(network.parameters_dict()[name].asnumpy(), array)
+
+
+def test_slopes_have_no_place_in_a_configuration(tmp_path, monkeypatch, capsys):
+    source, target = tmp_path / "vnet.npz", tmp_path / "vnet.ckpt"
+    np.savez_compressed(source, **zeros(monai_shapes("monai_prelu_bias.npz")))
+    code, err = import_with(monkeypatch, capsys, "--state_dict", source, "--ckpt_file", target)
+    assert code == 1
+    assert "vnet.npz: its activation is PReLU" in err
+    assert list(tmp_path.iterdir()) == [source]
+
+
+@pytest.mark.parametrize("present", ["vnet.ckpt", "config.json"])
+def test_nothing_is_overwritten(present, tmp_path, monkeypatch, capsys):
+    (tmp_path / present).write_text("mine")
+    code, err = import_with(
+        monkeypatch,
+        capsys,
+        *("--state_dict", tmp_path / "vnet.npz", "--ckpt_file", tmp_path / "vnet.ckpt"),
+    )
+    assert code == 1
+    assert f"{present}: there already" in err
+    assert [path.name for path in tmp_path.iterdir()] == [present]
+    assert (tmp_path / present).read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "code", "found"),
+    [
+        ("vnet.h5", "vnet.ckpt", 2, "vnet.h5: expected a state dict as .pt, .pth, .npz"),
+        ("vnet.npz", "vnet.mindir", 2, "vnet.mindir: expected a name that ends in .ckpt"),
+        ("absent.npz", "vnet.ckpt", 1, "absent.npz: no such file"),
+        ("cut.npz", "vnet.ckpt", 1, "cut.npz: not a whole state dict"),
+        ("cut.safetensors", "vnet.ckpt", 1, "cut.safetensors: not a whole state dict"),
+        ("pickled.npz", "vnet.ckpt", 1, "pickled.npz: not a whole state dict"),
+        ("other.npz", "vnet.ckpt", 1, "other.npz: fc.weight is no parameter"),
+    ],
+)
+def test_bad_files_end_in_one_line(source, target, code, found, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    state = {"fc.weight": np.zeros(3, np.float32)}
+    np.savez("other.npz", **state)
+    np.savez("pickled.npz", **{"in_tr.conv_block.conv.weight": np.array([{}])})
+    save_file(state, "cut.safetensors")
+    Path("cut.npz").write_bytes(Path("other.npz").read_bytes()[:-30])
+    Path("cut.safetensors").write_bytes(Path("cut.safetensors").read_bytes()[:-5])
+    Path("vnet.h5").touch()
+    before = sorted(tmp_path.iterdir())
+    exit_code, err = import_with(monkeypatch, capsys, "--state_dict", source, "--ckpt_file", target)
+    assert exit_code == code
+    assert err.startswith(f"error: {found}")
+    assert err.count("\n") == 1
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".pth"])
+def test_pytorch_file_without_pytorch_says_what_to_do(suffix, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    path = tmp_path / f"vnet{suffix}"
+    path.touch()
+    with pytest.raises(DataError, match=r"needs the package torch; install it, or .* np\.savez"):
+        read_state_dict(path)
+
+
+def test_unknown_suffix_is_a_usage_error(tmp_path):
+    with pytest.raises(UsageError, match="expected a state dict as"):
+        read_state_dict(tmp_path / "vnet.onnx")

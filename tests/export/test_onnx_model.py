@@ -1,0 +1,87 @@
+"""ONNX files under onnx's own checker and onnxruntime."""
+
+import mindspore as ms
+import numpy as np
+import onnx
+import pytest
+from mindspore import nn
+from onnx import helper, numpy_helper
+
+from src.export.onnx_model import INPUT, OUTPUT, export_onnx, run_onnx
+from src.utils.errors import DataError
+from src.vnet import VARIANTS
+from tests.export.test_lowered_vnet import seeded_vnet
+from tests.rounding import assert_same_sums
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    ("width", "shape"),
+    [
+        (2, (2, 1, 16, 32, 48)),
+        pytest.param(16, (1, 1, 128, 128, 64), marks=pytest.mark.full),
+    ],
+)
+def test_onnxruntime_computes_what_mindspore_computes(variant, width, shape, tmp_path):
+    network, path = seeded_vnet(variant, width), tmp_path / "vnet.onnx"
+    volume = np.random.default_rng(1).normal(size=shape).astype(np.float32)
+    expected = network(ms.Tensor(volume)).asnumpy().copy()
+    export_onnx(network, shape, path)
+    found = run_onnx(path, volume)
+    assert_same_sums(found, expected, seeded_vnet(variant, width), volume)
+
+    model = onnx.load(path)
+    onnx.checker.check_model(model, full_check=True)
+    for values, name, sides in ((model.graph.input, INPUT, shape), (model.graph.output, OUTPUT, 0)):
+        (value,) = values
+        found = tuple(side.dim_value for side in value.type.tensor_type.shape.dim)
+        assert (value.name, found) == (name, sides or (shape[0], *shape[2:]))
+
+
+@pytest.mark.parametrize(("variant", "operator"), [("zoo", "Elu"), ("paper", "PRelu")])
+def test_every_activation_is_the_networks(variant, operator, tmp_path):
+    network = seeded_vnet(variant, 2)
+    cells = [cell for _, cell in network.cells_and_names()]
+    activations = sum(isinstance(cell, nn.ELU | nn.PReLU) for cell in cells)
+    slopes = {p.name: p.asnumpy() for p in network.get_parameters() if p.name.endswith(".w")}
+    export_onnx(network, (1, 1, 16, 16, 16), tmp_path / "vnet.onnx")
+    (path,) = tmp_path.iterdir()  # nothing of MindSpore's stays beside it
+    graph = onnx.load(path).graph
+    operators = [node.op_type for node in graph.node]
+    assert operators.count(operator) == activations
+    assert not {"Relu", "Elu", "PRelu"} - {operator} & set(operators)
+    weights = {weight.name: numpy_helper.to_array(weight) for weight in graph.initializer}
+    for name, slope in slopes.items():
+        assert weights[name].shape == (len(slope), 1, 1, 1)
+        np.testing.assert_array_equal(weights[name].ravel(), slope)
+    for node in graph.node:
+        if node.op_type == "Elu":  # alpha 1 is ONNX's default
+            assert all(attribute.f == 1 for attribute in node.attribute)
+
+
+@pytest.mark.parametrize(
+    ("operator", "sides", "says"),
+    [("Nonsense", (1, 16, 16, 16), "Nonsense"), ("Relu", (1, 16, 16, 8), "16")],
+)
+def test_an_invalid_model_is_one_line_and_not_written(tmp_path, monkeypatch, operator, sides, says):
+    """Of the model itself onnx throws another error than of its shapes."""
+    values = (
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+        for name, shape in ((INPUT, (1, 16, 16, 16)), (OUTPUT, sides))
+    )
+    node = helper.make_node(operator, [INPUT], [OUTPUT])
+    graph = helper.make_graph([node], "graph", *([value] for value in values))
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 11)])
+    monkeypatch.setattr(ms.onnx, "export", lambda *_, file_name, **__: onnx.save(model, file_name))
+    with pytest.raises(DataError) as error:
+        export_onnx(seeded_vnet("paper", 2), (1, 1, 16, 16, 16), tmp_path / "vnet.onnx")
+    message = str(error.value)
+    assert message.startswith("vnet.onnx: not written, no valid ONNX (") and says in message
+    versions = f"report this, with MindSpore {ms.__version__} and onnx {onnx.__version__}"
+    assert message.endswith(versions) and "\n" not in message
+    assert list(tmp_path.iterdir()) == []

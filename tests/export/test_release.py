@@ -1,0 +1,93 @@
+"""What a release holds, and that it predicts like the checkpoint that it was made of."""
+
+import subprocess
+
+import mindspore as ms
+import numpy as np
+import pytest
+
+from src.checkpoint import save_weights
+from src.config import config_of_checkpoint, load_config, save_config
+from src.evaluation import load_network
+from src.export.release import release
+from src.utils.errors import DataError
+from src.vnet import create_vnet
+
+
+@pytest.fixture
+def checkpoint(tmp_path, small_config):
+    """A checkpoint of a run with its configuration; its path."""
+    config = small_config(
+        "threshold=0.4", "dirResult=/home/me/runs", "num_workers=3", "fast_conv3d=on"
+    )
+    path = tmp_path / "run" / "ckpt" / "best.ckpt"
+    path.parent.mkdir(parents=True)
+    save_config(config, tmp_path / "run" / "config.json")
+    save_weights(create_vnet(config), path)
+    return path
+
+
+def packed(checkpoint, folder):
+    release(checkpoint, config_of_checkpoint(checkpoint, []), folder)
+    return folder
+
+
+def test_a_release_is_whole_and_tells_nothing_of_the_machine(checkpoint, tmp_path, capsys):
+    folder = packed(checkpoint, tmp_path / "release")
+    assert all(path.stat().st_mode & 0o044 == 0o044 for path in folder.iterdir())
+    assert {"vnet.ckpt", "config.json", "SHA256SUMS"} <= {path.name for path in folder.iterdir()}
+    subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=folder, check=True)
+    config = load_config(folder / "config.json")
+    assert (config.threshold, config.width) == (0.4, 2)
+    assert config.fast_conv3d == "auto"
+    assert (config.dirResult, config.num_workers, config.cache_dir) == ("results/infer", 0, "auto")
+    assert "vnet.ckpt (" in capsys.readouterr().out
+
+
+def test_only_convolutions_are_halved_and_come_back_as_float32(checkpoint, tmp_path):
+    path = packed(checkpoint, tmp_path / "release") / "vnet.ckpt"
+    kept, original = (ms.load_checkpoint(str(file)) for file in (path, checkpoint))
+    assert kept.keys() == original.keys()
+    for name, value in kept.items():
+        is_weight = name.endswith(".weight")
+        assert value.dtype == (ms.float16 if is_weight else ms.float32)
+        np.testing.assert_allclose(
+            value.asnumpy(), original[name].asnumpy(), rtol=2**-11 if is_weight else 0, atol=2**-25
+        )
+    config = config_of_checkpoint(path, [])
+    volume = ms.Tensor(np.random.default_rng(0).normal(size=(1, 1, 16, 16, 16)).astype(np.float32))
+    half, full = (load_network(file, config, "CPU") for file in (path, checkpoint))
+    assert {parameter.dtype for parameter in half.get_parameters()} == {ms.float32}
+    np.testing.assert_allclose(half(volume).asnumpy(), full(volume).asnumpy(), atol=2e-3)
+
+
+def test_a_weight_beyond_float16_is_named_and_nothing_is_written(checkpoint, tmp_path):
+    network = create_vnet(config_of_checkpoint(checkpoint, []))
+    values = network.in_tr.conv.weight.asnumpy()
+    network.in_tr.conv.weight.set_data(ms.Tensor(values * np.float32(1e7)))
+    save_weights(network, checkpoint)
+    with pytest.raises(DataError, match=r"in_tr\.conv\.weight goes beyond float16"):
+        packed(checkpoint, tmp_path / "release")
+    assert not (tmp_path / "release" / "vnet.ckpt").exists()
+
+
+def test_an_earlier_release_is_replaced_and_other_files_are_not(checkpoint, tmp_path, capsys):
+    packed(checkpoint, tmp_path / "release")
+    packed(checkpoint, tmp_path / "release")
+    assert "replacing 3 file(s) of an earlier run" in capsys.readouterr().out
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.json").write_text("mine")
+    with pytest.raises(DataError, match="not written by this program"):
+        packed(checkpoint, tmp_path / "mine")
+    assert (tmp_path / "mine" / "config.json").read_text() == "mine"
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["config.json"]
+
+
+def test_a_checkpoint_without_configuration_is_refused(checkpoint, tmp_path):
+    alone = tmp_path / "elsewhere" / "deeper" / "vnet.ckpt"
+    alone.parent.mkdir(parents=True)
+    config = config_of_checkpoint(checkpoint, [])
+    save_weights(create_vnet(config), alone)
+    with pytest.raises(DataError, match=r"no config\.json near it"):
+        release(alone, config, tmp_path / "release")
+    assert not (tmp_path / "release").exists()

@@ -1,0 +1,682 @@
+"""The report: its words against the standard library's parser, its looks and its sorting in a
+headless Chromium."""
+
+import base64
+import errno
+import json
+import os
+import re
+import shutil
+import weakref
+from html.parser import HTMLParser
+from io import BytesIO
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import SimpleITK as sitk
+from matplotlib.colors import to_rgb
+from matplotlib.image import imread
+
+from src.metrics import case_metrics
+from src.report import figures as report
+from src.report import page as html_report
+from src.report.figures import OverlayCase
+from src.report.page import write_report
+from src.utils.errors import DataError
+
+SHAPE_ZYX = (20, 40, 44)
+SPACING_XYZ_MM = (1.2, 1.2, 3.0)
+ODD = '病例 <b>07</b> & "x\'"</script><img src=http://example.com/a.png>'
+LONG = "a_name_without_a_place_to_break_it_" * 5
+
+
+def image_of(array_zyx):
+    image = sitk.GetImageFromArray(np.asarray(array_zyx))
+    image.SetSpacing(SPACING_XYZ_MM)
+    return image
+
+
+def gland(radius, shift=0):
+    """An ellipsoid mask around the middle."""
+    z, y, x = np.ogrid[tuple(slice(side) for side in SHAPE_ZYX)]
+    scaled = ((z - 10) / 0.45) ** 2 + (y - 20) ** 2 + (x - 22 - shift) ** 2
+    return (scaled <= radius**2).astype(np.uint8)
+
+
+def scan(seed):
+    noise = np.random.default_rng(seed).normal(300, 40, SHAPE_ZYX)
+    return image_of((noise + 200 * gland(12)).astype(np.float32))
+
+
+REFERENCE = gland(13)
+UPPER_HALF = gland(13) * (np.arange(20) >= 12)[:, None, None]
+PREDICTIONS = {
+    "Case10": gland(12),
+    "Case2": gland(12, shift=4),
+    ODD: gland(13, shift=2),
+    "missed": 0 * REFERENCE,
+    "half": UPPER_HALF.astype(np.uint8),
+    LONG: gland(13),
+}
+FOUND = {
+    "missed": ["below 0.8", "empty prediction"],
+    "half": ["below 0.8", "nothing predicted at apex"],
+    "Case2": ["below 0.8"],
+}
+ROWS = [
+    {
+        "case": name,
+        **case_metrics(image_of(REFERENCE), image_of(mask)),
+        "findings_text": FOUND.get(name, []),
+    }
+    for name, mask in PREDICTIONS.items()
+]
+NOT_READ = "<other>/image.mha: truncated"
+VOLUMES = [
+    {
+        "case": name,
+        "prostate_ml": float(mask.sum() * 4.32 / 1000),
+        "findings_text": {"Case2": ["sagittal stack"], "missed": ["the mask is empty"]}.get(
+            name, []
+        ),
+        "problem": None,
+    }
+    for name, mask in PREDICTIONS.items()
+]
+VOLUMES.append({"case": "bad", "prostate_ml": None, "findings_text": [], "problem": NOT_READ})
+SEGMENTED = VOLUMES[:-1]
+ABOUT = {
+    "checkpoint": Path("run", "ckpt", "best.ckpt"),
+    "configuration": {"VolSize": [128, 128, 64], "task": "<i>&", "flip_average": False},
+    "written": "2031-05-06 07:08",
+}
+HISTORY = pd.DataFrame(
+    {
+        "epoch": range(1, 41),
+        "learning_rate": np.linspace(1e-3, 0, 40),
+        "train_loss": np.geomspace(0.9, 0.05, 40),
+        "val_dice": [0.02 * epoch if epoch % 5 == 0 else np.nan for epoch in range(1, 41)],
+    }
+)
+
+
+def drawn(reference=True):
+    for seed, (name, mask) in enumerate(PREDICTIONS.items()):
+        yield OverlayCase(
+            name, scan(seed), image_of(mask), image_of(REFERENCE) if reference else None
+        )
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory):
+    """The report of an evaluation with all that one can have."""
+    path = tmp_path_factory.mktemp("报告 of #1?") / "report.html"
+    write_report(path, ROWS, drawn(), ABOUT, HISTORY)
+    return path
+
+
+@pytest.fixture(scope="module")
+def predicted(tmp_path_factory):
+    path = tmp_path_factory.mktemp("predicted") / "report.html"
+    write_report(path, VOLUMES, drawn(reference=False), ABOUT)
+    return path
+
+
+@pytest.fixture
+def quick_report(tmp_path, monkeypatch):
+    """Function rows, ... -> the page of a report without box plots."""
+    monkeypatch.setattr(html_report, "_box_plot", lambda *_: "")
+
+    def quick(rows, drawn=(), history=None):
+        write_report(tmp_path / "report.html", rows, drawn, ABOUT, history)
+        return parsed(tmp_path / "report.html")
+
+    return quick
+
+
+# --- the words ----------------------------------------------------------------------------------
+
+VOID = {"meta", "link", "img", "br"}
+
+
+class Page(HTMLParser):
+    """A page as a list of its elements; fails at a tag that is not closed where it should be."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.elements = [], []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        assert len(dict(attributes)) == len(attributes), f"an attribute twice in {tag}"
+        element = {
+            "tag": tag,
+            "text": "",
+            "within": [e["tag"] for e in self.open],
+            **dict(attributes),
+        }
+        self.elements.append(element)
+        if tag not in VOID:
+            self.open.append(element)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop()["tag"] == tag
+
+    def handle_data(self, data):
+        for element in self.open:
+            element["text"] += data.replace("\xa0", " ")
+
+    def all(self, tag, within=""):
+        return [
+            e for e in self.elements if e["tag"] == tag and (not within or within in e["within"])
+        ]
+
+    def section(self, name):
+        """Its elements: all up to the next section."""
+        (start,) = [i for i, e in enumerate(self.elements) if e.get("id") == name]
+        ends = [i for i, e in enumerate(self.elements) if e["tag"] == "section" and i > start]
+        return self.elements[start : ends[0] if ends else None]
+
+
+def parsed(path):
+    return Page(path.read_text(encoding="utf-8"))
+
+
+def number(text):
+    return float(text.replace("−", "-"))
+
+
+@pytest.mark.parametrize("which", ["evaluated", "predicted"])
+def test_the_page_is_whole_and_refers_to_nothing_but_itself(which, request):
+    path = request.getfixturevalue(which)
+    page = parsed(path)
+    ids = [element["id"] for element in page.elements if "id" in element]
+    assert len(ids) == len(set(ids))
+    for link in page.all("a"):
+        assert link["href"][0] == "#" and link["href"][1:] in ids
+    assert all(image["src"].startswith("data:image/") for image in page.all("img"))
+    assert all(image["alt"] for image in page.all("img"))
+    assert [link["href"] for link in page.all("link")] == ["data:,"]
+    (style,), (script,) = page.all("style"), page.all("script")
+    assert not re.search(r"url\(|@import|https?:", style["text"] + script["text"])
+    assert not {"iframe", "object", "video", "b", "i"} & {e["tag"] for e in page.elements}
+    assert not any(key.startswith("on") or key == "style" for e in page.elements for key in e)
+    (policy,) = [e["content"] for e in page.all("meta") if "http-equiv" in e]
+    assert policy.startswith("default-src 'none'; img-src data:; ") and "unsafe" not in policy
+
+
+@pytest.mark.parametrize("which", ["evaluated", "predicted"])
+def test_sections_come_in_their_order(which, request):
+    names = ["Failures", "Summary", "Distribution", "Cases", "Pictures"]
+    names += ["Training"] * (which == "evaluated") + ["Configuration", "Origin"]
+    page = parsed(request.getfixturevalue(which))
+    assert [heading["text"] for heading in page.all("h2")] == names
+    assert [link["text"] for link in page.all("a", "nav")] == names
+
+
+def test_the_verdict(evaluated, predicted):
+    dice = [row["dice"] for row in ROWS]
+    (heading,) = parsed(evaluated).all("h1")
+    assert heading["text"] == f"Dice {np.mean(dice):.3f} ± {np.std(dice):.3f}"
+    (verdict,) = [e for e in parsed(evaluated).all("p") if e.get("class") == "verdict"]
+    assert verdict["text"] == "mean ± standard deviation of 6 cases · 3 failures"
+    volumes = [row["prostate_ml"] for row in SEGMENTED]
+    (heading,) = parsed(predicted).all("h1")
+    assert heading["text"] == f"{np.mean(volumes):.1f} ± {np.std(volumes):.1f} ml"
+
+
+def test_the_summary_holds_all_metrics_of_gland_base_and_apex(evaluated):
+    page = parsed(evaluated)
+    cells = [number(e["text"]) for e in page.section("summary") if e["tag"] == "td" and e["text"]]
+    table = pd.DataFrame(ROWS)
+    expected = []
+    for part in ("", "base_", "apex_"):
+        for key, digits in (
+            ("dice", 3),
+            ("volume_difference_percent", 1),
+            ("absolute_volume_difference_percent", 1),
+            ("hausdorff_mm", 2),
+            ("hausdorff95_mm", 2),
+            ("boundary_distance_mm", 2),
+        ):
+            column = table[part + key]
+            worst = column.min() if key == "dice" else column[column.abs().idxmax()]
+            numbers = (column.mean(), column.std(ddof=0), column.median(), worst)
+            expected += [pytest.approx(value, abs=0.501 * 10**-digits) for value in numbers]
+    assert cells == expected
+    heads = [e["text"] for e in page.section("summary") if e.get("scope") == "rowgroup"]
+    assert heads == ["Whole gland", "Base", "Apex"]
+
+
+def test_the_summary_of_volumes(predicted):
+    page = parsed(predicted)
+    cells = [number(e["text"]) for e in page.section("summary") if e["tag"] == "td" and e["text"]]
+    volumes = pd.Series([row["prostate_ml"] for row in SEGMENTED])
+    statistics = (volumes.mean(), volumes.std(ddof=0), volumes.median(), 0, volumes.max())
+    assert cells == [pytest.approx(value, abs=0.0501) for value in statistics]
+
+
+def test_the_table_holds_every_case_in_the_given_order(evaluated):
+    page = parsed(evaluated)
+    body = [e for e in page.section("cases") if "tbody" in e["within"]]
+    assert [e["text"] for e in body if e["tag"] == "th"] == list(PREDICTIONS)
+    cells = [e for e in body if e["tag"] == "td"]
+    keys = [key for key, _, _ in html_report.REFERENCE_COLUMNS]
+    expected = [row[key] for row in ROWS for key in keys]
+    assert [float(cell["data-value"]) for cell in cells] == expected
+    for cell, value in zip(cells, expected, strict=True):
+        assert number(cell["text"]) == pytest.approx(value, abs=0.0501)
+
+
+def test_pictures_run_from_the_worst_case_and_links_lead_to_them(evaluated):
+    page = parsed(evaluated)
+    worst_first = sorted(ROWS, key=lambda row: row["dice"])
+    assert [heading["text"] for heading in page.all("h3")] == [row["case"] for row in worst_first]
+    places = {f"#{e['id']}": i for i, e in enumerate(page.elements) if e["tag"] == "article"}
+    links = page.all("a", "section")
+    assert len(links) == len(ROWS) + 3
+    for link in links:
+        heading = next(e for e in page.elements[places[link["href"]] :] if e["tag"] == "h3")
+        assert heading["text"] == link["text"]
+    for article, row in zip(page.all("article"), worst_first, strict=True):
+        assert f"Dice {row['dice']:.3f}" in article["text"]
+        assert f"prediction {row['prediction_ml']:.1f} ml" in article["text"]
+    names = [image["alt"] for image in page.all("img", "article")]
+    # The montage: slices 10 +- 5 hold the gland, all of them fewer than twelve.
+    views = [f"{plane} plane with outlines" for plane in ("axial", "sagittal", "coronal")]
+    views += [f"axial slice {z + 1} of 20" for z in range(5, 16)]
+    assert names == [f"{row['case']}, {view}" for row in worst_first for view in views]
+
+
+def test_configuration_and_origin_are_told(evaluated):
+    page = parsed(evaluated)
+    for section, facts in {
+        "configuration": {"VolSize": "128, 128, 64", "task": "<i>&", "flip_average": "False"},
+        "origin": {
+            "checkpoint": str(ABOUT["checkpoint"]),
+            "written": "2031-05-06 07:08",
+        },
+    }.items():
+        elements = page.section(section)
+        keys = [e["text"] for e in elements if e["tag"] == "th"]
+        assert (
+            dict(zip(keys, [e["text"] for e in elements if e["tag"] == "td"], strict=True)) == facts
+        )
+
+
+@pytest.mark.parametrize("which", ["evaluated", "predicted"])
+def test_the_pictures_are_small(which, request):
+    """About 150 kB a case with its share of the rest."""
+    assert request.getfixturevalue(which).stat().st_size < 150_000 * len(ROWS) + 400_000
+
+
+# --- the failures -------------------------------------------------------------------------------
+
+
+def items(page, section="failures"):
+    return [e["text"] for e in page.section(section) if e["tag"] == "li"]
+
+
+def test_failures_are_listed_from_the_worst(evaluated, predicted):
+    score = {row["case"]: f"{row['case']} Dice {row['dice']:.3f}" for row in ROWS}
+    assert items(parsed(evaluated)) == [
+        f"{score['missed']}, below 0.8, empty prediction",
+        f"{score['half']}, below 0.8, nothing predicted at apex",
+        f"{score['Case2']}, below 0.8",
+    ]
+    page = parsed(predicted)
+    assert [item.partition(" ")[::2] for item in items(page)] == [
+        ("Case2", f"{SEGMENTED[1]['prostate_ml']:.1f} ml, sagittal stack"),
+        ("missed", "0.0 ml, the mask is empty"),
+        ("bad", f"not segmented, {NOT_READ}"),
+    ]
+    assert [heading["text"] for heading in page.all("h3")][:2] == ["Case2", "missed"]
+    rows = [e.get("class") for e in page.section("cases") if e["tag"] == "tr"]
+    expected = [False, False, True, False, True, False, False, True]
+    assert [row == "failed" for row in rows] == expected
+
+
+def test_an_image_without_a_mask_has_a_row_and_no_pictures(predicted):
+    page = parsed(predicted)
+    cells = [e for e in page.section("cases") if e["tag"] == "td"]
+    assert (cells[-1]["text"], cells[-1]["data-value"]) == ("–", "-1")
+    assert len(page.all("article")) == len(SEGMENTED)
+
+
+def test_where_nothing_was_segmented_the_reasons_are_told(quick_report):
+    page = quick_report(VOLUMES[-1:])
+    assert page.all("h1")[0]["text"] == "No mask"
+    assert items(page) == [f"bad not segmented, {NOT_READ}"]
+    assert [heading["text"] for heading in page.all("h2")] == [
+        *("Failures", "Cases", "Configuration", "Origin")
+    ]
+
+
+def test_without_failures_the_lowest_are_named(quick_report):
+    good = [
+        {**ROWS[0], "findings_text": [], "case": f"c{n}", "dice": 0.8 + 0.01 * (n * 3 % 7)}
+        for n in range(7)
+    ]
+    page = quick_report(good)
+    assert items(page) == ["c0 Dice 0.800", "c5 Dice 0.810", "c3 Dice 0.820"]
+    page = quick_report([{**VOLUMES[0], "prostate_ml": 50.0}])
+    assert items(page) == []
+    assert "None." in [e["text"] for e in page.section("failures") if e["tag"] == "p"]
+    assert "failure" not in page.all("title")[0]["text"]
+
+
+# --- odd cases ----------------------------------------------------------------------------------
+
+
+def test_of_many_cases_the_worst_are_drawn(quick_report, monkeypatch):
+    monkeypatch.setattr(html_report, "PICTURED_CASES", 2)
+    page = quick_report(ROWS, drawn=drawn())
+    pictured = {image["alt"].split(",")[0] for image in page.all("img", "article")}
+    assert pictured == {"missed", "half"}
+    assert len(page.all("article")) == 2
+    assert {link["text"] for link in page.all("a", "table")} == pictured
+    assert len([e for e in page.section("cases") if e.get("scope") == "row"]) == len(ROWS)
+    assert any("the lowest Dice first; 2 of 6 cases" in e["text"] for e in page.section("pictures"))
+
+
+def test_only_one_case_is_kept_at_a_time(quick_report):
+    images = []
+
+    def watched():
+        for case in islice(drawn(), 3):
+            assert sum(image() is not None for image in images) <= 1
+            images.append(weakref.ref(case.image))
+            yield case
+            del case
+
+    quick_report(ROWS, drawn=watched())
+    assert len(images) == 3
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("prediction", "reference"),
+    [(0 * REFERENCE, REFERENCE), (REFERENCE, 0 * REFERENCE), (0 * REFERENCE, 0 * REFERENCE)],
+)
+def test_a_single_case_with_an_empty_mask(tmp_path, prediction, reference):
+    case = OverlayCase("only", scan(0), image_of(prediction), image_of(reference))
+    metrics = case_metrics(case.reference, case.prediction)
+    row = {"case": "only", **metrics, "findings_text": ["empty prediction"]}
+    write_report(tmp_path / "report.html", [row], [case], ABOUT)
+    page = parsed(tmp_path / "report.html")
+    assert "of 1 case · 1 failure" in page.all("header")[0]["text"]
+    shown = 11 if (prediction.any() or reference.any()) else html_report.SLICES
+    assert len(page.all("img", "article")) == 3 + shown
+
+
+def test_a_training_without_an_epoch_is_left_out(quick_report):
+    page = quick_report(ROWS, history=HISTORY[:0])
+    assert "Training" not in [heading["text"] for heading in page.all("h2")]
+
+
+def test_a_name_that_is_no_text(quick_report):
+    """Such as a file name of another encoding."""
+    name = b"Case\xe9".decode(errors="surrogateescape")
+    page = quick_report([{**ROWS[0], "case": name}])
+    assert page.all("h3")[0]["text"] == "Case?"
+
+
+def test_a_full_disk_leaves_the_old_report(tmp_path, monkeypatch):
+    def write_half(path, content):
+        write_bytes(path, content[: len(content) // 2])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    path = tmp_path / "report.html"
+    path.write_text("old")
+    write_bytes = Path.write_bytes
+    monkeypatch.setattr(Path, "write_bytes", write_half)
+    monkeypatch.setattr(html_report, "_page", lambda *_: "a new one")
+    with pytest.raises(DataError, match=r"report\.html: cannot be written .*No space left"):
+        write_report(path, ROWS, (), ABOUT)
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+# --- in a browser -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A headless Chromium."""
+    webdriver = pytest.importorskip("selenium.webdriver")
+    programs = [shutil.which(name) for name in ("chromium", "chromedriver")]
+    if not all(programs):
+        pytest.skip("needs Debian's chromium and chromium-driver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = programs[0]
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
+        options.add_argument(argument)
+    service = webdriver.ChromeService(executable_path=programs[1])
+    with webdriver.Chrome(options=options, service=service) as driver:
+        driver.set_script_timeout(20)
+        yield driver
+
+
+@pytest.fixture
+def opened(browser):
+    """Function path -> the browser with the page of this file."""
+
+    def open_page(path):
+        for log in ("browser", "performance"):
+            browser.get_log(log)  # what earlier pages left
+        browser.get(path.as_uri())
+        return browser
+
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+    return open_page
+
+
+def network_events(browser):
+    """(method, parameters) of all that the network layer did."""
+    messages = (json.loads(e["message"])["message"] for e in browser.get_log("performance"))
+    return [(m["method"], m["params"]) for m in messages if m["method"].startswith("Network.")]
+
+
+def screen(browser, width, media="screen"):
+    """Makes the window as wide as a phone or a sheet of paper."""
+    size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": media})
+
+
+@pytest.mark.parametrize("which", ["evaluated", "predicted"])
+def test_opening_it_needs_no_network_and_makes_no_error(which, request, opened):
+    path = request.getfixturevalue(which)
+    browser = opened(path)
+    assert browser.title.startswith({"e": "Evaluation", "p": "Prediction"}[which[0]])
+    events = network_events(browser)
+    asked = [p["request"]["url"] for method, p in events if method == "Network.requestWillBeSent"]
+    assert asked.count(path.as_uri()) == 1
+    assert {url.split(":")[0] for url in asked if url != path.as_uri()} <= {"data"}
+    assert browser.get_log("browser") == []
+
+
+def test_the_policy_holds_even_against_the_page_itself(predicted, opened):
+    browser = opened(predicted)
+    failed = browser.execute_async_script(
+        """
+        const image = new Image();
+        image.onerror = () => arguments[0](true);
+        image.onload = () => arguments[0](false);
+        image.src = "http://127.0.0.1:9/a.png";
+        """
+    )
+    assert failed
+    assert any(
+        "Content Security Policy" in entry["message"] for entry in browser.get_log("browser")
+    )
+
+
+PICTURES = """
+const done = arguments[0];
+Promise.all([...document.images].map((image) => image.decode().catch(() => null))).then(() =>
+  done([...document.images].map((image) => {
+    const canvas = document.createElement("canvas");
+    [canvas.width, canvas.height] = [image.naturalWidth, image.naturalHeight];
+    const context = canvas.getContext("2d");
+    context.drawImage(image, 0, 0);
+    const pixels = context.getImageData(0, 0, canvas.width, canvas.height).data;
+    let [sum, squares, count] = [0, 0, pixels.length / 4];
+    const seen = [0, 0];
+    for (let i = 0; i < pixels.length; i += 4) {
+      sum += pixels[i];
+      squares += pixels[i] ** 2;
+      [[230, 159, 0], [86, 180, 233]].forEach((colour, k) => {
+        seen[k] += colour.every((value, c) => Math.abs(pixels[i + c] - value) < 32);
+      });
+    }
+    const sharp = canvas.width / image.getBoundingClientRect().width;
+    const deviation = Math.sqrt(squares / count - (sum / count) ** 2);
+    return [image.alt, canvas.width, deviation, ...seen, sharp];
+  })));
+"""
+
+
+@pytest.mark.parametrize("which", ["evaluated", "predicted"])
+def test_every_picture_is_there_and_shows_something(which, request, opened):
+    browser = opened(request.getfixturevalue(which))
+    pictures = browser.execute_async_script(PICTURES)
+    assert len(pictures) > 12 * len(PREDICTIONS)
+    for alt, width, deviation, orange, blue, sharpness in pictures:
+        assert width > 100 and deviation > 10, alt
+        assert sharpness > 0.8, alt
+        case, _, view = alt.rpartition(", ")
+        if case not in PREDICTIONS:
+            continue  # a drawing
+        # The last slices of the larger mask are empty in the smaller one.
+        if "slice" not in view or "11 of" in view:
+            assert (orange > 10) == (which == "evaluated"), alt
+            above = case == "half" and which == "evaluated" and "axial" in view
+            assert (blue > 10) == (PREDICTIONS[case].any() and not above), alt
+
+
+def test_both_outlines_are_seen_on_the_screen(evaluated, opened):
+    browser = opened(evaluated)
+    (views,) = browser.find_elements("css selector", "article:nth-of-type(3) .views")
+    shown = imread(BytesIO(views.screenshot_as_png))[..., :3]
+    for colour in (report.REFERENCE_COLOUR, report.PREDICTION_COLOUR):
+        assert (np.abs(shown - to_rgb(colour)).max(axis=-1) < 0.12).sum() > 200
+    assert shown.std() > 0.1
+
+
+def column(browser, number):
+    return browser.execute_script(
+        """
+        return [...document.querySelectorAll("table.sortable tbody tr")].map(
+          (row) => row.cells[arguments[0]].textContent);
+        """,
+        number,
+    )
+
+
+def heading(browser, number):
+    return browser.find_elements("css selector", "table.sortable thead button")[number]
+
+
+def sorting(browser):
+    return browser.execute_script(
+        """
+        return [...document.querySelectorAll("table.sortable thead th")].map(
+          (header) => header.getAttribute("aria-sort"));
+        """
+    )
+
+
+def test_a_press_on_a_heading_sorts_the_table(evaluated, opened):
+    browser = opened(evaluated)
+    assert column(browser, 0) == [row["case"] for row in ROWS]
+    assert not any(sorting(browser))
+    # 'Volume difference' has a sign and 'Hausdorff' takes one to three digits.
+    for number, (key, label, _) in list(enumerate(html_report.REFERENCE_COLUMNS, 1))[::3]:
+        assert heading(browser, number).text.startswith(label)
+        for order in ("ascending", "descending", "ascending"):
+            heading(browser, number).click()
+            values = {row["case"]: row[key] for row in ROWS}
+            shown = [values[case] for case in column(browser, 0)]
+            assert shown == sorted(shown, reverse=order == "descending"), key
+            assert sorting(browser)[number] == order
+            assert sum(map(bool, sorting(browser))) == 1
+        dice = [
+            f"{row['dice']:.3f}"
+            for case in column(browser, 0)
+            for row in ROWS
+            if row["case"] == case
+        ]
+        assert column(browser, 1) == dice  # rows move as a whole
+    assert browser.get_log("browser") == []
+
+
+@pytest.mark.parametrize("key", ["\ue007", " "], ids=["enter", "space"])
+def test_the_keyboard_sorts_too(evaluated, opened, key):
+    browser = opened(evaluated)
+    heading(browser, 1).send_keys(key)
+    scores = [float(text) for text in column(browser, 1)]
+    assert scores == sorted(scores) and sorting(browser)[1] == "ascending"
+
+
+def test_names_sort_by_their_numbers(evaluated, opened):
+    browser = opened(evaluated)
+    for order in (1, -1):
+        heading(browser, 0).click()
+        names = column(browser, 0)
+        assert sorted(names[::order]) != names[::order]
+        assert names[::order].index("Case2") < names[::order].index("Case10")
+
+
+def test_a_link_leads_from_the_table_to_the_pictures(evaluated, opened):
+    browser = opened(evaluated)
+    browser.find_element("link text", "Case10").click()
+    top = browser.execute_script(
+        "return document.querySelector('article:target').getBoundingClientRect().top"
+    )
+    assert browser.find_element("css selector", "article:target h3").text == "Case10"
+    assert 0 <= top < 10
+
+
+WIDTHS = """
+return [...document.querySelectorAll(arguments[0])].map((e) => [e.scrollWidth, e.clientWidth]);
+"""
+
+
+@pytest.mark.parametrize("which", ["evaluated", "predicted"])
+@pytest.mark.parametrize("width", [360, 768, 1280])
+def test_the_page_never_scrolls_sideways(which, width, request, opened):
+    browser = opened(request.getfixturevalue(which))
+    screen(browser, width)
+    assert browser.execute_script("return document.scrollingElement.scrollWidth") <= width
+    boxes = browser.execute_script(WIDTHS, ".scroll")
+    # Where the wide table is too wide it moves within its own box.
+    assert any(inner > outer for inner, outer in boxes) == (which == "evaluated" and width < 1280)
+
+
+@pytest.mark.parametrize("which", ["evaluated", "predicted"])
+@pytest.mark.parametrize("sides_mm", [(210, 297), (216, 279)], ids=["A4", "letter"])
+def test_it_prints_on_paper(which, sides_mm, request, opened):
+    browser = opened(request.getfixturevalue(which))
+    width, height = (side / 25.4 for side in sides_mm)
+    command = {"paperWidth": width, "paperHeight": height}
+    paper = base64.b64decode(browser.execute_cdp_cmd("Page.printToPDF", command)["data"])
+    assert paper.startswith(b"%PDF")
+    pages = len(re.findall(rb"/Type /Page\b", paper))
+    assert pages <= (8 if which == "evaluated" else 5)  # two cases on each
+    screen(browser, round((sides_mm[0] - 2 * 14) / 25.4 * 96), "print")
+    for inner, outer in browser.execute_script(WIDTHS, "html, .scroll"):
+        assert inner <= outer  # nothing is cut off
+    broken = browser.execute_script(
+        """
+        return [...document.querySelectorAll("article, tr, img")].filter(
+          (element) => getComputedStyle(element).breakInside !== "avoid").length;
+        """
+    )
+    assert broken == 0

@@ -1,0 +1,132 @@
+"""The launchers for several devices, training for real: two processes on the CPU, through msrun."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from tests.helpers import ROOT
+from tests.scripts.test_scripts import alive, wait_until
+
+EPOCHS = 20
+SETTINGS = ["width=2", "VolSize=16,16,16", "dstRes=2.5,2.5,2.5", "batch_size=1", "cache_dir=off"]
+FURTHER = [word for setting in [*SETTINGS, f"epochs={EPOCHS}"] for word in ("--set", setting)]
+DATA = ["data", "train.csv"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, write_case):
+    """A user's folder: three cases, a split, a rank table."""
+    folder = tmp_path_factory.mktemp("user")
+    for number in range(3):
+        write_case(folder / "data", f"Case0{number}", ".mha", seed=number)
+    (folder / "train.csv").write_text("Case00.mha\nCase01.mha\nCase02.mha\n")
+    table = [sys.executable, ROOT / "scripts" / "create_hccl.py", "--server_ip", "127.0.0.1"]
+    table += ["--device_num", "[0,2)", "--device_ip", "10.1.0.1,10.1.0.2"]
+    subprocess.run(table, cwd=folder, check=True, capture_output=True)
+    return folder
+
+
+def environment(folder, **variables):
+    own = {"PYTHON": sys.executable, "DEVICE_TARGET": "CPU", "TEST_OF": str(folder)}
+    return os.environ | own | variables
+
+
+def run(folder, script, *arguments, **variables):
+    return subprocess.run(
+        ["bash", ROOT / "scripts" / script, *arguments],
+        cwd=folder,
+        env=environment(folder, **variables),
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+
+
+def processes(folder):
+    """Ids of the processes that a launcher in this folder left behind, by what they run."""
+    found = {}
+    for environ in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            variables = environ.read_bytes().split(b"\0")
+            command = (environ.parent / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        pid = int(environ.parent.name)
+        if f"TEST_OF={folder}".encode() in variables and pid != os.getpid() and alive(pid):
+            role = b"MS_ROLE=MS_SCHED" in variables
+            rank = next((v.decode() for v in variables if v.startswith(b"RANK_ID=")), "")
+            runs = Path(command[1].decode()).name if len(command) > 1 else ""
+            found[pid] = "scheduler" if role else f"{runs} {rank}"
+    return found
+
+
+def history(run_folder):
+    """The columns of a run's history that an interruption must not change."""
+    return pd.read_csv(run_folder / "history.csv").drop(columns="epoch_time_s")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(folder):
+    """The history of a training that train_distribute_gpu.sh started, and what came with it."""
+    process = run(folder, "train_distribute_gpu.sh", "2", "0,1", *DATA, *FURTHER, WAIT="1")
+    assert process.returncode == 0, process.stdout[-3000:]
+    assert not processes(folder)
+    log = (folder / "train_distribute_gpu.log").read_text()
+    for line in ["run: results/infer/", "run: rank 1 of one", f"epoch: {EPOCHS} step: 2, loss is "]:
+        assert line in log
+    assert log.endswith("all ranks have finished\n")
+    (found,) = (folder / "results" / "infer").iterdir()
+    return history(found)
+
+
+def test_a_killed_rank_and_a_resume(folder, uninterrupted):
+    """kill -9 ends the job; resumed, the training is the one that was never interrupted."""
+    arguments = ["hccl_2p_01_127.0.0.1.json", "2", *DATA, *FURTHER]
+    process = run(folder, "train_distribute.sh", *arguments)
+    assert process.returncode == 0, process.stdout + process.stderr
+    assert "has finished" not in process.stdout
+    results = folder / "train_parallel0" / "results" / "infer"
+    wait_until(lambda: "epoch: 3 " in (folder / "train_distribute.log").read_text(), 200)
+    (victim,) = (pid for pid, what in processes(folder).items() if what == "train.py RANK_ID=1")
+    os.kill(victim, signal.SIGKILL)
+    killed = time.monotonic()
+    wait_until(lambda: not processes(folder), 30)
+    print(f"from the death of a rank to the end of its job: {time.monotonic() - killed:.1f} s")
+
+    log = (folder / "train_distribute.log").read_text()
+    own = folder / "train_parallel1" / "train_distribute.log"
+    assert (
+        f"error: rank 1 was ended by SIGKILL, by hand or for want of memory; the end of {own}"
+        in log
+    )
+    assert f"epoch: {EPOCHS} " not in log
+    (run_folder,) = results.iterdir()
+    process = run(folder, "train_distribute.sh", *arguments, WAIT="1", RESUME="1")
+    assert process.returncode == 0, process.stdout[-3000:]
+    assert 2 <= int(re.search(r"^resuming .* after epoch (\d+)$", process.stdout, re.M)[1]) < EPOCHS
+    assert list(results.iterdir()) == [run_folder]
+    assert not processes(folder)
+    pd.testing.assert_frame_equal(history(run_folder), uninterrupted, rtol=1e-6)
+    assert not (folder / "train_parallel1" / "results").exists()
+    assert {path.name for path in (folder / "train_parallel1").iterdir()} == {
+        "train_distribute.log",
+        "train_distribute.log.1",
+    }
+
+
+def test_a_fault_of_the_data_is_told(folder):
+    """With the rank, its log, the line of train.py and its exit code; nothing is left running."""
+    (folder / "faulty.csv").write_text("Case00.mha\nCase77.mha\n")
+    process = run(folder, "train_msrun.sh", "2", "data", "faulty.csv", *FURTHER, WAIT="1")
+    assert process.returncode == 1
+    assert "ended with exit code 1; the end of " in process.stdout
+    assert f"{folder}/train_msrun_logs/worker_" in process.stdout
+    assert "Case77" in process.stdout.partition("; the end of ")[2]
+    assert not processes(folder)

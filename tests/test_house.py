@@ -1,0 +1,80 @@
+"""The layout: each module imports only what stands below it, and config.py imports no network."""
+
+import ast
+
+import pytest
+
+from tests.helpers import ROOT
+
+# From the ground up; a folder stands for all its modules.
+FLOORS = (
+    ("utils", "lr_schedule", "loss"),
+    ("images", "vnet", "metrics"),
+    ("config",),
+    ("data_manager", "devices"),
+    ("augment", "predictor", "promise12", "checkpoint", "fast_conv3d"),
+    ("dataset", "report"),
+    ("evaluation",),
+    ("prediction", "training", "export"),
+    ("commands",),
+)
+FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
+MODULES = sorted((ROOT / "src").rglob("*.py"))
+
+
+def imported_modules(path):
+    """Names, below src, of the modules that a file imports, such as "images.reading"."""
+    package = path.relative_to(ROOT / "src").parent.parts
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = [*package[: len(package) - node.level + 1], *(node.module or "").split(".")]
+            base = [part for part in base if part]
+            for alias in node.names:
+                yield ".".join([*base, alias.name] if not node.module else base)
+
+
+def room(module):
+    """The folder or file directly below src."""
+    return module.split(".")[0]
+
+
+def test_every_module_has_a_floor():
+    assert {path.relative_to(ROOT / "src").parts[0].removesuffix(".py") for path in MODULES} - {
+        "__init__",
+        "__main__",
+    } == set(FLOOR)
+
+
+@pytest.mark.parametrize(
+    "path", MODULES, ids=lambda path: path.relative_to(ROOT / "src").as_posix()
+)
+def test_no_import_runs_upwards(path):
+    own = room(path.relative_to(ROOT / "src").with_suffix("").as_posix().replace("/", "."))
+    if own.startswith("__"):
+        return
+    upwards = [
+        module
+        for module in imported_modules(path)
+        if room(module) != own and FLOOR[room(module)] >= FLOOR[own]
+    ]
+    assert not upwards
+
+
+def test_no_circle():
+    graph = {
+        path.relative_to(ROOT / "src").with_suffix("").as_posix().replace("/", "."): set(
+            imported_modules(path)
+        )
+        for path in MODULES
+    }
+    done = set()
+
+    def visit(module, path):
+        assert module not in path, " -> ".join([*path, module])
+        if module not in done:
+            for other in graph.get(module, ()):
+                visit(other, (*path, module))
+            done.add(module)
+
+    for module in graph:
+        visit(module, ())

@@ -1,0 +1,745 @@
+"""Trainings for real, in small: what a run leaves, resume, NaN, and each key that acts here."""
+
+import io
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import mindspore as ms
+import numpy as np
+import pandas as pd
+import pytest
+from easydict import EasyDict
+from mindspore import nn
+
+from src import checkpoint
+from src.config import load_config, overridden, save_config, vnet_cfg
+from src.data_manager import Case, TrainingVolume
+from src.devices.ranks import Ranks
+from src.evaluation import load_network, mean_dice
+from src.loss import LOSSES
+from src.lr_schedule import learning_rates
+from src.promise12.splits import split_cases
+from src.training.callbacks import EpochLog, Progress, WeightAverage, stops_early
+from src.training.run_folder import configured_run, held
+from src.training.step import AccumulatingLossScaledStep, create_training_cell
+from src.training.trainer import (
+    create_optimizer,
+    lost_ranks_told,
+    sinks_dataset,
+    train,
+    training_plane,
+)
+from src.utils.errors import DataError, UsageError
+from src.vnet import create_vnet
+from tests.helpers import ROOT
+from tests.rounding import LAYER_ERROR, assert_trained_alike, perturb
+
+SETTINGS = (
+    "val_interval=3",
+    "keep_checkpoint_max=2",
+    "lr=0.002",
+    "warmup_step=5",
+    "warmup_ratio=0.1",
+    "ema_decay=0.5",
+    *("augment_flip=0.5", "augment_deform=1", "augment_histogram=0.5", "augment_noise=1"),
+)
+SMALL = ("VolSize=16,16,16", "dstRes=4,4,4", "width=2", "batch_size=2", "cache_dir=off", "epochs=4")
+
+
+@pytest.fixture(autouse=True)
+def in_scratch_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory, write_case):
+    """Five training and two validation cases of 20^3 voxels: a bright ball in noise."""
+    folder = tmp_path_factory.mktemp("data")
+    names = [f"Case{number:02d}" for number in range(7)]
+    for number, name in enumerate(names):
+        write_case(folder, name, seed=number)
+    (folder / "train.csv").write_text("".join(f"{name}.mhd\n" for name in names[:5]))
+    (folder / "val.csv").write_text("".join(f"{name}.mhd\n" for name in names[5:]))
+    return folder
+
+
+def small(*overrides):
+    return overridden(vnet_cfg, [*SMALL, *overrides])
+
+
+class Losses(ms.Callback):
+    """The exact loss of each step."""
+
+    def __init__(self):
+        super().__init__()
+        self.values = []
+
+    def on_train_step_end(self, run_context):
+        self.values.append(float(run_context.original_args().net_outputs.asnumpy()))
+
+
+class StopAfter(ms.Callback):
+    def __init__(self, epoch):
+        super().__init__()
+        self.epoch = epoch
+
+    def on_train_epoch_end(self, run_context):
+        if run_context.original_args().cur_epoch_num == self.epoch:
+            run_context.request_stop()
+
+
+def run(data, config, *callbacks, val=False, run_folder=None):
+    return train(
+        config,
+        "CPU",
+        data,
+        data / "train.csv",
+        data / "val.csv" if val else None,
+        run_folder,
+        callbacks,
+    )
+
+
+@pytest.fixture(scope="module")
+def whole_run(data, tmp_path_factory):
+    """One uninterrupted training with validation: (folder, losses, printed text)."""
+    folder = tmp_path_factory.mktemp("whole")
+    losses = Losses()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        printed = []
+        patch.setattr(
+            "builtins.print",
+            lambda *words, **_: printed.append(" ".join(map(str, words))),
+        )
+        config = small(*SETTINGS, "task=balls", "dirResult=runs")
+        run_folder = run(data, config, losses, val=True)
+    return folder / run_folder, losses.values, printed
+
+
+def test_a_run_leaves_what_the_readme_says(whole_run):
+    """Also shows task, dirResult, epochs, keep_checkpoint_max, save_interval."""
+    folder, losses, _ = whole_run
+    assert folder.parent.name == "runs"
+    assert re.fullmatch(r"vnet\.balls\.\d{8}_\d{6}(_\d+)?", folder.name)
+    assert {path.name for path in folder.iterdir()} == {
+        "ckpt",
+        "config.json",
+        "history.csv",
+        "progress.png",
+    }
+    assert {path.name for path in (folder / "ckpt").iterdir()} == {
+        "checkpoint_vnet-3_3.ckpt",
+        "checkpoint_vnet-4_3.ckpt",
+        "best.ckpt",
+        "last.ckpt",
+        "last_state.ckpt",
+    }
+    assert load_config(folder / "config.json").task == "balls"
+    assert len(losses) == 4 * 3  # five cases in batches of two
+
+
+def test_the_log_has_the_zoos_lines(whole_run):
+    _, losses, printed = whole_run
+    text = "\n".join(printed)
+    assert "compiling" in text
+    assert "============== Starting Training fold 0 ==============" in text
+    lines = re.findall(r"^epoch: (\d+) step: (\d+), loss is (0\.\d{1,8})$", text, re.MULTILINE)
+    assert [(int(epoch), int(step)) for epoch, step, _ in lines] == [(e, 3) for e in (1, 2, 3, 4)]
+    np.testing.assert_allclose([float(loss) for *_, loss in lines], losses[2::3], rtol=1e-6)
+    times = re.findall(r"^epoch time: ([\d.]+) ms, per step time: ([\d.]+) ms$", text, re.MULTILINE)
+    assert len(times) == 4
+    for epoch_ms, step_ms in times:
+        assert float(step_ms) == pytest.approx(float(epoch_ms) / 3, abs=1e-2)
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize(("stream", "shown"), [(Terminal, True), (io.StringIO, False)])
+def test_the_progress_bar_is_for_terminals_only(stream, shown, monkeypatch):
+    drawn = stream()
+    monkeypatch.setattr(sys, "stderr", drawn)
+    monkeypatch.setenv("COLUMNS", "80")
+    arguments = SimpleNamespace(batch_num=4, cur_epoch_num=7)
+    log = EpochLog(Progress(), [0.1] * 28, None, None)
+    log.on_train_epoch_begin(SimpleNamespace(original_args=lambda: arguments))
+    log.bar.close()
+    assert ("epoch 7" in drawn.getvalue()) == shown
+
+
+def test_history_holds_every_epoch(whole_run):
+    """Also shows lr, warmup_step and warmup_ratio: the rates are the schedule's."""
+    folder, losses, _ = whole_run
+    history = pd.read_csv(folder / "history.csv")
+    assert list(history["epoch"]) == [1, 2, 3, 4]
+    assert list(history["step"]) == [3, 6, 9, 12]
+    np.testing.assert_allclose(
+        history["train_loss"], np.reshape(losses, (4, 3)).mean(axis=1), rtol=1e-6
+    )
+    rates = learning_rates(0.002, 12, 5, 0.1)
+    np.testing.assert_allclose(history["learning_rate"], rates[2::3], rtol=1e-6)
+
+
+def test_validation_comes_every_val_interval_and_at_the_end(whole_run):
+    history = pd.read_csv(whole_run[0] / "history.csv")
+    assert list(history["val_dice"].notna()) == [False, False, True, True]
+    assert history["val_dice"].dropna().between(0, 1).all()
+
+
+def test_a_moving_average_is_what_is_scored_and_kept(data, whole_run):
+    """Numbered checkpoints hold it, `last_state.ckpt` for a resume; `last.ckpt` the latest."""
+    folder, _, _ = whole_run
+    kept, last, state = (
+        ms.load_checkpoint(str(folder / "ckpt" / name))
+        for name in ("checkpoint_vnet-4_3.ckpt", checkpoint.LAST, checkpoint.STATE)
+    )
+    assert kept.keys() == last.keys()
+    for name, value in kept.items():
+        np.testing.assert_array_equal(state[f"average.{name}"].asnumpy(), value.asnumpy())
+    assert any((last[name].asnumpy() != value.asnumpy()).any() for name, value in kept.items())
+    config = load_config(folder / "config.json")
+    network = load_network(folder / "ckpt" / "checkpoint_vnet-4_3.ckpt", config, "CPU")
+    cases = split_cases(data, data / "val.csv", "val", 0)
+    history = pd.read_csv(folder / "history.csv")
+    assert mean_dice(network, cases, config) == pytest.approx(history["val_dice"].iloc[-1])
+
+
+def test_the_average_is_exponential_once_the_first_epochs_are_over():
+    network, average = nn.Dense(1, 1), nn.Dense(1, 1)
+    progress = Progress()
+    averaging = WeightAverage(progress, network, average, decay=0.25)
+    expected = 0
+    for epoch, value in enumerate((7.0, 1.0, -2.0, 5.0, 3.0, 8.0), 1):
+        progress.epoch = epoch
+        network.weight.set_data(ms.Tensor([[value]]))
+        averaging.on_train_epoch_end(None)
+        keep = (0, 1 / 11, 2 / 12, 3 / 13, 0.25, 0.25)[epoch - 1]
+        expected = keep * expected + (1 - keep) * value
+        assert average.weight.asnumpy() == pytest.approx(expected, rel=1e-6)
+
+
+class Clock:
+    """Counts seconds as it is told."""
+
+    def __init__(self, monkeypatch):
+        self.now_s = 0.0
+        monkeypatch.setattr("src.training.callbacks.time.perf_counter", lambda: self.now_s)
+
+
+@pytest.mark.parametrize(("wait_s", "told"), [(0.4, False), (0.6, True)])
+def test_the_log_says_when_the_device_waited_for_data(monkeypatch, capsys, wait_s, told):
+    clock = Clock(monkeypatch)
+    arguments = {"batch_num": 2, "cur_epoch_num": 1, "net_outputs": ms.Tensor(0.5)}
+    arguments = EasyDict(arguments, train_network=nn.Cell())
+    context = SimpleNamespace(original_args=lambda: arguments)
+    samples = SimpleNamespace(steps=2, config=EasyDict(num_workers=1))
+    log = EpochLog(Progress(), [0.1] * 2, samples, None)
+    log.on_train_epoch_begin(context)
+    for wait, step_s in ((0.1, 5 - 0.1), (wait_s - 0.1, 5 - wait_s + 0.1)):
+        clock.now_s += wait
+        log.on_train_step_begin(context)
+        clock.now_s += step_s
+        log.on_train_step_end(context)
+    log.on_train_epoch_end(context)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "waited" in line]
+    expected = (
+        "epoch: 1 the device waited 0.6 s for data, 6% of the time: raise num_workers "
+        "(1 threads now, at most one per core)"
+    )
+    assert lines == ([expected] if told else [])
+
+
+def test_a_resumed_run_has_the_same_losses_as_an_uninterrupted_one(data, whole_run):
+    """With dropout, shuffling, augmentation and averaging on, to the last bit."""
+    config = small(*SETTINGS)
+    before, after = Losses(), Losses()
+    folder = run(data, config, before, StopAfter(2), val=True)
+    resumed, run_folder = configured_run(str(folder), "CPU", [])
+    assert resumed == config
+    assert run(data, resumed, after, val=True, run_folder=run_folder) == folder
+    assert before.values + after.values == whole_run[1]
+    np.testing.assert_array_equal(
+        pd.read_csv(folder / "history.csv")["val_dice"],
+        pd.read_csv(whole_run[0] / "history.csv")["val_dice"],
+    )
+    for name in ("last.ckpt", "best.ckpt", "last_state.ckpt"):
+        ours = ms.load_checkpoint(str(folder / "ckpt" / name))
+        theirs = ms.load_checkpoint(str(whole_run[0] / "ckpt" / name))
+        for key in theirs.keys() - {checkpoint.PROGRESS}:
+            np.testing.assert_array_equal(ours[key].asnumpy(), theirs[key].asnumpy())
+    with pytest.raises(UsageError, match="all 4 epochs are trained"):
+        run(data, resumed, run_folder=run_folder)
+    longer, _ = configured_run(str(folder), "CPU", ["epochs=5"])
+    run(data, longer, run_folder=run_folder)
+    assert len(pd.read_csv(folder / "history.csv")) == 5
+    assert load_config(folder / "config.json").epochs == 5
+    other = data / "train_other.csv"
+    other.write_text("Case00.mhd\nCase06.mhd\n")
+    with pytest.raises(DataError, match=r"other training cases \(Case01 differs\)"):
+        train(longer, "CPU", data, other, run_folder=run_folder)
+
+
+GRID = (32, 32, 16)  # batch norm over the two voxels that the others' 16^3 ends in would be a sign
+
+
+class StepOfOwn(ms.Callback):
+    """When epoch 2 begins: the state, and what a step with a batch of noise makes of it, with the
+    weights as they are and with perturbed ones. Then the process "dies".
+    """
+
+    def on_train_epoch_begin(self, run_context):
+        arguments = run_context.original_args()
+        if arguments.cur_epoch_num == 2:
+            cell = arguments.train_network
+            self.state = {p.name: p.asnumpy().copy() for p in cell.get_parameters()}
+            self.moments, self.perturbed_moments = (self.step(cell, by) for by in (0, LAYER_ERROR))
+            raise KeyboardInterrupt
+
+    def step(self, cell, perturbation):
+        """Adam's first moments after the step, all in one: a tenth of each is the gradient."""
+        for parameter in cell.get_parameters():
+            parameter.set_data(ms.Tensor(self.state[parameter.name]))
+        network, random = cell.network.network, np.random.default_rng(0)
+        perturb(network, perturbation)
+        noise = random.standard_normal((2, 1, *GRID), np.float32)
+        mask, keep = (
+            (random.random(shape) < 0.5).astype(np.float32)
+            for shape in ((2, *GRID), (2, network.dropout_channels))
+        )
+        cell(ms.Tensor(noise), ms.Tensor(mask), ms.Tensor(keep))
+        moments = [p.asnumpy() for p in cell.get_parameters() if p.name.startswith("moment1.")]
+        return np.concatenate([moment.ravel() for moment in moments])
+
+
+def test_a_run_resumes_with_and_without_fast_conv3d(data):
+    """Weights, moving statistics and Adam's moments are the same for both, to the last bit, and the
+    next gradient to its rounding. Later ones would show how far Adam, which divides a gradient by
+    its size, carries rounding on.
+    """
+    grid = ("VolSize=" + ",".join(map(str, GRID)), "dstRes=2,2,4")
+    settings = (*grid, "dirResult=runs", "fast_conv3d=off")
+    whole, resumed = StepOfOwn(), StepOfOwn()
+    with pytest.raises(KeyboardInterrupt):
+        run(data, small(*SETTINGS, *settings), whole)
+    (folder,) = Path("runs").iterdir()
+    config, _ = configured_run(str(folder), "CPU", ["fast_conv3d=on"])
+    with pytest.raises(KeyboardInterrupt):
+        run(data, config, resumed, run_folder=folder)
+    assert resumed.state.keys() == whole.state.keys()
+    for name, value in whole.state.items():
+        np.testing.assert_array_equal(resumed.state[name], value, err_msg=name)
+    apart = np.linalg.norm(resumed.moments - whole.moments)
+    spread = np.linalg.norm(whole.perturbed_moments - whole.moments)
+    assert 0 < apart < spread < 0.01 * np.linalg.norm(whole.moments)
+    assert load_config(folder / "config.json").fast_conv3d == "on"
+
+
+def test_a_killed_run_resumes_on_the_same_trajectory(data):
+    """kill -9 of the real command at random moments, then --resume, until it is through."""
+    arguments = [sys.executable, ROOT / "train.py", "--device_target", "CPU", "--data_path", data]
+    arguments += ["--train_split_file_path", data / "train.csv"]
+    arguments += ["--val_split_file_path", data / "val.csv"]
+    arguments += [word for setting in (*SMALL, "val_interval=3") for word in ("--set", setting)]
+    subprocess.run([*arguments, "--set", "dirResult=whole"], check=True, capture_output=True)
+    random = np.random.default_rng(3)
+    for attempt in range(4):
+        command = [*arguments, "--set", "dirResult=runs", *(["--resume"] if attempt else [])]
+        child = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        lines = []
+        for line in child.stdout:
+            lines.append(line)
+            if attempt < 3 and re.match(f"epoch: {attempt + 1} step", line):
+                time.sleep(random.uniform(0, 0.2))
+                child.send_signal(signal.SIGKILL)
+        child.wait()
+        if attempt < 3:
+            assert child.returncode == -signal.SIGKILL, lines
+    assert child.returncode == 0, lines
+    (folder,), (whole,) = Path("runs").iterdir(), Path("whole").iterdir()
+    history, expected = (pd.read_csv(run / "history.csv") for run in (folder, whole))
+    pd.testing.assert_frame_equal(
+        history.drop(columns="epoch_time_s"),
+        expected.drop(columns="epoch_time_s"),
+        check_exact=True,
+    )
+
+
+def test_a_run_without_a_checkpoint_yet_starts_again(data, whole_run):
+    config = small(*SETTINGS)
+    folder = run(data, config, StopAfter(1))
+    for path in (folder / "ckpt").iterdir():
+        path.unlink()
+    losses = Losses()
+    run(data, config, StopAfter(1), losses, run_folder=folder)
+    assert losses.values == whole_run[1][:3]
+
+
+def test_without_validation_split_there_is_no_best(data):
+    folder = run(data, small("epochs=1"))
+    assert not (folder / "ckpt" / "best.ckpt").exists()
+    assert pd.read_csv(folder / "history.csv")["val_dice"].isna().all()
+
+
+def test_checkpoints_come_every_save_interval_and_at_the_end(data, whole_run):
+    """Also shows seed: with another one the losses are others."""
+    losses = Losses()
+    folder = run(data, small(*SETTINGS, "epochs=3", "save_interval=2", "seed=2"), losses)
+    assert losses.values[0] != whole_run[1][0]
+    names = {path.name for path in (folder / "ckpt").iterdir()}
+    assert names == {
+        "checkpoint_vnet-2_3.ckpt",
+        "checkpoint_vnet-3_3.ckpt",
+        "last.ckpt",
+        "last_state.ckpt",
+    }
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_a_training_with_its_exit_code(data, sent, code):
+    """MindSpore's own handler would end it with 0."""
+    command = [
+        sys.executable,
+        "-u",
+        ROOT / "train.py",
+        "--device_target",
+        "CPU",
+        "--data_path",
+        data,
+    ]
+    command += ["--train_split_file_path", data / "train.csv", "--set", "epochs=999"]
+    command += [word for setting in SMALL[:-1] for word in ("--set", setting)]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    for line in child.stdout:
+        if line.startswith("epoch: 1 step"):
+            child.send_signal(sent)
+    assert child.wait(timeout=60) == code
+
+
+EARLY = ("lr=1e-30", "epochs=20", "val_interval=1", "weight_decay=0")
+
+
+def test_early_stop_ends_the_training_and_a_resume_says_so(data, capsys):
+    config = small(*EARLY, "early_stop=2")
+    folder = run(data, config, val=True)
+    history = pd.read_csv(folder / "history.csv")
+    best = history["val_dice"].idxmax()
+    assert len(history) == best + 1 + 2
+    assert "early stop" in capsys.readouterr().out
+
+    before = tree(folder)
+    with pytest.raises(UsageError) as error:
+        run(data, config, val=True, run_folder=folder)
+    said = str(error.value)
+    assert f"{folder}: ended by early stop after epoch {len(history)}, 2 validations" in said
+    assert "--set early_stop=N" in said
+    assert tree(folder) == before
+    longer = small(*EARLY, "early_stop=3")
+    run(data, longer, val=True, run_folder=folder)
+    assert len(pd.read_csv(folder / "history.csv")) == len(history) + 1
+
+
+@pytest.mark.parametrize(
+    ("since_best", "patience", "stops"),
+    [(0, 0, False), (5, 0, False), (1, 2, False), (2, 2, True), (3, 2, True), (2, 3, False)],
+)
+def test_early_stop_counts_validations(since_best, patience, stops):
+    assert stops_early(Progress(validations_since_best=since_best), patience) == stops
+
+
+def tree(folder):
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+class Poison(ms.Callback):
+    """Turns weights into NaN when epoch 2 begins, or after the last step of epoch 2."""
+
+    def __init__(self, at_end=False):
+        super().__init__()
+        self.at_end = at_end
+
+    def on_train_epoch_begin(self, run_context):
+        self.poison(run_context, not self.at_end)
+
+    def on_train_step_end(self, run_context):
+        self.poison(run_context, self.at_end and run_context.original_args().cur_step_num == 6)
+
+    def poison(self, run_context, now):
+        arguments = run_context.original_args()
+        if now and arguments.cur_epoch_num == 2:
+            parameter = next(iter(arguments.train_network.get_parameters()))
+            parameter.set_data(ms.Tensor(np.full(parameter.shape, np.nan, np.float32)))
+
+
+def test_a_nan_names_the_batch_and_keeps_the_last_good_checkpoint(data):
+    config = small("epochs=3", "dirResult=runs")
+    with pytest.raises(DataError) as caught:
+        run(data, config, Poison())
+    message = str(caught.value)
+    named = re.search(r"epoch 2 step 1, in the batch of (Case\d\d), (Case\d\d);", message)
+    assert named, message
+    (folder,) = Path("runs").iterdir()
+    assert str(folder / "ckpt" / "last.ckpt") in message
+    for value in ms.load_checkpoint(str(folder / "ckpt" / "last.ckpt")).values():
+        assert np.isfinite(value.asnumpy()).all()
+    assert len(pd.read_csv(folder / "history.csv")) == 1
+
+
+def test_weights_that_became_nan_in_the_last_step_are_not_saved(data):
+    """The loss of that step is still finite."""
+    with pytest.raises(DataError, match="weights became NaN or infinite at epoch 2 step 3"):
+        run(data, small("epochs=3", "dirResult=runs"), Poison(at_end=True))
+    (folder,) = Path("runs").iterdir()
+    for value in ms.load_checkpoint(str(folder / "ckpt" / "last.ckpt")).values():
+        assert np.isfinite(value.asnumpy()).all()
+
+
+def adam_step(config, steps=2):
+    """One tiny parameter set through the real optimizer: names, values before and after."""
+    network = create_vnet(config)
+    rates = np.full(10, 0.1, np.float32)
+    optimizer = create_optimizer(network, config, rates)
+    before = {p.name: p.asnumpy().copy() for p in optimizer.parameters}
+    for _ in range(steps):
+        optimizer(tuple(ms.ops.ones_like(p) * 1e-3 for p in optimizer.parameters))
+    return before, {p.name: p.asnumpy() for p in optimizer.parameters}
+
+
+def test_momentum_belongs_to_the_momentum_optimizer():
+    """Two steps of a constant gradient g move by lr * g * (1 + (1 + momentum))."""
+    for momentum in (0.5, 0.99):
+        config = small("optimizer=momentum", f"momentum={momentum}", "weight_decay=0")
+        before, after = adam_step(config)
+        for name in before:
+            expected = before[name] - 0.1 * 1e-3 * (2 + momentum)
+            np.testing.assert_allclose(after[name], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_loss_is_the_configurations(name):
+    config = small(f"loss={name}")
+    network = create_vnet(config)
+    optimizer = create_optimizer(network, config, np.full(3, 0.1, np.float32))
+    assert (
+        type(create_training_cell(network, optimizer, config, "CPU").network.loss) is LOSSES[name]
+    )
+
+
+def test_adam_is_the_default_optimizer():
+    """Adam moves by the rate whatever the gradient's size; momentum does not act on it."""
+    before, after = adam_step(small("weight_decay=0"))
+    for name in before:
+        np.testing.assert_allclose(after[name], before[name] - 0.2, atol=2e-3)
+
+
+def test_weight_decay_is_l2_on_convolution_weights_alone():
+    config = small("optimizer=momentum", "momentum=0", "weight_decay=0.1")
+    before, after = adam_step(config, steps=1)
+    for name in before:
+        is_convolution = re.search(r"conv\d?\.weight$", name)
+        decay = 0.1 * before[name] if is_convolution else 0
+        expected = before[name] - 0.1 * (1e-3 + decay)
+        np.testing.assert_allclose(after[name], expected, atol=1e-6, err_msg=name)
+    assert any(name.endswith("gamma") for name in before)
+
+
+def test_accumulated_batches_make_one_step(data):
+    """Without batch norm and dropout, two batches of 2 are what one batch of 4 is."""
+    histories, weights = [], []
+    for size, count in ((2, 2), (4, 1)):
+        settings = ("variant=paper", "optimizer=momentum", "lr=1", "warmup_step=0")
+        config = small(*settings, f"batch_size={size}", f"accumulate_steps={count}")
+        folder = run(data, config)
+        table = pd.read_csv(folder / "history.csv").drop(columns="epoch_time_s")
+        assert table["step"].tolist() == [2, 4, 6, 8]  # five cases in steps of four
+        assert (folder / "ckpt" / "checkpoint_vnet-4_2.ckpt").is_file()
+        histories.append(table)
+        weights.append(ms.load_checkpoint(str(folder / "ckpt" / checkpoint.LAST)))
+        state = ms.load_checkpoint(str(folder / "ckpt" / checkpoint.STATE))
+        assert state["global_step"].asnumpy() == 8
+        assert not any(name.startswith(checkpoint.ACCUMULATED) for name in state)
+    pd.testing.assert_frame_equal(*histories, rtol=1e-4)
+    ms.set_seed(config.seed)
+    start, *ends = (
+        {name: parameter.asnumpy() for name, parameter in of.items()}
+        for of in (create_vnet(config).parameters_dict(), *weights)
+    )
+    assert ends[0].keys() == ends[1].keys() == start.keys()
+    assert_trained_alike(*ends, start, steps=8)
+
+
+def test_synchronised_batch_norm_has_the_same_parameters(data, monkeypatch):
+    """MindSpore runs it on Ascend only: names and shapes here, and that others are told."""
+
+    class OnImages(nn.BatchNorm2d):
+        """In its place, as it takes images and is used by a training."""
+
+    monkeypatch.setattr(nn, "SyncBatchNorm", OnImages)
+    plain, synced = (create_vnet(small(), sync_batch_norm=flag) for flag in (False, True))
+    shapes = [{p.name: p.shape for p in network.get_parameters()} for network in (plain, synced)]
+    assert shapes[0] == shapes[1]
+    norms = sum(isinstance(cell, OnImages) for _, cell in synced.cells_and_names())
+    assert norms == sum(name.endswith("moving_mean") for name in shapes[0])
+    for mine, other in zip(synced.get_parameters(), plain.get_parameters(), strict=True):
+        mine.set_data(other.value())
+    volume = ms.Tensor(np.random.default_rng(0).normal(size=(1, 1, 16, 16, 32)).astype(np.float32))
+    answers = [network.set_train(False)(volume).asnumpy() for network in (plain, synced)]
+    np.testing.assert_allclose(*answers, atol=1e-6)
+    with pytest.raises(UsageError, match="sync_batch_norm=True: MindSpore has it on Ascend"):
+        run(data, small("sync_batch_norm=true"))
+
+
+def test_mixed_precision_brings_a_loss_scale():
+    """`precision` and `loss_scale`; that it computes is for a device with float16 convolutions."""
+    rates = np.full(4, 0.1, np.float32)
+
+    def cell(target, *overrides):
+        config = small(*overrides)
+        network = create_vnet(config)
+        return create_training_cell(
+            network, create_optimizer(network, config, rates), config, target
+        )
+
+    scaled = cell("GPU", "loss_scale=1024")
+    assert isinstance(scaled, ms.nn.TrainOneStepWithLossScaleCell)
+    assert float(scaled.scale_sense.asnumpy()) == 1024
+    assert isinstance(cell("Ascend"), ms.nn.TrainOneStepWithLossScaleCell)
+    assert isinstance(cell("GPU", "accumulate_steps=2"), AccumulatingLossScaledStep)
+    for plain in (cell("CPU"), cell("GPU", "precision=float32")):
+        assert not isinstance(plain, ms.nn.TrainOneStepWithLossScaleCell)
+    with pytest.raises(UsageError, match="Ascend and GPU only"):
+        cell("CPU", "precision=mixed")
+    with pytest.raises(UsageError, match="precision=float32: MindSpore's 3-D convolutions are fl"):
+        cell("Ascend", "precision=float32")
+
+
+@pytest.mark.parametrize(
+    ("target", "choice", "sinks"),
+    [
+        ("CPU", "auto", False),
+        ("CPU", "off", False),
+        ("GPU", "auto", True),
+        ("Ascend", "auto", True),
+        ("Ascend", "off", False),
+    ],
+)
+def test_dataset_sink_is_for_ascend_and_gpu(target, choice, sinks):
+    assert sinks_dataset(small(f"dataset_sink={choice}"), target) == sinks
+
+
+@pytest.mark.parametrize(
+    "planes, asked, expected, noted",
+    [
+        (["axial", "axial", "sagittal"], "auto", "axial", ["Case2: sagittal stack"]),
+        (["coronal", "", "coronal", "axial"], "auto", "coronal", ["Case3: axial stack"]),
+        (["", ""], "auto", "axial", []),
+        (["axial", ""], "sagittal", "sagittal", ["Case0: axial stack"]),
+    ],
+)
+def test_the_plane_of_a_training_is_that_of_most_cases(planes, asked, expected, noted, capsys):
+    volumes = [TrainingVolume(np.zeros((2, 2, 2)), np.zeros((2, 2, 2), bool), p) for p in planes]
+    cases = [Case(f"Case{n}", Path(f"Case{n}")) for n in range(len(planes))]
+    assert training_plane(small(f"plane={asked}"), cases, volumes) == expected
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(",")[0] for line in lines] == [f"note: {words}" for words in noted]
+
+
+# As MindSpore 2.10 said it on a CPU after the cable to the other host was cut.
+LOST_RANK = """
+----------------------------------------------------
+- Kernel error:
+----------------------------------------------------
+Launch kernel failed: Default/optimizer-Adam/AllReduce-op23
+
+----------------------------------------------------
+- C++ Call Stack: (For framework developers)
+"""
+
+
+@pytest.mark.parametrize(
+    ("count", "message", "told"),
+    [(2, LOST_RANK, True), (1, LOST_RANK, False), (2, "Launch kernel failed: Conv3D", False)],
+)
+def test_a_lost_rank_is_one_line(count, message, told):
+    with (
+        pytest.raises(DataError if told else RuntimeError) as error,
+        lost_ranks_told(Ranks(0, count)),
+    ):
+        raise RuntimeError(message)
+    if told:
+        assert str(error.value) == (
+            "rank 0: Launch kernel failed: Default/optimizer-Adam/AllReduce-op23; another rank is "
+            "gone, see the other logs, or the network to it is cut"
+        )
+
+
+def test_resume_finds_the_newest_run_of_the_task(tmp_path):
+    for name in ("vnet.a.20260101_000000", "vnet.a.20260102_000000", "vnet.b.20260103_000000"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        save_config(small("task=a", "width=4"), tmp_path / "runs" / name / "config.json")
+    config, folder = configured_run("", "CPU", ["task=a", "dirResult=runs"])
+    assert folder.name == "vnet.a.20260102_000000"
+    assert config.width == 4, "the run's own configuration holds"
+    with pytest.raises(DataError, match=r"no run vnet\.c\.\* to resume"):
+        configured_run("", "CPU", ["task=c", "dirResult=runs"])
+    with pytest.raises(DataError, match="not the folder of a run"):
+        configured_run(str(tmp_path), "CPU", [])
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("VolSize=32,32,32", "batch_size=3", "seed=5", "width=4", "loss=dice_ce"),
+        *("ema_decay=0.9", "augment_flip=0.5"),
+    ],
+)
+def test_a_resumed_run_cannot_change_what_its_steps_rest_on(tmp_path, key):
+    save_config(small(), tmp_path / "config.json")
+    with pytest.raises(UsageError, match=f"{key.split('=')[0]}=.*leave it out"):
+        configured_run(str(tmp_path), "CPU", [key])
+
+
+class OtherThanFirst:
+    """Rank 1 of two; rank 0 was started with these overrides, and perhaps resumes."""
+
+    rank, count, is_first = 1, 2, False
+
+    def __init__(self, overrides, resumes):
+        asked = {"overrides": overrides, "resumes": resumes}
+        self.record = json.dumps({"config": small("lr=0.5"), "asked": asked})
+
+    def text_from_first(self, text):
+        return self.record
+
+
+@pytest.mark.parametrize(
+    ("overrides", "resumes", "same"),
+    [(["lr=0.5"], False, True), (["lr=0.1"], False, False), (["lr=0.5"], True, False)],
+)
+def test_ranks_that_were_asked_for_different_things_are_told(overrides, resumes, same):
+    ranks = OtherThanFirst(overrides, resumes)
+    if same:
+        config, run_folder = configured_run(None, "CPU", ["lr=0.5"], ranks)
+        assert (config, run_folder) == (small("lr=0.5"), None)
+        return
+    with pytest.raises(DataError, match="rank 1 was asked for .*; start every host with the same"):
+        configured_run(None, "CPU", ["lr=0.5"], ranks)
+
+
+def test_a_run_is_trained_by_one_process_at_a_time(data, tmp_path):
+    save_config(small(), tmp_path / "config.json")
+    (tmp_path / "ckpt").mkdir()
+    with held(tmp_path), pytest.raises(DataError, match="another process is training this run"):
+        run(data, small(), run_folder=tmp_path)
+    with held(tmp_path):
+        pass

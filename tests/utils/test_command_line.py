@@ -1,0 +1,152 @@
+"""Exit codes and the one line of an error, from each kind of failure to the entry points."""
+
+import argparse
+import sys
+
+import pytest
+
+import eval as eval_entry
+import predict as predict_entry
+from src.utils.command_line import add_device_arguments, add_model_arguments, add_set_argument, run
+from src.utils.errors import DataError, UsageError
+
+
+@pytest.mark.parametrize(
+    "error, code, line",
+    [
+        (
+            UsageError("batch_size is 0, expected at least 1"),
+            2,
+            "batch_size is 0, expected at least 1",
+        ),
+        (DataError("a.mhd: truncated\n  by 3 bytes\n"), 1, "a.mhd: truncated by 3 bytes"),
+        (
+            OSError(28, "No space left", "x.csv"),
+            1,
+            "x.csv: No space left; free some space",
+        ),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_an_error_is_one_line_and_an_exit_code(capsys, error, code, line):
+    def main():
+        print("work goes on")
+        raise error
+
+    with pytest.raises(SystemExit) as exit_:
+        run(main)
+    assert exit_.value.code == code
+    printed = capsys.readouterr()
+    assert printed.err == f"error: {line}\n"
+    assert printed.out == "work goes on\n"
+
+
+def test_success_returns(capsys):
+    assert run(lambda: print("done")) is None
+    assert capsys.readouterr() == ("done\n", "")
+
+
+def test_a_programming_error_keeps_its_traceback():
+    with pytest.raises(ZeroDivisionError):
+        run(lambda: 1 / 0)
+
+
+def test_device_and_set_arguments():
+    parser = argparse.ArgumentParser()
+    add_device_arguments(parser, "--dev_id")
+    add_set_argument(parser)
+    args = parser.parse_args([])
+    assert (args.device_target, args.dev_id, args.overrides) == ("Ascend", 0, [])
+    args = parser.parse_args(
+        ["--device_target", "CPU", "--dev_id", "3", "--set", "lr=0.1", "--set", "fold=2"]
+    )
+    assert (args.device_target, args.dev_id) == ("CPU", 3)
+    assert args.overrides == ["lr=0.1", "fold=2"]
+
+
+def test_model_arguments():
+    parser = argparse.ArgumentParser()
+    add_model_arguments(parser)
+    args = parser.parse_args([])
+    assert (args.data_path, args.split_file_path) == ("./promise", "./split/val.csv")
+    assert (args.mindir_path, args.overrides) == ("./vnet.mindir", [])
+    words = "--data_path d --split_file_path s.csv --mindir_path m.mindir --set fold=2 --set lr=1"
+    args = parser.parse_args(words.split())
+    assert vars(args) == {
+        "data_path": "d",
+        "split_file_path": "s.csv",
+        "mindir_path": "m.mindir",
+        "overrides": ["fold=2", "lr=1"],
+    }
+
+
+EVAL = ["--device_target", "CPU", "--ckpt_path", "a.ckpt"]
+PREDICT = [*EVAL, "--input", "scan.mhd"]
+
+
+@pytest.mark.parametrize(
+    "entry, arguments, code, words",
+    [
+        (eval_entry, [], 2, "--ckpt_path"),
+        (eval_entry, [*EVAL, "--device_target", "TPU"], 2, "TPU"),
+        (eval_entry, [*EVAL, "--set", "treshold=0.4"], 2, "did you mean 'threshold'?"),
+        (eval_entry, [*EVAL, "--set", "VolSize=64,64,30"], 2, "multiples of 16"),
+        (eval_entry, [*EVAL, "--eval_split_file_path", "no.csv"], 1, "no.csv: no such split"),
+        (eval_entry, [*EVAL, "--data_path", "nowhere"], 1, "nowhere/img: no such folder"),
+        (eval_entry, [*EVAL, "--data_path", "data"], 1, "a.ckpt: no such checkpoint"),
+        (predict_entry, EVAL, 2, "--input"),
+        (predict_entry, [*PREDICT, "--set", "lr"], 2, "--set lr: expected key=value"),
+        (predict_entry, PREDICT, 1, "a.ckpt: no such checkpoint"),
+    ],
+)
+def test_entry_points(tmp_path, monkeypatch, capsys, write_case, entry, arguments, code, words):
+    write_case(tmp_path / "data", "Case03")
+    (tmp_path / "split").mkdir()
+    (tmp_path / "split" / "val.csv").write_text("Case03.mhd\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["entry.py", *arguments])
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(SystemExit) as exit_:
+        run(entry.main)
+    assert exit_.value.code == code
+    assert words in capsys.readouterr().err.splitlines()[-1]
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_missing_package_is_named_with_its_remedy(capsys):
+    def main():
+        import no_such_package_at_all  # noqa: F401
+
+    with pytest.raises(SystemExit) as ended:
+        run(main)
+    assert ended.value.code == 1
+    line = capsys.readouterr().err.strip()
+    assert "no module no_such_package_at_all" in line
+    assert "requirements.txt" in line
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (MemoryError(), "out of memory; a smaller batch_size"),
+        (RuntimeError("Memory not enough: alloc failed\nlong trace"), "Memory not enough"),
+        (OSError(28, "No space left on device", "x.mhd"), "x.mhd: No space left on device; free"),
+    ],
+)
+def test_the_machines_faults_are_one_line(error, says, capsys):
+    def main():
+        raise error
+
+    with pytest.raises(SystemExit) as ended:
+        run(main)
+    captured = capsys.readouterr().err
+    assert ended.value.code == 1
+    assert says in captured and captured.count("\n") == 1
+
+
+def test_a_fault_of_the_program_keeps_its_traceback():
+    def main():
+        raise RuntimeError("shapes differ")
+
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        run(main)

@@ -1,0 +1,38 @@
+"""Draws each augmentation of the training cases on a synthetic case: docs/augmentation.png.
+
+    python tools/augment_gallery.py
+another case, other random parameters, another file:
+    python tools/augment_gallery.py --seed 7 --out_path augmentation7.png
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from src.utils.command_line import run  # noqa: E402
+
+
+def main():
+    """Parses the arguments and draws."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--out_path",
+        type=Path,
+        default=Path(__file__).parents[1] / "docs/augmentation.png",
+        help="the PNG to write (default: docs/augmentation.png beside this program)",
+    )
+    parser.add_argument("--seed", type=int, default=1, help="of case and parameters (default: 1)")
+    args = parser.parse_args()
+
+    from src.report.gallery import write_gallery
+
+    write_gallery(args.out_path, args.seed)
+    print(f"{args.out_path}: written")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,36 @@
+"""Makes a checkpoint from the weights of MONAI's VNet(out_channels=2).
+
+    python tools/import_monai.py --state_dict vnet.pt --ckpt_file imported/vnet.ckpt
+
+The state dict is a .pt or .pth file (needs PyTorch), .safetensors or .npz. config.json with variant
+'monai' is written beside the checkpoint, so that eval.py and predict.py take it as it is.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from src.utils.command_line import run  # noqa: E402
+
+
+def main():
+    """Parses the two paths and imports."""
+    parser = argparse.ArgumentParser(description="Import the weights of MONAI's VNet")
+    parser.add_argument(
+        "--state_dict", required=True, metavar="FILE", help=".pt, .pth, .safetensors or .npz"
+    )
+    parser.add_argument(
+        "--ckpt_file", required=True, metavar="OUT.ckpt", help="checkpoint to write, a new file"
+    )
+    args = parser.parse_args()
+
+    from src.export.monai_weights import import_monai
+
+    import_monai(args.state_dict, args.ckpt_file)
+    print(f"{args.ckpt_file}: written, with its config.json beside it")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,15 @@
+"""Packs a checkpoint for others: float16 weights, configuration, checksums.
+
+`python tools/release.py --help` says how.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from src.commands.release import main  # noqa: E402
+from src.utils.command_line import run  # noqa: E402
+
+if __name__ == "__main__":
+    run(main)
