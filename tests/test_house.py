@@ -25,7 +25,7 @@ MODULES = sorted((ROOT / "src").rglob("*.py"))
 def imported_modules(path):
     """Names, below src, of the modules that a file imports, such as "images.reading"."""
     package = path.relative_to(ROOT / "src").parent.parts
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.level:
             base = [*package[: len(package) - node.level + 1], *(node.module or "").split(".")]
             base = [part for part in base if part]

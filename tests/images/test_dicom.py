@@ -1,6 +1,7 @@
 """Series are made here, slice by slice, with a known geometry; pydicom's own files are others'."""
 
 import contextlib
+import locale
 import os
 import subprocess
 import sys
@@ -387,6 +388,15 @@ def test_enhanced_in_two_files(tmp_path):
     assert_geometry(read_dicom(tmp_path), AXIAL)
 
 
+@pytest.fixture
+def locale_kept():
+    """GDCM sets the process's locale to "C" when it writes."""
+    before = locale.setlocale(locale.LC_ALL)
+    yield
+    locale.setlocale(locale.LC_ALL, before)
+
+
+@pytest.mark.usefixtures("locale_kept")
 def test_written_by_simpleitk(tmp_path):
     """Each slice with a study and a frame of reference of its own, nothing said of the contrast."""
     for k in range(4):
