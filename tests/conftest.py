@@ -1,15 +1,19 @@
-"""Small synthetic cases, for every test file that needs some."""
+"""Fixtures of several test files: small synthetic cases, configurations and runs."""
 
 import resource
 from contextlib import contextmanager
 
+import mindspore as ms
 import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from src.config import overridden, vnet_cfg
+from src.checkpoint import save_weights
+from src.config import overridden, save_config, vnet_cfg
 from src.devices.device import start_device
 from src.utils.log import log_to_standard_streams
+from src.vnet import create_vnet
+from tests.volumes import image_of
 
 # Whole files go to one process each; those that take minutes start first, or the last of them would
 # keep one process busy long after the other.
@@ -34,15 +38,6 @@ OBLIQUE = np.array([[1, 0, 0], [0, 0.8, -0.6], [0, 0.6, 0.8]]) @ np.array(
 
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path.name not in LONG_FILES)
-
-
-def image_of(array_zyx, spacing_mm=(1.25, 1.25, 2.5), origin=(-20.0, 31.5, 7.25), direction=None):
-    """A SimpleITK image with this geometry (x, y, z)."""
-    image = sitk.GetImageFromArray(array_zyx)
-    image.SetSpacing(spacing_mm)
-    image.SetOrigin(origin)
-    image.SetDirection(np.ravel(np.eye(3) if direction is None else direction).astype(float))
-    return image
 
 
 @pytest.fixture(scope="session")
@@ -85,6 +80,31 @@ def write_case():
         return paths
 
     return write
+
+
+@pytest.fixture
+def data(tmp_path, write_case, oblique):
+    """Three cases of different formats and geometries."""
+    write_case(tmp_path / "data", "Case0", ".mhd")
+    write_case(tmp_path / "data", "Case1", ".nii.gz", seed=1, direction=oblique)
+    write_case(tmp_path / "data", "Case2", ".nrrd", (30, 22, 10), 2, spacing_mm=(1, 1.1, 3))
+    return tmp_path / "data"
+
+
+@pytest.fixture(scope="session")
+def run_folder(tmp_path_factory):
+    """An untrained run of width 2 with its checkpoint, configuration and history."""
+    folder = tmp_path_factory.mktemp("run")
+    config = overridden(vnet_cfg, ["width=2", "VolSize=16,16,16", "dstRes=2.5,2.5,2.5"])
+    save_config(config, folder / "config.json")
+    (folder / "history.csv").write_text(
+        "epoch,step,learning_rate,train_loss,epoch_time_s,val_dice,later\n"
+        "1,9,0.01,0.5,1.0,,x\n2,18,0.02,0.25,1.0,0.8,y\n"
+    )
+    (folder / "ckpt").mkdir()
+    ms.set_seed(1)
+    save_weights(create_vnet(config), folder / "ckpt" / "best.ckpt")
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -1,28 +1,27 @@
-"""What several test files use."""
+"""Paths, files and processes: what tests of many modules use."""
 
-import itertools
+import json
+import time
 from pathlib import Path
 
-import numpy as np
-import SimpleITK as sitk
-
 ROOT = Path(__file__).resolve().parents[1]  # of the repository
-GEOMETRY = ("GetSize", "GetSpacing", "GetOrigin", "GetDirection")
-# How far a written geometry may lie from the image's; NIfTI's header holds float32.
-TOLERANCE = {".mhd": 0, ".mha": 0, ".nrrd": 1e-12, ".nii": 1e-5, ".nii.gz": 1e-5}
 
 
-def geometry_error(image, other):
-    """Largest difference between two SimpleITK images in size, spacing, origin, direction."""
-    return max(
-        np.abs(np.subtract(getattr(image, name)(), getattr(other, name)())).max()
-        for name in GEOMETRY
-    )
+# Files -------------------------------------------------------------------------------------------
 
 
 def tree(folder):
-    """{path: bytes} of all files in a folder."""
-    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    """Path relative to the folder -> bytes of each file below it."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def names_in(folder):
+    """Sorted names of what lies directly in a folder."""
+    return sorted(path.name for path in folder.iterdir())
 
 
 def touch(folder, *names):
@@ -30,6 +29,26 @@ def touch(folder, *names):
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:
         (folder / name).touch()
+
+
+def write_executable(path, text):
+    """Writes an executable file, with its folder; returns its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    path.chmod(0o755)
+    return path
+
+
+def strict_json(path):
+    """Reads a JSON file that may hold no NaN or infinity."""
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+
+
+# Damaged bytes -----------------------------------------------------------------------------------
 
 
 def cut(count):
@@ -57,31 +76,27 @@ def replaced(old, new):
     return change
 
 
-STORAGE_ORDERS = [
-    (axes, signs)
-    for axes in itertools.permutations(range(3))
-    for signs in itertools.product((1, -1), repeat=3)
-]
+# Processes ---------------------------------------------------------------------------------------
 
 
-def stored_in_order(image, axes, signs):
-    """The same volume with its axes permuted and flipped in storage: voxels stay where they are.
+def alive(pid):
+    """Whether the process is still there and no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
-    Args:
-        image: a SimpleITK image.
-        axes: its axis that becomes the first, second, third.
-        signs: -1 for one that then runs backwards.
-    """
-    array = sitk.GetArrayFromImage(image).transpose(2, 1, 0)  # X, Y, Z
-    flips = tuple(slice(None, None, sign) for sign in signs)
-    other = sitk.GetImageFromArray(np.ascontiguousarray(array.transpose(axes)[flips].T))
-    sides = np.array(image.GetSize())
-    corner = np.zeros(3)
-    for axis, sign in zip(axes, signs, strict=True):
-        corner[axis] = (sides[axis] - 1) * (sign < 0)
-    direction = np.reshape(image.GetDirection(), (3, 3))
-    spacing_mm = np.array(image.GetSpacing())
-    other.SetSpacing(spacing_mm[list(axes)])
-    other.SetDirection((direction[:, axes] * signs).ravel())
-    other.SetOrigin(np.array(image.GetOrigin()) + direction @ (spacing_mm * corner))
-    return other
+
+def run_program(monkeypatch, module, *arguments):
+    """Calls a program's `main` in this process, on the CPU, as a command line would."""
+    words = ["program.py", "--device_target", "CPU", *map(str, arguments)]
+    monkeypatch.setattr("sys.argv", words)
+    module.main()
+
+
+def wait_until(condition, timeout_s=120):
+    """Waits for a condition; the time-out only ends a test that hangs."""
+    deadline_s = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline_s, f"not so after {timeout_s} s"
+        time.sleep(0.02)

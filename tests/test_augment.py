@@ -32,6 +32,7 @@ from src.augment import (
 )
 from src.data_manager import TrainingVolume
 from src.dataset import TrainingSamples, create_dataset
+from tests.volumes import image_of
 
 SHAPE, VOXEL_MM = (30, 26, 18), (1.0, 1.25, 2.0)
 MIDDLE_MM = (np.array(SHAPE) - 1) / 2 * VOXEL_MM
@@ -71,10 +72,8 @@ def volume_of(seed, shape=SHAPE):
     return TrainingVolume(smooth(seed, shape) * inside, mask, "axial")
 
 
-def image_of(array):
-    image = sitk.GetImageFromArray(np.ascontiguousarray(array.T))
-    image.SetSpacing(VOXEL_MM)
-    return image
+def image_of_grid(array):
+    return image_of(np.ascontiguousarray(array.T), VOXEL_MM, origin=(0, 0, 0))
 
 
 def array_of(image):
@@ -149,7 +148,7 @@ def test_positions_and_resampling_are_those_of_simpleitk(names):
         np.testing.assert_allclose(positions[(..., *voxel)] * VOXEL_MM, expected_mm, atol=1e-4)
 
     volume = smooth(1)
-    image = image_of(volume)
+    image = image_of_grid(volume)
     expected = array_of(sitk.Resample(image, image, transform, sitk.sitkLinear, 0.0))
     found = resampled(volume, positions)
     last = np.reshape(SHAPE, (3, 1, 1, 1)) - 1
@@ -325,8 +324,8 @@ def test_histogram_gives_each_voxel_the_reference_value_of_its_rank():
 def test_histogram_is_about_that_of_simpleitk():
     own, other = smooth(3), smooth(4) ** 2
     matched = sitk.HistogramMatching(
-        image_of(own),
-        image_of(other),
+        image_of_grid(own),
+        image_of_grid(other),
         numberOfHistogramLevels=1024,
         numberOfMatchPoints=200,
         thresholdAtMeanIntensity=False,
@@ -431,7 +430,7 @@ def test_blur_of_an_impulse_is_a_gaussian_of_the_same_width_in_mm():
 
 def test_blur_is_about_that_of_simpleitk():
     volume = smooth(1)
-    image = image_of(volume)
+    image = image_of_grid(volume)
     expected = array_of(sitk.SmoothingRecursiveGaussian(image, 2.0))
     middle = (slice(8, -8), slice(7, -7), slice(5, -5))  # edges are treated differently
     found = with_blur(volume, 2.0 / np.array(VOXEL_MM))

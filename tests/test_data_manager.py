@@ -26,15 +26,8 @@ from src.data_manager import (
 )
 from src.images.writing import write_volume
 from src.utils.errors import DataError
-from tests.helpers import (
-    GEOMETRY,
-    STORAGE_ORDERS,
-    flip_middle,
-    geometry_error,
-    stored_in_order,
-    touch,
-    tree,
-)
+from tests.helpers import flip_middle, touch, tree
+from tests.volumes import STORAGE_ORDERS, geometry_error, geometry_of, stored_in_order
 
 
 def test_cases_are_found_by_stem_in_the_order_of_the_split(tmp_path):
@@ -217,8 +210,7 @@ def test_an_equalized_image_keeps_padding_and_geometry(make_image, oblique, shap
     values[..., 10:] = -1
     image = make_image(values, (0.5, 0.6, 3), direction=oblique)
     found = equalized(image)
-    for get in GEOMETRY:
-        assert getattr(found, get)() == getattr(image, get)()
+    assert geometry_of(found) == geometry_of(image)
     array = sitk.GetArrayFromImage(found)
     assert not array[..., 10:].any() and array.max() == 1
     assert array[..., :10].mean() == pytest.approx(0.5, abs=0.01)  # shares of those alone

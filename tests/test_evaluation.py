@@ -1,7 +1,6 @@
 """Evaluation and prediction: every file that they leave, and all that they leave alone."""
 
 import json
-import sys
 
 import mindspore as ms
 import numpy as np
@@ -11,7 +10,7 @@ import SimpleITK as sitk
 
 import eval as eval_entry
 from src.checkpoint import save_weights
-from src.config import overridden, save_config, vnet_cfg
+from src.config import overridden, vnet_cfg
 from src.data_manager import find_cases, read_case
 from src.evaluation import evaluate, evaluate_masks, load_network, mean_dice, training_history
 from src.fast_conv3d.network import FastVNet
@@ -20,37 +19,16 @@ from src.utils.errors import DataError
 from src.utils.output_folder import MANIFEST, running
 from src.vnet import VNet, create_vnet
 from tests.golden import seeded
+from tests.helpers import names_in, run_program
+from tests.networks import bright
 from tests.rounding import perturb
-
-GEOMETRY = ("GetSize", "GetSpacing", "GetOrigin", "GetDirection")
-
-
-def bright(batch):
-    """A network that knows the synthetic cases: their gland is brighter than all else."""
-    return ms.Tensor((batch.asnumpy()[:, 0] > 0.8).astype(np.float32))
-
-
-def array_of(path):
-    return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
-
-
-def names_in(folder):
-    return sorted(path.name for path in folder.iterdir())
+from tests.volumes import geometry_of, read_array
 
 
 def dice_of(reference, prediction):
     """Counted, not by the project's own function."""
     both = np.count_nonzero((reference == 1) & (prediction == 1))
     return 2 * both / (np.count_nonzero(reference) + np.count_nonzero(prediction))
-
-
-@pytest.fixture
-def data(tmp_path, write_case, oblique):
-    """Three cases of different formats and geometries."""
-    write_case(tmp_path / "data", "Case0", ".mhd")
-    write_case(tmp_path / "data", "Case1", ".nii.gz", seed=1, direction=oblique)
-    write_case(tmp_path / "data", "Case2", ".nrrd", (30, 22, 10), 2, spacing_mm=(1, 1.1, 3))
-    return tmp_path / "data"
 
 
 @pytest.fixture
@@ -84,8 +62,7 @@ def test_an_evaluation_leaves_masks_and_metrics(data, results, config, capsys):
         image, reference = read_case(case, config)
         mask = sitk.ReadImage(str(results / f"{case.case_id}_test.mhd"))
         assert mask.GetPixelID() == sitk.sitkUInt8
-        for name in GEOMETRY:
-            assert getattr(mask, name)() == getattr(image, name)()
+        assert geometry_of(mask) == geometry_of(image)
         arrays = sitk.GetArrayFromImage(reference), sitk.GetArrayFromImage(mask)
         expected[case.case_id] = dice_of(*arrays)
         assert expected[case.case_id] > 0.9
@@ -165,7 +142,7 @@ def test_a_full_disk_leaves_no_half_written_file(data, results, config, full_dis
     changed = {name for name in before if before[name] != after[name]}
     assert after.keys() == before.keys()
     assert changed == {"Case0_test.mhd", "Case0_test.zraw"}  # small enough, and whole
-    assert not array_of(results / "Case0_test.mhd").any()
+    assert not read_array(results / "Case0_test.mhd").any()
 
 
 @pytest.mark.parametrize("key", ["threshold=0.9", "flip_average=true"])
@@ -178,12 +155,12 @@ def test_prediction_options_reach_the_masks(data, config, small_config, results,
 
     cases = find_cases(data, ["Case0"])
     evaluate(sloping, cases, config, {})
-    plain = array_of(results / "Case0_test.mhd")
+    plain = read_array(results / "Case0_test.mhd")
     other = small_config(
         "VolSize=32,32,32", "dstRes=1.25,1.25,1.25", f"dirPredictionImage={results}", key
     )
     evaluate(sloping, cases, other, {})
-    changed = array_of(results / "Case0_test.mhd")
+    changed = read_array(results / "Case0_test.mhd")
     assert (changed.sum() < plain.sum()) if "threshold" in key else (changed.sum() > plain.sum())
 
 
@@ -309,24 +286,6 @@ def test_results_need_no_history(tmp_path, content):
 # The commands, with a real network --------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def run_folder(tmp_path_factory):
-    """An untrained run of width 2 with its checkpoint, configuration and history."""
-    folder = tmp_path_factory.mktemp("run")
-    config = overridden(vnet_cfg, ["width=2", "VolSize=16,16,16", "dstRes=2.5,2.5,2.5"])
-    save_config(config, folder / "config.json")
-    (folder / "history.csv").write_text(HISTORY + "1,9,0.01,0.5,1.0,,x\n2,18,0.02,0.25,1.0,0.8,y\n")
-    (folder / "ckpt").mkdir()
-    ms.set_seed(1)
-    save_weights(create_vnet(config), folder / "ckpt" / "best.ckpt")
-    return folder
-
-
-def command(monkeypatch, entry, *arguments):
-    monkeypatch.setattr(sys, "argv", ["entry.py", "--device_target", "CPU", *map(str, arguments)])
-    entry.main()
-
-
 def test_eval_takes_grid_and_width_from_beside_the_checkpoint(
     tmp_path, monkeypatch, data, results, run_folder
 ):
@@ -341,7 +300,7 @@ def test_eval_takes_grid_and_width_from_beside_the_checkpoint(
         "--eval_split_file_path",
         "val.csv",
     ]
-    command(monkeypatch, eval_entry, *arguments, "--set", f"dirPredictionImage={results}")
+    run_program(monkeypatch, eval_entry, *arguments, "--set", f"dirPredictionImage={results}")
     report = json.loads((results / "metrics.json").read_text())
     assert report["checkpoint"] == str(checkpoint)
     assert (report["configuration"]["width"], report["configuration"]["VolSize"]) == (2, [16] * 3)

@@ -8,16 +8,15 @@ from scipy import ndimage, stats
 
 from src.metrics import METRICS, apex_and_base, case_metrics, summary, superior_axis, surface
 from src.utils.errors import DataError
+from tests.volumes import image_of
 
 SPACING_XYZ_MM = (0.5, 0.8, 3.0)
 DISTANCES = ("hausdorff_mm", "hausdorff95_mm", "boundary_distance_mm")
 FLAGS = ("empty", "apex_empty", "base_empty")
 
 
-def image_of(array_zyx, spacing_xyz_mm=SPACING_XYZ_MM):
-    image = sitk.GetImageFromArray(np.asarray(array_zyx, np.uint8))
-    image.SetSpacing(spacing_xyz_mm)
-    return image
+def mask_of(array_zyx, spacing_xyz_mm=SPACING_XYZ_MM):
+    return image_of(np.asarray(array_zyx, np.uint8), spacing_xyz_mm)
 
 
 def blob(seed, shape_zyx=(9, 10, 11), threshold=0.0):
@@ -70,7 +69,7 @@ def test_all_measures_equal_brute_force(seed):
     occupied = np.flatnonzero(reference.any(axis=(1, 2)))
     low, high = occupied[0], occupied[-1] + 1
     third = (high - low + 1) // 3
-    metrics = case_metrics(image_of(reference), image_of(prediction))
+    metrics = case_metrics(mask_of(reference), mask_of(prediction))
     parts = (
         ("", 0, len(reference)),
         ("apex_", low, low + third),
@@ -96,7 +95,7 @@ def test_a_mask_that_fills_the_image_has_the_image_shell_as_surface(shape):
 def test_shifted_cubes(axis):
     reference = np.zeros((30, 30, 30), bool)
     reference[8:18, 8:18, 8:18] = True
-    metrics = case_metrics(image_of(reference), image_of(np.roll(reference, 3, axis)))
+    metrics = case_metrics(mask_of(reference), mask_of(np.roll(reference, 3, axis)))
     shift_mm = 3 * SPACING_XYZ_MM[::-1][axis]
     assert metrics["dice"] == pytest.approx(0.7)
     assert metrics["volume_difference_percent"] == 0
@@ -108,7 +107,7 @@ def test_shifted_cubes(axis):
 def test_concentric_spheres():
     spacing, centre, shape = (0.5, 0.6, 1.0), (20, 19.9, 20.1), (41, 67, 81)
     inner, outer = (ellipsoid(shape, centre, (r, r, r), spacing) for r in (10, 15))
-    metrics = case_metrics(image_of(inner, spacing), image_of(outer, spacing))
+    metrics = case_metrics(mask_of(inner, spacing), mask_of(outer, spacing))
     voxel_mm = np.linalg.norm(spacing)
     for key in DISTANCES:
         assert metrics[key] == pytest.approx(5, abs=voxel_mm), key
@@ -121,7 +120,7 @@ def test_concentric_spheres():
 def test_single_voxels_are_apart_by_the_distance_of_their_centres():
     reference, prediction = np.zeros((2, 5, 6, 7), bool)
     reference[1, 1, 1] = prediction[3, 4, 6] = True
-    metrics = case_metrics(image_of(reference), image_of(prediction))
+    metrics = case_metrics(mask_of(reference), mask_of(prediction))
     expected_mm = math.sqrt((2 * 3.0) ** 2 + (3 * 0.8) ** 2 + (5 * 0.5) ** 2)
     assert metrics["dice"] == 0
     for key in DISTANCES:
@@ -132,8 +131,8 @@ def test_single_voxels_are_apart_by_the_distance_of_their_centres():
 
 
 def test_simpleitk_agrees_on_dice_volume_and_convex_hausdorff():
-    reference = image_of(ellipsoid((20, 60, 70), (27, 22, 17), (20, 15, 11), SPACING_XYZ_MM))
-    prediction = image_of(ellipsoid((20, 60, 70), (30, 25, 16), (22, 13, 14), SPACING_XYZ_MM))
+    reference = mask_of(ellipsoid((20, 60, 70), (27, 22, 17), (20, 15, 11), SPACING_XYZ_MM))
+    prediction = mask_of(ellipsoid((20, 60, 70), (30, 25, 16), (22, 13, 14), SPACING_XYZ_MM))
     metrics = case_metrics(reference, prediction)
     overlap = sitk.LabelOverlapMeasuresImageFilter()
     overlap.Execute(reference, prediction)
@@ -155,7 +154,7 @@ def test_simpleitk_agrees_on_dice_volume_and_convex_hausdorff():
 
 
 def test_identical_masks_are_perfect():
-    mask = image_of(blob(3))
+    mask = mask_of(blob(3))
     metrics = case_metrics(mask, mask)
     for key, _, _, better in METRICS:
         assert metrics[key] == (1 if better == "high" else 0), key
@@ -174,7 +173,7 @@ DIAGONAL_MM = math.sqrt((11 * 0.5) ** 2 + (10 * 0.8) ** 2 + (9 * 3.0) ** 2)
     ],
 )
 def test_empty_masks(reference, prediction, dice, volume, distance):
-    metrics = case_metrics(image_of(blob(1) & reference), image_of(blob(1) & prediction))
+    metrics = case_metrics(mask_of(blob(1) & reference), mask_of(blob(1) & prediction))
     for prefix in ("", "apex_", "base_"):
         assert metrics[prefix + "dice"] == dice
         assert metrics[prefix + "volume_difference_percent"] == volume
@@ -190,7 +189,7 @@ def test_a_missed_apex_is_flagged_and_the_base_is_measured():
     reference[2:11, 2:6, 2:6] = True
     prediction = reference.copy()
     prediction[:5] = False
-    metrics = case_metrics(image_of(reference), image_of(prediction))
+    metrics = case_metrics(mask_of(reference), mask_of(prediction))
     assert [metrics[flag] for flag in FLAGS] == [0, 1, 0]
     assert (metrics["apex_dice"], metrics["base_dice"]) == (0, 1)
     diagonal_mm = math.sqrt((8 * 0.5) ** 2 + (8 * 0.8) ** 2 + (12 * 3.0) ** 2)
@@ -204,7 +203,7 @@ def test_cutting_off_the_apex_adds_no_surface():
     reference, prediction = np.zeros((2, 15, 15, 15), bool)
     reference[3:12, 3:12, 3:12] = True
     prediction[5:10, 5:10, 5:10] = True
-    metrics = case_metrics(image_of(reference, (1, 1, 1)), image_of(prediction, (1, 1, 1)))
+    metrics = case_metrics(mask_of(reference, (1, 1, 1)), mask_of(prediction, (1, 1, 1)))
     assert metrics["apex_boundary_distance_mm"] >= 2
 
 
@@ -235,7 +234,7 @@ def test_thirds_are_rounded_to_the_nearest_slice(count, third):
 def test_apex_and_base_follow_the_patient_however_the_volume_is_stored(
     orientation, axis, ascending
 ):
-    reference, prediction = image_of(blob(5)), image_of(blob(6))
+    reference, prediction = mask_of(blob(5)), mask_of(blob(6))
     stored = [sitk.DICOMOrient(mask, orientation) for mask in (reference, prediction)]
     assert superior_axis(stored[0]) == (axis, ascending)
     assert case_metrics(*stored) == pytest.approx(case_metrics(reference, prediction))
@@ -243,7 +242,7 @@ def test_apex_and_base_follow_the_patient_however_the_volume_is_stored(
 
 @pytest.mark.parametrize("degrees", [-40, -10, 30])
 def test_an_oblique_volume_is_cut_along_its_nearest_axis(degrees):
-    reference, prediction = image_of(blob(5)), image_of(blob(6))
+    reference, prediction = mask_of(blob(5)), mask_of(blob(6))
     expected = case_metrics(reference, prediction)
     rotation = sitk.Euler3DTransform((0, 0, 0), math.radians(degrees), 0.1, 0.2)
     for mask in (reference, prediction):
@@ -253,17 +252,17 @@ def test_an_oblique_volume_is_cut_along_its_nearest_axis(degrees):
 
 def test_position_in_the_image_and_pixel_type_do_not_matter():
     reference, prediction = blob(7), blob(8)
-    small = case_metrics(image_of(reference), image_of(prediction))
+    small = case_metrics(mask_of(reference), mask_of(prediction))
     margin = ((3, 5), (2, 7), (4, 1))
     large = case_metrics(
-        sitk.Cast(image_of(np.pad(reference, margin)), sitk.sitkInt16),
-        sitk.Cast(image_of(np.pad(prediction, margin)), sitk.sitkFloat32),
+        sitk.Cast(mask_of(np.pad(reference, margin)), sitk.sitkInt16),
+        sitk.Cast(mask_of(np.pad(prediction, margin)), sitk.sitkFloat32),
     )
     assert large == pytest.approx(small)
 
 
 def test_every_value_is_a_finite_float_with_a_known_key():
-    metrics = case_metrics(image_of(blob(1)), image_of(blob(2)))
+    metrics = case_metrics(mask_of(blob(1)), mask_of(blob(2)))
     assert all(type(value) is float and math.isfinite(value) for value in metrics.values())
     others = {"reference_ml", "prediction_ml", *FLAGS}
     assert set(metrics) == {metric.key for metric in METRICS} | others
@@ -279,16 +278,16 @@ def test_every_value_is_a_finite_float_with_a_known_key():
     ],
 )
 def test_masks_on_different_grids_are_refused(change, words):
-    prediction = image_of(blob(1))
+    prediction = mask_of(blob(1))
     prediction = change(prediction) or prediction
     with pytest.raises(DataError, match=words):
-        case_metrics(image_of(blob(1)), prediction)
+        case_metrics(mask_of(blob(1)), prediction)
 
 
 def test_the_rounding_of_a_nifti_header_is_no_different_grid():
-    reference, prediction = image_of(blob(1), (0.35, 0.35, 3.3)), image_of(blob(1))
+    reference, prediction = mask_of(blob(1), (0.35, 0.35, 3.3)), mask_of(blob(1))
     prediction.SetSpacing([float(np.float32(s)) for s in (0.35, 0.35, 3.3)])
-    prediction.SetOrigin((1e-5, -1e-5, 1e-5))
+    prediction.SetOrigin(np.add(reference.GetOrigin(), (1e-5, -1e-5, 1e-5)))
     assert case_metrics(reference, prediction)["dice"] == 1
 
 
@@ -319,7 +318,7 @@ def test_a_native_size_pair_takes_less_than_a_distance_transform_of_a_part():
     spacing, shape = (0.45, 0.45, 3.0), (47, 410, 410)
     reference = ellipsoid(shape, (70, 92, 92), (25, 22, 28), spacing)
     prediction = ellipsoid(shape, (72, 95, 90), (27, 20, 30), spacing)
-    masks = image_of(reference, spacing), image_of(prediction, spacing)
+    masks = mask_of(reference, spacing), mask_of(prediction, spacing)
     start = time.process_time()
     case_metrics(*masks)
     between = time.process_time()

@@ -1,6 +1,5 @@
 """Which images a command line means, their masks, and what becomes of each."""
 
-import json
 import os
 import signal
 import subprocess
@@ -18,55 +17,20 @@ from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
 import predict as predict_entry
 from src import prediction
-from src.checkpoint import save_weights
-from src.config import overridden, save_config, vnet_cfg
+from src.config import overridden
 from src.images.writing import write_volume
 from src.prediction import find_images, predict
 from src.utils.errors import DataError
 from src.utils.output_folder import MANIFEST, claim, outputs_in, running
-from src.vnet import create_vnet
-from tests.helpers import ROOT, touch
-
-GEOMETRY = ("GetSize", "GetSpacing", "GetOrigin", "GetDirection")
-
-
-def bright(batch):
-    """A network that knows the synthetic cases: their gland is brighter than all else."""
-    return ms.Tensor((batch.asnumpy()[:, 0] > 0.8).astype(np.float32))
-
-
-def array_of(path):
-    return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
-
-
-def names_in(folder):
-    return sorted(path.name for path in folder.iterdir())
-
-
-def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def strict_json(path):
-    def refuse(constant):
-        raise AssertionError(f"{constant} is no JSON")
-
-    return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+from tests.helpers import ROOT, names_in, run_program, strict_json, touch, tree
+from tests.networks import bright
+from tests.volumes import geometry_error, read_array
 
 
 def rows_of(folder):
     """The rows of volumes.csv, as text."""
     table = pd.read_csv(folder / "volumes.csv", dtype=str, keep_default_na=False)
     return table.set_index("case").to_dict("index")
-
-
-@pytest.fixture
-def data(tmp_path, write_case, oblique):
-    """Three cases of different formats and geometries."""
-    write_case(tmp_path / "data", "Case0", ".mhd")
-    write_case(tmp_path / "data", "Case1", ".nii.gz", seed=1, direction=oblique)
-    write_case(tmp_path / "data", "Case2", ".nrrd", (30, 22, 10), 2, spacing_mm=(1, 1.1, 3))
-    return tmp_path / "data"
 
 
 @pytest.fixture
@@ -317,13 +281,12 @@ def test_a_prediction_leaves_masks_in_their_own_format_and_volumes(data, results
         strict=True,
     ):
         assert (row.case, row.mask) == (name[:5], name)
-        voxels = np.count_nonzero(array_of(results / name))
+        voxels = np.count_nonzero(read_array(results / name))
         by_hand = voxels * spacing_mm[0] * spacing_mm[1] * spacing_mm[2] / 1000
         assert row.prostate_ml == pytest.approx(by_hand, abs=5.1e-4) and voxels > 100
         image = sitk.ReadImage(str(next((data / "img").glob(f"{row.case}.[mn]*[diz]"))))
         mask = sitk.ReadImage(str(results / name))
-        for part in GEOMETRY:
-            np.testing.assert_allclose(getattr(mask, part)(), getattr(image, part)(), atol=1e-5)
+        assert geometry_error(mask, image) < 1e-5
     printed = capsys.readouterr().out
     assert "Case1_test.nii.gz" in printed and f"{written.prostate_ml[1]:.3f}"[:4] in printed
     assert printed.splitlines()[-1].endswith(f" {results / 'report.html'}")
@@ -340,8 +303,8 @@ def test_probabilities_on_demand(data, results, config):
 
     predict(half, find_images([data / "img" / "Case1.nii.gz"]), config, {}, save_probability=True)
     assert "Case1_probability.nii.gz" in names_in(results)
-    probability = array_of(results / "Case1_probability.nii.gz")
-    mask = array_of(results / "Case1_test.nii.gz")
+    probability = read_array(results / "Case1_probability.nii.gz")
+    mask = read_array(results / "Case1_test.nii.gz")
     assert probability.dtype == np.float32
     assert probability.min() >= 0 and probability.max() == pytest.approx(0.75)
     assert probability[mask == 1].min() > 0.5
@@ -374,7 +337,7 @@ def test_an_empty_prediction_is_zero_ml(data, results, config):
         {},
     )
     assert empty.prostate_ml.tolist() == [0]
-    assert not array_of(results / "Case0_test.mhd").any()
+    assert not read_array(results / "Case0_test.mhd").any()
     assert "0.0&nbsp;ml, the mask is empty" in (results / "report.html").read_text("utf-8")
 
 
@@ -426,7 +389,7 @@ def test_a_bad_image_does_not_keep_the_others_from_their_masks(
     assert list(rows) == list(images)
     for name, row in rows.items():
         if name != "Case1b":
-            assert row["problem"] == "" and array_of(results / row["mask"]).any()
+            assert row["problem"] == "" and read_array(results / row["mask"]).any()
     problem = rows["Case1b"]["problem"]
     assert problem.startswith(f"{path}: ") and REASONS[kind] in problem
     assert rows["Case1b"] == {"prostate_ml": "", "mask": "", "findings": "", "problem": problem}
@@ -444,11 +407,11 @@ def test_a_bad_image_does_not_keep_the_others_from_their_masks(
     page = (results / "report.html").read_text("utf-8")
     assert f"Case1b not segmented, {problem}</li>" in page and page.count("<article") == 3
     # The only one: as if nothing had been.
-    before = contents(results)
+    before = tree(results)
     with pytest.raises(DataError) as error:
         predict(bright, {"Case1b": path}, config, {})
     assert str(error.value) == problem
-    assert contents(results) == before
+    assert tree(results) == before
 
 
 def test_of_bad_images_only_there_is_still_a_report(tmp_path, results, config):
@@ -539,7 +502,7 @@ def test_what_somebody_should_look_at_is_told_everywhere(data, results, config, 
     assert capsys.readouterr().err.splitlines() == [
         f"warning: {name}: {'; '.join(found)}" for name, found in words.items()
     ]
-    assert array_of(results / "Side_test.mha").any()
+    assert read_array(results / "Side_test.mha").any()
     predict(bright, {"Side": side}, overridden(config, ["plane=sagittal"]), {})
     assert rows_of(results)["Side"]["findings"] == "small"
 
@@ -583,12 +546,12 @@ def test_what_is_done_stays_and_the_rest_can_be_done_later(data, results, config
     ]
     assert list(rows_of(results)) == ["Case0", "Case1"]
     assert outputs_in(results) == {*names_in(results)} - {MANIFEST}
-    before = contents(results)
+    before = tree(results)
     network, asked = counting()
     capsys.readouterr()
     table = predict(network, images, config, {}, skip_existing=True)
     assert len(asked) == 1 and table["case"].tolist() == list(images)
-    after = contents(results)
+    after = tree(results)
     assert all(after[name] == before[name] for name in before if "_test." in name)
     assert "2 of 3 masks are of an earlier run" in capsys.readouterr().out
     assert (results / "report.html").read_text("utf-8").count("<article") == 3
@@ -629,7 +592,7 @@ def test_only_what_would_come_out_the_same_is_kept(tmp_path, data, config, resul
     predict(network, {"Case0": path}, config, about, change == "probability", skip_existing=True)
     assert len(asked) == (change != "nothing")
     assert set(rows_of(results)) == set(both)  # the folder's other masks keep their rows
-    assert array_of(results / "Case0_test.mhd").any()
+    assert read_array(results / "Case0_test.mhd").any()
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -686,42 +649,22 @@ def test_while_an_evaluation_writes_there_no_prediction_does(data, results, conf
 # The command, with a real network ---------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def run_folder(tmp_path_factory):
-    """An untrained run of width 2 with its checkpoint, configuration and history."""
-    folder = tmp_path_factory.mktemp("run")
-    config = overridden(vnet_cfg, ["width=2", "VolSize=16,16,16", "dstRes=2.5,2.5,2.5"])
-    save_config(config, folder / "config.json")
-    (folder / "history.csv").write_text(
-        "epoch,step,learning_rate,train_loss,epoch_time_s,val_dice\n1,9,0.01,0.5,1.0,\n"
-    )
-    (folder / "ckpt").mkdir()
-    ms.set_seed(1)
-    save_weights(create_vnet(config), folder / "ckpt" / "best.ckpt")
-    return folder
-
-
-def command(monkeypatch, entry, *arguments):
-    monkeypatch.setattr(sys, "argv", ["entry.py", "--device_target", "CPU", *map(str, arguments)])
-    entry.main()
-
-
 def test_predict_writes_where_it_is_told(tmp_path, monkeypatch, data, run_folder):
     monkeypatch.chdir(tmp_path)
     checkpoint = run_folder / "ckpt" / "best.ckpt"
     arguments = ["--ckpt_path", checkpoint, "--input", data / "img" / "Case1.nii.gz", data / "img"]
     with pytest.raises(DataError, match="also called Case1"):
-        command(monkeypatch, predict_entry, *arguments)
+        run_program(monkeypatch, predict_entry, *arguments)
     wanted = [*arguments[:4], "--output_path", "masks", "--save_probability", "--skip_existing"]
-    command(monkeypatch, predict_entry, *wanted)
+    run_program(monkeypatch, predict_entry, *wanted)
     assert {"Case1_test.nii.gz", "Case1_probability.nii.gz"} <= set(names_in(tmp_path / "masks"))
     assert not (tmp_path / "results").exists()
     page = (tmp_path / "masks" / "report.html").read_text("utf-8")
-    assert f"<td>{checkpoint}</td>" in page and "Training curves over 1 epochs" in page
-    probability = array_of(tmp_path / "masks" / "Case1_probability.nii.gz")
+    assert f"<td>{checkpoint}</td>" in page and "Training curves over 2 epochs" in page
+    probability = read_array(tmp_path / "masks" / "Case1_probability.nii.gz")
     assert 0 <= probability.min() < probability.max() <= 1
     before = (tmp_path / "masks" / "Case1_test.nii.gz").stat()
-    command(monkeypatch, predict_entry, *wanted)
+    run_program(monkeypatch, predict_entry, *wanted)
     assert (tmp_path / "masks" / "Case1_test.nii.gz").stat().st_ino == before.st_ino
 
 
@@ -744,7 +687,7 @@ def test_a_killed_command_leaves_whole_files_and_a_bad_image_exit_code_1(
     killed.send_signal(signal.SIGKILL)
     assert killed.wait() == -signal.SIGKILL
     for path in masks.glob("*_test.m*"):
-        assert array_of(path).shape == (12, 24, 26)
+        assert read_array(path).shape == (12, 24, 26)
     done = [name for name, row in rows_of(masks).items() if row["mask"]]
     assert len(done) >= 3
     ended = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, check=False)

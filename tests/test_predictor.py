@@ -20,7 +20,7 @@ from src.predictor import (
     segment,
     segment_outputs,
 )
-from tests.helpers import STORAGE_ORDERS, geometry_error, stored_in_order
+from tests.volumes import STORAGE_ORDERS, geometry_error, geometry_of, stored_in_order
 
 # Slices run to the left.
 SAGITTAL = np.array([[0, 0, 1], [1, 0, 0], [0, -1, 0]], float)
@@ -196,8 +196,7 @@ def test_mask_keeps_geometry_and_the_largest_component(make_image, oblique):
     mask = mask_of_probability(probability)
     assert sitk.GetArrayFromImage(mask).sum() == 2 * 3 * 3
     assert sitk.GetArrayFromImage(mask)[0].sum() == 0
-    for geometry in ("GetSize", "GetSpacing", "GetOrigin", "GetDirection"):
-        assert getattr(mask, geometry)() == getattr(probability, geometry)()
+    assert geometry_of(mask) == geometry_of(probability)
 
 
 def bright(batch):
@@ -213,8 +212,7 @@ def test_segment_finds_a_bright_block_on_the_images_own_grid(make_image, small_c
     config = small_config("VolSize=32,32,32", "dstRes=1.25,1.25,1.25")
     mask, probability = segment(bright, image, config)
     for result in (mask, probability):
-        for geometry in ("GetSize", "GetSpacing", "GetOrigin", "GetDirection"):
-            assert getattr(result, geometry)() == getattr(image, geometry)()
+        assert geometry_of(result) == geometry_of(image)
     expected, found = values > 500, sitk.GetArrayFromImage(mask) > 0
     assert 2 * (expected & found).sum() / (expected.sum() + found.sum()) > 0.95
     array = sitk.GetArrayViewFromImage(probability)

@@ -19,6 +19,7 @@ from src.utils.errors import UsageError
 from src.vnet import DOWN_NAMES, UP_NAMES, VARIANTS, InstanceNorm3d, VNet, create_vnet
 from tests.golden import seeded
 from tests.helpers import ROOT
+from tests.networks import seed_weights
 from tests.rounding import FLOAT32
 
 GOLDEN = ROOT / "tests/golden"
@@ -42,13 +43,6 @@ def graph_mode():
 
 def small_vnet(variant="zoo", width=2, **options):
     return VNet(**{**VARIANTS[variant], "width": width, **options})
-
-
-def seed_weights(network):
-    """Draws every parameter of a network by its name."""
-    for parameter in network.get_parameters():
-        parameter.set_data(ms.Tensor(seeded.parameter(parameter.name, parameter.shape)))
-    return network
 
 
 def random_volume(*shape, seed=1):

@@ -22,18 +22,13 @@ from src.images.orientation import direction_matrix, in_patient_order
 from src.loss import LOSSES
 from src.lr_schedule import learning_rates
 from src.report import figures as report
+from tests.volumes import image_of
 
 MASK = np.zeros((4, 5, 6), bool)
 NAN = np.full((4, 5, 6), np.nan, np.float32)
 NARROW = MASK[:, :, :-1]
 PLANE = sitk.Image(4, 5, sitk.sitkUInt8)
 PAIR = sitk.Image([4, 5, 6], sitk.sitkVectorUInt8, 2)
-
-
-def image_of(array, spacing_mm=(1.0, 1.0, 3.0)):
-    image = sitk.GetImageFromArray(array)
-    image.SetSpacing(spacing_mm)
-    return image
 
 
 WHOLE = image_of(MASK.astype(np.uint8))

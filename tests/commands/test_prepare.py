@@ -9,8 +9,8 @@ import SimpleITK as sitk
 
 import prepare_data
 from src.utils.command_line import run
-from tests.helpers import ROOT
-from tests.promise12.volumes import make_pairs, make_volume, tree
+from tests.helpers import ROOT, tree
+from tests.volumes import make_pairs, make_volume
 
 
 def test_command_line(tmp_path):

@@ -17,8 +17,7 @@ from src.training.callbacks import AverageStatistics, WeightAverage
 from src.training.step import LossCell
 from src.training.trainer import train
 from src.vnet import create_vnet
-from tests.golden import seeded
-from tests.training.test_step import scaled_step
+from tests.networks import scaled_step, seed_weights
 
 SETTINGS = [
     *("width=2", "VolSize=16,16,16", "dstRes=2.5,2.5,2.5", "batch_size=1", "cache_dir=off"),
@@ -51,14 +50,6 @@ class Weights(ms.Callback):
 
 def config_of(*overrides):
     return overridden(vnet_cfg, [*SETTINGS, *overrides])
-
-
-def seeded_network(config):
-    """The network with weights that depend on their names alone."""
-    network = create_vnet(config)
-    for parameter in network.get_parameters():
-        parameter.set_data(ms.Tensor(seeded.parameter(parameter.name, parameter.shape)))
-    return network
 
 
 def batch_of(network, rank):
@@ -135,12 +126,12 @@ def main():
     found["averaged"] = pair[0].asnumpy().copy()
 
     found["overflows"] = overflows_of(ranks.rank)
-    network = seeded_network(config_of())
+    network = seed_weights(create_vnet(config_of()))
     batches = [batch_of(network, rank) for rank in range(2)]
     (together,) = gradients_of(network, batches[ranks.rank])
     found |= {f"gradient {name}": value for name, value in together.items()}
     ms.reset_auto_parallel_context()
-    for number, alone in enumerate(gradients_of(seeded_network(config_of()), *batches)):
+    for number, alone in enumerate(gradients_of(seed_weights(create_vnet(config_of())), *batches)):
         found |= {f"gradient {number} {name}": value for name, value in alone.items()}
     start_communication(2)
 

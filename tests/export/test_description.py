@@ -24,7 +24,7 @@ from src.export.description import (
 )
 from src.predictor import segment_outputs
 from src.utils.errors import DataError, UsageError
-from tests.helpers import stored_in_order
+from tests.volumes import stored_in_order
 
 PLAIN = {"operators": "3-D", "mindir_version": 3}
 LITE = {"operators": "2-D", "mindir_version": 1}

@@ -35,8 +35,8 @@ from src.export.lowered_vnet import LoweredVNet
 from src.export.mindir import to_version_1
 from src.utils.errors import DataError, UsageError
 from src.utils.output_folder import MANIFEST, claim
-from tests.export.test_lowered_vnet import seeded_vnet
-from tests.helpers import ROOT
+from tests.helpers import ROOT, tree
+from tests.networks import seeded_vnet
 from tests.rounding import assert_same_sums
 
 SIDES = (16, 32, 16)
@@ -131,10 +131,6 @@ def entry(path):
     return described(path)["files"][path.name]
 
 
-def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
 def answer_of(path, volume):
     """What MindSpore computes with an exported file."""
     return nn.GraphCell(ms.load(str(path)))(ms.Tensor(volume)).asnumpy()
@@ -213,7 +209,7 @@ def expected(work):
 
 
 def test_a_plain_mindir_comes_with_its_twin(work):
-    assert sorted(contents(work.folder / "MINDIR")) == sorted([MANIFEST, *PAIR])
+    assert sorted(tree(work.folder / "MINDIR")) == sorted([MANIFEST, *PAIR])
     assert work.left == ["MINDIR", "ONNX", "out", "run"]
 
 
@@ -285,7 +281,7 @@ def test_formats_of_a_checkpoint_share_a_description(work):
     assert list(first["files"]) == ["vnet.mindir"]
     assert sorted(both["files"]) == ["vnet.mindir", "vnet.onnx"]
     assert both["files"]["vnet.mindir"] == first["files"]["vnet.mindir"]
-    before, after = contents(work.folder / "MINDIR"), contents(work.folder / "ONNX")
+    before, after = tree(work.folder / "MINDIR"), tree(work.folder / "ONNX")
     for name in ("vnet.mindir", "vnet_lite.mindir", "vnet_lite.json"):
         assert before[name] == after[name]
 
@@ -370,8 +366,8 @@ def with_another_bias(content, change):
 
 def test_the_stand_in_exports_what_mindspore_exported(work, quick, tmp_path):
     export_pair(work)
-    whole = contents(work.folder / "MINDIR")
-    assert contents(tmp_path / "out") == whole
+    whole = tree(work.folder / "MINDIR")
+    assert tree(tmp_path / "out") == whole
 
 
 @pytest.mark.parametrize(
@@ -390,7 +386,7 @@ def test_a_twin_that_computes_something_else_is_not_written(
     if earlier:
         shutil.copytree(work.folder / "ONNX", tmp_path / "out")
         (tmp_path / "out" / "vnet.mindir").write_bytes(b"of an earlier checkpoint")
-        before = contents(tmp_path / "out")
+        before = tree(tmp_path / "out")
     monkeypatch.setattr(model_export, "to_version_1", damaging)
     with pytest.raises(DataError) as error:
         export_pair(work)
@@ -398,7 +394,7 @@ def test_a_twin_that_computes_something_else_is_not_written(
     assert message.startswith("out/vnet_lite.mindir: not written, differs from the checkpoint by ")
     assert found in message and message.endswith("expected 1e-04 at most; report this")
     if earlier:
-        assert contents(tmp_path / "out") == before
+        assert tree(tmp_path / "out") == before
     else:
         assert list(tmp_path.iterdir()) == []
 
@@ -464,7 +460,7 @@ def test_other_peoples_files_stop_it_before_anything(work, quick, tmp_path, name
     with pytest.raises(DataError, match=f"out/{name}: there already, and not written by this"):
         export_pair(work)
     assert quick.calls == []
-    assert contents(tmp_path / "out") == {name: b"mine"}
+    assert tree(tmp_path / "out") == {name: b"mine"}
 
 
 def test_a_file_that_appears_meanwhile_is_not_ours_either(work, quick, tmp_path):
@@ -475,7 +471,7 @@ def test_a_file_that_appears_meanwhile_is_not_ours_either(work, quick, tmp_path)
     quick.edit = appearing
     with pytest.raises(DataError, match="out/vnet.json: there already, and not written by this"):
         export_pair(work)
-    assert contents(tmp_path / "out") == {"vnet.json": b"mine"}
+    assert tree(tmp_path / "out") == {"vnet.json": b"mine"}
 
 
 @pytest.mark.parametrize("reason", [DataError("no"), KeyboardInterrupt(), SystemExit(143)])
@@ -497,7 +493,7 @@ def test_of_an_export_that_ends_early_nothing_stays(work, quick, tmp_path, reaso
     (tmp_path / "a" / "b" / "vnet.mindir").write_text("mine")
     with pytest.raises(DataError, match="a/b/vnet.mindir: there already, and not written by this"):
         export_pair(work, "a/b/vnet")
-    assert contents(tmp_path / "a" / "b") == {"vnet.mindir": b"mine"}
+    assert tree(tmp_path / "a" / "b") == {"vnet.mindir": b"mine"}
 
 
 def test_term_ends_an_export_without_a_trace(work, tmp_path):
@@ -535,7 +531,7 @@ def test_our_own_earlier_files_are_replaced_with_a_notice(work, quick, tmp_path,
     export_pair(work)
     assert "out: replacing 4 file(s) of an earlier run" in capsys.readouterr().out
     notes = {"notes.txt": b"earlier"}
-    assert contents(tmp_path / "out") == contents(work.folder / "MINDIR") | notes
+    assert tree(tmp_path / "out") == tree(work.folder / "MINDIR") | notes
 
 
 @pytest.mark.parametrize("item", ["variant=paper", "variant=monai", "width=4"])
@@ -552,7 +548,7 @@ def test_a_model_may_have_any_name(work, quick, tmp_path, name):
     export_pair(work, name)
     names = [f"{Path(name).name}{ending}" for ending in (".mindir", "_lite.mindir")]
     descriptions = [str(Path(model).with_suffix(".json")) for model in names]
-    assert sorted(contents((tmp_path / name).parent)) == sorted([MANIFEST, *names, *descriptions])
+    assert sorted(tree((tmp_path / name).parent)) == sorted([MANIFEST, *names, *descriptions])
     assert read_description(tmp_path / f"{name}.mindir")[1]["format"] == "MINDIR"
     assert Path.cwd() == tmp_path
 
@@ -570,13 +566,13 @@ def test_a_folder_that_cannot_be_made(work, quick, tmp_path):
     with pytest.raises(DataError, match=says):
         export_pair(work, "file/out/vnet")
     assert quick.calls == []
-    assert contents(tmp_path) == {"file": b"mine"}
+    assert tree(tmp_path) == {"file": b"mine"}
 
 
 @pytest.mark.parametrize("model", ["vnet", "vnet_lite"])
 def test_a_full_disk_keeps_the_earlier_files(work, quick, tmp_path, full_disk, model):
     shutil.copytree(work.folder / "ONNX", tmp_path / "out")
-    before = contents(tmp_path / "out")
+    before = tree(tmp_path / "out")
     size_bytes = len(before["vnet.mindir"])  # its twin is larger
     size_bytes -= model == "vnet"
     with (
@@ -584,7 +580,7 @@ def test_a_full_disk_keeps_the_earlier_files(work, quick, tmp_path, full_disk, m
         pytest.raises(DataError, match=r"^out: cannot be written \(File too large\)$"),
     ):
         export_pair(work)
-    assert contents(tmp_path / "out") == before
+    assert tree(tmp_path / "out") == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
 
 
@@ -670,7 +666,7 @@ def test_for_air_the_mindir_of_the_same_graph_is_compared(
     for call in quick.calls:
         assert [tensor.shape for tensor in call.inputs] == [(1, 1, *SIDES)]
     assert loaded == [work.of_mindspore[type(of_air.network)]]
-    assert sorted(contents(tmp_path / "out")) == sorted([MANIFEST, "vnet.air", "vnet.json"])
+    assert sorted(tree(tmp_path / "out")) == sorted([MANIFEST, "vnet.air", "vnet.json"])
     file = entry(tmp_path / "out" / "vnet.air")
     assert (file["format"], file["operators"]) == ("AIR", "2-D" if conv2d else "3-D")
     assert "mindir_version" not in file

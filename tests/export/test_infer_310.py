@@ -22,7 +22,7 @@ from src.images.reading import read_image
 from src.predictor import network_inputs, segment_outputs
 from src.utils.errors import DataError
 from src.utils.output_folder import MANIFEST
-from tests.helpers import STORAGE_ORDERS, stored_in_order
+from tests.volumes import STORAGE_ORDERS, stored_in_order
 
 SIDES = (32, 48, 16)
 # All that is known of a model whose training is far away.

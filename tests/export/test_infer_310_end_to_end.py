@@ -24,9 +24,10 @@ from src.metrics import case_metrics
 from src.predictor import foreground_probability, network_inputs, segment_outputs
 from src.promise12.phantom import write_phantom
 from src.vnet import VARIANTS
-from tests.export.test_lowered_vnet import seeded_vnet
-from tests.helpers import ROOT, stored_in_order
+from tests.helpers import ROOT
+from tests.networks import seeded_vnet
 from tests.rounding import LAYER_ERROR, assert_same_sums, perturb
+from tests.volumes import stored_in_order
 
 MAIN = ROOT / "ascend310_infer" / "out" / "main"
 TRAINING = (

@@ -6,16 +6,9 @@ import pytest
 from mindspore import nn
 
 from src.export.lowered_vnet import LoweredVNet
-from src.vnet import VARIANTS, VNet
-from tests.golden import seeded
+from src.vnet import VARIANTS
+from tests.networks import seeded_vnet
 from tests.rounding import assert_same_sums
-
-
-def seeded_vnet(variant, width):
-    network = VNet(width, **VARIANTS[variant]).set_train(False)
-    for parameter in network.get_parameters():
-        parameter.set_data(ms.Tensor(seeded.parameter(parameter.name, parameter.shape)))
-    return network
 
 
 def cells_of(network):

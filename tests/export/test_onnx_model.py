@@ -10,7 +10,7 @@ from onnx import helper, numpy_helper
 from src.export.onnx_model import INPUT, OUTPUT, export_onnx, run_onnx
 from src.utils.errors import DataError
 from src.vnet import VARIANTS
-from tests.export.test_lowered_vnet import seeded_vnet
+from tests.networks import seeded_vnet
 from tests.rounding import assert_same_sums
 
 

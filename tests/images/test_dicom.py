@@ -34,6 +34,7 @@ from src.images.dicom import (
     read_series,
 )
 from src.utils.errors import DataError
+from tests.volumes import geometry_error, geometry_of
 
 MR, ENHANCED_MR, LEGACY_MR = (f"1.2.840.10008.5.1.4.1.1.4{end}" for end in ("", ".1", ".4"))
 SLICES, ROWS, COLUMNS, STEP_MM = 6, 8, 10, 3.3
@@ -212,8 +213,7 @@ def test_geometry_is_gdcms(tmp_path, direction):
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(tmp_path)))
     theirs, ours = reader.Execute(), read_dicom(tmp_path)
-    for method in ("GetSize", "GetSpacing", "GetOrigin", "GetDirection"):
-        np.testing.assert_allclose(getattr(ours, method)(), getattr(theirs, method)(), atol=1e-6)
+    assert geometry_error(ours, theirs) < 1e-6
     np.testing.assert_array_equal(*map(sitk.GetArrayFromImage, (ours, theirs)))
 
 
@@ -375,8 +375,7 @@ def test_enhanced(tmp_path, sop_class, as_file):
 def test_enhanced_geometry_is_gdcms(tmp_path):
     path = save(enhanced(OBLIQUE), tmp_path / "mf.dcm")
     theirs, ours = sitk.ReadImage(str(path)), read_dicom(path)
-    for method in ("GetSize", "GetSpacing", "GetOrigin", "GetDirection"):
-        np.testing.assert_allclose(getattr(ours, method)(), getattr(theirs, method)(), atol=1e-6)
+    assert geometry_error(ours, theirs) < 1e-6
 
 
 def test_enhanced_in_two_files(tmp_path):
@@ -1122,11 +1121,6 @@ def mutations(folder: Path, count: int, seed: int = 0) -> Iterator[tuple[str, Pa
         done = (_damage_tag if rng.random() < 0.5 else _damage_bytes)(target, rng)
         if done:
             yield f"{target.name}: {done}", place, direction
-
-
-def geometry_of(image):
-    values = (image.GetSize(), image.GetSpacing(), image.GetOrigin(), image.GetDirection())
-    return np.concatenate(values)
 
 
 def check_mutations(folder: Path, count: int, seed: int, output) -> int:

@@ -17,6 +17,7 @@ from scipy.linalg import polar
 
 from src.images.nifti import read_nifti, write_nifti
 from src.utils.errors import DataError
+from tests.volumes import geometry_error, geometry_of
 
 FIELDS = {
     1: {
@@ -267,8 +268,7 @@ def test_volumes_of_simpleitk_are_read_as_it_wrote_them(tmp_path, make_image, ob
             path = tmp_path / f"{number}{suffix}"
             sitk.WriteImage(image, str(path))
             found = read_nifti(path)
-            for name in ("GetSize", "GetSpacing", "GetOrigin", "GetDirection"):
-                assert getattr(found, name)() == pytest.approx(getattr(image, name)(), abs=1e-5)
+            assert geometry_error(found, image) <= 1e-5
             assert np.array_equal(sitk.GetArrayFromImage(found), VOXELS)
 
 
@@ -553,12 +553,10 @@ def test_a_mask_carries_the_header_of_its_image(tmp_path, kind, version, order, 
     assert written[FIRST_VOXEL[version] :] == sitk.GetArrayFromImage(mask).tobytes()
 
     found = read_nifti(path)
-    for name in ("GetSize", "GetSpacing", "GetOrigin", "GetDirection"):
-        assert getattr(found, name)() == getattr(image, name)()
+    assert geometry_of(found) == geometry_of(image)
     if version == 1 and kind in ("both equal", "qform", "qfac"):  # where SimpleITK reads alike
         seen = sitk.ReadImage(str(path))
-        for name in ("GetSize", "GetSpacing", "GetOrigin", "GetDirection"):
-            assert getattr(seen, name)() == pytest.approx(getattr(image, name)(), abs=1e-5)
+        assert geometry_error(seen, image) <= 1e-5
         assert np.array_equal(sitk.GetArrayFromImage(seen), sitk.GetArrayFromImage(mask))
 
 
@@ -588,8 +586,7 @@ def test_a_new_header_holds_the_geometry_in_both_forms(tmp_path, make_image, obl
             (tmp_path / "one.nii").write_bytes(packed(content[:], 1, "<", code))
             readers.append(read_nifti(tmp_path / "one.nii"))
         for found in readers:
-            for name in ("GetSize", "GetSpacing", "GetOrigin", "GetDirection"):
-                assert getattr(found, name)() == pytest.approx(getattr(image, name)(), abs=1e-5)
+            assert geometry_error(found, image) <= 1e-5
             assert np.array_equal(sitk.GetArrayFromImage(found), VOXELS.astype("f4") / 7)
         write_nifti(image, tmp_path / f"again{suffix}")
         assert (tmp_path / f"again{suffix}").read_bytes() == path.read_bytes()

@@ -11,7 +11,7 @@ from src.images.orientation import (
     nearest_patient_axes,
     patient_direction,
 )
-from tests.helpers import STORAGE_ORDERS, stored_in_order
+from tests.volumes import STORAGE_ORDERS, stored_in_order
 
 SHAPE = (3, 4, 5)  # z, y, x
 

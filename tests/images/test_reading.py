@@ -14,7 +14,8 @@ from src.data_manager import xyz
 from src.images.formats import SUFFIXES
 from src.images.reading import check_same_grid, read_image, read_mask, read_volume
 from src.utils.errors import DataError
-from tests.helpers import TOLERANCE, cut, flip_middle, geometry_error, replaced
+from tests.helpers import cut, flip_middle, replaced
+from tests.volumes import TOLERANCE, geometry_error
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)

@@ -10,7 +10,8 @@ from src.images.formats import SUFFIXES
 from src.images.reading import read_image
 from src.images.writing import write_volume
 from src.utils.errors import DataError
-from tests.helpers import TOLERANCE, geometry_error, tree
+from tests.helpers import tree
+from tests.volumes import TOLERANCE, geometry_error
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)

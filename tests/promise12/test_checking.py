@@ -8,7 +8,7 @@ import pytest
 
 from src.promise12 import check, format_table, report
 from src.utils.errors import DataError
-from tests.promise12.volumes import make_pairs, make_volume
+from tests.volumes import make_pairs, make_volume
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
 from src.promise12 import Options, check, lay_out
 from src.utils.errors import DataError
-from tests.promise12.volumes import tree
+from tests.helpers import tree
 
 SPACING_MM = (0.625, 0.625, 3.3)
 ORIGIN = (-31.1, 17.3, -40.123456789)

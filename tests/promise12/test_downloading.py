@@ -9,7 +9,7 @@ import pytest
 
 from src.promise12 import download, downloading, fetch
 from src.utils.errors import DataError
-from tests.promise12.volumes import make_pairs, zip_of
+from tests.volumes import make_pairs, zip_of
 
 
 class Server(BaseHTTPRequestHandler):

@@ -14,7 +14,8 @@ from src.promise12 import Options, check, lay_out
 from src.promise12.layouts import matches
 from src.promise12.names import case_names, looks_like_mask, outlines_lesions
 from src.utils.errors import DataError, UsageError
-from tests.promise12.volumes import make_volume, tree
+from tests.helpers import tree
+from tests.volumes import make_volume
 
 SHAPE = (4, 5, 6)
 IMAGE, GLAND, ZONES, CHANNELS = "image", "gland", "zones", "two channels"

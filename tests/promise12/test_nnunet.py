@@ -12,7 +12,8 @@ import SimpleITK as sitk
 from src.promise12 import check, export_nnunet, lay_out
 from src.promise12 import nnunet as module
 from src.utils.errors import DataError, UsageError
-from tests.promise12.volumes import make_volume, tree
+from tests.helpers import tree
+from tests.volumes import make_volume
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from src.promise12.phantom import (
 )
 from src.utils.command_line import run
 from src.utils.errors import DataError, UsageError
+from tests.volumes import geometry_of
 from tools import create_phantom
 
 TOUCHING = np.ones((3, 3, 3))  # 26 neighbours
@@ -33,10 +34,6 @@ def cases():
 
 def zyx(image):
     return sitk.GetArrayViewFromImage(image)
-
-
-def geometry_of(image):
-    return image.GetSize(), image.GetSpacing(), image.GetOrigin(), image.GetDirection()
 
 
 def volume_ml(mask):

@@ -7,7 +7,8 @@ import pytest
 
 from src.promise12 import check, lay_out
 from src.utils.errors import DataError
-from tests.promise12.volumes import make_pairs, make_volume, tree, zip_of
+from tests.helpers import tree
+from tests.volumes import make_pairs, make_volume, zip_of
 
 
 @pytest.mark.parametrize("suffix", [".mhd", ".mha", ".nii.gz", ".nii", ".nrrd"])

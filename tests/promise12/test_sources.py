@@ -9,7 +9,8 @@ import pytest
 from src.promise12 import lay_out, sources
 from src.promise12.sources import data_file
 from src.utils.errors import DataError
-from tests.promise12.volumes import make_pairs, make_volume, tree, zip_of
+from tests.helpers import tree
+from tests.volumes import make_pairs, make_volume, zip_of
 
 
 def zip_with(path, name, mode=None):

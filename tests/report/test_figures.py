@@ -4,6 +4,7 @@ import math
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,16 +27,13 @@ from src.report.figures import (
     zoo_lines,
 )
 from src.utils.errors import DataError
-from tests.helpers import ROOT
+from tests.helpers import ROOT, strict_json
+from tests.volumes import image_of
 
 SPACING_XYZ_MM = (0.7, 0.9, 3.0)
 SHAPE_ZYX = (14, 60, 70)
 
-
-def image_of(array_zyx, spacing_xyz_mm=SPACING_XYZ_MM):
-    image = sitk.GetImageFromArray(np.asarray(array_zyx))
-    image.SetSpacing(spacing_xyz_mm)
-    return image
+on_grid = partial(image_of, spacing_mm=SPACING_XYZ_MM)
 
 
 def box_mask(z=(4, 9), y=(20, 38), x=(25, 50)):
@@ -45,12 +43,12 @@ def box_mask(z=(4, 9), y=(20, 38), x=(25, 50)):
 
 
 def grey_image(seed=0):
-    return image_of(np.random.default_rng(seed).normal(500, 20, SHAPE_ZYX).astype(np.float32))
+    return on_grid(np.random.default_rng(seed).normal(500, 20, SHAPE_ZYX).astype(np.float32))
 
 
 def row_of(case, prediction, reference=None):
     reference = box_mask() if reference is None else reference
-    return {"case": case, **case_metrics(image_of(reference), image_of(prediction))}
+    return {"case": case, **case_metrics(on_grid(reference), on_grid(prediction))}
 
 
 ROWS = [
@@ -79,13 +77,6 @@ def test_csv_numbers_are_plain_decimals(tmp_path):
     values = (tmp_path / "metrics.csv").read_text().splitlines()[1].split(",")[1:]
     for value in values:
         assert set(value) <= set("-.0123456789"), value
-
-
-def strict_json(path):
-    def refuse(constant):
-        raise AssertionError(f"{constant} is no JSON")
-
-    return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
 
 
 def test_metrics_json_holds_cases_summary_flags_and_extra(tmp_path):
@@ -145,7 +136,7 @@ WRITERS = {
     "metrics.json": lambda path: write_metrics(ROWS, path.parent),
     "progress.png": lambda path: plot_progress(history(3), path),
     "overlays.png": lambda path: plot_overlays(
-        iter([OverlayCase("a", grey_image(), image_of(box_mask()))]), path
+        iter([OverlayCase("a", grey_image(), on_grid(box_mask()))]), path
     ),
 }
 
@@ -290,7 +281,7 @@ def extent_mm(view, colour):
 @pytest.mark.parametrize("orientation", ["LPS", "RAI", "PSR", "LSA"])
 def test_contours_lie_on_the_edges_of_the_masks(tmp_path, orientation):
     reference, prediction = box_mask(), box_mask(z=(5, 12), y=(15, 36), x=(30, 56))
-    images = [grey_image(), image_of(prediction), image_of(reference)]
+    images = [grey_image(), on_grid(prediction), on_grid(reference)]
     stored = OverlayCase("a", *(sitk.DICOMOrient(image, orientation) for image in images))
     _, views = drawn([stored], tmp_path / "overlays.png")
     dx, dy, dz = SPACING_XYZ_MM
@@ -322,7 +313,7 @@ def test_contours_lie_on_the_edges_of_the_masks(tmp_path, orientation):
 
 def test_a_mask_at_the_border_of_the_image_is_outlined_all_around(tmp_path):
     mask = np.ones(SHAPE_ZYX, np.uint8)
-    _, views = drawn([OverlayCase("a", grey_image(), image_of(mask))], tmp_path / "overlays.png")
+    _, views = drawn([OverlayCase("a", grey_image(), on_grid(mask))], tmp_path / "overlays.png")
     size_mm = np.array(SHAPE_ZYX) * SPACING_XYZ_MM[::-1]
     for view, (rows, columns) in zip(views, ((1, 2), (0, 1), (0, 2)), strict=True):
         edge = (0, size_mm[rows], 0, size_mm[columns])
@@ -334,7 +325,7 @@ def test_views_face_the_patient_as_radiologists_expect(tmp_path, orientation):
     """A bright corner at the patient's left, front and head, on the three central slices."""
     array = np.zeros(SHAPE_ZYX, np.float32)
     array[12:, 2:14, :] = array[12:, :, 52:] = array[:, 2:14, 52:] = 100
-    images = [image_of(array), image_of(np.zeros(SHAPE_ZYX, np.uint8))]
+    images = [on_grid(array), on_grid(np.zeros(SHAPE_ZYX, np.uint8))]
     case = OverlayCase("a", *(sitk.DICOMOrient(image, orientation) for image in images))
     _, views = drawn([case], tmp_path / "overlays.png")
     quarters = []
@@ -355,7 +346,7 @@ def test_a_ball_is_as_wide_as_high_in_every_view(tmp_path):
     grids = np.ogrid[tuple(slice(n) for n in SHAPE_ZYX)]
     terms = zip(grids, SPACING_XYZ_MM[::-1], (20, 27, 24), strict=True)
     ball = sum((i * step - centre) ** 2 for i, step, centre in terms) <= 16**2
-    case = OverlayCase("a", grey_image(), image_of(ball.astype(np.uint8)))
+    case = OverlayCase("a", grey_image(), on_grid(ball.astype(np.uint8)))
     _, views = drawn([case], tmp_path / "overlays.png")
     for view in views:
         top, bottom, left, right = extent_mm(view, PREDICTION_COLOUR)
@@ -365,11 +356,11 @@ def test_a_ball_is_as_wide_as_high_in_every_view(tmp_path):
 
 def test_slices_go_through_the_centre_of_the_reference_or_else_of_the_prediction(tmp_path):
     reference, prediction = box_mask(z=(9, 12)), box_mask(z=(2, 5), y=(40, 50))
-    image = image_of(np.broadcast_to(np.arange(14.0)[:, None, None], SHAPE_ZYX).copy())
+    image = on_grid(np.broadcast_to(np.arange(14.0)[:, None, None], SHAPE_ZYX).copy())
     slices = []
     for truth in (reference, 0 * reference, None):
         case = OverlayCase(
-            "a", image, image_of(prediction), None if truth is None else image_of(truth)
+            "a", image, on_grid(prediction), None if truth is None else on_grid(truth)
         )
         slices.append(np.unique(report._overlay_row(case).planes[0].image).tolist())
     assert slices == [[10], [3], [3]]
@@ -384,7 +375,7 @@ def test_a_montage_runs_from_the_feet_through_both_masks(orientation, count, exp
     """Slices whose grey value is their number; masks from the third to the twelfth."""
     array = np.broadcast_to(np.arange(14.0)[:, None, None], SHAPE_ZYX).copy()
     masks = box_mask(z=(2, 9), x=(5, 25)), box_mask(z=(4, 12))
-    case = OverlayCase("a", *(sitk.DICOMOrient(image_of(a), orientation) for a in (array, *masks)))
+    case = OverlayCase("a", *(sitk.DICOMOrient(on_grid(a), orientation) for a in (array, *masks)))
     planes = report.axial_planes(report.oriented(case), count)
     assert [plane.name for plane in planes] == [f"{z + 1} of 14" for z in expected]
     for plane, z in zip(planes, expected, strict=True):
@@ -398,7 +389,7 @@ def test_a_montage_runs_from_the_feet_through_both_masks(orientation, count, exp
 
 @pytest.mark.parametrize(("count", "expected"), [(3, [0, 6, 13]), (99, list(range(14)))])
 def test_a_montage_without_masks_shows_the_whole_image(count, expected):
-    case = OverlayCase("a", grey_image(), image_of(0 * box_mask()))
+    case = OverlayCase("a", grey_image(), on_grid(0 * box_mask()))
     planes = report.axial_planes(report.oriented(case), count)
     assert [plane.name for plane in planes] == [f"{z + 1} of 14" for z in expected]
     assert planes[0].width_mm == pytest.approx(60 * 0.9)
@@ -406,7 +397,7 @@ def test_a_montage_without_masks_shows_the_whole_image(count, expected):
 
 def test_grey_values_run_from_the_first_to_the_99th_percentile(tmp_path):
     array = np.random.default_rng(0).permutation(np.prod(SHAPE_ZYX)).reshape(SHAPE_ZYX)
-    case = OverlayCase("a", image_of(array.astype(np.float32)), image_of(box_mask()))
+    case = OverlayCase("a", on_grid(array.astype(np.float32)), on_grid(box_mask()))
     (shown,) = report._overlay_figure([report._overlay_row(case)]).axes[0].images
     assert shown.get_clim() == pytest.approx(((array.size - 1) * 0.01, (array.size - 1) * 0.99))
 
@@ -417,10 +408,13 @@ def row_titles(figure):
 
 def test_rows_run_from_the_worst_dice_and_cases_without_reference_come_last():
     shifts = {"good": 1, "worst": 15, "middle": 5}
-    cases = [OverlayCase("unknown", grey_image(), image_of(box_mask()))]
+    cases = [OverlayCase("unknown", grey_image(), on_grid(box_mask()))]
     cases += [
         OverlayCase(
-            case, grey_image(), image_of(box_mask(x=(25 + shift, 50))), image_of(box_mask())
+            case,
+            grey_image(),
+            on_grid(box_mask(x=(25 + shift, 50))),
+            on_grid(box_mask()),
         )
         for case, shift in shifts.items()
     ]
@@ -434,9 +428,9 @@ def test_rows_run_from_the_worst_dice_and_cases_without_reference_come_last():
 
 
 def test_of_many_cases_the_worst_twelve_are_shown():
-    image, reference = grey_image(), image_of(box_mask())
+    image, reference = grey_image(), on_grid(box_mask())
     cases = [
-        OverlayCase(f"Case{i:02}", image, image_of(box_mask(x=(25 + i, 50))), reference)
+        OverlayCase(f"Case{i:02}", image, on_grid(box_mask(x=(25 + i, 50))), reference)
         for i in range(14)
     ]
     figure = report._overlay_figure([report._overlay_row(case) for case in cases])
@@ -461,8 +455,8 @@ def test_of_many_cases_the_worst_twelve_are_shown():
 def test_missing_and_empty_masks_are_drawn_as_what_they_are(
     tmp_path, prediction, reference, colours
 ):
-    reference_image = None if reference is None else image_of(reference)
-    case = OverlayCase(r"$\no_formula{$", grey_image(), image_of(prediction), reference_image)
+    reference_image = None if reference is None else on_grid(reference)
+    case = OverlayCase(r"$\no_formula{$", grey_image(), on_grid(prediction), reference_image)
     picture, views = drawn([case], tmp_path / "overlays.png")
     assert picture.shape[:2] == pytest.approx((410, 1034), abs=4)
     for pixels, *_ in views:

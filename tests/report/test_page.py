@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import weakref
+from functools import partial
 from html.parser import HTMLParser
 from io import BytesIO
 from itertools import islice
@@ -16,7 +17,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import SimpleITK as sitk
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
@@ -26,17 +26,14 @@ from src.report import page as html_report
 from src.report.figures import OverlayCase
 from src.report.page import write_report
 from src.utils.errors import DataError
+from tests.volumes import image_of
 
 SHAPE_ZYX = (20, 40, 44)
 SPACING_XYZ_MM = (1.2, 1.2, 3.0)
 ODD = '病例 <b>07</b> & "x\'"</script><img src=http://example.com/a.png>'
 LONG = "a_name_without_a_place_to_break_it_" * 5
 
-
-def image_of(array_zyx):
-    image = sitk.GetImageFromArray(np.asarray(array_zyx))
-    image.SetSpacing(SPACING_XYZ_MM)
-    return image
+on_grid = partial(image_of, spacing_mm=SPACING_XYZ_MM)
 
 
 def gland(radius, shift=0):
@@ -48,7 +45,7 @@ def gland(radius, shift=0):
 
 def scan(seed):
     noise = np.random.default_rng(seed).normal(300, 40, SHAPE_ZYX)
-    return image_of((noise + 200 * gland(12)).astype(np.float32))
+    return on_grid((noise + 200 * gland(12)).astype(np.float32))
 
 
 REFERENCE = gland(13)
@@ -69,7 +66,7 @@ FOUND = {
 ROWS = [
     {
         "case": name,
-        **case_metrics(image_of(REFERENCE), image_of(mask)),
+        **case_metrics(on_grid(REFERENCE), on_grid(mask)),
         "findings_text": FOUND.get(name, []),
     }
     for name, mask in PREDICTIONS.items()
@@ -106,7 +103,7 @@ HISTORY = pd.DataFrame(
 def drawn(reference=True):
     for seed, (name, mask) in enumerate(PREDICTIONS.items()):
         yield OverlayCase(
-            name, scan(seed), image_of(mask), image_of(REFERENCE) if reference else None
+            name, scan(seed), on_grid(mask), on_grid(REFERENCE) if reference else None
         )
 
 
@@ -404,7 +401,7 @@ def test_only_one_case_is_kept_at_a_time(quick_report):
     [(0 * REFERENCE, REFERENCE), (REFERENCE, 0 * REFERENCE), (0 * REFERENCE, 0 * REFERENCE)],
 )
 def test_a_single_case_with_an_empty_mask(tmp_path, prediction, reference):
-    case = OverlayCase("only", scan(0), image_of(prediction), image_of(reference))
+    case = OverlayCase("only", scan(0), on_grid(prediction), on_grid(reference))
     metrics = case_metrics(case.reference, case.prediction)
     row = {"case": "only", **metrics, "findings_text": ["empty prediction"]}
     write_report(tmp_path / "report.html", [row], [case], ABOUT)

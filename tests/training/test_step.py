@@ -6,31 +6,8 @@ That all ranks skip the same steps is in test_ranks.py, that GPUs compile it in 
 import mindspore as ms
 import numpy as np
 import pytest
-from mindspore import nn
 
-from src.training.step import AccumulatingLossScaledStep, LossScaledStep
-
-RATE = 0.5
-
-
-class Mean(nn.Cell):
-    """The mean of w * x: its gradient is the mean of x."""
-
-    def __init__(self):
-        super().__init__()
-        self.w = ms.Parameter(ms.Tensor([1.0], ms.float32), "w")
-
-    def construct(self, x):
-        return (self.w * x).mean()
-
-
-def scaled_step(batches, scale=256.0, window=3):
-    network = Mean()
-    optimizer = nn.SGD(network.trainable_params(), RATE)
-    scale = nn.DynamicLossScaleUpdateCell(scale, scale_factor=2, scale_window=window)
-    if batches > 1:
-        return AccumulatingLossScaledStep(network, optimizer, scale, batches).set_train()
-    return LossScaledStep(network, optimizer, scale).set_train()
+from tests.networks import scaled_step
 
 
 def trajectory(step, values):

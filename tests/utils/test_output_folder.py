@@ -20,16 +20,12 @@ from src.utils.output_folder import (
     running,
     writing,
 )
-from tests.helpers import ROOT
+from tests.helpers import ROOT, tree
 
 
 def write(folder, names):
     for name in names:
         (folder / name).write_text(name)
-
-
-def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 # Asking -----------------------------------------------------------------------------------------
@@ -40,9 +36,9 @@ def test_a_check_writes_nothing(tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
     claim(tmp_path, ["a.mhd", "b.mhd", "c.mhd"])
     write(tmp_path, ["c.mhd", "a.mhd"])
-    before = contents(tmp_path)
+    before = tree(tmp_path)
     assert check(str(tmp_path), ["a.mhd", "b.mhd", "c.mhd", "d.mhd"]) == ["a.mhd", "c.mhd"]
-    assert contents(tmp_path) == before
+    assert tree(tmp_path) == before
     assert capsys.readouterr().out == ""
 
 
@@ -90,12 +86,12 @@ def test_names_that_were_never_written_are_no_news(tmp_path, capsys):
 def test_foreign_files_are_refused_and_nothing_changes(tmp_path, capsys):
     claim(tmp_path, ["a.mhd"])
     write(tmp_path, ["a.mhd", "metrics.csv", "notes.txt"])
-    before = contents(tmp_path)
+    before = tree(tmp_path)
     with pytest.raises(DataError) as error:
         claim(tmp_path, ["a.mhd", "metrics.csv"])
     assert str(error.value).startswith(f"{tmp_path / 'metrics.csv'}: ")
     assert "move it away" in str(error.value)
-    assert contents(tmp_path) == before
+    assert tree(tmp_path) == before
     assert capsys.readouterr().out == ""
     claim(tmp_path, ["a.mhd", "other.csv"])  # foreign files of other names do not matter
 
@@ -242,7 +238,7 @@ def test_what_is_removed_is_forgotten(tmp_path, capsys):
     write(tmp_path, [*names, "notes.txt"])
     remove(str(tmp_path), {"a.mhd", "b.mhd"})
     assert capsys.readouterr().out == f"{tmp_path}: removing 2 file(s) of an earlier run\n"
-    assert set(contents(tmp_path)) == {MANIFEST, "c.mhd", "notes.txt"}
+    assert set(tree(tmp_path)) == {MANIFEST, "c.mhd", "notes.txt"}
     assert outputs_in(tmp_path) == {"c.mhd"}
     write(tmp_path, ["a.mhd"])  # somebody else's, of a name that was ours
     with pytest.raises(DataError, match="a.mhd: there already"):
@@ -255,5 +251,5 @@ def test_nothing_to_remove_is_no_news(tmp_path, capsys):
     write(tmp_path, ["a.mhd"])
     remove(tmp_path, set())
     assert capsys.readouterr().out == ""
-    assert set(contents(tmp_path)) == {MANIFEST, "a.mhd"}
+    assert set(tree(tmp_path)) == {MANIFEST, "a.mhd"}
     assert outputs_in(tmp_path) == {"a.mhd"}

@@ -1,0 +1,47 @@
+"""Small networks with known weights, and training steps of known gradients."""
+
+import mindspore as ms
+import numpy as np
+from mindspore import nn
+
+from src.training.step import AccumulatingLossScaledStep, LossScaledStep
+from src.vnet import VARIANTS, VNet
+from tests.golden import seeded
+
+
+def seed_weights(network):
+    """Draws every parameter of a network by its name; returns the network."""
+    for parameter in network.get_parameters():
+        parameter.set_data(ms.Tensor(seeded.parameter(parameter.name, parameter.shape)))
+    return network
+
+
+def seeded_vnet(variant, width):
+    """A V-Net for inference whose weights depend on their names alone."""
+    return seed_weights(VNet(width, **VARIANTS[variant]).set_train(False))
+
+
+def bright(batch):
+    """A network that knows the synthetic cases: their gland is brighter than all else."""
+    return ms.Tensor((batch.asnumpy()[:, 0] > 0.8).astype(np.float32))
+
+
+class WeightedMean(nn.Cell):
+    """The mean of w * x: the gradient of w is the mean of x."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = ms.Parameter(ms.Tensor([1.0], ms.float32), "w")
+
+    def construct(self, x):
+        return (self.w * x).mean()
+
+
+def scaled_step(batches, scale=256.0, window=3, rate=0.5):
+    """A step of SGD on `WeightedMean` with a dynamic loss scale, over several batches if asked."""
+    network = WeightedMean()
+    optimizer = nn.SGD(network.trainable_params(), rate)
+    scale = nn.DynamicLossScaleUpdateCell(scale, scale_factor=2, scale_window=window)
+    if batches > 1:
+        return AccumulatingLossScaledStep(network, optimizer, scale, batches).set_train()
+    return LossScaledStep(network, optimizer, scale).set_train()
