@@ -14,7 +14,7 @@ import pytest
 from mindspore import nn, ops
 
 from src.export.mindir import to_version_1
-from tests.helpers import ROOT
+from tests.helpers import ROOT, write_executable
 
 SOURCES = ROOT / "ascend310_infer"
 SHAPE = (2, 3, 4, 5)
@@ -542,15 +542,12 @@ def test_lite_home_that_is_none(tmp_path, folders):
     fails(result, 1, f"LITE_HOME '{home}'", "include/api/model.h", "unset it")
 
 
-def executable(path, text):
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(f"#!/bin/bash\n{text}\n")
-    path.chmod(0o755)
-    return str(path)
+def bash_script(path, text):
+    return str(write_executable(path, f"#!/bin/bash\n{text}\n"))
 
 
 def test_no_download_for_another_processor(tmp_path):
-    executable(
+    bash_script(
         tmp_path / "bin" / "uname", 'if [[ $1 == -m ]]; then echo arm; else echo "Linux"; fi'
     )
     path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
@@ -576,7 +573,7 @@ def test_a_folder_of_another_user(tmp_path, as_anybody, is_built, protected):
     if protected == "build":
         (sources / "build").mkdir()
     if is_built:
-        executable(sources / "out" / "main", "exit 0")
+        bash_script(sources / "out" / "main", "exit 0")
     (sources / protected).chmod(0o555)
     before = everything_in(sources)
     result = build(sources, before=as_anybody)
@@ -602,14 +599,14 @@ def test_a_folder_of_another_user(tmp_path, as_anybody, is_built, protected):
 def test_download_that_fails(tmp_path, pip, words):
     sources = copy_of_sources(tmp_path)
     partial_wheel = 'while [[ $1 != --dest ]]; do shift; done; echo PK >"$2/part.whl"'
-    python = executable(tmp_path / "bin" / "python", f"{partial_wheel}\n{pip}")
+    python = bash_script(tmp_path / "bin" / "python", f"{partial_wheel}\n{pip}")
     result = build(sources, PYTHON=python)
     if words:
         fails(result, 1, *words)
         assert not (sources / "build" / "download").exists()
     assert not (sources / "lite").exists()
     # Nor does a later run take what was left for the library.
-    python = executable(tmp_path / "bin" / "python", "exit 1")
+    python = bash_script(tmp_path / "bin" / "python", "exit 1")
     fails(build(sources, PYTHON=python), 1, "could not download")
 
 

@@ -6,16 +6,14 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from tests.helpers import ROOT
-from tests.scripts.test_scripts import alive, wait_until
+from tests.helpers import ROOT, wait_until
+from tests.launchers import SETTINGS, processes
 
 EPOCHS = 20
-SETTINGS = ["width=2", "VolSize=16,16,16", "dstRes=2.5,2.5,2.5", "batch_size=1", "cache_dir=off"]
 FURTHER = [word for setting in [*SETTINGS, f"epochs={EPOCHS}"] for word in ("--set", setting)]
 DATA = ["data", "train.csv"]
 
@@ -47,24 +45,6 @@ def run(folder, script, *arguments, **variables):
         text=True,
         timeout=400,
     )
-
-
-def processes(folder):
-    """Ids of the processes that a launcher in this folder left behind, by what they run."""
-    found = {}
-    for environ in Path("/proc").glob("[0-9]*/environ"):
-        try:
-            variables = environ.read_bytes().split(b"\0")
-            command = (environ.parent / "cmdline").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        pid = int(environ.parent.name)
-        if f"TEST_OF={folder}".encode() in variables and pid != os.getpid() and alive(pid):
-            role = b"MS_ROLE=MS_SCHED" in variables
-            rank = next((v.decode() for v in variables if v.startswith(b"RANK_ID=")), "")
-            runs = Path(command[1].decode()).name if len(command) > 1 else ""
-            found[pid] = "scheduler" if role else f"{runs} {rank}"
-    return found
 
 
 def history(run_folder):

@@ -15,196 +15,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import ROOT
-from tests.scripts.test_scripts import alive, executable, heed_signals, wait_until
-
-RANKS = str(ROOT / "scripts" / "ranks.py")
-TRAIN = str(ROOT / "train.py")
-
-# Stands for Python where it would run train.py; anything else runs in the real one.
-PYTHON = """#!/bin/sh
-case "$1" in
-  */train.py) exec "{real}" "{folder}/train_stand_in.py" "$@" ;;
-esac
-exec "{real}" "$@"
-"""
-
-# Records its call, prints, then ends as ENDINGS says for its rank, {"1": [seconds, exit code]}, or
-# goes on for 60 s, a scheduler as long as its workers.
-TRAIN_STAND_IN = """
-import json, os, signal, subprocess, sys, time
-rank = "scheduler" if os.environ.get("MS_ROLE") == "MS_SCHED" else os.environ["RANK_ID"]
-call = {"argv": sys.argv[1:], "env": dict(os.environ), "cwd": os.getcwd(), "pid": os.getpid()}
-call["parent"] = os.getppid()
-call["stdin_at_end"] = sys.stdin.read() == ""
-if rank in os.environ.get("STUBBORN", "").split(","):
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    call["grandchild"] = subprocess.Popen(["sleep", "60"], preexec_fn=os.setsid).pid
-path = os.path.join(os.environ["RECORDS"], rank + ".json")
-with open(path + ".new", "w") as file:
-    json.dump(call, file)
-os.rename(path + ".new", path)
-if rank != "scheduler":
-    print("run: results/infer/vnet.x" if rank == "0" else f"run: rank {rank} of one")
-    print("\\n".join(f"line {number} of rank {rank}" for number in range(30)), flush=True)
-seconds, code = json.loads(os.environ.get("ENDINGS", "{}")).get(rank, [60, 0])
-time.sleep(seconds)
-print(f"last words of rank {rank}", file=sys.stderr)
-sys.exit(code)
-"""
-
-STARTER = """#!{real}
-import json, os, signal, subprocess, sys, time
-argv = sys.argv[1:]
-call = {{"argv": argv, "env": dict(os.environ), "cwd": os.getcwd(), "pid": os.getpid()}}
-with open(os.environ["RECORDS"] + f"/{{os.path.basename(sys.argv[0])}}.json", "w") as file:
-    json.dump(call, file)
-def option(name):
-    return argv[argv.index(name) + 1]
-def start(log, **variables):
-    os.makedirs(os.path.dirname(log), exist_ok=True)
-    output = {{"stdout": open(log, "w"), "stderr": subprocess.STDOUT}}
-    return subprocess.Popen(command, env=os.environ | variables, **output, {group})
-"""
-
-# Ends like the real one: at a failure it kills its workers, then waits for the scheduler.
-MSRUN = (
-    STARTER.replace("{group}", "start_new_session=True")
-    + """
-count, local = int(option("--worker_num")), int(option("--local_worker_num"))
-node = int(option("--node_rank")) if "--node_rank" in argv else 0
-command = argv[argv.index("python3"):]
-logs = option("--log_dir")
-ranks = []
-if node == 0:
-    scheduler = start(logs + "/scheduler.log", MS_ROLE="MS_SCHED", RANK_ID="0")
-for rank in range(local):
-    number = str(node * local + rank)
-    variables = dict(MS_ROLE="MS_WORKER", RANK_ID=number, DEVICE_ID=str(rank), RANK_SIZE=str(count))
-    ranks.append(start(logs + f"/worker_{{number}}.log", **variables))
-while (codes := [rank.poll() for rank in ranks]).count(0) < local:
-    if any(codes):
-        for rank in ranks:
-            if rank.poll() is None:
-                os.killpg(rank.pid, signal.SIGKILL)
-        break
-    time.sleep(0.1)
-if os.environ.get("LINGER") or any(codes):
-    scheduler.wait()
-elif node == 0:
-    scheduler.kill()
-sys.exit(any(codes))
-"""
-)
-
-MPIRUN = (
-    STARTER.replace("{group}", "start_new_session=False")
-    + """
-count = int(option("-n"))
-command = argv[argv.index(os.environ["PYTHON"]):]
-ranks = []
-for rank in range(count):
-    variables = dict(OMPI_COMM_WORLD_RANK=str(rank), OMPI_COMM_WORLD_LOCAL_RANK=str(rank))
-    ranks.append(start("mpirun_output/rank", **variables))
-while (codes := [rank.poll() for rank in ranks]).count(0) < count:
-    if any(codes):
-        for rank in ranks:
-            rank.terminate()
-        sys.exit(next(code if code > 0 else 128 - code for code in codes if code))
-    time.sleep(0.1)
-"""
-)
-
-
-class Caller:
-    """A user's folder with a space in its name: data, split, rank table, and tools on PATH."""
-
-    def __init__(self, folder):
-        self.folder = folder / "my folder"
-        self.records = folder / "records"
-        self.tools = folder / "my tools"
-        self.mark = f"TEST_OF={folder}".encode()
-        self.records.mkdir()
-        for name, text in {"python3": PYTHON, "msrun": MSRUN, "mpirun": MPIRUN}.items():
-            text = text.format(real=sys.executable, folder=self.tools)
-            executable(self.tools / name, text)
-        (self.tools / "train_stand_in.py").write_text(TRAIN_STAND_IN)
-        (self.folder / "my data").mkdir(parents=True)
-        (self.folder / "train set.csv").write_text("Case00.mhd\n")
-        self.table = {"version": "1.0", "server_count": "1", "status": "completed"}
-        self.write_table(["5", "4", "7"])
-
-    def write_table(self, device_ids, file="table.json"):
-        devices = [
-            {"device_id": device, "device_ip": f"10.1.0.{device}", "rank_id": str(rank)}
-            for rank, device in enumerate(device_ids)
-        ]
-        server = {"server_id": "10.0.0.1", "device": devices[::-1]}
-        table = self.table | {"server_list": [server]}
-        (self.folder / file).write_text(json.dumps(table))
-
-    def environment(self, **variables):
-        base = {
-            "PATH": f"{self.tools}:{os.environ['PATH']}",
-            "PYTHON": str(self.tools / "python3"),
-            "RECORDS": str(self.records),
-            "TEST_OF": self.mark.decode().partition("=")[2],
-        }
-        return base | {name: str(value) for name, value in variables.items()}
-
-    def start(self, script, *arguments, **variables):
-        """Starts the launcher as a terminal would; its stdin is a pipe that never ends."""
-        return subprocess.Popen(
-            ["bash", str(ROOT / "scripts" / script), *arguments],
-            cwd=self.folder,
-            env=self.environment(**variables),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-            preexec_fn=heed_signals,
-        )
-
-    def run(self, script, *arguments, **variables):
-        process = self.start(script, *arguments, **variables)
-        process.stdout_text, process.stderr_text = process.communicate(timeout=60)
-        return process
-
-    def call(self, name):
-        """What a stand-in recorded: a rank, "scheduler", "msrun" or "mpirun"."""
-        path = self.records / f"{name}.json"
-        wait_until(path.exists, 20)
-        return json.loads(path.read_text())
-
-    def processes(self):
-        """Ids of all processes that came from this test, the launcher's own among them."""
-        found = []
-        for environment in Path("/proc").glob("[0-9]*/environ"):
-            try:
-                marked = self.mark in environment.read_bytes().split(b"\0")
-            except OSError:
-                continue
-            pid = int(environment.parent.name)
-            if marked and alive(pid):
-                found.append(pid)
-        return found
-
-    def no_process_left(self):
-        wait_until(lambda: not self.processes(), 30)
-
-    def job_pid(self):
-        """The process of ranks.py that watches all ranks."""
-        for pid in self.processes():
-            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-            if words[1:3] == [RANKS.encode(), b"start"]:
-                return pid
-        raise AssertionError("no ranks.py")
+from tests.helpers import ROOT, alive
+from tests.launchers import FURTHER, RANKS, TRAIN, RanksCaller, train_command
 
 
 @pytest.fixture
 def caller(tmp_path):
-    caller = Caller(tmp_path)
+    caller = RanksCaller(tmp_path)
     yield caller
     for pid in caller.processes():
         os.kill(pid, signal.SIGKILL)
@@ -217,7 +34,6 @@ ARGUMENTS = {
     "train_msrun.sh": ["3", "my data", "train set.csv"],
 }
 FINISHED = json.dumps(dict.fromkeys("012", [0.3, 0]))
-FURTHER = ["--set", "VolSize=32,32,16", "--note", "two words; $HOME *", ""]
 
 
 def log_of(caller, script, rank):
@@ -227,18 +43,6 @@ def log_of(caller, script, rank):
     if script == "train_distribute_gpu.sh":
         return caller.folder / "log_output" / "1" / f"rank.{rank}" / "stdout"
     return caller.folder / "train_msrun_logs" / f"worker_{rank}.log"
-
-
-def train_command(caller, target):
-    """The words after Python of one rank's whole command."""
-    return [
-        TRAIN,
-        *("--device_target", target),
-        *("--run_distribute", "1", "--device_num", "3"),
-        *("--data_path", str(caller.folder / "my data")),
-        *("--train_split_file_path", str(caller.folder / "train set.csv")),
-        *FURTHER,
-    ]
 
 
 # ------------------------------------------------------------------------- whole commands

@@ -13,7 +13,8 @@ import pytest
 
 from src.config import vnet_cfg
 from src.export.description import describe, sha256_of
-from tests.helpers import ROOT
+from tests.helpers import ROOT, alive, wait_until, write_executable
+from tests.launchers import Caller
 
 PYTEST = "python -m pytest --timeout=600 --numprocesses=2 --dist=loadfile --no-loadscope-reorder"
 
@@ -44,42 +45,14 @@ EVALUATORS = {"eval.sh": "Ascend", "eval_gpu.sh": "GPU"}
 TARGETS = TRAINERS | EVALUATORS
 
 
-def executable(path, text):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-    path.chmod(0o755)
-    return path
-
-
-def heed_signals():
-    """Undoes what a child inherits: a shell's background job ignores INT, one of nohup's HUP."""
-    for ignored in (signal.SIGINT, signal.SIGHUP):
-        signal.signal(ignored, signal.SIG_DFL)
-
-
-def alive(pid):
-    """Whether the process is still there and no zombie."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def wait_until(condition, timeout_s=10):
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
-
-
-class Caller:
+class PythonCaller(Caller):
     """A user's folder with a space in its name: data, split, checkpoint and a recording Python."""
 
     def __init__(self, folder):
         self.folder = folder / "my folder"
         self.record = folder / "call.json"
-        stand_in = executable(folder / "tools of mine" / "stand_in.py", STAND_IN)
-        self.python = executable(
+        stand_in = write_executable(folder / "tools of mine" / "stand_in.py", STAND_IN)
+        self.python = write_executable(
             stand_in.with_name("python"),
             f'#!/bin/sh\nexec "{sys.executable}" "{stand_in}" "$@"\n',
         )
@@ -96,25 +69,6 @@ class Caller:
         base = {"PATH": os.environ["PATH"], "PYTHON": str(self.python), "RECORD": str(self.record)}
         return base | {"START_SECONDS": "5"} | {name: str(v) for name, v in variables.items()}
 
-    def start(self, script, *arguments, **variables):
-        """Starts the launcher as a terminal would; its stdin is a pipe that never ends."""
-        return subprocess.Popen(
-            ["bash", str(ROOT / "scripts" / script), *arguments],
-            cwd=self.folder,
-            env=self.environment(**variables),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-            preexec_fn=heed_signals,
-        )
-
-    def run(self, script, *arguments, **variables):
-        process = self.start(script, *arguments, **variables)
-        process.stdout_text, process.stderr_text = process.communicate(timeout=20)
-        return process
-
     def call(self):
         wait_until(self.record.exists)
         return json.loads(self.record.read_text())
@@ -125,7 +79,7 @@ class Caller:
 
 @pytest.fixture
 def caller(tmp_path):
-    caller = Caller(tmp_path)
+    caller = PythonCaller(tmp_path)
     yield caller
     if caller.record.exists():
         call = caller.call()
@@ -432,14 +386,14 @@ class Checkout:
             (self.root / name).write_text(name)
         (self.root / ".ci").mkdir()
         shutil.copy(ROOT / ".ci" / "run", self.root / ".ci")
-        self.python = executable(folder / "bin" / "python3.11", FAKE_PYTHON)
+        self.python = write_executable(folder / "bin" / "python3.11", FAKE_PYTHON)
         for name in ["g++", "c++", "clang++"]:
-            executable(self.python.with_name(name), '#!/bin/sh\nexit "${NO_COMPILER:-0}"\n')
+            write_executable(self.python.with_name(name), '#!/bin/sh\nexit "${NO_COMPILER:-0}"\n')
 
     def add_apt_get(self):
         """A stand-in for the system's package manager, which fails where the test asks."""
         record = 'touch "$CALLS.apt"\necho apt-get "$@" >>"$CALLS"\nexit "${APT_EXIT:-0}"'
-        executable(self.python.with_name("apt-get"), f"#!/bin/sh\n{record}\n")
+        write_executable(self.python.with_name("apt-get"), f"#!/bin/sh\n{record}\n")
 
     def run(self, *command, **variables):
         """Runs a command; returns the finished process and the calls of the stand-ins."""
@@ -471,11 +425,11 @@ def test_which_python_the_launchers_take(checkout, tmp_path):
         return process.stdout.strip()
 
     on_path = shutil.which("python3")
-    active = executable(tmp_path / "active" / "bin" / "python", "")
-    conda = executable(tmp_path / "conda" / "bin" / "python", "")
+    active = write_executable(tmp_path / "active" / "bin" / "python", "")
+    conda = write_executable(tmp_path / "conda" / "bin" / "python", "")
     environments = {"CONDA_PREFIX": str(tmp_path / "conda"), "CONDA_DEFAULT_ENV": "vnet"}
     assert chosen() == on_path
-    own = executable(checkout.root / ".venv" / "bin" / "python", "")
+    own = write_executable(checkout.root / ".venv" / "bin" / "python", "")
     assert chosen() == str(own)
     assert chosen(**environments | {"CONDA_DEFAULT_ENV": "base"}) == str(own)
     assert chosen(**environments) == str(conda)
@@ -513,7 +467,7 @@ def test_an_interrupted_install_counts_for_nothing(checkout):
 
 
 def test_a_foreign_environment_stays(checkout):
-    theirs = executable(checkout.root / ".venv" / "bin" / "python", "theirs")
+    theirs = write_executable(checkout.root / ".venv" / "bin" / "python", "theirs")
     steps, process = checkout.prepare("requirements.txt")
     assert steps == []
     assert process.returncode == 1
@@ -531,8 +485,8 @@ def test_no_supported_python(checkout):
 
 
 def test_a_shim_that_does_not_run_is_passed_over(checkout):
-    executable(checkout.python, "#!/bin/sh\nexit 127\n")
-    executable(checkout.python.with_name("python3.10"), FAKE_PYTHON)
+    write_executable(checkout.python, "#!/bin/sh\nexit 127\n")
+    write_executable(checkout.python.with_name("python3.10"), FAKE_PYTHON)
     _, process = checkout.prepare("requirements.txt")
     assert process.returncode == 0, process.stderr
     assert "python3.10 -m venv" in checkout.calls.read_text()
@@ -613,7 +567,7 @@ def test_run_tests_needs_a_compiler(checkout):
 @pytest.mark.parametrize("cache", [None, "my cache"])
 def test_build_fast_conv3d_from_any_folder(checkout, cache):
     variables = {"PYTHON": str(checkout.python)} | ({"FAST_CONV3D_CACHE": cache} if cache else {})
-    executable(
+    write_executable(
         checkout.python, '#!/bin/sh\necho "$PWD" "$FAST_CONV3D_CACHE" "$@" >"$CALLS"\nexit 3\n'
     )
     process, calls = checkout.run(
@@ -743,8 +697,8 @@ class Inference:
     def __init__(self, checkout):
         self.checkout = checkout
         self.folder = checkout.root.parent / "my folder"
-        self.python = executable(checkout.root.parent / "my tools" / "python", STEP)
-        executable(checkout.root / "ascend310_infer" / "build.sh", STEP)
+        self.python = write_executable(checkout.root.parent / "my tools" / "python", STEP)
+        write_executable(checkout.root / "ascend310_infer" / "build.sh", STEP)
         self.folder.mkdir()
         (self.folder / "my data").mkdir()
         (self.folder / "my vnet.mindir").write_bytes(b"model")
@@ -900,14 +854,14 @@ def test_a_log_of_an_inference_that_cannot_be_written(inference):
 
 
 def test_an_inference_with_a_python_of_the_callers_folder(inference):
-    executable(inference.folder / "venv" / "python", STEP)
+    write_executable(inference.folder / "venv" / "python", STEP)
     process, calls = inference.run(PYTHON="venv/python")
     assert process.returncode == 0, process.stderr
     assert [call[0] for call in calls] == STEPS
 
 
 def test_the_build_takes_the_python_of_the_active_environment(inference):
-    active = executable(inference.folder / "venv" / "bin" / "python", STEP)
+    active = write_executable(inference.folder / "venv" / "bin" / "python", STEP)
     process, calls = inference.run(PYTHON="", VIRTUAL_ENV=str(active.parents[1]))
     assert process.returncode == 0, process.stderr
     assert calls[2][:3] == ["build.sh", str(inference.folder), str(active)]

@@ -13,10 +13,8 @@ import time
 import pandas as pd
 import pytest
 
-from tests.helpers import ROOT
-from tests.scripts.test_distributed_launchers import SETTINGS, processes
-from tests.scripts.test_launchers import Caller, train_command
-from tests.scripts.test_scripts import wait_until
+from tests.helpers import ROOT, wait_until
+from tests.launchers import SETTINGS, RanksCaller, processes, train_command
 
 ADDRESSES = ["10.213.77.1", "10.213.77.2"]
 LOST = " as ranks on another host are gone: see the logs there, or is the network cut?; the end"
@@ -100,7 +98,7 @@ def callers(tmp_path):
     for node in range(2):
         folder = tmp_path / f"host{node}"
         folder.mkdir()
-        callers.append(Caller(folder))
+        callers.append(RanksCaller(folder))
     yield callers
     for caller in callers:
         for pid in caller.processes():
