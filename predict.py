@@ -3,8 +3,7 @@
 `python predict.py --help` says how.
 """
 
-from src.commands.predict import main
-from src.utils.command_line import run
+from src.commands import run_script
 
 if __name__ == "__main__":
-    run(main)
+    run_script("predict")

@@ -1,0 +1,3 @@
+"""V-Net for prostate MR volumes on MindSpore."""
+
+__version__ = "1.0.0"

@@ -2,7 +2,10 @@
 
 import json
 import time
+from importlib import import_module
 from pathlib import Path
+
+from src.commands import command_parser
 
 ROOT = Path(__file__).resolve().parents[1]  # of the repository
 
@@ -87,11 +90,11 @@ def alive(pid):
         return False
 
 
-def run_program(monkeypatch, module, *arguments):
-    """Calls a program's `main` in this process, on the CPU, as a command line would."""
-    words = ["program.py", "--device_target", "CPU", *map(str, arguments)]
-    monkeypatch.setattr("sys.argv", words)
-    module.main()
+def run_program(command, *arguments):
+    """Runs a command of src/commands in this process, on the CPU; its exceptions arrive here."""
+    words = ["--device_target", "CPU", *map(str, arguments)]
+    args = command_parser(command, f"{command}.py").parse_args(words)
+    import_module(f"src.commands.{command}").execute(args)
 
 
 def wait_until(condition, timeout_s=120):

@@ -8,7 +8,6 @@ import pandas as pd
 import pytest
 import SimpleITK as sitk
 
-import eval as eval_entry
 from src.checkpoint import save_weights
 from src.config import overridden, vnet_cfg
 from src.data_manager import find_cases, read_case
@@ -300,7 +299,7 @@ def test_eval_takes_grid_and_width_from_beside_the_checkpoint(
         "--eval_split_file_path",
         "val.csv",
     ]
-    run_program(monkeypatch, eval_entry, *arguments, "--set", f"dirPredictionImage={results}")
+    run_program("eval", *arguments, "--set", f"dirPredictionImage={results}")
     report = json.loads((results / "metrics.json").read_text())
     assert report["checkpoint"] == str(checkpoint)
     assert (report["configuration"]["width"], report["configuration"]["VolSize"]) == (2, [16] * 3)

@@ -30,6 +30,8 @@ def imported_modules(path):
             base = [*package[: len(package) - node.level + 1], *(node.module or "").split(".")]
             base = [part for part in base if part]
             for alias in node.names:
+                if alias.name.startswith("__"):  # the package's own, such as its version
+                    continue
                 yield ".".join([*base, alias.name] if not node.module else base)
 
 

@@ -15,7 +15,6 @@ import pytest
 import SimpleITK as sitk
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
-import predict as predict_entry
 from src import prediction
 from src.config import overridden
 from src.images.writing import write_volume
@@ -654,9 +653,9 @@ def test_predict_writes_where_it_is_told(tmp_path, monkeypatch, data, run_folder
     checkpoint = run_folder / "ckpt" / "best.ckpt"
     arguments = ["--ckpt_path", checkpoint, "--input", data / "img" / "Case1.nii.gz", data / "img"]
     with pytest.raises(DataError, match="also called Case1"):
-        run_program(monkeypatch, predict_entry, *arguments)
+        run_program("predict", *arguments)
     wanted = [*arguments[:4], "--output_path", "masks", "--save_probability", "--skip_existing"]
-    run_program(monkeypatch, predict_entry, *wanted)
+    run_program("predict", *wanted)
     assert {"Case1_test.nii.gz", "Case1_probability.nii.gz"} <= set(names_in(tmp_path / "masks"))
     assert not (tmp_path / "results").exists()
     page = (tmp_path / "masks" / "report.html").read_text("utf-8")
@@ -664,7 +663,7 @@ def test_predict_writes_where_it_is_told(tmp_path, monkeypatch, data, run_folder
     probability = read_array(tmp_path / "masks" / "Case1_probability.nii.gz")
     assert 0 <= probability.min() < probability.max() <= 1
     before = (tmp_path / "masks" / "Case1_test.nii.gz").stat()
-    run_program(monkeypatch, predict_entry, *wanted)
+    run_program("predict", *wanted)
     assert (tmp_path / "masks" / "Case1_test.nii.gz").stat().st_ino == before.st_ino
 
 

@@ -8,8 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from src.commands.release import main  # noqa: E402
-from src.utils.command_line import run  # noqa: E402
+from src.commands import run_script  # noqa: E402
 
 if __name__ == "__main__":
-    run(main)
+    run_script("release")

@@ -1,0 +1,89 @@
+"""The commands: each is a module here, a script at the top level and a word after `vnet`.
+
+A command's module has its description as docstring, `add_arguments(parser)` and `execute(args)`.
+It imports what computes in `execute` only: `--help` and wrong arguments do not wait for MindSpore.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+
+from ..utils.command_line import nearest, new_parser, run
+from ..utils.errors import UsageError
+
+COMMANDS = {
+    "prepare": "bring PROMISE12 or your own volumes into img/ and gt/, and check them",
+    "split": "split the cases into training and validation, or into folds",
+    "train": "train a V-Net",
+    "eval": "evaluate a checkpoint on cases with reference masks",
+    "predict": "segment images without reference masks",
+    "export": "export a checkpoint as MINDIR, ONNX or AIR",
+    "release": "pack a checkpoint for others",
+    "preprocess": "write the input volumes of the C++ program",
+    "postprocess": "evaluate the output of the C++ program",
+    "check": "check that everything works on a device of this machine",
+}
+
+
+def main() -> None:
+    """Runs `vnet COMMAND ...`."""
+    run(_run_vnet)
+
+
+def run_script(command: str) -> None:
+    """Runs a command from its script at the top level, such as train.py."""
+    run(lambda: _run_command(command, Path(sys.argv[0]).name, sys.argv[1:]))
+
+
+def command_parser(command: str, prog: str) -> argparse.ArgumentParser:
+    """The argument parser of a command.
+
+    Args:
+        command: a key of `COMMANDS`.
+        prog: what the usage line calls it.
+    """
+    module = import_module(f".{command}", __name__)
+    parser = new_parser(module.__doc__, prog)
+    module.add_arguments(parser)
+    return parser
+
+
+def _run_command(command: str, prog: str, arguments: Sequence[str]) -> None:
+    args = command_parser(command, prog).parse_args(arguments)
+    import_module(f".{command}", __name__).execute(args)
+
+
+def vnet_parser() -> argparse.ArgumentParser:
+    """The argument parser of `vnet`, which leaves the command's own arguments to the command."""
+    summaries = "\n".join(f"  {name:<12} {summary}" for name, summary in COMMANDS.items())
+    parser = new_parser(
+        f"V-Net for prostate MR volumes on MindSpore.\n\ncommands:\n{summaries}\n\n"
+        "`vnet COMMAND --help` describes a command.",
+        "vnet",
+    )
+    parser.add_argument("--version", action=_Version, help="print the version and exit")
+    parser.add_argument("command", metavar="COMMAND", help="one of the commands above")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="its arguments")
+    return parser
+
+
+class _Version(argparse.Action):
+    """Prints the version of the package; imports it only then."""
+
+    def __init__(self, option_strings, dest, help=None):
+        super().__init__(option_strings, dest, nargs=0, help=help)
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        from .. import __version__
+
+        print(f"vnet_mindspore {__version__}")
+        parser.exit()
+
+
+def _run_vnet() -> None:
+    args = vnet_parser().parse_args()
+    if args.command not in COMMANDS:
+        raise UsageError(f"vnet {args.command}: no such command{nearest(args.command, COMMANDS)}")
+    _run_command(args.command, f"vnet {args.command}", args.arguments)

@@ -22,7 +22,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..utils.command_line import DEVICES, run
+from ..utils.command_line import DEVICES
+from . import run_script
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden"
@@ -641,15 +642,24 @@ def check_machine(target: str, device_num: int, small: bool, report: Path) -> in
     return table.count("failed")
 
 
-def main() -> None:
-    """Parses TARGET and DEVICE_NUM, and checks."""
-    parser = argparse.ArgumentParser(description="Check that everything works on a device")
-    parser.add_argument("target", choices=DEVICES)
-    parser.add_argument("device_num", type=int, nargs="?", default=1)
-    parser.add_argument("--small", action="store_true", help="less of each; for the tests")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of the command."""
+    parser.add_argument("target", metavar="TARGET", choices=DEVICES, help=" or ".join(DEVICES))
+    parser.add_argument(
+        "device_num",
+        metavar="DEVICE_NUM",
+        type=int,
+        nargs="?",
+        default=1,
+        help="above 1: check that as many devices train together too (default: 1)",
+    )
+    parser.add_argument("--small", action="store_true", help="less of each check; for the tests")
     parser.add_argument("--group", help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
-    args = parser.parse_args()
+
+
+def execute(args: argparse.Namespace) -> None:
+    """Checks."""
     if args.group:
         run_group(args)
     elif check_machine(
@@ -659,4 +669,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script("check")

@@ -1,4 +1,4 @@
-"""Evaluates a checkpoint on cases with reference masks.
+r"""Evaluates a checkpoint on cases with reference masks.
 
     python eval.py --device_target CPU --ckpt_path RUN/ckpt/best.ckpt --data_path data \
         --eval_split_file_path split/val.csv [--set flip_average=true]
@@ -7,7 +7,7 @@ Masks, metrics.csv, metrics.json, overlays.png and report.html go to results/pre
 (dirPredictionImage).
 """
 
-import argparse
+from argparse import ArgumentParser, Namespace
 
 from ..utils.command_line import (
     add_channel_argument,
@@ -17,9 +17,8 @@ from ..utils.command_line import (
 )
 
 
-def main():
-    """Parses the zoo's arguments and ours, and evaluates."""
-    parser = argparse.ArgumentParser(description="Evaluate V-Net on prostate MR volumes")
+def add_arguments(parser: ArgumentParser) -> None:
+    """Adds the arguments of the command."""
     add_device_arguments(parser, "--dev_id")
     parser.add_argument("--ckpt_path", required=True, help="checkpoint to evaluate")
     parser.add_argument("--data_path", default="./promise", help="folder with img/ and gt/")
@@ -27,9 +26,10 @@ def main():
     add_labels_argument(parser)
     add_channel_argument(parser)
     add_set_argument(parser)
-    args = parser.parse_args()
 
-    # MindSpore takes seconds to import; --help and wrong arguments need not wait for it.
+
+def execute(args: Namespace) -> None:
+    """Evaluates."""
     from ..config import config_of_checkpoint
     from ..devices.device import start_device
     from ..evaluation import evaluate, load_network

@@ -7,7 +7,7 @@ beside each its .json: names, shapes, grid, intensities, threshold. `--file_form
 vnet.onnx and vnet.json. What is written is loaded back and compared with the checkpoint.
 """
 
-import argparse
+from argparse import ArgumentParser, Namespace
 
 from ..utils.command_line import (
     MINDIR_VERSIONS,
@@ -17,9 +17,8 @@ from ..utils.command_line import (
 )
 
 
-def main():
-    """Parses the zoo's arguments and ours, and exports."""
-    parser = argparse.ArgumentParser(description="Export V-Net as MINDIR, ONNX or AIR")
+def add_arguments(parser: ArgumentParser) -> None:
+    """Adds the arguments of the command."""
     add_device_arguments(parser, "--device_id")
     parser.add_argument("--ckpt_file", required=True, help="checkpoint to export")
     parser.add_argument("--file_format", choices=MODEL_FORMATS, default="MINDIR")
@@ -36,9 +35,10 @@ def main():
         help="1 for MindSpore Lite 2.0 (default: 3, what MindSpore 2.10 writes)",
     )
     add_set_argument(parser)
-    args = parser.parse_args()
 
-    # MindSpore takes seconds to import; --help and wrong arguments need not wait for it.
+
+def execute(args: Namespace) -> None:
+    """Exports."""
     from ..config import config_of_checkpoint
     from ..devices.device import start_device
     from ..export.exporter import comparing_device, export_model, planned

@@ -1,4 +1,4 @@
-"""Masks and metrics from the answers of the C++ program (ascend310_infer/), as eval.py writes them.
+r"""Evaluates the output of the C++ program (ascend310_infer/), as eval.py evaluates a checkpoint.
 
     python postprocess.py --result_path result_Files --data_path data \
         --split_file_path split/val.csv --mindir_path vnet.mindir
@@ -7,18 +7,19 @@ Masks, metrics.csv, metrics.json, overlays.png and report.html go to results/pre
 (dirPredictionImage).
 """
 
-import argparse
+from argparse import ArgumentParser, Namespace
 
 from ..utils.command_line import add_model_arguments
 
 
-def main():
-    """Parses the zoo's arguments and ours, and evaluates."""
-    parser = argparse.ArgumentParser(description="Evaluate the answers of C++ inference")
+def add_arguments(parser: ArgumentParser) -> None:
+    """Adds the arguments of the command."""
     parser.add_argument("--result_path", required=True, help="folder with its NAME_0.bin files")
     add_model_arguments(parser)
-    args = parser.parse_args()
 
+
+def execute(args: Namespace) -> None:
+    """Evaluates the output."""
     from ..export.description import config_of_model
     from ..export.infer_310 import evaluate_outputs
     from ..promise12.splits import split_cases

@@ -1,4 +1,4 @@
-"""Segments images without reference masks.
+r"""Segments images without reference masks.
 
     python predict.py --device_target CPU --ckpt_path RUN/ckpt/best.ckpt --input scan.nii.gz \
         --output_path masks [--save_probability] [--skip_existing] [--set flip_average=true]
@@ -9,14 +9,13 @@ volumes.csv and volumes.json list the prostate volumes in ml and what to look at
 them. An image that cannot be segmented does not keep the others from it.
 """
 
-import argparse
+from argparse import ArgumentParser, Namespace
 
 from ..utils.command_line import add_channel_argument, add_device_arguments, add_set_argument
 
 
-def main():
-    """Parses the arguments and predicts."""
-    parser = argparse.ArgumentParser(description="Segment prostate MR volumes with V-Net")
+def add_arguments(parser: ArgumentParser) -> None:
+    """Adds the arguments of the command."""
     add_device_arguments(parser, "--dev_id")
     parser.add_argument("--ckpt_path", required=True, help="checkpoint to predict with")
     parser.add_argument("--input", nargs="+", required=True, metavar="PATH")
@@ -35,9 +34,10 @@ def main():
     )
     add_channel_argument(parser)
     add_set_argument(parser)
-    args = parser.parse_args()
 
-    # MindSpore takes seconds to import; --help and wrong arguments need not wait for it.
+
+def execute(args: Namespace) -> None:
+    """Segments the images."""
     from ..config import config_of_checkpoint
     from ..devices.device import start_device
     from ..evaluation import load_network

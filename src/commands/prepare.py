@@ -1,4 +1,4 @@
-"""Brings PROMISE12, or volumes of your own, into img/ and gt/, and checks them.
+r"""Brings PROMISE12, or volumes of your own, into img/ and gt/, and checks them.
 
 the challenge's data from Zenodo (324 MB for training_data.zip), laid out and checked:
     python prepare_data.py --download --out_path data
@@ -7,7 +7,7 @@ zip files or folders that are here already:
     python prepare_data.py --source my_volumes --out_path data
 data sets in nnU-Net's, the Decathlon's or PI-CAI's layout, one folder per patient, DICOM:
     python prepare_data.py --source Task05_Prostate --labels 1,2 --out_path data
-    python prepare_data.py --source scans --image_pattern '{case}/t2*.nii.gz' \\
+    python prepare_data.py --source scans --image_pattern '{case}/t2*.nii.gz' \
         --mask_pattern 'masks/{case}_gland.nii.gz' --out_path data
 only check what is laid out:
     python prepare_data.py --check data/TrainData
@@ -15,8 +15,10 @@ the reverse, a raw data set of nnU-Net:
     python prepare_data.py --export_nnunet nnUNet_raw/Dataset500_Prostate --data_path data
 """
 
-import argparse
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
+
+from ..utils.errors import UsageError
 
 
 def label_values(text: str) -> tuple[int, ...]:
@@ -27,11 +29,8 @@ def label_values(text: str) -> tuple[int, ...]:
     return labels
 
 
-def main():
-    """Parses the arguments, lays the data out and checks it."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def add_arguments(parser: ArgumentParser) -> None:
+    """Adds the arguments of the command."""
     task = parser.add_mutually_exclusive_group(required=True)
     task.add_argument("--download", action="store_true", help="fetch Zenodo record 8026660")
     task.add_argument("--source", type=Path, nargs="+", metavar="PATH", help="zip files, folders")
@@ -72,19 +71,21 @@ def main():
         "one name, **/ for any folders",
     )
     parser.add_argument("--mask_pattern", default="", metavar="PATTERN", help="masks, in this way")
-    args = parser.parse_args()
 
+
+def execute(args: Namespace) -> None:
+    """Lays the data out and checks it, or exports it."""
     from ..promise12 import Options, check, download, export_nnunet, lay_out, report
 
     if args.export_nnunet:
         if args.data_path is None:
-            parser.error("--data_path is needed to say what is exported")
+            raise UsageError("--export_nnunet: --data_path is needed to say what is exported")
         export_nnunet(args.data_path, args.export_nnunet, args.labels, args.channel)
         return
     channel = args.channel
     if not args.check:
         if args.out_path is None:
-            parser.error("--out_path is needed to say where the data goes")
+            raise UsageError("--out_path is needed to say where the data goes")
         options = Options(args.labels, channel, args.series, args.image_pattern, args.mask_pattern)
         lay_out(args.source or download(args.out_path / "download"), args.out_path, options)
     report(check(args.check or args.out_path, args.labels, channel))

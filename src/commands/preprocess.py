@@ -5,17 +5,18 @@
 Grid and intensities are those in the model's description, vnet.json.
 """
 
-import argparse
+from argparse import ArgumentParser, Namespace
 
 from ..utils.command_line import add_model_arguments
 
 
-def main():
-    """Parses the zoo's arguments and ours, and writes the volumes."""
-    parser = argparse.ArgumentParser(description="Prepare volumes for C++ inference")
+def add_arguments(parser: ArgumentParser) -> None:
+    """Adds the arguments of the command."""
     add_model_arguments(parser)
-    args = parser.parse_args()
 
+
+def execute(args: Namespace) -> None:
+    """Writes the volumes."""
     from ..export.description import config_of_model
     from ..export.infer_310 import write_inputs
     from ..promise12.splits import split_cases

@@ -6,20 +6,20 @@ writes vnet.ckpt, config.json and SHA256SUMS into the folder. Who gets it checks
 `sha256sum -c SHA256SUMS` there and gives its vnet.ckpt to eval.py, predict.py and export.py.
 """
 
-import argparse
+from argparse import ArgumentParser, Namespace
 
 from ..utils.command_line import add_set_argument
 
 
-def main():
-    """Parses the arguments and packs."""
-    parser = argparse.ArgumentParser(description="Pack a V-Net checkpoint for others")
+def add_arguments(parser: ArgumentParser) -> None:
+    """Adds the arguments of the command."""
     parser.add_argument("--ckpt_file", required=True, help="checkpoint to pack")
     parser.add_argument("--out_path", default="./release", help="folder to make")
     add_set_argument(parser)
-    args = parser.parse_args()
 
-    # MindSpore takes seconds to import; --help and wrong arguments need not wait for it.
+
+def execute(args: Namespace) -> None:
+    """Packs."""
     from ..config import config_of_checkpoint
     from ..export.release import release
 

@@ -8,15 +8,12 @@ train_fold0.csv, val_fold0.csv, ... of the cases that are really there:
     python create_csv.py --out_path data --data_path data/TrainData --folds 5
 """
 
-import argparse
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 
-def main():
-    """Parses the arguments and writes the split files."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def add_arguments(parser: ArgumentParser) -> None:
+    """Adds the arguments of the command."""
     parser.add_argument(
         "--out_path", type=Path, default=Path(), help="folder of the csv files (default: here)"
     )
@@ -32,8 +29,10 @@ def main():
         "--data_path", type=Path, help="take the cases in its img/ and gt/, not Case00 to Case49"
     )
     parser.add_argument("--seed", type=int, default=1, help="of the random draws (default: 1)")
-    args = parser.parse_args()
 
+
+def execute(args: Namespace) -> None:
+    """Writes the split files."""
     from ..promise12.splits import cases_in, draw_splits, write_splits
 
     cases = cases_in(args.data_path) if args.data_path else None

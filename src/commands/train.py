@@ -1,4 +1,4 @@
-"""Trains a V-Net.
+r"""Trains a V-Net.
 
     python train.py --device_target CPU --data_path data --train_split_file_path split/train.csv \
         --val_split_file_path split/val.csv --set epochs=100 --set batch_size=2
@@ -12,7 +12,7 @@ scripts/train_distribute.sh, train_distribute_gpu.sh and train_msrun.sh start it
 All that comes of it lies in results/infer/vnet.TASK.DATE/ (src/config.py: dirResult, task).
 """
 
-import argparse
+from argparse import ArgumentParser, Namespace
 
 from ..utils.command_line import (
     add_channel_argument,
@@ -23,9 +23,8 @@ from ..utils.command_line import (
 )
 
 
-def main():
-    """Parses the zoo's arguments and ours, and trains."""
-    parser = argparse.ArgumentParser(description="Train V-Net on prostate MR volumes")
+def add_arguments(parser: ArgumentParser) -> None:
+    """Adds the arguments of the command."""
     add_device_arguments(parser, "--device_id")
     parser.add_argument(
         "--run_distribute",
@@ -43,9 +42,10 @@ def main():
     add_labels_argument(parser)
     add_channel_argument(parser)
     add_set_argument(parser)
-    args = parser.parse_args()
 
-    # MindSpore takes seconds to import; --help and wrong arguments need not wait for it.
+
+def execute(args: Namespace) -> None:
+    """Trains."""
     from ..config import preset, training_config
     from ..devices.device import start_communication, start_device
     from ..devices.ranks import Ranks

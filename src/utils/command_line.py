@@ -1,8 +1,9 @@
 """What the entry points have in common on the command line."""
 
+import difflib
 import sys
-from argparse import ArgumentParser
-from collections.abc import Callable
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from collections.abc import Callable, Iterable
 
 from .errors import DataError, UsageError, reason_of
 from .log import log_to_standard_streams
@@ -10,7 +11,23 @@ from .process import lost_output, prepare_matplotlib, prepare_streams
 
 DEVICES = ("Ascend", "GPU", "CPU")
 MODEL_FORMATS = ("MINDIR", "ONNX", "AIR")
+RESEARCH_ONLY = "Not a medical device; for research."
 MINDIR_VERSIONS = (3, 1)  # what MindSpore 2.10 writes; what MindSpore Lite 2.0 reads
+
+
+def new_parser(description: str, prog: str | None = None) -> ArgumentParser:
+    """An argument parser that shows its description line by line and ends with the disclaimer.
+
+    Args:
+        description: usually the docstring of the command's module.
+        prog: what the usage line calls the command; without it the script's name.
+    """
+    return ArgumentParser(
+        prog=prog,
+        description=description,
+        epilog=RESEARCH_ONLY,
+        formatter_class=RawDescriptionHelpFormatter,
+    )
 
 
 def add_device_arguments(parser: ArgumentParser, id_flag: str) -> None:
@@ -80,6 +97,13 @@ def add_model_arguments(parser: ArgumentParser) -> None:
     add_labels_argument(parser)
     add_channel_argument(parser)
     add_set_argument(parser)
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown word: the known one nearest to it, or all of them."""
+    known = list(known)
+    found = difflib.get_close_matches(word, known, n=1, cutoff=0.3)
+    return f"; did you mean {found[0]!r}?" if found else f"; known: {', '.join(known)}"
 
 
 def run(main: Callable[[], None]) -> None:

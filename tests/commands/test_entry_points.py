@@ -264,7 +264,7 @@ def test_a_training_gets_what_its_preset_says(case_folder, monkeypatch):
 def test_a_release_takes_set(case_folder, monkeypatch):
     argv = ["release.py", "--ckpt_file", "run/best.ckpt", "--set", "threshold=0.3"]
     monkeypatch.setattr(sys, "argv", argv)
-    runpy.run_path(str(ROOT / "release.py"), run_name="__main__")
+    runpy.run_path(str(ROOT / "tools/release.py"), run_name="__main__")
     own = load_config(case_folder / "run" / "config.json")
     assert load_config(case_folder / "release" / "config.json") == {**own, "threshold": 0.3}
 
@@ -279,8 +279,9 @@ def test_a_cut_checkpoint_is_refused_by_eval(case_folder, monkeypatch, capfd):
 @pytest.mark.parametrize(
     "script",
     [
-        *("train", "eval", "predict", "create_csv", "prepare_data", "augment_gallery"),
-        *("export", "preprocess", "postprocess", "release"),
+        *("train", "eval", "predict", "create_csv", "prepare_data", "export"),
+        *("preprocess", "postprocess", "tools/release", "tools/import_monai"),
+        *("tools/create_phantom", "tools/augment_gallery"),
     ],
 )
 def test_help_is_given(script, monkeypatch, capfd):

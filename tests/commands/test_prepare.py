@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-import prepare_data
-from src.utils.command_line import run
+from src.commands import run_script
 from tests.helpers import ROOT, tree
 from tests.volumes import make_pairs, make_volume
 
@@ -40,7 +39,7 @@ def test_a_peers_data_set_there_and_back(tmp_path, monkeypatch, capsys):
         "--source raw/Dataset001_P --out_path back",
     ):
         monkeypatch.setattr(sys, "argv", ["prepare_data.py", *arguments.split()])
-        run(prepare_data.main)
+        run_script("prepare")
     printed = capsys.readouterr().out
     assert "raw/Dataset001_P: taken for nnU-Net: 1 image(s), 1 mask(s)" in printed
     assert printed.count("1 cases, all well") == 2
@@ -75,7 +74,7 @@ def test_command_line_errors(tmp_path, monkeypatch, capsys, arguments, code, mes
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["prepare_data.py", *arguments.split()])
     with pytest.raises(SystemExit) as stopped:
-        run(prepare_data.main)
+        run_script("prepare")
     assert stopped.value.code == code
     assert message in capsys.readouterr().err.splitlines()[-1]
     assert tree(tmp_path) == before

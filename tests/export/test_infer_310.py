@@ -11,8 +11,7 @@ import pandas as pd
 import pytest
 import SimpleITK as sitk
 
-import postprocess
-import preprocess
+from src.commands import run_script
 from src.data_manager import find_cases
 from src.evaluation import evaluate
 from src.export.description import describe, sha256_of
@@ -394,13 +393,13 @@ def test_the_commands_take_all_from_beside_the_model(
 
     flip = [word for item in further for word in ("--set", item)]
     monkeypatch.setattr(sys, "argv", ["preprocess.py", *flip])
-    preprocess.main()
+    run_script("preprocess")
     stand_in_program(tmp_path / INPUT_FOLDER, tmp_path / "result_Files")
     assert len(contents(tmp_path / "result_Files")) == count
     words = "--result_path result_Files --set threshold=0.4 --set dirPredictionImage=files"
     monkeypatch.setattr(sys, "argv", ["postprocess.py", *words.split(), *flip])
     capsys.readouterr()
-    postprocess.main()
+    run_script("postprocess")
 
     printed = capsys.readouterr().out
     cases = find_cases(tmp_path / "promise", ["Case1", "Case0"])

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-import create_csv
+from src.commands import run_script
 from src.promise12.splits import cases_in, draw_splits, read_split, split_cases, write_splits
-from src.utils.command_line import run
 from src.utils.errors import DataError, UsageError
 from tests.helpers import ROOT
 
@@ -284,7 +283,7 @@ def test_command_line(tmp_path):
 def test_command_line_defaults_to_the_zoos_split(tmp_path, monkeypatch, arguments):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["create_csv.py", *arguments.split()])
-    create_csv.main()
+    run_script("split")
     assert read_split(tmp_path / "new/val.csv") == numbered(ZOO_EVALUATION)
     assert len(read_split(tmp_path / "new/train.csv")) == 40
 
@@ -303,7 +302,7 @@ def test_command_line_errors(tmp_path, monkeypatch, capsys, arguments, code, mes
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["create_csv.py", "--out_path", "new", *arguments.split()])
     with pytest.raises(SystemExit) as stopped:
-        run(create_csv.main)
+        run_script("split")
     assert stopped.value.code == code
     assert message in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "new").exists()

@@ -5,8 +5,7 @@ import sys
 
 import pytest
 
-import eval as eval_entry
-import predict as predict_entry
+from src.commands import run_script
 from src.utils.command_line import add_device_arguments, add_model_arguments, add_set_argument, run
 from src.utils.errors import DataError, UsageError
 
@@ -87,16 +86,16 @@ PREDICT = [*EVAL, "--input", "scan.mhd"]
 @pytest.mark.parametrize(
     "entry, arguments, code, words",
     [
-        (eval_entry, [], 2, "--ckpt_path"),
-        (eval_entry, [*EVAL, "--device_target", "TPU"], 2, "TPU"),
-        (eval_entry, [*EVAL, "--set", "treshold=0.4"], 2, "did you mean 'threshold'?"),
-        (eval_entry, [*EVAL, "--set", "VolSize=64,64,30"], 2, "multiples of 16"),
-        (eval_entry, [*EVAL, "--eval_split_file_path", "no.csv"], 1, "no.csv: no such split"),
-        (eval_entry, [*EVAL, "--data_path", "nowhere"], 1, "nowhere/img: no such folder"),
-        (eval_entry, [*EVAL, "--data_path", "data"], 1, "a.ckpt: no such checkpoint"),
-        (predict_entry, EVAL, 2, "--input"),
-        (predict_entry, [*PREDICT, "--set", "lr"], 2, "--set lr: expected key=value"),
-        (predict_entry, PREDICT, 1, "a.ckpt: no such checkpoint"),
+        ("eval", [], 2, "--ckpt_path"),
+        ("eval", [*EVAL, "--device_target", "TPU"], 2, "TPU"),
+        ("eval", [*EVAL, "--set", "treshold=0.4"], 2, "did you mean 'threshold'?"),
+        ("eval", [*EVAL, "--set", "VolSize=64,64,30"], 2, "multiples of 16"),
+        ("eval", [*EVAL, "--eval_split_file_path", "no.csv"], 1, "no.csv: no such split"),
+        ("eval", [*EVAL, "--data_path", "nowhere"], 1, "nowhere/img: no such folder"),
+        ("eval", [*EVAL, "--data_path", "data"], 1, "a.ckpt: no such checkpoint"),
+        ("predict", EVAL, 2, "--input"),
+        ("predict", [*PREDICT, "--set", "lr"], 2, "--set lr: expected key=value"),
+        ("predict", PREDICT, 1, "a.ckpt: no such checkpoint"),
     ],
 )
 def test_entry_points(tmp_path, monkeypatch, capsys, write_case, entry, arguments, code, words):
@@ -107,7 +106,7 @@ def test_entry_points(tmp_path, monkeypatch, capsys, write_case, entry, argument
     monkeypatch.setattr(sys, "argv", ["entry.py", *arguments])
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(SystemExit) as exit_:
-        run(entry.main)
+        run_script(entry)
     assert exit_.value.code == code
     assert words in capsys.readouterr().err.splitlines()[-1]
     assert sorted(tmp_path.rglob("*")) == before
