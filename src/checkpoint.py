@@ -29,9 +29,12 @@ from .utils.errors import DataError, reason_of
 from .utils.files import follow_umask
 from .vnet import VARIANTS, VNet
 
+log = logging.getLogger(__name__)
+
 PREFIX = "checkpoint_vnet"
 NUMBERED = re.compile(rf"{PREFIX}-\d+_\d+\.ckpt")
 BEST, LAST, STATE, COMMIT = "best.ckpt", "last.ckpt", "last_state.ckpt", "last.commit"
+RELEASED = "vnet.ckpt"  # of a released folder
 MINDSPORE_TEMPORARY = ".tmp"  # suffix under which save_checkpoint writes before it renames
 PROGRESS = "progress"  # entry of the state, JSON
 # Not in the state. The optimizer's rates follow from the configuration, where a resume may ask for
@@ -214,8 +217,7 @@ def prune(folder: str | Path, keep: int) -> None:
     """
     if keep < 1:
         raise ValueError(f"keep is {keep}, expected at least 1")
-    ours = (path for path in Path(folder).iterdir() if NUMBERED.fullmatch(path.name))
-    numbered = sorted(ours, key=epoch_and_step)
+    numbered = sorted(filter(_is_numbered, Path(folder).iterdir()), key=epoch_and_step)
     for path in numbered[:-keep]:
         path.unlink()
 
@@ -230,6 +232,40 @@ def epoch_and_step(path: str | Path) -> tuple[int, int]:
         raise ValueError(f"{path}: expected the name {PREFIX}-EPOCH_STEP.ckpt")
     epoch, step = Path(path).stem.rsplit("-", 1)[1].split("_")
     return int(epoch), int(step)
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """Returns the checkpoint that a path means; of a folder, the log says which.
+
+    Args:
+        path: a checkpoint; a run's folder or its `ckpt/`, of which `best.ckpt` is taken, or without
+            it the newest numbered checkpoint; or a released folder, of which `vnet.ckpt` is taken.
+
+    Raises:
+        DataError: nothing there, or a folder without any of these.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        if not path.exists():
+            raise DataError(f"{path}: no such checkpoint or folder")
+        return path
+    folder = path / "ckpt" if (path / "ckpt").is_dir() else path
+    numbered = sorted(filter(_is_numbered, folder.iterdir()), key=epoch_and_step)
+    candidates = [folder / BEST, *numbered[::-1], path / RELEASED]
+    found = next((file for file in candidates if file.is_file()), None)
+    if found is None:
+        names = sorted(file.name for file in path.iterdir())
+        shown = ", ".join(names[:5]) + (", ..." if names[5:] else "")
+        raise DataError(
+            f"{path}: no checkpoint in this folder, which holds {shown or 'nothing'}; expected "
+            f"a run with ckpt/{BEST} or ckpt/{PREFIX}-EPOCH_STEP.ckpt, or a release with {RELEASED}"
+        )
+    log.info(f"{path}: taking its {found.relative_to(path)}")
+    return found
+
+
+def _is_numbered(path):
+    return NUMBERED.fullmatch(path.name) is not None
 
 
 def _read(path):

@@ -19,8 +19,9 @@ from mindspore import nn
 from src import checkpoint
 from src.config import vnet_cfg
 from src.utils.errors import DataError
+from src.utils.log import log_to_standard_streams
 from src.vnet import VARIANTS, VNet
-from tests.helpers import ROOT
+from tests.helpers import ROOT, touch
 
 
 class Pair(nn.Cell):
@@ -338,3 +339,51 @@ def test_the_optimizers_state_is_not_taken_for_weights(tmp_path):
 
 def test_default_architecture_is_the_zoos():
     assert (vnet_cfg.variant, vnet_cfg.width) == ("zoo", 16)
+
+
+# A path given by the user -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("files", "path", "found"),
+    [
+        (["a.ckpt"], "a.ckpt", "a.ckpt"),
+        (["run/ckpt/best.ckpt", "run/ckpt/last.ckpt"], "run/ckpt/last.ckpt", "run/ckpt/last.ckpt"),
+        (
+            ["run/ckpt/best.ckpt", "run/ckpt/checkpoint_vnet-3_30.ckpt"],
+            "run",
+            "run/ckpt/best.ckpt",
+        ),
+        (["run/ckpt/best.ckpt"], "run/ckpt", "run/ckpt/best.ckpt"),
+        (
+            [f"run/ckpt/checkpoint_vnet-{name}.ckpt" for name in ("9_90", "10_100", "8_80")],
+            "run",
+            "run/ckpt/checkpoint_vnet-10_100.ckpt",
+        ),
+        (["release/vnet.ckpt", "release/SHA256SUMS"], "release", "release/vnet.ckpt"),
+    ],
+)
+def test_a_checkpoint_is_found_in_a_run_and_a_release(tmp_path, capsys, files, path, found):
+    for file in files:
+        touch((tmp_path / file).parent, Path(file).name)
+    log_to_standard_streams()
+    assert checkpoint.find_checkpoint(tmp_path / path) == tmp_path / found
+    printed = capsys.readouterr().out
+    assert Path(found).name in printed if path != found else printed == ""
+
+
+@pytest.mark.parametrize(
+    ("files", "path", "words"),
+    [
+        ([], "absent", ["absent: no such checkpoint or folder"]),
+        (["other/a.txt"], "other", ["a.txt", "ckpt/best.ckpt", "vnet.ckpt"]),
+        (["run/config.json", "run/ckpt/last.ckpt"], "run", ["holds ckpt, config.json"]),
+        ([f"many/{n}" for n in range(9)], "many", ["holds 0, 1, 2, 3, 4, ...;"]),
+    ],
+)
+def test_a_path_without_a_checkpoint_is_named_with_what_it_holds(tmp_path, files, path, words):
+    for file in files:
+        touch((tmp_path / file).parent, Path(file).name)
+    with pytest.raises(DataError) as error:
+        checkpoint.find_checkpoint(tmp_path / path)
+    assert all(word in str(error.value) for word in [str(tmp_path / path), *words])

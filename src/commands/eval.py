@@ -30,13 +30,15 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def execute(args: Namespace) -> None:
     """Evaluates."""
+    from ..checkpoint import find_checkpoint
     from ..config import config_of_checkpoint
     from ..devices.device import start_device
     from ..evaluation import evaluate, load_network
     from ..promise12.splits import split_cases
 
-    config = config_of_checkpoint(args.ckpt_path, args.overrides)
+    checkpoint = find_checkpoint(args.ckpt_path)
+    config = config_of_checkpoint(checkpoint, args.overrides)
     cases = split_cases(args.data_path, args.eval_split_file_path, "val", config.fold)
     start_device(args.device_target, args.dev_id)
-    network = load_network(args.ckpt_path, config, args.device_target)
-    evaluate(network, cases, config, {"checkpoint": args.ckpt_path})
+    network = load_network(checkpoint, config, args.device_target)
+    evaluate(network, cases, config, {"checkpoint": str(checkpoint)})

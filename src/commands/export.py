@@ -39,6 +39,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def execute(args: Namespace) -> None:
     """Exports."""
+    from ..checkpoint import find_checkpoint
     from ..config import config_of_checkpoint
     from ..devices.device import start_device
     from ..export.exporter import comparing_device, export_model, planned
@@ -51,8 +52,7 @@ def execute(args: Namespace) -> None:
         args.device_target,
         args.batch_size,
     )
-    config = config_of_checkpoint(args.ckpt_file, args.overrides)
+    checkpoint = find_checkpoint(args.ckpt_file)
+    config = config_of_checkpoint(checkpoint, args.overrides)
     start_device(comparing_device(args.device_target), args.device_id)
-    export_model(
-        args.ckpt_file, config, args.device_target, exports, args.batch_size, args.device_id
-    )
+    export_model(checkpoint, config, args.device_target, exports, args.batch_size, args.device_id)

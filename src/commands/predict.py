@@ -38,21 +38,23 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def execute(args: Namespace) -> None:
     """Segments the images."""
+    from ..checkpoint import find_checkpoint
     from ..config import config_of_checkpoint
     from ..devices.device import start_device
     from ..evaluation import load_network
     from ..prediction import find_images, predict
 
-    config = config_of_checkpoint(args.ckpt_path, args.overrides)
+    checkpoint = find_checkpoint(args.ckpt_path)
+    config = config_of_checkpoint(checkpoint, args.overrides)
     config.dirPredictionImage = args.output_path or config.dirPredictionImage
     images = find_images(args.input)
     start_device(args.device_target, args.dev_id)
-    network = load_network(args.ckpt_path, config, args.device_target)
+    network = load_network(checkpoint, config, args.device_target)
     predict(
         network,
         images,
         config,
-        {"checkpoint": args.ckpt_path},
+        {"checkpoint": str(checkpoint)},
         args.save_probability,
         args.series,
         args.skip_existing,

@@ -20,7 +20,9 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def execute(args: Namespace) -> None:
     """Packs."""
+    from ..checkpoint import find_checkpoint
     from ..config import config_of_checkpoint
     from ..export.release import release
 
-    release(args.ckpt_file, config_of_checkpoint(args.ckpt_file, args.overrides), args.out_path)
+    checkpoint = find_checkpoint(args.ckpt_file)
+    release(checkpoint, config_of_checkpoint(checkpoint, args.overrides), args.out_path)

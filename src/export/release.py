@@ -5,7 +5,7 @@ from pathlib import Path
 
 from easydict import EasyDict
 
-from ..checkpoint import load_weights, save_weights
+from ..checkpoint import RELEASED, load_weights, save_weights
 from ..config import CONFIG_NAME, config_path_of, save_config, vnet_cfg
 from ..utils import output_folder
 from ..utils.errors import DataError
@@ -15,7 +15,7 @@ from .description import sha256_of
 
 log = logging.getLogger(__name__)
 
-WEIGHTS, CHECKSUMS = "vnet.ckpt", "SHA256SUMS"
+CHECKSUMS = "SHA256SUMS"
 OF_ONE_MACHINE = (
     *("dirResult", "dirPredictionImage", "cache_dir", "num_workers"),
     *("fast_conv3d", "precision", "dataset_sink"),
@@ -45,13 +45,13 @@ def release(checkpoint_path: str | Path, config: EasyDict, folder: str | Path) -
     network = create_vnet(config)
     load_weights(network, checkpoint_path)
     folder = Path(folder)
-    output_folder.claim(folder, [WEIGHTS, CONFIG_NAME, CHECKSUMS])
+    output_folder.claim(folder, [RELEASED, CONFIG_NAME, CHECKSUMS])
     (folder / CHECKSUMS).unlink(missing_ok=True)  # until all is new again
-    save_weights(network, folder / WEIGHTS, half=True)
+    save_weights(network, folder / RELEASED, half=True)
     save_config({**config, **{key: vnet_cfg[key] for key in OF_ONE_MACHINE}}, folder / CONFIG_NAME)
-    sums = [f"{sha256_of(folder / name)}  {name}\n" for name in (WEIGHTS, CONFIG_NAME)]
+    sums = [f"{sha256_of(folder / name)}  {name}\n" for name in (RELEASED, CONFIG_NAME)]
     write_files({folder / CHECKSUMS: "".join(sums).encode()})
     before, after = (
-        path.stat().st_size / 1e6 for path in (Path(checkpoint_path), folder / WEIGHTS)
+        path.stat().st_size / 1e6 for path in (Path(checkpoint_path), folder / RELEASED)
     )
-    log.info(f"{folder}: {WEIGHTS} ({after:.1f} MB, was {before:.1f}), {CONFIG_NAME}, {CHECKSUMS}")
+    log.info(f"{folder}: {RELEASED} ({after:.1f} MB, was {before:.1f}), {CONFIG_NAME}, {CHECKSUMS}")

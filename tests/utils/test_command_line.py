@@ -92,16 +92,18 @@ PREDICT = [*EVAL, "--input", "scan.mhd"]
         ("eval", [*EVAL, "--set", "VolSize=64,64,30"], 2, "multiples of 16"),
         ("eval", [*EVAL, "--eval_split_file_path", "no.csv"], 1, "no.csv: no such split"),
         ("eval", [*EVAL, "--data_path", "nowhere"], 1, "nowhere/img: no such folder"),
-        ("eval", [*EVAL, "--data_path", "data"], 1, "a.ckpt: no such checkpoint"),
+        ("eval", [*EVAL, "--data_path", "data"], 1, "a.ckpt: not a whole MindSpore checkpoint"),
         ("predict", EVAL, 2, "--input"),
         ("predict", [*PREDICT, "--set", "lr"], 2, "--set lr: expected key=value"),
-        ("predict", PREDICT, 1, "a.ckpt: no such checkpoint"),
+        ("predict", PREDICT, 1, "a.ckpt: not a whole MindSpore checkpoint"),
+        ("predict", [*PREDICT, "--ckpt_path", "b.ckpt"], 1, "b.ckpt: no such checkpoint"),
     ],
 )
 def test_entry_points(tmp_path, monkeypatch, capsys, write_case, entry, arguments, code, words):
     write_case(tmp_path / "data", "Case03")
     (tmp_path / "split").mkdir()
     (tmp_path / "split" / "val.csv").write_text("Case03.mhd\n")
+    (tmp_path / "a.ckpt").write_text("cut")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["entry.py", *arguments])
     before = sorted(tmp_path.rglob("*"))
