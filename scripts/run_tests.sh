@@ -27,6 +27,7 @@ cd -- "$ROOT"
 
 ruff format --check . || fail 1 "the formatter would change the files above: .venv/bin/ruff format ."
 ruff check . || fail 1 "the linter found the faults above"
+mypy || fail 1 "the type checker found the faults above"
 shellcheck --external-sources scripts/*.sh ascend310_infer/build.sh .ci/run || fail 1 "shellcheck found the faults above"
 native=(src/fast_conv3d/native/*.{h,cpp} ascend310_infer/src/*.{h,cc})
 clang-format --dry-run --Werror "${native[@]}" ||
