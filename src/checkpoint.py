@@ -16,7 +16,6 @@ A process that dies before step 2 leaves the old pair, one that dies after it le
 
 import json
 import logging
-import os
 import re
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,7 +25,7 @@ import numpy as np
 from mindspore import nn
 
 from .utils.errors import DataError, reason_of
-from .utils.files import follow_umask
+from .utils.files import follow_umask, replace_file, sync
 from .vnet import VARIANTS, VNet
 
 log = logging.getLogger(__name__)
@@ -66,21 +65,11 @@ def _write(entries, path, extra=None):
         with _without_log():
             ms.save_checkpoint(entries, str(path), append_dict=extra, crc_check=False)
         follow_umask(path)  # MindSpore's mode is 0400
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
+        sync(path)
     except (OSError, RuntimeError, ValueError) as error:
         for half_written in (path, path.with_suffix(MINDSPORE_TEMPORARY)):
             half_written.unlink(missing_ok=True)
         raise DataError(f"{path}: cannot be written ({reason_of(error, -1)})") from None
-
-
-def _sync_folder(folder):
-    """A rename is on the disk once its folder is."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _named(network, prefix=""):
@@ -116,8 +105,8 @@ def save_weights(network: nn.Cell, path: str | Path, half: bool = False) -> None
     parameters = _named(network)
     if half:
         parameters |= _halved({n: p for n, p in parameters.items() if n.endswith(".weight")}, path)
-    _write(_entries(parameters), _pending(path))
-    _pending(path).replace(path)
+    with replace_file(path) as temporary:
+        _write(_entries(parameters), temporary)
 
 
 def _halved(weights, path):
@@ -158,7 +147,7 @@ def save_last(
         recover(folder)
         raise
     (folder / COMMIT).touch()
-    _sync_folder(folder)
+    sync(folder)
     recover(folder)
 
 
@@ -171,7 +160,7 @@ def recover(folder: str | Path) -> None:
             pending.replace(folder / name)
     for leftover in folder.glob(".*.new.*"):
         leftover.unlink()
-    _sync_folder(folder)
+    sync(folder)
     (folder / COMMIT).unlink(missing_ok=True)
 
 

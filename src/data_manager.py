@@ -24,8 +24,7 @@ from .images.metaimage import data_file
 from .images.orientation import acquisition_plane, patient_direction
 from .images.reading import read_image, read_mask
 from .utils.errors import DataError
-from .utils.files import check_name
-from .utils.process import user_cache
+from .utils.files import check_name, user_cache_folder, write_files
 
 log = logging.getLogger(__name__)
 
@@ -386,7 +385,7 @@ def _cache_file(case, config):
     if config.cache_dir == "off":
         return None
     if config.cache_dir == "auto":
-        root = user_cache()
+        root = user_cache_folder()
         if root is None:
             return None
     else:
@@ -414,13 +413,8 @@ def _cache_file(case, config):
 
 def _write_cache(path, arrays):
     """Keeps a preprocessed case; a cache that cannot be written costs time, not the run."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.npz")
-    try:
+    content = io.BytesIO()  # an archive that is cut off while it is open complains aloud
+    np.savez(content, **arrays)
+    with suppress(OSError, DataError):
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        content = io.BytesIO()  # an archive that is cut off while it is open complains aloud
-        np.savez(content, **arrays)
-        temporary.write_bytes(content.getvalue())
-        temporary.replace(path)
-    except OSError:
-        with suppress(OSError):
-            temporary.unlink()
+        write_files({path: content.getvalue()})

@@ -30,7 +30,7 @@ from .report.figures import OverlayCase
 from .report.findings import mask_findings, plane_findings
 from .utils import output_folder
 from .utils.errors import DataError, reason_of
-from .utils.files import check_name, write_files
+from .utils.files import check_name, hash_file, write_files
 
 log = logging.getLogger(__name__)
 
@@ -306,9 +306,8 @@ def _network_id(about):
     digest = hashlib.sha256(
         json.dumps([about["configuration"].get(key) for key in SETTINGS]).encode()
     )
-    with suppress(OSError), Path(about.get("checkpoint", "")).open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
+    with suppress(OSError):
+        hash_file(about.get("checkpoint", ""), digest)
     return digest.hexdigest()
 
 

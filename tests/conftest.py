@@ -1,5 +1,6 @@
 """Fixtures of several test files: small synthetic cases, configurations and runs."""
 
+import pwd
 import resource
 from contextlib import contextmanager
 
@@ -116,6 +117,18 @@ def small_config():
         return overridden(vnet_cfg, [*small, "cache_dir=off", *overrides])
 
     return config
+
+
+@pytest.fixture
+def homeless(monkeypatch):
+    """A user without a home folder, whom the system does not know."""
+
+    def unknown(uid):
+        raise KeyError(uid)
+
+    for name in ("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
 
 
 @pytest.fixture(scope="session")

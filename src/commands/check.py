@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from ..utils.command_line import DEVICES
+from ..utils.files import write_files
 from . import run_script
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -636,7 +637,8 @@ def check_machine(target: str, device_num: int, small: bool, report: Path) -> in
         check_310(target, table, folder)
         check_ranks(target, device_num, table, small, folder)
         group("speed", target, table, small, folder)
-    report.write_text(json.dumps({"target": target, "checks": table.rows}, indent=2) + "\n")
+    content = json.dumps({"target": target, "checks": table.rows}, indent=2)
+    write_files({report: f"{content}\n".encode()})
     print(f"the table for a bug report: {report.resolve()}")
     print(f"{table.count('passed')} passed, {table.count('failed')} failed")
     return table.count("failed")

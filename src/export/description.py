@@ -9,7 +9,6 @@ prints the path of the file that MindSpore Lite reads: NAME.mindir itself or its
 """
 
 import argparse
-import hashlib
 import json
 import logging
 import os
@@ -23,7 +22,7 @@ from ..config import keeping, overridden, vnet_cfg
 from ..data_manager import FIELD_SIGMA_MM, HISTOGRAM_STEPS, LOG_OFFSET
 from ..utils.command_line import run
 from ..utils.errors import DataError, UsageError
-from ..utils.files import check_name
+from ..utils.files import check_name, hash_file
 
 log = logging.getLogger(__name__)
 
@@ -48,15 +47,6 @@ def export_command(model_path: Path) -> str:
         "python export.py --ckpt_file CKPT --file_format MINDIR "
         f"--file_name {shlex.quote(str(name))}"
     )
-
-
-def sha256_of(path: str | Path) -> str:
-    """The hash of a file, in hexadecimal digits."""
-    digest = hashlib.sha256()
-    with Path(path).open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def describe(config: EasyDict, batch_size: int, files: dict[str, dict]) -> dict:
@@ -185,7 +175,7 @@ def read_description(model_path: str | Path) -> tuple[dict, dict]:
     file = description["files"].get(model_path.name)
     if file is None:
         check_name(model_path)
-    if file is None or file["sha256"] != sha256_of(model_path):
+    if file is None or file["sha256"] != hash_file(model_path):
         raise DataError(f"{path}: describes another {model_path.name}; export again: {export}")
     return description, file
 

@@ -7,7 +7,7 @@ import re
 import shutil
 import signal
 import tempfile
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,11 +21,11 @@ from ..evaluation import load_network
 from ..utils import output_folder
 from ..utils.command_line import MINDIR_VERSIONS
 from ..utils.errors import DataError, UsageError, reason_of
-from ..utils.files import check_name
+from ..utils.files import check_name, hash_file, temporary_folder
 from ..utils.process import working_folder
 from ..vnet import create_vnet
 from .air import write_air
-from .description import LITE, describe, lite_path_of, path_of, sha256_of, with_other_formats
+from .description import LITE, describe, lite_path_of, path_of, with_other_formats
 from .lowered_vnet import LoweredVNet
 from .mindir import names_of, to_version_1
 from .onnx_model import INPUT, OUTPUT, export_onnx, run_onnx
@@ -153,7 +153,7 @@ def export_model(
     expected = reference(ms.Tensor(volume)).asnumpy()
     checkpoint = {
         "checkpoint": Path(checkpoint_path).name,
-        "checkpoint_sha256": sha256_of(checkpoint_path),
+        "checkpoint_sha256": hash_file(checkpoint_path),
     }
     with _scratch_in(folder) as scratch:
         for export in exports:
@@ -168,7 +168,7 @@ def export_model(
                 **export.facts(),
                 "input_name": input_name,
                 "output_name": output_name,
-                "sha256": sha256_of(path),
+                "sha256": hash_file(path),
                 **checkpoint,
                 "largest_difference": difference,
                 "mindspore": ms.__version__,
@@ -188,34 +188,21 @@ def export_model(
 @contextmanager
 def _scratch_in(folder):
     """A hidden folder in `folder`, which is made for it; nothing stays of an export that fails."""
-    named, folder = folder, folder.absolute()
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    with ExitStack() as cleanup:
 
-    def remove():
-        for path in made:
-            with suppress(OSError):
-                path.rmdir()
+        def end(*_):  # at once: MindSpore swallows exceptions that pass through it as it compiles
+            cleanup.close()
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.raise_signal(signal.SIGTERM)
 
-    def end(*_):  # here and now: MindSpore swallows exceptions that pass through it as it compiles
-        scratch.cleanup()
-        remove()
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.raise_signal(signal.SIGTERM)
-
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        scratch = tempfile.TemporaryDirectory(prefix=".exporting-", dir=folder)
-        with scratch:
+        cleanup.callback(signal.signal, signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+        try:
+            # Absolute, since the current folder changes during an export.
+            scratch = cleanup.enter_context(temporary_folder(folder.absolute(), ".exporting-"))
             signal.signal(signal.SIGTERM, end)
-            yield Path(scratch.name)
-    except BaseException as error:
-        remove()
-        if isinstance(error, OSError):
-            raise DataError(f"{named}: cannot be written ({reason_of(error)})") from None
-        raise
-    finally:
-        signal.signal(signal.SIGTERM, before)
+            yield scratch
+        except OSError as error:
+            raise DataError(f"{folder}: cannot be written ({reason_of(error)})") from None
 
 
 def _checked_difference(found, expected, path, device):

@@ -9,9 +9,8 @@ from ..checkpoint import RELEASED, load_weights, save_weights
 from ..config import CONFIG_NAME, config_path_of, save_config, vnet_cfg
 from ..utils import output_folder
 from ..utils.errors import DataError
-from ..utils.files import write_files
+from ..utils.files import hash_file, write_files
 from ..vnet import create_vnet
-from .description import sha256_of
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +48,7 @@ def release(checkpoint_path: str | Path, config: EasyDict, folder: str | Path) -
     (folder / CHECKSUMS).unlink(missing_ok=True)  # until all is new again
     save_weights(network, folder / RELEASED, half=True)
     save_config({**config, **{key: vnet_cfg[key] for key in OF_ONE_MACHINE}}, folder / CONFIG_NAME)
-    sums = [f"{sha256_of(folder / name)}  {name}\n" for name in (RELEASED, CONFIG_NAME)]
+    sums = [f"{hash_file(folder / name)}  {name}\n" for name in (RELEASED, CONFIG_NAME)]
     write_files({folder / CHECKSUMS: "".join(sums).encode()})
     before, after = (
         path.stat().st_size / 1e6 for path in (Path(checkpoint_path), folder / RELEASED)

@@ -9,7 +9,6 @@ The cache, FAST_CONV3D_CACHE or fast_conv3d/ in the user's cache folder of this 
 """
 
 import argparse
-import fcntl
 import hashlib
 import json
 import logging
@@ -19,16 +18,13 @@ import shlex
 import shutil
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
 from ..utils.command_line import run
 from ..utils.errors import DataError
-from ..utils.files import follow_umask
-from ..utils.process import user_cache
+from ..utils.files import Lock, follow_umask, temporary_folder, user_cache_folder
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +70,10 @@ def library_path() -> Path:
         library = folder / _key(command, version) / LIBRARY
         if not library.is_file():
             folder.mkdir(parents=True, exist_ok=True)
-            with _locked(folder):
+            with Lock(folder / "lock") as lock:
+                if not lock.acquire(wait=False):
+                    log.info("fast_conv3d: waiting for another process that builds it")
+                    lock.acquire()
                 if not library.is_file():
                     _compile(command, library)
                     _remove_others(library)
@@ -93,7 +92,7 @@ def cache_folder() -> Path:
     chosen = os.environ.get("FAST_CONV3D_CACHE")
     if chosen:
         return Path(chosen).absolute()
-    cache = user_cache()
+    cache = user_cache_folder()
     if cache is None:
         raise BuildError(
             "fast_conv3d: the user has no home folder; name a cache, FAST_CONV3D_CACHE=FOLDER"
@@ -139,30 +138,15 @@ def _key(command, version):
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
-@contextmanager
-def _locked(folder) -> Iterator[None]:
-    """Holds the cache; the lock goes with the process, however it ends."""
-    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)  # NFS wants it writable
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.info("fast_conv3d: waiting for another process that builds it")
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
 def _compile(command, library):
     """Makes the folder of the library, whole or not at all."""
     folder = library.parents[1]
     for leftover in folder.glob(f"{UNFINISHED}*"):  # of a process that was killed
         shutil.rmtree(leftover, ignore_errors=True)
     # A name of its own: the compiler of a killed process may still be writing.
-    with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=folder) as work:
+    with temporary_folder(folder, UNFINISHED) as work:
         log.info(f"fast_conv3d: compiling its C++ code (once, about {COMPILE_SECONDS} s)")
-        built = Path(work, LIBRARY)
+        built = work / LIBRARY
         loading = "import ctypes, sys; ctypes.CDLL(sys.argv[1])"
         steps = {
             "fails": [*command, "-o", str(built), str(SOURCES / "ops.cpp")],
@@ -180,10 +164,10 @@ def _compile(command, library):
                     f"fast_conv3d: {command[0]} {failure} ({_reason(result)}); see {failed}; try "
                     "another compiler (GCC from version 9, Clang), CXX=/path/to/compiler"
                 )
-        Path(work, LOG).write_text(report, encoding="utf-8")
-        follow_umask(Path(work), executable=True)  # others may use a cache that was built ahead
+        (work / LOG).write_text(report, encoding="utf-8")
+        follow_umask(work, executable=True)  # others may use a cache that was built ahead
         shutil.rmtree(library.parent, ignore_errors=True)
-        Path(work).replace(library.parent)
+        work.replace(library.parent)
     (folder / "failed_build.log").unlink(missing_ok=True)
 
 

@@ -1,13 +1,12 @@
 """Volumes into files, whole or not at all."""
 
-import tempfile
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 
 from ..utils.errors import DataError, reason_of
-from ..utils.files import check_name
+from ..utils.files import check_name, temporary_folder
 from .formats import NIFTI_SUFFIXES, suffix_of
 from .nifti import read_nifti, write_nifti
 
@@ -30,19 +29,29 @@ def write_volume(image: sitk.Image, path: str | Path, like: str | Path | None = 
     path = Path(path)
     check_name(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".writing-", dir=path.parent) as folder:
-            temporary = Path(folder, path.name)
+        with temporary_folder(path.parent) as folder:
+            temporary = folder / path.name
             _write(image, temporary, like)
             written = _read(temporary)
             if not np.array_equal(
                 sitk.GetArrayViewFromImage(written), sitk.GetArrayViewFromImage(image)
             ):
                 raise RuntimeError("what was written reads back differently: is the disk full?")
-            for file in sorted(Path(folder).iterdir(), key=lambda file: file == temporary):
-                file.replace(path.with_name(file.name))
+            move_volumes(folder, path.parent)
     except (OSError, RuntimeError) as error:
         raise DataError(f"{path}: cannot be written ({reason_of(error, -1)})") from None
+
+
+def move_volumes(source: Path, target: Path) -> None:
+    """Renames all files below `source` to the same places below `target`, headers after voxels.
+
+    So a `.mhd` is never there without the file of its voxels. Both folders are on one file system.
+    """
+    files = [path for path in source.rglob("*") if path.is_file()]
+    for file in sorted(files, key=lambda file: suffix_of(file) == ".mhd"):
+        final = target / file.relative_to(source)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        file.replace(final)
 
 
 def _write(image, path, like):

@@ -16,6 +16,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ..utils.errors import DataError
+from ..utils.files import hash_file
 
 log = logging.getLogger(__name__)
 
@@ -180,8 +181,4 @@ def _received(response) -> bytes:
 
 
 def _md5(path: Path) -> str:
-    digest = hashlib.md5(usedforsecurity=False)
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
+    return hash_file(path, hashlib.md5(usedforsecurity=False))

@@ -6,7 +6,6 @@ The format is nnU-Net v2's, documented in its documentation/dataset_format.md.
 import json
 import logging
 import re
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from tqdm import tqdm
 from ..images.reading import read_mask, read_volume
 from ..images.writing import write_volume
 from ..utils.errors import DataError, UsageError
+from ..utils.files import temporary_folder
 from .checking import cases_of, is_stack, sets_of
 
 log = logging.getLogger(__name__)
@@ -53,9 +53,8 @@ def export_nnunet(
     if out_path.exists():
         raise DataError(f"{out_path}: is there already; choose another folder, or move it away")
     training, test = _cases(data_path)
-    out_path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".exporting-", dir=out_path.parent) as staging:
-        folder = Path(staging, out_path.name)
+    with temporary_folder(out_path.parent, ".exporting-") as staging:
+        folder = staging / out_path.name
         for tail, cases in (("Tr", training), ("Ts", test)):
             for name, (image, mask) in tqdm(cases.items(), f"Exporting {tail}", disable=None):
                 _write(folder, tail, name, image, mask, labels, channel)

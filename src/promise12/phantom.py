@@ -7,7 +7,6 @@ of the position, so any grid, axial or oblique, samples the same patient. NumPy 
 
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import SimpleITK as sitk
@@ -16,8 +15,9 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 from tqdm import tqdm
 
-from ..images.writing import write_volume
+from ..images.writing import move_volumes, write_volume
 from ..utils.errors import DataError, UsageError, reason_of
+from ..utils.files import temporary_folder
 
 # Mean T2 signal (urine is 1), amplitude of the fine and of the coarse texture, depth of the septa.
 # Peripheral zone and fat, and transition zone, muscle and bowel wall overlap on purpose: no
@@ -324,16 +324,12 @@ def write_phantom(out_path: str | Path, cases: int, seed: int, first: int = 0) -
         for found in [*out_path.glob(f"img/{name}.*"), *out_path.glob(f"gt/{name}_segmentation.*")]:
             raise DataError(f"{found}: there already; choose another folder, or move it away")
     try:
-        out_path.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix=".phantom-", dir=out_path) as folder:
+        with temporary_folder(out_path, ".phantom-") as folder:
             for index, name in tqdm(names.items(), "phantom", unit="case", disable=None):
                 image, mask = phantom_case(seed, index)
-                write_volume(image, Path(folder, "img", f"{name}.mhd"))
-                write_volume(mask, Path(folder, "gt", f"{name}_segmentation.mhd"))
-            for file in Path(folder).glob("*/*"):
-                target = out_path / file.relative_to(folder)
-                target.parent.mkdir(exist_ok=True)
-                file.rename(target)
+                write_volume(image, folder / "img" / f"{name}.mhd")
+                write_volume(mask, folder / "gt" / f"{name}_segmentation.mhd")
+            move_volumes(folder, out_path)
     except OSError as error:
         raise DataError(
             f"{out_path}: cannot be written ({reason_of(error)}), or choose another folder"

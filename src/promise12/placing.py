@@ -3,7 +3,6 @@
 import logging
 import tempfile
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -11,10 +10,11 @@ import numpy as np
 import SimpleITK as sitk
 from tqdm import tqdm
 
-from ..images.formats import MASK_SUFFIX, suffix_of
+from ..images.formats import MASK_SUFFIX
 from ..images.reading import check_no_label_map, read_mask, read_volume
-from ..images.writing import write_volume
+from ..images.writing import move_volumes, write_volume
 from ..utils.errors import DataError
+from ..utils.files import temporary_folder
 from .checking import is_stack
 from .layouts import Layout, Options, Pair, recognise
 from .sources import Dicom, Member, Source, Volume
@@ -223,27 +223,20 @@ def _write_all(placed: dict[PurePosixPath, File], out_path: Path) -> set[PurePos
     """
     copies = {t: f for t, f in placed.items() if isinstance(f, Member) and _is_new(t, f, out_path)}
     conversions = {t: f for t, f in placed.items() if isinstance(f, Conversion)}
-    made = _make_folder(out_path)
     for left in out_path.glob(".unpacking-*"):
         log.info(f"{left}: left by a run that was killed; it can be deleted")
-    try:
-        with tempfile.TemporaryDirectory(prefix=".unpacking-", dir=out_path) as staging:
-            fresh = set(copies)
-            for target, file in tqdm(
-                {**conversions, **copies}.items(), desc="Laying out", unit="file", disable=None
-            ):
-                staged = Path(staging, target)
-                staged.parent.mkdir(parents=True, exist_ok=True)
-                if isinstance(file, Member):
-                    staged.write_bytes(file.read())
-                elif _convert(file, staged, out_path / target):
-                    fresh.add(target)
-            _rename(Path(staging), out_path)
-    except BaseException:
-        for folder in made:
-            with suppress(OSError):
-                folder.rmdir()
-        raise
+    with temporary_folder(out_path, ".unpacking-") as staging:
+        fresh = set(copies)
+        for target, file in tqdm(
+            {**conversions, **copies}.items(), desc="Laying out", unit="file", disable=None
+        ):
+            staged = staging / target
+            staged.parent.mkdir(parents=True, exist_ok=True)
+            if isinstance(file, Member):
+                staged.write_bytes(file.read())
+            elif _convert(file, staged, out_path / target):
+                fresh.add(target)
+        _rename(staging, out_path)
     return fresh
 
 
@@ -273,8 +266,8 @@ def _convert(conversion, staged, final):
         there = read_volume(final)
     except DataError:
         raise _differs(final, conversion) from None
-    with tempfile.TemporaryDirectory(dir=staged.parent) as folder:
-        again = Path(folder, staged.name)
+    with temporary_folder(staged.parent, ".comparing-") as folder:
+        again = folder / staged.name
         write_volume(image, again, like)
         written = read_volume(again)
     same = (
@@ -290,13 +283,6 @@ def _convert(conversion, staged, final):
     return False
 
 
-def _make_folder(folder):
-    """Makes a folder and those above it; returns the new ones, the innermost first."""
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    return missing
-
-
 def _rename(staging, out_path):
     for staged_set in staging.iterdir():
         final_set = out_path / staged_set.name
@@ -304,11 +290,7 @@ def _rename(staging, out_path):
             empty.rmdir()
         if not any(staged_set.iterdir()):
             continue
-        if not final_set.exists():
+        if final_set.exists():
+            move_volumes(staged_set, final_set)
+        else:
             staged_set.rename(final_set)
-            continue
-        # Headers last, so that none is ever there without its voxels.
-        for staged in sorted(staged_set.glob("*/*"), key=lambda path: suffix_of(path) == ".mhd"):
-            final = final_set / staged.relative_to(staged_set)
-            final.parent.mkdir(exist_ok=True)
-            staged.rename(final)

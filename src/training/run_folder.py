@@ -5,9 +5,7 @@ dirResult/vnet.TASK.DATE/
     ckpt/        see src/checkpoint.py
 """
 
-import fcntl
 import json
-import os
 import re
 import time
 from collections.abc import Iterator
@@ -19,6 +17,7 @@ from easydict import EasyDict
 from ..config import CONFIG_NAME, config_of_run, save_config, training_config
 from ..devices.ranks import Ranks
 from ..utils.errors import DataError, reason_of
+from ..utils.files import Lock
 
 DATE = r"\d{8}_\d{6}(_\d+)?"
 
@@ -110,12 +109,7 @@ def held(run_folder: str | Path) -> Iterator[None]:
     Raises:
         DataError: another process trains this run.
     """
-    descriptor = os.open(run_folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise DataError(f"{run_folder}: another process is training this run") from None
-    else:
+    with Lock(Path(run_folder)) as lock:
+        if not lock.acquire(wait=False):
+            raise DataError(f"{run_folder}: another process is training this run")
         yield
-    finally:
-        os.close(descriptor)

@@ -1,41 +1,20 @@
-"""Small files, written whole or not at all."""
+"""Files and folders: names, atomic writes, locks, hashes, the user's cache folder."""
 
+import fcntl
+import hashlib
 import os
-from contextlib import suppress
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePath
+from types import TracebackType
+
+import platformdirs
 
 from .errors import DataError, reason_of
 
-
-def write_files(files: dict[Path, bytes]) -> None:
-    """Writes all files under temporary names beside them, then renames each to its own.
-
-    Args:
-        files: path -> content; folders are made where absent.
-
-    Raises:
-        DataError: the folder cannot be written or the disk is full; what was there stays.
-    """
-    temporary = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in files}
-    try:
-        for path, content in files.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary[path].write_bytes(content)
-        for path in files:
-            temporary[path].replace(path)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written ({reason_of(error)})") from error
-    finally:
-        for leftover in temporary.values():
-            with suppress(OSError):
-                leftover.unlink()
-
-
-def follow_umask(path: Path, executable: bool = False) -> None:
-    """Gives a file or folder the permissions of any new one; some libraries make theirs private."""
-    umask = os.umask(0o077)
-    os.umask(umask)
-    path.chmod((0o777 if executable else 0o666) & ~umask)
+CACHE = "vnet_mindspore"  # in the user's cache folder
+WRITING = ".writing-"  # prefix of temporary folders
 
 
 def check_name(path: str | PurePath) -> None:
@@ -50,3 +29,175 @@ def check_name(path: str | PurePath) -> None:
         f"{shown}: the name of this file or of a folder above it is not UTF-8; rename it, or where "
         "the terminal is set to another encoding, start with LC_ALL=C.UTF-8 before the command"
     )
+
+
+def hash_file(path: str | Path, digest: "hashlib._Hash | None" = None) -> str:
+    """Returns the hash of a file in hexadecimal digits.
+
+    Args:
+        path: of the file.
+        digest: the hash to continue with the file's content; None: a new SHA-256.
+    """
+    digest = hashlib.sha256() if digest is None else digest
+    with Path(path).open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def user_cache_folder() -> Path | None:
+    """Returns this project's folder in the user's cache, None for a user without a home."""
+    try:
+        folder = platformdirs.user_cache_path(CACHE)
+    except RuntimeError:  # HOME is not set, and the system does not know the user
+        return None
+    return folder if folder.is_absolute() else None
+
+
+# --- atomic writes -------------------------------------------------------------------------------
+
+
+def _temporary_path(path: Path) -> Path:
+    """A name beside `path`, different in each process, with the suffix that libraries expect."""
+    return path.with_name(f".{path.stem}.{os.getpid()}.new{path.suffix}")
+
+
+def write_files(files: dict[Path, bytes]) -> None:
+    """Writes all files under temporary names beside them, then renames each to its own name.
+
+    Args:
+        files: path -> content; missing folders are made.
+
+    Raises:
+        DataError: the folder cannot be written or the disk is full; earlier files are unchanged.
+    """
+    temporary = {path: _temporary_path(path) for path in files}
+    try:
+        for path, content in files.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary[path].write_bytes(content)
+        for path in files:
+            temporary[path].replace(path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({reason_of(error)})") from error
+    finally:
+        for leftover in temporary.values():
+            with suppress(OSError):
+                leftover.unlink()
+
+
+@contextmanager
+def replace_file(path: Path) -> Iterator[Path]:
+    """Yields a temporary path beside `path`; the file written there then replaces `path`.
+
+    For libraries that write files themselves. When the block raises, `path` is unchanged and the
+    temporary file is removed.
+    """
+    temporary = _temporary_path(path)
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+@contextmanager
+def remove_if_empty(folder: Path) -> Iterator[None]:
+    """Removes `folder` and its parents at the end, those that are new since the start and empty."""
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            for path in new:
+                path.rmdir()
+
+
+@contextmanager
+def temporary_folder(folder: Path, prefix: str = WRITING) -> Iterator[Path]:
+    """Yields a hidden folder inside `folder`, which is made if absent, and removes it at the end.
+
+    Files are written there and renamed to their places once all are complete; a rename within one
+    file system is atomic.
+
+    Args:
+        folder: where the files go.
+        prefix: of the hidden folder's name.
+    """
+    with remove_if_empty(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=prefix, dir=folder) as name:
+            yield Path(name)
+
+
+def follow_umask(path: Path, executable: bool = False) -> None:
+    """Gives a file or folder the permissions of any new one; some libraries make theirs private."""
+    umask = os.umask(0o077)
+    os.umask(umask)
+    path.chmod((0o777 if executable else 0o666) & ~umask)
+
+
+def sync(path: Path) -> None:
+    """Waits until a file's content, or the names of a folder's files, are on the disk (fsync)."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# --- locks ---------------------------------------------------------------------------------------
+
+
+class Lock:
+    """An advisory lock of a file or folder (flock); it ends with the process, however that ends.
+
+    On a file system without locks, `acquire` succeeds as if no other process were there.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Opens a folder, or a file that is made if absent; nothing is locked yet."""
+        flags = os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT  # NFS locks need O_RDWR
+        self._descriptor = os.open(path, flags, 0o666)
+
+    def acquire(self, shared: bool = False, wait: bool = True) -> bool:
+        """Locks, or changes the lock between exclusive and shared.
+
+        Args:
+            shared: with others that hold it shared; otherwise alone.
+            wait: until the others release it.
+
+        Returns:
+            Whether it is locked now; False only without `wait`.
+        """
+        kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+        try:
+            fcntl.flock(self._descriptor, kind | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            return False
+        except OSError:  # a file system without locks
+            pass
+        return True
+
+    def is_of(self, path: Path) -> bool:
+        """Whether `path` still names the opened file: another process may have removed it."""
+        try:
+            return os.path.samestat(os.fstat(self._descriptor), path.stat())
+        except OSError:
+            return False
+
+    def close(self) -> None:
+        """Releases the lock."""
+        os.close(self._descriptor)
+
+    def __enter__(self) -> "Lock":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()

@@ -1,10 +1,12 @@
-"""The package's log: lines for whoever waits on standard output, warnings on standard error."""
+"""The package's log: messages on standard output, warnings on standard error."""
 
 import logging
 import sys
 from functools import lru_cache
 
-_ROOT = logging.getLogger(__name__.split(".")[0])
+_PACKAGE = logging.getLogger(__name__.split(".")[0])
+# A module that is started with `python -m` logs under the name __main__.
+_LOGGERS = (_PACKAGE, logging.getLogger("__main__"))
 
 
 class _StandardStreams(logging.Handler):
@@ -17,14 +19,15 @@ class _StandardStreams(logging.Handler):
 
 
 def log_to_standard_streams() -> None:
-    """Shows the package's messages, as its commands do; a notebook sets its own logging up."""
-    if not any(isinstance(handler, _StandardStreams) for handler in _ROOT.handlers):
-        _ROOT.addHandler(_StandardStreams())
-        _ROOT.setLevel(logging.INFO)
-        _ROOT.propagate = False
+    """Shows the package's messages, as its commands do; a notebook sets up its own logging."""
+    for logger in _LOGGERS:
+        if not any(isinstance(handler, _StandardStreams) for handler in logger.handlers):
+            logger.addHandler(_StandardStreams())
+            logger.setLevel(logging.INFO)
+            logger.propagate = False
 
 
 @lru_cache(maxsize=1024)
 def warn_once(message: str) -> None:
     """Warns about a file once, however often it is read."""
-    _ROOT.warning("%s", message)
+    _PACKAGE.warning("%s", message)

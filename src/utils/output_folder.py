@@ -5,17 +5,15 @@
 .vnet_running.json   there while results are written: the cases of all who write
 """
 
-import fcntl
 import json
 import logging
-import os
 import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from .errors import DataError, reason_of
-from .files import check_name, write_files
+from .files import WRITING, Lock, check_name, remove_if_empty, write_files
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +27,7 @@ def outputs_in(folder: str | Path) -> set[str]:
     return {name for name in _remembered(folder) if Path(folder, name).exists()}
 
 
-def _remembered(folder):
+def _remembered(folder: str | Path) -> set[str]:
     manifest = Path(folder, MANIFEST)
     try:
         return set(map(str, json.loads(manifest.read_text()))) if manifest.is_file() else set()
@@ -110,7 +108,7 @@ def remove(folder: str | Path, names: set[str]) -> None:
         _remember(folder, _remembered(folder) - names)
 
 
-def _remember(folder, names):
+def _remember(folder: str | Path, names: Iterable[str]) -> None:
     write_files({Path(folder, MANIFEST): json.dumps(sorted(names), indent=2).encode()})
 
 
@@ -118,7 +116,7 @@ def _remember(folder, names):
 
 
 @contextmanager
-def running(folder: str | Path, cases: Iterable[str] | None = None) -> Iterator[bool]:
+def running(folder: str | Path, cases: Collection[str] | None = None) -> Iterator[bool]:
     """Who writes results into a folder: one alone, or several with different cases.
 
     Args:
@@ -133,52 +131,52 @@ def running(folder: str | Path, cases: Iterable[str] | None = None) -> Iterator[
             the folder cannot be written.
     """
     folder = Path(folder)
-    made = [place for place in (folder, *folder.parents) if not place.exists()]
-    file = None
-    try:
+    with ExitStack() as cleanup:
+        cleanup.enter_context(remove_if_empty(folder))
         with locked(folder):
-            file = _opened(folder / RUNNING)
-            alone = _start(folder, file, cases)
+            lock = _open_lock(folder / RUNNING)
+            cleanup.callback(_stop, folder, lock)
+            alone = _start(folder, lock, cases)
         yield alone
-    finally:
-        if file is not None:
-            with locked(folder):
-                if _try_lock(file, fcntl.LOCK_EX):
-                    (folder / RUNNING).unlink(missing_ok=True)
-                os.close(file)
-        with suppress(OSError):
-            for place in made:
-                place.rmdir()
 
 
-def _start(folder, file, cases):
-    """Takes the lock, exclusive or shared, and notes the cases."""
-    alone = _try_lock(file, fcntl.LOCK_EX)
-    if not alone and (cases is None or not _try_lock(file, fcntl.LOCK_SH)):
+def _start(folder: Path, lock: Lock, cases: Collection[str] | None) -> bool:
+    """Acquires the lock, exclusive or shared, and notes the cases; returns whether it is alone."""
+    running_file = folder / RUNNING
+    alone = lock.acquire(wait=False)
+    if not alone and (cases is None or not lock.acquire(shared=True, wait=False)):
         raise DataError(
             f"{folder}: another evaluation or prediction is writing there; wait for it or choose "
             "another folder"
         )
-    others = [] if alone else json.loads(os.pread(file, os.fstat(file).st_size, 0) or b"[]")
+    others = [] if alone else json.loads(running_file.read_text() or "[]")
     if twice := sorted(set(others).intersection(cases or ())):
         raise DataError(
             f"{folder}: another prediction is writing its {twice[0]} there; wait for it, choose "
             "another folder, or rename the image"
         )
-    os.truncate(file, 0)
-    os.pwrite(file, json.dumps(sorted({*others, *(cases or ())})).encode(), 0)
+    # In place, since a new file would have no lock.
+    running_file.write_text(json.dumps(sorted({*others, *(cases or ())})))
     if alone:
         _tidy(folder)
         if cases is not None:
-            _try_lock(file, fcntl.LOCK_SH)
+            lock.acquire(shared=True, wait=False)
     return alone
 
 
-def _tidy(folder):
+def _stop(folder: Path, lock: Lock) -> None:
+    """Releases the lock; the last process removes its file."""
+    with locked(folder):
+        if lock.acquire(wait=False):
+            (folder / RUNNING).unlink(missing_ok=True)
+        lock.close()
+
+
+def _tidy(folder: Path) -> None:
     """Removes what killed processes left: names of files never written, and files half written."""
     if _remembered(folder) != outputs_in(folder):
         _remember(folder, outputs_in(folder))
-    for scratch in folder.glob(".writing-*"):  # of src.images.writing
+    for scratch in folder.glob(f"{WRITING}*"):
         shutil.rmtree(scratch, ignore_errors=True)
 
 
@@ -191,35 +189,23 @@ def locked(folder: str | Path) -> Iterator[None]:
     """
     path = Path(folder, LOCK)
     while True:
-        file = _opened(path)
-        with suppress(OSError):  # a file system without locks: as without other processes
-            fcntl.flock(file, fcntl.LOCK_EX)
-        with suppress(OSError):  # gone: who held the lock before removed it
-            if os.path.samestat(os.fstat(file), path.stat()):
-                break
-        os.close(file)
+        lock = _open_lock(path)
+        lock.acquire()
+        if lock.is_of(path):
+            break
+        lock.close()  # the process that held it has removed the file
     try:
         yield
     finally:
         path.unlink(missing_ok=True)
-        os.close(file)
+        lock.close()
 
 
-def _opened(path):
+def _open_lock(path: Path) -> Lock:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        return Lock(path)
     except OSError as error:
         raise DataError(
             f"{path.parent}: cannot be written ({reason_of(error)}); choose another folder"
         ) from None
-
-
-def _try_lock(file, kind):
-    try:
-        fcntl.flock(file, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # a file system without locks
-        pass
-    return True

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-CACHE = "vnet_mindspore"  # in the user's cache folder
+import platformdirs
 
 
 class _Output(io.TextIOWrapper):
@@ -84,8 +84,12 @@ def prepare_matplotlib() -> None:
     """
     if os.environ.get("MPLCONFIGDIR"):
         return
-    bases = (_user_folder("XDG_CONFIG_HOME", ".config"), _user_folder("XDG_CACHE_HOME", ".cache"))
-    if not all(base is not None and _can_be_made(base / "matplotlib") for base in bases):
+    try:
+        folders = platformdirs.user_config_path(), platformdirs.user_cache_path()
+        writable = all(f.is_absolute() and _is_writable(f / "matplotlib") for f in folders)
+    except RuntimeError:  # HOME is not set, and the system does not know the user
+        writable = False
+    if not writable:
         folder = tempfile.mkdtemp(prefix="matplotlib-")
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
         os.environ["MPLCONFIGDIR"] = folder
@@ -103,21 +107,8 @@ def working_folder(folder: Path) -> Iterator[None]:
         os.close(before)
 
 
-def user_cache() -> Path | None:
-    """This project's folder in the user's cache, None for a user without a home."""
-    base = _user_folder("XDG_CACHE_HOME", ".cache")
-    return base and base / CACHE
-
-
-def _user_folder(variable, beneath_home):
-    try:
-        return Path(os.environ.get(variable) or Path.home() / beneath_home).absolute()
-    except RuntimeError:  # HOME is not set, and the system does not know the user
-        return None
-
-
-def _can_be_made(folder):
-    """Whether a folder is there, or may be made, and files in it."""
+def _is_writable(folder: Path) -> bool:
+    """Whether a folder, which may not exist yet, can be made and files in it."""
     try:
         nearest = next(path for path in (folder, *folder.parents) if path.exists())
     except OSError:

@@ -12,7 +12,8 @@ import SimpleITK as sitk
 
 from src.checkpoint import save_weights
 from src.config import PRESETS, load_config, overridden, save_config, vnet_cfg
-from src.export.description import describe, sha256_of
+from src.export.description import describe
+from src.utils.files import hash_file
 from src.vnet import create_vnet
 from tests.helpers import ROOT
 
@@ -40,7 +41,7 @@ def healthy(tmp_path_factory, write_case):
     save_weights(create_vnet(config), folder / "run" / "best.ckpt")
     model = folder / "vnet.mindir"
     model.write_bytes(b"model")
-    hashes = {"sha256": sha256_of(model), "checkpoint_sha256": "0"}
+    hashes = {"sha256": hash_file(model), "checkpoint_sha256": "0"}
     files = {model.name: {"format": "MINDIR", **hashes}}
     model.with_suffix(".json").write_text(json.dumps(describe(config, 1, files)))
     (folder / "answers").mkdir()

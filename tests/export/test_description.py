@@ -19,7 +19,6 @@ from src.export.description import (
     main,
     path_of,
     read_description,
-    sha256_of,
     with_other_formats,
 )
 from src.predictor import segment_outputs
@@ -222,12 +221,6 @@ def test_who_follows_the_words_gets_the_mask(make_image, oblique, overrides, fli
 
 
 # Reading it back --------------------------------------------------------------------------------
-
-
-def test_hash_of_a_file_of_many_blocks(tmp_path):
-    content = np.random.default_rng(0).bytes(3 * 2**20 + 5)
-    (tmp_path / "file").write_bytes(content)
-    assert sha256_of(tmp_path / "file") == hashlib.sha256(content).hexdigest()
 
 
 def test_description_and_its_entry_of_the_file(tmp_path, model):

@@ -14,12 +14,13 @@ import SimpleITK as sitk
 from src.commands import run_script
 from src.data_manager import find_cases
 from src.evaluation import evaluate
-from src.export.description import describe, sha256_of
+from src.export.description import describe
 from src.export.infer_310 import INPUT_FOLDER, evaluate_outputs, write_inputs
 from src.images.orientation import in_patient_order
 from src.images.reading import read_image
 from src.predictor import network_inputs, segment_outputs
 from src.utils.errors import DataError
+from src.utils.files import hash_file
 from src.utils.output_folder import MANIFEST
 from tests.volumes import STORAGE_ORDERS, stored_in_order
 
@@ -386,7 +387,7 @@ def test_the_commands_take_all_from_beside_the_model(
     (tmp_path / "split" / "val.csv").write_text("Case1.mhd\nCase0.mhd\n")
     model = tmp_path / "vnet.mindir"
     model.write_bytes(b"model")
-    hashes = {"sha256": sha256_of(model), "checkpoint_sha256": "0"}
+    hashes = {"sha256": hash_file(model), "checkpoint_sha256": "0"}
     files = {model.name: {"format": "MINDIR", **hashes}}
     trained = config("threshold=0.45", *options)
     model.with_suffix(".json").write_text(json.dumps(describe(trained, 1, files)))

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from src.config import vnet_cfg
-from src.export.description import describe, sha256_of
+from src.export.description import describe
+from src.utils.files import hash_file
 from tests.helpers import ROOT, alive, wait_until, write_executable
 from tests.launchers import Caller
 
@@ -870,7 +871,7 @@ def test_the_build_takes_the_python_of_the_active_environment(inference):
 def test_a_model_without_its_twin_names_the_export(inference):
     """With the project's own code and its Python, which the script asks before anything else."""
     file = {"format": "MINDIR", "operators": "3-D", "mindir_version": 3, "checkpoint_sha256": "0"}
-    file["sha256"] = sha256_of(inference.folder / "my vnet.mindir")
+    file["sha256"] = hash_file(inference.folder / "my vnet.mindir")
     description = json.dumps(describe(vnet_cfg, 1, {"my vnet.mindir": file}))
     (inference.folder / "my vnet.json").write_text(description)
     inference.checkout.root = ROOT

@@ -1,12 +1,27 @@
-"""Small files appear whole or not at all."""
+"""Files appear whole or not at all; locks, hashes, the user's cache folder."""
 
+import hashlib
 import os
 import stat
+import subprocess
+import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from src.utils.errors import DataError
-from src.utils.files import follow_umask, write_files
+from src.utils.files import (
+    Lock,
+    follow_umask,
+    hash_file,
+    remove_if_empty,
+    replace_file,
+    temporary_folder,
+    user_cache_folder,
+    write_files,
+)
+from tests.helpers import ROOT, tree
 
 
 def test_files_are_written_and_replaced(tmp_path):
@@ -48,3 +63,120 @@ def test_a_folder_that_is_none_is_said(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match=r"cannot be written \(File exists; check which of these"):
         write_files({tmp_path / "file" / "x": b""})
+
+
+def test_a_file_that_a_library_writes_replaces_the_earlier_one(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("old")
+    with replace_file(path) as temporary:
+        assert (temporary.parent, temporary.suffix) == (tmp_path, ".csv")
+        temporary.write_text("new")
+        assert path.read_text() == "old"
+    assert tree(tmp_path) == {path: b"new"}
+
+
+def test_a_library_that_fails_leaves_the_earlier_file(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("old")
+    with pytest.raises(ValueError, match="half"), replace_file(path) as temporary:
+        temporary.write_text("ne")
+        raise ValueError("half written")
+    assert tree(tmp_path) == {path: b"old"}
+
+
+def test_a_temporary_folder_goes_with_what_was_made_for_it(tmp_path):
+    folder = tmp_path / "a" / "b"
+    with pytest.raises(ValueError, match="half"), temporary_folder(folder, ".work-") as work:
+        assert work.parent == folder and work.name.startswith(".work-")
+        (work / "x").touch()
+        raise ValueError("half written")
+    assert list(tmp_path.iterdir()) == []
+    with temporary_folder(folder) as work:
+        (work / "x").touch()
+        (work / "x").rename(folder / "x")
+    assert tree(tmp_path) == {folder / "x": b""}
+
+
+def test_only_new_empty_folders_are_removed(tmp_path):
+    (tmp_path / "earlier").mkdir()
+    with remove_if_empty(tmp_path / "earlier"):
+        pass
+    with remove_if_empty(tmp_path / "new" / "empty"):
+        (tmp_path / "new" / "empty").mkdir(parents=True)
+        (tmp_path / "new" / "file").touch()
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["earlier", "file", "new"]
+
+
+# Locks ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["", "file"])
+def test_a_lock_is_exclusive_or_shared(tmp_path, name):
+    """Of a folder, or of a file that is made for it."""
+    with Lock(tmp_path / name) as first, Lock(tmp_path / name) as second:
+        assert first.acquire()
+        assert not second.acquire(wait=False)
+        assert not second.acquire(shared=True, wait=False)
+        assert first.acquire(shared=True)
+        assert second.acquire(shared=True, wait=False)
+        assert not first.acquire(wait=False)
+    with Lock(tmp_path / name) as third:
+        assert third.acquire(wait=False)
+
+
+def test_a_lock_ends_with_its_process(tmp_path):
+    lines = (
+        "import sys; from pathlib import Path; from src.utils.files import Lock",
+        "lock = Lock(Path(sys.argv[1])); print(lock.acquire(), flush=True); sys.stdin.read()",
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", "\n".join(lines), str(tmp_path)],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with holder, Lock(tmp_path) as lock:
+        assert holder.stdout.readline() == "True\n"
+        assert not lock.acquire(wait=False)
+        holder.kill()
+        holder.wait()
+        assert lock.acquire(wait=False)
+
+
+def test_a_lock_knows_whether_its_file_is_still_there(tmp_path):
+    path = tmp_path / "lock"
+    with Lock(path) as lock:
+        assert lock.is_of(path)
+        path.unlink()
+        assert not lock.is_of(path)
+        path.touch()
+        assert not lock.is_of(path)
+
+
+# Hashes, the cache ------------------------------------------------------------------------------
+
+
+def test_hash_of_a_file_of_many_blocks(tmp_path):
+    content = np.random.default_rng(0).bytes(3 * 2**20 + 5)
+    (tmp_path / "file").write_bytes(content)
+    assert hash_file(tmp_path / "file") == hashlib.sha256(content).hexdigest()
+
+
+def test_a_hash_is_continued_with_a_file(tmp_path):
+    (tmp_path / "file").write_bytes(b"content")
+    digest = hashlib.md5(b"before ")
+    assert hash_file(tmp_path / "file", digest) == hashlib.md5(b"before content").hexdigest()
+
+
+def test_a_users_cache_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert user_cache_folder() == tmp_path / "vnet_mindspore"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", "/home/anna")
+    assert user_cache_folder() == Path("/home/anna/.cache/vnet_mindspore")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_user_without_a_home_has_no_cache_folder(homeless):
+    assert user_cache_folder() is None

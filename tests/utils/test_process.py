@@ -14,8 +14,9 @@ import pytest
 from src.checkpoint import save_weights
 from src.config import overridden, save_config, vnet_cfg
 from src.data_manager import Case, load_training_volumes
-from src.export.description import LITE, describe, sha256_of
-from src.utils.process import user_cache, working_folder
+from src.export.description import LITE, describe
+from src.utils.files import hash_file
+from src.utils.process import working_folder
 from src.vnet import create_vnet
 from tests.helpers import ROOT
 
@@ -215,7 +216,7 @@ def test_a_path_for_a_script_has_no_escapes(tmp_path, environment):
     model = tmp_path / UMLAUT / "vnet.mindir"
     model.parent.mkdir()
     model.write_bytes(b"model")
-    facts = {"format": "MINDIR", **LITE, "sha256": sha256_of(model), "checkpoint_sha256": "0"}
+    facts = {"format": "MINDIR", **LITE, "sha256": hash_file(model), "checkpoint_sha256": "0"}
     description = describe(overridden(vnet_cfg, []), 1, {model.name: facts})
     model.with_suffix(".json").write_text(json.dumps(description))
     done = shell(f'"$PY" -m src.export.description "{model}"', ROOT, **environment)
@@ -225,31 +226,15 @@ def test_a_path_for_a_script_has_no_escapes(tmp_path, environment):
 # Home -------------------------------------------------------------------------------------------
 
 
-def test_a_users_cache(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert user_cache() == tmp_path / "vnet_mindspore"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", "/home/anna")
-    assert user_cache() == Path("/home/anna/.cache/vnet_mindspore")
-    monkeypatch.setattr(Path, "home", homeless)
-    assert user_cache() is None
-
-
 def test_without_a_home_cases_are_prepared_anew(
-    monkeypatch, tmp_path, write_case, small_config, capsys
+    homeless, tmp_path, write_case, small_config, capsys
 ):
     image, mask = write_case(tmp_path, "a", suffix=".mha")
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setattr(Path, "home", homeless)
     before = sorted(tmp_path.rglob("*"))
     (volume,) = load_training_volumes([Case("a", image, mask)], small_config("cache_dir=auto"))
     assert volume.intensity.shape == (16, 16, 16)
     assert sorted(tmp_path.rglob("*")) == before
     assert capsys.readouterr() == ("", "")
-
-
-def homeless():
-    raise RuntimeError("Could not determine home directory.")
 
 
 def test_a_working_folder_ends(tmp_path):
