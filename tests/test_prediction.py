@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import zipfile
 
 import mindspore as ms
@@ -21,7 +20,7 @@ from src.images.writing import write_volume
 from src.prediction import find_images, predict
 from src.utils.errors import DataError
 from src.utils.output_folder import MANIFEST, claim, outputs_in, running
-from tests.helpers import ROOT, names_in, run_program, strict_json, touch, tree
+from tests.helpers import ROOT, names_in, run_program, strict_json, touch, tree, wait_until
 from tests.networks import bright
 from tests.volumes import geometry_error, read_array
 
@@ -680,9 +679,8 @@ def test_a_killed_command_leaves_whole_files_and_a_bad_image_exit_code_1(
     killed = subprocess.Popen(
         arguments, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    masks, deadline = tmp_path / "masks", time.monotonic() + 120
-    while not (masks / "More02_test.mha").exists() and time.monotonic() < deadline:
-        time.sleep(0.005)
+    masks = tmp_path / "masks"
+    wait_until((masks / "More02_test.mha").exists)
     killed.send_signal(signal.SIGKILL)
     assert killed.wait() == -signal.SIGKILL
     for path in masks.glob("*_test.m*"):

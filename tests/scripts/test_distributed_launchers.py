@@ -5,7 +5,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 
 import pandas as pd
 import pytest
@@ -76,9 +75,7 @@ def test_a_killed_rank_and_a_resume(folder, uninterrupted):
     wait_until(lambda: "epoch: 3 " in (folder / "train_distribute.log").read_text(), 200)
     (victim,) = (pid for pid, what in processes(folder).items() if what == "train.py RANK_ID=1")
     os.kill(victim, signal.SIGKILL)
-    killed = time.monotonic()
-    wait_until(lambda: not processes(folder), 30)
-    print(f"from the death of a rank to the end of its job: {time.monotonic() - killed:.1f} s")
+    wait_until(lambda: not processes(folder))
 
     log = (folder / "train_distribute.log").read_text()
     own = folder / "train_parallel1" / "train_distribute.log"

@@ -129,9 +129,7 @@ def test_create_csv_runs_in_the_foreground(caller):
 
 @pytest.mark.parametrize("script", ["train_standalone.sh", "eval.sh"])
 def test_the_launcher_returns_while_the_process_goes_on(caller, script):
-    begin = time.monotonic()
-    process = caller.run(script, *caller.arguments(script), START_SECONDS=1, SLEEP=60)
-    assert time.monotonic() - begin < 5
+    process = caller.run(script, *caller.arguments(script), START_SECONDS=1, SLEEP=600)
     assert process.returncode == 0
     pid = caller.call()["pid"]
     assert f"process {pid}" in process.stdout_text
@@ -148,11 +146,10 @@ def test_the_launcher_returns_while_the_process_goes_on(caller, script):
 def test_an_early_death_is_told_at_once(caller, ending, code):
     script = "train_standalone_gpu.sh"
     lines = "|".join(str(number) for number in range(40))
-    begin = time.monotonic()
+    # Hangs if the launcher waits for START_SECONDS to pass.
     process = caller.run(
-        script, *caller.arguments(script), START_SECONDS=60, SLEEP=0.3, PRINT=lines, **ending
+        script, *caller.arguments(script), START_SECONDS=600, SLEEP=0.3, PRINT=lines, **ending
     )
-    assert time.monotonic() - begin < 10
     assert process.returncode == code
     first, *rest = process.stderr_text.splitlines()
     assert first == (
@@ -180,7 +177,7 @@ def test_wait_goes_on_when_nobody_reads_its_output(caller):
     process = caller.start("eval.sh", *caller.arguments("eval.sh"), WAIT=1, SLEEP=0.5, EXIT=4)
     caller.call()
     process.stdout.close()
-    assert process.wait(timeout=10) == 4
+    assert process.wait(timeout=120) == 4
     assert caller.log("eval.sh").read_text().endswith("last words\n")
 
 
@@ -200,7 +197,7 @@ def test_a_stopped_launcher_leaves_no_process(caller, sent, variables, code):
     call = caller.call()
     wait_until(lambda: caller.log(script).read_text().endswith("err\n"))
     os.killpg(process.pid, sent)  # as a terminal does
-    output, errors = process.communicate(timeout=10)
+    output, errors = process.communicate(timeout=120)
     assert process.returncode == code
     assert output.endswith(f"stopped process {call['pid']}\n")
     assert errors == ""
@@ -242,7 +239,7 @@ def test_an_earlier_log_is_kept_even_while_it_is_written(caller):
     caller.record.unlink()
     third = caller.run(script, *caller.arguments(script), PRINT="third")
     assert f"the earlier log is now {log}.2" in third.stdout_text
-    second_output, _ = second.communicate(timeout=10)
+    second_output, _ = second.communicate(timeout=120)
     assert f"the earlier log is now {log}.1" in second_output
     assert second_output.endswith("out second\nerr\nlast words\n")
     assert Path(f"{log}.1").read_text() == "first\n"
