@@ -1,5 +1,6 @@
 """Fixtures of several test files: small synthetic cases, configurations and runs."""
 
+import locale
 import pwd
 import resource
 from contextlib import contextmanager
@@ -41,6 +42,14 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path.name not in LONG_FILES)
 
 
+@pytest.fixture(autouse=True)
+def same_locale():
+    """Restores the process's locale: ITK's DICOM writer sets it to "C", so ASCII for text files."""
+    before = locale.setlocale(locale.LC_ALL)
+    yield
+    locale.setlocale(locale.LC_ALL, before)
+
+
 @pytest.fixture(scope="session")
 def make_image():
     """Function array (z, y, x) and geometry -> SimpleITK image."""
@@ -79,6 +88,21 @@ def write_case():
             path.parent.mkdir(parents=True, exist_ok=True)
             sitk.WriteImage(volume, str(path))
         return paths
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def write_training(write_case):
+    """Function folder, split name -> case numbers: writes data/Case0N.mha and a file per split."""
+
+    def write(folder, **splits):
+        for number in sorted({number for numbers in splits.values() for number in numbers}):
+            write_case(folder / "data", f"Case0{number}", ".mha", seed=number)
+        for split, numbers in splits.items():
+            lines = [f"Case0{number}.mha\n" for number in numbers]
+            (folder / f"{split}.csv").write_text("".join(lines))
+        return folder
 
     return write
 

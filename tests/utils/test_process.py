@@ -202,7 +202,7 @@ def test_names_are_taken_or_refused_in_one_line(named, tmp_path, kind, environme
         assert done.returncode == (0 if good else 1), done.stderr
         assert done.stderr.count(b"\n") == (0 if good else 1)
     if good:
-        lines = (tmp_path / "train.csv").read_text() + (tmp_path / "val.csv").read_text()
+        lines = "".join((tmp_path / f"{part}.csv").read_text("utf-8") for part in ("train", "val"))
         assert sorted(lines.splitlines()) == [f"{UMLAUT}.mha", "b.mha"]
         assert b"2 cases, all well" in check.stdout
     else:
