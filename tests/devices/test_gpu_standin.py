@@ -48,13 +48,8 @@ def standin(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, write_case):
-    folder = tmp_path_factory.mktemp("gpu")
-    for number in range(3):
-        write_case(folder / "data", f"Case0{number}", ".mha", seed=number)
-    (folder / "train.csv").write_text("Case00.mha\nCase01.mha\nCase02.mha\n")
-    (folder / "val.csv").write_text("Case02.mha\n")
-    return folder
+def folder(tmp_path_factory, write_training):
+    return write_training(tmp_path_factory.mktemp("gpu"), train=(0, 1, 2), val=(2,))
 
 
 def settings(*further):

@@ -27,13 +27,8 @@ TESTS = Path(__file__).parent
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, write_case):
-    folder = tmp_path_factory.mktemp("ranks")
-    for number in range(5):
-        write_case(folder / "data", f"Case0{number}", ".mha", seed=number)
-    (folder / "train.csv").write_text("Case00.mha\nCase01.mha\nCase02.mha\n")
-    (folder / "val.csv").write_text("Case02.mha\nCase03.mha\nCase04.mha\n")
-    return folder
+def folder(tmp_path_factory, write_training):
+    return write_training(tmp_path_factory.mktemp("ranks"), train=(0, 1, 2), val=(2, 3, 4))
 
 
 @pytest.fixture(scope="module")

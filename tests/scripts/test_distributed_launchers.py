@@ -18,12 +18,9 @@ DATA = ["data", "train.csv"]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, write_case):
+def folder(tmp_path_factory, write_training):
     """A user's folder: three cases, a split, a rank table."""
-    folder = tmp_path_factory.mktemp("user")
-    for number in range(3):
-        write_case(folder / "data", f"Case0{number}", ".mha", seed=number)
-    (folder / "train.csv").write_text("Case00.mha\nCase01.mha\nCase02.mha\n")
+    folder = write_training(tmp_path_factory.mktemp("user"), train=(0, 1, 2))
     table = [sys.executable, ROOT / "scripts" / "create_hccl.py", "--server_ip", "127.0.0.1"]
     table += ["--device_num", "[0,2)", "--device_ip", "10.1.0.1,10.1.0.2"]
     subprocess.run(table, cwd=folder, check=True, capture_output=True)

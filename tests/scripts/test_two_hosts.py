@@ -168,11 +168,9 @@ def test_addresses_that_cannot_be_meant(hosts, callers, node, variables, message
 # ------------------------------------------------------------------------- for real
 
 
-def test_a_death_a_cut_cable_and_a_resume(hosts, tmp_path, write_case):
+def test_a_death_a_cut_cable_and_a_resume(hosts, tmp_path, write_training):
     """MindSpore's own heartbeat ends both hosts; RESUME=1 goes on with the run."""
-    for number in range(3):
-        write_case(tmp_path / "data", f"Case0{number}", ".mha", seed=number)
-    (tmp_path / "train.csv").write_text("Case00.mha\nCase01.mha\nCase02.mha\n")
+    write_training(tmp_path, train=(0, 1, 2))
     folders = [tmp_path / "host0", tmp_path / "host1"]
     for folder in folders:
         folder.mkdir()
