@@ -38,8 +38,13 @@ OBLIQUE = np.array([[1, 0, 0], [0, 0.8, -0.6], [0, 0.6, 0.8]]) @ np.array(
 )
 
 
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
+    """Starts with the long files; leaves out what is marked `full` unless -m names it."""
     items.sort(key=lambda item: item.path.name not in LONG_FILES)
+    if "full" not in config.option.markexpr:
+        full = [item for item in items if item.get_closest_marker("full")]
+        items[:] = [item for item in items if not item.get_closest_marker("full")]
+        config.hook.pytest_deselected(items=full)
 
 
 @pytest.fixture(autouse=True)

@@ -37,6 +37,7 @@ def check(folder, *words, python=sys.executable):
     )
 
 
+@pytest.mark.launchers
 def test_a_cpu_passes(tmp_path):
     ended = check(tmp_path, "CPU", "2", "--small")
     assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-1000:]

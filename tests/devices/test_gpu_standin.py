@@ -143,6 +143,7 @@ TWO_CARDS = {
 }
 
 
+@pytest.mark.launchers
 @pytest.mark.parametrize(
     ("launcher", "precision"),
     [

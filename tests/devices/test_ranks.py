@@ -23,6 +23,8 @@ from tests.devices.two_ranks import PAPER, Weights, config_of
 from tests.helpers import ROOT
 from tests.rounding import assert_trained_alike
 
+pytestmark = pytest.mark.launchers
+
 TESTS = Path(__file__).parent
 
 

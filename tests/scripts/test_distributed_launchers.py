@@ -12,6 +12,8 @@ import pytest
 from tests.helpers import ROOT, wait_until
 from tests.launchers import SETTINGS, processes
 
+pytestmark = pytest.mark.launchers
+
 EPOCHS = 20
 FURTHER = [word for setting in [*SETTINGS, f"epochs={EPOCHS}"] for word in ("--set", setting)]
 DATA = ["data", "train.csv"]

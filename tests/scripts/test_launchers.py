@@ -18,6 +18,8 @@ import pytest
 from tests.helpers import ROOT, alive
 from tests.launchers import FURTHER, RANKS, TRAIN, RanksCaller, train_command
 
+pytestmark = pytest.mark.launchers
+
 
 @pytest.fixture
 def caller(tmp_path):

@@ -17,6 +17,8 @@ from src.utils.files import hash_file
 from tests.helpers import ROOT, alive, wait_until, write_executable
 from tests.launchers import Caller
 
+pytestmark = pytest.mark.launchers
+
 PYTEST = "python -m pytest --timeout=600 --numprocesses=2 --dist=loadfile --no-loadscope-reorder"
 
 # Records its call, prints, then sleeps or ends as the test's environment asks.

@@ -18,7 +18,7 @@ from tests.launchers import SETTINGS, RanksCaller, processes, train_command
 ADDRESSES = ["10.213.77.1", "10.213.77.2"]
 LOST = " as ranks on another host are gone: see the logs there, or is the network cut?; the end"
 
-pytestmark = pytest.mark.two_hosts
+pytestmark = [pytest.mark.launchers, pytest.mark.two_hosts]
 
 
 def ip(*words):

@@ -107,6 +107,7 @@ def test_unbuffered_output_stays_so(tmp_path, environment, at_once):
     assert shell('"$PY" work.py', tmp_path, **environment).stdout == b"a line\n" * at_once
 
 
+@pytest.mark.launchers
 @pytest.mark.parametrize(
     ("redirection", "wait"), [(">&-", "0"), (">&- 2>&-", "0"), ("| true", "0"), ("| true", "1")]
 )
