@@ -3,9 +3,9 @@
     python benchmarks/augmentation.py
     python benchmarks/augmentation.py --torch_python .venv_pytorch/bin/python --json measured.json
 
-All transforms are on (benchmarks/augmentation_contestant.py has the chains), for a phantom case of
-128x128x64 voxels with its mask. Each contestant is a process of its own on one core; they take
-turns. Core seconds are measured, which on an idle machine are those of the clock.
+All transforms are on (augmentation_implementation.py has the chains), for a phantom case of
+128x128x64 voxels with its mask. Each implementation is a process of its own on one core; they take
+turns. CPU seconds are measured, which equal wall-clock seconds on an idle machine.
 """
 
 import argparse
@@ -50,22 +50,22 @@ def write_cases(folder: str | Path) -> None:
 
 
 def measure(pythons: dict[str, str], folder: str, rounds: int) -> dict[str, dict]:
-    """Contestant -> what `summary` keeps, with its `version`.
+    """Implementation -> what `summary` keeps, with its `version`.
 
     Args:
-        pythons: contestant -> interpreter.
+        pythons: implementation -> interpreter.
         folder: of `write_cases`.
         rounds: samples of each that are timed.
 
     Raises:
-        DataError: a contestant does not start, or returns another shape.
+        DataError: an implementation does not start, or returns another shape.
     """
     with ExitStack() as stack:
         workers, measured = {}, {}
         for name, python in pythons.items():
             progress(f"first sample of {TITLES[name]}")
             worker = Worker(
-                TITLES[name], python, "benchmarks.augmentation_contestant", 1, library=name
+                TITLES[name], python, "benchmarks.augmentation_implementation", 1, library=name
             )
             workers[name] = stack.enter_context(worker)
             version = worker.call("load", folder=folder)

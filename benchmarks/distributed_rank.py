@@ -19,16 +19,16 @@ def main() -> None:
 
     import numpy as np
 
-    from benchmarks.mindspore_contestant import Contestant
+    from benchmarks.mindspore_implementation import Implementation
     from src.devices.device import start_communication
     from src.devices.ranks import Ranks
 
-    contestant = Contestant([int(side) for side in size.split(",")], 1, "on")
+    implementation = Implementation([int(side) for side in size.split(",")], 1, "on")
     ranks = start_communication(count) if count > 1 else Ranks()
-    parameters = contestant.load(folder, training=True)["parameters"]
-    contestant.train_step(drop=True)  # compiles
-    contestant.train_step(drop=True)
-    step_s = [contestant.train_step(drop=True)["seconds"] for _ in range(steps)]
+    parameters = implementation.load(folder, training=True)["parameters"]
+    implementation.train_step(drop=True)  # compiles
+    implementation.train_step(drop=True)
+    step_s = [implementation.train_step(drop=True)["seconds"] for _ in range(steps)]
     gradient = np.ones(parameters, np.float32)
     all_reduce_s = []
     for _ in range(steps + 1):

@@ -1,4 +1,4 @@
-"""The convolutions of V-Net one by one: their shapes, and the same numbers for every contestant."""
+"""The convolutions of V-Net one by one: shapes and input values, equal for all implementations."""
 
 from typing import NamedTuple
 
@@ -33,7 +33,7 @@ class Layer(NamedTuple):
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """What a training step computes of it: nobody asks for the gradient of the volume."""
+        """What a training step computes of it; the gradient of the input volume is not needed."""
         return PARTS if self.in_channels > 1 else (PARTS[0], PARTS[2])
 
     @property

@@ -1,4 +1,4 @@
-"""What a measurement was made on, and how much memory a process took; Linux's /proc."""
+"""The machine of a measurement and the memory of a process, from Linux's /proc."""
 
 import os
 import platform
@@ -28,7 +28,7 @@ def describe_machine() -> dict[str, str | int | float | list[float]]:
 
 
 def describe_process() -> dict[str, str]:
-    """The Python of a contestant, and what of its environment decides its speed."""
+    """The Python of an implementation, and the environment variables that affect its speed."""
     names = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "ONEDNN_MAX_CPU_ISA")
     return {
         "python": platform.python_version(),
@@ -38,19 +38,19 @@ def describe_process() -> dict[str, str]:
 
 
 def busy_core_seconds() -> float:
-    """What all processes together have computed since the machine started, in core seconds."""
+    """CPU seconds of all processes since the machine started."""
     ticks = [int(count) for count in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
     idle = sum(ticks[3:5])  # proc(5): user nice system idle iowait irq softirq steal
     return (sum(ticks) - idle) / os.sysconf("SC_CLK_TCK")
 
 
 def reset_peak_memory() -> None:
-    """Lets the peak start from what is resident now: loading weights does not count."""
+    """Restarts the peak at the memory resident now, so that loading weights does not count."""
     CLEAR_REFERENCES.write_text(RESET_PEAK)
 
 
 def peak_memory_bytes() -> int:
-    """Most memory that was resident at once since `reset_peak_memory`, VmHWM."""
+    """Peak resident memory since `reset_peak_memory` (VmHWM)."""
     return int(_first_value(STATUS, "VmHWM").split()[0]) * 1024
 
 

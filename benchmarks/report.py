@@ -1,4 +1,4 @@
-"""From measured times to ratios and tables; plain numbers in, plain text out."""
+"""Ratios and text tables of measured times."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -11,12 +11,12 @@ PHASES = {"inference": "inference", "train_step": "training step"}
 
 
 def progress(text: str) -> None:
-    """What is going on, apart from the tables."""
+    """Prints the progress to standard error, apart from the tables."""
     print(f"... {text}", file=sys.stderr, flush=True)
 
 
 def alternate(calls: dict[str, tuple[Callable[[], float], int]]) -> dict[str, list[float]]:
-    """Measures A B C, A B C, ...: what slows the machine for a while slows all of them.
+    """Measures in turns A B C, A B C, ...: a slow phase of the machine then affects all of them.
 
     Args:
         calls: name -> (returns the time that it took, how often).
@@ -33,11 +33,11 @@ def alternate(calls: dict[str, tuple[Callable[[], float], int]]) -> dict[str, li
 
 
 def summary(first_call_s: float, times_s: list[float]) -> dict[str, float | list[float]]:
-    """What is kept of one contestant's calls.
+    """The statistics of one implementation's calls.
 
     Args:
-        first_call_s: of the first call, which compiles.
-        times_s: of those that count.
+        first_call_s: time of the first call, which compiles.
+        times_s: times of the measured calls.
     """
     return {
         "first_call_s": first_call_s,

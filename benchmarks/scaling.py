@@ -96,7 +96,7 @@ def measure(point: Point, phase: str, reps: int) -> dict:
             Worker(
                 "this project",
                 sys.executable,
-                "benchmarks.mindspore_contestant",
+                "benchmarks.mindspore_implementation",
                 point.threads,
                 size=point.size,
                 batch=point.batch,

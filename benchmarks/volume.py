@@ -1,4 +1,4 @@
-"""A made-up volume of a chosen size, the same for every contestant."""
+"""A synthetic volume of a chosen size, the same for every implementation."""
 
 import argparse
 from pathlib import Path
@@ -11,7 +11,7 @@ SIDE_MULTIPLE = 16
 def write_volume(folder: str | Path, size: tuple[int, int, int], batch: int) -> None:
     """Writes volume.npy (batch, 1, X, Y, Z) and mask.npy (batch, X, Y, Z), both float32.
 
-    A bright ellipsoid in noise, with zero mean and unit variance like a case that was prepared.
+    A bright ellipsoid in noise, with zero mean and unit variance like a preprocessed case.
     """
     grid = np.ogrid[tuple(slice(side) for side in size)]
     distance = sum(

@@ -11,9 +11,9 @@
 Both compute the same network (45.6 M parameters, variant `monai`) with the same weights on the same
 volume, in float32 on all cores: inference up to the probability, and a training step of forward,
 Dice loss, backward and Adam with MONAI's dropout. Before anything is timed, probabilities and the
-loss of a training step without dropout have to agree. Each contestant is a process of its own that
-is stopped while another computes; they take turns, and medians are compared. The peak of memory is
-a process's own (VmHWM), after its weights are loaded.
+loss of a training step without dropout have to agree. Each implementation is a process of its own
+that is stopped while another computes; they take turns, and medians are compared. Peak memory is
+the process's VmHWM after its weights are loaded.
 """
 
 import argparse
@@ -75,7 +75,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--layers", action="store_true", help="time each convolution by itself too")
     parser.add_argument(
-        "--threads", type=int, default=usable_cores(), help="cores that each contestant gets"
+        "--threads", type=int, default=usable_cores(), help="cores that each implementation gets"
     )
     parser.add_argument(
         "--json",
@@ -98,19 +98,19 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def start(name: str, args: argparse.Namespace) -> Worker:
-    """A contestant's process."""
+    """An implementation's process."""
     if name == "pytorch":
         return Worker(
             TITLES[name],
             args.torch_python,
-            "benchmarks.pytorch_contestant",
+            "benchmarks.pytorch_implementation",
             args.threads,
             keep_onednn_limits=False,
         )
     return Worker(
         TITLES[name],
         sys.executable,
-        "benchmarks.mindspore_contestant",
+        "benchmarks.mindspore_implementation",
         args.threads,
         size=args.size,
         batch=args.batch,
@@ -119,7 +119,7 @@ def start(name: str, args: argparse.Namespace) -> Worker:
 
 
 def repetitions(args: argparse.Namespace) -> dict[str, int]:
-    """Contestant -> how often it is timed."""
+    """Implementation -> how often it is timed."""
     counts = {"ours": args.pairs, "pytorch": args.pairs, "stock": args.stock}
     return {name: count for name, count in counts.items() if count}
 
@@ -133,11 +133,11 @@ def measure_phase(phase: str, args: argparse.Namespace, folder: Path) -> tuple[d
         folder: with volume, mask and weights.
 
     Returns:
-        Contestant -> what `summary` keeps, with load_s, parameters, process, peak_bytes and, in
+        Implementation -> what `summary` keeps, with load_s, parameters, process, peak_bytes and, in
         training, the losses without dropout; what was compared; cores that other processes took.
 
     Raises:
-        DataError: the contestants do not compute the same.
+        DataError: the implementations do not compute the same.
     """
     training = phase == "train_step"
     method, undropped, timed = CALLS[phase]
@@ -178,7 +178,7 @@ def measure_phase(phase: str, args: argparse.Namespace, folder: Path) -> tuple[d
 def take_turns(
     workers: dict[str, Worker], counts: dict[str, int], method: str, arguments: dict
 ) -> dict[str, list[float]]:
-    """Contestant -> times of a method, called in alternation."""
+    """Implementation -> times of a method, called in alternation."""
 
     def timed_call(worker):
         return lambda: worker.call(method, **arguments)["seconds"]
@@ -256,7 +256,7 @@ def measure_layers(args: argparse.Namespace) -> list[dict]:
 
 
 def measure_part(layer: Layer, part: str, workers: dict, counts: dict) -> dict[str, dict]:
-    """Contestant -> what `summary` keeps of one part of one layer."""
+    """Implementation -> what `summary` keeps of one part of one layer."""
     first = {name: worker.call("run_layer", part=part) for name, worker in workers.items()}
     for name in workers:
         difference = relative_difference(first[name]["sample"], first["pytorch"]["sample"])

@@ -1,13 +1,13 @@
-"""A contestant in a process of its own: MindSpore and PyTorch share no environment.
+"""Runs an implementation in its own process: MindSpore and PyTorch share no environment.
 
-    python -m benchmarks.worker benchmarks.pytorch_contestant
+    python -m benchmarks.worker benchmarks.pytorch_implementation
 
-A child imports the module, makes its `Contestant` and calls its methods. Parent and child talk in
-JSON lines: [method, arguments] there, {"result": ...} or {"error": ...} back, with the time that
-the child computed so far. Between two calls the child is stopped (SIGSTOP): a thread pool that
-spins for work would take the others' cores.
+A child imports the module, creates its `Implementation` and calls its methods. Parent and child
+exchange JSON lines: [method, arguments] to the child, {"result": ...} or {"error": ...} back, with
+the CPU time of the child so far. Between two calls the child is stopped (SIGSTOP): a thread pool
+that spins for work would take the others' cores.
 
-Every contestant has the methods of `CALLS`, which return {"seconds": ...} and a training step's
+Every implementation has the methods of `CALLS`, which return {"seconds": ...} and a training step's
 "loss", besides `load`, `describe`, `write_probability`, `peak_memory`, `load_layer`, `run_layer`.
 """
 
@@ -27,7 +27,7 @@ from src.utils.errors import DataError, UsageError
 
 ROOT = Path(__file__).resolve().parents[1]
 PR_SET_PDEATHSIG = 1  # prctl(2)
-# Phase -> a contestant's method, its arguments where results are compared, and where it is timed.
+# Phase -> method of an implementation, arguments when results are compared, when they are timed.
 CALLS = {
     "inference": ("infer", {}, {}),
     "train_step": ("train_step", {"drop": False}, {"drop": True}),
@@ -38,15 +38,15 @@ ONEDNN_LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
 
 
 class Worker:
-    """A running contestant; a context manager that ends the process.
+    """A running implementation; a context manager that ends the process.
 
     Args:
         name: for messages.
         python: the interpreter of its environment.
-        module: has the class `Contestant`.
+        module: has the class `Implementation`.
         threads: cores it may use, as OMP_NUM_THREADS and as affinity.
         keep_onednn_limits: whether it sees ONEDNN_MAX_CPU_ISA of this environment.
-        arguments: for `Contestant`, all of them JSON.
+        arguments: for `Implementation`, all of them JSON.
 
     Attributes:
         cpu_s: core seconds that the process took until the end of the last call.
@@ -97,7 +97,7 @@ class Worker:
         self.close()
 
     def call(self, method: str, **arguments):
-        """What the contestant's method returns.
+        """What the implementation's method returns.
 
         Raises:
             DataError: the method failed, or the process died.
@@ -137,15 +137,15 @@ def serve(module: str) -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # a stopped child would stay for ever
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print is no reply
-    contestant = None
+    implementation = None
     for line in sys.stdin:
         method, arguments = json.loads(line)
         try:
             if method == "__init__":
-                contestant = importlib.import_module(module).Contestant(**arguments)
+                implementation = importlib.import_module(module).Implementation(**arguments)
                 result = None
             else:
-                result = getattr(contestant, method)(**arguments)
+                result = getattr(implementation, method)(**arguments)
             answer = {"result": result}
         except ModuleNotFoundError as error:
             answer = {
@@ -154,7 +154,7 @@ def serve(module: str) -> None:
             }
         except (DataError, UsageError) as error:
             answer = {"error": str(error)}
-        except Exception as error:  # the parent says it in one line, with its contestant's name
+        except Exception as error:  # the parent says it in one line, with its implementation's name
             traceback.print_exc()
             answer = {
                 "error": f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"

@@ -39,7 +39,7 @@ def exit_code(status):
     return status if status >= 0 else 128 - status
 
 
-def how(name, status):
+def describe_exit(name, status):
     """In words how a process ended; status None: nobody knows."""
     if status is None:
         return f"{name} is gone without a word"
@@ -163,14 +163,14 @@ def tell_end(args, stops, ended, status):
         rank, status = failed[0]
         log = log_of(args, rank).resolve()
         lines = log.read_text(errors="replace").splitlines()[-400:]
-        message = how(f"rank {rank}", status)
+        message = describe_exit(f"rank {rank}", status)
         if args.hosts > 1 and LOST.search("\n".join(lines)):
             message += (
                 " as ranks on another host are gone: see the logs there, or is the network cut?"
             )
         message = "\n".join([f"{message}; the end of {log}:", *lines[-LINES_SHOWN:]])
     else:
-        message = how(Path(args.command[0]).name, status) + " before its ranks have"
+        message = describe_exit(Path(args.command[0]).name, status) + " before its ranks have"
     print(f"error: {message}")
     print("RESUME=1 before the same command goes on with a training that had begun")
     return exit_code(status or 1)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks import augmentation, distributed, scaling, vs_pytorch
-from benchmarks.augmentation_contestant import Contestant
+from benchmarks.augmentation_implementation import Implementation
 from benchmarks.layers import layer_arrays, relative_difference, sample, vnet_layers
 from benchmarks.machine import busy_core_seconds, describe_machine
 from benchmarks.report import alternate, ratio, report_text, summary, table
@@ -21,7 +21,7 @@ from src.vnet import create_vnet
 SIZE = (32, 32, 16)
 
 
-def contestant(first, times, **more):
+def implementation(first, times, **more):
     process = {"threads": 2, "ONEDNN_MAX_CPU_ISA": "not set", "mindspore": "2.10.0"}
     of = {"load_s": 1.0, "parameters": 45_597_898, "process": process, "peak_bytes": 2_500_000_000}
     return {**of, **summary(first, times), **more}
@@ -32,12 +32,12 @@ def measured():
     """What a run would have measured: PyTorch takes 6 and 7 times as long, by the medians."""
     phases = {
         "inference": {
-            "ours": contestant(4.5, [2.0, 9.0, 1.0, 2.5, 2.0]),
-            "pytorch": contestant(13.0, [12.0, 12.5, 30.0, 11.0, 12.0], peak_bytes=10**9),
+            "ours": implementation(4.5, [2.0, 9.0, 1.0, 2.5, 2.0]),
+            "pytorch": implementation(13.0, [12.0, 12.5, 30.0, 11.0, 12.0], peak_bytes=10**9),
         },
         "train_step": {
-            "ours": contestant(15.0, [6.5, 7.0, 7.5], losses=[0.75, 0.5]),
-            "pytorch": contestant(50.0, [49.0, 50.0, 48.0], losses=[0.75, 0.5]),
+            "ours": implementation(15.0, [6.5, 7.0, 7.5], losses=[0.75, 0.5]),
+            "pytorch": implementation(50.0, [49.0, 50.0, 48.0], losses=[0.75, 0.5]),
         },
     }
     layer, first = vnet_layers(SIZE)[3], vnet_layers(SIZE)[0]
@@ -95,7 +95,7 @@ def test_ratio_is_theirs_over_ours():
     assert ratio(of) == 3.5
 
 
-def test_contestants_take_turns_and_a_slow_one_leaves_early():
+def test_implementations_take_turns_and_a_slow_one_leaves_early():
     order = []
 
     def call(name):
@@ -116,7 +116,7 @@ def test_table_is_aligned():
 
 
 @pytest.mark.parametrize("difference", [2e-3, float("nan")])
-def test_contestants_that_differ_are_not_timed(difference):
+def test_implementations_that_differ_are_not_timed(difference):
     with pytest.raises(DataError, match="this project: losses differ from PyTorch's by"):
         vs_pytorch.compare_losses({"ours": [0.5 + difference], "pytorch": [0.5]})
     assert vs_pytorch.compare_losses({"ours": [0.5], "pytorch": [0.5]})
@@ -175,12 +175,12 @@ def test_scaling_table_goes_on_after_a_failure():
 
 @pytest.fixture
 def start_worker(tmp_path, monkeypatch):
-    """Function source of a module with `Contestant` -> its worker."""
+    """Function source of a module with `Implementation` -> its worker."""
 
     def start(source):
-        (tmp_path / "made_contestant.py").write_text(source)
+        (tmp_path / "made_implementation.py").write_text(source)
         monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-        return Worker("the made one", sys.executable, "made_contestant", 1)
+        return Worker("the made one", sys.executable, "made_implementation", 1)
 
     return start
 
@@ -189,7 +189,7 @@ WORKING = """
 import os, signal, threading
 def spin():
     while True: pass
-class Contestant:
+class Implementation:
     def __init__(self): print("what a library says")
     def add(self, a, b): return a + b
     def fail(self): raise ValueError("no such layer\\nat all")
@@ -226,7 +226,7 @@ def test_worker_without_its_packages_says_which(start_worker):
 
 def test_worker_needs_a_python(tmp_path):
     with pytest.raises(DataError, match="absent/python is no Python that can be run"):
-        Worker("the made one", str(tmp_path / "absent/python"), "made_contestant", 1)
+        Worker("the made one", str(tmp_path / "absent/python"), "made_implementation", 1)
 
 
 @pytest.mark.parametrize(
@@ -302,9 +302,9 @@ def test_augmentation_that_is_timed_has_all_transforms(cases_folder, monkeypatch
     drawn = []
     apply = augment.apply
     monkeypatch.setattr(augment, "apply", lambda *args: drawn.append(args[0]) or apply(*args))
-    contestant = Contestant("ours")
-    contestant.load(str(cases_folder))
-    samples = [contestant.sample(number) for number in range(2)]
+    implementation = Implementation("ours")
+    implementation.load(str(cases_folder))
+    samples = [implementation.sample(number) for number in range(2)]
     assert [list(of) for of in drawn] == [list(augment.TRANSFORMS)] * 2
     assert drawn[0]["gamma"] != drawn[1]["gamma"]
     for sample_ in samples:

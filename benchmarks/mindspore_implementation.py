@@ -1,4 +1,4 @@
-"""This project, or stock MindSpore, as a contestant; `benchmarks.worker` calls it."""
+"""This project's network, or stock MindSpore's, for `benchmarks.worker`."""
 
 import time
 from pathlib import Path
@@ -29,7 +29,7 @@ STEPS = 1000  # more than any benchmark trains
 
 
 class Gradient(nn.Cell):
-    """The gradient of one convolution by its input or its weight; nothing needs the forward then.
+    """The gradient of one convolution with respect to its input or its weight, without forward.
 
     `construct(x, dy)` takes input and gradient of the output.
     """
@@ -47,7 +47,7 @@ class Gradient(nn.Cell):
         return self.gradient(self.cell)(x, dy)
 
 
-class Contestant:
+class Implementation:
     """The full-width network of variant `monai`.
 
     Args:

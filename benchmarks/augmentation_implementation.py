@@ -1,8 +1,9 @@
-"""This project's augmentation, MONAI's or TorchIO's as a contestant; `benchmarks.worker` calls it.
+"""The augmentation of this project, of MONAI or of TorchIO, for `benchmarks.worker`.
 
 The chains are as equal as the libraries allow: flip, affine and elastic deformation in as few
-resamplings as each has, another histogram, gamma, bias field, low resolution, blur and noise, all
-with probability 1. Masks of the others are resampled by nearest neighbours, which costs less.
+resamplings as each library has, histogram matching, gamma, bias field, low resolution, blur and
+noise, all with probability 1. The other libraries resample masks by nearest neighbours, which costs
+less.
 """
 
 import time
@@ -13,7 +14,7 @@ import numpy as np
 TURN_DEGREES, SHIFT_MM, SCALE = 10, 8, (0.7, 1.4)  # as in src/augment.py
 
 
-class Contestant:
+class Implementation:
     """One library on one core.
 
     Args:

@@ -1,4 +1,4 @@
-"""PyTorch and MONAI's VNet as a contestant; `benchmarks.worker` calls it."""
+"""MONAI's VNet in PyTorch, for `benchmarks.worker`."""
 
 import time
 from pathlib import Path
@@ -29,7 +29,7 @@ def dice_loss(p: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
     return (1 - overlap / ((p * p).sum(1) + (g * g).sum(1) + EPSILON)).mean()
 
 
-class Contestant:
+class Implementation:
     """MONAI's VNet(out_channels=2) on all cores of this process."""
 
     def __init__(self) -> None:
