@@ -1,134 +1,158 @@
-"""The configuration: the zoo's keys and defaults, ours, and how a run keeps and returns them."""
+"""The configuration: a table of its keys, `vnet_cfg` with the defaults, overrides and files.
 
-import difflib
+`python -m src.config` prints the table as docs/configuration.md has it.
+"""
+
 import json
 import logging
 import math
-import re
 from pathlib import Path
+from typing import Any, NamedTuple, get_args
 
+import yaml
 from easydict import EasyDict
 
-from .images.orientation import PLANES
-from .loss import LOSSES
-from .utils.errors import DataError, UsageError
+from .utils.errors import DataError, UsageError, nearest, reason_of
 from .utils.files import write_files
-from .vnet import SIDE_MULTIPLE, VARIANTS
+from .utils.rules import (
+    ANYTHING,
+    Rule,
+    above,
+    at_least,
+    at_least_and_below,
+    between,
+    distinct_labels,
+    file_name_part,
+    multiples_of,
+    one_of,
+    positive_sizes,
+)
 
 log = logging.getLogger(__name__)
 
-vnet_cfg = EasyDict(
-    {
-        # The model zoo's.
-        "task": "promise12",
-        "fold": 0,  # which of create_csv.py's --folds files a split folder means
-        "dirResult": "results/infer",  # runs are made here
-        "dirPredictionImage": "results/prediction",  # masks and metrics are written here
-        "normDir": False,  # align the network grid with the patient axes
-        # Network grid, whose axes x, y, z run to the patient's left, back, head: voxel size in mm,
-        # and voxels.
-        "dstRes": [1.0, 1.0, 1.5],
-        "VolSize": [128, 128, 64],
-        "batch_size": 4,
-        "epochs": 500,
-        "lr": 0.001,  # on a GPU 0.0005, unless set
-        "weight_decay": 1e-4,  # L2, not on batch norm and biases
-        "momentum": 0.99,  # of optimizer 'momentum'
-        "warmup_step": 120,
-        "warmup_ratio": 0.3,
-        # Ours: image.
-        "intensity": "rescale",  # darkest to brightest; or equalize: no coil's field, by histogram
-        "channel": -1,  # which volume of a 4-D file is the image, from 0; -1: files are 3-D
-        "labels": [],  # mask values that are the prostate; none: masks hold 0 and 1
-        # Plane of acquisition of the training's stacks; another's are listed. auto: of most cases.
-        "plane": "auto",
-        # Ours: network.
-        "variant": "zoo",
-        "width": 16,  # channels of the first stage
-        "dropout": 0.5,  # share of the channels dropped in training, where the variant drops any
-        "fast_conv3d": "auto",  # on CPU: auto: where it can be built; on: or fail; off: never
-        # Ours: training.
-        "accumulate_steps": 1,  # batches whose mean gradient makes one step of the optimizer
-        "sync_batch_norm": False,  # statistics over all devices' batches; on Ascend only
-        "seed": 1,  # rules weights, order, augmentation and dropout
-        "optimizer": "adam",
-        "loss": "dice",  # or dice_ce: plus cross-entropy
-        "ema_decay": 0.0,  # moving average of the weights, a step an epoch; 0: off
-        "precision": "auto",  # auto: mixed on Ascend and GPU, float32 on CPU
-        "loss_scale": 256.0,  # start of the dynamic loss scale in mixed precision
-        "dataset_sink": "auto",  # auto: on for Ascend and GPU, off on CPU
-        "num_workers": 0,  # threads that read and augment cases; 0: one per core, at most 8
-        "val_interval": 10,  # epochs between validations
-        "save_interval": 1,  # epochs between checkpoints
-        "early_stop": 0,  # validations without a better Dice after which training ends; 0: never
-        "keep_checkpoint_max": 10,  # numbered checkpoints that are kept
-        "cache_dir": "auto",  # preprocessed cases; auto: the user's cache folder; off: none
-        # Ours: probability of each transform of a training sample (src/augment.py).
-        "augment_flip": 0.0,  # left and right
-        "augment_rotate": 0.0,
-        "augment_scale": 0.0,
-        "augment_shift": 0.0,
-        "augment_deform": 0.0,  # the paper's B-splines
-        "augment_histogram": 0.0,  # the paper's matching to another training case
-        "augment_gamma": 0.0,
-        "augment_bias": 0.0,  # a smooth field, as of a coil
-        "augment_low_resolution": 0.0,
-        "augment_blur": 0.0,
-        "augment_noise": 0.0,
-        # Ours: prediction.
-        "threshold": 0.5,  # foreground is where the probability is above it
-        "flip_average": False,  # average the prediction over a left-right flip
-    }
-)
-CHOICES = {
-    "intensity": ("rescale", "equalize"),
-    "plane": ("auto", *PLANES),
-    "variant": tuple(VARIANTS),
-    "optimizer": ("adam", "momentum"),
-    "loss": tuple(LOSSES),
-    "precision": ("auto", "float32", "mixed"),
-    "dataset_sink": ("auto", "off"),
-    "fast_conv3d": ("auto", "on", "off"),
-}
-AUGMENT_KEYS = tuple(key for key in vnet_cfg if key.startswith("augment_"))
-# Key -> (what holds, in words). Checked whenever a configuration is made.
-RULES = {
-    "dstRes": (lambda v: len(v) == 3 and all(r > 0 for r in v), "three positive sizes in mm"),
-    "VolSize": (
-        lambda v: len(v) == 3 and all(s > 0 and s % SIDE_MULTIPLE == 0 for s in v),
-        f"three multiples of {SIDE_MULTIPLE}, since V-Net halves each side four times",
-    ),
-    "channel": (lambda v: v >= -1, "at least -1"),
-    "labels": (
-        lambda v: len(set(v)) == len(v) and all(label > 0 for label in v),
-        "different whole numbers above 0",
-    ),
-    "dropout": (lambda v: 0 <= v < 1, "at least 0 and below 1"),
-    "momentum": (lambda v: 0 <= v < 1, "at least 0 and below 1"),
-    "ema_decay": (lambda v: 0 <= v < 1, "at least 0 and below 1"),
-    "task": (lambda v: re.fullmatch(r"[\w -]+", v) is not None, "letters, digits, space, _ and -"),
-    "threshold": (lambda v: 0 <= v < 1, "at least 0 and below 1"),
-    **dict.fromkeys(("warmup_ratio", *AUGMENT_KEYS), (lambda v: 0 <= v <= 1, "between 0 and 1")),
-    **dict.fromkeys(
-        (
-            "batch_size",
-            "accumulate_steps",
-            "epochs",
-            "width",
-            "val_interval",
-            "save_interval",
-            "keep_checkpoint_max",
-        ),
-        (lambda v: v >= 1, "at least 1"),
-    ),
-    **dict.fromkeys(
-        ("fold", "weight_decay", "warmup_step", "seed", "num_workers", "early_stop"),
-        (lambda v: v >= 0, "at least 0"),
-    ),
-    **dict.fromkeys(("lr", "loss_scale"), (lambda v: v > 0, "above 0")),
-}
-# Settings that serve together; docs/accuracy.md says how they were found.
-PRESETS = {
+
+class Key(NamedTuple):
+    """One key of the configuration.
+
+    Attributes:
+        name: of the key; those of the model zoo are spelled as there.
+        default: used where nothing else is said.
+        kind: type of the values.
+        rule: what the values must meet beyond their type.
+        group: heading under which the documentation lists the key.
+        help: what the key does, in one line.
+    """
+
+    name: str
+    default: Any
+    kind: Any
+    rule: Rule
+    group: str
+    help: str
+
+
+FILES, GRID, NETWORK = "Files", "Network grid and images", "Network"
+TRAINING, AUGMENTATION, PREDICTION = "Training", "Augmentation", "Prediction"
+GROUPS = (FILES, GRID, NETWORK, TRAINING, AUGMENTATION, PREDICTION)
+AUTO_OR_OFF = one_of("auto", "off")
+SHARE, PROBABILITY = at_least_and_below(0, 1), between(0, 1)
+ZOO_LR, ZOO_LR_ON_GPU = 0.001, 0.0005
+
+TABLE = (
+    # The model zoo's keys.
+    Key("task", "promise12", str, file_name_part(), FILES, "part of the run's name"),
+    Key("fold", 0, int, at_least(0), FILES, "which fold a folder of splits means"),
+    Key("dirResult", "results/infer", str, ANYTHING, FILES, "folder where runs are made"),
+    Key("dirPredictionImage", "results/prediction", str, ANYTHING, FILES,
+        "folder of masks, metrics and reports"),
+    Key("normDir", False, bool, ANYTHING, GRID,
+        "true: the grid follows the patient's axes; false: the image's"),
+    Key("dstRes", [1.0, 1.0, 1.5], list[float], positive_sizes(3, "mm"), GRID,
+        "voxel size of the network grid in mm: x, y, z"),
+    Key("VolSize", [128, 128, 64], list[int], multiples_of(16, count=3), GRID,
+        "voxels of the network grid: x, y, z; V-Net halves each side four times"),
+    Key("batch_size", 4, int, at_least(1), TRAINING, "cases per step and device"),
+    Key("epochs", 500, int, at_least(1), TRAINING, "epochs of the whole training"),
+    Key("lr", ZOO_LR, float, above(0), TRAINING,
+        f"highest learning rate; on a GPU {ZOO_LR_ON_GPU} unless set"),
+    Key("weight_decay", 1e-4, float, at_least(0), TRAINING, "L2, on convolution weights only"),
+    Key("momentum", 0.99, float, SHARE, TRAINING, "of optimizer=momentum"),
+    Key("warmup_step", 120, int, at_least(0), TRAINING,
+        "steps of linear warm-up, at most half of the training; a cosine follows"),
+    Key("warmup_ratio", 0.3, float, PROBABILITY, TRAINING,
+        "learning rate at the start of the warm-up, as a share of lr"),
+    # Ours.
+    Key("intensity", "rescale", str, one_of("rescale", "equalize"), GRID,
+        "rescale: darkest voxel to 0, brightest to 1; equalize: without the coil's field, "
+        "histogram equalized"),
+    Key("channel", -1, int, at_least(-1), GRID,
+        "which volume of a 4-D file is the T2 image, from 0; -1: files are 3-D"),
+    Key("labels", [], list[int], distinct_labels(), GRID,
+        "mask values that together are the prostate, such as 1,2; none: masks hold 0 and 1"),
+    Key("plane", "auto", str, one_of("auto", "sagittal", "coronal", "axial"), GRID,
+        "plane of acquisition of the training cases; images of another are listed; auto: that of "
+        "most cases, kept in the run"),
+    Key("variant", "zoo", str, one_of("zoo", "monai", "paper", "instance"), NETWORK,
+        "which V-Net"),
+    Key("width", 16, int, at_least(1), NETWORK, "channels of the first stage"),
+    Key("dropout", 0.5, float, SHARE, NETWORK,
+        "share of the channels dropped in training, in the variants with dropout"),
+    Key("fast_conv3d", "auto", str, one_of("auto", "on", "off"), NETWORK,
+        "fast convolution on CPU; auto: where it can be built; on: or fail; off: never"),
+    Key("accumulate_steps", 1, int, at_least(1), TRAINING,
+        "batches whose mean gradient makes one step"),
+    Key("sync_batch_norm", False, bool, ANYTHING, TRAINING,
+        "batch norm over all devices' batches; Ascend only"),
+    Key("seed", 1, int, at_least(0), TRAINING,
+        "decides weights, order, augmentation and dropout"),
+    Key("optimizer", "adam", str, one_of("adam", "momentum"), TRAINING, "which optimizer"),
+    Key("loss", "dice", str, one_of("dice", "dice_ce"), TRAINING, "dice_ce: plus cross-entropy"),
+    Key("ema_decay", 0.0, float, SHARE, TRAINING,
+        "moving average of the weights, updated once per epoch; 0: off"),
+    Key("precision", "auto", str, one_of("auto", "float32", "mixed"), TRAINING,
+        "auto: mixed on Ascend and GPU, float32 on CPU"),
+    Key("loss_scale", 256.0, float, above(0), TRAINING,
+        "start of the dynamic loss scale in mixed precision"),
+    Key("dataset_sink", "auto", str, AUTO_OR_OFF, TRAINING,
+        "auto: whole epochs go to an Ascend or GPU at once; CPU has no sink"),
+    Key("num_workers", 0, int, at_least(0), TRAINING,
+        "threads that read and augment cases, never more than cores; 0: one per core, at most 8"),
+    Key("val_interval", 10, int, at_least(1), TRAINING,
+        "epochs between validations; there is one after the last epoch too"),
+    Key("save_interval", 1, int, at_least(1), TRAINING, "epochs between checkpoints"),
+    Key("early_stop", 0, int, at_least(0), TRAINING,
+        "validations without a better Dice until training ends; 0: never"),
+    Key("keep_checkpoint_max", 10, int, at_least(1), TRAINING, "numbered checkpoints kept"),
+    Key("cache_dir", "auto", str, ANYTHING, FILES,
+        "folder of preprocessed cases; auto: the user's cache folder; off: none"),
+    # Probability of each transform of a training sample, see src/augment.py.
+    Key("augment_flip", 0.0, float, PROBABILITY, AUGMENTATION, "flip left and right"),
+    Key("augment_rotate", 0.0, float, PROBABILITY, AUGMENTATION, "rotate"),
+    Key("augment_scale", 0.0, float, PROBABILITY, AUGMENTATION, "scale"),
+    Key("augment_shift", 0.0, float, PROBABILITY, AUGMENTATION, "shift"),
+    Key("augment_deform", 0.0, float, PROBABILITY, AUGMENTATION,
+        "deform by B-splines, as the paper does"),
+    Key("augment_histogram", 0.0, float, PROBABILITY, AUGMENTATION,
+        "match the histogram of another training case, as the paper does"),
+    Key("augment_gamma", 0.0, float, PROBABILITY, AUGMENTATION, "change the gamma"),
+    Key("augment_bias", 0.0, float, PROBABILITY, AUGMENTATION,
+        "multiply by a smooth field, as of a coil"),
+    Key("augment_low_resolution", 0.0, float, PROBABILITY, AUGMENTATION, "lower the resolution"),
+    Key("augment_blur", 0.0, float, PROBABILITY, AUGMENTATION, "blur"),
+    Key("augment_noise", 0.0, float, PROBABILITY, AUGMENTATION, "add noise"),
+    Key("threshold", 0.5, float, SHARE, PREDICTION,
+        "foreground is where the probability is above it"),
+    Key("flip_average", False, bool, ANYTHING, PREDICTION,
+        "average every prediction over a left-right flip, also those of validation and of exported "
+        "models"),
+)  # fmt: skip
+KEYS = {key.name: key for key in TABLE}
+vnet_cfg = EasyDict({key.name: key.default for key in TABLE})
+CHOICES = {key.name: key.rule.choices for key in TABLE if key.rule.choices}
+AUGMENT_KEYS = tuple(key.name for key in TABLE if key.group == AUGMENTATION)
+
+# Settings that were tried together; docs/accuracy.md says how they were found.
+PRESETS: dict[str, dict[str, Any]] = {
     "accurate": {
         "variant": "instance",
         "width": 8,
@@ -156,75 +180,77 @@ PRESETS["compact"] = {
     "VolSize": [64, 64, 32],
     "dstRes": [1.75, 1.75, 3.25],
 }
-KINDS = {
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    list: "numbers with commas",
-}
+
 CONFIG_NAME = "config.json"
 FIXED_BY_WEIGHTS = ("variant", "width", "intensity")
-# What a resumed run must not change: its later steps would not be those of the run it continues.
+# A resumed run continues what these keys determined.
 FIXED_BY_RUN = (
     *FIXED_BY_WEIGHTS,
     *("VolSize", "dstRes", "normDir", "channel", "labels"),
     *("batch_size", "accumulate_steps", "sync_batch_norm"),
     *("seed", "dropout", "optimizer", "loss", "ema_decay", *AUGMENT_KEYS),
 )
-GPU_LEARNING_RATE = 0.0005
+
+# Values -----------------------------------------------------------------------------------------
+
+KIND_WORDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    list[int]: "a list of whole numbers",
+    list[float]: "a list of numbers",
+}
+BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 
 
-def _parsed(key, text, default):
-    """`text` as a value of the default's type."""
-    try:
-        if isinstance(default, bool):
-            return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
-        if isinstance(default, list):
-            parts = [part for part in text.strip("[]() ").split(",") if part or default]
-            return [_kind(default)(part) for part in parts]
-        return type(default)(text)
-    except (KeyError, ValueError):
-        raise UsageError(
-            f"--set {key}={text}: expected {KINDS[type(default)]}, such as {_as_text(default)}"
-        ) from None
+def _key(name: str) -> Key:
+    if name not in KEYS:
+        raise UsageError(f"unknown configuration key {name!r}{nearest(str(name), KEYS)}")
+    return KEYS[name]
 
 
-def _kind(default):
-    """The type of the numbers of a list; those of an empty one are whole."""
-    return type(default[0]) if default else int
+def _parse(key: Key, text: str) -> Any:
+    """The value of `key` that a text such as "64,64,32" stands for.
+
+    Raises:
+        ValueError: not of the key's type.
+    """
+    if key.kind is bool:
+        if text.lower() not in BOOLEANS:
+            raise ValueError
+        return BOOLEANS[text.lower()]
+    if items := get_args(key.kind):
+        parts = text.strip("[]() ")
+        return [items[0](part) for part in parts.split(",")] if parts else []
+    return key.kind(text)
 
 
-def _as_text(value):
-    """A value as `_parsed` reads it."""
+def _as_text(value: Any) -> str:
+    """A value as `_parse` reads it."""
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _is_like(value, default):
-    """Whether a value, such as one of a `config.json`, has the default's type."""
-    if isinstance(default, list):
-        return isinstance(value, list) and all(_is_like(part, _kind(default)()) for part in value)
-    if isinstance(default, float):
+def _has_kind(value: Any, kind: Any) -> bool:
+    """Whether a value, such as one of a JSON file, has a type of `KIND_WORDS`."""
+    if items := get_args(kind):
+        return isinstance(value, list) and all(_has_kind(part, items[0]) for part in value)
+    if kind is float:
         return type(value) in (int, float) and math.isfinite(value)
-    return type(value) is type(default)
+    return type(value) is kind
 
 
-def _checked(key, value):
-    if not _is_like(value, vnet_cfg[key]):
-        raise UsageError(f"{key} is {value!r}, expected something like {vnet_cfg[key]!r}")
-    if key in CHOICES and value not in CHOICES[key]:
-        raise UsageError(f"{key} is {value!r}, expected one of {', '.join(CHOICES[key])}")
-    holds, words = RULES.get(key, (lambda _: True, ""))
-    if not holds(value):
-        raise UsageError(f"{key} is {value}, expected {words}")
-    return value
+def _check(key: Key, value: Any) -> None:
+    """Raises a UsageError for a value of another type, or against the key's rule."""
+    if not _has_kind(value, key.kind):
+        raise UsageError(
+            f"{key.name} is {value!r}, expected {KIND_WORDS[key.kind]}, such as {key.default!r}"
+        )
+    if not key.rule.holds(value):
+        raise UsageError(f"{key.name} is {value!r}, expected {key.rule.words}")
 
 
-def _known(key):
-    if key not in vnet_cfg:
-        nearest = difflib.get_close_matches(key, vnet_cfg, n=1, cutoff=0.3)
-        hint = f"; did you mean {nearest[0]!r}?" if nearest else f"; known: {', '.join(vnet_cfg)}"
-        raise UsageError(f"unknown configuration key {key!r}{hint}")
-    return key
+# Overrides --------------------------------------------------------------------------------------
 
 
 def overridden(config: dict, overrides: list[str]) -> EasyDict:
@@ -232,24 +258,30 @@ def overridden(config: dict, overrides: list[str]) -> EasyDict:
 
     Args:
         config: with the keys of `vnet_cfg`.
-        overrides: such as ["VolSize=64,64,32", "lr=0.01"].
+        overrides: such as ["VolSize=64,64,32", "lr=0.01"]; the last of a key counts.
 
     Raises:
         UsageError: unknown key (the nearest is named), a value of the wrong type or out of range.
     """
     result = EasyDict(json.loads(json.dumps(config)))
     for item in overrides:
-        key, separator, text = item.partition("=")
+        name, separator, text = item.partition("=")
         if not separator:
             raise UsageError(f"--set {item}: expected key=value")
-        result[key] = _parsed(key, text, vnet_cfg[_known(key)])
-    for key, value in result.items():
-        _checked(key, value)
+        key = _key(name)
+        try:
+            result[name] = _parse(key, text)
+        except ValueError:
+            raise UsageError(
+                f"--set {item}: expected {KIND_WORDS[key.kind]}, such as {_as_text(key.default)}"
+            ) from None
+    for name, value in result.items():
+        _check(KEYS[name], value)
     return result
 
 
 def preset(name: str | None, resumes: bool = False) -> list[str]:
-    """The `--set` texts of one of `PRESETS`; none without a name, or for a run that goes on.
+    """The overrides of one of `PRESETS`; none without a name, or for a run that is resumed.
 
     Raises:
         UsageError: no such preset.
@@ -264,13 +296,88 @@ def preset(name: str | None, resumes: bool = False) -> list[str]:
     return [f"{key}={_as_text(value)}" for key, value in PRESETS[name].items()]
 
 
+def file_overrides(path: str | Path | None) -> list[str]:
+    """The overrides that a YAML or JSON file holds, such as a run's `config.json`.
+
+    Args:
+        path: of the file, JSON where it ends in .json; None for no overrides.
+
+    Raises:
+        DataError: the file cannot be read.
+        UsageError: not a mapping of keys to values, an unknown key, a value of the wrong type or
+            out of range; the message names the file, and of YAML the line.
+    """
+    if path is None:
+        return []
+    path = Path(path)
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"--config {path}: cannot be read ({reason_of(error)})") from None
+    return _json_overrides(path, text) if path.suffix == ".json" else _yaml_overrides(path, text)
+
+
+def _json_overrides(path: Path, text: str) -> list[str]:
+    try:
+        values = json.loads(text)
+        if not isinstance(values, dict):
+            raise UsageError("expected an object of keys and values")
+        for name, value in values.items():
+            _check(_key(name), value)
+    except (ValueError, UsageError) as error:
+        raise UsageError(f"--config {path}: {error}") from None
+    return [f"{name}={_as_text(value)}" for name, value in values.items()]
+
+
+def _yaml_overrides(path: Path, text: str) -> list[str]:
+    """Reads every scalar as `--set` reads it: YAML itself would make `off` false, `1e-4` a text."""
+    try:
+        root = yaml.compose(text, yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = f", line {mark.line + 1}" if mark else ""
+        raise UsageError(f"--config {path}{line}: {error.problem or error.context}") from None
+    except yaml.YAMLError as error:
+        raise UsageError(f"--config {path}: {reason_of(error)}") from None
+    if root is None:  # nothing but comments
+        return []
+    if not isinstance(root, yaml.MappingNode):
+        raise UsageError(f"--config {path}: expected lines such as `epochs: 100`")
+    overrides: dict[str, str] = {}
+    for name, value in root.value:
+        where = f"--config {path}, line {name.start_mark.line + 1}"
+        parts = value.value if isinstance(value, yaml.SequenceNode) else [value]
+        if not all(isinstance(part, yaml.ScalarNode) for part in (name, *parts)):
+            raise UsageError(f"{where}: expected a key with a value or a list, such as epochs: 100")
+        if name.value in overrides:
+            raise UsageError(f"{where}: {name.value} a second time")
+        overrides[name.value] = f"{name.value}={','.join(part.value for part in parts)}"
+        try:
+            overridden(vnet_cfg, [overrides[name.value]])
+        except UsageError as error:
+            raise UsageError(f"{where}: {str(error).removeprefix('--set ')}") from None
+    return list(overrides.values())
+
+
 def training_config(device_target: str, overrides: list[str]) -> EasyDict:
-    """`vnet_cfg` with `overrides`; on a GPU the zoo's lower rate, unless one was chosen."""
+    """`vnet_cfg` with `overrides`; on a GPU the zoo's lower learning rate, unless one was chosen.
+
+    Args:
+        device_target: "Ascend", "GPU" or "CPU".
+        overrides: see `overridden`.
+    """
     config = overridden(vnet_cfg, overrides)
-    chosen = vnet_cfg.lr != 0.001 or any(item.startswith("lr=") for item in overrides)
-    if device_target == "GPU" and not chosen:
-        config.lr = GPU_LEARNING_RATE
+    if device_target == "GPU" and not _user_chose_lr(overrides):
+        config.lr = ZOO_LR_ON_GPU
     return config
+
+
+def _user_chose_lr(overrides: list[str]) -> bool:
+    """Whether the learning rate comes from an override, or from a default edited in this file."""
+    return vnet_cfg.lr != ZOO_LR or any(item.startswith("lr=") for item in overrides)
+
+
+# Files ------------------------------------------------------------------------------------------
 
 
 def save_config(config: EasyDict, path: str | Path) -> None:
@@ -290,7 +397,7 @@ def load_config(path: str | Path) -> EasyDict:
     """
     try:
         saved = json.loads(Path(path).read_text())
-        unknown = [key for key in saved if key not in vnet_cfg]
+        unknown = [key for key in saved if key not in KEYS]
         if unknown:
             raise UsageError(f"unknown key {unknown[0]!r}, written by another version?")
         config = overridden({**vnet_cfg, **saved}, [])
@@ -361,6 +468,34 @@ def keeping(
     for key in keys:
         if config[key] != saved[key]:
             raise UsageError(
-                f"--set {key}={config[key]}: {path} has {key}={saved[key]}; leave it out"
+                f"{key}={config[key]}: {path} has {key}={saved[key]}, which cannot change; leave "
+                "the key out of --set and --config"
             )
     return config
+
+
+# Documentation ----------------------------------------------------------------------------------
+
+
+def default_text(key: Key) -> str:
+    """The default of a key as `--set` takes it."""
+    return _as_text(key.default)
+
+
+def group_keys(group: str) -> list[Key]:
+    """The keys of one of `GROUPS`."""
+    return [key for key in TABLE if key.group == group]
+
+
+def markdown_table(group: str) -> str:
+    """The keys of a group as a table for docs/configuration.md."""
+    rows = ["| key | default | values | meaning |", "|---|---|---|---|"]
+    for key in group_keys(group):
+        values = key.rule.words or KIND_WORDS[key.kind]
+        rows.append(f"| `{key.name}` | {default_text(key)} | {values} | {key.help} |")
+    return "\n".join(rows) + "\n"
+
+
+if __name__ == "__main__":
+    for heading in GROUPS:
+        print(f"## {heading}\n\n{markdown_table(heading)}")

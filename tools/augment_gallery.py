@@ -5,27 +5,27 @@ another case, other random parameters, another file:
     python tools/augment_gallery.py --seed 7 --out_path augmentation7.png
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from src.utils.command_line import run  # noqa: E402
+from src.utils.command_line import new_parser, run  # noqa: E402
 
 
 def main():
     """Parses the arguments and draws."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = new_parser(__doc__)
     parser.add_argument(
         "--out_path",
         type=Path,
         default=Path(__file__).parents[1] / "docs/augmentation.png",
-        help="the PNG to write (default: docs/augmentation.png beside this program)",
+        metavar="FILE",
+        help="PNG to write (default: docs/augmentation.png of this repository)",
     )
-    parser.add_argument("--seed", type=int, default=1, help="of case and parameters (default: 1)")
+    parser.add_argument(
+        "--seed", type=int, default=1, metavar="N", help="seed of case and parameters (default: 1)"
+    )
     args = parser.parse_args()
 
     from src.report.gallery import write_gallery

@@ -1,30 +1,35 @@
 """Makes synthetic T2-weighted prostate cases in PROMISE12's layout: OUT/img and OUT/gt.
 
-thirty cases to try everything on, without any patient's data:
+thirty cases to try everything on, without patients' data:
     python tools/create_phantom.py --out_path data/phantom --cases 30
 others of the same kind; the same seed gives the same cases:
     python tools/create_phantom.py --out_path data/phantom2 --cases 10 --seed 7
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from src.utils.command_line import run  # noqa: E402
+from src.utils.command_line import new_parser, run  # noqa: E402
 
 
 def main():
     """Parses the arguments and writes the cases."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = new_parser(__doc__)
+    parser.add_argument(
+        "--out_path",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="folder that gets img/ and gt/",
     )
     parser.add_argument(
-        "--out_path", type=Path, required=True, help="folder that gets img/ and gt/"
+        "--cases", type=int, default=30, metavar="N", help="number of cases (default: 30)"
     )
-    parser.add_argument("--cases", type=int, default=30, help="how many (default: 30)")
-    parser.add_argument("--seed", type=int, default=1, help="of the whole set (default: 1)")
+    parser.add_argument(
+        "--seed", type=int, default=1, metavar="N", help="seed of the whole set (default: 1)"
+    )
     args = parser.parse_args()
 
     from src.promise12.phantom import write_phantom

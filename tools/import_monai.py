@@ -6,20 +6,22 @@ The state dict is a .pt or .pth file (needs PyTorch), .safetensors or .npz. conf
 'monai' is written beside the checkpoint, so that eval.py and predict.py take it as it is.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from src.utils.command_line import run  # noqa: E402
+from src.utils.command_line import new_parser, run  # noqa: E402
 
 
 def main():
     """Parses the two paths and imports."""
-    parser = argparse.ArgumentParser(description="Import the weights of MONAI's VNet")
+    parser = new_parser(__doc__)
     parser.add_argument(
-        "--state_dict", required=True, metavar="FILE", help=".pt, .pth, .safetensors or .npz"
+        "--state_dict",
+        required=True,
+        metavar="FILE",
+        help="weights: .pt, .pth, .safetensors or .npz",
     )
     parser.add_argument(
         "--ckpt_file", required=True, metavar="OUT.ckpt", help="checkpoint to write, a new file"

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
-from ..utils.command_line import nearest, new_parser, run
-from ..utils.errors import UsageError
+from ..utils.command_line import new_parser, run
+from ..utils.errors import UsageError, nearest
 
 COMMANDS = {
     "prepare": "bring PROMISE12 or your own volumes into img/ and gt/, and check them",

@@ -22,9 +22,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..utils.command_line import DEVICES
 from ..utils.files import write_files
 from . import run_script
+from .arguments import DEVICES
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden"

@@ -4,17 +4,22 @@ r"""Evaluates the output of the C++ program (ascend310_infer/), as eval.py evalu
         --split_file_path split/val.csv --mindir_path vnet.mindir
 
 Masks, metrics.csv, metrics.json, overlays.png and report.html go to results/prediction
-(dirPredictionImage).
+(key dirPredictionImage).
 """
 
 from argparse import ArgumentParser, Namespace
 
-from ..utils.command_line import add_model_arguments
+from .arguments import add_model_arguments, overrides_of
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Adds the arguments of the command."""
-    parser.add_argument("--result_path", required=True, help="folder with its NAME_0.bin files")
+    parser.add_argument(
+        "--result_path",
+        required=True,
+        metavar="FOLDER",
+        help="folder with the program's NAME_0.bin files",
+    )
     add_model_arguments(parser)
 
 
@@ -24,6 +29,6 @@ def execute(args: Namespace) -> None:
     from ..export.infer_310 import evaluate_outputs
     from ..promise12.splits import split_cases
 
-    config = config_of_model(args.mindir_path, args.overrides)
+    config = config_of_model(args.mindir_path, overrides_of(args))
     cases = split_cases(args.data_path, args.split_file_path, "val", config.fold)
     evaluate_outputs(cases, config, args.result_path, {"model": args.mindir_path})

@@ -1,7 +1,7 @@
 r"""Segments images without reference masks.
 
-    python predict.py --device_target CPU --ckpt_path RUN/ckpt/best.ckpt --input scan.nii.gz \
-        --output_path masks [--save_probability] [--skip_existing] [--set flip_average=true]
+    python predict.py --ckpt_path RUN --input scan.nii.gz --output_path masks \
+        [--save_probability] [--skip_existing] [--set flip_average=true]
 
 --input takes image files, folders of images, and DICOM: a file, a folder tree or a .zip of a study,
 of which --series chooses the series. Each mask has the geometry and format of its image;
@@ -11,16 +11,33 @@ them. An image that cannot be segmented does not keep the others from it.
 
 from argparse import ArgumentParser, Namespace
 
-from ..utils.command_line import add_channel_argument, add_device_arguments, add_set_argument
+from .arguments import (
+    add_checkpoint_argument,
+    add_config_arguments,
+    add_device_arguments,
+    overrides_of,
+)
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Adds the arguments of the command."""
     add_device_arguments(parser, "--dev_id")
-    parser.add_argument("--ckpt_path", required=True, help="checkpoint to predict with")
-    parser.add_argument("--input", nargs="+", required=True, metavar="PATH")
-    parser.add_argument("--output_path", help="default: dirPredictionImage of the configuration")
-    parser.add_argument("--save_probability", action="store_true")
+    add_checkpoint_argument(parser, "--ckpt_path", "predict with")
+    parser.add_argument(
+        "--input",
+        nargs="+",
+        required=True,
+        metavar="PATH",
+        help="images, folders of images, DICOM files, folders or .zip files",
+    )
+    parser.add_argument(
+        "--output_path", metavar="FOLDER", help="folder of the masks (default: dirPredictionImage)"
+    )
+    parser.add_argument(
+        "--save_probability",
+        action="store_true",
+        help="write the foreground probability of each image too",
+    )
     parser.add_argument(
         "--series",
         default="",
@@ -32,24 +49,24 @@ def add_arguments(parser: ArgumentParser) -> None:
         action="store_true",
         help="keep earlier masks of the same images, checkpoint and settings",
     )
-    add_channel_argument(parser)
-    add_set_argument(parser)
+    add_config_arguments(parser, "channel")
 
 
 def execute(args: Namespace) -> None:
     """Segments the images."""
     from ..checkpoint import find_checkpoint
     from ..config import config_of_checkpoint
-    from ..devices.device import start_device
+    from ..devices.device import choose_device, start_device
     from ..evaluation import load_network
     from ..prediction import find_images, predict
 
     checkpoint = find_checkpoint(args.ckpt_path)
-    config = config_of_checkpoint(checkpoint, args.overrides)
+    config = config_of_checkpoint(checkpoint, overrides_of(args))
     config.dirPredictionImage = args.output_path or config.dirPredictionImage
     images = find_images(args.input)
-    start_device(args.device_target, args.dev_id)
-    network = load_network(checkpoint, config, args.device_target)
+    target = choose_device(args.device_target)
+    start_device(target, args.dev_id)
+    network = load_network(checkpoint, config, target)
     predict(
         network,
         images,

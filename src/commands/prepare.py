@@ -1,17 +1,17 @@
-r"""Brings PROMISE12, or volumes of your own, into img/ and gt/, and checks them.
+r"""Brings PROMISE12, or your own volumes, into img/ and gt/, and checks them.
 
-the challenge's data from Zenodo (324 MB for training_data.zip), laid out and checked:
+download the challenge's data from Zenodo (324 MB for training_data.zip), lay it out and check it:
     python prepare_data.py --download --out_path data
-zip files or folders that are here already:
+zip files or folders on this machine:
     python prepare_data.py --source training_data.zip test_data.zip --out_path data
     python prepare_data.py --source my_volumes --out_path data
-data sets in nnU-Net's, the Decathlon's or PI-CAI's layout, one folder per patient, DICOM:
+data sets in the layout of nnU-Net, the Decathlon or PI-CAI, with a folder per patient, or DICOM:
     python prepare_data.py --source Task05_Prostate --labels 1,2 --out_path data
     python prepare_data.py --source scans --image_pattern '{case}/t2*.nii.gz' \
         --mask_pattern 'masks/{case}_gland.nii.gz' --out_path data
-only check what is laid out:
+only check a folder with img/ and gt/:
     python prepare_data.py --check data/TrainData
-the reverse, a raw data set of nnU-Net:
+export to a raw data set of nnU-Net:
     python prepare_data.py --export_nnunet nnUNet_raw/Dataset500_Prostate --data_path data
 """
 
@@ -22,7 +22,7 @@ from ..utils.errors import UsageError
 
 
 def label_values(text: str) -> tuple[int, ...]:
-    """`1,2` -> (1, 2)."""
+    """The labels of a text: `1,2` -> (1, 2)."""
     labels = tuple(int(value) for value in text.split(","))
     if min(labels) < 1:
         raise ValueError
@@ -32,21 +32,26 @@ def label_values(text: str) -> tuple[int, ...]:
 def add_arguments(parser: ArgumentParser) -> None:
     """Adds the arguments of the command."""
     task = parser.add_mutually_exclusive_group(required=True)
-    task.add_argument("--download", action="store_true", help="fetch Zenodo record 8026660")
-    task.add_argument("--source", type=Path, nargs="+", metavar="PATH", help="zip files, folders")
+    task.add_argument("--download", action="store_true", help="download Zenodo record 8026660")
+    task.add_argument(
+        "--source", type=Path, nargs="+", metavar="PATH", help="zip files or folders of the data"
+    )
     task.add_argument("--check", type=Path, metavar="DATA_PATH", help="check only, write nothing")
     task.add_argument(
         "--export_nnunet",
         type=Path,
         metavar="DatasetNNN_NAME",
-        help="folder that --data_path is written to as nnU-Net's raw data set",
+        help="write --data_path to this folder as a raw data set of nnU-Net",
     )
     parser.add_argument(
         "--out_path",
         type=Path,
-        help="gets TrainData, TestData, LiveTestData, each with img/ and gt/",
+        metavar="FOLDER",
+        help="folder that gets TrainData, TestData, LiveTestData, each with img/ and gt/",
     )
-    parser.add_argument("--data_path", type=Path, help="what --export_nnunet writes")
+    parser.add_argument(
+        "--data_path", type=Path, metavar="FOLDER", help="data with img/ and gt/ to export"
+    )
     parser.add_argument(
         "--labels",
         type=label_values,
@@ -61,16 +66,21 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="which volume of 4-D files, or which channel of nnU-Net's, is the T2 image, from 0",
     )
     parser.add_argument(
-        "--series", default="", help="which DICOM series: number, UID, pattern on the description"
+        "--series",
+        default="",
+        metavar="SERIES",
+        help="DICOM series: number, UID or a pattern on its description (default: the axial T2)",
     )
     parser.add_argument(
         "--image_pattern",
         default="",
         metavar="PATTERN",
-        help="images below the source; {case} stands for the case's name, * for anything else in "
-        "one name, **/ for any folders",
+        help="paths of the images below the source; {case} stands for the case's name, * for any "
+        "part of a name, **/ for any folders",
     )
-    parser.add_argument("--mask_pattern", default="", metavar="PATTERN", help="masks, in this way")
+    parser.add_argument(
+        "--mask_pattern", default="", metavar="PATTERN", help="paths of the masks, in the same form"
+    )
 
 
 def execute(args: Namespace) -> None:

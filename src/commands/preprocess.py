@@ -7,7 +7,7 @@ Grid and intensities are those in the model's description, vnet.json.
 
 from argparse import ArgumentParser, Namespace
 
-from ..utils.command_line import add_model_arguments
+from .arguments import add_model_arguments, overrides_of
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -21,5 +21,5 @@ def execute(args: Namespace) -> None:
     from ..export.infer_310 import write_inputs
     from ..promise12.splits import split_cases
 
-    config = config_of_model(args.mindir_path, args.overrides)
+    config = config_of_model(args.mindir_path, overrides_of(args))
     write_inputs(split_cases(args.data_path, args.split_file_path, "val", config.fold), config)

@@ -1,21 +1,26 @@
 """Packs a checkpoint for others: float16 weights, configuration, checksums.
 
-    python release.py --ckpt_file RUN/ckpt/best.ckpt --out_path vnet_prostate
+    python tools/release.py --ckpt_file RUN --out_path vnet_prostate
 
-writes vnet.ckpt, config.json and SHA256SUMS into the folder. Who gets it checks it with
-`sha256sum -c SHA256SUMS` there and gives its vnet.ckpt to eval.py, predict.py and export.py.
+writes vnet.ckpt, config.json and SHA256SUMS into the folder. Its recipient checks it there with
+`sha256sum -c SHA256SUMS` and gives the folder to eval.py, predict.py and export.py.
 """
 
 from argparse import ArgumentParser, Namespace
 
-from ..utils.command_line import add_set_argument
+from .arguments import add_checkpoint_argument, add_config_arguments, overrides_of
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Adds the arguments of the command."""
-    parser.add_argument("--ckpt_file", required=True, help="checkpoint to pack")
-    parser.add_argument("--out_path", default="./release", help="folder to make")
-    add_set_argument(parser)
+    add_checkpoint_argument(parser, "--ckpt_file", "pack")
+    parser.add_argument(
+        "--out_path",
+        default="./release",
+        metavar="FOLDER",
+        help="folder to make (default: ./release)",
+    )
+    add_config_arguments(parser)
 
 
 def execute(args: Namespace) -> None:
@@ -25,4 +30,4 @@ def execute(args: Namespace) -> None:
     from ..export.release import release
 
     checkpoint = find_checkpoint(args.ckpt_file)
-    release(checkpoint, config_of_checkpoint(checkpoint, args.overrides), args.out_path)
+    release(checkpoint, config_of_checkpoint(checkpoint, overrides_of(args)), args.out_path)

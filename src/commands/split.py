@@ -1,10 +1,10 @@
-"""Splits the cases into training and validation files, one image file name a line.
+"""Splits the cases into training and validation, one image file name per line.
 
 the model zoo's 40/10 of PROMISE12, as train.csv and val.csv:
     python create_csv.py --out_path data
 20 % of the cases for validation, drawn at random:
     python create_csv.py --out_path data --random 1 --seed 7
-train_fold0.csv, val_fold0.csv, ... of the cases that are really there:
+train_fold0.csv, val_fold0.csv, ... of the cases in a folder:
     python create_csv.py --out_path data --data_path data/TrainData --folds 5
 """
 
@@ -15,20 +15,31 @@ from pathlib import Path
 def add_arguments(parser: ArgumentParser) -> None:
     """Adds the arguments of the command."""
     parser.add_argument(
-        "--out_path", type=Path, default=Path(), help="folder of the csv files (default: here)"
+        "--out_path",
+        type=Path,
+        default=Path(),
+        metavar="FOLDER",
+        help="folder of the csv files (default: the current one)",
     )
     parser.add_argument(
         "--random",
         type=int,
         choices=(0, 1),
         default=0,
-        help="0: evaluate on the model zoo's ten cases (default), 1: on 20 %% drawn at random",
+        help="0: validate on the model zoo's ten cases (default); 1: on 20 %% drawn at random",
     )
-    parser.add_argument("--folds", type=int, metavar="K", help="K folds, whatever --random says")
     parser.add_argument(
-        "--data_path", type=Path, help="take the cases in its img/ and gt/, not Case00 to Case49"
+        "--folds", type=int, metavar="K", help="K folds drawn at random, without regard to --random"
     )
-    parser.add_argument("--seed", type=int, default=1, help="of the random draws (default: 1)")
+    parser.add_argument(
+        "--data_path",
+        type=Path,
+        metavar="FOLDER",
+        help="take the cases of its img/ and gt/ instead of Case00 to Case49",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=1, metavar="N", help="seed of the random draws (default: 1)"
+    )
 
 
 def execute(args: Namespace) -> None:

@@ -1,26 +1,21 @@
 r"""Trains a V-Net.
 
-    python train.py --device_target CPU --data_path data --train_split_file_path split/train.csv \
+    python train.py --data_path data --train_split_file_path split/train.csv \
         --val_split_file_path split/val.csv --set epochs=100 --set batch_size=2
-    python train.py ... --preset accurate        with our recipe instead of the zoo's settings
-    python train.py ... --preset compact         with the same for a smaller network
-    python train.py ... --resume                 goes on with the newest run
-    python train.py ... --resume RUN_FOLDER      goes on with this one
+    python train.py ... --preset accurate        our settings instead of the model zoo's
+    python train.py ... --preset compact         the same for a smaller network
+    python train.py ... --config settings.yaml   settings from a file
+    python train.py ... --resume                 continue the newest run
+    python train.py ... --resume RUN_FOLDER      continue this run
 
 scripts/train_distribute.sh, train_distribute_gpu.sh and train_msrun.sh start it on several devices.
 
-All that comes of it lies in results/infer/vnet.TASK.DATE/ (src/config.py: dirResult, task).
+A run writes everything to results/infer/vnet.TASK.DATE/ (keys dirResult, task).
 """
 
 from argparse import ArgumentParser, Namespace
 
-from ..utils.command_line import (
-    add_channel_argument,
-    add_device_arguments,
-    add_labels_argument,
-    add_preset_argument,
-    add_set_argument,
-)
+from .arguments import add_config_arguments, add_device_arguments, overrides_of
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -33,33 +28,57 @@ def add_arguments(parser: ArgumentParser) -> None:
         default=0,
         help="1: one of several processes, which a launcher started (default: 0)",
     )
-    parser.add_argument("--device_num", type=int, default=1, help="how many they are (default: 1)")
-    parser.add_argument("--data_path", default="./promise", help="folder with img/ and gt/")
-    parser.add_argument("--train_split_file_path", default="./split/train.csv")
-    parser.add_argument("--val_split_file_path", help="without it there is no validation")
-    parser.add_argument("--resume", nargs="?", const="", metavar="RUN_FOLDER")
-    add_preset_argument(parser)
-    add_labels_argument(parser)
-    add_channel_argument(parser)
-    add_set_argument(parser)
+    parser.add_argument(
+        "--device_num",
+        type=int,
+        default=1,
+        metavar="N",
+        help="number of processes with --run_distribute 1 (default: 1)",
+    )
+    parser.add_argument(
+        "--data_path",
+        default="./promise",
+        metavar="FOLDER",
+        help="folder with img/ and gt/ (default: ./promise)",
+    )
+    parser.add_argument(
+        "--train_split_file_path",
+        default="./split/train.csv",
+        metavar="FILE",
+        help="training cases, or a folder of splits (default: ./split/train.csv)",
+    )
+    parser.add_argument(
+        "--val_split_file_path",
+        metavar="FILE",
+        help="validation cases, or a folder of splits; without it there is no validation",
+    )
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="",
+        metavar="RUN_FOLDER",
+        help="continue a run, the newest one if none is named",
+    )
+    add_config_arguments(parser, "labels", "channel", has_preset=True)
 
 
 def execute(args: Namespace) -> None:
     """Trains."""
-    from ..config import preset, training_config
-    from ..devices.device import start_communication, start_device
+    from ..config import training_config
+    from ..devices.device import choose_device, start_communication, start_device
     from ..devices.ranks import Ranks
     from ..training.run_folder import configured_run
     from ..training.trainer import train
 
-    overrides = preset(args.preset, args.resume is not None) + args.overrides
-    training_config(args.device_target, overrides)  # wrong words are told before all else
-    start_device(args.device_target, args.device_id)
+    overrides = overrides_of(args, resumes=args.resume is not None)
+    training_config(args.device_target, overrides)  # wrong settings are reported before all else
+    target = choose_device(args.device_target)
+    start_device(target, args.device_id)
     ranks = start_communication(args.device_num) if args.run_distribute else Ranks()
-    config, run_folder = configured_run(args.resume, args.device_target, overrides, ranks)
+    config, run_folder = configured_run(args.resume, target, overrides, ranks)
     train(
         config,
-        args.device_target,
+        target,
         args.data_path,
         args.train_split_file_path,
         args.val_split_file_path,

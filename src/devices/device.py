@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import mindspore as ms
@@ -15,6 +15,8 @@ from ..utils.errors import DataError, UsageError
 from ..vnet import InstanceNorm3d
 from . import cuda
 from .ranks import Ranks
+
+log = logging.getLogger(__name__)
 
 # What a launcher leaves in the environment of a rank: msrun, mpirun. MindSpore 2.10 starts no
 # ranks by an HCCL rank table.
@@ -32,7 +34,49 @@ DRIVER_HINTS = {
     "CPU": "report this",
 }
 VISIBLE_DEVICES = {"Ascend": "ASCEND_RT_VISIBLE_DEVICES", "GPU": "CUDA_VISIBLE_DEVICES"}
+DEVICE_FILES = {"Ascend": "davinci[0-9]*", "GPU": "nvidia[0-9]*"}  # in /dev, one of each card
 FUSED_MB = 1 << 20  # gradients of so many MB travel in one AllReduce: more than any card holds
+
+
+def choose_device(target: str) -> str:
+    """The device that `--device_target` means, before `start_device`; the log says which auto is.
+
+    Args:
+        target: "Ascend", "GPU", "CPU", or "auto": the first of these that MindSpore can use here.
+    """
+    if target != "auto":
+        return target
+    chosen = "CPU"
+    for name in DEVICE_FILES:
+        with suppress(DataError), told(name, ""):
+            if _is_available(name) and _device_count(name) > 0:
+                chosen = name
+                break
+        if _device_files(name):
+            log.warning(
+                f"warning: MindSpore cannot use this machine's {name}: {_what_is_missing(name)}"
+            )
+    log.info(f"device_target auto: {chosen}")
+    return chosen
+
+
+def _is_available(target: str) -> bool:
+    """Whether MindSpore can use a kind of device on this machine."""
+    logging.disable(logging.WARNING)  # MindSpore's, about each library that it could not load
+    try:
+        with told(f"device {target}", DRIVER_HINTS[target]):
+            return getattr(device_context, target.lower()).is_available()
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def _device_count(target: str) -> int:
+    return getattr(device_context, target.lower()).device_count()
+
+
+def _device_files(target: str) -> list[Path]:
+    """The files in /dev that the driver makes, one for each card."""
+    return list(Path("/dev").glob(DEVICE_FILES[target]))
 
 
 def start_device(target: str, device_id: int = 0) -> None:
@@ -49,14 +93,7 @@ def start_device(target: str, device_id: int = 0) -> None:
     for launcher, local_rank in LOCAL_RANK_VARIABLES.items():
         if os.environ.get(launcher, "MS_SCHED") != "MS_SCHED":  # msrun's scheduler takes no card
             device_id = int(os.environ.get(local_rank, device_id))
-    backend = getattr(device_context, target.lower())
-    logging.disable(logging.WARNING)  # MindSpore's, about each library that it could not load
-    try:
-        with told(f"device {target}", DRIVER_HINTS[target]):
-            available = backend.is_available()
-    finally:
-        logging.disable(logging.NOTSET)
-    if not available:
+    if not _is_available(target):
         raise DataError(
             f"device {target} is not available to MindSpore {ms.__version__} on this machine: "
             f"{_what_is_missing(target)}; or use --device_target CPU (launchers: DEVICE_TARGET=CPU)"
@@ -68,7 +105,7 @@ def start_device(target: str, device_id: int = 0) -> None:
         ms.set_device(target)
     else:
         with told(f"device {target} {device_id}", DRIVER_HINTS[target]):
-            count = backend.device_count()
+            count = _device_count(target)
             if not 0 <= device_id < count and not os.environ.get(DRY_RUN):
                 variable = VISIBLE_DEVICES[target]
                 seen = os.environ.get(variable)
@@ -112,7 +149,7 @@ def _what_is_missing(target):
     """Why MindSpore finds no device of this kind, and what it would need."""
     if target == "GPU":
         return cuda.what_is_missing()
-    if not list(Path("/dev").glob("davinci[0-9]*")):
+    if not _device_files(target):
         return "no /dev/davinci*, so no driver (npu-smi info), or a container without its devices"
     if not os.environ.get("ASCEND_TOOLKIT_HOME"):
         return "CANN is not in the environment: source set_env.sh of its installation"

@@ -1,6 +1,8 @@
 """The exceptions that end a command: `command_line.run` prints one line and sets the exit code."""
 
+import difflib
 import errno
+from collections.abc import Iterable
 
 REMEDIES = {
     (errno.ENOSPC, errno.EDQUOT): "free some space",
@@ -30,3 +32,10 @@ def reason_of(error: Exception, line: int = 0) -> str:
         return error.strerror + (remedy and f"; {remedy}")
     lines = str(error).strip().splitlines()
     return lines[line].strip() if lines else type(error).__name__
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown word: the known one nearest to it, or all of them."""
+    known = list(known)
+    found = difflib.get_close_matches(word, known, n=1, cutoff=0.3)
+    return f"; did you mean {found[0]!r}?" if found else f"; known: {', '.join(known)}"

@@ -10,6 +10,7 @@ from src.devices.device import (
     DRIVER_HINTS,
     RANK_VARIABLES,
     apply_precision,
+    choose_device,
     start_communication,
     start_device,
     uses_mixed_precision,
@@ -27,6 +28,47 @@ def test_a_device_that_is_not_there_is_one_line(target):
     message = str(error.value)
     assert message.startswith(f"device {target} is not available")
     assert "--device_target CPU" in message and "\n" not in message
+
+
+NO_DRIVER = RuntimeError("CUDA driver version is insufficient")
+
+
+@pytest.mark.parametrize(
+    ("ascends", "gpus", "chosen"),
+    [(8, 1, "Ascend"), (None, 2, "GPU"), (0, 2, "GPU"), (None, None, "CPU"), (None, 0, "CPU")]
+    + [(None, NO_DRIVER, "CPU"), (NO_DRIVER, 1, "GPU")],
+)
+def test_auto_is_ascend_then_gpu_then_cpu(monkeypatch, capsys, ascends, gpus, chosen):
+    def count(found):
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    for backend, found in ((device_context.ascend, ascends), (device_context.gpu, gpus)):
+        monkeypatch.setattr(backend, "is_available", lambda found=found: found is not None)
+        monkeypatch.setattr(backend, "device_count", lambda found=found: count(found))
+    monkeypatch.setattr(src.devices.device, "_device_files", lambda target: [])
+    assert choose_device("auto") == chosen
+    assert capsys.readouterr() == (f"device_target auto: {chosen}\n", "")
+
+
+def test_a_card_that_auto_leaves_out_is_named_with_the_reason(monkeypatch, capsys):
+    for backend in (device_context.ascend, device_context.gpu):
+        monkeypatch.setattr(backend, "is_available", lambda: False)
+    monkeypatch.setattr(
+        src.devices.device, "_device_files", lambda target: ["davinci0"] * (target == "Ascend")
+    )
+    monkeypatch.delenv("ASCEND_TOOLKIT_HOME", raising=False)
+    assert choose_device("auto") == "CPU"
+    printed = capsys.readouterr()
+    assert printed.out == "device_target auto: CPU\n"
+    assert "Ascend" in printed.err and "set_env.sh" in printed.err and "GPU" not in printed.err
+
+
+@pytest.mark.parametrize("target", ["Ascend", "GPU", "CPU"])
+def test_a_device_that_the_user_names_is_taken_as_it_is(target, capsys):
+    assert choose_device(target) == target
+    assert capsys.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("device_id", [-1, 2])

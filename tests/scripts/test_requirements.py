@@ -6,7 +6,7 @@ import sys
 
 from tests.helpers import ROOT
 
-PACKAGES = {"gdcm": "python-gdcm"}  # module -> package, where they differ
+PACKAGES = {"gdcm": "python-gdcm", "yaml": "PyYAML"}  # module -> package, where they differ
 OPTIONAL = {
     "torch",
     "safetensors",

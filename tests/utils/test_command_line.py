@@ -1,12 +1,11 @@
 """Exit codes and the one line of an error, from each kind of failure to the entry points."""
 
-import argparse
 import sys
 
 import pytest
 
 from src.commands import run_script
-from src.utils.command_line import add_device_arguments, add_model_arguments, add_set_argument, run
+from src.utils.command_line import run
 from src.utils.errors import DataError, UsageError
 
 
@@ -48,35 +47,6 @@ def test_success_returns(capsys):
 def test_a_programming_error_keeps_its_traceback():
     with pytest.raises(ZeroDivisionError):
         run(lambda: 1 / 0)
-
-
-def test_device_and_set_arguments():
-    parser = argparse.ArgumentParser()
-    add_device_arguments(parser, "--dev_id")
-    add_set_argument(parser)
-    args = parser.parse_args([])
-    assert (args.device_target, args.dev_id, args.overrides) == ("Ascend", 0, [])
-    args = parser.parse_args(
-        ["--device_target", "CPU", "--dev_id", "3", "--set", "lr=0.1", "--set", "fold=2"]
-    )
-    assert (args.device_target, args.dev_id) == ("CPU", 3)
-    assert args.overrides == ["lr=0.1", "fold=2"]
-
-
-def test_model_arguments():
-    parser = argparse.ArgumentParser()
-    add_model_arguments(parser)
-    args = parser.parse_args([])
-    assert (args.data_path, args.split_file_path) == ("./promise", "./split/val.csv")
-    assert (args.mindir_path, args.overrides) == ("./vnet.mindir", [])
-    words = "--data_path d --split_file_path s.csv --mindir_path m.mindir --set fold=2 --set lr=1"
-    args = parser.parse_args(words.split())
-    assert vars(args) == {
-        "data_path": "d",
-        "split_file_path": "s.csv",
-        "mindir_path": "m.mindir",
-        "overrides": ["fold=2", "lr=1"],
-    }
 
 
 EVAL = ["--device_target", "CPU", "--ckpt_path", "a.ckpt"]

@@ -1,0 +1,130 @@
+"""Arguments that several commands share."""
+
+from argparse import ArgumentParser, Namespace
+from typing import Any
+
+from ..config import GROUPS, KEYS, PRESETS, default_text, file_overrides, group_keys, preset
+
+DEVICES = ("Ascend", "GPU", "CPU")
+
+
+def add_device_arguments(parser: ArgumentParser, id_flag: str) -> None:
+    """Adds `--device_target` and the device number, for which the zoo has two names."""
+    parser.add_argument(
+        "--device_target",
+        choices=("auto", *DEVICES),
+        default="auto",
+        help="device that computes; auto: Ascend, else GPU, else CPU (default: auto)",
+    )
+    parser.add_argument(
+        id_flag, type=int, default=0, metavar="N", help="number of the device (default: 0)"
+    )
+
+
+def add_checkpoint_argument(parser: ArgumentParser, flag: str, purpose: str) -> None:
+    """Adds the checkpoint, for which the zoo has two names."""
+    parser.add_argument(
+        flag,
+        required=True,
+        metavar="PATH",
+        help=f"checkpoint to {purpose}, or the folder of a run or of a release",
+    )
+
+
+def add_case_arguments(parser: ArgumentParser, split_flag: str) -> None:
+    """Adds `--data_path` and the file that names the cases in it."""
+    parser.add_argument(
+        "--data_path",
+        default="./promise",
+        metavar="FOLDER",
+        help="folder with img/ and gt/ (default: ./promise)",
+    )
+    parser.add_argument(
+        split_flag,
+        default="./split/val.csv",
+        metavar="FILE",
+        help="cases to take, or a folder of splits (default: ./split/val.csv)",
+    )
+
+
+def add_model_arguments(parser: ArgumentParser) -> None:
+    """Adds what preprocess.py and postprocess.py share: the cases, and the model for them."""
+    add_case_arguments(parser, "--split_file_path")
+    parser.add_argument(
+        "--mindir_path",
+        default="./vnet.mindir",
+        metavar="FILE",
+        help="exported model; the .json beside it says how volumes are prepared "
+        "(default: ./vnet.mindir)",
+    )
+    add_config_arguments(parser, "labels", "channel")
+
+
+def add_config_arguments(parser: ArgumentParser, *shortcuts: str, has_preset: bool = False) -> None:
+    """Adds `--config` and `--set`.
+
+    Args:
+        parser: of the command.
+        shortcuts: keys that have an argument of their own, such as `--labels 1,2`.
+        has_preset: adds `--preset`, and lists all keys.
+    """
+    if has_preset:
+        parser.add_argument(
+            "--preset",
+            metavar="NAME",
+            help=f"settings that were tried together: {', '.join(PRESETS)}",
+        )
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help="YAML or JSON file of configuration keys, such as a run's config.json; --set and its "
+        "short forms come on top",
+    )
+    where = "listed below" if has_preset else "see docs/configuration.md"
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="overrides",
+        help=f"set a configuration key ({where}), such as --set VolSize=64,64,32; may be repeated",
+    )
+    for name in shortcuts:
+        _add_shortcut(parser, name)
+    if has_preset:
+        for group in GROUPS:
+            parser.add_argument_group(f"configuration keys, {group.lower()}", _key_lines(group))
+
+
+def _add_shortcut(parser: ArgumentParser, name: str) -> None:
+    """Adds `--NAME VALUE`, short for `--set NAME=VALUE`."""
+    parser.add_argument(
+        f"--{name}",
+        action="append",
+        default=[],
+        type=lambda text: f"{name}={text}",
+        metavar="VALUE",
+        dest="overrides",
+        help=KEYS[name].help,
+    )
+
+
+def _key_lines(group: str) -> str:
+    return "\n".join(
+        f"  {key.name}={default_text(key)}\n      {key.help}" for key in group_keys(group)
+    )
+
+
+def overrides_of(args: Namespace, resumes: bool = False) -> list[str]:
+    """What preset, file and `--set` say, in the order in which they count.
+
+    Args:
+        args: of a parser with `add_config_arguments`.
+        resumes: whether a run is resumed, which leaves the preset out.
+    """
+    arguments: dict[str, Any] = vars(args)
+    return [
+        *preset(arguments.get("preset"), resumes),
+        *file_overrides(args.config),
+        *args.overrides,
+    ]
