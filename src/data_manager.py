@@ -1,7 +1,7 @@
-"""Cases: find, bring to the network grid and back, keep preprocessed.
+"""Cases: find them, resample to the network grid and back, cache what is preprocessed.
 
-Images are SimpleITK images (x, y, z in LPS mm); arrays here have axes (X, Y, Z), as the network
-takes them. Each way between the case's grid and the network grid is one linear resampling.
+Images are SimpleITK images (x, y, z in LPS mm); arrays here have axes (X, Y, Z), as in the
+network's input. Each direction is one linear resampling.
 """
 
 import hashlib
@@ -20,6 +20,7 @@ import SimpleITK as sitk
 from easydict import EasyDict
 
 from .images.formats import MASK_SUFFIX, SUFFIXES, images_in, stem, suffix_of
+from .images.intensity import check_scalar_3d, equalize, to_float32, z_score
 from .images.metaimage import data_file
 from .images.orientation import acquisition_plane, patient_direction
 from .images.reading import read_image, read_mask
@@ -28,15 +29,9 @@ from .utils.files import check_name, user_cache_folder, write_files
 
 log = logging.getLogger(__name__)
 
-LEFT_RIGHT_AXIS = 0  # of the network grid: along it a flip exchanges the patient's left and right
-LEAST_SHARE_ON_GRID = 0.95  # of the prostate; less is said
-# Of `equalized`: what keeps the logarithm finite, the Gaussian's size, the least share of it that
-# must lie on tissue, steps of the histogram.
-LOG_OFFSET = 0.01
-FIELD_SIGMA_MM = 20.0
-SMALLEST_WEIGHT = 1e-4
-HISTOGRAM_STEPS = 1024
-CACHE_VERSION = 4  # raise it when a preprocessed case would come out differently
+LEFT_RIGHT_AXIS = 0  # of the network grid: flipping it swaps the patient's left and right
+MIN_SHARE_ON_GRID = 0.95  # of the prostate's voxels; below it a line is logged
+CACHE_VERSION = 4  # raise it when preprocessing the same case gives another result
 
 
 @dataclass(frozen=True)
@@ -78,7 +73,7 @@ def _mask_name(name: str) -> str:
 
 
 def find_cases(data_path: str | Path, names: list[str], with_mask: bool = True) -> list[Case]:
-    """The cases of `data_path/img` (and `gt`) that a split names.
+    """Returns the cases of `data_path/img` (and `gt`) that a split lists.
 
     Args:
         data_path: folder with `img/NAME.<ext>` and `gt/NAME_segmentation.<ext>`.
@@ -102,25 +97,29 @@ def find_cases(data_path: str | Path, names: list[str], with_mask: bool = True) 
     ]
 
 
-# --- to the network grid and back --------------------------------------------------------------
+# --- network grid ------------------------------------------------------------------------------
 
 
 def xyz(image: sitk.Image) -> np.ndarray:
-    """The voxels of an image, (X, Y, Z)."""
+    """Returns a copy of an image's voxels with axes (X, Y, Z)."""
     return sitk.GetArrayFromImage(image).T
 
 
 def network_grid(image: sitk.Image, config: EasyDict) -> sitk.Image:
-    """An empty image on the network grid: `VolSize` voxels of `dstRes` mm about the image's centre.
+    """Returns an empty image that has the geometry of the network grid.
 
-    Its axes are the image's, permuted and flipped to the nearest of the patient's (left, posterior,
-    superior), so that the order in which a file stores its voxels plays no part; with `normDir`
-    they are the patient's own.
+    Its axes are the image's, permuted and flipped to the nearest patient axes (left, posterior,
+    superior), so that the result does not depend on the order in which a file stores its voxels.
+    With `normDir` they are the patient axes themselves.
+
+    Args:
+        image: 3-D scalar; the grid has its centre.
+        config: `VolSize` (voxels, X Y Z), `dstRes` (mm, X Y Z), `normDir`.
 
     Raises:
-        ValueError: no 3-D image.
+        ValueError: not a 3-D scalar image.
     """
-    _check_axes(image)
+    check_scalar_3d(image)
     grid = sitk.Image([int(side) for side in config.VolSize], sitk.sitkUInt8)
     grid.SetSpacing([float(size_mm) for size_mm in config.dstRes])
     direction = np.eye(3) if config.normDir else patient_direction(image)
@@ -136,114 +135,53 @@ def network_grid(image: sitk.Image, config: EasyDict) -> sitk.Image:
 
 
 def intensity_on_network_grid(image: sitk.Image, config: EasyDict) -> np.ndarray:
-    """An image on the network grid: brought to 0..1 over the whole image, 0 outside it.
+    """Scales an image to 0..1 over all of its voxels and resamples it to the network grid.
 
     Args:
         image: 3-D scalar, of any voxel type.
-        config: `VolSize`, `dstRes`, `normDir`, `intensity`.
+        config: `VolSize`, `dstRes`, `normDir`, `intensity` ("rescale" or "equalize").
 
     Returns:
-        (X, Y, Z) float32.
+        (X, Y, Z) float32, 0 outside the image.
 
     Raises:
-        ValueError: no 3-D scalar image, or NaN or infinity in it.
+        ValueError: not a 3-D scalar image, or NaN or infinity in it.
     """
-    image = _as_float32(image)
+    image = to_float32(image)
     grid = network_grid(image, config)
-    equalize = config.intensity == "equalize"
-    unit = equalized(image) if equalize else sitk.RescaleIntensity(image, 0.0, 1.0)
+    if config.intensity == "equalize":
+        unit = equalize(image)
+    else:
+        unit = sitk.RescaleIntensity(image, 0.0, 1.0)
     return xyz(sitk.Resample(unit, grid, sitk.Transform(), sitk.sitkLinear, 0.0))
 
 
-def _check_axes(image):
-    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
-        raise ValueError(
-            f"an image of size {image.GetSize()} with {image.GetNumberOfComponentsPerPixel()} "
-            "component(s) per voxel, expected a 3-D scalar image"
-        )
-
-
-def _as_float32(image):
-    """Intensities as the filters here want them: integers would be rounded to 0 and 1."""
-    _check_axes(image)
-    image = sitk.Cast(image, sitk.sitkFloat32)
-    if not np.isfinite(sitk.GetArrayViewFromImage(image)).all():
-        raise ValueError("an image with NaN or infinite voxels")
-    return image
-
-
-def equalized(image: sitk.Image) -> sitk.Image:
-    """The image without its coil's field, and with its histogram equalized.
-
-    The logarithm of the intensities less its Gaussian mean is a ratio to the surroundings; each
-    voxel becomes the share of voxels with a lower ratio, linear between quantiles. Tissue beside
-    an endorectal coil is up to ten times as bright as the rest of an image, which a mere rescaling
-    would squeeze into the dark end of 0..1.
+def image_to_network_grid(image: sitk.Image, config: EasyDict) -> np.ndarray:
+    """Returns the network's input for an image, (X, Y, Z) float32: on the network grid, z-scored.
 
     Args:
-        image: 3-D scalar, of any voxel type.
-
-    Returns:
-        float32 in 0..1. The image's darkest voxels, as of padding, are 0; neither the means nor the
-        shares count them.
-    """
-    image = _as_float32(image)
-    intensity = sitk.GetArrayViewFromImage(image)
-    tissue = intensity > intensity.min()
-    unit = sitk.RescaleIntensity(image, 0.0, 1.0)
-    logarithm = np.log(sitk.GetArrayFromImage(unit) + np.float32(LOG_OFFSET))
-    logarithm[~tissue] = 0
-    weight = np.maximum(_gaussian_mean(tissue, image.GetSpacing()), SMALLEST_WEIGHT)
-    ratio = (logarithm - _gaussian_mean(logarithm, image.GetSpacing()) / weight)[tissue]
-    equal = np.zeros_like(logarithm)  # (Z, Y, X)
-    if ratio.size:
-        shares = np.linspace(0, 1, HISTOGRAM_STEPS + 1)
-        values, first = np.unique(np.quantile(ratio, shares), return_index=True)
-        equal[tissue] = np.interp(ratio, values, shares[first])
-    result = sitk.GetImageFromArray(equal)
-    result.CopyInformation(image)
-    return result
-
-
-def _gaussian_mean(array, spacing_mm):
-    """Under a Gaussian of `FIELD_SIGMA_MM`; border voxels go on beyond the array (Z, Y, X)."""
-    image = sitk.GetImageFromArray(array.astype(np.float32))
-    image.SetSpacing(spacing_mm)
-    border = [4, 4, 4]  # the filter wants four voxels
-    smooth = sitk.SmoothingRecursiveGaussian(
-        sitk.ZeroFluxNeumannPad(image, border, border), FIELD_SIGMA_MM
-    )
-    return sitk.GetArrayFromImage(sitk.Crop(smooth, border, border))
-
-
-def z_scored(intensity: np.ndarray) -> np.ndarray:
-    """Intensities with mean 0 and standard deviation 1 over the voxels above 0, as float32.
-
-    All 0 where no such voxel differs from another.
+        image, config: see `intensity_on_network_grid`.
 
     Raises:
-        ValueError: NaN or infinity.
+        ValueError: see `intensity_on_network_grid`.
     """
-    if not np.isfinite(intensity).all():
-        raise ValueError("intensities with NaN or infinity")
-    positive = intensity[intensity > 0].astype(np.float64)
-    if not positive.size or positive.min() == positive.max():
-        return np.zeros(np.shape(intensity), np.float32)
-    return ((intensity - positive.mean()) / positive.std()).astype(np.float32)
-
-
-def image_to_network_grid(image: sitk.Image, config: EasyDict) -> np.ndarray:
-    """The network's input of one image: `intensity_on_network_grid`, `z_scored`."""
-    return z_scored(intensity_on_network_grid(image, config))
+    return z_score(intensity_on_network_grid(image, config))
 
 
 def mask_to_network_grid(mask: sitk.Image, config: EasyDict) -> np.ndarray:
-    """A reference mask on the network grid, (X, Y, Z) bool: linear, then above one half.
+    """Resamples a reference mask to the network grid: linear interpolation, threshold 0.5.
+
+    Args:
+        mask: 3-D, values 0 and 1.
+        config: `VolSize`, `dstRes`, `normDir`.
+
+    Returns:
+        (X, Y, Z) bool.
 
     Raises:
-        ValueError: no 3-D scalar image, or values other than 0 and 1.
+        ValueError: not a 3-D scalar image, or values other than 0 and 1.
     """
-    _check_axes(mask)
+    check_scalar_3d(mask)
     values = np.unique(sitk.GetArrayViewFromImage(mask))
     if not np.isin(values, (0, 1)).all():
         raise ValueError(f"a mask with the values {values[:6].tolist()}, expected 0 and 1")
@@ -260,18 +198,18 @@ def mask_to_network_grid(mask: sitk.Image, config: EasyDict) -> np.ndarray:
 def probability_to_case_grid(
     probability: np.ndarray, image: sitk.Image, config: EasyDict
 ) -> sitk.Image:
-    """The network's output on the image's own voxels.
+    """Resamples the network's output to the voxels of the case's image.
 
     Args:
         probability: (X, Y, Z) on the network grid.
-        image: the case's image, which gives the geometry.
-        config: that of the network grid.
+        image: the case's image, for its geometry.
+        config: `VolSize`, `dstRes`, `normDir`.
 
     Returns:
-        float32, with the image's geometry; 0 outside the network grid.
+        float32 with the image's geometry; 0 outside the network grid.
 
     Raises:
-        ValueError: another shape than the network grid's.
+        ValueError: `probability` does not have the shape `VolSize`.
     """
     if np.shape(probability) != tuple(config.VolSize):
         raise ValueError(f"shape {np.shape(probability)}, expected VolSize {config.VolSize}")
@@ -284,19 +222,25 @@ def probability_to_case_grid(
 
 
 class TrainingVolume(NamedTuple):
-    """A case on the network grid."""
+    """A case on the network grid, before augmentation and z-score."""
 
-    intensity: np.ndarray  # (X, Y, Z) float32, 0..1
+    intensity: np.ndarray  # (X, Y, Z) float32 in 0..1
     mask: np.ndarray  # (X, Y, Z) bool
-    plane: str  # of acquisition, see `src.images.orientation.acquisition_plane`; "" for none
+    plane: str  # `acquisition_plane` of the image, "" for None
 
 
 def read_case(case: Case, config: EasyDict) -> tuple[sitk.Image, sitk.Image | None]:
-    """Image and reference mask (None if the case has none), read and checked.
+    """Reads a case.
 
     Args:
-        case: what to read.
+        case: the files.
         config: `labels`, `channel`.
+
+    Returns:
+        Image (float32) and reference mask (uint8, 0 and 1), None if the case has none.
+
+    Raises:
+        DataError: see `read_image` and `read_mask`.
     """
     image = read_image(case.image_path, channel_of(config))
     if case.mask_path is None:
@@ -305,12 +249,12 @@ def read_case(case: Case, config: EasyDict) -> tuple[sitk.Image, sitk.Image | No
 
 
 def channel_of(config: EasyDict) -> int | None:
-    """Which volume of a 4-D file is the image; None where files are 3-D."""
+    """Returns the index of the image in a 4-D file, None for 3-D files (`channel` below 0)."""
     return None if config.channel < 0 else config.channel
 
 
 def load_training_volumes(cases: list[Case], config: EasyDict) -> list[TrainingVolume]:
-    """All cases on the network grid, read in parallel and kept in `cache_dir` for the next start.
+    """Returns all cases on the network grid; reads in parallel and caches in `cache_dir`.
 
     Args:
         cases: with masks.
@@ -321,8 +265,8 @@ def load_training_volumes(cases: list[Case], config: EasyDict) -> list[TrainingV
         In the order of `cases`.
 
     Raises:
-        DataError: a case that cannot be read, or whose gland lies outside the network grid.
-        ValueError: a case without a mask.
+        DataError: a case cannot be read, or its gland lies outside the network grid.
+        ValueError: a case has no mask.
     """
     for case in cases:
         if case.mask_path is None:
@@ -332,7 +276,10 @@ def load_training_volumes(cases: list[Case], config: EasyDict) -> list[TrainingV
 
 
 def worker_count(config: EasyDict) -> int:
-    """Threads that read and augment: `num_workers`, or one per core up to 8; at most the cores."""
+    """Returns the number of threads that read and augment: `num_workers`, at most the cores.
+
+    `num_workers` 0 stands for 8.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return min(config.num_workers or 8, cores)
 
@@ -342,9 +289,9 @@ def _training_volume(case, config):
     if cached is not None and cached.is_file():
         try:
             with np.load(cached) as arrays:
-                return _unpacked(arrays)
-        except Exception as error:  # whatever a damaged archive raises: it is made again
-            log.info(f"{cached}: damaged ({error}), made again")
+                return _from_arrays(arrays)
+        except Exception as error:  # damaged archives raise many kinds
+            log.info(f"{cached}: damaged cache file ({error}), preprocessing the case again")
     image, mask = read_case(case, config)
     arrays = {
         "intensity": intensity_on_network_grid(image, config),
@@ -352,22 +299,22 @@ def _training_volume(case, config):
         "plane": acquisition_plane(image) or "",
     }
     if not sitk.GetArrayViewFromImage(mask).any():
-        log.info(f"{case.mask_path}: empty, the case is trained on as one without a prostate")
+        log.info(f"{case.mask_path}: empty mask, training on the case as one without a prostate")
     else:
         _check_gland_is_on_grid(case, mask, config)
     if cached is not None:
         _write_cache(cached, arrays)
-    return _unpacked(arrays)
+    return _from_arrays(arrays)
 
 
-def _unpacked(arrays):
+def _from_arrays(arrays):
     return TrainingVolume(arrays["intensity"], arrays["mask"], str(arrays["plane"]))
 
 
 def _check_gland_is_on_grid(case, mask, config):
-    """Refuses a grid that misses the prostate, and says when it cuts off a good part."""
-    everywhere = network_grid(mask, config) + 1
-    on_grid = sitk.Resample(everywhere, mask, sitk.Transform(), sitk.sitkNearestNeighbor, 0)
+    """Raises a DataError for a gland outside the network grid; logs one that is cut off."""
+    ones = network_grid(mask, config) + 1
+    on_grid = sitk.Resample(ones, mask, sitk.Transform(), sitk.sitkNearestNeighbor, 0)
     prostate = sitk.GetArrayViewFromImage(mask) > 0
     share = sitk.GetArrayViewFromImage(on_grid)[prostate].mean()
     grid = (
@@ -376,7 +323,7 @@ def _check_gland_is_on_grid(case, mask, config):
     )
     if share == 0:
         raise DataError(f"{case.mask_path}: no foreground on {grid}")
-    if share < LEAST_SHARE_ON_GRID:
+    if share < MIN_SHARE_ON_GRID:
         log.info(f"{case.mask_path}: only {share:.0%} of the prostate lies on {grid}")
 
 

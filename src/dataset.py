@@ -10,8 +10,9 @@ import mindspore.dataset as ds
 import numpy as np
 from easydict import EasyDict
 
-from .augment import augmented
-from .data_manager import TrainingVolume, z_scored
+from .augment import augment_case
+from .data_manager import TrainingVolume
+from .images.intensity import z_score
 
 ORDER_STREAM, DROPOUT_STREAM = 0, 1  # of the seed; src.augment has another
 
@@ -103,8 +104,8 @@ class TrainingSamples:
         epoch, position = divmod(index, self.per_epoch)
         case = int(self.order(epoch)[position])
         repeat = position // len(self.volumes)
-        intensity, mask = augmented(self.volumes, case, epoch, self.config, repeat)
-        sample = (z_scored(intensity)[None], mask.astype(np.float32))
+        intensity, mask = augment_case(self.volumes, case, epoch, self.config, repeat)
+        sample = (z_score(intensity)[None], mask.astype(np.float32))
         if not self.dropout_channels:
             return sample
         seed, rate = self.config.seed, self.config.dropout

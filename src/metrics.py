@@ -1,15 +1,15 @@
-"""How well a predicted mask fits its reference: overlap, volume and surface distances in mm.
+"""Metrics of a predicted mask against its reference: overlap, volume and surface distances.
 
 The measures are those of the PROMISE12 challenge (Litjens et al. 2014, "Evaluation of prostate
 segmentation algorithms for MRI"), for the whole gland and for its apex and base.
 
-Arrays are `zyx` and boolean. A surface is the set of foreground voxels with at least one of their
-six neighbours outside the mask (outside the image is outside the mask); distances run between
-voxel centres and respect anisotropic spacing.
+Arrays are boolean with axes (z, y, x). The surface is the set of foreground voxels with at least
+one of their six neighbours outside the mask or the image. Distances are between voxel centres, in
+mm, and take anisotropic spacing into account.
 
-Masks may be empty: both empty is a perfect match (Dice 1, distances and volume difference 0); one
-empty is the worst one (Dice 0, distances equal to the volume's diagonal, volume difference -100 %
-for a missing prediction and +100 % for a missing reference, where the quotient has no value).
+Two empty masks match perfectly (Dice 1, distances and volume difference 0). One empty mask is the
+worst match: Dice 0, distances equal to the diagonal of the image, volume difference -100 % for an
+empty prediction and +100 % for an empty reference, for which the quotient is undefined.
 """
 
 from typing import NamedTuple
@@ -26,12 +26,12 @@ GRID_TOLERANCE = 1e-3
 
 
 class Metric(NamedTuple):
-    """One line of the table of metrics; 'low' is meant of the magnitude (signed differences)."""
+    """A row of the table of metrics."""
 
     key: str
     label: str
     unit: str
-    better: str
+    better: str  # "high" or "low"; of a signed difference the magnitude
 
 
 METRICS = tuple(
@@ -49,12 +49,12 @@ METRICS = tuple(
 
 
 def case_metrics(reference: sitk.Image, prediction: sitk.Image) -> dict[str, float]:
-    """All measures of one case.
+    """Returns all metrics of one case.
 
-    Apex and base are the lowest and the highest third of the slices from the reference's first to
-    its last (`apex_and_base`). Their Dice and volume count the voxels in these slices; their
-    distances are those of the whole gland's surface points that lie there, each to the whole of
-    the other surface, so that the cut itself adds no surface.
+    Apex and base are the lowest and the highest third of the reference's slices (`apex_and_base`).
+    Their Dice and volumes count the voxels in these slices. Their distances are those from the
+    surface points of the whole gland in these slices to the other mask's whole surface, so that
+    the cut adds no surface.
 
     Args:
         reference: mask 0/1.
@@ -62,12 +62,12 @@ def case_metrics(reference: sitk.Image, prediction: sitk.Image) -> dict[str, flo
 
     Returns:
         The keys of `METRICS`; `reference_ml` and `prediction_ml`; and `empty`, `apex_empty`,
-        `base_empty`, which are 1.0 where a mask had no voxel in that part, so that the values come
-        from the definition for empty masks and not from a measurement.
+        `base_empty`: 1.0 if a mask has no voxel in that part, so that the values follow from the
+        definition for empty masks, else 0.0.
 
     Raises:
         DataError: the masks are not on the same grid.
-        ValueError: an image that is no 3-D mask of 0 and 1.
+        ValueError: an image is not a 3-D mask of 0 and 1.
     """
     masks = [mask_array(mask) for mask in (reference, prediction)]
     difference = grid_difference(reference, prediction)
@@ -81,7 +81,7 @@ def case_metrics(reference: sitk.Image, prediction: sitk.Image) -> dict[str, flo
     box = bounding_box(masks[0] | masks[1])
     masks = [mask[box] for mask in masks]
     maps = surface_distance_maps(*masks, spacing_zyx_mm)
-    # Without a reference the prediction says where the slices are.
+    # With an empty reference, apex and base are those of the prediction.
     apex, base = apex_and_base(masks[0] if masks[0].any() else masks[1], axis, ascending)
 
     metrics = {}
@@ -104,20 +104,20 @@ def case_metrics(reference: sitk.Image, prediction: sitk.Image) -> dict[str, flo
 
 
 def volume_ml(mask: sitk.Image) -> float:
-    """Volume of a mask's foreground in ml.
+    """Returns the volume of a mask's foreground in ml.
 
     Raises:
-        ValueError: an image that is no 3-D mask of 0 and 1.
+        ValueError: not a 3-D mask of 0 and 1.
     """
     voxel_ml = float(np.prod(mask.GetSpacing())) / 1000
     return float(np.count_nonzero(mask_array(mask)) * voxel_ml)
 
 
 def mask_array(mask: sitk.Image) -> np.ndarray:
-    """A mask's voxels, `zyx` bool.
+    """Returns the voxels of a mask, (z, y, x) bool.
 
     Raises:
-        ValueError: not three axes, or values other than 0 and 1.
+        ValueError: not a 3-D scalar image, or values other than 0 and 1.
     """
     if mask.GetDimension() != 3 or mask.GetNumberOfComponentsPerPixel() != 1:
         raise ValueError(f"a mask of size {mask.GetSize()}, expected a 3-D scalar image")
@@ -130,7 +130,7 @@ def mask_array(mask: sitk.Image) -> np.ndarray:
 
 
 def _check_masks(*masks):
-    """Raises a ValueError unless these are boolean arrays of one shape."""
+    """Raises a ValueError unless all are boolean arrays of the same shape."""
     for mask in masks:
         if not isinstance(mask, np.ndarray) or mask.dtype != bool:
             kind = getattr(mask, "dtype", type(mask).__name__)
@@ -140,14 +140,14 @@ def _check_masks(*masks):
 
 
 def summary(cases: list[dict[str, float]]) -> dict[str, dict[str, float]]:
-    """Mean, standard deviation (of the population), median and worst value of every metric.
+    """Returns mean, standard deviation (of the population), median and worst value of each metric.
 
     Args:
         cases: results of `case_metrics`, at least one; other keys are ignored.
 
     Returns:
-        {key of `METRICS`: {"mean": .., "std": .., "median": .., "worst": ..}}; the worst of a
-        signed difference is the one farthest from 0.
+        {key of `METRICS`: {"mean": .., "std": .., "median": .., "worst": ..}}; the worst signed
+        difference is the one farthest from 0.
 
     Raises:
         ValueError: no cases.
@@ -167,35 +167,35 @@ def summary(cases: list[dict[str, float]]) -> dict[str, dict[str, float]]:
 
 
 def superior_axis(image: sitk.Image) -> tuple[int, bool]:
-    """The `zyx` array axis closest to the patient's superior direction, from the direction cosines.
+    """Returns the (z, y, x) array axis closest to the patient's superior direction.
 
     Returns:
-        The axis, and whether its index grows towards the head.
+        The axis, and whether its index increases towards the head.
     """
-    # ITK's world is LPS: the third row of the direction matrix holds the superior components of
-    # the image's x, y and z axes.
+    # In ITK's LPS coordinates the third row of the direction matrix holds the superior components
+    # of the image's x, y and z axes.
     superior_zyx = np.array(image.GetDirection()).reshape(3, 3)[2, ::-1]
     axis = int(np.argmax(np.abs(superior_zyx)))
     return axis, bool(superior_zyx[axis] > 0)
 
 
 def apex_and_base(mask: np.ndarray, axis: int, ascending: bool) -> tuple[slice, slice]:
-    """Slices of the lowest (apex) and the highest (base) third of a mask.
+    """Returns the lowest (apex) and the highest (base) third of a mask's slices.
 
-    The n slices from the mask's first to its last are cut so that apex and base get n / 3 slices
-    each, rounded to the nearest and at least one, and the middle gets the rest: 1 + 2 + 1 of four,
-    2 + 1 + 2 of five. A single slice is apex and base at once.
+    Of the n slices from the mask's first to its last, apex and base get n / 3 each, rounded to the
+    nearest and at least one; the middle gets the rest: 1 + 2 + 1 of four, 2 + 1 + 2 of five. A
+    single slice is both apex and base.
 
     Args:
-        mask: `zyx`.
-        axis: the axis of the slices (`superior_axis`).
-        ascending: whether the index along it grows towards the head.
+        mask: (z, y, x) bool.
+        axis: across the slices (`superior_axis`).
+        ascending: whether the index along `axis` increases towards the head.
 
     Returns:
-        Apex and base as slices along `axis`; empty ones for an empty mask.
+        Apex and base as slices along `axis`; empty slices for an empty mask.
 
     Raises:
-        ValueError: not boolean, or no such axis.
+        ValueError: not a boolean array, or no such axis.
     """
     _check_masks(mask)
     if not 0 <= axis < mask.ndim:
@@ -209,7 +209,11 @@ def apex_and_base(mask: np.ndarray, axis: int, ascending: bool) -> tuple[slice, 
 
 
 def bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
-    """The smallest box that holds all of a mask, as slices; empty slices for an empty mask."""
+    """Returns the bounding box of a mask as slices; empty slices for an empty mask.
+
+    Raises:
+        ValueError: not a boolean array.
+    """
     _check_masks(mask)
     box = []
     for axis in range(mask.ndim):
@@ -220,10 +224,10 @@ def bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
 
 
 def dice(reference: np.ndarray, prediction: np.ndarray) -> float:
-    """Dice coefficient, 0..1; 1 for two empty masks.
+    """Returns the Dice coefficient, 0..1; 1 for two empty masks.
 
     Raises:
-        ValueError: not two boolean arrays of one shape.
+        ValueError: not two boolean arrays of the same shape.
     """
     _check_masks(reference, prediction)
     total = np.count_nonzero(reference) + np.count_nonzero(prediction)
@@ -231,10 +235,10 @@ def dice(reference: np.ndarray, prediction: np.ndarray) -> float:
 
 
 def volume_difference_percent(reference: np.ndarray, prediction: np.ndarray) -> float:
-    """Volume of the prediction relative to the reference's, minus 1, in percent (signed).
+    """Returns the volume of the prediction minus the reference's, in percent of the reference's.
 
     Raises:
-        ValueError: not two boolean arrays of one shape.
+        ValueError: not two boolean arrays of the same shape.
     """
     _check_masks(reference, prediction)
     reference_voxels, prediction_voxels = map(np.count_nonzero, (reference, prediction))
@@ -244,7 +248,11 @@ def volume_difference_percent(reference: np.ndarray, prediction: np.ndarray) -> 
 
 
 def surface(mask: np.ndarray) -> np.ndarray:
-    """The foreground voxels that have one of their six neighbours outside the mask or the array."""
+    """Returns the foreground voxels with one of their six neighbours outside the mask or the array.
+
+    Raises:
+        ValueError: not a boolean array.
+    """
     _check_masks(mask)
     return mask & ~ndimage.binary_erosion(mask)
 
@@ -252,22 +260,24 @@ def surface(mask: np.ndarray) -> np.ndarray:
 def surface_distance_maps(
     reference: np.ndarray, prediction: np.ndarray, spacing_zyx_mm: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Distances between the surfaces of two masks, in both directions.
+    """Returns the distances between the surfaces of two masks, in both directions.
 
-    Distance maps and not a search tree: on a gland's box both take 50 ms, but where a prediction
-    fills the whole volume, as an untrained network's may, a tree takes half a minute and this 2 s.
+    Uses distance transforms, not a k-d tree: on a gland's bounding box both take 50 ms, but if a
+    prediction fills the whole volume (an untrained network), a tree takes 30 s and this 2 s.
 
     Args:
-        reference, prediction: masks of the same shape `zyx`; crop them to their common box first.
-        spacing_zyx_mm: spacing in the arrays' axis order.
+        reference, prediction: (z, y, x) bool of the same shape; crop them to their common bounding
+            box first.
+        spacing_zyx_mm: (3,) in the axis order of the arrays.
 
     Returns:
-        Two float arrays of the masks' shape. The first holds, at every surface voxel of the
-        reference, the distance in mm to the nearest surface voxel of the prediction, the second
-        the same with the roles swapped. NaN elsewhere, infinite where there is no other surface.
+        Two float arrays of the masks' shape. The first holds, at each surface voxel of the
+        reference, the distance in mm to the nearest surface voxel of the prediction; the second
+        the distances from the prediction to the reference. NaN at all other voxels, infinity if
+        the other mask is empty.
 
     Raises:
-        ValueError: not two boolean arrays of one shape, or no spacing for them.
+        ValueError: not two boolean arrays of the same shape, or a spacing that does not fit them.
     """
     _check_masks(reference, prediction)
     spacing_zyx_mm = np.asarray(spacing_zyx_mm, float)
@@ -289,9 +299,8 @@ def surface_distance_maps(
 def _distances(reference, prediction, to_prediction, to_reference, diagonal_mm) -> dict[str, float]:
     """Hausdorff, 95 % Hausdorff and average boundary distance of one part of the gland.
 
-    Litjens et al. 2014: the 95 % Hausdorff distance is the larger one of the two
-    directed 95th percentiles, the average boundary distance the mean over all points of both
-    surfaces.
+    Litjens et al. 2014: the 95 % Hausdorff distance is the larger of the two directed 95th
+    percentiles, the average boundary distance the mean over all points of both surfaces.
     """
     keys = ("hausdorff_mm", "hausdorff95_mm", "boundary_distance_mm")
     if not (reference.any() and prediction.any()):

@@ -1,4 +1,4 @@
-"""From an image to its mask: network grid in, probability out, threshold, largest component."""
+"""Segmentation of one image: network grid, network, threshold, largest component."""
 
 import mindspore as ms
 import numpy as np
@@ -12,14 +12,18 @@ from .images.orientation import in_patient_order
 
 
 def network_inputs(image: sitk.Image, config: EasyDict) -> list[np.ndarray]:
-    """What the network is asked about one image.
+    """Returns the volumes that the network segments for one image.
 
     Args:
         image: 3-D scalar, of any voxel type.
-        config: network grid, `flip_average`.
+        config: of the network grid, `intensity`, `flip_average`.
 
     Returns:
-        The volume on the network grid, (X, Y, Z) float32; with `flip_average` its mirror image too.
+        The image on the network grid, (X, Y, Z) float32; with `flip_average` followed by its
+        left-right mirror image.
+
+    Raises:
+        ValueError: not a 3-D scalar image, or NaN or infinity in it.
     """
     volume = image_to_network_grid(image, config)
     if not config.flip_average:
@@ -28,17 +32,17 @@ def network_inputs(image: sitk.Image, config: EasyDict) -> list[np.ndarray]:
 
 
 def foreground_probability(network: nn.Cell, volume: np.ndarray) -> np.ndarray:
-    """The network's answer to one volume.
+    """Runs the network on one volume.
 
     Args:
         network: a `VNet` in evaluation mode, `set_train(False)`.
         volume: (X, Y, Z) on the network grid.
 
     Returns:
-        (X, Y, Z) float32 in 0..1.
+        Foreground probability, (X, Y, Z) float32 in 0..1.
 
     Raises:
-        ValueError: not three axes, or a network in training mode.
+        ValueError: `volume` is not 3-D, or the network is in training mode.
     """
     if np.ndim(volume) != 3:
         raise ValueError(f"a volume of shape {np.shape(volume)}, expected (X, Y, Z)")
@@ -49,10 +53,13 @@ def foreground_probability(network: nn.Cell, volume: np.ndarray) -> np.ndarray:
 
 
 def average_over_flip(outputs: list[np.ndarray]) -> np.ndarray:
-    """Mean of the outputs for a volume and for its left-right mirror image, each (X, Y, Z).
+    """Returns the mean of the network's outputs for a volume and for its left-right mirror image.
+
+    Args:
+        outputs: in the order of `network_inputs`, each (X, Y, Z).
 
     Raises:
-        ValueError: not two outputs of one shape.
+        ValueError: not two outputs of the same shape.
     """
     if len(outputs) != 2 or np.shape(outputs[0]) != np.shape(outputs[1]):
         raise ValueError(f"outputs of {[np.shape(o) for o in outputs]}, expected two of one shape")
@@ -61,9 +68,9 @@ def average_over_flip(outputs: list[np.ndarray]) -> np.ndarray:
 
 
 def largest_component(mask: np.ndarray) -> np.ndarray:
-    """The largest 26-connected component of a boolean array; an empty mask stays empty.
+    """Returns the largest 26-connected component of a 3-D boolean mask.
 
-    Of equally large ones, the first in array order.
+    Of equally large components the first in array order; an empty mask stays empty.
 
     Raises:
         ValueError: not a boolean array of three axes.
@@ -78,18 +85,18 @@ def largest_component(mask: np.ndarray) -> np.ndarray:
 
 
 def mask_of_probability(probability: sitk.Image, threshold: float = 0.5) -> sitk.Image:
-    """The prostate where the probability is above the threshold, reduced to its largest component.
+    """Thresholds a probability and keeps the largest component.
 
     Args:
-        probability: floating point, on the case's own grid.
-        threshold: 0..1.
+        probability: float32 or float64, on the case's own grid.
+        threshold: 0..1; voxels above it are foreground.
 
     Returns:
         uint8, 0 and 1, with the same geometry.
 
     Raises:
-        ValueError: an image of integers, which would be a mask or intensities, NaN or infinity, or
-            no threshold between 0 and 1.
+        ValueError: an image of integers (a mask or intensities), NaN or infinity in it, or a
+            threshold outside 0..1.
     """
     if not 0 <= threshold <= 1:
         raise ValueError(f"a threshold of {threshold}, expected 0 to 1")
@@ -100,7 +107,7 @@ def mask_of_probability(probability: sitk.Image, threshold: float = 0.5) -> sitk
         raise ValueError("a probability with NaN or infinity, expected 0 to 1")
     above = values > threshold
     foreground = np.zeros(above.shape, np.uint8)
-    # In the patient's order, so that of two components of one size the same is kept however stored.
+    # Of two equally large components the kept one must not depend on the voxels' storage order.
     in_patient_order(foreground, probability).T[...] = largest_component(
         in_patient_order(above, probability).T
     )
@@ -112,18 +119,18 @@ def mask_of_probability(probability: sitk.Image, threshold: float = 0.5) -> sitk
 def segment_outputs(
     outputs: list[np.ndarray], image: sitk.Image, config: EasyDict
 ) -> tuple[sitk.Image, sitk.Image]:
-    """One case from the network's answers to its mask, on the image's own grid.
+    """Converts the network's outputs for one image to a mask on the image's own grid.
 
     Args:
-        outputs: answers to `network_inputs(image, config)`, each (X, Y, Z) float32 in 0..1.
+        outputs: of `network_inputs(image, config)`, each (X, Y, Z) float32 in 0..1.
         image: the case's image.
-        config: network grid, `threshold`, `flip_average`.
+        config: of the network grid, `threshold`, `flip_average`.
 
     Returns:
-        Mask (uint8) and probability (float32), with the geometry of `image`.
+        Mask (uint8, 0 and 1) and probability (float32), with the geometry of `image`.
 
     Raises:
-        ValueError: not as many outputs as `network_inputs` has volumes, or of another shape.
+        ValueError: the number or the shape of the outputs does not fit the configuration.
     """
     expected = 1 + config.flip_average
     if len(outputs) != expected:
@@ -135,10 +142,18 @@ def segment_outputs(
 
 
 def segment(network: nn.Cell, image: sitk.Image, config: EasyDict) -> tuple[sitk.Image, sitk.Image]:
-    """One case from its image to its mask: `network_inputs`, the network, `segment_outputs`.
+    """Segments one image: `network_inputs`, `foreground_probability`, `segment_outputs`.
+
+    Args:
+        network: a `VNet` in evaluation mode.
+        image: 3-D scalar, of any voxel type.
+        config: see `network_inputs` and `segment_outputs`.
+
+    Returns:
+        Mask and probability, see `segment_outputs`.
 
     Raises:
-        ValueError: no 3-D scalar image of finite voxels, or a network in training mode.
+        ValueError: not a 3-D scalar image of finite voxels, or a network in training mode.
     """
     volumes = network_inputs(image, config)
     outputs = [foreground_probability(network, volume) for volume in volumes]

@@ -1,4 +1,4 @@
-"""Each transform against a closed form, SciPy or SimpleITK; what is drawn; that it can be replayed.
+"""Each transform against a closed form, SciPy or SimpleITK; random parameters; reproducibility.
 
 SimpleITK works in mm (x, y, z) with voxel 0 at 0 mm; arrays have axes (X, Y, Z).
 """
@@ -15,19 +15,19 @@ from src.augment import (
     INTENSITY,
     SPATIAL,
     TRANSFORMS,
+    add_noise,
+    adjust_gamma,
     apply,
-    augmented,
+    apply_bias_field,
+    augment_case,
+    blur,
     draw,
-    resampled,
-    resampled_mask,
+    lower_resolution,
+    match_histogram,
+    resample,
+    resample_mask,
     sampling_positions,
     spline_field,
-    with_bias,
-    with_blur,
-    with_gamma,
-    with_histogram,
-    with_low_resolution,
-    with_noise,
 )
 from src.data_manager import TrainingVolume
 from src.dataset import TrainingSamples, create_dataset
@@ -149,7 +149,7 @@ def test_positions_and_resampling_are_those_of_simpleitk(names):
     volume = smooth(1)
     image = image_of_grid(volume)
     expected = array_of(sitk.Resample(image, image, transform, sitk.sitkLinear, 0.0))
-    found = resampled(volume, positions)
+    found = resample(volume, positions)
     last = np.reshape(SHAPE, (3, 1, 1, 1)) - 1
     inside = ((positions > 0.01) & (positions < last - 0.01)).all(axis=0)
     inside &= (np.moveaxis(np.indices(SHAPE), 0, -1) < np.subtract(SHAPE, 1)).all(-1)  # the splines
@@ -174,8 +174,8 @@ def test_a_deformation_moves_by_its_splines_in_mm():
 def test_flip_is_that_of_numpy(axis):
     volume, mask = smooth(2), ellipsoid((9, 20, 11), (8, 9, 10))
     positions = sampling_positions(SHAPE, VOXEL_MM, flip=axis)
-    np.testing.assert_array_equal(resampled(volume, positions), np.flip(volume, axis))
-    np.testing.assert_array_equal(resampled_mask(mask, positions), np.flip(mask, axis))
+    np.testing.assert_array_equal(resample(volume, positions), np.flip(volume, axis))
+    np.testing.assert_array_equal(resample_mask(mask, positions), np.flip(mask, axis))
 
 
 @pytest.mark.parametrize("axis, plane", [(0, (1, 2)), (1, (2, 0)), (2, (0, 1))])
@@ -184,7 +184,7 @@ def test_a_quarter_turn_is_that_of_numpy(axis, plane):
     volume = np.pad(smooth(3, (11, 11, 11)), 2)
     positions = sampling_positions(volume.shape, (1.5, 1.5, 1.5), rotate=90 * np.eye(3)[axis])
     expected = np.rot90(volume, axes=plane)
-    np.testing.assert_allclose(resampled(volume, positions), expected, atol=1e-5)
+    np.testing.assert_allclose(resample(volume, positions), expected, atol=1e-5)
 
 
 def cloud(centre_mm, sigma_mm):
@@ -209,7 +209,7 @@ def test_an_ellipsoid_moves_and_grows_as_said():
         ({"shift": shift, "scale": scale}, MIDDLE_MM + shift * scale, sigma * scale),
     ):
         positions = sampling_positions(SHAPE, VOXEL_MM, **chosen)
-        found = centre_and_sigma_mm(resampled(cloud(MIDDLE_MM, sigma), positions))
+        found = centre_and_sigma_mm(resample(cloud(MIDDLE_MM, sigma), positions))
         np.testing.assert_allclose(found, (centre, widths), atol=0.15)  # of voxels of 1 to 2 mm
 
 
@@ -219,7 +219,7 @@ def test_content_turns_from_one_axis_to_the_next(first, second):
     arm_mm, axes = 7, np.eye(3)
     ball = cloud(MIDDLE_MM + arm_mm * axes[first], (2.5, 2.5, 2.5))
     positions = sampling_positions(SHAPE, VOXEL_MM, rotate=30 * axes[3 - first - second])
-    centre, sigma = centre_and_sigma_mm(resampled(ball, positions))
+    centre, sigma = centre_and_sigma_mm(resample(ball, positions))
     expected = np.cos(np.pi / 6) * axes[first] + np.sin(np.pi / 6) * axes[second]
     np.testing.assert_allclose(centre - MIDDLE_MM, arm_mm * expected, atol=0.1)
     np.testing.assert_allclose(sigma, 2.5, atol=0.2)  # a ball in mm, though voxels are no cubes
@@ -241,7 +241,7 @@ def test_image_and_mask_are_interpolated_once(names, monkeypatch):
 
 
 def mask_like(kind):
-    """A mask in which `resampled_mask` could go wrong."""
+    """A mask in which `resample_mask` could go wrong."""
     mask = np.random.default_rng(4).random(SHAPE) > 0.5 if kind == "speckles" else np.zeros(SHAPE)
     mask = mask.astype(bool)
     if kind == "edge":
@@ -261,8 +261,8 @@ def test_looking_only_near_the_mask_changes_nothing(kind, seed):
         rng.uniform(-2, np.add(SHAPE, 1), (*SHAPE, 3)).transpose(3, 0, 1, 2).astype(np.float32),
         np.indices(SHAPE).astype(np.float32),
     ):
-        everywhere = resampled(mask.astype(np.float32), positions) > 0.5
-        found = resampled_mask(mask, positions)
+        everywhere = resample(mask.astype(np.float32), positions) > 0.5
+        found = resample_mask(mask, positions)
         assert found.dtype == bool
         np.testing.assert_array_equal(found, everywhere)
     np.testing.assert_array_equal(found, mask)  # of the last positions, each voxel's own
@@ -285,13 +285,13 @@ def test_spline_field_is_that_of_scipy(mesh):
 
 def test_bias_multiplies_by_a_smooth_positive_field():
     volume = volume_of(1).intensity
-    even = with_bias(volume, np.full((4, 4, 4), np.log(1.7)))
+    even = apply_bias_field(volume, np.full((4, 4, 4), np.log(1.7)))
     np.testing.assert_allclose(even, 1.7 * volume, rtol=1e-5)
     control = np.random.default_rng(0).normal(0, 1, (4, 4, 4))
-    uneven = with_bias(volume, control)
+    uneven = apply_bias_field(volume, control)
     assert (uneven[volume > 0] > 0).all()
     assert not uneven[volume == 0].any()
-    field = np.log(with_bias(np.ones(SHAPE, np.float32), control))
+    field = np.log(apply_bias_field(np.ones(SHAPE, np.float32), control))
     np.testing.assert_allclose(field, spline_field(control, SHAPE), atol=1e-5)
     # Third differences along a line of a single cubic are one constant.
     np.testing.assert_allclose(np.diff(field, 4, axis=0), 0, atol=1e-5)
@@ -311,13 +311,13 @@ def test_histogram_gives_each_voxel_the_reference_value_of_its_rank():
     other **= 2.5
     ranks = stats.rankdata(own, "ordinal").astype(int) - 1
     expected = np.sort(other)[ranks]
-    found = with_histogram(own, other)
+    found = match_histogram(own, other)
     body = without_tails(own)
     np.testing.assert_allclose(found[body], expected[body], atol=0.02)
     assert np.abs(found - expected).mean() < 0.005
     assert (np.diff(found[np.argsort(own)]) >= 0).all()
     assert other.min() <= found.min() < found.max() <= other.max()
-    np.testing.assert_allclose(with_histogram(own, own)[body], own[body], atol=1e-6)
+    np.testing.assert_allclose(match_histogram(own, own)[body], own[body], atol=1e-6)
 
 
 def test_histogram_is_about_that_of_simpleitk():
@@ -329,7 +329,7 @@ def test_histogram_is_about_that_of_simpleitk():
         numberOfMatchPoints=200,
         thresholdAtMeanIntensity=False,
     )
-    difference = np.abs(with_histogram(own, other) - array_of(matched))
+    difference = np.abs(match_histogram(own, other) - array_of(matched))
     assert difference[without_tails(own)].max() < 0.03
     assert difference.mean() < 0.005
 
@@ -337,20 +337,20 @@ def test_histogram_is_about_that_of_simpleitk():
 def test_histogram_leaves_zeros_out():
     """The border of zeros neither moves nor counts, on either side."""
     own, other = volume_of(1).intensity, volume_of(2).intensity
-    found = with_histogram(own, other)
+    found = match_histogram(own, other)
     np.testing.assert_array_equal(found == 0, own == 0)
-    bare = with_histogram(own[own > 0], other[other > 0])
+    bare = match_histogram(own[own > 0], other[other > 0])
     np.testing.assert_array_equal(found[own > 0], bare)
 
 
 @pytest.mark.parametrize("value", [0, 0.4])
 def test_histogram_of_a_constant_or_empty_image(value):
     constant, varied = np.full(SHAPE, value, np.float32), volume_of(2).intensity
-    moved = with_histogram(constant, varied)
+    moved = match_histogram(constant, varied)
     assert np.isfinite(moved).all()
     assert len(np.unique(moved)) == 1
     assert moved.max() <= varied.max()
-    levelled = with_histogram(varied, constant)
+    levelled = match_histogram(varied, constant)
     np.testing.assert_allclose(levelled, np.where(varied > 0, value, 0) if value else varied)
 
 
@@ -358,12 +358,12 @@ def test_histogram_of_a_constant_or_empty_image(value):
 def test_gamma_is_a_power(gamma):
     volume = volume_of(1).intensity
     closed_form = {0.5: np.sqrt(volume), 1: volume, 2: volume * volume}[gamma]
-    np.testing.assert_allclose(with_gamma(volume, gamma), closed_form, rtol=1e-6)
+    np.testing.assert_allclose(adjust_gamma(volume, gamma), closed_form, rtol=1e-6)
 
 
 def test_noise_is_gaussian_of_a_share_of_the_spread():
     volume = 10 + smooth(1, (48, 48, 48))  # far from zero: nothing is cut off
-    noise = (with_noise(volume, 0.4, 7) - volume).ravel() / volume.std()
+    noise = (add_noise(volume, 0.4, 7) - volume).ravel() / volume.std()
     count = noise.size
     assert abs(noise.mean()) < 4 * 0.4 / np.sqrt(count)
     assert noise.std() == pytest.approx(0.4, rel=4 / np.sqrt(2 * count))
@@ -372,21 +372,21 @@ def test_noise_is_gaussian_of_a_share_of_the_spread():
     for axis in range(3):  # neighbours know nothing of each other
         pairs = np.moveaxis(cube, axis, 0)
         assert abs(np.corrcoef(pairs[1:].ravel(), pairs[:-1].ravel())[0, 1]) < 4 / np.sqrt(count)
-    np.testing.assert_array_equal(with_noise(volume, 0.4, 7), with_noise(volume, 0.4, 7))
-    assert (with_noise(volume, 0.4, 8) != with_noise(volume, 0.4, 7)).mean() > 0.99
-    np.testing.assert_array_equal(with_noise(volume, 0, 7), volume)
+    np.testing.assert_array_equal(add_noise(volume, 0.4, 7), add_noise(volume, 0.4, 7))
+    assert (add_noise(volume, 0.4, 8) != add_noise(volume, 0.4, 7)).mean() > 0.99
+    np.testing.assert_array_equal(add_noise(volume, 0, 7), volume)
 
 
 def test_noise_keeps_zeros_and_what_is_above_them():
     volume = volume_of(1).intensity
-    noisy = with_noise(volume, 3, 1)
+    noisy = add_noise(volume, 3, 1)
     np.testing.assert_array_equal(noisy > 0, volume > 0)
     assert (noisy >= 0).all()
     inside = volume > 0  # whose spread is meant, not that of the border
-    added = (with_noise(volume, 0.1, 1) - volume)[inside]
+    added = (add_noise(volume, 0.1, 1) - volume)[inside]
     assert added.std() == pytest.approx(0.1 * volume[inside].std(), rel=0.03)
     empty = np.zeros(SHAPE, np.float32)
-    np.testing.assert_array_equal(with_noise(empty, 1, 1), empty)
+    np.testing.assert_array_equal(add_noise(empty, 1, 1), empty)
 
 
 @pytest.mark.parametrize(
@@ -432,9 +432,9 @@ def test_blur_is_about_that_of_simpleitk():
     image = image_of_grid(volume)
     expected = array_of(sitk.SmoothingRecursiveGaussian(image, 2.0))
     middle = (slice(8, -8), slice(7, -7), slice(5, -5))  # edges are treated differently
-    found = with_blur(volume, 2.0 / np.array(VOXEL_MM))
+    found = blur(volume, 2.0 / np.array(VOXEL_MM))
     np.testing.assert_allclose(found[middle], expected[middle], atol=0.01)
-    np.testing.assert_allclose(with_blur(np.ones_like(volume), np.ones(3)), 1, rtol=1e-6)
+    np.testing.assert_allclose(blur(np.ones_like(volume), np.ones(3)), 1, rtol=1e-6)
 
 
 @pytest.mark.parametrize("axis, factor", [(0, 1.5), (1, 2.6), (2, 3.0), (2, 100.0)])
@@ -447,19 +447,19 @@ def test_low_resolution_is_linear_interpolation_along_lines(axis, factor):
         voxels = np.arange(side)
         return np.interp(voxels, coarse, np.interp(coarse, voxels, line))
 
-    found = with_low_resolution(volume, axis, factor)
+    found = lower_resolution(volume, axis, factor)
     assert (found.shape, found.dtype) == (SHAPE, np.float32)
     np.testing.assert_allclose(found, np.apply_along_axis(through_coarse, axis, volume), atol=1e-6)
     ramp = np.indices(SHAPE)[axis].astype(np.float32)
-    np.testing.assert_allclose(with_low_resolution(ramp, axis, factor), ramp, atol=1e-4)
+    np.testing.assert_allclose(lower_resolution(ramp, axis, factor), ramp, atol=1e-4)
     # Detail is lost along the axis and only there.
     others = np.indices(SHAPE)[(axis + 1) % 3] % 2 + np.ones(SHAPE, np.float32)
-    np.testing.assert_allclose(with_low_resolution(others, axis, factor), others, atol=1e-6)
+    np.testing.assert_allclose(lower_resolution(others, axis, factor), others, atol=1e-6)
     stripes = np.indices(SHAPE)[axis] % 2 + np.ones(SHAPE, np.float32)
-    assert with_low_resolution(stripes, axis, factor).std() < 0.85 * stripes.std()
+    assert lower_resolution(stripes, axis, factor).std() < 0.85 * stripes.std()
 
 
-# What is drawn -----------------------------------------------------------------------------------
+# Random parameters -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", TRANSFORMS)
@@ -483,8 +483,8 @@ def test_probabilities_are_met_and_independent(small_config):
 
 def test_parameters_fill_their_ranges(small_config):
     config = all_on(small_config)
-    drawn = [draw(config, epoch, 3, 6) for epoch in range(1000)]
-    of = {name: np.array([one[name] for one in drawn]) for name in TRANSFORMS}
+    params = [draw(config, epoch, 3, 6) for epoch in range(1000)]
+    of = {name: np.array([one[name] for one in params]) for name in TRANSFORMS}
     low_resolution_axes, factors = of["low_resolution"].T
     sigmas, seeds = of["noise"].T
     least, most = np.multiply(augment.SCALE, augment.ASPECT)
@@ -500,7 +500,7 @@ def test_parameters_fill_their_ranges(small_config):
         (of["blur"], augment.BLUR_SIGMA_MM),
         (sigmas, augment.NOISE_SIGMA),
     ):
-        columns, margin = values.reshape(len(drawn), -1), 0.05 * (high - low)
+        columns, margin = values.reshape(len(params), -1), 0.05 * (high - low)
         assert ((columns >= low) & (columns <= high)).all()
         assert (columns.min(axis=0) < low + margin).all()
         assert (columns.max(axis=0) > high - margin).all()
@@ -511,7 +511,7 @@ def test_parameters_fill_their_ranges(small_config):
     assert set(of["flip"]) == {0}
     assert set(of["histogram"]) == {0, 1, 2, 4, 5}  # any case but itself
     assert set(low_resolution_axes) == {0, 1, 2}
-    assert len(set(seeds)) == len(drawn)
+    assert len(set(seeds)) == len(params)
     deform, bias = of["deform"], of["bias"]
     assert (deform.shape[1:], bias.shape[1:]) == ((3, 5, 5, 5), (4, 4, 4))
     np.testing.assert_allclose(deform.std(axis=(0, 2, 3, 4)), augment.DEFORM_SIGMA_MM, rtol=0.02)
@@ -535,20 +535,20 @@ def test_switching_one_transform_leaves_the_others_as_they_are(small_config):
 
 
 def test_a_draw_follows_from_seed_epoch_and_case(small_config):
-    def drawn(seed, epoch, case):
+    def params(seed, epoch, case):
         return draw(all_on(small_config, 1, f"seed={seed}"), epoch, case, 5)
 
     keys = list(itertools.product((1, 2), (0, 1, 7), (0, 1, 2)))
-    draws = {key: drawn(*key) for key in keys}
+    draws = {key: params(*key) for key in keys}
     for key in reversed(keys):
-        assert same_parameters(drawn(*key), draws[key])
+        assert same_parameters(params(*key), draws[key])
     for name in set(TRANSFORMS) - {"flip", "histogram"}:
         assert len({str(one[name]) for one in draws.values()}) == len(keys), name
 
 
 def test_a_single_case_has_no_other_histogram(small_config):
-    drawn = draw(all_on(small_config), 0, 0, 1)
-    assert list(drawn) == [name for name in TRANSFORMS if name != "histogram"]
+    params = draw(all_on(small_config), 0, 0, 1)
+    assert list(params) == [name for name in TRANSFORMS if name != "histogram"]
     assert set(draw(all_on(small_config), 0, 1, 2)) == set(TRANSFORMS)
 
 
@@ -566,7 +566,7 @@ def two_volumes(small_config, **more):
 
 def test_with_all_off_the_case_itself_comes_back(small_config):
     volumes, grid = two_volumes(small_config)
-    intensity, mask = augmented(volumes, 1, 3, small_config(*grid))
+    intensity, mask = augment_case(volumes, 1, 3, small_config(*grid))
     assert intensity is volumes[1].intensity
     assert mask is volumes[1].mask
 
@@ -577,7 +577,7 @@ def test_each_transform_changes_what_it_should_and_nothing_of_the_cases(small_co
     before = [(volume.intensity.copy(), volume.mask.copy()) for volume in volumes]
     names = TRANSFORMS if name == "all" else (name,)
     config = small_config(*grid, *(f"augment_{name}=1" for name in names))
-    intensity, mask = augmented(volumes, 0, 0, config)
+    intensity, mask = augment_case(volumes, 0, 0, config)
     assert (intensity.dtype, mask.dtype) == (np.float32, bool)
     assert intensity.shape == mask.shape == (32, 32, 16)
     assert intensity.flags.c_contiguous
@@ -593,31 +593,31 @@ def test_each_transform_changes_what_it_should_and_nothing_of_the_cases(small_co
 def test_apply_does_them_in_order(small_config):
     """All of them against the functions one after another."""
     volumes, _ = two_volumes(small_config)
-    drawn = {
+    params = {
         **STRONG,
         **{"histogram": 1, "gamma": 1.3, "bias": np.full((4, 4, 4), 0.1)},
         **{"low_resolution": (2, 2.0), "blur": 0.8, "noise": (0.2, 5)},
     }
     positions = sampling_positions((32, 32, 16), VOXEL_MM, **STRONG)
-    expected = resampled(volumes[0].intensity, positions)
-    expected = with_gamma(with_histogram(expected, volumes[1].intensity), 1.3)
-    expected = with_low_resolution(with_bias(expected, drawn["bias"]), 2, 2.0)
-    expected = with_noise(with_blur(expected, 0.8 / np.array(VOXEL_MM)), 0.2, 5)
-    found, mask = apply(drawn, volumes, 0, list(VOXEL_MM))
+    expected = resample(volumes[0].intensity, positions)
+    expected = adjust_gamma(match_histogram(expected, volumes[1].intensity), 1.3)
+    expected = lower_resolution(apply_bias_field(expected, params["bias"]), 2, 2.0)
+    expected = add_noise(blur(expected, 0.8 / np.array(VOXEL_MM)), 0.2, 5)
+    found, mask = apply(params, volumes, 0, list(VOXEL_MM))
     np.testing.assert_array_equal(found, expected)
-    np.testing.assert_array_equal(mask, resampled_mask(volumes[0].mask, positions))
+    np.testing.assert_array_equal(mask, resample_mask(volumes[0].mask, positions))
 
 
 def test_a_flip_mirrors_the_patients_left_and_right(small_config):
     volumes, grid = two_volumes(small_config)
-    intensity, mask = augmented(volumes, 0, 0, small_config(*grid, "augment_flip=1"))
+    intensity, mask = augment_case(volumes, 0, 0, small_config(*grid, "augment_flip=1"))
     np.testing.assert_array_equal(intensity, volumes[0].intensity[::-1])
     np.testing.assert_array_equal(mask, volumes[0].mask[::-1])
 
 
 def test_a_case_without_a_prostate(small_config):
     empty = TrainingVolume(volume_of(1).intensity, np.zeros(SHAPE, bool), "axial")
-    _, mask = augmented([empty, volume_of(2)], 0, 0, all_on(small_config))
+    _, mask = augment_case([empty, volume_of(2)], 0, 0, all_on(small_config))
     assert not mask.any()
 
 
@@ -658,7 +658,7 @@ def test_a_sample_is_interpolated_once_and_its_mask_only_near_it(small_config, m
 
     map_coordinates = ndimage.map_coordinates
     monkeypatch.setattr(ndimage, "map_coordinates", counted)
-    intensity, mask = augmented(two_volumes(small_config)[0], 0, 0, all_on(small_config))
+    intensity, mask = augment_case(two_volumes(small_config)[0], 0, 0, all_on(small_config))
     of_image, of_mask = interpolated
     assert of_image == intensity.size
     assert np.count_nonzero(mask) < of_mask < intensity.size / 2

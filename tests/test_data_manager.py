@@ -11,7 +11,6 @@ from scipy import ndimage, stats
 from src import data_manager
 from src.data_manager import (
     Case,
-    equalized,
     find_cases,
     image_to_network_grid,
     intensity_on_network_grid,
@@ -22,12 +21,12 @@ from src.data_manager import (
     read_case,
     worker_count,
     xyz,
-    z_scored,
 )
+from src.images.intensity import z_score
 from src.images.writing import write_volume
 from src.utils.errors import DataError
 from tests.helpers import flip_middle, touch, tree
-from tests.volumes import STORAGE_ORDERS, geometry_error, geometry_of, stored_in_order
+from tests.volumes import STORAGE_ORDERS, geometry_error, stored_in_order
 
 
 def test_cases_are_found_by_stem_in_the_order_of_the_split(tmp_path):
@@ -193,54 +192,6 @@ def test_equal_shares_of_an_equalized_image_are_equally_bright(make_image, small
     assert np.abs(found - ranks.T).mean() < 2e-3
 
 
-def test_an_equalized_image_has_lost_its_coils_field(make_image):
-    rng = np.random.default_rng(0)
-    anatomy = ndimage.gaussian_filter(rng.normal(size=(16, 64, 64)), 2)
-    anatomy = np.exp(anatomy / anatomy.std() / 3)
-    field = np.exp(-np.arange(64) / 28)[:, None]  # falls to a tenth over 64 mm
-    plain, coil = (equalized(make_image(v.astype("f4"))) for v in (anatomy, anatomy * field))
-    plain, coil = (sitk.GetArrayFromImage(image) for image in (plain, coil))
-    assert np.corrcoef(plain.ravel(), coil.ravel())[0, 1] > 0.9
-    assert np.corrcoef(anatomy.ravel(), (anatomy * field).ravel())[0, 1] < 0.6
-
-
-@pytest.mark.parametrize("shape", [(8, 16, 20), (1, 16, 20), (2, 3, 20)])
-def test_an_equalized_image_keeps_padding_and_geometry(make_image, oblique, shape):
-    values = np.random.default_rng(0).uniform(7, 300, shape).astype(np.float32)
-    values[..., 10:] = -1
-    image = make_image(values, (0.5, 0.6, 3), direction=oblique)
-    found = equalized(image)
-    assert geometry_of(found) == geometry_of(image)
-    array = sitk.GetArrayFromImage(found)
-    assert not array[..., 10:].any() and array.max() == 1
-    assert array[..., :10].mean() == pytest.approx(0.5, abs=0.01)  # shares of those alone
-    np.testing.assert_array_equal(sitk.GetArrayFromImage(image), values)  # the user's stays
-
-
-@pytest.mark.parametrize("padding", [((0, 0), (0, 0), (9, 20)), ((1, 0), (0, 0), (0, 0))])
-def test_padding_hardly_changes_the_equalized_tissue(make_image, padding):
-    values = 100 + np.random.default_rng(0).gamma(9, 30, (12, 40, 40)).astype(np.float32)
-    spacing_mm = (1, 1, 3)
-    plain = equalized(make_image(values, spacing_mm))
-    padded = equalized(make_image(np.pad(values, padding), spacing_mm))
-    tissue = sitk.GetArrayFromImage(padded)[np.pad(values, padding) > 0]
-    difference = np.abs(tissue - sitk.GetArrayFromImage(plain).ravel())
-    assert difference.mean() < 0.01
-
-
-def test_equalizing_forgets_the_scanners_scale(make_image):
-    values = np.random.default_rng(0).gamma(2, 100, (16, 32, 48)).astype(np.float32)
-    first, second = (
-        sitk.GetArrayFromImage(equalized(make_image(array))) for array in (values, 3 * values - 500)
-    )
-    np.testing.assert_allclose(first, second, atol=1e-4)
-
-
-def test_an_image_of_one_value_equalizes_to_zeros(make_image):
-    image = make_image(np.full((4, 5, 6), 3, np.float32))
-    assert not sitk.GetArrayFromImage(equalized(image)).any()
-
-
 def test_mask_is_sampled_linearly_and_cut_at_one_half(gridded):
     image, config = gridded
     array = sitk.GetArrayFromImage(image).T > 2**14
@@ -345,7 +296,7 @@ def test_training_volumes_come_in_the_order_of_the_cases(cases, small_config, wo
     volumes = load_training_volumes(cases, config)
     for case, (intensity, mask, plane) in zip(cases, volumes, strict=True):
         image, reference = read_case(case, config)
-        np.testing.assert_array_equal(z_scored(intensity), image_to_network_grid(image, config))
+        np.testing.assert_array_equal(z_score(intensity), image_to_network_grid(image, config))
         np.testing.assert_array_equal(mask, mask_to_network_grid(reference, config))
         assert intensity.min() >= 0 and 0.9 < intensity.max() <= 1 and mask.any()
         assert plane == "axial"

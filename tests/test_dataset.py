@@ -5,8 +5,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from src.data_manager import TrainingVolume, z_scored
+from src.data_manager import TrainingVolume
 from src.dataset import TrainingSamples, create_dataset, dropout_keep, epoch_order
+from src.images.intensity import z_score
 
 
 def numbered_volumes(count):
@@ -142,7 +143,7 @@ def test_columns_shapes_and_values(small_config):
         assert {image.dtype, mask.dtype, keep.dtype} == {np.dtype(np.float32)}
         for number, volume, truth in zip(numbers_of(image), image[:, 0], mask, strict=True):
             expected = numbered_volumes(5)[number]
-            np.testing.assert_array_equal(volume, z_scored(expected.intensity))
+            np.testing.assert_array_equal(volume, z_score(expected.intensity))
             np.testing.assert_array_equal(truth, expected.mask)
 
 

@@ -15,9 +15,9 @@ from src.data_manager import (
     load_training_volumes,
     mask_to_network_grid,
     network_grid,
-    z_scored,
 )
 from src.dataset import TrainingSamples, dropout_keep, epoch_order
+from src.images.intensity import z_score
 from src.images.orientation import direction_matrix, in_patient_order
 from src.loss import LOSSES
 from src.lr_schedule import learning_rates
@@ -81,7 +81,7 @@ HALF = image_of(np.full(MASK.shape, 0.5, np.float32))
             lambda: predictor.foreground_probability(SimpleNamespace(training=True), NAN),
             "in training mode",
         ),
-        "z-score of NaN": (lambda: z_scored(NAN), "NaN or infinity"),
+        "z-score of NaN": (lambda: z_score(NAN), "NaN or infinity"),
         "directions of a plane": (
             lambda: direction_matrix(PLANE),
             r"size \(4, 5\), expected three",

@@ -19,7 +19,7 @@ from pathlib import Path
 from easydict import EasyDict
 
 from ..config import keeping, overridden, vnet_cfg
-from ..data_manager import FIELD_SIGMA_MM, HISTOGRAM_STEPS, LOG_OFFSET
+from ..images.intensity import FIELD_SIGMA_MM, HISTOGRAM_STEPS, LOG_OFFSET
 from ..utils.command_line import run
 from ..utils.errors import DataError, UsageError
 from ..utils.files import check_name, hash_file

@@ -70,7 +70,7 @@ def test_panels_show_what_training_would_get(volumes):
         assert (panel.positions is not None) == (name in augment.SPATIAL)
         assert not np.array_equal(intensity, cases[0].intensity), name
     for epoch, panel in enumerate(shown[-3:]):
-        intensity, mask = augment.augmented(cases, 0, epoch, config)
+        intensity, mask = augment.augment_case(cases, 0, epoch, config)
         assert np.array_equal(panel.intensity, intensity)
         assert np.array_equal(panel.mask, mask)
 
