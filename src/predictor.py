@@ -8,7 +8,7 @@ from mindspore import nn
 from scipy import ndimage
 
 from .data_manager import LEFT_RIGHT_AXIS, image_to_network_grid, probability_to_case_grid
-from .images.orientation import in_patient_order
+from .images.orientation import to_patient_order
 
 
 def network_inputs(image: sitk.Image, config: EasyDict) -> list[np.ndarray]:
@@ -108,8 +108,8 @@ def mask_of_probability(probability: sitk.Image, threshold: float = 0.5) -> sitk
     above = values > threshold
     foreground = np.zeros(above.shape, np.uint8)
     # Of two equally large components the kept one must not depend on the voxels' storage order.
-    in_patient_order(foreground, probability).T[...] = largest_component(
-        in_patient_order(above, probability).T
+    to_patient_order(foreground, probability).T[...] = largest_component(
+        to_patient_order(above, probability).T
     )
     mask = sitk.GetImageFromArray(foreground.T)
     mask.CopyInformation(probability)

@@ -325,7 +325,7 @@ def test_labels_and_channel_come_from_the_configuration(tmp_path, make_image, sm
             volume = load_training_volumes(cases, config)[0]
             means[channel, label] = volume.intensity.mean(), volume.mask.mean()
     assert len(set(means.values())) == 6
-    with pytest.raises(DataError, match="which of its 2 volumes"):
+    with pytest.raises(DataError, match="2 volumes.*--channel"):
         read_case(cases[0], small_config("labels=1,2"))
     with pytest.raises(DataError, match="labels 0, 1, 2, expected only 0 and 1"):
         read_case(cases[0], small_config("channel=1"))

@@ -10,7 +10,7 @@ import SimpleITK as sitk
 from scipy import ndimage
 
 from src.data_manager import image_to_network_grid
-from src.images.orientation import in_patient_order
+from src.images.orientation import to_patient_order
 from src.predictor import (
     average_over_flip,
     foreground_probability,
@@ -239,7 +239,7 @@ def test_an_empty_prediction_is_an_empty_mask(make_image, small_config):
 
 def patient(image):
     """Voxels with axes to the patient's left, posterior, superior."""
-    return in_patient_order(sitk.GetArrayFromImage(image).T, image)
+    return to_patient_order(sitk.GetArrayFromImage(image).T, image)
 
 
 # The grid's sides and voxels differ, so that no two axes can be exchanged unseen.

@@ -18,7 +18,7 @@ from src.data_manager import (
 )
 from src.dataset import TrainingSamples, dropout_keep, epoch_order
 from src.images.intensity import z_score
-from src.images.orientation import direction_matrix, in_patient_order
+from src.images.orientation import direction_matrix, to_patient_order
 from src.loss import LOSSES
 from src.lr_schedule import learning_rates
 from src.report import figures as report
@@ -86,7 +86,7 @@ HALF = image_of(np.full(MASK.shape, 0.5, np.float32))
             lambda: direction_matrix(PLANE),
             r"size \(4, 5\), expected three",
         ),
-        "order of another": (lambda: in_patient_order(MASK, WHOLE), r"expected \(6, 5, 4\)"),
+        "order of another": (lambda: to_patient_order(MASK, WHOLE), r"expected \(6, 5, 4\)"),
         "rates for no step": (lambda: learning_rates(1e-3, 0, 1, 0.3), "total_steps is 0"),
         "rates of NaN": (lambda: learning_rates(np.nan, 5, 1, 0.3), "lr is nan"),
         "warm-up of -1": (lambda: learning_rates(1e-3, 5, -1, 0.3), "warmup_step is -1"),

@@ -1,4 +1,4 @@
-"""File names of volumes: which formats there are, and which name means which case."""
+"""File names of volumes: formats, case names, names of masks."""
 
 import re
 from pathlib import Path, PurePath
@@ -9,30 +9,30 @@ SUFFIXES = (".mhd", ".mha", ".nii.gz", ".nii", ".nrrd")
 META_SUFFIXES = (".mhd", ".mha")  # MetaImage
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
 MASK_SUFFIX = "_segmentation"
-# How others call their masks.
+# Names of masks in other data sets.
 MASK_ENDING = re.compile(r"[ ._-](segmentation|seg|labels?|masks?)$", re.IGNORECASE)
 MASK_FOLDER = re.compile(r"(labels?|masks?)(tr|ts|val)?|gt|segmentations?", re.IGNORECASE)
 
 
 def suffix_of(path: str | PurePath) -> str | None:
-    """Which of `SUFFIXES` a file name ends with, None for any other."""
+    """Returns which of `SUFFIXES` a file name ends with, case aside; None for any other."""
     return next((suffix for suffix in SUFFIXES if Path(path).name.lower().endswith(suffix)), None)
 
 
 def stem(path: str | PurePath) -> str:
-    """The file's name without folder and image suffix: Case03 of img/Case03.nii.gz."""
+    """Returns the file's name without folder and image suffix: Case03 of img/Case03.nii.gz."""
     name = Path(path).name
     return name[: len(name) - len(suffix_of(name) or "")]
 
 
 def is_called_mask(path: str | PurePath) -> bool:
-    """Whether a file, by its name or its folder's, is somebody's mask: labelsTr/Case03.nii.gz."""
+    """Whether the name of a file or of its folder is that of a mask: labelsTr/Case03.nii.gz."""
     folder = Path(path).absolute().parent.name
     return bool(MASK_ENDING.search(stem(path)) or MASK_FOLDER.fullmatch(folder))
 
 
 def images_in(folder: str | Path) -> dict[str, list[Path]]:
-    """Image files of a folder, `{stem: [paths]}`, sorted by name.
+    """Returns the image files of a folder as `{stem: [paths]}`, sorted by name.
 
     Raises:
         DataError: no such folder.

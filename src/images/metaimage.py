@@ -1,6 +1,6 @@
-"""MetaImage: what the header says, and whether the voxels are there, no more and no less.
+"""Checks of MetaImage files (`.mhd`, `.mha`): header entries, number of voxel bytes.
 
-SimpleITK reads the files, but fills up some that are cut, and takes ones that are too long.
+SimpleITK reads the files, but pads some that are truncated and accepts ones that are too long.
 Format: itk.org/Wiki/ITK/MetaIO/Documentation.
 """
 
@@ -16,9 +16,9 @@ from ..utils.errors import DataError
 from .formats import META_SUFFIXES, suffix_of
 from .voxel_bytes import check_length, expected_bytes
 
-LINES_OF_A_HEADER = 200
+MAX_HEADER_LINES = 200
 REQUIRED = ("NDims", "DimSize", "ElementType", "ElementDataFile")
-# Entries of numbers, and how many each takes for n axes.
+# Numeric entries, and how many numbers each has for n axes.
 NUMBERS = {
     **dict.fromkeys(("NDims", "HeaderSize", "CompressedDataSize"), "1"),
     "ElementNumberOfChannels": "1",
@@ -26,15 +26,16 @@ NUMBERS = {
     **dict.fromkeys(("Offset", "Position", "Origin"), "n"),
     **dict.fromkeys(("TransformMatrix", "Rotation", "Orientation"), "n x n"),
 }
-WHOLE = ("NDims", "DimSize", "HeaderSize", "CompressedDataSize", "ElementNumberOfChannels")
+INTEGERS = ("NDims", "DimSize", "HeaderSize", "CompressedDataSize", "ElementNumberOfChannels")
 SYNONYMS = ({"Offset", "Position", "Origin"}, {"TransformMatrix", "Rotation", "Orientation"})
 FLAGS = {"BinaryData", "CompressedData", "BinaryDataByteOrderMSB", "ElementByteOrderMSB"}
 OTHERS = "ObjectType ObjectSubType CompressionLevel AnatomicalOrientation "
 OTHERS += "DistanceUnits TransformType Modality SequenceID ElementMin ElementMax Comment Name"
 KNOWN = {*REQUIRED, *NUMBERS, *FLAGS, *OTHERS.split()}
-# Those that say where and how the voxels lie, in lower case; MetaIO passes over ELEMENTSPACING.
-COUNTING = {key.lower(): key for key in (*REQUIRED, *NUMBERS, *FLAGS)}
-# MetaIO looks at the first letter only.
+# Entries that define voxels and geometry, by their names in lower case: MetaIO ignores misspelt
+# ones, such as ELEMENTSPACING.
+GEOMETRY_KEYS = {key.lower(): key for key in (*REQUIRED, *NUMBERS, *FLAGS)}
+# MetaIO reads the first letter only.
 BOOLEANS = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
 NUMBER_TYPES = ("CHAR", "SHORT", "INT", "LONG", "LONG_LONG", "FLOAT", "DOUBLE")
 TYPES = [
@@ -45,8 +46,8 @@ TYPES = [
 ]
 
 
-def meta_header(file: BinaryIO) -> tuple[dict[str, str], int]:
-    """The `key = value` lines of a MetaImage header, and how many bytes they take."""
+def read_meta_header(file: BinaryIO) -> tuple[dict[str, str], int]:
+    """Returns the `key = value` lines of a MetaImage header, and their number of bytes."""
     header = dict(_entries(file))
     return header, file.tell()
 
@@ -55,12 +56,12 @@ def _entries(file):
     for count, line in enumerate(file):
         key, _, value = line.decode("utf-8", "replace").partition("=")
         yield key.strip(), value.strip()
-        if key.strip() == "ElementDataFile" or count >= LINES_OF_A_HEADER:
+        if key.strip() == "ElementDataFile" or count >= MAX_HEADER_LINES:
             break
 
 
 def data_file(path: str | Path) -> Path:
-    """The file that holds the voxels: the image file, or the one that a MetaImage header names.
+    """Returns the file that holds the voxels: `path`, or the file that a MetaImage header names.
 
     Raises:
         DataError: no such entry, several files, or a file outside the header's own folder.
@@ -69,33 +70,41 @@ def data_file(path: str | Path) -> Path:
     if suffix_of(path) not in META_SUFFIXES:
         return path
     with path.open("rb") as file:
-        name = meta_header(file)[0].get("ElementDataFile", "")
+        name = read_meta_header(file)[0].get("ElementDataFile", "")
     if not name:
         raise DataError(f"{path}: no ElementDataFile in its header; expected a MetaImage header")
-    place = PureWindowsPath(name)  # knows both kinds of slashes, and drives
+    place = PureWindowsPath(name)  # handles both kinds of slashes, and drives
     if place.anchor or ".." in place.parts:
         raise DataError(
-            f"{path}: ElementDataFile {name} is not in its folder; put the file there and "
-            "write its bare name into the header"
+            f"{path}: ElementDataFile {name} is not in the header's folder; put the file there and "
+            "write its name without a folder into the header"
         )
     if name.upper().startswith("LIST") or "%" in name:
-        raise DataError(f"{path}: its voxels lie in several files; expected one, save it as .mha")
+        raise DataError(f"{path}: its voxels are in several files, expected one; save it as .mha")
     return path if name.upper() == "LOCAL" else path.parent / name
 
 
 def check_header(path: Path) -> None:
-    """Checks the header as strictly as a geometry deserves.
+    """Checks the entries of a header, more strictly than MetaIO.
 
-    MetaIO takes `1.2x5` for 1.2, passes over entries that it does not know, and writes what it does
-    not like to the terminal.
+    MetaIO reads `1.2x5` as 1.2, ignores unknown entries and prints errors to the terminal.
 
     Raises:
-        DataError: no MetaImage header, or a damaged one.
+        DataError: not a MetaImage header, or a damaged one.
     """
     with path.open("rb") as file:
         entries = list(_entries(file))
         header = dict(entries)
-        behind = b"" if header.get("ElementDataFile", "").upper() == "LOCAL" else file.read(1024)
+        is_local = header.get("ElementDataFile", "").upper() == "LOCAL"
+        behind = b"" if is_local else file.read(1024)
+    _check_keys(path, header)
+    _check_values(path, header)
+    _check_order(path, entries, behind)
+    _check_encoding(path, header)
+
+
+def _check_keys(path, header):
+    """Missing, misspelt and contradictory entries."""
     missing = [key for key in REQUIRED if key not in header]
     if missing:
         raise DataError(
@@ -103,15 +112,21 @@ def check_header(path: Path) -> None:
             "the file again"
         )
     for key in header.keys() - KNOWN:
-        meant = difflib.get_close_matches(key.lower(), COUNTING, n=1, cutoff=0.75)
+        meant = difflib.get_close_matches(key.lower(), GEOMETRY_KEYS, n=1, cutoff=0.75)
         if meant:
-            name = COUNTING[meant[0]]
+            name = GEOMETRY_KEYS[meant[0]]
             raise DataError(f"{path}: {key} in its header, expected {name}; repair it")
     for keys in SYNONYMS:
         if len(keys & header.keys()) > 1:
-            raise DataError(f"{path}: {' and '.join(sorted(keys & header.keys()))} in its header")
+            both = " and ".join(sorted(keys & header.keys()))
+            raise DataError(f"{path}: {both} in its header, expected one of them; repair it")
     if not {"ElementSpacing", "ElementSize"} & header.keys():
-        raise DataError(f"{path}: no ElementSpacing in its header, so its voxels have no size")
+        raise DataError(
+            f"{path}: no ElementSpacing in its header, so the voxel size is unknown; add it"
+        )
+
+
+def _check_values(path, header):
     if header["ElementType"] not in TYPES:
         raise DataError(
             f"{path}: its header cannot be read as {suffix_of(path)}: ElementType "
@@ -123,34 +138,41 @@ def check_header(path: Path) -> None:
             _check_numbers(path, key, header[key], {"n": axes, "n x n": axes * axes}.get(count, 1))
     if int(header["NDims"]) != axes:
         raise DataError(f"{path}: NDims = {header['NDims']}, but DimSize = {header['DimSize']}")
+
+
+def _check_order(path, entries, behind):
+    """Repeated entries, and entries where MetaIO does not read them."""
     keys = [key for key, _ in entries]
-    twice = [key for key in keys if key in KNOWN and keys.count(key) > 1]
-    if twice:
-        raise DataError(f"{path}: {twice[0]} twice in its header; repair it")
-    first = next(key for key in header if NUMBERS.get(key, "1") != "1" or key == "NDims")
+    repeated = [key for key in keys if key in KNOWN and keys.count(key) > 1]
+    if repeated:
+        raise DataError(f"{path}: {repeated[0]} twice in its header; repair it")
+    first = next(key for key in keys if NUMBERS.get(key, "1") != "1" or key == "NDims")
     if first != "NDims":
         raise DataError(f"{path}: {first} before NDims in its header; move NDims above it")
     if behind.strip():
         line = behind.decode("utf-8", "replace").split()[0]
         raise DataError(
-            f"{path}: {line} behind ElementDataFile, where nobody reads it; move ElementDataFile "
-            "to the end"
+            f"{path}: {line} after ElementDataFile, where it is not read; move ElementDataFile to "
+            "the end of the header"
         )
+
+
+def _check_encoding(path, header):
     for key in FLAGS & header.keys():
         if header[key].lower() not in BOOLEANS:
             raise DataError(f"{path}: {key} = {header[key]}, expected True or False")
     if not _flag(header, "BinaryData", True):
-        raise DataError(f"{path}: its voxels are text (BinaryData = False); save them as binary")
+        raise DataError(f"{path}: its voxels are text (BinaryData = False); save it as binary")
     if header.get("DistanceUnits", "mm") not in ("mm", "?"):
         raise DataError(f"{path}: DistanceUnits = {header['DistanceUnits']}, expected mm")
 
 
-def _flag(header, key, otherwise):
-    return BOOLEANS[header[key].lower()] if key in header else otherwise
+def _flag(header, key, default):
+    return BOOLEANS[header[key].lower()] if key in header else default
 
 
 def _check_numbers(path, key, text, count):
-    number = r"[+-]?\d+" if key in WHOLE else r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?"
+    number = r"[+-]?\d+" if key in INTEGERS else r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?"
     values = text.split()
     if len(values) != count or not all(re.fullmatch(number, value) for value in values):
         raise DataError(
@@ -160,49 +182,49 @@ def _check_numbers(path, key, text, count):
 
 
 def check_voxels(path: Path, reader: sitk.ImageFileReader) -> None:
-    """Compares the bytes of the voxels with what the header promises.
+    """Compares the number of voxel bytes with the header.
 
     Args:
         path: of the header.
-        reader: which has read it.
+        reader: has read the header.
 
     Raises:
         DataError: the data file is missing, damaged, truncated or too long.
     """
     voxels = data_file(path)
     with path.open("rb") as file:
-        header, start = meta_header(file)
+        header, start = read_meta_header(file)
     if not voxels.is_file():
         raise DataError(
             f"{path}: its data file {voxels.name} is missing; copy it beside the header"
         )
-    skipped = int(header.get("HeaderSize", 0))  # -1: however many there are more than voxels
+    skipped = int(header.get("HeaderSize", 0))  # -1: the voxels are the end of the file
     content = voxels.read_bytes()[start if voxels == path else max(skipped, 0) :]
     if _flag(header, "CompressedData", False):
-        content = _unpacked(content, header, voxels, alone=voxels != path)
+        content = _decompress(content, header, voxels, alone=voxels != path)
     expected = expected_bytes(reader)
     check_length(
         voxels, expected if skipped < 0 <= len(content) - expected else len(content), expected
     )
 
 
-def _unpacked(content, header, voxels, alone):
-    unpacker = zlib.decompressobj(wbits=32 + zlib.MAX_WBITS)  # zlib or gzip, as MetaIO
+def _decompress(content, header, voxels, alone):
+    decompressor = zlib.decompressobj(wbits=32 + zlib.MAX_WBITS)  # zlib or gzip, as MetaIO
     try:
-        unpacked = unpacker.decompress(content) + unpacker.flush()
+        voxel_bytes = decompressor.decompress(content) + decompressor.flush()
     except zlib.error:
-        unpacked = b""
-    if not unpacker.eof:
+        voxel_bytes = b""
+    if not decompressor.eof:
         raise DataError(
             f"{voxels}: its compressed data is truncated or damaged; get the file again"
         )
-    # MetaIO takes so many bytes, and leaves the voxels as they are in memory where it cannot unpack
-    # them; without the entry all of the file.
+    # MetaIO decompresses that many bytes (without the entry, the whole file), and leaves the memory
+    # of the voxels uninitialized if this fails.
     stated = int(header.get("CompressedDataSize", 0))
-    packed = len(content) - len(unpacker.unused_data)
-    if stated != packed and not (stated == 0 and alone):
+    found = len(content) - len(decompressor.unused_data)
+    if stated != found and not (stated == 0 and alone):
         raise DataError(
-            f"{voxels}: CompressedDataSize {stated or 'missing'}, its compressed data has {packed} "
+            f"{voxels}: CompressedDataSize {stated or 'missing'}, its compressed data has {found} "
             "bytes; get the file again"
         )
-    return unpacked
+    return voxel_bytes

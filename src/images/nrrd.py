@@ -1,4 +1,4 @@
-"""NRRD: are there patient axes, and the voxels, no more and no less? SimpleITK does not ask.
+"""Checks of NRRD files that SimpleITK does not make: patient axes, number of voxel bytes.
 
 Format: teem.sourceforge.net/nrrd/format.html.
 """
@@ -15,13 +15,13 @@ from ..utils.errors import DataError
 from .formats import suffix_of
 from .voxel_bytes import check_length, expected_bytes
 
-# The spaces that ITK turns into its own, left-posterior-superior.
+# Spaces that ITK converts to LPS.
 SPACES = ("left-posterior-superior", "right-anterior-superior", "left-anterior-superior")
 SHORT_SPACES = ("LPS", "RAS", "LAS")
 HEADER_END = re.compile(rb"\r?\n\r?\n")
 NUMBER = r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*"
 VECTOR = rf"\({NUMBER},{NUMBER},{NUMBER}\)"
-# Field -> what it must look like; a `none` stands for the axis of an image's components.
+# Field -> pattern of its value; `none` is the axis of a voxel's components.
 FIELDS = {
     "sizes": r"\d+( +\d+){2,3}",
     "space directions": rf"(none +)?{VECTOR}( +{VECTOR}){{2}}( +none)?",
@@ -33,7 +33,7 @@ DETACHED = ("data file", "datafile", "byte skip", "byteskip", "line skip", "line
 
 
 def _header(path):
-    """The fields, in lower case, and the bytes behind them."""
+    """The fields, in lower case, and the bytes after them."""
     content = path.read_bytes()
     end = HEADER_END.search(content)
     if not content.startswith(b"NRRD") or end is None:
@@ -53,22 +53,23 @@ def _header(path):
 
 
 def check_header(path: Path) -> None:
-    """Checks the geometry in a header.
+    """Checks the geometry and the encoding in a header.
 
     Raises:
-        DataError: no NRRD header, no patient axes, units other than mm, detached voxels.
+        DataError: not an NRRD header, no patient axes, units other than mm, a detached data file.
     """
     header, _ = _header(path)
     detached = [name for name in DETACHED if header.get(name, "0") != "0"]
     if detached:
         raise DataError(
-            f"{path}: its voxels lie elsewhere ({detached[0]}); save it as one .nrrd file"
+            f"{path}: its voxels are in another file or behind other data ({detached[0]}); save it "
+            "as one .nrrd file"
         )
     space = header.get("space", "none")
     if space.lower() not in SPACES and space.upper() not in SHORT_SPACES:
         raise DataError(
             f"{path}: no patient directions in its header (space: {space}), expected {SPACES[0]}; "
-            "save it again with a program that knows them"
+            "save it again with a program that writes them"
         )
     for name, pattern in FIELDS.items():
         if not re.fullmatch(pattern, header.get(name, "")):
@@ -84,7 +85,7 @@ def check_header(path: Path) -> None:
     if kind in ("time", "space", "domain"):
         raise DataError(
             f"{path}: its axis without a direction is of kind {kind}, expected list or vector; "
-            "save the volume that is meant by itself"
+            "save the wanted volume as a file of its own"
         )
     units = set(re.findall(r'"([^"]*)"', header.get("space units", ""))) - {"", "mm"}
     if units:
@@ -92,11 +93,11 @@ def check_header(path: Path) -> None:
 
 
 def check_voxels(path: Path, reader: sitk.ImageFileReader) -> None:
-    """Compares the bytes of the voxels with what the header promises.
+    """Compares the number of voxel bytes with the header.
 
     Args:
         path: of the file.
-        reader: which has read its header.
+        reader: has read the header.
 
     Raises:
         DataError: damaged, truncated or too long.

@@ -1,7 +1,8 @@
-"""Where an image's axes point in the patient.
+"""Orientation of images in the patient: nearest axes, storage order, acquisition plane.
 
-ITK's world is LPS: x grows to the patient's left, y to the back (posterior), z to the head
-(superior). A file may store these in any of 48 orders: six permutations, each axis either way.
+ITK's coordinates are LPS: x increases to the patient's left, y to the back (posterior), z to the
+head (superior). A file may store the voxels in 48 orders: six permutations, each axis in either
+direction.
 """
 
 from itertools import permutations, product
@@ -11,14 +12,14 @@ import SimpleITK as sitk
 
 PLANES = ("sagittal", "coronal", "axial")  # perpendicular to x, y, z
 SIGNS = tuple(product((1, -1), repeat=3))
-STACK_RATIO = 1.2  # a stack's slices are this much thicker than its pixels, or it has no plane
+STACK_RATIO = 1.2  # least ratio of slice spacing to pixel spacing of an image that has a plane
 
 
 def direction_matrix(image: sitk.Image) -> np.ndarray:
-    """(3, 3) direction cosines; column i is where the image's axis i points, in LPS.
+    """Returns the (3, 3) direction cosines; column i is the direction of image axis i in LPS.
 
     Raises:
-        ValueError: no 3-D image.
+        ValueError: not a 3-D image.
     """
     if image.GetDimension() != 3:
         raise ValueError(f"an image of size {image.GetSize()}, expected three axes")
@@ -26,40 +27,43 @@ def direction_matrix(image: sitk.Image) -> np.ndarray:
 
 
 def nearest_patient_axes(image: sitk.Image) -> tuple[list[int], list[int]]:
-    """The image's axes as they come closest to the patient's left, posterior and superior.
+    """Returns the permutation and flips that bring the image's axes closest to L, P and S.
 
-    Of the 48 ways to permute and flip the axes the one with the largest sum of cosines to L, P and
-    S; where several have the same, the choice rests on where the axes point, not on their order.
+    Of the 48 possibilities the one with the largest sum of cosines to L, P and S. Ties are resolved
+    by the directions of the axes, so the result does not depend on the storage order.
 
     Returns:
-        Axes (the image axis for each of L, P, S) and signs (-1 where it runs the other way).
+        Axes (the image axis for each of L, P, S) and signs (-1 for an axis to be flipped).
+
+    Raises:
+        ValueError: not a 3-D image.
     """
     direction = direction_matrix(image)
 
-    def closeness(way):
-        axes, signs = way
+    def closeness(candidate):
+        axes, signs = candidate
         cosines = np.round(direction[:, axes] * signs, 6)
         return np.trace(cosines).round(6), *cosines.ravel()
 
-    ways = [(list(axes), list(s)) for axes in permutations(range(3)) for s in SIGNS]
-    return max(ways, key=closeness)
+    candidates = [(list(axes), list(s)) for axes in permutations(range(3)) for s in SIGNS]
+    return max(candidates, key=closeness)
 
 
 def patient_direction(image: sitk.Image) -> np.ndarray:
-    """(3, 3) direction cosines of `nearest_patient_axes`; those of the image if stored as LPS."""
+    """Returns the (3, 3) direction cosines of the image after `nearest_patient_axes`."""
     axes, signs = nearest_patient_axes(image)
     return direction_matrix(image)[:, axes] * signs
 
 
-def in_patient_order(array_xyz: np.ndarray, image: sitk.Image) -> np.ndarray:
-    """A view of an image's voxels with axes to the left, posterior and superior.
+def to_patient_order(array_xyz: np.ndarray, image: sitk.Image) -> np.ndarray:
+    """Returns a view of an array with its axes closest to left, posterior and superior.
 
     Args:
-        array_xyz: (X, Y, Z) in the order in which `image` stores them.
-        image: gives the geometry.
+        array_xyz: (X, Y, Z) in the storage order of `image`.
+        image: 3-D, for the geometry.
 
     Raises:
-        ValueError: an array of another shape than the image.
+        ValueError: the array has another shape than the image.
     """
     if array_xyz.shape != image.GetSize():
         raise ValueError(f"an array of shape {array_xyz.shape}, expected {image.GetSize()}")
@@ -67,21 +71,25 @@ def in_patient_order(array_xyz: np.ndarray, image: sitk.Image) -> np.ndarray:
     return array_xyz.transpose(axes)[tuple(slice(None, None, sign) for sign in signs)]
 
 
-def stored_like(image: sitk.Image, like: sitk.Image) -> sitk.Image:
-    """An image with its axes permuted and flipped to the order and senses of another's.
+def reorder_like(image: sitk.Image, like: sitk.Image) -> sitk.Image:
+    """Permutes and flips the axes of an image to the storage order of another.
 
-    No voxel moves in the patient and no value changes.
+    No voxel moves in patient space and no value changes. An image that is rotated by 45 degrees, so
+    that no order is the nearest, is returned as it is.
     """
     cosines = direction_matrix(like).T @ direction_matrix(image)
     order = np.abs(cosines).argmax(axis=1)
-    if len(set(order)) < 3:  # half-way between two axes: no order is the same
+    if len(set(order)) < 3:
         return image
     flips = cosines[range(3), order] < 0
     return sitk.Flip(sitk.PermuteAxes(image, order.tolist()), flips.tolist())
 
 
 def acquisition_plane(image: sitk.Image) -> str | None:
-    """One of `PLANES`, after the coarsest axis; None where no axis is coarser than both others."""
+    """Returns the plane perpendicular to the coarsest axis, one of `PLANES`.
+
+    None if no axis is coarser than both others by `STACK_RATIO`.
+    """
     spacing_mm = np.array(image.GetSpacing())
     coarsest = int(np.argmax(spacing_mm))
     if spacing_mm[coarsest] < STACK_RATIO * np.delete(spacing_mm, coarsest).max():

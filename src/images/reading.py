@@ -1,4 +1,4 @@
-"""Volumes from files: images and reference masks, right or refused."""
+"""Reads volumes, MR images and reference masks from files, with all checks."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,38 +12,40 @@ from . import metaimage, nrrd
 from .dicom import is_dicom, read_dicom
 from .formats import MASK_SUFFIX, META_SUFFIXES, NIFTI_SUFFIXES, SUFFIXES, suffix_of
 from .nifti import FARTHEST_MM, VOXEL_SIZES_MM, read_nifti
-from .orientation import direction_matrix, stored_like
+from .orientation import direction_matrix, reorder_like
 
-SAME_GRID_VOXELS = 0.05  # corners of an image and its mask may lie this far apart
-SQUARE_ANGLE_DEGREES = 0.3  # two axes of an image may be this far from perpendicular
-NEARLY = 1e-3  # a mask's values may lie this far from the labels
+SAME_GRID_VOXELS = 0.05  # largest distance of the corners of an image and its mask
+LARGEST_SHEAR_DEG = 0.3  # largest deviation of two axes from perpendicular
+LABEL_TOLERANCE = 1e-3  # largest difference of a mask's values from whole numbers
 SHOWN_LABELS = 20
-# A volume of so few values, all of them whole, is a label map: even an 8-bit scan has some hundred.
-# A value of a label map also fills more than a few voxels.
+# A volume with at most so many values, all whole numbers, and on average at least so many voxels of
+# each is a label map: even 8-bit scans have some hundred values.
 LABEL_MAP_VALUES = 16
 VOXELS_PER_LABEL = 16
 SAMPLED_VOXELS = 10_000  # enough to tell most images from a label map
 
-sitk.ProcessObject.SetGlobalWarningDisplay(False)  # ITK's words would stand between ours
+sitk.ProcessObject.SetGlobalWarningDisplay(False)  # ITK's warnings would mix with our messages
 
 
 def read_volume(path: str | Path, channel: int | None = None, series: str = "") -> sitk.Image:
-    """A 3-D scalar image as it is stored: whole, finite, of a known geometry.
+    """Reads a 3-D scalar image with its stored voxel type.
 
     Args:
         path: a file with one of `SUFFIXES`, or DICOM: a file, a folder, a .zip of a study.
-        channel: which volume of a 4-D file, from 0; None: 3-D files only.
-        series: which DICOM series, see `src.images.dicom.choose_series`.
+        channel: index of the volume in a 4-D file, from 0; None for 3-D files.
+        series: DICOM series, see `src.images.dicom.choose_series`.
 
     Raises:
-        DataError: missing, unreadable, truncated, no 3-D scalar volume, NaN, sheared, or a header
-            that names voxels outside its folder.
+        DataError: missing, unreadable, truncated or too long; not a 3-D scalar volume; NaN or
+            infinity; geometry unknown, implausible or sheared; a header that names a data file
+            outside its folder.
+        SeveralVolumesError: several volumes, and no `channel`.
     """
     path = Path(path)
     check_name(path)
     if not path.exists():
         raise DataError(f"{path}: no such file")
-    if not path.is_file() and not path.is_dir():  # reading a pipe would wait for ever
+    if not path.is_file() and not path.is_dir():  # reading a pipe would block
         raise DataError(f"{path}: neither a file nor a folder; expected an image")
     if path.is_dir() or path.suffix.lower() == ".zip":
         image = read_dicom(path, series)
@@ -91,7 +93,7 @@ def _read_with_simpleitk(path, channel):
 
 
 def _volume_index(path, size, components, channel):
-    """Which volume is meant of an image that holds several, as a fourth axis or as components."""
+    """Index of the wanted volume along the fourth axis or among the components of a voxel."""
     count = components * int(np.prod(size[3:]))
     if len(size) not in (3, 4) or 0 in size or (len(size) == 4 and components > 1):
         raise DataError(
@@ -103,7 +105,7 @@ def _volume_index(path, size, components, channel):
     if channel is None or not 0 <= channel < count:
         raise SeveralVolumesError(
             f"{path}: size {size} with {components} component(s) per voxel, expected a 3-D scalar "
-            f"volume; say which of its {count} volumes is meant, --channel 0 to {count - 1}"
+            f"volume; choose one of its {count} volumes with --channel 0 to {count - 1}"
         )
     return channel
 
@@ -126,7 +128,7 @@ def _check_geometry(image, path):
     cosines = direction_matrix(image)
     lengths = np.linalg.norm(cosines, axis=0)
     products = (cosines.T @ cosines)[np.triu_indices(3, 1)]
-    tolerance = np.sin(np.radians(SQUARE_ANGLE_DEGREES))
+    tolerance = np.sin(np.radians(LARGEST_SHEAR_DEG))
     if np.abs(lengths - 1).max() > tolerance or np.abs(products).max() > tolerance:
         raise DataError(
             f"{path}: its axes are not perpendicular unit vectors (directions "
@@ -146,18 +148,18 @@ def _check_finite(image, path):
 
 
 def read_image(path: str | Path, channel: int | None = None, series: str = "") -> sitk.Image:
-    """An MR image, as float32 in its own intensities.
+    """Reads an MR image as float32, with its intensities unchanged.
 
     Args:
         path, channel, series: see `read_volume`.
 
     Raises:
-        DataError: see `read_volume`; also a label map, or voxels that all have one value.
+        DataError: see `read_volume`; also a single slice, a label map, or a constant image.
     """
     image = sitk.Cast(read_volume(path, channel, series), sitk.sitkFloat32)
     if min(image.GetSize()) < 2:
         raise DataError(f"{path}: size {image.GetSize()}, one slice only; expected a volume")
-    _check_finite(image, path)  # a float64 may be beyond float32
+    _check_finite(image, path)  # a float64 may exceed float32
     values = sitk.GetArrayViewFromImage(image)
     if values.min() == values.max():
         raise DataError(f"{path}: every voxel is {values.min():g}, expected an MR image")
@@ -166,14 +168,14 @@ def read_image(path: str | Path, channel: int | None = None, series: str = "") -
 
 
 def check_no_label_map(image: sitk.Image, path: str | Path) -> None:
-    """Raises a DataError for a volume of few whole numbers: it is a mask, whatever its name."""
+    """Raises a DataError for an image that has the values of a label map."""
     values = sitk.GetArrayViewFromImage(image)
     sample = values.ravel()[:: max(1, values.size // SAMPLED_VOXELS)]
     if len(np.unique(sample)) > LABEL_MAP_VALUES:
         return
     found = np.unique(values)
     few = len(found) <= min(LABEL_MAP_VALUES, values.size // VOXELS_PER_LABEL)
-    if few and found[0] >= 0 and np.abs(found - np.rint(found)).max() <= NEARLY:
+    if few and found[0] >= 0 and np.abs(found - np.rint(found)).max() <= LABEL_TOLERANCE:
         raise DataError(
             f"{path}: only the values {_shown(found)}: looks like a label map, not an MR image; "
             f"give the image, and call a mask NAME{MASK_SUFFIX}"
@@ -186,23 +188,23 @@ def read_mask(
     image_path: str | Path,
     labels: Sequence[int] = (),
 ) -> sitk.Image:
-    """The reference mask of `image`, uint8 0 and 1, with exactly the image's geometry.
+    """Reads the reference mask of an image: uint8, 0 and 1, with exactly the image's geometry.
 
-    A mask stored in another order than its image is brought to the image's.
+    A mask stored in another order than its image is reordered.
 
     Args:
         path: of the mask.
-        image: which it belongs to.
+        image: the image that it belongs to.
         image_path: of the image, for messages.
-        labels: values that are foreground, all others being background; empty: the mask must hold
-            only 0 and 1.
+        labels: foreground values, all others are background; empty: the mask must have only 0
+            and 1.
 
     Raises:
-        DataError: unreadable, of another size or geometry than its image, values that are no
-            labels, or none of `labels` where there are others.
+        DataError: unreadable, another grid than the image's, values that are not labels, or a mask
+            that is not empty and has none of `labels`.
     """
     try:
-        mask = stored_like(read_volume(path), image)
+        mask = reorder_like(read_volume(path), image)
     except SeveralVolumesError:
         raise DataError(
             f"{path}: several volumes, expected a mask of one; overlapping segments of 3D Slicer "
@@ -211,8 +213,8 @@ def read_mask(
     check_same_grid(image, image_path, mask, path)
     values = sitk.GetArrayViewFromImage(mask)
     whole = np.rint(values)
-    if values.dtype.kind == "f" and np.abs(values - whole).max() > NEARLY:
-        odd = np.unique(values[np.abs(values - whole) > NEARLY])
+    if values.dtype.kind == "f" and np.abs(values - whole).max() > LABEL_TOLERANCE:
+        odd = np.unique(values[np.abs(values - whole) > LABEL_TOLERANCE])
         raise DataError(
             f"{path}: values {_shown(odd)}, expected whole numbers; if these are probabilities, "
             "write a mask of them"
@@ -222,8 +224,8 @@ def read_mask(
         above = found[found > 0]
         example = above[0] if len(above) == 1 and above[0] > LABEL_MAP_VALUES else "1,2"
         raise DataError(
-            f"{path}: labels {_shown(found)}, expected only 0 and 1 (1 is the prostate); say which "
-            f"are the prostate, such as --labels {example}"
+            f"{path}: labels {_shown(found)}, expected only 0 and 1 (1 is the prostate); choose "
+            f"those of the prostate, such as --labels {example}"
         )
     if labels and found.any() and not np.isin(found, labels).any():
         raise DataError(
@@ -244,7 +246,7 @@ def _shown(values):
 def check_same_grid(
     image: sitk.Image, image_path: str | Path, mask: sitk.Image, mask_path: str | Path
 ) -> None:
-    """Raises a DataError where a mask does not lie on its image's voxels."""
+    """Raises a DataError for a mask that does not have the same grid as its image."""
     if image.GetSize() != mask.GetSize():
         raise DataError(
             f"{mask_path}: size {mask.GetSize()} differs from its image {image_path} "

@@ -1,4 +1,4 @@
-"""How many bytes the voxels of an image take."""
+"""The number of bytes of an image's voxels, expected and found."""
 
 from pathlib import Path
 
@@ -9,13 +9,13 @@ from ..utils.errors import DataError
 
 
 def expected_bytes(reader: sitk.ImageFileReader) -> int:
-    """Bytes of the voxels of the image whose header a reader has read."""
-    component = sitk.GetArrayViewFromImage(sitk.Image([1, 1], _scalar(reader.GetPixelID())))
+    """Returns the number of bytes of the voxels, from the header that `reader` has read."""
+    component = sitk.GetArrayViewFromImage(sitk.Image([1, 1], _component_type(reader.GetPixelID())))
     return int(np.prod(reader.GetSize())) * reader.GetNumberOfComponents() * component.itemsize
 
 
-def _scalar(pixel_id):
-    """The type of a vector image's components."""
+def _component_type(pixel_id):
+    """The pixel type of a vector image's components; of a scalar image its own."""
     scalars = {
         getattr(sitk, f"sitkVector{name}"): getattr(sitk, f"sitk{name}")
         for name in (
@@ -27,11 +27,11 @@ def _scalar(pixel_id):
 
 
 def check_length(path: Path, found: int, expected: int) -> None:
-    """Raises a DataError where a file has fewer or more bytes of voxels than its header says."""
+    """Raises a DataError if a file has fewer or more bytes of voxels than its header says."""
     if found < expected:
         raise DataError(f"{path}: truncated, {found} bytes of {expected}; get the file again")
     if found > expected:
         raise DataError(
-            f"{path}: {found} bytes of voxels, its header tells of {expected}; a header of another "
-            "file, or damaged: get the file again"
+            f"{path}: {found} bytes of voxels, its header says {expected}; the header is damaged "
+            "or another file's: get the file again"
         )

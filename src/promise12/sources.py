@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from ..images.dicom import is_dicom
 from ..images.formats import META_SUFFIXES, SUFFIXES, stem, suffix_of
-from ..images.metaimage import meta_header
+from ..images.metaimage import read_meta_header
 from ..utils.errors import DataError
 
 START_BYTES = 1 << 16
@@ -163,7 +163,7 @@ def _is_dicom(member):
 
 def data_file(header: bytes) -> str | None:
     """ElementDataFile of a MetaImage header; None where the voxels follow in the same file."""
-    name = meta_header(io.BytesIO(header))[0].get("ElementDataFile", "LOCAL")
+    name = read_meta_header(io.BytesIO(header))[0].get("ElementDataFile", "LOCAL")
     return None if name.upper() == "LOCAL" else name
 
 

@@ -16,7 +16,7 @@ from src.data_manager import find_cases
 from src.evaluation import evaluate
 from src.export.description import describe
 from src.export.infer_310 import INPUT_FOLDER, evaluate_outputs, write_inputs
-from src.images.orientation import in_patient_order
+from src.images.orientation import to_patient_order
 from src.images.reading import read_image
 from src.predictor import network_inputs, segment_outputs
 from src.utils.errors import DataError
@@ -121,7 +121,7 @@ def test_the_program_sees_the_same_volume_in_every_order_of_storage(tmp_path, ca
             for file in files
         ]
         mask, _ = segment_outputs(outputs, read_image(path), settings)
-        masks.append(in_patient_order(sitk.GetArrayFromImage(mask).T, mask))
+        masks.append(to_patient_order(sitk.GetArrayFromImage(mask).T, mask))
     assert masks[0].any()
     for volumes, mask in zip(seen, masks, strict=True):
         # But for voxels at the image's border, which rounding leaves in or out of it.

@@ -7,9 +7,9 @@ from scipy.spatial.transform import Rotation
 
 from src.images.orientation import (
     acquisition_plane,
-    in_patient_order,
     nearest_patient_axes,
     patient_direction,
+    to_patient_order,
 )
 from tests.volumes import STORAGE_ORDERS, stored_in_order
 
@@ -31,7 +31,7 @@ def tilts():
 @pytest.mark.parametrize("direction", tilts())
 def test_all_48_orders_come_back_to_the_patients(make_image, direction):
     image = volume(make_image, direction)
-    expected = in_patient_order(np.arange(60).reshape(SHAPE).T, image)
+    expected = to_patient_order(np.arange(60).reshape(SHAPE).T, image)
     seen = set()
     for axes, signs in STORAGE_ORDERS:
         stored = stored_in_order(image, axes, signs)
@@ -40,7 +40,7 @@ def test_all_48_orders_come_back_to_the_patients(make_image, direction):
         assert [axes[axis] for axis in back_axes] == [0, 1, 2]
         assert [signs[axis] for axis in back_axes] == back_signs
         values = sitk.GetArrayFromImage(stored).T
-        np.testing.assert_array_equal(in_patient_order(values, stored), expected)
+        np.testing.assert_array_equal(to_patient_order(values, stored), expected)
         seen.add(tuple(np.round(stored.GetDirection(), 6)))
     assert len(seen) == 48
 

@@ -121,7 +121,7 @@ BROKEN_HEADERS = [
     (".mhd", replaced(b"BinaryData = True", b"BinaryData = False"), "voxels are text"),
     (".mhd", replaced(b"BinaryData = True", b"BinaryData = yes"), "expected True or False"),
     (".mhd", replaced(b"Offset", b"ElementSpacing = 1 1 1\nOffset"), "ElementSpacing twice"),
-    (".mhd", lambda content: content + b"Offset = 1 2 3\n", "Offset behind ElementDataFile"),
+    (".mhd", lambda content: content + b"Offset = 1 2 3\n", "Offset after ElementDataFile"),
     (".mhd", replaced(b"Offset", b"DistanceUnits = cm\nOffset"), "DistanceUnits = cm"),
     *[
         (".mhd", replaced(key, other), f"expected {key.decode()}; repair it")
@@ -182,7 +182,7 @@ def test_voxels_outside_the_headers_folder(tmp_path, make_image, place):
     name = place.format(parent=tmp_path)
     path.write_bytes(path.read_bytes().replace(b"scan.raw", name.encode()))
     assert sitk.ReadImage(str(path)).GetSize() == (7, 6, 5)
-    assert refusal(path).startswith(f"{path}: ElementDataFile {name} is not in its folder; put")
+    assert refusal(path).startswith(f"{path}: ElementDataFile {name} is not in the header's folder")
 
 
 HARMLESS = [
@@ -248,7 +248,7 @@ def test_text_of_an_nrrd(tmp_path, make_image, encoding, joint):
     found = read_image(path)
     assert geometry_error(found, stored) == 0
     np.testing.assert_array_equal(sitk.GetArrayFromImage(found), sitk.GetArrayFromImage(stored))
-    for some, words in ((texts[:-1], "418 bytes of 420"), ([*texts, texts[0]], "tells of 420")):
+    for some, words in ((texts[:-1], "418 bytes of 420"), ([*texts, texts[0]], "header says 420")):
         path.write_bytes(head + joint.join(some).encode() + b"\n")
         assert words in refusal(path)
 
@@ -309,7 +309,7 @@ def test_a_channel_of_several_volumes(tmp_path, make_image, oblique, suffix, kin
         assert geometry_error(found, volume) <= TOLERANCE[suffix]
         np.testing.assert_array_equal(sitk.GetArrayFromImage(found), sitk.GetArrayFromImage(volume))
     for channel in (None, 2, -1):
-        with pytest.raises(DataError, match="which of its 2 volumes is meant, --channel 0 to 1"):
+        with pytest.raises(DataError, match="2 volumes.*--channel 0 to 1"):
             read_volume(path, channel)
 
 
@@ -386,7 +386,8 @@ def test_a_header_of_fewer_slices_than_there_are(tmp_path, make_image, suffix, p
     for old, new in ((b"DimSize = 7 6 5", b"DimSize = 7 6 4"), (b"sizes: 7 6 5", b"sizes: 7 6 4")):
         content = content.replace(old, new)
     path.write_bytes(content)
-    assert "420 bytes of voxels, its header tells of 336" in refusal(path)
+    message = refusal(path)
+    assert "420 bytes" in message and "336" in message
 
 
 # A direction matrix, row by row, of a .mha, and whether it is one.

@@ -80,15 +80,15 @@ FAULTS = {
     ),
     "voxels elsewhere, absolute": (
         lambda d: changed_header(d / f"{IMAGE}.mhd", "Case01.raw", f"{d}/{IMAGE}.raw"),
-        "Case01.mhd: ElementDataFile .* is not in its folder",
+        "Case01.mhd: ElementDataFile .* is not in the header's folder",
     ),
     "voxels elsewhere, relative": (
         lambda d: changed_header(d / f"{MASK}.mhd", "Case01_s", "../gt/Case01_s"),
-        "Case01_segmentation.mhd: ElementDataFile .* is not in its folder",
+        "Case01_segmentation.mhd: ElementDataFile .* is not in the header's folder",
     ),
     "voxels elsewhere, Windows": (
         lambda d: changed_header(d / f"{IMAGE}.mhd", "Case01.raw", "D:\\x\\Case01.raw"),
-        "Case01.mhd: ElementDataFile .* is not in its folder",
+        "Case01.mhd: ElementDataFile .* is not in the header's folder",
     ),
 }
 
@@ -123,7 +123,7 @@ def test_check_reads_nothing_outside_the_data(data):
     """A header that names a file elsewhere is reported although that file would be readable."""
     shutil.copy(data / f"{IMAGE}.raw", data.parent / "elsewhere.raw")
     changed_header(data / f"{IMAGE}.mhd", "Case01.raw", "../../elsewhere.raw")
-    assert "elsewhere.raw is not in its folder" in check(data)["problems"][1]
+    assert "elsewhere.raw is not in the header's folder" in check(data)["problems"][1]
 
 
 def test_check_of_several_sets(tmp_path):
