@@ -85,7 +85,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def execute(args: Namespace) -> None:
     """Lays the data out and checks it, or exports it."""
-    from ..promise12 import Options, check, download, export_nnunet, lay_out, report
+    from ..promise12 import Options, check, download, export_nnunet, lay_out, print_report
 
     if args.export_nnunet:
         if args.data_path is None:
@@ -98,4 +98,4 @@ def execute(args: Namespace) -> None:
             raise UsageError("--out_path is needed to say where the data goes")
         options = Options(args.labels, channel, args.series, args.image_pattern, args.mask_pattern)
         lay_out(args.source or download(args.out_path / "download"), args.out_path, options)
-    report(check(args.check or args.out_path, args.labels, channel))
+    print_report(check(args.check or args.out_path, args.labels, channel))

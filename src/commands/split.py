@@ -44,7 +44,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def execute(args: Namespace) -> None:
     """Writes the split files."""
-    from ..promise12.splits import cases_in, draw_splits, write_splits
+    from ..promise12.splits import draw_splits, list_cases, write_splits
 
-    cases = cases_in(args.data_path) if args.data_path else None
+    cases = list_cases(args.data_path) if args.data_path else None
     write_splits(args.out_path, draw_splits(cases, args.random == 1, args.folds, args.seed))

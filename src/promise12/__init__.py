@@ -1,6 +1,6 @@
-"""Data: PROMISE12's files and those of peers, brought into img/ and gt/, checked, and exported."""
+"""PROMISE12 and similar data sets: download, conversion to img/ and gt/, checks, splits, export."""
 
-from .checking import check, format_table, report
+from .checking import check, format_table, print_report
 from .downloading import download, fetch
 from .layouts import Options
 from .nnunet import export_nnunet
@@ -14,5 +14,5 @@ __all__ = [
     "fetch",
     "format_table",
     "lay_out",
-    "report",
+    "print_report",
 ]

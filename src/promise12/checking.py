@@ -1,4 +1,4 @@
-"""Are the volumes of img/ and gt/ whole, and do they fit? A table of what is wrong."""
+"""Checks the volumes in img/ and gt/, and formats the table of problems."""
 
 import math
 import shutil
@@ -19,17 +19,17 @@ from .names import SETS, set_named
 
 
 def check(data_path: Path, labels: Sequence[int] = (), channel: int | None = None) -> pd.DataFrame:
-    """Reads every volume and tells what is wrong with it.
+    """Reads all volumes and collects their problems.
 
     Args:
-        data_path: a folder with img/ and, except for test images, gt/; or one that holds such
-            folders under the names of `SETS`. A set of test images may lie flat, as in the zoo.
-        labels: mask values that together are the prostate; empty: masks must hold 0 and 1 only.
-        channel: which volume of 4-D images is the T2 image.
+        data_path: a folder with img/ and, except for test images, gt/; or one with such folders
+            under the names of `SETS`. Test images may be in the folder itself, as in the zoo.
+        labels: mask values that together are the prostate; empty: masks must have only 0 and 1.
+        channel: index of the T2 image in 4-D files.
 
     Returns:
-        One row a case: case, size (voxels, x y z), spacing_mm (x y z), prostate_ml (NaN without a
-        good mask), problems (one a line with its remedy, empty where all is well).
+        One row per case: case, size (voxels, x y z), spacing_mm (x y z), prostate_ml (NaN without a
+        valid mask), problems (one per line with its remedy; empty if there are none).
 
     Raises:
         DataError: there is nothing to check.
@@ -51,13 +51,16 @@ def check(data_path: Path, labels: Sequence[int] = (), channel: int | None = Non
 
 
 def sets_of(data_path: Path) -> list[Path]:
-    """The folders of `SETS` in a folder, TrainData first; the folder itself if it has img/."""
+    """Returns the folders of `SETS` in a folder, TrainData first, or the folder if it has img/."""
     sets = [data_path / name for name in sorted(SETS, reverse=True) if (data_path / name).is_dir()]
     return [data_path] if (data_path / "img").is_dir() or not sets else sets
 
 
 def cases_of(folder: Path) -> Iterator[tuple[str, list[Path], list[Path], bool]]:
-    """Case, image files, mask files, whether a mask must be there; in a test set only if any is."""
+    """Yields name, image files, mask files and whether a mask is required for each case.
+
+    In a test set masks are required if there are any.
+    """
     test_set = (set_named(folder.resolve().name) or "TrainData") != "TrainData"
     flat = test_set and not (folder / "img").is_dir()
     image_folder, mask_folder = (folder, folder) if flat else (folder / "img", folder / "gt")
@@ -118,7 +121,7 @@ def _check_case(
 
 
 def _grid_by_header(path: Path) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """Size and spacing where the voxels may be at fault; empty if the header is, too."""
+    """Size and spacing from the header of a file whose voxels cannot be read; else empty."""
     reader = _header(path)
     return (reader.GetSize()[:3], reader.GetSpacing()[:3]) if reader else ((), ())
 
@@ -135,14 +138,14 @@ def _header(path):
 
 
 def is_stack(path: Path) -> bool:
-    """Whether a file says that it holds several volumes; False for one without a good header."""
+    """Whether the header of a file says that it has several volumes; False if unreadable."""
     reader = _header(path)
     sizes = (*reader.GetSize()[3:], reader.GetNumberOfComponents()) if reader else ()
     return max(sizes, default=1) > 1
 
 
 def format_table(frame: pd.DataFrame, width: int) -> str:
-    """The table of `check` as text, `width` columns wide; a case's problems follow its row."""
+    """Formats the table of `check`, `width` columns wide; a case's problems follow its row."""
     cells = [["case", "size", "spacing (mm)", "prostate (ml)"]]
     for row in frame.itertuples():
         ml = "-" if math.isnan(row.prostate_ml) else f"{row.prostate_ml:.1f}"
@@ -151,13 +154,13 @@ def format_table(frame: pd.DataFrame, width: int) -> str:
     lines = []
     for row, problems in zip(cells, ["", *frame["problems"]], strict=True):
         line = "  ".join(map(str.ljust, row, widths)).rstrip()
-        lines += [line] if len(line) <= width else _wrapped("  ".join(row), width, "")
+        lines += [line] if len(line) <= width else _wrap("  ".join(row), width, "")
         for problem in problems.splitlines():
-            lines += _wrapped(problem, width, "  ! ")
+            lines += _wrap(problem, width, "  ! ")
     return "\n".join(lines)
 
 
-def _wrapped(text: str, width: int, mark: str) -> list[str]:
+def _wrap(text: str, width: int, mark: str) -> list[str]:
     return textwrap.wrap(
         text,
         width,
@@ -168,14 +171,16 @@ def _wrapped(text: str, width: int, mark: str) -> list[str]:
     )
 
 
-def report(frame: pd.DataFrame) -> None:
-    """Prints the table of `check` and its sum.
+def print_report(frame: pd.DataFrame) -> None:
+    """Prints the table of `check` and the number of cases.
 
     Raises:
-        DataError: a case has problems.
+        DataError: some case has problems.
     """
     print(format_table(frame, shutil.get_terminal_size().columns))
     faulty = int((frame["problems"] != "").sum())
     if faulty:
-        raise DataError(f"{faulty} of {len(frame)} cases have problems; the table tells what to do")
-    print(f"{len(frame)} cases, all well")
+        raise DataError(
+            f"{faulty} of {len(frame)} cases have problems; see the table for what to do"
+        )
+    print(f"{len(frame)} cases, no problems")

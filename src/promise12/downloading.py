@@ -1,4 +1,4 @@
-"""The challenge's archives from Zenodo, complete and checked.
+"""Downloads the challenge's archives from Zenodo and checks them.
 
 The challenge (Litjens et al., Medical Image Analysis 18, 2014) is public as Zenodo record 8026660.
 """
@@ -31,7 +31,7 @@ TIMEOUT_S = 60
 
 
 class _ConnectionLost(Exception):
-    """The transfer broke off and may go on at another attempt."""
+    """The transfer was interrupted; another attempt may continue it."""
 
 
 def download(
@@ -41,7 +41,13 @@ def download(
     attempts: int = 5,
     pause_s: float = 2.0,
 ) -> list[Path]:
-    """Fetches the record's archives into `folder` and shows the licence they stand under.
+    """Downloads the record's archives into `folder` and logs their licence.
+
+    Args:
+        folder: created if absent.
+        record_url: address of the Zenodo record.
+        archives_md5: {file name: MD5 in hex, None if unknown}.
+        attempts, pause_s: see `fetch`.
 
     Returns:
         Paths of the archives.
@@ -55,7 +61,7 @@ def download(
         text = licence.read_text(encoding="utf-8", errors="replace").strip()
         log.info(f"Licence of the data ({record_url}):\n{textwrap.indent(text, '    ')}")
     except DataError:
-        log.info(f"The licence of the data stands at {record_url}; please read it there.")
+        log.info(f"The licence of the data is at {record_url}; please read it there.")
     return [
         fetch(f"{record_url}/files/{name}?download=1", folder / name, md5, attempts, pause_s)
         for name, md5 in archives_md5.items()
@@ -65,17 +71,20 @@ def download(
 def fetch(
     url: str, path: Path, md5: str | None = None, attempts: int = 5, pause_s: float = 2.0
 ) -> Path:
-    """Fetches one file; what an earlier call left in `PATH.part` is continued by HTTP Range.
+    """Downloads a file; continues `PATH.part` of an earlier call with an HTTP Range request.
 
     Args:
-        url: what to fetch.
-        path: where it goes, complete and checked only; a file that is there already is kept.
-        md5: expected checksum in hex, where one is known.
-        attempts: connections in a row that may bring nothing before it is given up.
+        url: of the file.
+        path: of the complete and checked file; an existing file is kept.
+        md5: expected MD5 in hex, None if unknown.
+        attempts: consecutive connections without any data before giving up.
         pause_s: seconds before the second attempt; doubled before each further one.
 
+    Returns:
+        `path`.
+
     Raises:
-        DataError: the server refuses, the connection stays broken, or the content is another one.
+        DataError: the server refuses, the connection fails repeatedly, or the checksum differs.
     """
     if path.exists():
         if md5 and _md5(path) != md5:
@@ -96,7 +105,7 @@ def fetch(
             failures = 1 if grown else failures + 1
             if failures >= attempts:
                 raise DataError(
-                    f"{url}: {error}; run the command again, it goes on where it stopped"
+                    f"{url}: {error}; run the command again to continue where it stopped"
                 ) from error
             wait_s = pause_s * 2 ** (failures - 1)
             log.info(f"{path.name}: {error}; next attempt in {wait_s:g} s")
@@ -105,7 +114,7 @@ def fetch(
     if md5 and _md5(part) != md5:
         wrong = f"MD5 {_md5(part)}, expected {md5}"
     elif path.suffix == ".zip" and not zipfile.is_zipfile(part):
-        wrong = "what came is no zip file"
+        wrong = "the server sent something that is not a zip file"
     validator.unlink(missing_ok=True)
     if wrong:
         part.unlink()
@@ -114,10 +123,10 @@ def fetch(
 
 
 def _continue(url: str, part: Path, validator: Path) -> None:
-    """One connection: appends to `part`, or starts it anew where the file or the server demands it.
+    """Downloads over one connection: appends to `part`, or starts again if that is not possible.
 
-    `validator` holds the ETag or date under which `part` was begun. If-Range makes the server send
-    the whole file when that changed; without one there is no telling, so the file starts anew.
+    `validator` holds the ETag or date of the file when `part` was started. With If-Range the server
+    sends the whole file if it has changed since; without a validator the download starts again.
     """
     known = validator.read_text() if validator.exists() and part.exists() else ""
     offset = part.stat().st_size if known else 0
@@ -136,8 +145,8 @@ def _continue(url: str, part: Path, validator: Path) -> None:
         if error.code in (408, 416, 429) or error.code >= 500:
             raise _ConnectionLost(f"the server answers {error.code} {error.reason}") from error
         raise DataError(
-            f"{url}: the server answers {error.code} {error.reason}; see with a browser what the "
-            "record holds now, fetch the zip files there and pass them to --source"
+            f"{url}: the server answers {error.code} {error.reason}; open the record in a browser, "
+            "download the zip files there and pass them to --source"
         ) from error
     except (OSError, http.client.HTTPException) as error:
         raise _ConnectionLost(f"no connection ({error})") from error
@@ -145,7 +154,7 @@ def _continue(url: str, part: Path, validator: Path) -> None:
         if response.status == 206:
             if not response.headers.get("Content-Range", "").startswith(f"bytes {offset}-"):
                 part.unlink()
-                raise _ConnectionLost("the server sent another part than asked for")
+                raise _ConnectionLost("the server sent another part than requested")
         else:
             offset = 0
         etag = response.headers.get("ETag", "W/")
@@ -165,7 +174,7 @@ def _continue(url: str, part: Path, validator: Path) -> None:
                 disable=None,
             ) as bar,
         ):
-            while chunk := _received(response):
+            while chunk := _read_chunk(response):
                 file.write(chunk)
                 bar.update(len(chunk))
     size = part.stat().st_size
@@ -173,7 +182,7 @@ def _continue(url: str, part: Path, validator: Path) -> None:
         raise _ConnectionLost(f"cut at {size} of {total} bytes")
 
 
-def _received(response) -> bytes:
+def _read_chunk(response) -> bytes:
     try:
         return response.read(1 << 20)
     except (OSError, http.client.HTTPException) as error:

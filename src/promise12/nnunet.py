@@ -1,6 +1,6 @@
-"""Writes img/ and gt/ as a raw data set of nnU-Net, so that both can be compared.
+"""Exports img/ and gt/ as a raw data set of nnU-Net v2, for comparisons.
 
-The format is nnU-Net v2's, documented in its documentation/dataset_format.md.
+Format: documentation/dataset_format.md of nnU-Net.
 """
 
 import json
@@ -29,25 +29,25 @@ def export_nnunet(
     labels: Sequence[int] = (),
     channel: int | None = None,
 ) -> None:
-    """Writes imagesTr, labelsTr, dataset.json, and imagesTs, labelsTs where there are test sets.
+    """Writes imagesTr, labelsTr, dataset.json, and imagesTs, labelsTs if there are test sets.
 
-    Geometry and voxels stay; NIfTI's header rounds geometry from other formats to float32.
+    Geometry and voxels are kept; NIfTI's header rounds the geometry of other formats to float32.
 
     Args:
-        data_path: a set with img/ and gt/, which is for training; or a folder of sets, whose
-            TestData and LiveTestData become imagesTs, called SET_NAME where names come twice.
-        out_path: the new folder, called DatasetNNN_NAME.
-        labels: mask values that together are the prostate; empty: masks must hold 0 and 1 only.
-        channel: which volume of 4-D images is the T2 image.
+        data_path: a training set with img/ and gt/; or a folder of sets, whose TestData and
+            LiveTestData become imagesTs, as SET_NAME if a name occurs twice.
+        out_path: the new folder, named DatasetNNN_NAME.
+        labels: mask values that together are the prostate; empty: masks must have only 0 and 1.
+        channel: index of the T2 image in 4-D files.
 
     Raises:
-        UsageError: the folder is not called as nnU-Net wants it.
-        DataError: it is there already, a training case has no image or mask or two, or a file is
-            at fault; nothing is left.
+        UsageError: the folder does not have such a name.
+        DataError: the folder exists, a training case does not have exactly one image and mask, or a
+            file cannot be read or written; nothing is left behind.
     """
     if not NAME.fullmatch(out_path.name):
         raise UsageError(
-            f"{out_path}: nnU-Net wants a folder called DatasetNNN_NAME, such as "
+            f"{out_path}: nnU-Net requires a folder named DatasetNNN_NAME, such as "
             f"{out_path.parent / 'Dataset500_Prostate'}"
         )
     if out_path.exists():
@@ -58,13 +58,13 @@ def export_nnunet(
         for tail, cases in (("Tr", training), ("Ts", test)):
             for name, (image, mask) in tqdm(cases.items(), f"Exporting {tail}", disable=None):
                 _write(folder, tail, name, image, mask, labels, channel)
-        about = {
+        metadata = {
             "channel_names": {"0": "T2"},
             "labels": {"background": 0, "prostate": 1},
             "numTraining": len(training),
             "file_ending": FILE_ENDING,
         }
-        (folder / "dataset.json").write_text(json.dumps(about, indent=4) + "\n")
+        (folder / "dataset.json").write_text(json.dumps(metadata, indent=4) + "\n")
         folder.rename(out_path)
     log.info(f"{out_path}: {len(training)} training cases, {len(test)} test images")
 
@@ -78,7 +78,7 @@ def _cases(data_path):
             if len(images) != 1 or len(masks) > 1 or (is_training and not masks):
                 raise DataError(
                     f"{folder}: {name} has {len(images)} image(s) and {len(masks)} mask(s), "
-                    "expected one of each; prepare_data.py --check tells what to do"
+                    "expected one of each; prepare_data.py --check says what to do"
                 )
             found = (images[0], masks[0] if masks else None)
             if is_training:

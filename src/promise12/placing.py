@@ -16,7 +16,7 @@ from ..images.writing import move_volumes, write_volume
 from ..utils.errors import DataError
 from ..utils.files import temporary_folder
 from .checking import is_stack
-from .layouts import Layout, Options, Pair, recognise
+from .layouts import Layout, Options, Pair, detect_layout
 from .sources import Dicom, Member, Source, Volume
 
 log = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ def _place(folders, out_path, options):
     placed: dict[PurePosixPath, File] = {}
     for folder, path in folders.items():
         source = Source(path, out_path)
-        layout, pairs = recognise(source, options)
+        layout, pairs = detect_layout(source, options)
         _say(source, layout, pairs)
         for target, file in _files(layout, pairs, folder, options):
             other = placed.setdefault(target, file)
@@ -146,7 +146,7 @@ def _image_files(image, target, layout, folder, options):
     try:
         volume = read_volume(local, channel)
     except DataError:
-        if not layout.is_ours or channel is not None:
+        if not layout.is_own or channel is not None:
             raise
         yield from _copies(image, target)  # as it is; the check tells what is wrong with it
         return
@@ -161,7 +161,7 @@ def _image_files(image, target, layout, folder, options):
 
 
 def _mask_files(mask, target, layout, folder, options):
-    if layout.is_ours and not options.labels:
+    if layout.is_own and not options.labels:
         yield from _copies(mask, target)
         return
     local = mask.local(folder)
@@ -169,7 +169,7 @@ def _mask_files(mask, target, layout, folder, options):
         stored = read_volume(local)
         merged = read_mask(local, stored, local, options.labels)
     except DataError:
-        if not layout.is_ours:
+        if not layout.is_own:
             raise
         yield from _copies(mask, target)
         return

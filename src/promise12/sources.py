@@ -1,4 +1,4 @@
-"""What a source holds: the files of a folder or a zip, its volumes, its DICOM."""
+"""A source of data, a folder or a zip: its files, volumes and DICOM files."""
 
 import io
 import re
@@ -16,14 +16,15 @@ from ..images.dicom import is_dicom
 from ..images.formats import META_SUFFIXES, SUFFIXES, stem, suffix_of
 from ..images.metaimage import read_meta_header
 from ..utils.errors import DataError
+from .names import relative_path
 
 START_BYTES = 1 << 16
-LEVELS = 8  # of folders that are searched
-# No file of these is DICOM, so none of them is opened to see.
+LEVELS = 8  # depth of folders that is searched
+# Files with these suffixes are not opened to detect DICOM.
 NO_DICOM = (*SUFFIXES, ".raw", ".zraw", ".zip", ".json", ".csv", ".txt", ".md", ".png", ".pdf")
 
-# Unpackers of what zipfile does not know (older archives use Deflate64), as commands that write one
-# entry to stdout. The entry's size and CRC are compared afterwards.
+# Programs for compression methods that zipfile does not support (older archives use Deflate64), and
+# their arguments to write one entry to stdout. The entry's size and CRC are checked afterwards.
 UNPACKERS = {
     "7zz": ("x", "-so", "-spd", "--"),
     "7z": ("x", "-so", "-spd", "--"),
@@ -36,9 +37,9 @@ class Member:
     """A file of a source.
 
     Attributes:
-        path: place in the source, whose own name (without .zip) comes first.
+        path: the source's name (without .zip) and the path in the source.
         read: returns its bytes.
-        file: where it lies; None inside a zip.
+        file: the file on disk; None inside a zip.
     """
 
     path: PurePosixPath
@@ -46,14 +47,14 @@ class Member:
     file: Path | None = None
 
     def start(self) -> bytes:
-        """Its first bytes, enough for a header."""
+        """Returns the first bytes, enough for a header."""
         if self.file is None:
             return self.read()
         with self.file.open("rb") as file:
             return file.read(START_BYTES)
 
     def local(self, folder: Path) -> Path:
-        """The file on the disk, unpacked below `folder` if need be."""
+        """Returns the file on disk; unpacks a zip's below `folder`."""
         if self.file:
             return self.file
         unpacked = folder / self.path
@@ -65,7 +66,7 @@ class Member:
 
 @dataclass(frozen=True)
 class Volume:
-    """A file with one of `SUFFIXES`, and the file of its voxels where that is another one."""
+    """A file with one of `SUFFIXES`, and the file of its voxels if that is another one."""
 
     header: Member
     voxels: Member | None = None
@@ -75,12 +76,17 @@ class Volume:
         return self.header.path
 
     @property
+    def relative(self) -> str:
+        """The path below the source."""
+        return relative_path(self.path)
+
+    @property
     def suffix(self) -> str:
-        """As the name spells it."""
+        """The image suffix as spelt in the name."""
         return self.path.name[len(stem(self.path)) :]
 
     def local(self, folder: Path) -> Path:
-        """The file on the disk, with its voxels beside it."""
+        """Returns the file on disk, with its voxels beside it."""
         if self.voxels:
             self.voxels.local(folder)
         return self.header.local(folder)
@@ -91,15 +97,20 @@ class Dicom:
     """A folder of DICOM files.
 
     Attributes:
-        path: place in the source.
-        files: all that lies below it but volumes.
+        path: see `Member.path`.
+        files: all files below it except volumes.
     """
 
     path: PurePosixPath
     files: tuple[Member, ...] = field(repr=False)
 
+    @property
+    def relative(self) -> str:
+        """The path below the source."""
+        return relative_path(self.path)
+
     def local(self, folder: Path) -> Path:
-        """The folder on the disk."""
+        """Returns the folder on disk."""
         for member in self.files:
             file = member.local(folder)
         return file.parents[len(member.path.relative_to(self.path).parts) - 1]
@@ -108,16 +119,23 @@ class Dicom:
 class Source:
     """A folder or a zip.
 
+    Args:
+        path: of the folder or zip.
+        exclude: a folder whose files do not count: the output.
+
+    Attributes:
+        members: all files, by path; hidden ones aside.
+        set_aside: volumes that `--mask_pattern` has matched; no longer in `volumes`.
+
     Raises:
-        DataError: it is neither, or it cannot be used.
+        DataError: neither a folder nor a zip, or a zip that cannot be used.
     """
 
-    def __init__(self, path: Path, but: Path | None = None):
-        """`but` is a folder whose files do not count: the one that is written to."""
+    def __init__(self, path: Path, exclude: Path | None = None) -> None:
         self.path = path
-        self.set_aside: set[PurePosixPath] = set()  # volumes whose place is known
+        self.set_aside: set[PurePosixPath] = set()
         if path.is_dir():
-            members = _folder_members(path, but)
+            members = _folder_members(path, exclude)
         elif path.is_file():
             members = _zip_members(path)
         else:
@@ -130,12 +148,12 @@ class Source:
 
     @property
     def volumes(self) -> list[Volume]:
-        """Volumes by path, but for those set aside."""
+        """The volumes by path, without those set aside."""
         return [volume for volume in self.all_volumes if volume.path not in self.set_aside]
 
     @cached_property
     def all_volumes(self) -> list[Volume]:
-        """All volumes by path."""
+        """The volumes by path."""
         headers = [member for path, member in self.members.items() if suffix_of(path)]
         return [Volume(member, self._voxels(member)) for member in headers]
 
@@ -147,7 +165,7 @@ class Source:
 
     @cached_property
     def dicom(self) -> list[Member]:
-        """All DICOM files but the list of a medium, by path."""
+        """The DICOM files by path, without DICOMDIR."""
         return [
             member
             for path, member in self.members.items()
@@ -156,20 +174,29 @@ class Source:
             and _is_dicom(member)
         ]
 
+    def dicom_folder(self, path: PurePosixPath) -> Dicom:
+        """Returns a folder of DICOM files with all of its files: damaged ones may look like others.
+
+        Args:
+            path: see `Member.path`.
+        """
+        members = (member for place, member in self.members.items() if path in place.parents)
+        return Dicom(path, tuple(member for member in members if not suffix_of(member.path)))
+
 
 def _is_dicom(member):
     return is_dicom(member.file) if member.file else member.start()[128:132] == b"DICM"
 
 
 def data_file(header: bytes) -> str | None:
-    """ElementDataFile of a MetaImage header; None where the voxels follow in the same file."""
+    """Returns ElementDataFile of a MetaImage header; None if the voxels are in the same file."""
     name = read_meta_header(io.BytesIO(header))[0].get("ElementDataFile", "LOCAL")
     return None if name.upper() == "LOCAL" else name
 
 
-def _folder_members(source: Path, but: Path | None) -> list[Member]:
+def _folder_members(source: Path, exclude: Path | None) -> list[Member]:
     root = source.resolve()
-    left_out = but.resolve() if but else None
+    left_out = exclude.resolve() if exclude else None
     found = (path for depth in range(LEVELS) for path in sorted(root.glob("*/" * depth + "*")))
     return [
         Member(PurePosixPath(root.name, path.relative_to(root)), path.read_bytes, path)
@@ -187,7 +214,7 @@ def _zip_members(source: Path) -> list[Member]:
         raise DataError(f"{source}: cannot be opened as a zip file ({error}); {remedy}") from error
     members = []
     for entry in entries:
-        path = PureWindowsPath(entry.filename)  # some archives have backslashes; it takes both
+        path = PureWindowsPath(entry.filename)  # also splits at the backslashes of some archives
         if path.anchor or ".." in path.parts or stat.S_ISLNK(entry.external_attr >> 16):
             raise DataError(
                 f"{source}: entry {entry.filename!r} would leave the folder it is unpacked to; "
@@ -208,14 +235,14 @@ def _read_entry(source: Path, entry: zipfile.ZipInfo) -> bytes:
         with zipfile.ZipFile(source) as archive:
             return archive.read(entry)
     except NotImplementedError:
-        return _read_with_tool(source, entry)
+        return _read_with_program(source, entry)
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
         raise DataError(
             f"{source}: {entry.filename} cannot be unpacked ({error}); fetch the archive again"
         ) from error
 
 
-def _read_with_tool(source: Path, entry: zipfile.ZipInfo) -> bytes:
+def _read_with_program(source: Path, entry: zipfile.ZipInfo) -> bytes:
     tool = next(filter(shutil.which, UNPACKERS), None)
     if tool is None:
         raise DataError(
@@ -225,8 +252,8 @@ def _read_with_tool(source: Path, entry: zipfile.ZipInfo) -> bytes:
         )
     if not re.fullmatch(r"[\w. /][\w. /-]*", entry.filename):
         raise DataError(
-            f"{source}: {entry.filename!r} is no name that can be given to {tool}; unpack the "
-            "archive by hand and pass the folder to --source"
+            f"{source}: {entry.filename!r} cannot be passed to {tool} as a name; unpack the "
+            "archive yourself and pass the folder to --source"
         )
     command = [tool, *UNPACKERS[tool], str(source.resolve()), entry.filename]
     result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True)

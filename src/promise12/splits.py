@@ -1,6 +1,6 @@
-"""Which cases train and which validate: the zoo's 40/10, a random draw, or k folds.
+"""Splits of the cases into training and validation: the zoo's 40/10, random, or k folds.
 
-A split file holds one image file name a line, without a header.
+A split file has one image file name per line, without a header.
 """
 
 import logging
@@ -12,10 +12,11 @@ from ..data_manager import Case, find_cases
 from ..images.formats import MASK_SUFFIX, SUFFIXES, images_in, stem
 from ..utils.errors import DataError, UsageError, reason_of
 from ..utils.files import check_name, write_files
+from .names import list_few
 
 log = logging.getLogger(__name__)
 
-# The evaluation cases of the MindSpore model zoo's V-Net, out of the challenge's 50 training cases.
+# The MindSpore model zoo's evaluation cases, of the challenge's 50 training cases.
 ZOO_CASES = tuple(f"Case{number:02d}" for number in range(50))
 ZOO_EVALUATION = tuple(f"Case{number}" for number in (11, 15, 19, 30, 42, 43, 44, 46, 48, 49))
 EVALUATION_SHARE = 0.2
@@ -24,12 +25,12 @@ _IMAGE_NAME = re.compile(
 )
 
 
-def cases_in(data_path: Path) -> list[str]:
-    """File names of the images in `data_path/img`, sorted.
+def list_cases(data_path: Path) -> list[str]:
+    """Returns the file names of the images in `data_path/img`, sorted.
 
     Raises:
-        DataError: no img/ or gt/, no image, two images of one name, a name that no split file can
-            hold, or a case without its mask in `data_path/gt`.
+        DataError: no img/ or gt/, no image, two images of one case, a name that a split file cannot
+            hold, or a case without a mask in `data_path/gt`.
     """
     images, masks = images_in(data_path / "img"), images_in(data_path / "gt")
     if not images:
@@ -52,7 +53,7 @@ def cases_in(data_path: Path) -> list[str]:
     lacking = [case_id for case_id in images if case_id + MASK_SUFFIX not in masks]
     if lacking:
         raise DataError(
-            f"{data_path / 'gt'}: no mask for {_few(lacking)}; expected e.g. "
+            f"{data_path / 'gt'}: no mask for {list_few(lacking, 5)}; expected e.g. "
             f"{lacking[0]}{MASK_SUFFIX}.mhd; add the masks or move these images away"
         )
     return [paths[0].name for paths in images.values()]
@@ -66,12 +67,13 @@ def draw_splits(
     Args:
         cases: image file names; None for the challenge's Case00.mhd to Case49.mhd.
         shuffled: draw 20 % at random for evaluation, instead of the zoo's ten cases.
-        folds: make that many folds instead, each case in the validation of exactly one, their
-            sizes differing by one at most.
-        seed: of the draw.
+        folds: number of folds; each case is in the validation of exactly one, and their sizes
+            differ by at most one.
+        seed: of the random draw.
 
     Returns:
-        File name (train.csv, val.csv or train_foldN.csv, val_foldN.csv) -> sorted image file names.
+        {file name: sorted image file names}, the files being train.csv and val.csv or
+        train_foldN.csv and val_foldN.csv.
 
     Raises:
         UsageError: the request does not fit the cases.
@@ -103,7 +105,7 @@ def draw_splits(
 
 
 def write_splits(out_path: Path, splits: dict[str, list[str]]) -> None:
-    """Writes the split files, all or none, and says of each what became of it.
+    """Writes the split files, all or none, and logs a line for each.
 
     Raises:
         DataError: the folder cannot be written, or one of the files exists and is not a split file.
@@ -116,8 +118,8 @@ def write_splits(out_path: Path, splits: dict[str, list[str]]) -> None:
                 previous = read_split(path)
             except DataError as error:
                 raise DataError(
-                    f"{error}; as it is no split file, it is not replaced: "
-                    "move it away or choose another --out_path"
+                    f"{error}; it is not a split file and therefore not replaced: move it away or "
+                    "choose another --out_path"
                 ) from error
             same = previous == cases
             note = ", as before" if same else f", replaces a split of {len(previous)}"
@@ -129,18 +131,16 @@ def write_splits(out_path: Path, splits: dict[str, list[str]]) -> None:
     earlier = {path.name for path in out_path.glob("*_fold*.csv")} - set(splits)
     if earlier and any("_fold" in name for name in splits):
         log.info(
-            f"{out_path}: {_few(sorted(earlier))} of an earlier draw stay; they do not belong here"
+            f"{out_path}: {list_few(sorted(earlier), 5)} of an earlier split remain; delete them"
         )
 
 
 def read_split(path: str | Path) -> list[str]:
-    """The image file names of a split file, in its order.
-
-    Blank lines do not count.
+    """Reads the image file names of a split file; blank lines do not count.
 
     Raises:
-        DataError: the file is missing, unreadable or empty, a line is no image file name, or a case
-            is there twice.
+        DataError: the file is missing, unreadable or empty, a line is not an image file name, or a
+            case is repeated.
     """
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
@@ -171,21 +171,16 @@ def read_split(path: str | Path) -> list[str]:
     return names
 
 
-def _few(names: list[str]) -> str:
-    """The first five names, and how many more there are."""
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
 def split_file(path: str | Path, kind: str, fold: int) -> Path:
-    """The split file that a command line means.
+    """Returns the split file for a file or folder on the command line.
 
     Args:
-        path: a file, or a folder that `create_csv.py` wrote.
+        path: a split file, or a folder written by `create_csv.py`.
         kind: "train" or "val".
-        fold: which of the folds, where the folder holds folds.
+        fold: number of the fold, from 0, if the folder has folds.
 
     Returns:
-        `path` itself; in a folder `kind_foldN.csv`, or `kind.csv` where there are no folds.
+        `path` itself; in a folder `kind_foldN.csv`, or `kind.csv` if there are no folds.
 
     Raises:
         DataError: the folder has folds, but not this one.
@@ -201,13 +196,13 @@ def split_file(path: str | Path, kind: str, fold: int) -> Path:
 
 
 def split_cases(data_path: str | Path, path: str | Path, kind: str, fold: int) -> list[Case]:
-    """The cases of a split, with their masks.
+    """Returns the cases of a split, with their masks.
 
     Args:
         data_path: folder with `img/` and `gt/`.
         path, kind, fold: see `split_file`.
 
     Raises:
-        DataError: missing or empty split, missing or ambiguous files.
+        DataError: a missing or empty split, missing or ambiguous files.
     """
     return find_cases(data_path, read_split(split_file(path, kind, fold)))

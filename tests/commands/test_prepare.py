@@ -22,7 +22,7 @@ def test_command_line(tmp_path):
         text=True,
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert "TrainData/Case00" in done.stdout and "1 cases, all well" in done.stdout
+    assert "TrainData/Case00" in done.stdout and "1 cases, no problems" in done.stdout
     assert (tmp_path / "out/TrainData/img/Case00.raw").exists()
 
 
@@ -42,7 +42,7 @@ def test_a_peers_data_set_there_and_back(tmp_path, monkeypatch, capsys):
         run_script("prepare")
     printed = capsys.readouterr().out
     assert "raw/Dataset001_P: taken for nnU-Net: 1 image(s), 1 mask(s)" in printed
-    assert printed.count("1 cases, all well") == 2
+    assert printed.count("1 cases, no problems") == 2
     back = sitk.ReadImage("back/TrainData/gt/a_segmentation.nii.gz")
     assert np.array_equal(sitk.GetArrayFromImage(back), zones > 0)
 
@@ -55,15 +55,15 @@ def test_a_peers_data_set_there_and_back(tmp_path, monkeypatch, capsys):
         ("--out_path new", 2, "--source --check --export_nnunet is required"),
         ("--download --source volumes --out_path new", 2, "not allowed with"),
         ("--check none", 1, "none: no volumes in img/"),
-        ("--check bad", 1, "error: 1 of 1 cases have problems; the table tells what to do"),
+        ("--check bad", 1, "error: 1 of 1 cases have problems"),
         ("--source none --out_path new", 1, "none: no such file or folder"),
         ("--source volumes --out_path volumes/Case00.raw", 1, "exists"),
         ("--source volumes --out_path new --labels 1,x", 2, "argument --labels: invalid"),
         ("--source volumes --out_path new --labels 0,1", 2, "argument --labels: invalid"),
         ("--source volumes --out_path new --image_pattern *.mhd", 2, "no {case} in it"),
-        ("--source volumes --out_path new --mask_pattern m/{case}", 1, "finds none of 2 volumes"),
+        ("--source volumes --out_path new --mask_pattern m/{case}", 1, "matches none of 2 volumes"),
         ("--export_nnunet Dataset500_P", 2, "--data_path is needed"),
-        ("--export_nnunet prostate --data_path bad", 2, "called DatasetNNN_NAME"),
+        ("--export_nnunet prostate --data_path bad", 2, "DatasetNNN_NAME"),
         ("--export_nnunet Dataset500_P --data_path bad", 1, "1 image(s) and 0 mask(s)"),
     ],
 )

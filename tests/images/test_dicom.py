@@ -433,7 +433,7 @@ def test_odd_file_names(tmp_path):
     assert_geometry(read_dicom(tmp_path), AXIAL)
     path = paths[3]
     path.write_bytes(path.read_bytes()[:-30])
-    assert_says(refusal(tmp_path), "cut off")
+    assert_says(refusal(tmp_path), "truncated")
     path.unlink()
     assert_says(refusal(tmp_path), "1 slice(s) missing")
 
@@ -666,7 +666,7 @@ def test_only_series_is_no_axial_t2(tmp_path, tags, direction, parts, capfd):
     assert_geometry(read_dicom(tmp_path, "5"), direction)  # chosen, it is one volume
     said = capfd.readouterr().err  # what it is; of the plane the caller tells
     assert said.startswith(f"note: {tmp_path}: series 5 ") == (direction is AXIAL)
-    assert said == "" or said.endswith("read since --series chose it\n") and parts[0] in said
+    assert said == "" or said.endswith("--series chose it\n") and parts[0] in said
 
 
 def test_a_mosaic_is_no_slice(tmp_path):
@@ -762,7 +762,7 @@ DEFECTS = {
         lambda folder: write_series(folder, skip=(4,)),
         ["1 slice(s) missing", name_of(3), name_of(5)],
     ),
-    "cut off in the pixels": (bytes_of(3, lambda c: c[:-50]), [name_of(3), "cut off"]),
+    "cut off in the pixels": (bytes_of(3, lambda c: c[:-50]), [name_of(3), "truncated"]),
     "last slice cut off in the header": (
         bytes_of(LAST, header_cut),
         [name_of(LAST), "no pixel data after its header"],
@@ -791,7 +791,7 @@ DEFECTS = {
     ),
     "two of another name": (
         doubled({"InstanceNumber": 74}, k=1, instance="9.9"),
-        ["no attribute tells apart"],
+        ["differ in no attribute"],
     ),
     "two echoes at alternating positions": (
         lambda folder: write_series(folder, change={k: {"EchoTime": "160"} for k in (1, 3, 5)}),
@@ -842,7 +842,7 @@ DEFECTS = {
     ),
     "an uneven step": (
         changed(2, ImagePositionPatient=position(2, along=0.4)),
-        ["uneven steps from 2.90 to 3.70 mm", "mm off a regular grid"],
+        ["uneven steps from 2.90 to 3.70 mm", "0.10 mm"],
     ),
     "steps that grow": (
         lambda folder: write_series(
@@ -853,10 +853,10 @@ DEFECTS = {
         ),
         ["uneven steps"],
     ),
-    "shear": (sheared, ["0.30 mm beside the normal", "without shear"]),
+    "shear": (sheared, ["0.30 mm", "without shear"]),
     "one slice aside": (
         changed(4, ImagePositionPatient=position(4, beside=-2.0)),
-        [name_of(4), "2.00 mm beside the normal"],
+        [name_of(4), "2.00 mm", "without shear"],
     ),
     "one slice": (
         lambda folder: save(slice_of(0), folder / "0.dcm"),
@@ -874,7 +874,7 @@ DEFECTS = {
             HighBit=7,
             PixelData=bytes(3 * ROWS * COLUMNS),
         ),
-        ["SamplesPerPixel 3, PhotometricInterpretation RGB", "no colour"],
+        ["SamplesPerPixel 3, PhotometricInterpretation RGB", "colour"],
     ),
     "CT": (
         lambda folder: write_series(folder, Modality="CT", SOPClassUID="1.2.840.10008.5.1.4.1.1.2"),
@@ -982,7 +982,7 @@ DEFECTS = {
             save(enhanced(), folder / "mf.dcm"),
             (folder / "mf.dcm").write_bytes((folder / "mf.dcm").read_bytes()[:-100]),
         ),
-        ["mf.dcm, frame 1: cut off, 860 bytes of pixels of 960"],
+        ["mf.dcm, frame 1: truncated, 860 bytes of pixels of 960"],
     ),
     "nothing": (lambda folder: None, ["no DICOM images"]),
 }
@@ -1033,7 +1033,7 @@ def test_truncated_file_of_pydicom(tmp_path):
     ds = pydicom.dcmread(get_testdata_file("MR_truncated.dcm", download=False))
     ds.ImagePositionPatient = ["-83.9063", "-91.2", "11.1406"]
     save(ds, tmp_path / "3.dcm")
-    assert_says(refusal(tmp_path), "3.dcm", "cut off, 8130 bytes of pixels of 8192")
+    assert_says(refusal(tmp_path), "3.dcm", "truncated, 8130 bytes of pixels of 8192")
 
 
 def test_localizers_of_pydicom():

@@ -39,7 +39,8 @@ def test_a_bad_file_does_not_end_the_others(capfd, name):
 def test_a_dead_child_is_an_answer(monkeypatch):
     """As GDCM's own end on some damaged files: no result for that file nor those after it."""
     monkeypatch.setattr(codec.sys, "executable", "/bin/false")
-    assert codec.decode([b"", b""]) == ["the decoder gave up on it"]
+    (message,) = codec.decode([b"", b""])
+    assert "decoder" in message
     monkeypatch.setattr(codec.sys, "executable", "/no/such/python")
     (message,) = codec.decode([b""])
     assert message.startswith("the decoder does not start")

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from src.promise12 import check, format_table, report
+from src.promise12 import check, format_table, print_report
 from src.utils.errors import DataError
 from tests.volumes import make_pairs, make_volume
 
@@ -183,9 +183,9 @@ def test_table_fits_the_terminal(width):
 
 
 def test_report(data, capsys):
-    report(check(data))
-    assert capsys.readouterr().out.endswith("2 cases, all well\n")
+    print_report(check(data))
+    assert capsys.readouterr().out.endswith("2 cases, no problems\n")
     (data / f"{MASK}.mhd").unlink()
     with pytest.raises(DataError, match="1 of 2 cases have problems"):
-        report(check(data))
+        print_report(check(data))
     assert "  ! Case01.mhd: image without a mask" in capsys.readouterr().out

@@ -108,7 +108,7 @@ def test_fetch_does_not_give_up_while_something_comes(server, payload, tmp_path)
 
 def test_fetch_goes_on_in_a_later_run(server, payload, tmp_path):
     server.faults = ["cut 30000", 503, 503]
-    with pytest.raises(DataError, match="503.*run the command again, it goes on"):
+    with pytest.raises(DataError, match="503.*run the command again"):
         fetch(f"{server.url}/data.bin", tmp_path / "data.bin", attempts=3, pause_s=0.0)
     assert not (tmp_path / "data.bin").exists()
     assert fetched(server, tmp_path) == payload
@@ -223,14 +223,14 @@ def test_download_of_a_record(server, tmp_path, capsys):
         "/record/files/LICENSE.TXT?download=1",
         "/record/files/training_data.zip?download=1",
     ]
-    with pytest.raises(DataError, match="no zip file"):
+    with pytest.raises(DataError, match="not a zip file"):
         download(folder, f"{server.url}/record", {"test_data.zip": None}, pause_s=0.0)
     assert sorted(path.name for path in folder.iterdir()) == ["LICENSE.TXT", "training_data.zip"]
 
 
 def test_licence_that_cannot_be_fetched(server, tmp_path, capsys):
     assert download(tmp_path, f"{server.url}/record", {}) == []
-    assert f"stands at {server.url}/record" in capsys.readouterr().out
+    assert f"licence of the data is at {server.url}/record" in capsys.readouterr().out
 
 
 def test_the_record():

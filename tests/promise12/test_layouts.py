@@ -11,7 +11,7 @@ import pytest
 import SimpleITK as sitk
 
 from src.promise12 import Options, check, lay_out
-from src.promise12.layouts import matches
+from src.promise12.layouts.patterns import match_case
 from src.promise12.names import case_names, looks_like_mask, outlines_lesions
 from src.utils.errors import DataError, UsageError
 from tests.helpers import tree
@@ -248,7 +248,7 @@ GOOD = {
             "TrainData/img/prostate_00.nii": "imagesTr/prostate_00.nii",
             "TrainData/gt/prostate_00_segmentation.nii": "labelsTr/prostate_00.nii",
         },
-        ["in dataset.json, but not here: ./imagesTr/prostate_00.nii.gz, ./imagesTs/prostate_03"],
+        ["listed in dataset.json, but missing: ./imagesTr/prostate_00.nii.gz, ./imagesTs"],
     ),
     "PI-CAI": (
         PICAI | PICAI_GLANDS | PICAI_LESIONS,
@@ -355,7 +355,7 @@ GOOD = {
                 f"gt/{p}_segmentation.nrrd": f"ES/{p}/label.nrrd",
             }.items()
         },
-        ["taken for one folder per patient", "--series has no effect: there is no DICOM"],
+        ["taken for one folder per patient", "--series has no effect"],
     ),
     "patients' folders, masks in a tree of their own": (
         {
@@ -387,7 +387,7 @@ GOOD = {
             "TrainData/gt/a_segmentation.nii": "labels/a.nii",
             "TrainData/gt/b_segmentation.nii": "labels/b_label.nii",
         },
-        ["told by their names and folders: 2 image(s), 2 mask(s)", "taken for masks: labels/a.nii"],
+        ["by their names and folders: 2 image(s), 2 mask(s)", "taken for masks: labels/a.nii"],
     ),
     "masks side by side under other names": (
         {
@@ -627,7 +627,7 @@ BAD = {
     "nnU-Net, a channel missing in one case": (
         {"imagesTr/a_0000.nii": IMAGE, "imagesTr/a_0001.nii": IMAGE, "imagesTr/b_0000.nii": IMAGE},
         {"channel": 1},
-        r"b has no channel 1, no b_0001",
+        r"b has no channel 1, b_0001",
     ),
     "nnU-Net, no number": (
         NNUNET | {"imagesTr/p_03.nii.gz": IMAGE, "dataset.json": nnunet_json(PROSTATE)},
@@ -736,7 +736,7 @@ BAD = {
     "pattern that finds nothing": (
         {"a.nii": IMAGE},
         {"image_pattern": "x/{case}.nii"},
-        r"--image_pattern x/\{case\}.nii finds none of 1 volumes, such as a.nii",
+        r"--image_pattern x/\{case\}.nii matches none of 1 volumes, such as a.nii",
     ),
     "pattern that finds a case twice": (
         {"x/a.nii": IMAGE, "y/a.nii": IMAGE},
@@ -774,7 +774,7 @@ def test_what_is_refused(tmp_path, name):
 def test_dataset_json_that_is_none(tmp_path, content):
     source = make_source(tmp_path / "scans", NNUNET)
     (source / "dataset.json").write_text(content, encoding="latin-1")
-    with pytest.raises(DataError, match="scans/dataset.json is no JSON file"):
+    with pytest.raises(DataError, match="scans/dataset.json is not a JSON"):
         lay_out([source], tmp_path / "out")
 
 
@@ -889,12 +889,12 @@ def test_check_with_labels_and_channel(tmp_path):
     ],
 )
 def test_patterns(pattern, path, case):
-    assert matches(pattern, path) == case
+    assert match_case(pattern, path) == case
 
 
 def test_pattern_without_a_case():
     with pytest.raises(UsageError, match=r"\*.nii: no \{case\} in it"):
-        matches("*.nii", "a.nii")
+        match_case("*.nii", "a.nii")
 
 
 @pytest.mark.parametrize(

@@ -125,7 +125,7 @@ def test_bad_cases_leave_nothing(tmp_path, data, damage, message):
 
 @pytest.mark.parametrize("name", ["Prostate", "Dataset5_P", "Dataset500", "Dataset500_P q"])
 def test_names_that_nnunet_does_not_take(tmp_path, data, name):
-    with pytest.raises(UsageError, match=r"called DatasetNNN_NAME, such as .*Dataset500_Prostate"):
+    with pytest.raises(UsageError, match=r"DatasetNNN_NAME, such as .*Dataset500_Prostate"):
         export_nnunet(data, tmp_path / name)
 
 

@@ -205,7 +205,7 @@ def test_names_are_taken_or_refused_in_one_line(named, tmp_path, kind, environme
     if good:
         lines = "".join((tmp_path / f"{part}.csv").read_text("utf-8") for part in ("train", "val"))
         assert sorted(lines.splitlines()) == [f"{UMLAUT}.mha", "b.mha"]
-        assert b"2 cases, all well" in check.stdout
+        assert b"2 cases, no problems" in check.stdout
     else:
         assert b"is not UTF-8; rename it" in " ".join(check.stdout.decode().split()).encode()
         assert b"Prostat\\xe4" in split.stderr and b"LC_ALL=C.UTF-8" in split.stderr

@@ -1,8 +1,8 @@
-"""DICOM: find the series of a folder, a zip or a file, choose the axial T2, read its volume.
+"""DICOM: find the series in a folder, a zip or a file, choose the axial T2, read its volume.
 
-A volume is what the slices' positions and orientations say. Slice thickness, spacing between slices
-and instance numbers are never used: they are often wrong. What is no single regular stack of MR
-slices is refused in one line.
+The geometry comes from the positions and orientations of the slices. Slice thickness, spacing
+between slices and instance numbers are not used: they are often wrong. A series that is not one
+regular stack of MR slices is refused with a message of one line.
 """
 
 from pathlib import Path
@@ -27,11 +27,14 @@ __all__ = [
 
 
 def read_dicom(path: str | Path, series: str = "") -> sitk.Image:
-    """The volume of the series chosen in a DICOM file, folder tree or zip.
+    """Reads the volume of one series of a DICOM file, folder tree or zip.
 
     Args:
         path: see `find_series`.
         series: see `choose_series`.
+
+    Returns:
+        See `read_series`.
 
     Raises:
         DataError: no such series, or not one regular volume.
@@ -39,8 +42,8 @@ def read_dicom(path: str | Path, series: str = "") -> sitk.Image:
     chosen = choose_series(find_series(path), series, path)
     image = read_series(chosen)
     kinds = {"diffusion": chosen.diffusion, "a localizer": chosen.localizer}
-    found = [f"{kind} ({sign})" for kind, sign in kinds.items() if sign]
+    found = [f"{kind} ({evidence})" for kind, evidence in kinds.items() if evidence]
     if found or chosen.contrast not in ("T2", ""):
         kind = found[0] if found else chosen.contrast
-        warn_once(f"note: {path}: series {chosen.name} is {kind}; read since --series chose it")
+        warn_once(f"note: {path}: series {chosen.name} is {kind}; read because --series chose it")
     return image

@@ -1,4 +1,4 @@
-"""Which of several series is meant: by default the only axial T2."""
+"""Choice of one of several series: by default the only axial T2."""
 
 import fnmatch
 from collections import Counter
@@ -10,41 +10,41 @@ from .series import Series
 
 
 def choose_series(series: list[Series], wanted: str, path: str | Path) -> Series:
-    """The series that is meant.
+    """Returns the requested series, or the only axial T2.
 
     Args:
-        series: those found.
+        series: all series found, see `find_series`.
         wanted: a SeriesInstanceUID, a series number, or a pattern on the description (`*t2*tra*`,
-            or a part of it), case aside. Empty: the only axial T2; or the only image series, if
-            nothing says that it is none.
+            or a part of it), case aside. Empty: the only axial T2, or the only image series if
+            nothing contradicts that it is one.
         path: where they were found, for messages.
 
     Raises:
-        DataError: none or several match; the message lists the series.
+        DataError: no series or several match; the message lists the series.
     """
     if wanted:
-        return _wanted_series(series, wanted, path)
+        return _find_wanted(series, wanted, path)
     likely = [s for s in series if s.may_be_t2]
     chosen = [s for s in likely if s.contrast == "T2"]
     images = [s for s in series if not s.not_mr or "Image Storage" in class_name(s.sop_class)]
     if not chosen and len(images) == 1:
         only = images[0]
         if only.problems or (only.plane == "unknown" and not only.not_mr):
-            return only  # `read_series` says what is wrong
+            return only  # `read_series` reports the problem
         chosen = likely
     if len(chosen) == 1:
         return chosen[0]
     if len(series) == 1:
-        raise DataError(f"{path}: series {_reason(series[0])}")
+        raise DataError(f"{path}: series {_why_not_t2(series[0])}")
     found = "several axial T2 series" if chosen else "no axial T2 series"
     raise DataError(
-        f"{path}: {found} among {_listed(series)}; choose one with --series (number, UID or a "
+        f"{path}: {found} among {_list_series(series)}; choose one with --series (number, UID or a "
         "pattern on the description)"
     )
 
 
-def _reason(series):
-    """Why the only series is not taken by default, and what to do."""
+def _why_not_t2(series):
+    """Why the only series is not an axial T2, and the remedy."""
     name = f"{series.name} ({series.plane}, {len(series.frames)} slice(s))"
     if series.not_mr:
         return f"{series.name} is {series.not_mr}; expected an axial T2 MR series"
@@ -56,14 +56,14 @@ def _reason(series):
     return f"{name} is {found}; expected an axial T2 series, choose it with --series to read it"
 
 
-def _listed(series):
+def _list_series(series):
     twice = Counter((s.number, s.description) for s in series)
     return f"{len(series)} series: " + "; ".join(
         s.summary + (f" UID {s.uid}" if twice[s.number, s.description] > 1 else "") for s in series
     )
 
 
-def _wanted_series(series, wanted, path):
+def _find_wanted(series, wanted, path):
     pattern = wanted.strip().lower()
     rules = (
         lambda s: s.uid.lower() == pattern,
@@ -78,6 +78,7 @@ def _wanted_series(series, wanted, path):
             return found[0]
         if found:
             raise DataError(
-                f"{path}: --series {wanted} matches {_listed(found)}; give the number or UID of one"
+                f"{path}: --series {wanted} matches {_list_series(found)}; give the number or UID "
+                "of one"
             )
-    raise DataError(f"{path}: --series {wanted} matches none of {_listed(series)}")
+    raise DataError(f"{path}: --series {wanted} matches none of {_list_series(series)}")

@@ -1,7 +1,7 @@
-"""JPEG, JPEG-LS and JPEG 2000 pixel data of DICOM files, decoded by GDCM in a process of its own.
+"""Decodes JPEG, JPEG-LS and JPEG 2000 pixel data of DICOM files with GDCM, in a child process.
 
-GDCM ends the process on some damaged files, and its libraries write to standard error. Here both
-cost a child process only: `decode` starts it, `python -m src.images.dicom.codec` is its end.
+GDCM aborts the process on some damaged files, and its libraries write to standard error. `decode`
+starts the child, which runs this module.
 """
 
 import io
@@ -22,19 +22,22 @@ from pydicom.pixels import pixel_array
 from pydicom.uid import JPEG2000TransferSyntaxes, JPEGLSTransferSyntaxes, JPEGTransferSyntaxes
 
 SYNTAXES = (*JPEGTransferSyntaxes, *JPEGLSTransferSyntaxes, *JPEG2000TransferSyntaxes)
-TIME_LIMIT_S = 600  # of a whole series, which takes seconds
-# What a codec says that goes on over damaged data.
+TIMEOUT_S = 600  # for a whole series, which takes seconds
+# Warnings of codecs that continue despite damaged data.
 DAMAGE = rb"(?i)corrupt jpeg data|premature end|stream too short|truncated"
 J2K_START = b"\xff\x4f\xff\x51"  # SOC and SIZ markers
-SOF_MARKERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}  # start of frame; F7 of JPEG-LS
+SOF_MARKERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}  # start of frame; F7: JPEG-LS
 
 
 def decode(contents: list[bytes]) -> list[np.ndarray | str]:
-    """The stored values of DICOM files, axes as pydicom's; a text says why there are none.
+    """Decodes the pixel data of DICOM files.
 
     Args:
-        contents: the whole files, each of one of `SYNTAXES`. After a file that ends the child the
-            others are not decoded: the list ends with it.
+        contents: the bytes of whole files, each with a transfer syntax of `SYNTAXES`.
+
+    Returns:
+        For each file the stored values, with pydicom's axes, or an error message. The list ends at
+        a file on which the child process died.
     """
     request = b"".join(struct.pack("<Q", len(content)) + content for content in contents)
     try:
@@ -44,46 +47,49 @@ def decode(contents: list[bytes]) -> list[np.ndarray | str]:
             input=request,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            timeout=TIME_LIMIT_S,
+            timeout=TIMEOUT_S,
         )
     except subprocess.TimeoutExpired:
-        return [f"not decoded within {TIME_LIMIT_S} s"]
+        return [f"not decoded within {TIMEOUT_S} s"]
     except OSError as error:
         return [f"the decoder does not start: {error}"]
     results = list(_results(io.BytesIO(run.stdout)))
     if len(results) < len(contents):
-        results.append("the decoder gave up on it")
+        results.append("the decoder aborted on it")
     return results
 
 
 def _results(file):
     while len(head := file.read(9)) == 9:
         kind, length = struct.unpack("<cQ", head)
-        answer = file.read(length)
-        if len(answer) < length:  # ended while writing
+        content = file.read(length)
+        if len(content) < length:  # the child died while writing
             return
-        yield answer.decode() if kind == b"E" else np.load(io.BytesIO(answer), allow_pickle=False)
+        if kind == b"E":
+            yield content.decode()
+        else:
+            yield np.load(io.BytesIO(content), allow_pickle=False)
 
 
 def _codestream_format(frame: bytes) -> tuple[int, int, int, int]:
-    """Rows, columns, components and bits of a JPEG (SOF segment) or JPEG 2000 (SIZ) frame."""
+    """Returns rows, columns, components, bits of a JPEG (SOF segment) or JPEG 2000 (SIZ) frame."""
     start = frame.find(J2K_START)
     if start >= 0:
         right, bottom, left, top = struct.unpack_from(">4I", frame, start + 8)
         components, bits = struct.unpack_from(">HB", frame, start + 40)
         return bottom - top, right - left, components, (bits & 0x7F) + 1
-    place = 2
-    while frame[place] == 0xFF:
-        marker, length = struct.unpack_from(">BH", frame, place + 1)
+    position = 2
+    while frame[position] == 0xFF:
+        marker, length = struct.unpack_from(">BH", frame, position + 1)
         if marker in SOF_MARKERS:
-            bits, rows, columns, components = struct.unpack_from(">BHHB", frame, place + 4)
+            bits, rows, columns, components = struct.unpack_from(">BHHB", frame, position + 4)
             return rows, columns, components, bits
-        place += 2 + length
+        position += 2 + length
     raise ValueError("no start of frame in the JPEG stream")
 
 
-def _decoded(content: bytes, log: BinaryIO) -> np.ndarray:
-    """Raises: anything, for a damaged file."""
+def _decode_file(content: bytes, log: BinaryIO) -> np.ndarray:
+    """Decodes one file; `log` is what the C libraries print. Damaged files raise many kinds."""
     ds = pydicom.dcmread(io.BytesIO(content), force=True)
     count = int(ds.get("NumberOfFrames") or 1)
     for frame in generate_frames(ds.PixelData, number_of_frames=count):
@@ -107,19 +113,19 @@ def _requests(file: BinaryIO) -> Iterable[bytes]:
 
 
 def main() -> None:
-    """Files on standard input, each after its length; arrays or messages on standard output."""
+    """The child process: length and bytes of each file in, kind, length and result out."""
     output = os.fdopen(os.dup(1), "wb")
     with tempfile.TemporaryFile() as log:
-        for descriptor in (1, 2):  # whatever the C libraries print
+        for descriptor in (1, 2):  # the C libraries print there
             os.dup2(log.fileno(), descriptor)
         for content in _requests(sys.stdin.buffer):
             result = io.BytesIO()
             try:
-                np.save(result, _decoded(content, log), allow_pickle=False)
-                kind, answer = b"A", result.getvalue()
+                np.save(result, _decode_file(content, log), allow_pickle=False)
+                kind, output_bytes = b"A", result.getvalue()
             except Exception as error:  # pydicom and GDCM raise many kinds
-                kind, answer = b"E", str(error).encode()
-            output.write(kind + struct.pack("<Q", len(answer)) + answer)
+                kind, output_bytes = b"E", str(error).encode()
+            output.write(kind + struct.pack("<Q", len(output_bytes)) + output_bytes)
             output.flush()
 
 

@@ -1,4 +1,4 @@
-"""The files of a folder tree, a zip or a single path: which of them are DICOM, and their bytes."""
+"""Access to the files of a folder tree, a zip or a single path; detection of DICOM files."""
 
 import io
 import logging
@@ -6,25 +6,34 @@ import os
 import threading
 import warnings
 import zipfile
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, Any, BinaryIO
 
 import pydicom
 from pydicom.uid import UID_dictionary
 
 from ...utils.errors import DataError
 
-_reading = threading.Lock()  # `quiet` changes what the whole process warns of
-# What tells an image without the preamble of part 10.
+_quiet_lock = threading.Lock()  # `quiet` changes the warnings of the whole process
+# Attributes that identify an image without the preamble of part 10.
 IMAGE_TAGS = ["SOPClassUID", "SOPInstanceUID", "Rows", "Columns"]
 
 
 class Files:
-    """The files below a folder, in a zip, or one file, opened by their names."""
+    """The files below a folder, in a zip, or a single file.
 
-    def __init__(self, path: Path):
-        self.path, self.zip = path, None
+    Attributes:
+        names: paths relative to the folder or in the zip, with `/`.
+
+    Raises:
+        DataError: nothing there, or a zip that cannot be opened or is encrypted.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.zip: zipfile.ZipFile | None = None
         if path.is_dir():
             self.root, self.names = path, list(_names_below(path))
         elif path.is_file() and path.suffix.lower() == ".zip":
@@ -48,20 +57,22 @@ class Files:
             {info.filename for info in members if not _is_hidden(info.filename.split("/"))}
         )
 
-    def __enter__(self):
+    def __enter__(self) -> "Files":
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         if self.zip:
             self.zip.close()
 
     def open(self, name: str) -> BinaryIO:
+        """Opens a file; the bytes of a zip member are read and checked here."""
         if self.zip:
-            return io.BytesIO(self.zip.read(name))  # pydicom seeks; a damaged member raises here
+            return io.BytesIO(self.zip.read(name))  # seekable, for pydicom
         return (self.root / name).open("rb")
 
     def start(self, name: str, count: int = 132) -> bytes:
-        file = self.zip.open(name) if self.zip else (self.root / name).open("rb")
+        """Returns the first bytes of a file."""
+        file: IO[bytes] = self.zip.open(name) if self.zip else (self.root / name).open("rb")
         with file:
             return file.read(count)
 
@@ -74,31 +85,33 @@ def _is_hidden(parts):
 
 def _names_below(folder):
     def refuse(error):
-        raise DataError(f"{error.filename}: cannot be listed ({error.strerror}); check its rights")
+        raise DataError(
+            f"{error.filename}: cannot be listed ({error.strerror}); check its permissions"
+        )
 
-    for place, folders, names in os.walk(folder, onerror=refuse):
+    for parent, folders, names in os.walk(folder, onerror=refuse):
         folders[:] = sorted(name for name in folders if not _is_hidden([name]))
         for name in sorted(names):
-            path = Path(place, name)
-            if not _is_hidden([name]) and path.is_file():  # no pipes: they block
+            path = Path(parent, name)
+            if not _is_hidden([name]) and path.is_file():  # a pipe would block
                 yield path.relative_to(folder).as_posix()
 
 
 def starts_like_dicom(start: bytes) -> bool:
-    """Part 10, or a data set without preamble, which starts with group 0002 or 0008."""
+    """Whether 132 first bytes are those of part 10, or of a data set: group 0002 or 0008."""
     plain = (b"\x02\x00", b"\x08\x00", b"\x00\x02", b"\x00\x08")
     return start[128:132] == b"DICM" or (len(start) == 132 and start[:2] in plain)
 
 
-def is_image_without_preamble(ds):
-    """Force reads anything: require what no other file has."""
+def is_image_without_preamble(ds: pydicom.Dataset) -> bool:
+    """Whether a data set has the attributes of an image; pydicom's `force` parses any file."""
     return str(ds.get("SOPClassUID", "")) in UID_dictionary and bool(
         ds.get("Rows") and ds.get("Columns") and ds.get("SOPInstanceUID")
     )
 
 
 def is_dicom(path: str | Path) -> bool:
-    """Whether a file is DICOM: part 10, or an image's data set without preamble."""
+    """Whether a file is DICOM: part 10, or the data set of an image without preamble."""
     path = Path(path)
     try:
         if not path.is_file():
@@ -113,12 +126,12 @@ def is_dicom(path: str | Path) -> bool:
             return is_image_without_preamble(
                 pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=IMAGE_TAGS)
             )
-    except Exception:  # unreadable, or not what its first bytes promise
+    except Exception:  # pydicom raises many kinds on other files
         return False
 
 
 def dicom_files(path: str | Path) -> list[Path]:
-    """The DICOM files below a folder; DICOMDIR and hidden files aside. Empty for anything else."""
+    """Returns the DICOM files below a folder, without DICOMDIR and hidden files; else []."""
     path = Path(path)
     if not path.is_dir():
         return []
@@ -126,10 +139,10 @@ def dicom_files(path: str | Path) -> list[Path]:
 
 
 @contextmanager
-def quiet():
-    """pydicom's own words do not reach the user."""
+def quiet() -> Iterator[None]:
+    """Suppresses pydicom's warnings and log messages."""
     logger = logging.getLogger("pydicom")
-    with _reading, warnings.catch_warnings():
+    with _quiet_lock, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         was_disabled, logger.disabled = logger.disabled, True
         try:
@@ -138,8 +151,8 @@ def quiet():
             logger.disabled = was_disabled
 
 
-def one_line(value, length=120):
-    """A value for a message: one line of printable characters, not too long."""
+def one_line(value: Any, length: int = 120) -> str:
+    """Formats a value for a message: one line of at most `length` printable characters."""
     text = "".join(c if c.isprintable() else " " for c in str(value))
     text = " ".join(text.split())
     return text if len(text) <= length else text[: length - 3] + "..."

@@ -1,8 +1,9 @@
-"""What one DICOM file says: of its series, and of each of its slices."""
+"""The header of a DICOM file: attributes of its series and of each of its slices."""
 
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pydicom
@@ -15,10 +16,10 @@ MR_CLASSES = (  # MR Image, Enhanced MR Image, Legacy Converted Enhanced MR Imag
     "1.2.840.10008.5.1.4.1.1.4.1",
     "1.2.840.10008.5.1.4.1.1.4.4",
 )
-SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"  # and its multi-frame kinds; written by converters
+SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"  # and multi-frame classes; used by converters
 DIRECTORY_CLASS = "1.2.840.10008.1.3.10"
 PIXEL_TAGS = (b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10")  # little and big endian
-# One volume has one value of each.
+# All slices of a volume have the same value of each.
 OF_ONE_VOLUME = (
     "EchoTime",
     "EchoNumbers",
@@ -28,7 +29,7 @@ OF_ONE_VOLUME = (
     "StackID",
     "ComplexImageComponent",
 )
-# What can tell two slices of one position apart, the telling first.
+# Attributes that may distinguish two slices at one position, the most informative first.
 DISTINGUISHING = (
     *OF_ONE_VOLUME,
     "DiffusionGradientOrientation",
@@ -78,37 +79,39 @@ HEADER_TAGS = [
     "ModalityLUTSequence",
     "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence",
-    0x00190010,  # creators of the private blocks, then their b-values
+    0x00190010,  # creators of the private blocks, then the b-values
     0x20010010,
     0x0019100C,
     0x20011003,
 ]
-AGAIN = "; get the file again"
+GET_AGAIN = "; get the file again"
 
 
 @dataclass(frozen=True)
 class Frame:
     """One slice: a file, or one frame of a multi-frame file."""
 
-    name: str  # of the file, in the folder or zip
+    name: str  # of the file, see `Files.names`
     index: int  # of the frame in the file, from 0
     label: str  # for messages
     position_mm: tuple[float, ...] | None  # centre of the first voxel, LPS
     orientation: tuple[float, ...] | None  # direction cosines of a row (3) and of a column (3)
-    spacing_mm: tuple[float, ...] | None  # between rows, between columns
+    spacing_mm: tuple[float, ...] | None  # between rows, between columns (PixelSpacing)
     matrix: tuple[int, int]  # rows, columns
     slope: float
     intercept: float
     instance_uid: str
-    tags: dict[str, str] = field(hash=False)  # of `DISTINGUISHING`, those that are present
+    tags: dict[str, str] = field(hash=False)  # non-empty ones of DISTINGUISHING, CONTRAST_TAGS
 
 
-def class_name(sop_class):
-    known = UID_dictionary.get(sop_class)  # pydicom's UID would warn of a damaged one
+def class_name(sop_class: str) -> str:
+    """Returns the name of a SOP class for messages."""
+    known = UID_dictionary.get(sop_class)  # pydicom's UID class warns about a damaged one
     return known[0] if known else f"SOPClassUID {sop_class or 'missing'}"
 
 
-def is_mr(modality, sop_class):
+def is_mr(modality: str, sop_class: str) -> bool:
+    """Whether Modality and SOPClassUID are those of MR images."""
     if sop_class in MR_CLASSES:
         return modality in ("MR", "")
     return modality == "MR" and f"{sop_class}.".startswith(SECONDARY_CAPTURE + ".")
@@ -116,20 +119,20 @@ def is_mr(modality, sop_class):
 
 @dataclass
 class Header:
-    """What one file says."""
+    """The header of one file."""
 
     name: str
     frames: tuple[Frame, ...] = ()
-    problem: str = ""
-    values: dict = field(default_factory=dict)  # of the series; empty if the file is unreadable
+    problem: str = ""  # why the file cannot be used
+    values: dict[str, Any] = field(default_factory=dict)  # of the series; {} if unreadable
 
 
 class Malformed(Exception):
-    """What a file says cannot be read as a slice; the message says why and what to do."""
+    """A file that cannot be read as slices; the message gives reason and remedy."""
 
 
 class Damaged(Malformed):
-    """Not even the series that a file belongs to can be believed."""
+    """A file whose series cannot be trusted either."""
 
 
 def _read_tags(file):
@@ -137,7 +140,11 @@ def _read_tags(file):
 
 
 def read_header(files: Files, name: str) -> Header | None:
-    """None for a file that is not DICOM, or a DICOMDIR."""
+    """Reads the header of a file.
+
+    Returns:
+        None for a DICOMDIR or a file that is not DICOM. A file that cannot be read has a `problem`.
+    """
     header = Header(name)
     try:
         start = files.start(name)
@@ -152,71 +159,80 @@ def read_header(files: Files, name: str) -> Header | None:
                 return None
             header.values = _series_values(ds)
             if "Rows" not in ds and header.values["sop_class"] not in UID_dictionary:
-                raise Damaged("neither SOPClassUID nor Rows in its header" + AGAIN)
+                raise Damaged("neither SOPClassUID nor Rows in its header" + GET_AGAIN)
             if is_mr(header.values["modality"], header.values["sop_class"]):
                 is_deflated = meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian
                 if not is_deflated and file.read(4) not in PIXEL_TAGS:
-                    raise Damaged("no pixel data after its header, damaged or cut off" + AGAIN)
+                    raise Damaged(
+                        "no pixel data after its header, damaged or truncated" + GET_AGAIN
+                    )
                 header.frames = tuple(_frames(ds, name))
     except Malformed as error:
         header.problem = str(error)
         if isinstance(error, Damaged):
             header.values = {}
     except OSError as error:
-        remedy = "; check its rights" if error.strerror else AGAIN
+        remedy = "; check its permissions" if error.strerror else GET_AGAIN
         reason = error.strerror or one_line(error)
         return Header(name, problem=f"cannot be read ({reason}){remedy}")
     except Exception as error:  # pydicom raises many kinds on damaged files
-        return Header(name, problem=f"its header cannot be read ({one_line(error)}){AGAIN}")
+        return Header(name, problem=f"its header cannot be read ({one_line(error)}){GET_AGAIN}")
     return header
 
 
 def _text(ds, keyword):
-    """A value as one line; one that cannot be decoded counts as missing."""
+    """The value as one line; "" if missing or not decodable."""
     try:
         value = ds.get(keyword)
         if value is None:
             return ""
-        many = isinstance(value, (list, tuple, pydicom.multival.MultiValue))
-        return one_line("\\".join(map(str, value)) if many else value, 200)
-    except Exception:  # odd character sets, damaged values
+        is_sequence = isinstance(value, (list, tuple, pydicom.multival.MultiValue))
+        return one_line("\\".join(map(str, value)) if is_sequence else value, 200)
+    except Exception:  # unknown character sets, damaged values
         return ""
 
 
 def _numbers(ds, keyword, count):
-    """`count` finite numbers, None where the attribute is missing or empty."""
+    """`count` finite numbers, None if the attribute is missing or empty."""
     try:
         value = ds.get(keyword)
         if value is None or value == "":
             return None
-        if isinstance(value, (str, bytes)):  # of a damaged value representation
+        if isinstance(value, (str, bytes)):  # a damaged value representation
             raise ValueError
         values = [float(v) for v in (value if hasattr(value, "__iter__") else [value])]
     except Exception:
-        raise Malformed(f"{keyword} is no number{AGAIN}") from None
+        raise Malformed(f"{keyword} is no number{GET_AGAIN}") from None
     if not values:
         return None
     if len(values) != count or not np.all(np.isfinite(values)):
-        raise Malformed(f"{keyword} {one_line(values)}, expected {count} finite number(s){AGAIN}")
+        raise Malformed(
+            f"{keyword} {one_line(values)}, expected {count} finite number(s){GET_AGAIN}"
+        )
     return tuple(values)
 
 
-def _number(ds, keyword, otherwise=None):
+def _number(ds, keyword, default=None):
     values = _numbers(ds, keyword, 1)
-    return otherwise if values is None else values[0]
+    return default if values is None else values[0]
 
 
-def whole_number(ds, keyword, otherwise=None):
-    value = _number(ds, keyword, otherwise)
+def whole_number(ds: pydicom.Dataset, keyword: str, default: int | None = None) -> int:
+    """Returns an attribute that is a positive integer.
+
+    Raises:
+        Malformed: another value, or missing without a default.
+    """
+    value = _number(ds, keyword, default)
     if value is None:
-        raise Malformed(f"no {keyword} in its header{AGAIN}")
+        raise Malformed(f"no {keyword} in its header{GET_AGAIN}")
     if value != int(value) or value < 1:
-        raise Malformed(f"{keyword} {value:g}, expected a whole number of 1 or more{AGAIN}")
+        raise Malformed(f"{keyword} {value:g}, expected a whole number of 1 or more{GET_AGAIN}")
     return int(value)
 
 
 def _series_values(ds):
-    """What a file says of its series. Damaged texts count as missing."""
+    """The attributes of the series; damaged ones count as missing."""
     number = _text(ds, "SeriesNumber")
     return {
         "uid": _text(ds, "SeriesInstanceUID"),
@@ -231,26 +247,29 @@ def _series_values(ds):
 
 
 class _Groups:
-    """The attributes of one frame: its functional groups, the shared ones, then the file's own."""
+    """Attributes of one frame, looked up in its functional groups, the shared ones, the file.
+
+    An enhanced MR file has the position of each frame in its own groups only.
+    """
 
     def __init__(self, ds, per_frame=None, shared=None):
-        self.own = [item for group in (per_frame, shared) if group for item in _items(group)]
-        self.places = [*self.own, ds]
+        self.groups = [item for group in (per_frame, shared) if group for item in _items(group)]
+        self.sources = [*self.groups, ds]
 
-    def get(self, keyword, otherwise=None):
-        places = self.own if keyword == "ImagePositionPatient" and self.own else self.places
-        for place in places:
-            value = place.get(keyword)
+    def get(self, keyword, default=None):
+        in_groups = keyword == "ImagePositionPatient" and self.groups
+        for source in self.groups if in_groups else self.sources:
+            value = source.get(keyword)
             if value is not None and value != "":
                 return value
-        return otherwise
+        return default
 
     def private(self, tag, creator):
-        """A private number of a vendor's block, None where absent."""
-        for place in self.places:
+        """A number in a vendor's private block, None if absent."""
+        for source in self.sources:
             try:
-                value = place.private_block(tag[0], creator)[tag[1] & 0xFF].value
-                if isinstance(value, bytes):  # implicit VR tells no type
+                value = source.private_block(tag[0], creator)[tag[1] & 0xFF].value
+                if isinstance(value, bytes):  # implicit VR has no type
                     value = np.frombuffer(value, "<f4")[0] if len(value) == 4 else value.decode()
                 return float(value)
             except Exception:
@@ -259,7 +278,7 @@ class _Groups:
 
 
 def _items(group):
-    """The first item of each standard functional group; private ones may hold whole headers."""
+    """The first item of each standard functional group; private ones may have whole headers."""
     return [
         element.value[0]
         for element in group
@@ -272,7 +291,7 @@ def _items(group):
 
 def _frames(ds, name) -> Iterator[Frame]:
     if "ModalityLUTSequence" in ds:
-        raise Malformed("ModalityLUTSequence (values by a table); expected RescaleSlope")
+        raise Malformed("ModalityLUTSequence (a table of values); expected RescaleSlope")
     samples, photometric = (
         whole_number(ds, "SamplesPerPixel", 1),
         _text(ds, "PhotometricInterpretation"),
@@ -280,20 +299,20 @@ def _frames(ds, name) -> Iterator[Frame]:
     if samples != 1 or photometric not in ("MONOCHROME2", ""):
         raise Malformed(
             f"SamplesPerPixel {samples}, PhotometricInterpretation {photometric or 'missing'}; "
-            "expected grey values (1, MONOCHROME2), no colour; give the MR series"
+            "expected grey values (1, MONOCHROME2), not colour; give the MR series"
         )
     count = whole_number(ds, "NumberOfFrames", 1)
     shared = ds.get("SharedFunctionalGroupsSequence") or [None]
     per_frame = ds.get("PerFrameFunctionalGroupsSequence") or []
     if not per_frame and count > 1:
         raise Malformed(
-            f"{count} frames without PerFrameFunctionalGroupsSequence: no position of each; "
+            f"{count} frames without PerFrameFunctionalGroupsSequence, so without positions; "
             "export the series again as enhanced MR or one file per slice"
         )
     if per_frame and len(per_frame) != count:
         raise Malformed(
             f"NumberOfFrames {count}, but PerFrameFunctionalGroupsSequence has {len(per_frame)} "
-            f"item(s){AGAIN}"
+            f"item(s){GET_AGAIN}"
         )
     for index, group in enumerate(per_frame or [None]):
         label = one_line(name, 200) + (f", frame {index + 1}" if count > 1 else "")
@@ -303,7 +322,7 @@ def _frames(ds, name) -> Iterator[Frame]:
 def _frame(groups, ds, name, index, label):
     slope = _number(groups, "RescaleSlope", 1.0)
     if slope == 0:
-        raise Malformed(f"RescaleSlope 0, expected another number{AGAIN}")
+        raise Malformed(f"RescaleSlope 0, expected another number{GET_AGAIN}")
     tags = {keyword: _text(groups, keyword) for keyword in DISTINGUISHING}
     if "MOSAIC" in tags["ImageType"].split("\\"):
         raise Malformed("a mosaic of slices (ImageType); export it as one file per slice")

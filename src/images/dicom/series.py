@@ -1,21 +1,24 @@
-"""The series of a folder, a zip or a file: which slices belong together, and what they show."""
+"""Finds the series in a folder, a zip or a file, with plane and contrast of each."""
 
 import re
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from ...utils.errors import DataError
+from ..orientation import PLANES
 from .files import Files, is_dicom, one_line, quiet
-from .headers import AGAIN, MR_CLASSES, Frame, Header, class_name, is_mr, read_header
+from .headers import GET_AGAIN, MR_CLASSES, Frame, Header, class_name, is_mr, read_header
 
-# What speaks for T2 weighting where the description says nothing, and against it where it does.
+# A series with a lower echo or repetition time is not T2-weighted; one with higher ones is, unless
+# its description contradicts.
 LEAST_T2_ECHO_TIME_MS = 60.0
 LEAST_T2_REPETITION_TIME_MS = 800.0
 DICOM_SUFFIXES = (".dcm", ".ima", ".dicom")
-# Words of a description once all but letters, digits, * and + are blanks.
+# Searched in a lower-case description in which all but letters, digits, * and + are blanks.
 T2_WORDS = r"(?<!r)t2|tse|fse|space|cube|vista|blade|propeller|multivane"
 OTHER_WORDS = (
     r"(?<!r)t1|t2 ?\*|t2 ?star|\bpd|dce|flair|\bperf|\bdyn|twist|vibe|lava|thrive|\bswi|\bswan|"
@@ -28,7 +31,6 @@ DIFFUSION_WORDS = (
 DIFFUSION_TYPES = {"DIFFUSION", "ADC", "TRACE", "TRACEW", "DWI", "EADC", "FA"}
 LOCALIZER_WORDS = r"\bloc|plloc|plane ?loc|scout|survey|\bpilot"
 OTHER_TYPES = {"MIP", "PROJECTION", "SUBTRACTION"}
-AXES = ("sagittal", "coronal", "axial")  # planes whose normal is x, y, z of LPS
 
 
 @dataclass(frozen=True)
@@ -36,12 +38,15 @@ class Series:
     """The files of one SeriesInstanceUID.
 
     Attributes:
-        uid, number, description, modality: as the files say; number None where they do not.
-        plane: axial, coronal, sagittal (nearest axis of the normal), mixed or unknown.
-        diffusion, localizer: what shows that it is one; empty where nothing does.
+        uid, number, description, modality, sop_class: the most frequent values of the files; number
+            is None if missing.
+        plane: axial, coronal, sagittal (by the nearest axis of the normal), mixed or unknown.
         path: the folder, zip or file that was searched.
-        frames: the slices, in no order; empty for objects that are no images.
-        problems: why it cannot be read, each naming a file.
+        frames: the slices, unordered; empty for objects that are not MR images.
+        problems: why it cannot be read; each names a file.
+        diffusion, localizer: the evidence that it is one, else "".
+        contrast: "T2", the evidence against T2, or "" if there is none.
+        echo_time_ms, repetition_time_ms: None if missing.
     """
 
     uid: str
@@ -55,19 +60,19 @@ class Series:
     problems: tuple[str, ...] = ()
     diffusion: str = ""
     localizer: str = ""
-    contrast: str = ""  # "T2", what contradicts it, or "" where nothing says
+    contrast: str = ""
     echo_time_ms: float | None = None
     repetition_time_ms: float | None = None
 
     @property
     def name(self) -> str:
-        """What a message calls it: 5 "t2_tse_tra"."""
+        """The name in messages: 5 "t2_tse_tra"."""
         number = "without number" if self.number is None else str(self.number)
         return f'{number} "{self.description}"' if self.description else number
 
     @property
     def summary(self) -> str:
-        """Its line in a list of series."""
+        """The entry in a list of series."""
         if self.not_mr:
             return f"{self.name} ({self.not_mr})"
         kind = (self.diffusion and "diffusion") or (self.localizer and "localizer")
@@ -77,26 +82,30 @@ class Series:
 
     @property
     def may_be_t2(self) -> bool:
-        """Whether it is axial and nothing speaks against T2 weighting."""
+        """Whether it is axial and nothing contradicts T2 weighting."""
         is_other = self.not_mr or self.diffusion or self.localizer
         return self.plane == "axial" and not is_other and self.contrast in ("T2", "")
 
     @property
     def not_mr(self) -> str:
-        """What it is if no MR image."""
+        """Modality and SOP class of a series that is not MR, else ""."""
         if is_mr(self.modality, self.sop_class):
             return ""
         return f"Modality {self.modality or 'missing'}, {class_name(self.sop_class)}"
 
 
 def find_series(path: str | Path) -> list[Series]:
-    """The series of a DICOM file, of a folder tree or of a zip, by number. Reads headers only.
+    """Finds the series in a DICOM file, folder tree or zip; reads headers only.
+
+    Returns:
+        Sorted by series number.
 
     Raises:
         DataError: nothing there, no DICOM in it, or the zip or folder cannot be opened.
     """
     path = Path(path)
-    headers, others = [], []
+    headers: list[Header] = []
+    others: list[str] = []  # names of files that are not DICOM
     with Files(path) as files, quiet():
         for name in files.names:
             header = read_header(files, name)
@@ -109,7 +118,9 @@ def find_series(path: str | Path) -> list[Series]:
     have_uid = any(header.values.get("uid") for header in headers)
     for header in headers:
         if have_uid and header.values.get("uid") == "" and header.values["sop_class"] in MR_CLASSES:
-            suspects[header.name] = f"no SeriesInstanceUID in its header, others have one{AGAIN}"
+            suspects[header.name] = (
+                f"no SeriesInstanceUID in its header, others have one{GET_AGAIN}"
+            )
         elif header.values:
             by_uid.setdefault(header.values["uid"], []).append(header)
         else:
@@ -117,7 +128,7 @@ def find_series(path: str | Path) -> list[Series]:
     if not by_uid:
         if suspects:
             name, problem = next(iter(suspects.items()))
-            raise DataError(f"{path}: {place_of(path, name)}{problem}")
+            raise DataError(f"{path}: {file_prefix(path, name)}{problem}")
         if not path.is_dir() and is_dicom(path):
             raise DataError(f"{path}: a DICOMDIR, which only lists files; give its folder")
         among = f" among {len(others)} file(s), such as {one_line(others[0])}" if others else ""
@@ -126,36 +137,39 @@ def find_series(path: str | Path) -> list[Series]:
     return sorted(series, key=lambda s: (s.number is None, s.number or 0, s.uid))
 
 
-def place_of(path, name):
+def file_prefix(path: Path, name: str) -> str:
+    """Returns `name: ` for messages about a file below `path`, "" for `path` itself."""
     return "" if path.name == name else f"{one_line(name, 200)}: "
 
 
-def _kind_of_name(name):
-    """Suffix, where it is one: files are also called by number or UID."""
+def _kind_of_file(name):
+    """The suffix; "" for one of digits, part of a number or UID as name."""
     suffix = PurePosixPath(name).suffix.lower()
     return "" if re.fullmatch(r"\.?\d*", suffix) else suffix
 
 
 def _suspects(files, headers, others):
-    """Files that are named as DICOM's are and are not readable as DICOM: {name: problem}.
+    """Damaged files: named like DICOM files, but not readable as such. {name: problem}.
 
-    Without a telling suffix a text (README, LICENSE) is none.
+    A text file without a DICOM suffix (README, LICENSE) does not count.
     """
-    kinds = {(PurePosixPath(h.name).parent, _kind_of_name(h.name)) for h in headers}
+    kinds = {(PurePosixPath(h.name).parent, _kind_of_file(h.name)) for h in headers}
     suspects = {}
     for name in others:
-        kind = _kind_of_name(name)
+        kind = _kind_of_file(name)
         if kind not in DICOM_SUFFIXES and (PurePosixPath(name).parent, kind) not in kinds:
             continue
         try:
             start = files.start(name, 4096)
         except Exception:
             start = b""
-        is_directory = start[128:132] == b"DICM"  # others never are, but for these
+        is_directory = (
+            start[128:132] == b"DICM"
+        )  # `read_header` skips part 10 files only if DICOMDIR
         is_text = kind not in DICOM_SUFFIXES and start and _is_text(start)
         if not is_directory and not is_text:
             suspects[name] = (
-                f"not readable as DICOM ({'damaged' if start else 'empty'} file){AGAIN}"
+                f"not readable as DICOM ({'damaged' if start else 'empty'} file){GET_AGAIN}"
             )
     return suspects
 
@@ -166,7 +180,7 @@ def _is_text(start):
 
 
 def _common(values):
-    """The most frequent value that says something, None if none does."""
+    """The most frequent value that is neither "" nor None; None if there is none."""
     known = [value for value in values if value not in ("", None)]
     return Counter(known).most_common(1)[0][0] if known else None
 
@@ -174,27 +188,29 @@ def _common(values):
 def _series(path, headers, suspects):
     values = [header.values for header in headers]
     frames = tuple(frame for header in headers for frame in header.frames)
-    problems = [f"{place_of(path, h.name)}{h.problem}" for h in headers if h.problem]
+    problems = [f"{file_prefix(path, h.name)}{h.problem}" for h in headers if h.problem]
     folders = {PurePosixPath(header.name).parent for header in headers}
     problems += [
-        f"{place_of(path, name)}{problem}"
+        f"{file_prefix(path, name)}{problem}"
         for name, problem in suspects.items()
         if PurePosixPath(name).parent in folders
     ]
-    for key, named in (("modality", "Modality"), ("sop_class", "SOPClassUID"), ("PatientID",) * 2):
+    for key, keyword in (
+        ("modality", "Modality"),
+        ("sop_class", "SOPClassUID"),
+        ("PatientID",) * 2,
+    ):
         odd = _odd_one([value[key] for value in values])
         if odd is not None:
             problems.append(
-                f"{place_of(path, headers[odd].name)}{named} differs from the other files' of its "
-                "series; take it out or get the file again"
+                f"{file_prefix(path, headers[odd].name)}{keyword} differs from the other files' of "
+                "its series; take it out or get the file again"
             )
     description = _common(value["description"] for value in values) or ""
-    protocol = _common(value["protocol"] for value in values) or ""  # may name the whole study's
+    protocol = _common(value["protocol"] for value in values) or ""  # sometimes of the whole study
     sequence = _common(value["sequence"] for value in values) or ""
-    echo_time, repetition_time = (
-        _common(
-            number_or_none(frame.tags.get(keyword)) or None for frame in frames
-        )  # 0 says nothing
+    echo_time, repetition_time = (  # 0 counts as missing
+        _common(number_or_none(frame.tags.get(keyword)) or None for frame in frames)
         for keyword in ("EchoTime", "RepetitionTime")
     )
     plane = _plane(frames)
@@ -224,28 +240,29 @@ def _series(path, headers, suspects):
 
 
 def _odd_one(values):
-    """Index of the first that differs from the most frequent, None if all are equal."""
+    """Index of the first value that differs from the most frequent; None if all are equal."""
     usual = Counter(values).most_common(1)[0][0]
     return next((index for index, value in enumerate(values) if value != usual), None)
 
 
-def number_or_none(text):
+def number_or_none(text: str | None) -> float | None:
+    """Returns the number that a text holds, else None."""
     try:
-        return float(text)
-    except (TypeError, ValueError):
+        return None if text is None else float(text)
+    except ValueError:
         return None
 
 
 def _plane(frames):
     normals = [np.cross(f.orientation[:3], f.orientation[3:]) for f in frames if f.orientation]
-    planes = {AXES[int(np.argmax(np.abs(normal)))] for normal in normals if np.any(normal)}
+    planes = {PLANES[int(np.argmax(np.abs(normal)))] for normal in normals if np.any(normal)}
     if len(planes) > 1:
         return "mixed"
     return planes.pop() if planes else "unknown"
 
 
-def values_of(frames, keyword):
-    """The different values, numbers in order: "0, 800"."""
+def list_values(frames: Iterable[Frame], keyword: str) -> str:
+    """Lists the different values of an attribute, sorted: "0, 800"."""
     values = {frame.tags.get(keyword, "") for frame in frames}
     ordered = sorted(values, key=lambda v: (v != "", number_or_none(v) or 0, v))
     return one_line(", ".join(value or "none" for value in ordered), 60)
@@ -253,7 +270,7 @@ def values_of(frames, keyword):
 
 def _diffusion(frames, words, types):
     if any((number_or_none(frame.tags.get("DiffusionBValue")) or 0) > 0 for frame in frames):
-        return f"DiffusionBValue {values_of(frames, 'DiffusionBValue')}"
+        return f"DiffusionBValue {list_values(frames, 'DiffusionBValue')}"
     if types & DIFFUSION_TYPES:
         return f"ImageType {', '.join(sorted(types & DIFFUSION_TYPES))}"
     if any(f.tags.get("AcquisitionContrast", "").upper() == "DIFFUSION" for f in frames):
@@ -272,7 +289,7 @@ def _localizer(frames, words, types, plane):
 
 
 def _contrast(frames, words, types, echo_time, repetition_time):
-    """T2, what speaks against it, or "" where nothing says."""
+    """See `Series.contrast`."""
     contrast = _common(frame.tags.get("AcquisitionContrast", "") for frame in frames) or ""
     contrast = "" if contrast in ("UNKNOWN", "MIXED") else contrast
     other = re.search(OTHER_WORDS, words)

@@ -1,4 +1,4 @@
-"""The volume of a series: one regular stack of slices, or one line that says why not."""
+"""Reads the volume of a series, which must be one regular stack of slices."""
 
 import warnings
 from collections import Counter
@@ -12,13 +12,13 @@ from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRL
 from ...utils.errors import DataError
 from . import codec
 from .files import Files, one_line, quiet
-from .headers import AGAIN, DISTINGUISHING, OF_ONE_VOLUME, Malformed, whole_number
-from .series import Series, number_or_none, values_of
+from .headers import DISTINGUISHING, GET_AGAIN, OF_ONE_VOLUME, Malformed, whole_number
+from .series import Series, list_values, number_or_none
 
-# How far the slices of one volume may differ.
-DIRECTION_TOLERANCE = 1e-3  # of a direction cosine; also of their length and right angle
+# Largest differences between the slices of one volume.
+DIRECTION_TOLERANCE = 1e-3  # of direction cosines, their length and their scalar product
 PIXEL_SPACING_TOLERANCE_MM = 1e-3
-SAME_POSITION_MM = 0.05  # slices closer than this lie at one position
+SAME_POSITION_MM = 0.05  # slices closer than this have the same position
 STEP_TOLERANCE_MM = 0.1  # of a slice's position to the regular grid ...
 STEP_TOLERANCE_SHARE = 0.05  # ... and no more than this share of a step
 IN_PLANE_DRIFT_MM = 0.1  # of a slice's corner to the line along the normal through the first
@@ -31,19 +31,22 @@ SYNTAX_OF_ENCODING = {  # of (implicit VR, little endian), for files without a m
 
 
 def read_series(series: Series) -> sitk.Image:
-    """The volume of a series, float32, LPS, slices by position along their common normal.
+    """Reads the volume of a series; slices are sorted by position along their common normal.
 
-    Values are stored values times RescaleSlope plus RescaleIntercept, each slice's own.
+    Values are stored values times RescaleSlope plus RescaleIntercept of each slice.
+
+    Returns:
+        3-D float32 image in LPS mm.
 
     Raises:
-        DataError: not MR, a file is damaged, or the slices are no regular stack: missing, two at
-            one position, sheared, differing in orientation, spacing, matrix or echo.
+        DataError: not MR, a damaged file, or not a regular stack: slices missing, two at one
+            position, sheared, or differing in orientation, spacing, matrix or echo.
     """
     try:
         _check_kind(series)
-        frames, spacing_mm, direction = _stack(series)
+        frames, spacing_mm, direction = _sort_frames(series)
         with Files(series.path) as files, quiet():
-            volume = _voxels(files, frames)
+            volume = _read_voxels(files, frames)
     except Malformed as error:
         raise DataError(f"{series.path}: series {series.name}: {error}") from None
     image = sitk.GetImageFromArray(volume)
@@ -71,11 +74,11 @@ def _check_kind(series):
         )
 
 
-def _stack(series):
-    """Frames in order of position, spacing (x, y, z) and the 3x3 direction.
+def _sort_frames(series):
+    """Frames in the order of their positions, spacing (x, y, z) and direction (3, 3).
 
     Raises:
-        Malformed: no regular stack.
+        Malformed: not a regular stack.
     """
     frames = series.frames
     for keyword, attribute in (
@@ -90,30 +93,31 @@ def _stack(series):
                 "volume cannot be built, export the series again from the scanner or archive"
             )
     direction = _direction(Counter(frame.orientation for frame in frames).most_common(1)[0][0])
+    # Positions along the rows, the columns and the normal, in mm.
     along = np.array([frame.position_mm for frame in frames]) @ direction
     order = np.argsort(along[:, 2], kind="stable")
     frames, along = [frames[i] for i in order], along[order]
     _check_equal(frames, along[:, 2])
-    _check_one_each(series, frames, along[:, 2])
+    _check_single_volume(series, frames, along[:, 2])
     step_mm = _regular_step(frames, along[:, 2])
     drift = np.linalg.norm(along[:, :2] - along[0, :2], axis=1)
     if drift.max() > IN_PLANE_DRIFT_MM:
         worst = int(np.argmax(drift > IN_PLANE_DRIFT_MM))
         raise Malformed(
-            f"{_at(frames, along[:, 2], worst)}: its corner lies {drift[worst]:.2f} mm beside the "
-            f"normal through the first slice's, allowed {IN_PLANE_DRIFT_MM} mm (sheared stack, by "
-            "ImagePositionPatient); reformat the series to one without shear"
+            f"{_where(frames, along[:, 2], worst)}: its corner is {drift[worst]:.2f} mm off the "
+            f"normal through the first slice's, expected at most {IN_PLANE_DRIFT_MM} mm (sheared "
+            "stack, by ImagePositionPatient); reformat the series without shear"
         )
     row_spacing, column_spacing = frames[0].spacing_mm
     return frames, (column_spacing, row_spacing, step_mm), direction
 
 
-def _at(frames, along_mm, index):
+def _where(frames, along_mm, index):
     return f"slice at {along_mm[index]:.2f} mm ({frames[index].label})"
 
 
 def _direction(orientation):
-    """Columns: direction of a row, of a column, their normal; orthonormal."""
+    """Orthonormal matrix; its columns are the directions of rows, of columns, and their normal."""
     row, column = np.array(orientation[:3]), np.array(orientation[3:])
     lengths = np.linalg.norm(row), np.linalg.norm(column)
     if max(abs(lengths[0] - 1), abs(lengths[1] - 1), abs(row @ column)) > DIRECTION_TOLERANCE:
@@ -128,7 +132,7 @@ def _direction(orientation):
 
 
 def _check_equal(frames, along_mm):
-    """Matrix, orientation and in-plane spacing, each as in most slices."""
+    """Raises Malformed unless matrix, orientation and in-plane spacing agree in all slices."""
     for keyword, attribute, tolerance in (
         ("Rows, Columns", "matrix", 0),
         ("ImageOrientationPatient", "orientation", DIRECTION_TOLERANCE),
@@ -140,12 +144,12 @@ def _check_equal(frames, along_mm):
         if odd.any():
             index = int(np.argmax(odd))
             raise Malformed(
-                f"{_at(frames, along_mm, index)}: {keyword} {_list(values[index])}, the others "
+                f"{_where(frames, along_mm, index)}: {keyword} {_list(values[index])}, the others "
                 f"{_list(usual)}; take it out or export the series again"
             )
     if min(frames[0].spacing_mm) <= 0:
         raise Malformed(
-            f"PixelSpacing {_list(frames[0].spacing_mm)} mm, expected more than 0{AGAIN}"
+            f"PixelSpacing {_list(frames[0].spacing_mm)} mm, expected more than 0{GET_AGAIN}"
         )
 
 
@@ -153,8 +157,8 @@ def _list(values):
     return "(" + ", ".join(f"{value:.6g}" for value in values) + ")"
 
 
-def _check_one_each(series, frames, along_mm):
-    """One slice at each position, of one echo, time and stack."""
+def _check_single_volume(series, frames, along_mm):
+    """Raises Malformed for two slices at one position, or different echoes, times or stacks."""
     same = np.flatnonzero(np.diff(along_mm) < SAME_POSITION_MM)
     kind = f", a diffusion series ({series.diffusion})" if series.diffusion else ""
     if same.size:
@@ -175,13 +179,13 @@ def _check_one_each(series, frames, along_mm):
             is_one = len(set(values)) == 1
         if not is_one:
             raise Malformed(
-                f"slices of different {keyword} ({values_of(frames, keyword)}){kind}; expected "
+                f"slices of different {keyword} ({list_values(frames, keyword)}){kind}; expected "
                 "one volume, keep the slices of one"
             )
 
 
 def _difference(first, second):
-    """What tells two slices of one position apart."""
+    """Describes how two slices at one position differ."""
     for keyword in DISTINGUISHING:
         values = [frame.tags.get(keyword, "none") for frame in (first, second)]
         numbers = [number_or_none(value) for value in values]
@@ -190,13 +194,17 @@ def _difference(first, second):
             return f"which differ in {keyword} ({shown})"
     if first.instance_uid == second.instance_uid and first.name != second.name:
         return "copies (same SOPInstanceUID)"
-    return "which no attribute tells apart"
+    return "which differ in no attribute"
 
 
 def _regular_step(frames, along_mm):
-    """The mean step; all positions lie on its grid."""
+    """The mean distance of slices in mm.
+
+    Raises:
+        Malformed: slices missing, or positions off the regular grid.
+    """
     steps = np.diff(along_mm)
-    # The lower quartile: a few gaps do not move it, nor does one slice that was shifted.
+    # The lower quartile: robust to a few gaps and to one shifted slice.
     usual = float(np.sort(steps)[len(steps) // 4])
     gaps = np.flatnonzero(steps > 1.5 * usual)
     multiple = np.round(steps[gaps] / usual)
@@ -204,7 +212,7 @@ def _regular_step(frames, along_mm):
         gap = gaps[0]
         raise Malformed(
             f"{int(np.sum(multiple - 1))} slice(s) missing: nothing between "
-            f"{_at(frames, along_mm, gap)} and {_at(frames, along_mm, gap + 1)}, steps are "
+            f"{_where(frames, along_mm, gap)} and {_where(frames, along_mm, gap + 1)}, steps are "
             f"{usual:.2f} mm; get the missing file(s)"
         )
     mean = float((along_mm[-1] - along_mm[0]) / len(steps))
@@ -214,34 +222,38 @@ def _regular_step(frames, along_mm):
         odd = int(np.argmax(np.abs(steps - np.median(steps))))
         raise Malformed(
             f"uneven steps from {steps.min():.2f} to {steps.max():.2f} mm (ImagePositionPatient), "
-            f"the odd one after {_at(frames, along_mm, odd)}; positions may lie {tolerance:.2f} mm "
-            "off a regular grid; export the series again"
+            f"the odd one after {_where(frames, along_mm, odd)}; expected positions within "
+            f"{tolerance:.2f} mm of a regular grid; export the series again"
         )
     return mean
 
 
-def _voxels(files, frames):
-    """float32, axes (z, y, x)."""
+def _read_voxels(files, frames):
+    """Rescaled values of all slices, (z, y, x) float32."""
     stored = _stored_values(files, {frame.name: frame.label for frame in reversed(frames)})
     slices = []
     for frame in frames:
         values = stored[frame.name][frame.index].astype(np.float64) * frame.slope + frame.intercept
         if not np.all(np.abs(values) <= np.finfo(np.float32).max):
-            raise Malformed(f"{frame.label}: values are not finite after RescaleSlope{AGAIN}")
+            raise Malformed(f"{frame.label}: values are not finite after RescaleSlope{GET_AGAIN}")
         slices.append(values.astype(np.float32))
     return np.stack(slices)
 
 
 def _stored_values(files, labels):
-    """The pixel values of whole files, {name: array with axes (frame, y, x)}.
+    """Stored values of whole files as `{name: array (frame, y, x)}`.
+
+    Args:
+        files: the source.
+        labels: {name of a file: its label in messages}.
 
     Raises:
-        Malformed: one is truncated, damaged, or of another size than its header says.
+        Malformed: a file is truncated, damaged, or has another size than its header says.
     """
     stored, shapes, compressed = {}, {}, {}
     for name in labels:
-        with _named(labels[name]):
-            ds = _whole_file(files, name)
+        with _errors_name(labels[name]):
+            ds = _read_dataset(files, name)
             shapes[name] = (whole_number(ds, "NumberOfFrames", 1), int(ds.Rows), int(ds.Columns))
             if ds.file_meta.TransferSyntaxUID in codec.SYNTAXES:
                 with files.open(name) as file:
@@ -249,8 +261,8 @@ def _stored_values(files, labels):
             else:
                 stored[name] = _pixels(ds, shapes[name])
     decoded = codec.decode(list(compressed.values())) if compressed else []
-    for name, values in zip(compressed, decoded, strict=False):  # ends with the first damaged
-        with _named(labels[name]):
+    for name, values in zip(compressed, decoded, strict=False):  # ends at a damaged file
+        with _errors_name(labels[name]):
             if isinstance(values, str):
                 raise ValueError(values)
             stored[name] = values
@@ -260,38 +272,38 @@ def _stored_values(files, labels):
         if values.shape != shape:
             raise Malformed(
                 f"{labels[name]}: pixel data of shape {values.shape}, its header says "
-                f"{shape}{AGAIN}"
+                f"{shape}{GET_AGAIN}"
             )
         stored[name] = values
     return stored
 
 
 @contextmanager
-def _named(label):
-    """Errors name the slice."""
+def _errors_name(label):
+    """Turns any exception into a Malformed that names the slice."""
     try:
         yield
     except Malformed as error:
         raise Malformed(f"{label}: {error}") from None
     except Exception as error:  # pydicom and its decoders raise many kinds
         raise Malformed(
-            f"{label}: its pixel data cannot be read, damaged or cut off "
-            f"({one_line(error, 200)}){AGAIN}"
+            f"{label}: its pixel data cannot be read, damaged or truncated "
+            f"({one_line(error, 200)}){GET_AGAIN}"
         ) from None
 
 
-def _whole_file(files, name):
+def _read_dataset(files, name):
     with files.open(name) as file:
         ds = pydicom.dcmread(file, force=True)
     if "PixelData" not in ds:
-        raise Malformed(f"its pixel data are cut off{AGAIN}")
+        raise Malformed(f"its pixel data is truncated{GET_AGAIN}")
     if "TransferSyntaxUID" not in ds.file_meta:
         ds.file_meta.TransferSyntaxUID = SYNTAX_OF_ENCODING[ds.original_encoding]
     return ds
 
 
 def _pixels(ds, shape):
-    """Of a file that is not compressed, or by run lengths."""
+    """Stored values of a file that is not compressed, or run-length encoded."""
     if not ds.file_meta.TransferSyntaxUID.is_compressed:
         _check_bytes(
             len(ds.PixelData), np.prod(shape, dtype=float) * ds.BitsAllocated / 8, shape[0]
@@ -301,16 +313,19 @@ def _pixels(ds, shape):
         warnings.simplefilter("always")
         values = ds.pixel_array
     if shape[0] > 1 and any("padding" in str(warning.message) for warning in caught):
-        raise Malformed(f"its run lengths hold more pixels than Rows, Columns say{AGAIN}")
+        raise Malformed(f"its run lengths encode more pixels than Rows, Columns say{GET_AGAIN}")
     return values
 
 
 def _check_bytes(found, expected, frames):
-    """Some writers pad the pixels of a slice; in a file of many frames padding would shift them."""
+    """Compares the pixel bytes of a file with its header.
+
+    A file with one frame may have padding; in one with several, padding would shift the frames.
+    """
     if found < expected:
-        raise Malformed(f"cut off, {found} bytes of pixels of {expected:.0f}{AGAIN}")
+        raise Malformed(f"truncated, {found} bytes of pixels of {expected:.0f}{GET_AGAIN}")
     if frames > 1 and found > expected + 1:
         raise Malformed(
             f"{found} bytes of pixels, Rows, Columns and NumberOfFrames say {expected:.0f}; "
-            f"the header is damaged{AGAIN}"
+            f"the header is damaged{GET_AGAIN}"
         )

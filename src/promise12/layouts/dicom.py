@@ -1,0 +1,86 @@
+"""DICOM files in one folder per patient, with masks as volumes."""
+
+import warnings
+from io import BytesIO
+from pathlib import PurePosixPath
+
+import pydicom
+
+from ...images.formats import SUFFIXES
+from ...utils.errors import DataError
+from ..names import IMAGE_FOLDERS, list_few, set_of_path
+from ..sources import Source
+from .layout import Layout, Options, group
+from .patient_folders import is_patient_mask, patient_key
+
+
+def find_dicom_patients(source: Source, options: Options) -> Layout | None:
+    """Returns the layout of a source with DICOM files, else None.
+
+    Raises:
+        DataError: there are other images, too.
+    """
+    if not source.dicom:
+        return None
+    others = [volume for volume in source.volumes if not is_patient_mask(volume.path)]
+    if others:
+        raise DataError(
+            f"{source.path}: holds DICOM ({source.dicom[0].path}) and other images "
+            f"({list_few(volume.relative for volume in others)}); say which are meant with "
+            "--image_pattern, or give a source with one kind only"
+        )
+    patients = _patient_folders(source.dicom, PurePosixPath(source.dicom[0].path.parts[0]))
+    images = {(set_of_path(path), path.name): [source.dicom_folder(path)] for path in patients}
+    layout = Layout("DICOM, one folder per patient", images)
+    folders = {image.path: key for key, (image,) in images.items()}
+    layout.masks = group((patient_key(v.path, folders), v) for v in source.volumes)
+    objects = _non_image_objects(source.dicom)
+    if objects:
+        layout.remarks.append(
+            f"DICOM objects that are not images are not read: {list_few(objects)}; to use them as "
+            f"masks, convert them to one of {', '.join(SUFFIXES)}"
+        )
+    return layout
+
+
+def _patient_folders(files, folder):
+    """Returns `{folder: files}` at the level of the tree that has one study per folder."""
+    depth = len(folder.parts)
+    if any(len(member.path.parts) == depth + 1 for member in files):
+        return {folder: files}
+    children = {
+        folder / name: below
+        for name, below in group((m.path.parts[depth], m) for m in files).items()
+    }
+    if all(IMAGE_FOLDERS.fullmatch(child.name) for child in children):
+        found = {}
+        for child, below in children.items():
+            found |= _patient_folders(below, child)
+        return found
+    if len(children) == 1:
+        ((child, below),) = children.items()
+        deeper = _patient_folders(below, child)
+        return deeper if len(deeper) > 1 else {child: below}
+    studies = {
+        _header(below[0]).get("StudyInstanceUID", child) for child, below in children.items()
+    }
+    return {folder: files} if len(studies) == 1 else children
+
+
+def _header(member):
+    tags = ["StudyInstanceUID", "Modality"]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return pydicom.dcmread(
+                member.file or BytesIO(member.read()), stop_before_pixels=True, specific_tags=tags
+            )
+    except Exception:  # a damaged file; reading its series reports it
+        return pydicom.Dataset()
+
+
+def _non_image_objects(files):
+    """Folders whose first file is a DICOM segmentation or contour, with its modality."""
+    firsts = {member.path.parent: member for member in reversed(files)}
+    kinds = {path: str(_header(member).get("Modality", "")) for path, member in firsts.items()}
+    return [f"{path} ({kind})" for path, kind in kinds.items() if kind in ("SEG", "RTSTRUCT")]

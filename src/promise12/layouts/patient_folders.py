@@ -1,0 +1,97 @@
+"""One folder per patient with t2.nii.gz, or another name that is the same in each folder."""
+
+from collections import Counter
+from pathlib import PurePath, PurePosixPath
+
+from ...images.formats import stem
+from ...utils.errors import DataError
+from ..names import (
+    FILLERS,
+    GLAND_WORDS,
+    IMAGE_FOLDERS,
+    T2_WORDS,
+    case_names,
+    is_other_contrast,
+    is_t2,
+    joined_words,
+    looks_like_mask,
+    relative_path,
+    set_of_path,
+    words,
+)
+from ..sources import Source
+from .layout import Key, Layout, Options, group
+
+
+def find_patient_folders(source: Source, options: Options) -> Layout | None:
+    """Returns the layout of a source like ID/t2.nii.gz, with other contrasts and masks, else None.
+
+    Raises:
+        DataError: a folder does not have exactly one T2 image by name.
+    """
+    scans = [volume for volume in source.volumes if not is_patient_mask(volume.path)]
+    folders = group((volume.path.parent, volume) for volume in scans)
+    if not folders or any(
+        len(folder.parts) == 1 or IMAGE_FOLDERS.fullmatch(folder.name) for folder in folders
+    ):
+        return None
+    repeated = Counter((set_of_path(volume.path), stem(volume.path).lower()) for volume in scans)
+    has_plain_t2 = any(set(words(stem(volume.path))) <= T2_WORDS | FILLERS for volume in scans)
+    if max(repeated.values()) == 1 and not has_plain_t2:
+        return None
+    names = _distinct_names(folders)
+    images = group(
+        ((set_of_path(folder), names[folder]), _t2_of(source, folder, volumes))
+        for folder, volumes in folders.items()
+    )
+    keys = {folder: (set_of_path(folder), name) for folder, name in names.items()}
+    masks = [volume for volume in source.volumes if is_patient_mask(volume.path)]
+    return Layout(
+        "one folder per patient",
+        images,
+        group((patient_key(volume.path, keys), volume) for volume in masks),
+    )
+
+
+def _distinct_names(folders):
+    """`{folder: name}`: its own, or that of the first parent whose names are not all equal."""
+    level = 1
+    while len(folders) > 1 and len({folder.parts[-level] for folder in folders}) == 1:
+        level += 1
+    return {folder: folder.parts[-level] for folder in folders}
+
+
+def _t2_of(source, folder, volumes):
+    """The T2 image of a patient's folder."""
+    t2 = [volume for volume in volumes if is_t2(volume.path)] or volumes
+    if len(t2) == 1 and not is_other_contrast(t2[0].path):
+        return t2[0]
+    found = ", ".join(volume.path.name for volume in t2)
+    raise DataError(
+        f"{source.path}: {'/'.join(folder.parts[1:])} holds {found}, not exactly one T2 image by "
+        "name; say which, such as --image_pattern '{case}/" + t2[0].path.name + "'"
+    )
+
+
+def is_patient_mask(path: PurePath) -> bool:
+    """Whether a volume in a patient's folder is a mask by name, also as prostate.nii.gz."""
+    split = set(words(stem(path)))
+    return looks_like_mask(path) or bool(split & GLAND_WORDS and split <= FILLERS)
+
+
+def patient_key(path: PurePosixPath, folders: dict[PurePosixPath, Key]) -> Key:
+    """Returns the key of the patient in whose folder a mask is, or whose name it has.
+
+    Args:
+        path: of the mask.
+        folders: {folder of a patient: its key}.
+
+    Returns:
+        A key of its own for a mask of no patient.
+    """
+    above = next((folders[parent] for parent in path.parents if parent in folders), None)
+    if above:
+        return above
+    wanted = [joined_words(PurePath(path.parent.name)), *case_names(path)]
+    keys = [key for key in folders.values() if joined_words(PurePath(key[1])) in wanted]
+    return keys[0] if len(keys) == 1 else (None, relative_path(path))
