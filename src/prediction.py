@@ -20,7 +20,7 @@ from tqdm import tqdm
 from .data_manager import channel_of
 from .evaluation import REPORT, draw_results
 from .images.dicom import dicom_files
-from .images.formats import SUFFIXES, is_called_mask, stem, suffix_of
+from .images.formats import SUFFIXES, is_named_as_mask, stem, suffix_of
 from .images.reading import check_same_grid, read_image, read_volume
 from .images.writing import write_volume
 from .metrics import volume_ml
@@ -102,13 +102,13 @@ def _as_text(name):
 def _images_of(item):
     """The images that one input means."""
     if not item.is_dir():
-        if is_called_mask(item):
-            log.info(f"{item}: called like a mask, segmented since it was named")
+        if is_named_as_mask(item):
+            log.info(f"{item}: a mask by its name; segmented because it was given as input")
         elif is_other_contrast(item) and suffix_of(item):
-            log.info(f"{item}: called like no axial T2, segmented since it was named")
+            log.info(f"{item}: no axial T2 by its name; segmented because it was given as input")
         return [item]
     volumes = list(_volumes_below(item))
-    masks = [path for path in volumes if is_called_mask(path)]
+    masks = [path for path in volumes if is_named_as_mask(path)]
     images = [path for path in volumes if path not in masks]
     dicom = dicom_files(item)
     if dicom and images:

@@ -25,7 +25,7 @@ def stem(path: str | PurePath) -> str:
     return name[: len(name) - len(suffix_of(name) or "")]
 
 
-def is_called_mask(path: str | PurePath) -> bool:
+def is_named_as_mask(path: str | PurePath) -> bool:
     """Whether the name of a file or of its folder is that of a mask: labelsTr/Case03.nii.gz."""
     folder = Path(path).absolute().parent.name
     return bool(MASK_ENDING.search(stem(path)) or MASK_FOLDER.fullmatch(folder))

@@ -1,8 +1,9 @@
 """Synthetic T2-weighted pelvis cases in PROMISE12's layout, for the demo and the tests.
 
-The anatomy lives in patient space (LPS): x to the patient's left, y to the back, z to the head, in
-mm. It is a list of ellipsoids painted one over another, bent and mottled by smooth random fields
-of the position, so any grid, axial or oblique, samples the same patient. NumPy volumes are `zyx`.
+The anatomy is defined in patient space (LPS mm): x to the patient's left, y to the back, z to the
+head. It is a list of ellipsoids painted over one another, deformed and textured by smooth random
+fields of the position, so that any grid, axial or oblique, samples the same patient. NumPy volumes
+have axes (z, y, x).
 """
 
 from dataclasses import dataclass
@@ -19,9 +20,9 @@ from ..images.writing import move_volumes, write_volume
 from ..utils.errors import DataError, UsageError, reason_of
 from ..utils.files import temporary_folder
 
-# Mean T2 signal (urine is 1), amplitude of the fine and of the coarse texture, depth of the septa.
-# Peripheral zone and fat, and transition zone, muscle and bowel wall overlap on purpose: no
-# threshold finds the gland.
+# Mean T2 signal (urine is 1), amplitudes of the fine and the coarse texture, depth of the septa.
+# Peripheral zone and fat, and transition zone, muscle and bowel wall have overlapping signals, so
+# that no threshold separates the gland.
 TISSUES = {
     "fat": (0.72, 0.03, 0.06, 0.30),
     "muscle": (0.22, 0.03, 0.03, -0.15),
@@ -58,14 +59,14 @@ VOLUME_ML = (20.0, 96.0)  # of the gland before it is bent and the rectum presse
 PROTOCOLS = ((0.27, 3.6), (0.4, 3), (0.5, 3), (0.625, 3.6), (0.625, 2.2), (0.75, 4), (1, 2))
 
 
-def rotation(degrees: ArrayLike) -> np.ndarray:
-    """Matrix of the turns about x, y and z, one after another."""
+def rotation_matrix(degrees: ArrayLike) -> np.ndarray:
+    """Returns the (3, 3) matrix of rotations about x, then y, then z."""
     return Rotation.from_euler("xyz", degrees, degrees=True).as_matrix()
 
 
 @dataclass(frozen=True)
 class Ellipsoid:
-    """A structure: centre and semi-axes `xyz` in mm, turned about x, y, z, its rim inside."""
+    """An ellipsoid (axes x, y, z), rotated about x, then y, then z, with an optional inner rim."""
 
     tissue: str
     centre_mm: tuple[float, float, float]
@@ -76,48 +77,55 @@ class Ellipsoid:
     name: str = ""
 
     def distance_mm(self, at: np.ndarray) -> np.ndarray:
-        """Signed distance, negative inside, of points (3, N); exact along the shortest axis."""
-        to_unit = np.float32((rotation(self.tilt_deg) / self.radii_mm).T)
+        """Signed distances of points (3, N), negative inside; exact along the shortest axis."""
+        to_unit = np.float32((rotation_matrix(self.tilt_deg) / self.radii_mm).T)
         unit = to_unit @ at - (to_unit @ np.float32(self.centre_mm))[:, None]
         return (np.sqrt(np.einsum("in,in->n", unit, unit)) - 1) * np.float32(min(self.radii_mm))
 
 
 @dataclass(frozen=True)
 class Anatomy:
-    """One patient; `pelvis` and `front` are painted behind and before the gland."""
+    """One patient; `pelvis` is painted before the gland, `front` after it."""
 
     centre_mm: np.ndarray  # of the gland, LPS
-    rotation: np.ndarray  # of the pelvis against the patient axes
-    gland_rotation: np.ndarray  # of the gland in the pelvis
+    rotation: np.ndarray  # of the pelvis relative to the patient axes
+    gland_rotation: np.ndarray  # of the gland relative to the pelvis
     gland_radii_mm: np.ndarray
-    taper: float  # how much wider the base is than the middle
-    coil: float  # strength of an endorectal coil's near field, 0 without a coil
+    taper: float  # relative widening from the middle to the base
+    coil: float  # strength of an endorectal coil's near field; 0: no coil
     pelvis: list[Ellipsoid]
-    gland: list[Ellipsoid]  # in a frame where the gland is a ball of the same volume
+    gland: list[Ellipsoid]  # in coordinates in which the gland is a ball of the same volume
     front: list[Ellipsoid]
-    waves: dict[str, np.ndarray]  # of each random field
+    waves: dict[str, np.ndarray]  # of each random field, see `random_waves`
 
 
 def random_waves(rng: np.random.Generator, length_mm: float, count: int) -> np.ndarray:
-    """Draws plane waves, (count, 4): wave vectors in rad/mm and phases.
+    """Draws plane waves whose sum is a random field with a Gaussian covariance.
 
-    Their sum is a random field with a Gaussian covariance of width `length_mm` (random Fourier
-    features, Rahimi and Recht 2007).
+    Random Fourier features, Rahimi and Recht 2007.
+
+    Args:
+        rng: random numbers.
+        length_mm: correlation length.
+        count: of waves.
+
+    Returns:
+        (count, 4): wave vectors in rad/mm, and phases.
     """
     vectors = rng.normal(0, 1 / length_mm, (count, 3))
     return np.column_stack([vectors, rng.uniform(0, 2 * np.pi, count)])
 
 
 def geometry(grid: sitk.Image) -> tuple[tuple[int, ...], np.ndarray, np.ndarray]:
-    """Size `xyz`, origin, and the step in mm along each index axis (rows)."""
+    """Returns size (x, y, z), origin, and the steps in mm along the index axes, as rows (3, 3)."""
     steps = np.reshape(grid.GetDirection(), (3, 3)).T * np.array(grid.GetSpacing())[:, None]
     return grid.GetSize(), np.array(grid.GetOrigin()), steps
 
 
 def sample_field(waves: np.ndarray, grid: sitk.Image) -> np.ndarray:
-    """Random field on the voxels of `grid`, flat `zyx` order, mean 0 and variance about 1.
+    """Samples a random field at the voxels of `grid`: (N,) in z, y, x order, variance about 1.
 
-    On a grid a plane wave is a product of one factor per axis, so one matrix product sums them.
+    On a grid a plane wave is a product of one factor per axis, so one matrix product sums all.
     """
     size, origin, steps = geometry(grid)
     vectors, phases = waves[:, :3], waves[:, 3]
@@ -131,7 +139,7 @@ def sample_field(waves: np.ndarray, grid: sitk.Image) -> np.ndarray:
 
 
 def sample_points(grid: sitk.Image) -> np.ndarray:
-    """Patient coordinates of the voxels of `grid`, (3, N) float32 in flat `zyx` order."""
+    """Returns the patient coordinates of the voxels of `grid`, (3, N) float32 in z, y, x order."""
     size, origin, steps = geometry(grid)
     x, y, z = (np.outer(step, np.arange(n)) for n, step in zip(size, steps, strict=True))
     at = origin[:, None, None, None] + z[:, :, None, None] + y[:, None, :, None] + x[:, None, None]
@@ -139,7 +147,7 @@ def sample_points(grid: sitk.Image) -> np.ndarray:
 
 
 def draw_anatomy(rng: np.random.Generator) -> Anatomy:
-    """Draws one patient: sizes, positions and contents vary, neighbours keep touching."""
+    """Draws one patient; sizes, positions and contents vary, neighbouring structures touch."""
 
     def one(tissue, centre, radii, tilt=(0, 0, 0), rim="", rim_mm=0, name=""):
         centre, tilt = centre + rng.normal(0, 1.5, 3), tilt + rng.normal(0, 3, 3)
@@ -199,8 +207,8 @@ def draw_anatomy(rng: np.random.Generator) -> Anatomy:
         front.append(Ellipsoid("gas", (0, back, 5), (4, 4, 70), (8, 0, 0), "stool", 1.5))
     return Anatomy(
         centre_mm=rng.normal((0, 10, -20), (5, 15, 25)),
-        rotation=rotation(rng.normal(0, 4, 3)),
-        gland_rotation=rotation(rng.normal((12, 0, 0), (6, 3, 3))),
+        rotation=rotation_matrix(rng.normal(0, 4, 3)),
+        gland_rotation=rotation_matrix(rng.normal((12, 0, 0), (6, 3, 3))),
         gland_radii_mm=gland_radii,
         taper=rng.uniform(0.05, 0.25),
         coil=coil,
@@ -212,14 +220,14 @@ def draw_anatomy(rng: np.random.Generator) -> Anatomy:
 
 
 def draw_grid(rng: np.random.Generator, anatomy: Anatomy) -> sitk.Image:
-    """Draws the scan: an empty image around the gland, oblique in half of the cases."""
+    """Draws the grid of the scan around the gland, oblique in half of the cases."""
     width_mm = max(rng.uniform(100, 180), 3.2 * anatomy.gland_radii_mm[0])
     height_mm = 2 * anatomy.gland_radii_mm[2] + rng.uniform(30, 44)
     fitting = [p for p in PROTOCOLS if 3.2 * anatomy.gland_radii_mm[0] < 320 * p[0]]
     spacing, thickness = rng.choice([p for p in fitting if height_mm < 40 * p[1]])
     side = int(np.clip(16 * round(width_mm / spacing / 16), 128, 320))
     slices = max(16, round(height_mm / thickness))
-    direction = rotation(rng.normal(0, (12, 4, 4)) * rng.integers(2))
+    direction = rotation_matrix(rng.normal(0, (12, 4, 4)) * rng.integers(2))
     grid = sitk.Image((side, side, slices), sitk.sitkUInt8)
     grid.SetSpacing((spacing, spacing, thickness))
     grid.SetDirection(direction.ravel())
@@ -232,7 +240,16 @@ def draw_grid(rng: np.random.Generator, anatomy: Anatomy) -> sitk.Image:
 def paint(
     anatomy: Anatomy, at: np.ndarray, fields: dict[str, np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Signal, float32 with urine at about 1, and gland, bool, at points (3, N) in LPS."""
+    """Evaluates a patient at points.
+
+    Args:
+        anatomy: of the patient.
+        at: (3, N) points in LPS mm.
+        fields: values (N,) of each random field at the points.
+
+    Returns:
+        Signal (N,) float32, urine about 1, and gland (N,) bool.
+    """
     at = np.float32(anatomy.rotation.T) @ (at - np.float32(anatomy.centre_mm)[:, None])
     at += BEND_MM * np.stack([fields["bend_x"], fields["bend_y"], fields["bend_z"]])
     # In the gland's frame the gland is a ball: lobed, wider at the base than at the apex.
@@ -262,11 +279,11 @@ def paint(
 
 
 def render(anatomy: Anatomy, grid: sitk.Image) -> tuple[np.ndarray, np.ndarray]:
-    """Samples a patient on the voxels of `grid`: signal and gland (see `paint`), both `zyx`."""
+    """Samples a patient on a grid: signal and gland, see `paint`, both (z, y, x)."""
     shape = grid.GetSize()[::-1]
     at = sample_points(grid).reshape(3, shape[0], -1)
     fields = {k: sample_field(v, grid).reshape(shape[0], -1) for k, v in anatomy.waves.items()}
-    slices = [  # one by one they stay in the processor's cache
+    slices = [  # one slice at a time fits the processor's cache
         paint(anatomy, at[:, z], {name: values[z] for name, values in fields.items()})
         for z in range(shape[0])
     ]
@@ -275,17 +292,17 @@ def render(anatomy: Anatomy, grid: sitk.Image) -> tuple[np.ndarray, np.ndarray]:
 
 
 def phantom_case(seed: int, index: int) -> tuple[sitk.Image, sitk.Image]:
-    """Makes one case; the same for the same two numbers, whatever else is made.
+    """Generates one case, reproducibly from seed and index.
 
-    Another kind of processor may round a grey level or a voxel of the edge differently.
+    Other processors may round a grey level or an edge voxel differently.
 
     Args:
-        seed: from 0 on, rules the whole set.
-        index: from 0 on, number of the case in the set.
+        seed: of the whole set, 0 or more.
+        index: of the case in the set, 0 or more.
 
     Returns:
-        Of one geometry: the T2 image (int16) and the reference mask (uint8, 0 and 1) of the gland
-        without the seminal vesicles.
+        The T2 image (int16) and the reference mask (uint8, 0 and 1) of the gland without the
+        seminal vesicles, with the same geometry.
     """
     rng = np.random.default_rng(np.random.SeedSequence((seed, index)))
     anatomy = draw_anatomy(rng)
@@ -303,17 +320,17 @@ def phantom_case(seed: int, index: int) -> tuple[sitk.Image, sitk.Image]:
 
 
 def write_phantom(out_path: str | Path, cases: int, seed: int, first: int = 0) -> None:
-    """Writes `img/CaseNN.mhd` and `gt/CaseNN_segmentation.mhd`: all cases, or nothing.
+    """Writes `img/CaseNN.mhd` and `gt/CaseNN_segmentation.mhd`, all cases or none.
 
     Args:
-        out_path: folder, created where needed.
-        cases: how many.
+        out_path: folder, created if absent.
+        cases: number of cases.
         seed: see `phantom_case`.
         first: number of the first case.
 
     Raises:
         UsageError: `cases` below 1, `seed` or `first` below 0.
-        DataError: a file of such a case is there already, or the folder cannot be written.
+        DataError: a file of such a case exists, or the folder cannot be written.
     """
     for name, value, least in (("cases", cases, 1), ("seed", seed, 0), ("first", first, 0)):
         if value < least:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from src.images.formats import images_in, is_called_mask, stem, suffix_of
+from src.images.formats import images_in, is_named_as_mask, stem, suffix_of
 from src.utils.errors import DataError
 from src.utils.files import check_name
 from tests.helpers import touch
@@ -44,7 +44,7 @@ def test_stem_and_suffix(path, name, suffix):
     ],
 )
 def test_masks_by_their_names(name, is_mask):
-    assert is_called_mask(name) == is_mask
+    assert is_named_as_mask(name) == is_mask
 
 
 def test_images_in_a_folder(tmp_path):

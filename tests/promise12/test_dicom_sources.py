@@ -138,7 +138,7 @@ def test_segmentation_objects_are_named(tmp_path, capsys):
     write_series(tmp_path / "scans/P1/5", study)
     write_series(tmp_path / "scans/P1/9", study, 3, "gland", 9, modality="RTSTRUCT")
     lay_out([tmp_path / "scans"], tmp_path / "out", Options(series="5"))
-    assert "no images are not read: scans/P1/9 (RTSTRUCT)" in capsys.readouterr().out
+    assert "not read: scans/P1/9 (RTSTRUCT)" in capsys.readouterr().out
 
 
 def test_label_map_as_an_mr_series(tmp_path):

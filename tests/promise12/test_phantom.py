@@ -13,7 +13,6 @@ from src.promise12.phantom import (
     phantom_case,
     random_waves,
     render,
-    rotation,
     sample_field,
     sample_points,
     write_phantom,
@@ -173,7 +172,7 @@ def test_ellipsoid_distance():
     np.testing.assert_allclose(ball.distance_mm(at), expected, atol=1e-4)
     tilted = Ellipsoid("fat", (3, -4, 5), (20, 8, 12), (10, 20, 30))
     units = at / np.linalg.norm(at, axis=0)
-    surface = rotation((10, 20, 30)) @ (np.array([[20], [8], [12]]) * units)
+    surface = rotation_matrix((10, 20, 30)) @ (np.array([[20], [8], [12]]) * units)
     surface = np.float32(surface + np.array([[3], [-4], [5]]))
     np.testing.assert_allclose(tilted.distance_mm(surface), 0, atol=1e-4)
 

@@ -168,4 +168,4 @@ def test_nothing_half_written_stays(tmp_path, monkeypatch, existing):
 def test_leftovers_of_a_killed_run_are_named(tmp_path, capsys):
     (tmp_path / "out/.unpacking-abc").mkdir(parents=True)
     lay_out([make_pairs(tmp_path / "volumes", ["Case00"])], tmp_path / "out")
-    assert ".unpacking-abc: left by a run that was killed" in capsys.readouterr().out
+    assert ".unpacking-abc: left behind" in capsys.readouterr().out

@@ -145,7 +145,7 @@ def test_entry_names_that_a_tool_would_take_as_options(tmp_path, monkeypatch):
     entry = zipfile.ZipInfo("-oelsewhere.mhd")
     entry.compress_type = 9
     monkeypatch.setattr(sources, "UNPACKERS", {"sh": ()})
-    with pytest.raises(DataError, match="no name that can be given to sh"):
+    with pytest.raises(DataError, match="cannot be passed to sh"):
         sources._read_with_program(tmp_path / "a.zip", entry)
 
 
