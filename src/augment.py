@@ -76,7 +76,8 @@ def _draw_one(name: str, rng: np.random.Generator, case: int, case_count: int) -
     if name == "rotate":
         return rng.uniform(-ROTATION_DEGREES, ROTATION_DEGREES, 3)
     if name == "scale":
-        return np.exp(rng.uniform(*np.log(SCALE)) + rng.uniform(*np.log(ASPECT), 3))
+        aspect = rng.uniform(np.log(ASPECT[0]), np.log(ASPECT[1]), 3)
+        return np.exp(rng.uniform(*np.log(SCALE)) + aspect)
     if name == "shift":
         return rng.uniform(-SHIFT_MM, SHIFT_MM, 3)
     if name == "deform":

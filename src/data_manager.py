@@ -281,7 +281,7 @@ def worker_count(config: EasyDict) -> int:
     `num_workers` 0 stands for 8.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return min(config.num_workers or 8, cores)
+    return min(config.num_workers or 8, cores or 1)
 
 
 def _training_volume(case, config):
@@ -293,6 +293,7 @@ def _training_volume(case, config):
         except Exception as error:  # damaged archives raise many kinds
             log.info(f"{cached}: damaged cache file ({error}), preprocessing the case again")
     image, mask = read_case(case, config)
+    assert mask is not None  # `load_training_volumes` has checked it
     arrays = {
         "intensity": intensity_on_network_grid(image, config),
         "mask": mask_to_network_grid(mask, config),

@@ -69,7 +69,7 @@ def case_metrics(reference: sitk.Image, prediction: sitk.Image) -> dict[str, flo
         DataError: the masks are not on the same grid.
         ValueError: an image is not a 3-D mask of 0 and 1.
     """
-    masks = [mask_array(mask) for mask in (reference, prediction)]
+    reference_mask, prediction_mask = mask_array(reference), mask_array(prediction)
     difference = grid_difference(reference, prediction)
     if difference:
         raise DataError(f"prediction has {difference} of its reference: bring both to one grid")
@@ -78,29 +78,47 @@ def case_metrics(reference: sitk.Image, prediction: sitk.Image) -> dict[str, flo
     diagonal_mm = float(np.linalg.norm(size_zyx * spacing_zyx_mm))
     axis, ascending = superior_axis(reference)
 
-    box = bounding_box(masks[0] | masks[1])
-    masks = [mask[box] for mask in masks]
-    maps = surface_distance_maps(*masks, spacing_zyx_mm)
+    box = bounding_box(reference_mask | prediction_mask)
+    reference_mask, prediction_mask = reference_mask[box], prediction_mask[box]
+    to_prediction, to_reference = surface_distance_maps(
+        reference_mask, prediction_mask, spacing_zyx_mm
+    )
     # With an empty reference, apex and base are those of the prediction.
-    apex, base = apex_and_base(masks[0] if masks[0].any() else masks[1], axis, ascending)
+    sliced = reference_mask if reference_mask.any() else prediction_mask
+    apex, base = apex_and_base(sliced, axis, ascending)
 
-    metrics = {}
+    metrics: dict[str, float] = {}
     for prefix, slices in (("", slice(None)), ("apex_", apex), ("base_", base)):
         slab = (slice(None),) * axis + (slices,)
-        part = [mask[slab] for mask in masks]
-        distances = [distance_map[slab] for distance_map in maps]
-        difference = volume_difference_percent(*part)
-        measures = {
-            "dice": dice(*part),
-            "volume_difference_percent": difference,
-            "absolute_volume_difference_percent": abs(difference),
-            **_distances(*part, *distances, diagonal_mm),
-        }
-        metrics |= {prefix + key: value for key, value in measures.items()}
-        metrics[prefix + "empty"] = float(not all(mask.any() for mask in part))
+        values = _part_metrics(
+            reference_mask[slab],
+            prediction_mask[slab],
+            to_prediction[slab],
+            to_reference[slab],
+            diagonal_mm,
+        )
+        metrics |= {prefix + key: value for key, value in values.items()}
 
     metrics["reference_ml"], metrics["prediction_ml"] = volume_ml(reference), volume_ml(prediction)
     return metrics
+
+
+def _part_metrics(reference, prediction, to_prediction, to_reference, diagonal_mm):
+    """The metrics of the whole gland, its apex or its base, without prefix.
+
+    Args:
+        reference, prediction: masks of this part.
+        to_prediction, to_reference: see `surface_distance_maps`.
+        diagonal_mm: the distance to an empty mask.
+    """
+    difference = volume_difference_percent(reference, prediction)
+    return {
+        "dice": dice(reference, prediction),
+        "volume_difference_percent": difference,
+        "absolute_volume_difference_percent": abs(difference),
+        **_distances(reference, prediction, to_prediction, to_reference, diagonal_mm),
+        "empty": float(not (reference.any() and prediction.any())),
+    }
 
 
 def volume_ml(mask: sitk.Image) -> float:

@@ -39,7 +39,7 @@ def images_in(folder: str | Path) -> dict[str, list[Path]]:
     """
     if not Path(folder).is_dir():
         raise DataError(f"{folder}: no such folder; expected the images there")
-    found = {}
+    found: dict[str, list[Path]] = {}
     for path in sorted(Path(folder).iterdir()):
         if suffix_of(path) and not path.name.startswith("."):
             found.setdefault(stem(path), []).append(path)

@@ -35,7 +35,7 @@ def check(data_path: Path, labels: Sequence[int] = (), channel: int | None = Non
         DataError: there is nothing to check.
     """
     cases = [
-        (folder.name + "/" if folder != data_path else "", *case)
+        (folder.name + "/" if folder != data_path else "", case)
         for folder in sets_of(data_path)
         for case in cases_of(folder)
     ]
@@ -45,7 +45,7 @@ def check(data_path: Path, labels: Sequence[int] = (), channel: int | None = Non
             f"{data_path} --out_path DIR"
         )
     rows = []
-    for prefix, *case in tqdm(cases, "Checking", disable=None):
+    for prefix, case in tqdm(cases, "Checking", disable=None):
         rows.append({"case": prefix + case[0], **_check_case(*case, labels, channel)})
     return pd.DataFrame(rows)
 

@@ -105,7 +105,7 @@ def _convert(conversion, staged, final):
         and written.GetSpacing() == there.GetSpacing()
         and written.GetOrigin() == there.GetOrigin()
         and written.GetDirection() == there.GetDirection()
-        and np.array_equal(*map(sitk.GetArrayViewFromImage, (written, there)))
+        and np.array_equal(sitk.GetArrayViewFromImage(written), sitk.GetArrayViewFromImage(there))
     )
     if not same:
         raise _differs(final, conversion)

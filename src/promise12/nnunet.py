@@ -71,7 +71,8 @@ def export_nnunet(
 
 def _cases(data_path):
     """Training and test cases, `{name: (image, mask or None)}`."""
-    training, test = {}, {}
+    training: dict[str, tuple[Path, Path | None]] = {}
+    test: dict[str, tuple[Path, Path | None]] = {}
     for folder in sets_of(data_path):
         is_training = folder == data_path or folder.name == "TrainData"
         for name, images, masks, _ in cases_of(folder):

@@ -78,8 +78,8 @@ class Ellipsoid:
 
     def distance_mm(self, at: np.ndarray) -> np.ndarray:
         """Signed distances of points (3, N), negative inside; exact along the shortest axis."""
-        to_unit = np.float32((rotation_matrix(self.tilt_deg) / self.radii_mm).T)
-        unit = to_unit @ at - (to_unit @ np.float32(self.centre_mm))[:, None]
+        to_unit = (rotation_matrix(self.tilt_deg) / self.radii_mm).T.astype(np.float32)
+        unit = to_unit @ at - (to_unit @ np.array(self.centre_mm, np.float32))[:, None]
         return (np.sqrt(np.einsum("in,in->n", unit, unit)) - 1) * np.float32(min(self.radii_mm))
 
 
@@ -250,12 +250,14 @@ def paint(
     Returns:
         Signal (N,) float32, urine about 1, and gland (N,) bool.
     """
-    at = np.float32(anatomy.rotation.T) @ (at - np.float32(anatomy.centre_mm)[:, None])
+    at = anatomy.rotation.T.astype(np.float32) @ (
+        at - anatomy.centre_mm.astype(np.float32)[:, None]
+    )
     at += BEND_MM * np.stack([fields["bend_x"], fields["bend_y"], fields["bend_z"]])
     # In the gland's frame the gland is a ball: lobed, wider at the base than at the apex.
     r = np.cbrt(anatomy.gland_radii_mm.prod())
     to_ball = anatomy.gland_rotation.T * (r / anatomy.gland_radii_mm)[:, None]
-    ball = np.float32(to_ball) @ at * (1 + 0.04 * fields["lobes"])
+    ball = to_ball.astype(np.float32) @ at * (1 + 0.04 * fields["lobes"])
     ball[:2] /= 1 + anatomy.taper * np.clip(ball[2] / r, -1.5, 1.5)
 
     signal, distances = np.zeros(at.shape[1], np.float32), {}

@@ -9,7 +9,7 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from ..images.dicom import is_dicom
@@ -224,7 +224,7 @@ def _zip_members(source: Path) -> list[Member]:
             members.append(
                 Member(
                     PurePosixPath(source.stem, *path.parts),
-                    lambda entry=entry: _read_entry(source, entry),
+                    partial(_read_entry, source, entry),
                 )
             )
     return members

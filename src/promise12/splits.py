@@ -150,7 +150,8 @@ def read_split(path: str | Path) -> list[str]:
         raise DataError(
             f"{path}: cannot be read as text ({reason_of(error)}); create_csv.py writes split files"
         ) from error
-    names, first_line = [], {}
+    names: list[str] = []
+    first_line: dict[str, int] = {}  # of each case
     for number, line in enumerate(map(str.strip, lines), start=1):
         if not line:
             continue

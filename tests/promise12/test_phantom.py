@@ -13,6 +13,7 @@ from src.promise12.phantom import (
     phantom_case,
     random_waves,
     render,
+    rotation_matrix,
     sample_field,
     sample_points,
     write_phantom,

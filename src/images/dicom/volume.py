@@ -172,8 +172,8 @@ def _check_single_volume(series, frames, along_mm):
         )
     for keyword in OF_ONE_VOLUME:
         values = [frame.tags.get(keyword, "") for frame in frames]
-        numbers = [number_or_none(value) for value in values]
-        if keyword == "EchoTime" and None not in numbers:
+        numbers = [number for number in map(number_or_none, values) if number is not None]
+        if keyword == "EchoTime" and len(numbers) == len(values):
             is_one = max(numbers) - min(numbers) <= ECHO_TIME_TOLERANCE_MS
         else:
             is_one = len(set(values)) == 1

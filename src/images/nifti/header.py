@@ -1,7 +1,7 @@
 """The header of a NIfTI file: its fields, and how the voxels are stored."""
 
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, Literal, NamedTuple
 
 import numpy as np
 
@@ -9,6 +9,7 @@ from ...utils.errors import DataError
 from .stream import read_up_to
 
 LARGEST_VOLUME_BYTES = 4 * 2**30
+ORDERS: tuple[Literal["<", ">"], ...] = ("<", ">")  # byte orders: little and big endian
 TYPES = {
     code: np.dtype(name)
     for code, name in {
@@ -68,8 +69,8 @@ def read_header(stream: BinaryIO, path: Path) -> np.void:
         DataError: no NIfTI header, truncated, or one of a pair of files.
     """
     start = bytes(read_up_to(stream, NIFTI1.itemsize))
-    sizes = {order: int(np.frombuffer(start[:4], f"{order}i4")[0]) for order in "<>" if start[3:4]}
-    for order, size in sizes.items():
+    for order in ORDERS if len(start) >= 4 else ():
+        size = int(np.frombuffer(start[:4], f"{order}i4")[0])
         for version in (NIFTI1, NIFTI2):
             if size != version.itemsize:
                 continue
@@ -99,7 +100,7 @@ def _check_magic(record, version, path):
         )
 
 
-def byte_order(record: np.void) -> str:
+def byte_order(record: np.void) -> Literal["<", ">"]:
     """Returns the byte order of a header, `<` or `>`."""
     field = record.dtype["sizeof_hdr"]
     return "<" if field == field.newbyteorder("<") else ">"

@@ -3,9 +3,9 @@
 import gzip
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from ...utils.errors import DataError
 
@@ -26,8 +26,11 @@ def open_decompressed(path: Path) -> Iterator[BinaryIO]:
         with path.open("rb") as file:
             compressed = file.read(2) == GZIP_START
             file.seek(0)
-            with gzip.GzipFile(fileobj=file) if compressed else nullcontext(file) as stream:
-                yield stream
+            if compressed:
+                with gzip.GzipFile(fileobj=file) as stream:
+                    yield cast(BinaryIO, stream)
+            else:
+                yield file
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         reason = " ".join(str(error).split())
         raise DataError(

@@ -9,8 +9,8 @@ import pydicom
 from ...images.formats import SUFFIXES
 from ...utils.errors import DataError
 from ..names import IMAGE_FOLDERS, list_few, set_of_path
-from ..sources import Source
-from .layout import Layout, Options, group
+from ..sources import Dicom, Member, Source, Volume
+from .layout import Key, Layout, Options, group
 from .patient_folders import is_patient_mask, patient_key
 
 
@@ -30,7 +30,9 @@ def find_dicom_patients(source: Source, options: Options) -> Layout | None:
             "--image_pattern, or give a source with one kind only"
         )
     patients = _patient_folders(source.dicom, PurePosixPath(source.dicom[0].path.parts[0]))
-    images = {(set_of_path(path), path.name): [source.dicom_folder(path)] for path in patients}
+    images: dict[Key, list[Volume | Dicom]] = {
+        (set_of_path(path), path.name): [source.dicom_folder(path)] for path in patients
+    }
     layout = Layout("DICOM, one folder per patient", images)
     folders = {image.path: key for key, (image,) in images.items()}
     layout.masks = group((patient_key(v.path, folders), v) for v in source.volumes)
@@ -53,7 +55,7 @@ def _patient_folders(files, folder):
         for name, below in group((m.path.parts[depth], m) for m in files).items()
     }
     if all(IMAGE_FOLDERS.fullmatch(child.name) for child in children):
-        found = {}
+        found: dict[PurePosixPath, list[Member]] = {}
         for child, below in children.items():
             found |= _patient_folders(below, child)
         return found

@@ -16,8 +16,8 @@ from ..names import (
     list_few,
     words,
 )
-from ..sources import Source
-from .layout import Layout, Options, group
+from ..sources import Dicom, Source, Volume
+from .layout import Key, Layout, Options, group
 
 NNUNET = "nnU-Net"
 
@@ -76,7 +76,7 @@ def _is_nnunet(images, masks, metadata):
 
 
 def _nnunet_layout(source, images, masks, metadata, options):
-    by_case = defaultdict(dict)
+    by_case: dict[Key, dict[int, list[Volume | Dicom]]] = defaultdict(dict)
     for (set_name, name), volumes in images.items():
         found = re.fullmatch(r"(.+)_(\d{4})", name)
         if not found:

@@ -5,8 +5,8 @@ import re
 from ...images.formats import stem
 from ...utils.errors import DataError
 from ..names import LESION_WORDS, ZONE_WORDS, set_of_path, words
-from ..sources import Source
-from .layout import Layout, Options, group, use_sets_of
+from ..sources import Dicom, Source, Volume
+from .layout import Key, Layout, Options, group, use_sets_of
 
 IMAGE_NAME = re.compile(r"(\d+_\d+)_(t2w|adc|hbv|sag|cor)")
 MASK_NAME = re.compile(r"(\d+_\d+)(_.*)?")
@@ -18,7 +18,7 @@ def find_picai(source: Source, options: Options) -> Layout | None:
     contrasts = [(name, volume) for name, volume in found if name]
     if not contrasts:
         return None
-    images = group(
+    images: dict[Key, list[Volume | Dicom]] = group(
         ((set_of_path(volume.path), name[1]), volume)
         for name, volume in contrasts
         if name[2] == "t2w"
@@ -29,7 +29,9 @@ def find_picai(source: Source, options: Options) -> Layout | None:
     kinds = group((_mask_kind(volume.path), (name[1], volume)) for name, volume in rest if name)
     layout = Layout("PI-CAI", images, lone_masks="leave")
     kind = next((kind for kind in ("whole gland", "zones", "lesions") if kinds.get(kind)), None)
-    masks = group(((None, case), volume) for case, volume in kinds.get(kind, ()))
+    masks: dict[Key, list[Volume]] = group(
+        ((None, case), volume) for case, volume in kinds.get(kind, ())
+    )
     layout.masks = use_sets_of(images, masks)
     if kind in ("whole gland", "zones"):
         lesions = [volume.path for _, volume in kinds.get("lesions", ())]
