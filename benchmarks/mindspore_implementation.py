@@ -19,7 +19,7 @@ from src.config import overridden, vnet_cfg
 from src.dataset import dropout_keep
 from src.devices.device import start_device
 from src.export.monai_weights import from_monai, read_state_dict
-from src.fast_conv3d.network import accelerated
+from src.fast_conv3d.network import to_fast_vnet
 from src.training.step import create_training_cell
 from src.training.trainer import create_optimizer
 from src.vnet import create_vnet
@@ -85,7 +85,7 @@ class Implementation:
         self.volume = np.load(Path(folder, "volume.npy"))
         self.mask = np.load(Path(folder, "mask.npy"))
         network = create_vnet(self.config)
-        self.network = accelerated(network, self.config, DEVICE).set_train(training)
+        self.network = to_fast_vnet(network, self.config, DEVICE).set_train(training)
         weights = Path(folder, "weights.npz")
         if weights.is_file():
             arrays = from_monai(read_state_dict(weights))

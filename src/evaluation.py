@@ -20,7 +20,7 @@ from .config import config_path_of
 from .data_manager import Case, read_case, xyz
 from .devices.device import apply_precision
 from .devices.ranks import Ranks
-from .fast_conv3d.network import accelerated
+from .fast_conv3d.network import to_fast_vnet
 from .images.writing import write_volume
 from .metrics import case_metrics, dice
 from .predictor import segment
@@ -47,7 +47,7 @@ def load_network(checkpoint_path: str | Path, config: EasyDict, device_target: s
     network = create_vnet(config)
     load_weights(network, checkpoint_path)
     apply_precision(network, config, device_target)
-    return accelerated(network, config, device_target).set_train(False)
+    return to_fast_vnet(network, config, device_target).set_train(False)
 
 
 def mean_dice(

@@ -1,8 +1,8 @@
 """V-Net (Milletari, Navab, Ahmadi 2016, https://arxiv.org/abs/1606.04797) as one MindSpore cell.
 
-The shape of the network is data: a `VARIANTS` entry says how deep each stage is and how the known
-implementations differ. Stages carry the model zoo's names (`in_tr`, `down_tr32` .. `up_tr32`,
-`out_tr`), so its checkpoints load as they are; the names stay whatever `width` is.
+The architecture is data: an entry of `VARIANTS` holds the depth of each stage and the options in
+which the known implementations differ. Stages have the model zoo's names (`in_tr`, `down_tr32` ..
+`up_tr32`, `out_tr`), so that its checkpoints can be loaded; the names do not depend on `width`.
 """
 
 from typing import NamedTuple
@@ -16,9 +16,9 @@ from .utils.errors import UsageError
 
 SIDE_MULTIPLE = 16  # four halvings on the way down
 
-# What the known V-Nets and ours are made of. `dropout_on` names the places where whole channels are
-# dropped in training: "down" the input of a stage's convolutions, "up" what the stage below brings,
-# "skip" what comes across from the encoder.
+# The options of the known V-Nets and ours. `dropout_on` names the tensors whose channels are
+# dropped in training: "down" the input of a stage's residual block, "up" the output of the stage
+# below, "skip" the skip connection from the encoder.
 # MindSpore model zoo, research/cv/vnet.
 ZOO = {
     "encoder_depths": (1, 1, 2, 3, 2),
@@ -49,10 +49,10 @@ MONAI = {
     "foreground_channel": 1,
     "dropout_on": {**ZOO["dropout_on"], "up_tr64": ("skip",), "up_tr32": ("skip",)},
 }
-# The paper's figure 2 and table 1. It has neither norm nor dropout, hence a bias everywhere.
-# Its 1x1x1 convolution follows the last stage at once: table 1 gives the output the receptive field
-# of that stage, 551 voxels. A stage's input is added to the output of its last convolution, before
-# the nonlinearity (section 2).
+# The paper's figure 2 and table 1. It has neither norm nor dropout, so each convolution has a bias.
+# The 1x1x1 convolution follows the last stage directly: in table 1 the output has the receptive
+# field of that stage, 551 voxels. A stage's input is added to the output of its last convolution
+# before the nonlinearity (section 2).
 PAPER = {
     "encoder_depths": (1, 2, 3, 3, 3),
     "decoder_depths": (3, 3, 2, 1),
@@ -68,9 +68,10 @@ PAPER = {
     "foreground_channel": 1,
     "dropout_on": {},
 }
-# Ours: instance norm, for volumes whose intensities mean something else in each, and batches of one
-# or two, whose statistics are not those that batch norm predicts with. The head is the paper's: a
-# norm over the two channels of the answer would hide how large the prostate is.
+# Ours: instance norm, because MR intensities have no common scale across volumes, and because the
+# statistics of batches of one or two volumes differ from the moving statistics that batch norm uses
+# for prediction. The head is the paper's: a norm over the two output channels would remove the
+# information how large the prostate is.
 INSTANCE = {
     **ZOO,
     "norm": "instance",
@@ -87,7 +88,7 @@ UP_NAMES = ("up_tr256", "up_tr128", "up_tr64", "up_tr32")
 
 @constexpr
 def check_volume_shape(shape):
-    """Refuses what four halvings cannot bring back; runs when the graph is compiled."""
+    """Checks that each side can be halved four times; runs when the graph is compiled."""
     if len(shape) != 5 or shape[1] != 1:
         raise ValueError(f"V-Net takes volumes of shape (batch, 1, X, Y, Z), got {tuple(shape)}")
     if any(side % SIDE_MULTIPLE for side in shape[2:]):
@@ -100,7 +101,7 @@ def check_volume_shape(shape):
 class SyncBatchNorm3d(nn.Cell):
     """Batch norm over the batches of all devices, with the parameter names of `nn.BatchNorm3d`.
 
-    MindSpore's takes images, so Y and Z become one axis for it; only Ascend has it.
+    MindSpore's `SyncBatchNorm` takes 4-D tensors, so Y and Z are merged; it exists on Ascend only.
     """
 
     def __init__(self, channels: int) -> None:
@@ -113,9 +114,9 @@ class SyncBatchNorm3d(nn.Cell):
 
 
 class InstanceNorm3d(nn.Cell):
-    """Each channel of each volume with mean 0 and variance 1 over its voxels, then gamma and beta.
+    """Instance norm with gamma and beta (Ulyanov et al. 2016, https://arxiv.org/abs/1607.08022).
 
-    Ulyanov, Vedaldi, Lempitsky 2016, https://arxiv.org/abs/1607.08022. MindSpore's own is for GPU.
+    MindSpore's own `InstanceNorm3d` exists on GPU only.
     """
 
     def __init__(self, channels: int, epsilon: float = 1e-5) -> None:
@@ -125,7 +126,7 @@ class InstanceNorm3d(nn.Cell):
         self.eps = epsilon
 
     def construct(self, x):
-        voxels = (2, 3, 4)  # not one flat axis, for the reason that DiceLoss gives
+        voxels = (2, 3, 4)  # not one flattened axis, see DiceLoss
         whole = ops.cast(x, mstype.float32)
         centred = whole - whole.mean(axis=voxels, keep_dims=True)
         variance = (centred * centred).mean(axis=voxels, keep_dims=True)
@@ -134,7 +135,7 @@ class InstanceNorm3d(nn.Cell):
 
 
 class LayerFactory(NamedTuple):
-    """Makes what follows the convolutions of one network, see `VNet`."""
+    """Creates the norms, activations and residual blocks of a network, see `VNet`."""
 
     activation: str
     norm_kind: str | None
@@ -142,11 +143,11 @@ class LayerFactory(NamedTuple):
     activation_before_sum: bool
 
     def act(self, channels: int) -> nn.Cell:
-        """ELU, or PReLU with one slope per channel."""
+        """Returns an ELU, or a PReLU with one slope per channel."""
         return {"elu": nn.ELU, "prelu": lambda: nn.PReLU(channels)}[self.activation]()
 
     def norm(self, channels: int) -> nn.Cell:
-        """Batch norm, instance norm, or nothing."""
+        """Returns a batch norm, an instance norm or an identity."""
         if self.norm_kind is None:
             return nn.Identity()
         if self.norm_kind == "instance":
@@ -154,7 +155,11 @@ class LayerFactory(NamedTuple):
         return (SyncBatchNorm3d if self.sync_batch_norm else nn.BatchNorm3d)(channels)
 
     def units(self, depth: int, channels: int, bias: bool) -> nn.Cell:
-        """The convolutions of a residual block; a single one stands bare, as the zoo names it."""
+        """Returns the convolutions of a residual block.
+
+        A single convolution is not wrapped in a `SequentialCell`, since the zoo's parameter names
+        have no index for it.
+        """
         units = [
             ConvUnit(
                 conv5(channels, channels, bias),
@@ -173,23 +178,23 @@ def conv5(in_channels: int, out_channels: int, bias: bool) -> nn.Cell:
     return nn.Conv3d(in_channels, out_channels, 5, pad_mode="pad", padding=2, has_bias=bias)
 
 
-def drop_channels(x, keep):
-    """Multiplies each channel by its factor.
+def drop_channels(x, dropout_mask):
+    """Drops channels: multiplies each by its factor.
 
     Args:
         x: (batch, channels, X, Y, Z).
-        keep: (batch, channels), 0 where a channel is dropped and 1 / (1 - rate) elsewhere.
+        dropout_mask: (batch, channels), 0 where a channel is dropped and 1 / (1 - rate) elsewhere.
     """
-    return x * ops.cast(keep, x.dtype).reshape(keep.shape + (1, 1, 1))
+    return x * ops.cast(dropout_mask, x.dtype).reshape(dropout_mask.shape + (1, 1, 1))
 
 
-def columns(keep, place):
-    """The columns of `keep` that belong to one place, None without dropout there."""
-    return None if keep is None or place is None else keep[:, place[0] : place[1]]
+def mask_columns(dropout_mask, place):
+    """The columns (start, stop) of `dropout_mask`, None if either is None."""
+    return None if dropout_mask is None or place is None else dropout_mask[:, place[0] : place[1]]
 
 
 class ConvUnit(nn.Cell):
-    """A convolution, its norm, its activation; attributes have the zoo's names, here and below."""
+    """A convolution with norm and activation; attributes have the zoo's names, here and below."""
 
     def __init__(self, conv: nn.Cell, norm: nn.Cell, activation: nn.Cell) -> None:
         super().__init__()
@@ -202,7 +207,7 @@ class ConvUnit(nn.Cell):
 
 
 class InputStage(nn.Cell):
-    """One channel in, `width` out; the volume itself is the residual of every channel."""
+    """A convolution from one channel to `width`; the volume is added to each output channel."""
 
     def __init__(self, width: int, bias: bool, layers: LayerFactory) -> None:
         super().__init__()
@@ -215,7 +220,7 @@ class InputStage(nn.Cell):
 
 
 class DownStage(nn.Cell):
-    """Halves the sides, doubles the channels, then a residual block of `depth` convolutions."""
+    """Halves the sides and doubles the channels, then applies `depth` residual convolutions."""
 
     def __init__(self, in_channels: int, depth: int, bias: bool, layers: LayerFactory) -> None:
         super().__init__()
@@ -228,14 +233,14 @@ class DownStage(nn.Cell):
         self.ops = layers.units(depth, channels, bias)
         self.relu2 = layers.act(channels)
 
-    def construct(self, x, keep_down=None):
+    def construct(self, x, dropout_mask=None):
         down = self.relu1(self.bn(self.down_conv(x)))
-        out = down if keep_down is None else drop_channels(down, keep_down)
+        out = down if dropout_mask is None else drop_channels(down, dropout_mask)
         return self.relu2(self.ops(out) + down)
 
 
 class UpStage(nn.Cell):
-    """Doubles the sides, joins the encoder's features, then a residual block over both."""
+    """Doubles the sides, concatenates the skip connection, then applies a residual block."""
 
     def __init__(
         self,
@@ -255,11 +260,11 @@ class UpStage(nn.Cell):
         self.ops = layers.units(depth, channels, bias)
         self.relu2 = layers.act(channels)
 
-    def construct(self, x, skip, keep_up=None, keep_skip=None):
-        if keep_up is not None:
-            x = drop_channels(x, keep_up)
-        if keep_skip is not None:
-            skip = drop_channels(skip, keep_skip)
+    def construct(self, x, skip, up_mask=None, skip_mask=None):
+        if up_mask is not None:
+            x = drop_channels(x, up_mask)
+        if skip_mask is not None:
+            skip = drop_channels(skip, skip_mask)
         joined = ops.concat((self.relu1(self.bn(self.up_conv(x))), skip), axis=1)
         return self.relu2(self.ops(joined) + joined)
 
@@ -300,10 +305,10 @@ class Head(nn.Cell):
 def dropout_slices(
     channels: list[int], dropout_on: dict[str, tuple[str, ...]]
 ) -> tuple[tuple, tuple, int]:
-    """Gives each place of dropout its columns of `keep`.
+    """Assigns columns of the dropout mask to the places of dropout.
 
     Args:
-        channels: channel count of each of the five levels.
+        channels: number of channels of each of the five levels.
         dropout_on: stage name -> places, see `VNet`.
 
     Returns:
@@ -322,16 +327,16 @@ def dropout_slices(
     down = tuple(
         (claim(name, "down", channels[level + 1]),) for level, name in enumerate(DOWN_NAMES)
     )
-    brought = (channels[4], *channels[:1:-1])
+    from_below = (channels[4], *channels[:1:-1])
     up = tuple(
         (claim(name, "up", below), claim(name, "skip", across))
-        for name, below, across in zip(UP_NAMES, brought, channels[3::-1], strict=True)
+        for name, below, across in zip(UP_NAMES, from_below, channels[3::-1], strict=True)
     )
     return down, up, total
 
 
 class VNet(nn.Cell):
-    """V-Net with four halvings.
+    """V-Net with four stages down and four up.
 
     Args:
         width: channels of the first stage; each stage below has twice as many.
@@ -339,7 +344,7 @@ class VNet(nn.Cell):
         decoder_depths: those of the four stages up, deepest first.
         activation: "elu" or "prelu".
         norm: "batch" or "instance" norm after every convolution but the last, or None.
-        sync_batch_norm: batch norm's statistics are those of all devices that train together.
+        sync_batch_norm: whether batch norm uses the statistics of all devices.
         activation_before_sum: whether a residual block's last convolution has its own activation,
             besides the one that follows the sum.
         encoder_bias: bias of the encoder's convolutions and of the head's unit.
@@ -352,13 +357,13 @@ class VNet(nn.Cell):
         foreground_channel: which of the two logits is the foreground, 0 or 1.
         dropout_on: stage name -> places ("down"; "up", "skip") where training drops channels.
 
-    `construct(volume, keep=None)` takes a (batch, 1, X, Y, Z) volume and, in training, the factors
-    that drop channels, (batch, `dropout_channels`), as `src.dataset.dropout_keep` draws them:
-    MindSpore's own Dropout3D keeps a random engine that no seed reaches. It returns the probability
-    of the foreground, (batch, X, Y, Z) float32 in 0..1.
+    `construct(volume, dropout_mask=None)` takes a (batch, 1, X, Y, Z) volume and, in training, the
+    factors that drop channels, (batch, `dropout_channels`), from `src.dataset.dropout_keep`:
+    MindSpore's own Dropout3D cannot be seeded. It returns the foreground's probability,
+    (batch, X, Y, Z) float32 in 0..1.
 
     Raises:
-        ValueError: a side of the volume is no multiple of 16; more than one input convolution.
+        ValueError: a side of the volume is not a multiple of 16; more than one input convolution.
     """
 
     def __init__(
@@ -390,7 +395,8 @@ class VNet(nn.Cell):
             DownStage(channels[level], depth, encoder_bias, layers)
             for level, depth in enumerate(encoder_depths[1:])
         )
-        # Each stage up takes what the one below returns; the first keeps the bottom's 16 * width.
+        # A stage up takes the output of the stage below. The first returns as many channels as the
+        # lowest level, 16 * width.
         self.up_stages = tuple(
             UpStage(wide_in, wide_out, depth, decoder_bias, up_bias, layers)
             for wide_in, wide_out, depth in zip(
@@ -414,28 +420,29 @@ class VNet(nn.Cell):
             channels, dropout_on
         )
 
-    def construct(self, volume, keep=None):
+    def construct(self, volume, dropout_mask=None):
         check_volume_shape(volume.shape)
         x = self.in_tr(volume)
         skips = ()
-        # MindSpore's graph parser knows no zip(strict=...).
+        # MindSpore's graph parser does not support zip(strict=...).
         for stage, (down,) in zip(self.down_stages, self.down_slices):  # noqa: B905
             skips = (x, *skips)
-            x = stage(x, columns(keep, down))
+            x = stage(x, mask_columns(dropout_mask, down))
         for stage, skip, (up, across) in zip(self.up_stages, skips, self.up_slices):  # noqa: B905
-            x = stage(x, skip, columns(keep, up), columns(keep, across))
+            x = stage(x, skip, mask_columns(dropout_mask, up), mask_columns(dropout_mask, across))
         return self.out_tr(x)
 
 
 def create_vnet(config: EasyDict, sync_batch_norm: bool = False) -> VNet:
-    """The network that a configuration names (`variant`, `width`).
+    """Creates the network of a configuration (`variant`, `width`).
 
     Raises:
-        UsageError: `VolSize` leaves a single voxel at the bottom, which instance norm makes 0.
+        UsageError: the lowest level has a single voxel, which instance norm would set to 0.
     """
     if VARIANTS[config.variant]["norm"] == "instance" and max(config.VolSize) == SIDE_MULTIPLE:
         raise UsageError(
-            f"variant={config.variant} at VolSize={config.VolSize}: four halvings leave one voxel, "
-            f"which has nothing to normalize; take a side of at least {2 * SIDE_MULTIPLE}"
+            f"variant={config.variant} with VolSize={config.VolSize}: the lowest level has one "
+            "voxel, which instance norm cannot normalize; "
+            f"use a side of at least {2 * SIDE_MULTIPLE}"
         )
     return VNet(config.width, sync_batch_norm=sync_batch_norm, **VARIANTS[config.variant])

@@ -1,11 +1,11 @@
 """Compiles native/ops.cpp at first use, for this machine, and keeps the library in a cache.
 
-    python -m src.fast_conv3d.build          builds ahead and prints where the library lies
+    python -m src.fast_conv3d.build          compiles it now and prints the library's path
 
-The cache, FAST_CONV3D_CACHE or fast_conv3d/ in the user's cache folder of this project:
-    KEY/libfast_conv3d.so  KEY/build.log     appear together, once the library is known to load
-    failed_build.log                         what the compiler said when it last failed
-    lock                                     held by the one process that compiles
+The cache folder is FAST_CONV3D_CACHE, else fast_conv3d/ in this project's user cache:
+    KEY/libfast_conv3d.so  KEY/build.log     moved here together, after the library was loaded once
+    failed_build.log                         the compiler's output of the last failed build
+    lock                                     locked by the process that compiles
 """
 
 import argparse
@@ -32,26 +32,27 @@ SOURCES = Path(__file__).with_name("native")
 LIBRARY = "libfast_conv3d.so"
 LOG = "build.log"
 UNFINISHED = ".building-"
-KEPT = 4  # libraries in the cache: this one and those of other machines, compilers, versions
+KEPT = 4  # libraries in the cache, for different machines, compilers and versions
 COMPILE_SECONDS = 15  # on one core of a server
 COMPILERS = ("g++", "c++", "clang++")
 FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fPIC", "-shared")
 FLAGS += ("-pthread", "-fvisibility=hidden", "-Wall", "-Wextra")
+FLAGS += ("-DNDEBUG",)  # the kernels' asserts are for tests/fast_conv3d/test_native.py
 CPUINFO = Path("/proc/cpuinfo")
-# What tells instruction sets apart: x86's names, then those of Arm.
+# The fields that identify the instruction set, on x86 and on Arm.
 CPU_FIELDS = {"vendor_id", "cpu family", "model", "model name", "flags"}
 CPU_FIELDS |= {"CPU implementer", "CPU architecture", "CPU variant", "CPU part", "Features"}
 
 
 class BuildError(DataError):
-    """The library cannot be had; one line with the reason and the remedy."""
+    """The library cannot be built or loaded; the message is one line with reason and remedy."""
 
 
 @cache
 def library_path() -> Path:
-    """The library compiled from `native/`; compiles it unless the cache holds it.
+    """Returns the path of the library compiled from `native/`; compiles it if it is not cached.
 
-    Of several processes one compiles and the others wait. The result is remembered, a failure not.
+    If several processes need it, one compiles and the others wait. A failure is not cached.
 
     Returns:
         Absolute path of a shared library for this processor.
@@ -76,7 +77,7 @@ def library_path() -> Path:
                     lock.acquire()
                 if not library.is_file():
                     _compile(command, library)
-                    _remove_others(library)
+                    _remove_old_libraries(library)
         with suppress(OSError):  # a read-only cache
             os.utime(library.parent)  # the libraries used last are kept
     except OSError as error:
@@ -88,7 +89,11 @@ def library_path() -> Path:
 
 
 def cache_folder() -> Path:
-    """Where libraries are kept: `FAST_CONV3D_CACHE`, else beside the preprocessed cases."""
+    """The folder of the compiled libraries: `FAST_CONV3D_CACHE`, else in the user's cache.
+
+    Raises:
+        BuildError: the variable is not set and the user has no home folder.
+    """
     chosen = os.environ.get("FAST_CONV3D_CACHE")
     if chosen:
         return Path(chosen).absolute()
@@ -101,12 +106,14 @@ def cache_folder() -> Path:
 
 
 def _compiler():
-    """Command of the first compiler that runs, and all it says of its version."""
+    """Returns the command of the first compiler that runs, and its version output."""
     chosen = os.environ.get("CXX", "")
     try:
         commands = [shlex.split(chosen)] if chosen.strip() else [[name] for name in COMPILERS]
     except ValueError as error:
-        raise BuildError(f"fast_conv3d: CXX '{chosen}' is no command ({error}); mend it") from None
+        raise BuildError(
+            f"fast_conv3d: CXX '{chosen}' is no command ({error}); correct it"
+        ) from None
     for name, *arguments in commands:
         command = [shutil.which(name), *arguments]
         with suppress(OSError):
@@ -129,7 +136,10 @@ def _native_flag():
 
 
 def _key(command, version):
-    """Name of all that shapes the library; homes are shared by machines of many kinds."""
+    """The hash of everything the library depends on.
+
+    It includes the processor, since different machines may share a home folder.
+    """
     sources = [SOURCES / "ops.cpp", *sorted(SOURCES.glob("*.h"))]
     texts = [(path.name, path.read_text()) for path in sources]
     lines = CPUINFO.read_text().splitlines()
@@ -139,19 +149,19 @@ def _key(command, version):
 
 
 def _compile(command, library):
-    """Makes the folder of the library, whole or not at all."""
+    """Compiles the library; its folder appears in the cache only when complete."""
     folder = library.parents[1]
     for leftover in folder.glob(f"{UNFINISHED}*"):  # of a process that was killed
         shutil.rmtree(leftover, ignore_errors=True)
-    # A name of its own: the compiler of a killed process may still be writing.
+    # A unique name: the compiler of a killed process may still be writing.
     with temporary_folder(folder, UNFINISHED) as work:
         log.info(f"fast_conv3d: compiling its C++ code (once, about {COMPILE_SECONDS} s)")
         built = work / LIBRARY
         loading = "import ctypes, sys; ctypes.CDLL(sys.argv[1])"
         steps = {
             "fails": [*command, "-o", str(built), str(SOURCES / "ops.cpp")],
-            # In a process of its own, which may die of it.
-            "made a library that cannot be loaded": [sys.executable, "-I", "-c", loading, built],
+            # In a separate process, since loading a broken library may crash.
+            "built a library that cannot be loaded": [sys.executable, "-I", "-c", loading, built],
         }
         report = ""
         for failure, step in steps.items():
@@ -165,14 +175,14 @@ def _compile(command, library):
                     "another compiler (GCC from version 9, Clang), CXX=/path/to/compiler"
                 )
         (work / LOG).write_text(report, encoding="utf-8")
-        follow_umask(work, executable=True)  # others may use a cache that was built ahead
+        follow_umask(work, executable=True)  # a cache may be shared with other users
         shutil.rmtree(library.parent, ignore_errors=True)
         work.replace(library.parent)
     (folder / "failed_build.log").unlink(missing_ok=True)
 
 
 def _run(command):
-    """Runs a command; returns its exit code and, as stdout, all it says, in English."""
+    """Runs a command; stdout of the result holds both of its streams, in English."""
     return subprocess.run(
         command,
         stdin=subprocess.DEVNULL,
@@ -185,22 +195,22 @@ def _run(command):
 
 
 def _reason(result):
-    """The line of a failed command that says most."""
+    """The line of a failed command that best explains the failure."""
     lines = [line.strip() for line in result.stdout.splitlines() if line.strip()]
     errors = [line for line in lines if "error:" in line.lower()] or lines
     return errors[0] if errors else f"exit code {result.returncode}"
 
 
-def _remove_others(library):
-    """Leaves the libraries used last. Who has loaded one that goes still has it."""
+def _remove_old_libraries(library):
+    """Removes all but the last used libraries. Processes that have one loaded are not affected."""
     others = [other.parent for other in library.parents[1].glob(f"*/{LIBRARY}") if other != library]
     others.sort(key=lambda folder: folder.stat().st_mtime, reverse=True)
     for folder in others[KEPT - 1 :]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def main():
-    """Builds ahead and prints the library's path."""
+def main() -> None:
+    """Builds the library and prints its path."""
     argparse.ArgumentParser(description="Compile fast_conv3d for this machine").parse_args()
     print(library_path())
 

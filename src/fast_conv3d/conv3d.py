@@ -1,4 +1,4 @@
-"""The fast CPU convolution as a cell in the place of `nn.Conv3d`."""
+"""The fast CPU convolution as a replacement for `nn.Conv3d`."""
 
 from mindspore import Tensor, nn
 from mindspore import dtype as mstype
@@ -9,7 +9,7 @@ from . import operators
 
 @constexpr
 def check_input(dtype, shape, channels):
-    """Refuses what the operators would misread; runs when the graph is compiled."""
+    """Checks dtype and shape, which the operators rely on; runs when the graph is compiled."""
     if dtype != mstype.float32:
         raise TypeError(f"the fast CPU convolution takes float32 tensors, got {dtype}")
     if len(shape) != 5 or shape[1] != channels:
@@ -20,31 +20,36 @@ def check_input(dtype, shape, channels):
 
 
 class Conv3d(nn.Cell):
-    """A 5x5x5 convolution on CPU, stride 1, same size, float32.
+    """A 5x5x5 convolution on CPU, stride 1, same padding, float32.
 
-    Does what `nn.Conv3d(in_channels, out_channels, 5, pad_mode="pad", padding=2)` does, with the
+    Equivalent to `nn.Conv3d(in_channels, out_channels, 5, pad_mode="pad", padding=2)`, with the
     same parameters (`weight`, (out_channels, in_channels, 5, 5, 5), and `bias`) and initial values,
-    for any batch, channel counts and volume size.
+    for any batch size, channel counts and volume size.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        has_bias: whether there is a bias.
 
     Raises:
         BuildError: the native library cannot be built here.
         TypeError: the input is not float32.
-        ValueError: its shape does not suit.
+        ValueError: its shape is not (batch, in_channels, X, Y, Z).
     """
 
     def __init__(self, in_channels: int, out_channels: int, has_bias: bool = False) -> None:
         super().__init__()
-        stock = nn.Conv3d(
+        reference = nn.Conv3d(
             in_channels, out_channels, 5, pad_mode="pad", padding=2, has_bias=has_bias
         )
         self.in_channels = in_channels
-        self.weight = stock.weight
-        self.bias = stock.bias if has_bias else None
-        self.absent = Tensor([0.0], mstype.float32)
+        self.weight = reference.weight
+        self.bias = reference.bias if has_bias else None
+        self.unused = Tensor([0.0], mstype.float32)
         self.spec = Tensor([in_channels, out_channels, 0, has_bias], mstype.float32)
         self.convolve = operators.convolution()
 
     def construct(self, x):
         check_input(x.dtype, x.shape, self.in_channels)
-        bias = self.absent if self.bias is None else self.bias
+        bias = self.unused if self.bias is None else self.bias
         return self.convolve(x, self.weight, bias, self.spec)

@@ -1,6 +1,7 @@
-"""V-Net as a chain of fused units, over the parameters of a plain `VNet`."""
+"""The fast CPU V-Net: a chain of fused units that use the parameters of a plain `VNet`."""
 
 import logging
+from typing import TypeVar
 
 from easydict import EasyDict
 from mindspore import Tensor, nn, ops
@@ -9,13 +10,14 @@ from mindspore.ops import constexpr
 
 from ..devices.device import uses_mixed_precision
 from ..utils.errors import UsageError
-from ..vnet import DOWN_NAMES, UP_NAMES, InstanceNorm3d, VNet, check_volume_shape, columns
+from ..vnet import DOWN_NAMES, UP_NAMES, InstanceNorm3d, VNet, check_volume_shape, mask_columns
 from . import operators
 from .build import BuildError
 from .conv3d import check_input
 from .operators import UnitSpec
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 ACTIVATIONS = {
     nn.ELU: operators.ELU,
@@ -25,35 +27,44 @@ ACTIVATIONS = {
 }
 
 
-def known(cell: nn.Cell | None, kinds: dict):
-    """What `kinds` says of a cell's type; a TypeError for any other type."""
-    if type(cell) not in kinds:
-        names = ", ".join(kind.__name__ for kind in kinds)
-        raise TypeError(f"the fast CPU V-Net knows {names}, not {type(cell).__name__}")
-    return kinds[type(cell)]
+def look_up(cell: nn.Cell | None, by_type: dict[type, T]) -> T:
+    """Returns the entry of `by_type` for a cell's type.
+
+    Raises:
+        TypeError: there is none.
+    """
+    if type(cell) not in by_type:
+        names = ", ".join(kind.__name__ for kind in by_type)
+        raise TypeError(f"the fast CPU V-Net supports {names}, not {type(cell).__name__}")
+    return by_type[type(cell)]
 
 
 @constexpr
-def check_keep(dtype, shape, batch, channels):
-    """Refuses factors that the operators would misread; runs when the graph is compiled."""
+def check_dropout_mask(dtype, shape, batch, channels):
+    """Checks dtype and shape, which the operators rely on; runs when the graph is compiled."""
     if dtype != mstype.float32 or tuple(shape) != (batch, channels):
         raise ValueError(
-            f"keep has to be float32 of shape ({batch}, {channels}), got {dtype} of {tuple(shape)}"
+            f"dropout_mask must be float32 of shape ({batch}, {channels}), "
+            f"got {dtype} of {tuple(shape)}"
         )
 
 
 class Unit(nn.Cell):
-    """A convolution of a `VNet` with its norm, activations, residual and join, in one operator.
+    """A convolution with its norm, activations, residual and concatenation, in one operator.
 
     Args:
         kind: of the convolution, see `UnitSpec`.
-        conv, norm, first, second: cells of the network; what is not there is None or `nn.Identity`.
+        conv: a convolution of the plain network.
+        norm: what follows it, or `nn.Identity`.
+        first: the activation before the sum with the residual, `nn.Identity` or None.
         residual: see `UnitSpec`.
+        second: the activation after the sum, `nn.Identity` or None.
         skip_channels: see `UnitSpec`.
 
-    `construct(x, residual, skip, keep)` takes blocked tensors (WIDEN: a plain volume) and `keep`,
-    (batch, skip_channels). Moving statistics are updated in training. With instance norm the batch
-    is 1: its statistics are then those of the batch, in evaluation mode too.
+    `construct(x, residual, skip, dropout_mask)` takes blocked tensors (FEW_INPUT: x is a plain
+    volume) and `dropout_mask`, (batch, skip_channels). Training updates the moving statistics. With
+    instance norm the batch size must be 1: it is computed as batch norm with the statistics of the
+    batch, in evaluation mode too.
     """
 
     def __init__(
@@ -67,29 +78,29 @@ class Unit(nn.Cell):
         skip_channels: int = 0,
     ) -> None:
         super().__init__(auto_prefix=False)
-        has_norm = known(norm, {nn.BatchNorm3d: True, InstanceNorm3d: True, nn.Identity: False})
-        absent = Tensor([0.0], mstype.float32)
-        self.absent = absent
-        self.of_instance = isinstance(norm, InstanceNorm3d)
-        self.has_statistics = has_norm and not self.of_instance
+        has_norm = look_up(norm, {nn.BatchNorm3d: True, InstanceNorm3d: True, nn.Identity: False})
+        unused = Tensor([0.0], mstype.float32)
+        self.unused = unused
+        self.has_instance_norm = isinstance(norm, InstanceNorm3d)
+        self.has_statistics = has_norm and not self.has_instance_norm
         self.takes_residual = residual == operators.TENSOR_RESIDUAL
         self.weight = conv.weight
-        self.bias = conv.bias if conv.has_bias else absent
+        self.bias = conv.bias if conv.has_bias else unused
         norm = norm.bn2d if self.has_statistics else norm
-        self.gamma = norm.gamma if has_norm else absent
-        self.beta = norm.beta if has_norm else absent
-        unused = Tensor([0.0] * conv.out_channels, mstype.float32) if has_norm else absent
-        self.moving_mean = norm.moving_mean if self.has_statistics else unused
-        self.moving_variance = norm.moving_variance if self.has_statistics else unused
-        self.first_slopes = first.w if isinstance(first, nn.PReLU) else absent
-        self.second_slopes = second.w if isinstance(second, nn.PReLU) else absent
+        self.gamma = norm.gamma if has_norm else unused
+        self.beta = norm.beta if has_norm else unused
+        per_channel = Tensor([0.0] * conv.out_channels, mstype.float32) if has_norm else unused
+        self.moving_mean = norm.moving_mean if self.has_statistics else per_channel
+        self.moving_variance = norm.moving_variance if self.has_statistics else per_channel
+        self.first_slopes = first.w if isinstance(first, nn.PReLU) else unused
+        self.second_slopes = second.w if isinstance(second, nn.PReLU) else unused
         spec = UnitSpec(
             kind=kind,
             in_channels=conv.in_channels,
             out_channels=conv.out_channels,
-            first=known(first, ACTIVATIONS),
+            first=look_up(first, ACTIVATIONS),
             residual=residual,
-            second=known(second, ACTIVATIONS),
+            second=look_up(second, ACTIVATIONS),
             has_bias=conv.has_bias,
             has_norm=has_norm,
             skip_channels=skip_channels,
@@ -97,20 +108,20 @@ class Unit(nn.Cell):
             momentum=1.0 - norm.momentum if self.has_statistics else 0.0,
         )
         self.spec = spec.tensor()
-        self.spec_with_keep = spec._replace(has_keep=True).tensor()
+        self.spec_with_mask = spec._replace(has_dropout_mask=True).tensor()
         self.train_unit = operators.unit_training(spec)
         self.infer_unit = operators.unit_inference(spec)
 
-    def construct(self, x, residual=None, skip=None, keep=None):
+    def construct(self, x, residual=None, skip=None, dropout_mask=None):
         inputs = (
             *(x, self.weight, self.bias, self.gamma, self.beta),
             *(self.moving_mean, self.moving_variance, self.first_slopes, self.second_slopes),
-            residual if self.takes_residual else self.absent,
-            self.absent if skip is None else skip,
-            self.absent if keep is None else keep,
-            self.spec if keep is None else self.spec_with_keep,
+            residual if self.takes_residual else self.unused,
+            self.unused if skip is None else skip,
+            self.unused if dropout_mask is None else dropout_mask,
+            self.spec if dropout_mask is None else self.spec_with_mask,
         )
-        if not self.training and not self.of_instance:
+        if not self.training and not self.has_instance_norm:
             return self.infer_unit(*inputs)
         out, _, _, _, mean, variance = self.train_unit(*inputs)
         if self.has_statistics:
@@ -120,10 +131,13 @@ class Unit(nn.Cell):
 
 
 def residual_block(block: nn.Cell, last: nn.Cell, residual: int) -> list[Unit]:
-    """The convolutions of a stage's `ops`; `last` is the activation after the sum.
+    """Returns the units of a residual block.
 
-    The residual is the block's input; INPUT_RESIDUAL is right where that is also the input of the
-    only convolution.
+    Args:
+        block: a stage's `ops`: one or several convolution units of `src.vnet`.
+        last: the activation after the sum.
+        residual: INPUT_RESIDUAL if the block's residual is also its input, else TENSOR_RESIDUAL. A
+            block of several convolutions always takes its residual as a tensor.
     """
     units = list(block) if isinstance(block, nn.SequentialCell) else [block]
     if len(units) > 1:
@@ -134,7 +148,7 @@ def residual_block(block: nn.Cell, last: nn.Cell, residual: int) -> list[Unit]:
 
 
 class ResidualStage(nn.Cell):
-    """What `FastDownStage` and `FastUpStage` share: the residual block."""
+    """Base class of `FastDownStage` and `FastUpStage`: the residual block."""
 
     def __init__(self, stage: nn.Cell, residual: int) -> None:
         super().__init__(auto_prefix=False)
@@ -151,38 +165,50 @@ class ResidualStage(nn.Cell):
 
 
 class FastDownStage(ResidualStage):
-    """`src.vnet.DownStage`; `drops` says whether it may get `keep_down`."""
+    """`src.vnet.DownStage` with fused units.
 
-    def __init__(self, stage: nn.Cell, drops: bool) -> None:
-        super().__init__(stage, operators.TENSOR_RESIDUAL if drops else operators.INPUT_RESIDUAL)
-        self.down = Unit(operators.HALVE, stage.down_conv, stage.bn, stage.relu1)
+    Args:
+        stage: the plain stage.
+        has_dropout: whether it may get a `dropout_mask`.
+    """
+
+    def __init__(self, stage: nn.Cell, has_dropout: bool) -> None:
+        super().__init__(
+            stage, operators.TENSOR_RESIDUAL if has_dropout else operators.INPUT_RESIDUAL
+        )
+        self.down = Unit(operators.CONV_DOWN2, stage.down_conv, stage.bn, stage.relu1)
         self.scale = operators.channel_scaling()
 
-    def construct(self, x, keep_down=None):
+    def construct(self, x, dropout_mask=None):
         down = self.down(x)
-        out = down if keep_down is None else self.scale(down, keep_down)
+        out = down if dropout_mask is None else self.scale(down, dropout_mask)
         return self.block(out, down)
 
 
 class FastUpStage(ResidualStage):
-    """`src.vnet.UpStage`; what it joins never leaves the joined tensor."""
+    """`src.vnet.UpStage` with fused units; the concatenated tensor is written directly.
+
+    Args:
+        stage: the plain stage.
+        skip_channels: channels of the skip connection.
+    """
 
     def __init__(self, stage: nn.Cell, skip_channels: int) -> None:
         super().__init__(stage, operators.INPUT_RESIDUAL)
         self.up = Unit(
-            operators.DOUBLE, stage.up_conv, stage.bn, stage.relu1, skip_channels=skip_channels
+            operators.CONV_UP2, stage.up_conv, stage.bn, stage.relu1, skip_channels=skip_channels
         )
         self.scale = operators.channel_scaling()
 
-    def construct(self, x, skip, keep_up=None, keep_skip=None):
-        if keep_up is not None:
-            x = self.scale(x, keep_up)
-        joined = self.up(x, None, skip, keep_skip)
+    def construct(self, x, skip, up_mask=None, skip_mask=None):
+        if up_mask is not None:
+            x = self.scale(x, up_mask)
+        joined = self.up(x, None, skip, skip_mask)
         return self.block(joined, joined)
 
 
 class FastHead(nn.Cell):
-    """`src.vnet.Head`: from here on tensors are plain, two channels are no work."""
+    """`src.vnet.Head`; after its first convolution the tensors are plain."""
 
     def __init__(self, head: nn.Cell) -> None:
         super().__init__(auto_prefix=False)
@@ -192,7 +218,7 @@ class FastHead(nn.Cell):
         self.weight = conv.weight
         self.bias = conv.bias if conv.has_bias else absent
         self.spec = Tensor([conv.in_channels, 2, 1, conv.has_bias], mstype.float32)
-        self.convolve = operators.convolution(x_is_blocked=True)
+        self.convolve = operators.convolution()
         self.bn, self.relu = head.bn, head.relu
         # Without a unit the convolution already gives the logits.
         identity = Tensor([[1.0, 0.0], [0.0, 1.0]], mstype.float32).reshape((2, 2, 1, 1, 1))
@@ -210,18 +236,18 @@ class FastHead(nn.Cell):
 
 
 class FastVNet(nn.Cell):
-    """A `VNet` on CPU: the same parameters under the same names, the same numbers, much faster.
+    """A `VNet` for CPU: same parameters, same names, same outputs up to rounding, much faster.
 
     Args:
-        network: the plain network, which keeps the parameters.
+        network: the plain network, which owns the parameters.
 
-    `construct(volume, keep=None)` as `VNet`'s. It has gradients in training mode only, and that of
-    the volume is taken as zero: take the plain network where you need others.
+    `construct(volume, dropout_mask=None)` is that of `VNet`. Gradients exist in training mode only,
+    and the gradient of the volume is always zero: use the plain network if you need it.
 
     Raises:
-        BuildError: the native library cannot be built here.
-        TypeError: the volume is not float32, or the network has layers of another kind.
-        ValueError: the shape of the volume or of keep does not suit, see `VNet`.
+        BuildError: the native library cannot be built on this machine.
+        TypeError: the volume is not float32, or the network has unsupported layers.
+        ValueError: the shape of the volume or of dropout_mask is wrong, see `VNet`.
     """
 
     def __init__(self, network: VNet) -> None:
@@ -230,16 +256,16 @@ class FastVNet(nn.Cell):
         self.dropout_channels = network.dropout_channels
         self.down_slices, self.up_slices = network.down_slices, network.up_slices
         first = network.in_tr
-        self.one_by_one = isinstance(first.bn, InstanceNorm3d)
+        self.per_volume = isinstance(first.bn, InstanceNorm3d)
         self.in_tr = Unit(
-            operators.WIDEN,
+            operators.FEW_INPUT,
             first.conv,
             first.bn,
             residual=operators.INPUT_RESIDUAL,
             second=first.relu,
         )
         self.down_stages = tuple(
-            FastDownStage(stage, drops=down is not None)
+            FastDownStage(stage, has_dropout=down is not None)
             for stage, (down,) in zip(network.down_stages, network.down_slices, strict=True)
         )
         self.up_stages = tuple(
@@ -251,38 +277,43 @@ class FastVNet(nn.Cell):
             setattr(self, name, stage)
         self.out_tr = FastHead(network.out_tr)
 
-    def construct(self, volume, keep=None):
+    def construct(self, volume, dropout_mask=None):
         check_volume_shape(volume.shape)
         check_input(volume.dtype, volume.shape, 1)
-        if keep is not None and self.dropout_channels:
-            check_keep(keep.dtype, keep.shape, volume.shape[0], self.dropout_channels)
-        if not self.one_by_one or volume.shape[0] == 1:
-            return self.answer(volume, keep)
-        answers = ()
+        if dropout_mask is not None and self.dropout_channels:
+            check_dropout_mask(
+                dropout_mask.dtype, dropout_mask.shape, volume.shape[0], self.dropout_channels
+            )
+        if not self.per_volume or volume.shape[0] == 1:
+            return self.compute(volume, dropout_mask)
+        outputs = ()
         for index in range(volume.shape[0]):
-            own = None if keep is None else keep[index : index + 1]
-            answers = (*answers, self.answer(volume[index : index + 1], own))
-        return ops.concat(answers)
+            mask = None if dropout_mask is None else dropout_mask[index : index + 1]
+            outputs = (*outputs, self.compute(volume[index : index + 1], mask))
+        return ops.concat(outputs)
 
-    def answer(self, volume, keep):
+    def compute(self, volume, dropout_mask):
         x = self.in_tr(volume)
         skips = ()
         for stage, (down,) in zip(self.down_stages, self.down_slices):  # noqa: B905
             skips = (x, *skips)
-            x = stage(x, columns(keep, down))
+            x = stage(x, mask_columns(dropout_mask, down))
         for stage, skip, (up, across) in zip(self.up_stages, skips, self.up_slices):  # noqa: B905
-            x = stage(x, skip, columns(keep, up), columns(keep, across))
+            x = stage(x, skip, mask_columns(dropout_mask, up), mask_columns(dropout_mask, across))
         return self.out_tr(x)
 
 
-def accelerated(network: VNet, config: EasyDict, device_target: str) -> nn.Cell:
-    """The network that computes fastest on a device, over the parameters of `network`.
+def to_fast_vnet(network: VNet, config: EasyDict, device_target: str) -> nn.Cell:
+    """Returns a `FastVNet` of a network if the configuration and the device allow it.
 
     Args:
         network: the plain network.
-        config: `fast_conv3d`: "auto" takes a `FastVNet` on CPU, in float32, where it can be built,
-            and says so where it cannot; "on" insists on it; "off" takes the plain network.
+        config: `fast_conv3d`: "auto" uses a `FastVNet` on CPU in float32 and logs a message if it
+            cannot be built; "on" requires it; "off" returns the plain network.
         device_target: "Ascend", "GPU" or "CPU".
+
+    Returns:
+        A `FastVNet` over the parameters of `network`, or `network` itself.
 
     Raises:
         UsageError: `fast_conv3d` is "on" for another device than CPU or in mixed precision.
@@ -301,5 +332,5 @@ def accelerated(network: VNet, config: EasyDict, device_target: str) -> nn.Cell:
     except BuildError as error:
         if config.fast_conv3d == "on":
             raise
-        log.info(f"{error}; until then MindSpore's own convolutions serve, many times slower")
+        log.info(f"{error}; using MindSpore's own convolutions, which are many times slower")
         return network

@@ -1,7 +1,9 @@
 """The operators of native/ops.cpp as MindSpore's `ops.Custom`, with their gradients.
 
-Tensors between units are *blocked*: (batch, ceil(channels / 16), X, Y, Z, 16), float32, with zeros
-past the last channel; see native/vector.h. `UnitSpec` says what a unit consists of.
+A *unit* is a convolution fused with its norm, activations, residual and concatenation; `UnitSpec`
+describes it. Tensors between units are *blocked*: (batch, ceil(channels / 16), X, Y, Z, 16),
+float32, with zeros past the last channel; see native/vector.h. A *plain* tensor is (batch,
+channels, X, Y, Z).
 """
 
 import ctypes
@@ -17,26 +19,29 @@ from mindspore import ops
 from .build import BuildError, library_path
 
 LANES = 16
-# The numbers of native/ops.cpp's enums.
-CONV5, WIDEN, HALVE, DOUBLE = range(4)
+# The values of the enums in native/ops.cpp.
+CONV5, FEW_INPUT, CONV_DOWN2, CONV_UP2 = range(4)
 NO_ACTIVATION, ELU, PRELU = range(3)
 NO_RESIDUAL, INPUT_RESIDUAL, TENSOR_RESIDUAL = range(3)
 
 
 def thread_count() -> int:
-    """OMP_NUM_THREADS if set, else this process's cores, at most MindSpore's runtime threads."""
-    named = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
-    if named.isdigit() and int(named) > 0:
-        return int(named)
+    """The number of threads to use.
+
+    OMP_NUM_THREADS if set, else the cores of this process, at most MindSpore's runtime threads.
+    """
+    setting = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
+    if setting.isdigit() and int(setting) > 0:
+        return int(setting)
     return min(len(os.sched_getaffinity(0)), ms.get_context("runtime_num_threads"))
 
 
 @cache
 def library() -> str:
-    """Path of the native library, built if need be and told how many threads to use.
+    """The path of the native library; builds it if needed and sets its number of threads.
 
     Raises:
-        BuildError: it cannot be built or loaded here.
+        BuildError: it cannot be built or loaded on this machine.
     """
     path = library_path()
     try:
@@ -49,9 +54,9 @@ def library() -> str:
 
 
 class UnitSpec(NamedTuple):
-    """What a unit consists of: y = conv(x) + bias, then second(first(norm(y)) + residual)."""
+    """A unit: y = conv(x) + bias; out = concat(second(first(norm(y)) + residual), skip)."""
 
-    kind: int  # CONV5, WIDEN (of a plain one-channel volume), HALVE or DOUBLE
+    kind: int  # CONV5, FEW_INPUT (of a plain one-channel volume), CONV_DOWN2 or CONV_UP2
     in_channels: int
     out_channels: int
     first: int = NO_ACTIVATION
@@ -59,39 +64,42 @@ class UnitSpec(NamedTuple):
     second: int = NO_ACTIVATION
     has_bias: bool = False
     has_norm: bool = False
-    skip_channels: int = 0  # of a blocked tensor that is joined behind the unit's own channels
-    has_keep: bool = False  # whether the skip's channels are multiplied by factors
+    skip_channels: int = 0  # of a blocked tensor that is concatenated to the output
+    has_dropout_mask: bool = False  # whether the skip's channels are multiplied by factors
     epsilon: float = 0.0  # of batch norm
     momentum: float = 0.0  # of its moving statistics
 
     def tensor(self) -> ms.Tensor:
-        """The specification as the operators read it."""
+        """The fields as the tensor that the operators read."""
         return ms.Tensor(np.array(self, np.float32))
 
     def y_shape(self, x_shape: list[int]) -> list[int]:
-        """Blocked shape of what the convolution gives, from that of x.
+        """The blocked shape of the convolution's output.
+
+        Args:
+            x_shape: of the input.
 
         Raises:
-            ValueError: HALVE of an odd side.
+            ValueError: CONV_DOWN2 of an odd side.
         """
         sides = x_shape[2:5]
-        if self.kind == HALVE:
+        if self.kind == CONV_DOWN2:
             if any(side % 2 for side in sides):
-                raise ValueError(f"only even sides can be halved, got {tuple(sides)}")
+                raise ValueError(f"a stride of 2 needs even sides, got {tuple(sides)}")
             sides = [side // 2 for side in sides]
-        elif self.kind == DOUBLE:
+        elif self.kind == CONV_UP2:
             sides = [2 * side for side in sides]
         return [x_shape[0], blocks(self.out_channels), *sides, LANES]
 
     def out_shape(self, x_shape: list[int]) -> list[int]:
-        """Blocked shape of the unit's value."""
+        """The blocked shape of the unit's output."""
         shape = self.y_shape(x_shape)
         shape[1] = blocks(self.out_channels + self.skip_channels)
         return shape
 
 
 def blocks(channels: int) -> int:
-    """Blocks of 16 that hold so many channels."""
+    """The number of blocks of 16 channels."""
     return -(-channels // LANES)
 
 
@@ -100,10 +108,11 @@ def _zeros_like(*tensors):
 
 
 def unit_inference(spec: UnitSpec) -> ops.Custom:
-    """A unit in evaluation mode, batch norm by its moving statistics.
+    """The operator of a unit in evaluation mode, with batch norm's moving statistics.
 
-    Takes (x, weight, bias, gamma, beta, moving_mean, moving_variance, first_slopes, second_slopes,
-    residual, skip, keep, spec tensor); what the unit has not is any tensor.
+    It takes (x, weight, bias, gamma, beta, moving_mean, moving_variance, first_slopes,
+    second_slopes, residual, skip, dropout_mask, spec tensor) and returns the output. Inputs that
+    the unit does not use may be any tensor.
     """
     return ops.Custom(
         f"{library()}:unit_infer",
@@ -114,9 +123,9 @@ def unit_inference(spec: UnitSpec) -> ops.Custom:
 
 
 def unit_training(spec: UnitSpec) -> ops.Custom:
-    """A unit in training mode; inputs as for `unit_inference`.
+    """The operator of a unit in training mode; its inputs are those of `unit_inference`.
 
-    Returns (value, y, mean, variance, new moving mean, new moving variance).
+    It returns (output, y, mean, variance, new moving mean, new moving variance).
     """
     channels = [spec.out_channels]
 
@@ -126,10 +135,10 @@ def unit_training(spec: UnitSpec) -> ops.Custom:
     def dtypes(x, *_):
         return (x, x, mstype.float64, mstype.float64, x, x)
 
-    # (x, .., spec, value, y, mean, variance, d_value) -> gradients of x .. beta, of both slopes,
-    # residual and skip. It overwrites y, which is this call's alone, see below. Shapes come from
-    # the inputs alone: MindSpore keeps one parsed `bprop` for all units, whose `backward` is that
-    # of the unit it met first.
+    # (x, .., spec, output, y, mean, variance, d_output) -> gradients of x .. beta, of both slopes,
+    # residual and skip. It overwrites y, which no other operator reads, see below. Output shapes
+    # depend on the inputs only: MindSpore caches one parsed `bprop` for all units, so `backward` is
+    # always that of the first unit.
     backward = ops.Custom(
         f"{library()}:unit_backward",
         lambda *shapes: (*shapes[:5], *shapes[7:11]),
@@ -138,30 +147,30 @@ def unit_training(spec: UnitSpec) -> ops.Custom:
     )
 
     def bprop(
-        x, weight, bias, gamma, beta, mean, variance, first, second, residual, skip, keep, numbers,
+        x, weight, bias, gamma, beta, mean, variance, first, second, residual, skip, mask, numbers,
         out, d_out,
     ):  # fmt: skip
         d_x, d_weight, d_bias, d_gamma, d_beta, d_first, d_second, d_residual, d_skip = backward(
-            # The moving statistics have no part in this; the two after beta stand in for them.
-            *(x, weight, bias, gamma, beta, bias, bias, first, second, residual, skip, keep),
+            # The moving statistics are not used here: bias takes their places.
+            *(x, weight, bias, gamma, beta, bias, bias, first, second, residual, skip, mask),
             *(numbers, out[0], out[1], out[2], out[3], d_out[0]),
         )
         return (
             *(d_x, d_weight, d_bias, d_gamma, d_beta, *_zeros_like(mean, variance)),
-            *(d_first, d_second, d_residual, d_skip, *_zeros_like(keep, numbers)),
+            *(d_first, d_second, d_residual, d_skip, *_zeros_like(mask, numbers)),
         )
 
     forward = ops.Custom(f"{library()}:unit_forward", outputs, dtypes, "aot", bprop)
-    # Or the compiler would merge two calls with equal inputs, and their gradients share one y.
+    # Otherwise the compiler merges calls with equal inputs, and their gradients overwrite one y.
     forward.add_prim_attr("side_effect_hidden", True)
     return forward
 
 
-def convolution(x_is_blocked: bool = False) -> ops.Custom:
-    """One convolution with a 5x5x5, 3x3x3 or 1x1x1 kernel, same size.
+def convolution() -> ops.Custom:
+    """The operator of a convolution with a 5x5x5, 3x3x3 or 1x1x1 kernel, same padding.
 
-    Takes (x, weight, bias, spec tensor of (in_channels, out_channels, x_is_blocked, has_bias)) and
-    returns a plain tensor. A blocked x is for few output channels.
+    It takes (x, weight, bias, spec tensor of (in_channels, out_channels, x_is_blocked, has_bias))
+    and returns a plain tensor. x may be blocked where there are few output channels.
     """
     backward = ops.Custom(
         f"{library()}:conv_backward",
@@ -184,10 +193,10 @@ def convolution(x_is_blocked: bool = False) -> ops.Custom:
 
 
 def head_probability() -> ops.Custom:
-    """The last convolution, with two output channels, and a softmax.
+    """The operator of the last convolution, with two output channels, and a softmax.
 
-    Takes (x, weight, bias, spec tensor of (foreground channel, has_bias)), x plain, and returns the
-    probability of the foreground, (batch, X, Y, Z).
+    It takes (x, weight, bias, spec tensor of (foreground channel, has_bias)), x plain, and returns
+    the foreground's probability, (batch, X, Y, Z).
     """
     backward = ops.Custom(
         f"{library()}:head_backward",
@@ -210,16 +219,19 @@ def head_probability() -> ops.Custom:
 
 
 def channel_scaling() -> ops.Custom:
-    """(blocked x, keep of (batch, channels)) -> x with each channel times its factor."""
+    """The operator that multiplies channels by factors, for dropout.
 
-    def bprop(x, keep, out, d_out):
-        return scale(d_out, keep), ops.zeros_like(keep)
+    It takes (blocked x, dropout_mask of (batch, channels)) and returns a tensor shaped like x.
+    """
+
+    def bprop(x, dropout_mask, out, d_out):
+        return scale(d_out, dropout_mask), ops.zeros_like(dropout_mask)
 
     def make(bprop=None):
         return ops.Custom(
             f"{library()}:scale_channels",
-            lambda x, keep: x,
-            lambda x, keep: x,
+            lambda x, dropout_mask: x,
+            lambda x, dropout_mask: x,
             "aot",
             bprop,
         )

@@ -1,11 +1,11 @@
 """Derives the 1-D transforms of Toom-Cook (Winograd) F(4, 5) and writes them as C++.
 
-    python -m src.fast_conv3d.toom_cook    # rewrites native/toom_cook.h
+    python -m src.fast_conv3d.toom_cook    # writes native/toom_cook.h
 
-F(4, 5) gives 4 neighbouring outputs of a 5-tap correlation from 8 inputs with 8 multiplications
-instead of 20: `y = A^T ((G g) * (B^T d))`. A product of polynomials is known by its values at
-enough points, here `POINTS` and infinity; the matrices evaluate and interpolate. Everything is
-exact until the coefficients are printed.
+F(4, 5) computes 4 neighbouring outputs of a 5-tap correlation from 8 inputs with 8 multiplications
+instead of 20: `y = A^T ((G g) * (B^T d))`. A product of polynomials is determined by its values at
+8 points, here `POINTS` and infinity: the matrices evaluate polynomials at the points and
+interpolate them. All arithmetic is in exact fractions; only the printed coefficients are rounded.
 
 Source: Lavin and Gray 2015, https://arxiv.org/abs/1509.09308; Barabasz et al. 2018,
 https://arxiv.org/abs/1803.10986 (modified Toom-Cook).
@@ -18,16 +18,16 @@ from pathlib import Path
 OUTPUTS, TAPS = 4, 5
 SIZE = OUTPUTS + TAPS - 1
 HALF = Fraction(1, 2)
-# Small numbers and pairs +-p: rows of such a pair share their even and their odd terms. The point
-# at infinity comes last.
+# Small numbers, in pairs +-p: the two rows of a pair have the same even terms and opposite odd
+# terms, which are computed once. The point at infinity comes last.
 POINTS = (Fraction(0), Fraction(1), Fraction(-1), Fraction(2), Fraction(-2), HALF, -HALF)
 HEADER = Path(__file__).parent / "native" / "toom_cook.h"
 
 Matrix = list[list[Fraction]]
 
 
-def _product_of(roots):
-    """Coefficients, lowest degree first, of the polynomial with these roots."""
+def _product_of(roots: list[Fraction] | tuple[Fraction, ...]) -> list[Fraction]:
+    """The coefficients of the polynomial with these roots, lowest degree first."""
     polynomial = [Fraction(1)]
     for root in roots:
         shifted = [Fraction(0), *polynomial]
@@ -36,7 +36,7 @@ def _product_of(roots):
 
 
 def _powers(count: int) -> Matrix:
-    """One row of `count` powers per point; of infinity only the highest remains."""
+    """One row of `count` powers for each point; the row of infinity is 0, .., 0, 1."""
     finite = [[point**power for power in range(count)] for point in POINTS]
     return [*finite, [Fraction(int(power == count - 1)) for power in range(count)]]
 
@@ -46,13 +46,13 @@ def _transposed(matrix: Matrix) -> Matrix:
 
 
 def input_matrix() -> Matrix:
-    """B^T, 8 x 8: row j holds the polynomial that vanishes at all points but j."""
+    """B^T, 8 x 8: row j is the polynomial whose roots are all points but j."""
     others = [[q for q in POINTS if q != point] for point in POINTS]
     return [[*_product_of(roots), Fraction(0)] for roots in others] + [_product_of(POINTS)]
 
 
 def kernel_matrix() -> Matrix:
-    """G, 8 x 5: the kernel's values at the points, divided by B^T's polynomials there."""
+    """G, 8 x 5: evaluates the kernel at each point, and divides by the polynomial of B^T there."""
     rows = _powers(TAPS)
     for row, point in zip(rows, POINTS, strict=False):
         scale = prod(point - other for other in POINTS if other != point)
@@ -61,7 +61,7 @@ def kernel_matrix() -> Matrix:
 
 
 def output_matrix() -> Matrix:
-    """A^T, 4 x 8."""
+    """A^T, 4 x 8: interpolates the outputs."""
     return _transposed(_powers(OUTPUTS))
 
 
@@ -69,12 +69,12 @@ def _term(coefficient: Fraction, name: str) -> str:
     size = abs(coefficient)
     if size == 1:
         return name
-    # A power of two times a short decimal is exact in float; others are rounded by the compiler.
+    # Powers of two and short decimals are exact in float; the compiler rounds the others.
     return f"{float(size)!r}f * {name}"
 
 
 def _sum(row, names) -> str:
-    """`row . names` as C++; positive terms come first, so that no expression begins with a sign."""
+    """The dot product of row and names as C++; positive terms first, to avoid a leading sign."""
     terms = sorted(
         ((c, n) for c, n in zip(row, names, strict=True) if c), key=lambda term: term[0] < 0
     )
@@ -85,8 +85,8 @@ def _sum(row, names) -> str:
     return text
 
 
-def _evaluating(matrix: Matrix) -> list[str]:
-    """C++ of out = matrix in, for rows that belong to the points."""
+def _evaluation_code(matrix: Matrix) -> list[str]:
+    """C++ for out = matrix @ in, where each row of the matrix belongs to a point."""
     names = [f"in[{column}]" for column in range(len(matrix[0]))]
     lines = [f"out[0] = {_sum(matrix[0], names)};"]
     for plus in range(1, SIZE - 1, 2):
@@ -102,8 +102,8 @@ def _evaluating(matrix: Matrix) -> list[str]:
     return [*lines, f"out[{SIZE - 1}] = {_sum(matrix[-1], names)};"]
 
 
-def _interpolating(matrix: Matrix) -> list[str]:
-    """C++ of out = matrix in, for columns that belong to the points."""
+def _interpolation_code(matrix: Matrix) -> list[str]:
+    """C++ for out = matrix @ in, where each column of the matrix belongs to a point."""
     lines = []
     for plus in range(1, SIZE - 1, 2):
         lines += [
@@ -120,31 +120,36 @@ def _interpolating(matrix: Matrix) -> list[str]:
 
 
 TRANSFORMS = (
-    ("transform_input", "B^T: 8 inputs to their values at the points.", input_matrix, _evaluating),
-    ("transform_kernel", "G: 5 taps to their values at the points.", kernel_matrix, _evaluating),
+    (
+        "transform_input",
+        "B^T: the values of 8 inputs at the points.",
+        input_matrix,
+        _evaluation_code,
+    ),
+    ("transform_kernel", "G: the values of 5 taps at the points.", kernel_matrix, _evaluation_code),
     (
         "transform_output",
-        "A^T: 8 products at the points to 4 outputs.",
+        "A^T: 4 outputs from the products at the 8 points.",
         output_matrix,
-        _interpolating,
+        _interpolation_code,
     ),
     (
         "transform_output_gradient",
-        "A: the gradient of 4 outputs to that of the 8 products.",
+        "A: the gradient of the 8 products from that of the 4 outputs.",
         lambda: _transposed(output_matrix()),
-        _evaluating,
+        _evaluation_code,
     ),
     (
         "transform_kernel_gradient",
-        "G^T: the gradient at 8 points to that of the 5 taps.",
+        "G^T: the gradient of the 5 taps from that at the 8 points.",
         lambda: _transposed(kernel_matrix()),
-        _interpolating,
+        _interpolation_code,
     ),
 )
 
 
 def header() -> str:
-    """The text of native/toom_cook.h."""
+    """Returns the text of native/toom_cook.h."""
     functions = []
     for name, comment, matrix_of, lines_of in TRANSFORMS:
         matrix = matrix_of()
@@ -156,12 +161,12 @@ def header() -> str:
         )
     points = ", ".join(str(point) for point in POINTS)
     constants = (
-        f"constexpr int kOutputs = {OUTPUTS};  // of a tile, along one axis\n"
+        f"constexpr int kOutputs = {OUTPUTS};  // outputs of a tile along an axis\n"
         f"constexpr int kTaps = {TAPS};\n"
         f"constexpr int kPoints = {SIZE};\n"
     )
     return (
-        "// Written by src/fast_conv3d/toom_cook.py: change that, not this.\n"
+        "// Generated by src/fast_conv3d/toom_cook.py; do not edit.\n"
         f"// 1-D transforms of Toom-Cook F({OUTPUTS}, {TAPS}) at the points {points}, infinity.\n"
         '#pragma once\n\n#include "vector.h"\n\n'
         "// clang-format off\n"

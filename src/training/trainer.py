@@ -20,7 +20,7 @@ from ..dataset import TrainingSamples, create_dataset
 from ..devices.device import apply_precision, reason_of
 from ..devices.ranks import Ranks
 from ..evaluation import mean_dice
-from ..fast_conv3d.network import accelerated
+from ..fast_conv3d.network import to_fast_vnet
 from ..lr_schedule import learning_rates
 from ..promise12.splits import split_cases
 from ..utils.errors import DataError, UsageError
@@ -60,7 +60,7 @@ def averaging_network(config: EasyDict, device_target: str) -> nn.Cell:
     """A network for the moving average of another's weights; it only predicts."""
     network = create_vnet(config)
     apply_precision(network, config, device_target)
-    return accelerated(network, config, device_target).set_train(False)
+    return to_fast_vnet(network, config, device_target).set_train(False)
 
 
 def sinks_dataset(config: EasyDict, device_target: str) -> bool:
@@ -260,7 +260,7 @@ def train(
         )
     ms.set_seed(config.seed)
     network = create_vnet(config, sync_batch_norm=config.sync_batch_norm and ranks.count > 1)
-    network = accelerated(network, config, device_target)
+    network = to_fast_vnet(network, config, device_target)
     if device_target == "CPU":
         check_training_fits(config, network, len(cases))
     for case in ranks.share(val_cases):

@@ -236,8 +236,8 @@ def test_no_compiler(fake, chosen, reason, remedy):
         ("echo it is all wrong >&2; exit 4", "fails (it is all wrong)"),
         ("exit 4", "fails (exit code 4)"),
         ("kill -9 $$", "fails (exit code -9)"),
-        ("exit 0", "made a library that cannot be loaded (OSError: "),
-        ("echo text >$2; exit 0", "made a library that cannot be loaded (OSError: "),
+        ("exit 0", "built a library that cannot be loaded (OSError: "),
+        ("echo text >$2; exit 0", "built a library that cannot be loaded (OSError: "),
     ],
 )
 def test_a_compiler_that_fails(fake, behaviour, finding):

@@ -460,8 +460,8 @@ def in_eights(fine):
 @pytest.mark.parametrize("kind", INPUTS)
 @pytest.mark.parametrize(
     ("unit_kind", "fine_channels", "coarse_channels", "sides"),
-    [(operators.HALVE, *layer) for layer in HALVES]
-    + [(operators.DOUBLE, *layer) for layer in DOUBLES],
+    [(operators.CONV_DOWN2, *layer) for layer in HALVES]
+    + [(operators.CONV_UP2, *layer) for layer in DOUBLES],
 )
 def test_accuracy_of_a_strided_layer(
     pynative, unit_kind, fine_channels, coarse_channels, sides, kind
@@ -472,7 +472,7 @@ def test_accuracy_of_a_strided_layer(
     coarse = np.float32(generator.standard_normal((coarse_channels, *sides)))
     weight = generator.standard_normal((coarse_channels, fine_channels, 2, 2, 2))
     fine, weight = np.float32(fine), np.float32(weight)
-    halves = unit_kind == operators.HALVE
+    halves = unit_kind == operators.CONV_DOWN2
     x, d_y = (fine, coarse) if halves else (coarse, fine)
     x = INPUTS[kind](x)
     fine, coarse = (x, d_y) if halves else (d_y, x)

@@ -5,7 +5,7 @@ import pytest
 
 from src.config import overridden, vnet_cfg
 from src.data_manager import TrainingVolume
-from src.fast_conv3d.network import accelerated
+from src.fast_conv3d.network import to_fast_vnet
 from src.training import memory
 from src.utils.errors import DataError
 from src.vnet import create_vnet
@@ -17,7 +17,7 @@ GB = 10**9
 def test_the_largest_fitting_batch_is_named(monkeypatch, fast_conv3d):
     overrides = ["width=2", "VolSize=128,128,64", "batch_size=8", f"fast_conv3d={fast_conv3d}"]
     config = overridden(vnet_cfg, overrides)
-    network = accelerated(create_vnet(config), config, "CPU")
+    network = to_fast_vnet(create_vnet(config), config, "CPU")
     parameters = sum(p.size for p in network.get_parameters())
     fitting = memory.training_bytes(config, parameters, 3, fast_conv3d == "on", case_count=40)
     monkeypatch.setattr(memory, "available_bytes", lambda: fitting + 1)

@@ -1,14 +1,14 @@
-// The end of the network: a convolution to two channels of logits, of which only the difference
-// counts, since a softmax over two channels is the sigmoid of their difference. So it is one
-// convolution, with the difference of the two filters, and a sigmoid. Tensors are plain.
+// The end of the network: a convolution to two channels of logits, and a softmax. The softmax of
+// two channels is the sigmoid of their difference, so both are computed as one convolution with the
+// difference of the two filters, and a sigmoid. Tensors are plain.
 #pragma once
 
 #include <algorithm>
 #include <cstring>
 #include <vector>
 
-#include "narrow.h"
-#include "norm_act.h"
+#include "few_channels.h"
+#include "post_ops.h"
 
 namespace fast_conv3d {
 namespace head {
@@ -21,11 +21,12 @@ struct Head {
   const float* bias;     // (2), or null
 
   int taps() const { return side * side * side; }
-  int margin() const { return narrow::kHalo - side / 2; }
+  // Where the kernel's first tap lies in the padded tensor, along each axis.
+  int first_tap() const { return few_channels::kPadding - side / 2; }
   size_t filter_floats() const { return static_cast<size_t>(shape.channels) * taps(); }
-  Shape padded() const { return narrow::padded_shape(shape, shape.channels); }
+  Shape padded() const { return few_channels::padded_shape(shape, shape.channels); }
 
-  // (channels, taps): the foreground's filter minus the other.
+  // The foreground's filter minus the other, (channels, taps).
   std::vector<float> difference() const {
     std::vector<float> result(filter_floats());
     const float* front = weights + foreground * filter_floats();
@@ -46,10 +47,10 @@ inline Vec sigmoid(Vec x) {
 inline float sum_of_lanes(Vec value) {
   float lanes[kLanes];
   store(lanes, value);
-  return narrow::sum_lanes(lanes);
+  return few_channels::sum_lanes(lanes);
 }
 
-// Stores lanes that are voxels of a row of `z` voxels, from voxel `first` on.
+// Stores 16 neighbours along z of a row of `z` voxels, from voxel `first` on; fewer at its end.
 FC3D_INLINE void store_row(float* row, int first, int z, Vec value) {
   if (first + kLanes <= z) return store(row + first, value);
   float lanes[kLanes];
@@ -60,7 +61,7 @@ FC3D_INLINE Vec load_row(const float* row, int first, int z) {
   return first + kLanes <= z ? load(row + first) : load_first(row + first, z - first);
 }
 
-// Calls task(image, padded voxel of the kernel's first tap, voxel of the row's start in the batch)
+// Calls task(image, padded voxel of the kernel's first tap, first voxel of the row in the batch)
 // for each row of plane `item`.
 template <typename Task>
 void for_rows(const Head& head, int item, const Task& task) {
@@ -68,12 +69,12 @@ void for_rows(const Head& head, int item, const Task& task) {
   const int image = item / head.shape.x, x = item % head.shape.x;
   for (int y = 0; y < head.shape.y; ++y)
     task(image,
-         (static_cast<size_t>(x + head.margin()) * padded.y + y + head.margin()) * padded.z +
-             head.margin(),
+         (static_cast<size_t>(x + head.first_tap()) * padded.y + y + head.first_tap()) * padded.z +
+             head.first_tap(),
          (static_cast<size_t>(item) * head.shape.y + y) * head.shape.z);
 }
 
-// The distance of a tap from the first, in voxels of a padded tensor.
+// The offset of each tap from the first, in voxels of a padded tensor.
 inline std::vector<size_t> tap_offsets(const Head& head) {
   const Shape padded = head.padded();
   std::vector<size_t> offsets(head.taps());
@@ -85,12 +86,12 @@ inline std::vector<size_t> tap_offsets(const Head& head) {
   return offsets;
 }
 
-// probability (batch, x, y, z) of the foreground from `input` (batch, channels, x, y, z).
+// Computes the foreground's probability (batch, x, y, z) of `input` (batch, channels, x, y, z).
 inline void forward(ThreadPool& pool, Scratch& scratch, const Head& head, const float* input,
                     float* probability) {
   const Shape padded = head.padded();
-  float* source = scratch.get(narrow::padded_floats(padded));
-  narrow::pad(input, head.shape, padded, pool, source);
+  float* source = scratch.get(few_channels::padded_floats(padded));
+  few_channels::pad(input, head.shape, padded, pool, source);
   const std::vector<float> weights = head.difference();
   const std::vector<size_t> offsets = tap_offsets(head);
   const Vec bias = broadcast(head.bias_difference());
@@ -109,17 +110,17 @@ inline void forward(ThreadPool& pool, Scratch& scratch, const Head& head, const 
   });
 }
 
-// The gradients of input, weights and bias (null where there is none).
+// Computes the gradients of input, weights and bias (null if there is none).
 inline void backward(ThreadPool& pool, Scratch& scratch, const Head& head, const float* input,
                      const float* probability, const float* d_probability, float* d_input,
                      float* d_weights, float* d_bias) {
   const Shape &shape = head.shape, padded = head.padded();
-  const Shape one = narrow::padded_shape(shape, 1);
-  float* source = scratch.get(narrow::padded_floats(padded) + narrow::padded_floats(one) +
-                              shape.batch * shape.voxels());
-  float* d_padded = source + narrow::padded_floats(padded);
-  float* d_logit = d_padded + narrow::padded_floats(one);
-  narrow::pad(input, shape, padded, pool, source);
+  const Shape one = few_channels::padded_shape(shape, 1);
+  float* source = scratch.get(few_channels::padded_floats(padded) +
+                              few_channels::padded_floats(one) + shape.batch * shape.voxels());
+  float* d_padded = source + few_channels::padded_floats(padded);
+  float* d_logit = d_padded + few_channels::padded_floats(one);
+  few_channels::pad(input, shape, padded, pool, source);
   const std::vector<float> weights = head.difference();
   const std::vector<size_t> offsets = tap_offsets(head);
   const int taps = head.taps(), planes = shape.batch * shape.x;
@@ -133,15 +134,15 @@ inline void backward(ThreadPool& pool, Scratch& scratch, const Head& head, const
       }
     });
   });
-  narrow::pad(d_logit, shape, one, pool, d_padded);
+  few_channels::pad(d_logit, shape, one, pool, d_padded);
 
-  // Sums of a row in float, of a plane and of all planes in double, in a fixed order.
+  // A row is summed in float, a plane and all planes in double, in a fixed order.
   const size_t sums_of_plane = head.filter_floats() + 1;
   std::vector<double> sums(planes * sums_of_plane, 0.);
   pool.for_each(planes, [&](int item, int) {
     double* plane_sums = sums.data() + item * sums_of_plane;
     for_rows(head, item, [&](int image, size_t first_tap, size_t row) {
-      // A tap that reaches ahead of the output brings the gradient from behind it.
+      // The input gradient is a convolution of d_logit with the reversed filter.
       const float* d_taps = d_padded + image * one.voxels() + first_tap;
       const float* in_taps = source + image * padded.channels * padded.voxels() + first_tap;
       const size_t in_image = row - static_cast<size_t>(image) * shape.voxels();

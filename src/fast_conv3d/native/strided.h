@@ -1,16 +1,21 @@
 // The 2x2x2 convolution with stride 2 and its transpose.
 //
-// Both join a fine grid to a coarse one of half its sides, and each coarse voxel to the eight fine
-// voxels ("taps") that it covers. `gather` computes coarse from fine: the forward of nn.Conv3d and
-// the gradient of the input of nn.Conv3dTranspose. `scatter` computes fine from coarse: the forward
-// of nn.Conv3dTranspose and the gradient of the input of nn.Conv3d. Weights are (coarse channels,
-// fine channels, 2, 2, 2) in both, as either cell keeps them.
+// Each voxel of the coarse grid covers eight voxels ("taps") of the fine grid, whose sides are
+// twice as long.
 //
-// Taps do not overlap, so each is a matrix product: a tile of voxels is copied side by side, and a
-// register tile of voxels x Vecs of output channels runs over all input channels (and taps).
+//   conv_down2  computes coarse from fine: the forward pass of nn.Conv3d and the input gradient of
+//               nn.Conv3dTranspose
+//   conv_up2    computes fine from coarse: the forward pass of nn.Conv3dTranspose and the input
+//               gradient of nn.Conv3d
+//
+// The weights are (coarse channels, fine channels, 2, 2, 2) in both, the layout of either cell.
+// Taps do not overlap, so both are matrix products. The inputs of kMR voxels are packed
+// contiguously, and a micro-kernel computes kMR voxels x kNR Vecs of outputs over all input
+// channels (and taps).
 #pragma once
 
 #include <algorithm>
+#include <cassert>
 #include <cstddef>
 
 #include "tensor.h"
@@ -22,44 +27,44 @@ namespace strided {
 
 constexpr int kTaps = 8;
 
-// The register tile: as many accumulators as registers hold beside weights and inputs.
-constexpr int kTileVoxels = kParts == 1 ? 12 : 6;
-constexpr int kTileVectors = kParts == 1 ? 2 : 1;
-constexpr int kTileFloats = kTileVoxels * kLanes;  // of one block of input channels
+// The tile of the micro-kernel, in registers: kMR voxels by kNR Vecs of output channels.
+constexpr int kMR = kParts == 1 ? 12 : 6;
+constexpr int kNR = kParts == 1 ? 2 : 1;
+constexpr int kTileFloats = kMR * kLanes;  // packed inputs of one block of channels
 
-// An item of work: tiles that share the weights they pull into the cache.
+// An item of work: tiles that use the same weights while these are in the cache.
 constexpr int kMaxItemTiles = 16;
-constexpr size_t kItemFloats = 48 * 1024;  // of copied inputs: a fraction of the L2 cache
+constexpr size_t kItemFloats = 48 * 1024;  // packed inputs: a fraction of the L2 cache
 
 inline Shape fine_shape(const Shape& coarse, int channels) {
   return {coarse.batch, channels, 2 * coarse.x, 2 * coarse.y, 2 * coarse.z};
 }
 
-// The fine voxels of the first tap of `count` coarse voxels from `voxel` on.
-inline void first_taps(const Shape& coarse, size_t voxel, int count, size_t* fine_voxels) {
+// The fine voxel of the first tap of each of `count` coarse voxels from `voxel` on.
+inline void first_tap_voxels(const Shape& coarse, size_t voxel, int count, size_t* fine_voxels) {
   int z = static_cast<int>(voxel % coarse.z), y = static_cast<int>(voxel / coarse.z % coarse.y);
   size_t row = (voxel / coarse.z / coarse.y * 2 * coarse.y + y) * 4 * coarse.z;
   for (int i = 0; i < count; ++i) {
     fine_voxels[i] = row + 2 * z;
     if (++z < coarse.z) continue;
     z = 0;
-    row += 4 * coarse.z;  // past the odd row
+    row += 4 * coarse.z;  // skips the odd row
     if (++y < coarse.y) continue;
     y = 0;
-    row += 4 * static_cast<size_t>(coarse.y) * coarse.z;  // past the odd plane
+    row += 4 * static_cast<size_t>(coarse.y) * coarse.z;  // skips the odd plane
   }
 }
 
-// The distance of a tap (x, y, z in its three bits) from the first, in fine voxels.
+// The offset of a tap (x, y, z in its three bits) from the first tap, in fine voxels.
 inline size_t tap_offset(const Shape& fine, int tap) {
   return (static_cast<size_t>(tap >> 2) * fine.y + (tap >> 1 & 1)) * fine.z + (tap & 1);
 }
 
-// Calls set(coarse_block, fine_block, coarse_lane, fine_lane, tap, weight) for each weight of whole
-// blocks, zeros past the last channel.
+// Calls set(coarse_block, fine_block, coarse_lane, fine_lane, tap, weight) for each weight of all
+// blocks, with weight 0 past the last channel.
 template <typename Set>
-void for_weights(const float* weights, int coarse_channels, int coarse_blocks, int fine_channels,
-                 int fine_blocks, ThreadPool& pool, const Set& set) {
+void for_each_weight(const float* weights, int coarse_channels, int coarse_blocks,
+                     int fine_channels, int fine_blocks, ThreadPool& pool, const Set& set) {
   pool.for_each(coarse_blocks * fine_blocks, [&](int item, int) {
     const int coarse_block = item / fine_blocks, fine_block = item % fine_blocks;
     for (int i = 0; i < kLanes; ++i)
@@ -73,37 +78,38 @@ void for_weights(const float* weights, int coarse_channels, int coarse_blocks, i
   });
 }
 
-// sums[voxel][vector] = sum over channels of inputs[block][voxel][lane] * weights[channel][vector].
-inline void multiply_tile(const float* inputs, int blocks, const float* weights, Vec* sums) {
-  Vec sum[kTileVoxels][kTileVectors];
+// sums[voxel][vector] = sum over channels of inputs[block][voxel][lane] * weights[channel][vector],
+// for kMR voxels and kNR vectors.
+inline void gemm_microkernel(const float* inputs, int blocks, const float* weights, Vec* sums) {
+  Vec sum[kMR][kNR];
 #pragma GCC unroll 16
-  for (int voxel = 0; voxel < kTileVoxels; ++voxel)
+  for (int voxel = 0; voxel < kMR; ++voxel)
 #pragma GCC unroll 16
-    for (int i = 0; i < kTileVectors; ++i) sum[voxel][i] = zero();
+    for (int i = 0; i < kNR; ++i) sum[voxel][i] = zero();
   for (int block = 0; block < blocks; ++block, inputs += kTileFloats)
-    for (int lane = 0; lane < kLanes; ++lane, weights += kTileVectors * kLanes)
+    for (int lane = 0; lane < kLanes; ++lane, weights += kNR * kLanes)
 #pragma GCC unroll 16
-      for (int voxel = 0; voxel < kTileVoxels; ++voxel)
+      for (int voxel = 0; voxel < kMR; ++voxel)
 #pragma GCC unroll 16
-        for (int i = 0; i < kTileVectors; ++i)
+        for (int i = 0; i < kNR; ++i)
           sum[voxel][i] += inputs[voxel * kLanes + lane] * load(weights + i * kLanes);
 #pragma GCC unroll 16
-  for (int voxel = 0; voxel < kTileVoxels; ++voxel)
+  for (int voxel = 0; voxel < kMR; ++voxel)
 #pragma GCC unroll 16
-    for (int i = 0; i < kTileVectors; ++i) sums[voxel * kTileVectors + i] = sum[voxel][i];
+    for (int i = 0; i < kNR; ++i) sums[voxel * kNR + i] = sum[voxel][i];
 }
 
-// The product of every tile with every group of kTileVectors output Vecs. `weights` are packed as
-// (group, channel, vector, 16), channels counting `blocks` blocks. copy(image, voxel, count,
-// fine_voxels, inputs) copies a tile's inputs as (block, kTileVoxels, 16); keep(image, voxel,
-// count, fine_voxels, group, sums) takes its sums.
-template <typename Copy, typename Keep>
-void multiply(const Shape& coarse, int blocks, int groups, const float* weights, float* inputs,
-              ThreadPool& pool, const Copy& copy, const Keep& keep) {
+// Multiplies every tile of kMR voxels by every group of kNR Vecs of outputs. `weights` are packed
+// as (group, input channel, vector, 16), with `blocks` blocks of input channels. pack(image, voxel,
+// count, fine_voxels, inputs) packs a tile's inputs as (block, kMR, 16); write(image, voxel, count,
+// fine_voxels, group, sums) stores a tile's sums.
+template <typename Pack, typename Write>
+void gemm(const Shape& coarse, int blocks, int groups, const float* weights, float* inputs,
+          ThreadPool& pool, const Pack& pack, const Write& write) {
   const size_t tile_floats = static_cast<size_t>(blocks) * kTileFloats;
-  const size_t group_floats = static_cast<size_t>(blocks) * kLanes * kTileVectors * kLanes;
-  const size_t tiles = (coarse.voxels() + kTileVoxels - 1) / kTileVoxels;
-  // Enough items for all threads to end together, where the volume has them.
+  const size_t group_floats = static_cast<size_t>(blocks) * kLanes * kNR * kLanes;
+  const size_t tiles = (coarse.voxels() + kMR - 1) / kMR;
+  // Small enough items that the threads finish together.
   const size_t fair = tiles * coarse.batch / (4 * pool.size());
   const size_t item_tiles =
       std::max<size_t>(1, std::min({size_t{kMaxItemTiles}, kItemFloats / tile_floats, fair}));
@@ -113,51 +119,52 @@ void multiply(const Shape& coarse, int blocks, int groups, const float* weights,
     const int image = item / image_items;
     const size_t first = item % image_items * item_tiles;
     const int count = static_cast<int>(std::min(item_tiles, tiles - first));
-    size_t fine_voxels[kMaxItemTiles * kTileVoxels];
+    size_t fine_voxels[kMaxItemTiles * kMR];
     const auto tile_voxels = [&](size_t voxel) {
-      return static_cast<int>(std::min<size_t>(kTileVoxels, coarse.voxels() - voxel));
+      return static_cast<int>(std::min<size_t>(kMR, coarse.voxels() - voxel));
     };
     for (int tile = 0; tile < count; ++tile) {
-      const size_t voxel = (first + tile) * kTileVoxels;
-      size_t* tile_fine_voxels = fine_voxels + tile * kTileVoxels;
-      first_taps(coarse, voxel, tile_voxels(voxel), tile_fine_voxels);
-      copy(image, voxel, tile_voxels(voxel), tile_fine_voxels, item_inputs + tile * tile_floats);
+      const size_t voxel = (first + tile) * kMR;
+      size_t* tile_fine_voxels = fine_voxels + tile * kMR;
+      first_tap_voxels(coarse, voxel, tile_voxels(voxel), tile_fine_voxels);
+      pack(image, voxel, tile_voxels(voxel), tile_fine_voxels, item_inputs + tile * tile_floats);
     }
     for (int group = 0; group < groups; ++group)
       for (int tile = 0; tile < count; ++tile) {
-        const size_t voxel = (first + tile) * kTileVoxels;
-        Vec sums[kTileVoxels * kTileVectors];
-        multiply_tile(item_inputs + tile * tile_floats, blocks, weights + group * group_floats,
-                      sums);
-        keep(image, voxel, tile_voxels(voxel), fine_voxels + tile * kTileVoxels, group, sums);
+        const size_t voxel = (first + tile) * kMR;
+        Vec sums[kMR * kNR];
+        gemm_microkernel(item_inputs + tile * tile_floats, blocks, weights + group * group_floats,
+                         sums);
+        write(image, voxel, tile_voxels(voxel), fine_voxels + tile * kMR, group, sums);
       }
   });
 }
 
+// Scratch for packed inputs of all threads.
 inline size_t input_floats(int blocks, const ThreadPool& pool) {
   return pool.size() * std::max(kItemFloats, static_cast<size_t>(blocks) * kTileFloats);
 }
 
 // coarse[k][v] = epilogue(sum over c, tap of weights[k][c][tap] * fine[c][2 v + tap]).
-// `fine_channels` channels on twice the sides of `shape`, which is the coarse tensor's.
-// epilogue(value, image, block, voxel) returns what is stored, and must leave lanes past the last
-// channel zero.
+// `shape` is that of `coarse`. epilogue(value, image, block, voxel) returns the vector to store,
+// with zeros in the lanes past the last channel.
 template <typename Epilogue>
-void gather(const float* fine, int fine_channels, const float* weights, float* coarse,
-            const Shape& shape, const Epilogue& epilogue, ThreadPool& pool, Scratch& scratch) {
+void conv_down2(const float* fine, int fine_channels, const float* weights, float* coarse,
+                const Shape& shape, const Epilogue& epilogue, ThreadPool& pool, Scratch& scratch) {
+  assert(shape.valid() && fine_channels > 0);
+  assert(fine != nullptr && weights != nullptr && coarse != nullptr);
   const Shape from = fine_shape(shape, fine_channels);
   const int blocks = from.blocks() * kTaps;
-  const int groups = (shape.blocks() + kTileVectors - 1) / kTileVectors;
-  const size_t packed_floats =
-      static_cast<size_t>(groups) * blocks * kLanes * kTileVectors * kLanes;
+  const int groups = (shape.blocks() + kNR - 1) / kNR;
+  const size_t packed_floats = static_cast<size_t>(groups) * blocks * kLanes * kNR * kLanes;
   float* packed = scratch.get(packed_floats + input_floats(blocks, pool));
-  for_weights(weights, shape.channels, groups * kTileVectors, fine_channels, from.blocks(), pool,
-              [&](int k_block, int c_block, int k, int c, int tap, float weight) {
-                size_t at = static_cast<size_t>(k_block / kTileVectors) * blocks;
-                at = (at + c_block * kTaps + tap) * kLanes + c;
-                packed[(at * kTileVectors + k_block % kTileVectors) * kLanes + k] = weight;
-              });
-  multiply(
+  for_each_weight(weights, shape.channels, groups * kNR, fine_channels, from.blocks(), pool,
+                  [&](int k_block, int c_block, int k, int c, int tap, float weight) {
+                    size_t at = static_cast<size_t>(k_block / kNR) * blocks;
+                    at = (at + c_block * kTaps + tap) * kLanes + c;
+                    packed[(at * kNR + k_block % kNR) * kLanes + k] = weight;
+                  });
+  gemm(
       shape, blocks, groups, packed, packed + packed_floats, pool,
       [&](int image, size_t, int count, const size_t* fine_voxels, float* inputs) {
         for (int block = 0; block < blocks; ++block, inputs += kTileFloats) {
@@ -170,37 +177,37 @@ void gather(const float* fine, int fine_channels, const float* weights, float* c
         }
       },
       [&](int image, size_t voxel, int count, const size_t*, int group, const Vec* sums) {
-        for (int i = 0; i < kTileVectors; ++i) {
-          const int block = group * kTileVectors + i;
+        for (int i = 0; i < kNR; ++i) {
+          const int block = group * kNR + i;
           if (block >= shape.blocks()) break;
           float* target =
               coarse + image * shape.image_floats() + block * shape.block_floats() + voxel * kLanes;
           for (int j = 0; j < count; ++j)
-            store(target + j * kLanes,
-                  epilogue(sums[j * kTileVectors + i], image, block, voxel + j));
+            store(target + j * kLanes, epilogue(sums[j * kNR + i], image, block, voxel + j));
         }
       });
 }
 
-// fine[c][2 v + tap] = epilogue(sum over k of weights[k][c][tap] * coarse[k][v]). `shape` is the
-// coarse tensor's; the rest as in `gather`.
+// fine[c][2 v + tap] = epilogue(sum over k of weights[k][c][tap] * coarse[k][v]). `shape` is that
+// of `coarse`; epilogue as in conv_down2.
 template <typename Epilogue>
-void scatter(const float* coarse, const Shape& shape, const float* weights, float* fine,
-             int fine_channels, const Epilogue& epilogue, ThreadPool& pool, Scratch& scratch) {
+void conv_up2(const float* coarse, const Shape& shape, const float* weights, float* fine,
+              int fine_channels, const Epilogue& epilogue, ThreadPool& pool, Scratch& scratch) {
+  assert(shape.valid() && fine_channels > 0);
+  assert(fine != nullptr && weights != nullptr && coarse != nullptr);
   const Shape to = fine_shape(shape, fine_channels);
   const int blocks = shape.blocks();
-  const int groups = to.blocks() * kTaps / kTileVectors;
-  const size_t packed_floats =
-      static_cast<size_t>(groups) * blocks * kLanes * kTileVectors * kLanes;
+  const int groups = to.blocks() * kTaps / kNR;
+  const size_t packed_floats = static_cast<size_t>(groups) * blocks * kLanes * kNR * kLanes;
   float* packed = scratch.get(packed_floats + input_floats(blocks, pool));
-  for_weights(weights, shape.channels, blocks, fine_channels, to.blocks(), pool,
-              [&](int k_block, int c_block, int k, int c, int tap, float weight) {
-                const int vector = c_block * kTaps + tap;
-                size_t at = static_cast<size_t>(vector / kTileVectors) * blocks + k_block;
-                at = (at * kLanes + k) * kTileVectors + vector % kTileVectors;
-                packed[at * kLanes + c] = weight;
-              });
-  multiply(
+  for_each_weight(weights, shape.channels, blocks, fine_channels, to.blocks(), pool,
+                  [&](int k_block, int c_block, int k, int c, int tap, float weight) {
+                    const int vector = c_block * kTaps + tap;
+                    size_t at = static_cast<size_t>(vector / kNR) * blocks + k_block;
+                    at = (at * kLanes + k) * kNR + vector % kNR;
+                    packed[at * kLanes + c] = weight;
+                  });
+  gemm(
       shape, blocks, groups, packed, packed + packed_floats, pool,
       [&](int image, size_t voxel, int count, const size_t*, float* inputs) {
         const float* source = coarse + image * shape.image_floats() + voxel * kLanes;
@@ -210,43 +217,41 @@ void scatter(const float* coarse, const Shape& shape, const float* weights, floa
         }
       },
       [&](int image, size_t, int count, const size_t* fine_voxels, int group, const Vec* sums) {
-        const int block = group * kTileVectors / kTaps;
+        const int block = group * kNR / kTaps;
         float* target = fine + image * to.image_floats() + block * to.block_floats();
         for (int j = 0; j < count; ++j)
-          for (int i = 0; i < kTileVectors; ++i) {
-            const size_t voxel =
-                fine_voxels[j] + tap_offset(to, (group * kTileVectors + i) % kTaps);
-            store(target + voxel * kLanes,
-                  epilogue(sums[j * kTileVectors + i], image, block, voxel));
+          for (int i = 0; i < kNR; ++i) {
+            const size_t voxel = fine_voxels[j] + tap_offset(to, (group * kNR + i) % kTaps);
+            store(target + voxel * kLanes, epilogue(sums[j * kNR + i], image, block, voxel));
           }
       });
 }
 
-// The register tile of the weight gradient: coarse channels x Vecs of (tap, fine channels).
-constexpr int kGradientRows = kParts == 1 ? 8 : 4;
-// Voxels summed in registers before they are added to an item's sums: short sums of short sums
-// lose less to rounding than one long one.
+// The tile of the weight gradient's micro-kernel: kGradientMR coarse channels by kNR Vecs of (tap,
+// fine channels).
+constexpr int kGradientMR = kParts == 1 ? 8 : 4;
+// Voxels summed in registers before they are added to an item's sums: two levels of summation lose
+// less to rounding than one long sum.
 constexpr int kGradientVoxels = 128;
 
 // sums[row][vector] += sum over voxels of coarse[voxel][row] * fine[voxel][vector].
-inline void accumulate_tile(const float* coarse, const float* fine, int voxels, float* sums) {
-  Vec sum[kGradientRows][kTileVectors];
+inline void gradient_microkernel(const float* coarse, const float* fine, int voxels, float* sums) {
+  Vec sum[kGradientMR][kNR];
 #pragma GCC unroll 16
-  for (int row = 0; row < kGradientRows; ++row)
+  for (int row = 0; row < kGradientMR; ++row)
 #pragma GCC unroll 16
-    for (int i = 0; i < kTileVectors; ++i) sum[row][i] = zero();
+    for (int i = 0; i < kNR; ++i) sum[row][i] = zero();
   for (int voxel = 0; voxel < voxels; ++voxel)
 #pragma GCC unroll 16
-    for (int row = 0; row < kGradientRows; ++row)
+    for (int row = 0; row < kGradientMR; ++row)
 #pragma GCC unroll 16
-      for (int i = 0; i < kTileVectors; ++i)
-        sum[row][i] +=
-            coarse[voxel * kLanes + row] * load(fine + (voxel * kTileVectors + i) * kLanes);
+      for (int i = 0; i < kNR; ++i)
+        sum[row][i] += coarse[voxel * kLanes + row] * load(fine + (voxel * kNR + i) * kLanes);
 #pragma GCC unroll 16
-  for (int row = 0; row < kGradientRows; ++row)
+  for (int row = 0; row < kGradientMR; ++row)
 #pragma GCC unroll 16
-    for (int i = 0; i < kTileVectors; ++i) {
-      float* target = sums + (row * kTileVectors + i) * kLanes;
+    for (int i = 0; i < kNR; ++i) {
+      float* target = sums + (row * kNR + i) * kLanes;
       store(target, load(target) + sum[row][i]);
     }
 }
@@ -258,23 +263,26 @@ inline void accumulate_sum(const float* source, int voxels, int stride, float* t
   store(target, load(target) + sum);
 }
 
-// weights_gradient[k][c][tap] = sum over images and voxels of coarse[k][v] * fine[c][2 v + tap],
-// and the sums over images and voxels of each channel of either tensor: the gradient of the bias is
-// `coarse_sums` for nn.Conv3d, `fine_sums` for nn.Conv3dTranspose; each may be null. `shape` is the
-// coarse tensor's.
+// weights_gradient[k][c][tap] = sum over batch and voxels of coarse[k][v] * fine[c][2 v + tap].
+// Also the sums over batch and voxels of each channel of either tensor, unless null: coarse_sums is
+// the bias gradient of nn.Conv3d, fine_sums that of nn.Conv3dTranspose. `shape` is that of
+// `coarse`.
 inline void weight_gradient(const float* coarse, const Shape& shape, const float* fine,
                             int fine_channels, float* weights_gradient, float* coarse_sums,
                             float* fine_sums, ThreadPool& pool, Scratch& scratch) {
+  assert(shape.valid() && fine_channels > 0);
+  assert(coarse != nullptr && fine != nullptr && weights_gradient != nullptr);
   const Shape from = fine_shape(shape, fine_channels);
   const int k_blocks = shape.blocks(), c_blocks = from.blocks();
-  constexpr int kGroups = kTaps / kTileVectors;
+  constexpr int kGroups = kTaps / kNR;
   constexpr size_t kBlockFloats = kLanes * kTaps * kLanes;  // gradients of a pair of blocks
   const size_t pair_floats = k_blocks * c_blocks * kBlockFloats;
   const size_t item_floats = pair_floats + (k_blocks + c_blocks) * kLanes;
   const size_t copy_floats = static_cast<size_t>(c_blocks) * kTaps * kGradientVoxels * kLanes;
 
-  // Items are parts of the voxels and, where these are few beside the weights, of the coarse
-  // channels too; each part of the voxels has sums of its own, added up in order at the end.
+  // The work is split by voxels and, where there are few voxels and many weights, by coarse
+  // channels too. Each part of the voxels has its own sums, which are added in a fixed order at the
+  // end.
   constexpr size_t kMaxPartFloats = 1 << 20;
   const size_t image_runs = (shape.voxels() + kGradientVoxels - 1) / kGradientVoxels;
   const size_t runs = image_runs * shape.batch;
@@ -295,27 +303,26 @@ inline void weight_gradient(const float* coarse, const Shape& shape, const float
       const size_t image = run / image_runs, voxel = run % image_runs * kGradientVoxels;
       const int count = static_cast<int>(std::min<size_t>(kGradientVoxels, shape.voxels() - voxel));
       size_t fine_voxels[kGradientVoxels];
-      first_taps(shape, voxel, count, fine_voxels);
+      first_tap_voxels(shape, voxel, count, fine_voxels);
       const float* k_source = coarse + image * shape.image_floats() + voxel * kLanes;
       for (int c_block = 0; c_block < c_blocks; ++c_block) {
         const float* c_source = fine + image * from.image_floats() + c_block * from.block_floats();
         for (int group = 0; group < kGroups; ++group) {
-          float* target =
-              copy + (c_block * kGroups + group) * kTileVectors * kGradientVoxels * kLanes;
-          for (int i = 0; i < kTileVectors; ++i) {
-            const size_t offset = tap_offset(from, group * kTileVectors + i);
+          float* target = copy + (c_block * kGroups + group) * kNR * kGradientVoxels * kLanes;
+          for (int i = 0; i < kNR; ++i) {
+            const size_t offset = tap_offset(from, group * kNR + i);
             for (int j = 0; j < count; ++j)
-              store(target + (j * kTileVectors + i) * kLanes,
+              store(target + (j * kNR + i) * kLanes,
                     load(c_source + (fine_voxels[j] + offset) * kLanes));
             if (fine_sums != nullptr && k_part == 0)
-              accumulate_sum(target + i * kLanes, count, kTileVectors * kLanes,
+              accumulate_sum(target + i * kLanes, count, kNR * kLanes,
                              sums + pair_floats + (k_blocks + c_block) * kLanes);
           }
           for (int k_block = k_begin; k_block < k_end; ++k_block)
-            for (int row = 0; row < kLanes; row += kGradientRows)
-              accumulate_tile(k_source + k_block * shape.block_floats() + row, target, count,
-                              sums + (k_block * c_blocks + c_block) * kBlockFloats +
-                                  (group * kLanes + row) * kTileVectors * kLanes);
+            for (int row = 0; row < kLanes; row += kGradientMR)
+              gradient_microkernel(k_source + k_block * shape.block_floats() + row, target, count,
+                                   sums + (k_block * c_blocks + c_block) * kBlockFloats +
+                                       (group * kLanes + row) * kNR * kLanes);
         }
       }
       for (int k_block = k_begin; coarse_sums != nullptr && k_block < k_end; ++k_block)
@@ -334,7 +341,7 @@ inline void weight_gradient(const float* coarse, const Shape& shape, const float
     for (int row = 0; row < std::min(kLanes, shape.channels - k_first); ++row) {
       float taps[kTaps][kLanes];
       for (int tap = 0; tap < kTaps; ++tap) {
-        const int vector = (tap / kTileVectors * kLanes + row) * kTileVectors + tap % kTileVectors;
+        const int vector = (tap / kNR * kLanes + row) * kNR + tap % kNR;
         store(taps[tap], total(pair * kBlockFloats + vector * kLanes));
       }
       float* target =

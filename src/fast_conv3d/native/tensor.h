@@ -1,4 +1,4 @@
-// Shapes of blocked tensors, and scratch memory.
+// The shape of a blocked tensor, and scratch memory.
 #pragma once
 
 #include <cstddef>
@@ -14,10 +14,11 @@
 
 namespace fast_conv3d {
 
-// A blocked tensor (batch, blocks(), x, y, z, 16); see vector.h.
+// The shape of a blocked tensor (batch, blocks(), x, y, z, 16); see vector.h.
 struct Shape {
   int batch, channels, x, y, z;
 
+  bool valid() const { return batch > 0 && channels > 0 && x > 0 && y > 0 && z > 0; }
   int blocks() const { return (channels + kLanes - 1) / kLanes; }
   size_t voxels() const { return static_cast<size_t>(x) * y * z; }
   size_t block_floats() const { return voxels() * kLanes; }
@@ -25,8 +26,8 @@ struct Shape {
   size_t floats() const { return image_floats() * batch; }
 };
 
-// Memory that grows to the largest request and is used again, in huge pages where the system has
-// them: the kernels walk many far apart places at once. Not shared between threads.
+// A buffer that grows to the largest request and is reused. It asks for huge pages, because the
+// kernels read from many distant addresses at once and would miss in the TLB. Not thread-safe.
 class Scratch {
  public:
   Scratch() = default;
@@ -34,7 +35,7 @@ class Scratch {
   Scratch& operator=(const Scratch&) = delete;
   ~Scratch() { std::free(data_); }
 
-  // At least `floats` floats, with whatever is in them. Throws std::bad_alloc.
+  // Returns at least `floats` floats, uninitialized. Throws std::bad_alloc.
   float* get(size_t floats) {
     if (floats > size_) {
       std::free(data_);

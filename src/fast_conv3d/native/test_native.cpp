@@ -2,9 +2,9 @@
 //
 //   g++ -std=c++17 -O1 -pthread test_native.cpp -o test_native && ./test_native [THREADS ...]
 //
-// tests/test_fast_conv3d_native.py does so with sanitizers and for several processors. A line per
-// failure, and then the exit code is 1. Tensors are plain here, (batch, channels, x, y, z), and
-// blocked only on their way into an operator.
+// tests/fast_conv3d/test_native.py does so with sanitizers and for several processors. Prints a
+// line for each failure; the exit code is then 1. Tensors are plain here, (batch, channels, x, y,
+// z), and converted to blocked tensors for the operators.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -32,7 +32,7 @@ void check(bool passed, const std::string& name, const std::string& finding) {
   std::printf("%s: %s\n", name.c_str(), finding.c_str());
 }
 
-// The largest error, against the largest of the values (or 1, where they are smaller).
+// Checks the largest error, relative to the largest expected value or 1.
 void compare(const std::string& name, const Doubles& found, const Doubles& expected,
              double tolerance) {
   double scale = 1, largest = 0;
@@ -79,7 +79,7 @@ void for_values(const Shape& shape, const Visit& visit) {
   }
 }
 
-// What an operator takes or gives.
+// An input or output of an operator.
 struct Tensor {
   std::vector<int64_t> sides;
   Floats values;
@@ -95,7 +95,7 @@ Tensor tensor(const Doubles& values, std::vector<int64_t> sides = {}) {
   if (sides.empty()) sides = {static_cast<int64_t>(values.size())};
   return {sides, Floats(values.begin(), values.end())};
 }
-Tensor absent() { return tensor({0}); }
+Tensor unused() { return tensor({0}); }
 
 std::vector<int64_t> plain_sides(const Shape& shape) {
   return {shape.batch, shape.channels, shape.x, shape.y, shape.z};
@@ -131,8 +131,8 @@ Doubles doubles(const Tensor& from) { return {from.values.begin(), from.values.e
 
 using Operator = int (*)(int, void**, int*, int64_t**, const char**, void*, void*);
 
-// Calls an operator, into memory full of NaN that ends where the tensor ends; with some threads
-// twice, which has to give the same bits. `outputs` are sides; of doubles twice as many.
+// Calls an operator, whose outputs are filled with NaN before; with three threads twice, which must
+// give the same bits. `outputs` are the sides in floats (a double counts as two).
 std::vector<Tensor> run(const std::string& name, Operator function,
                         const std::vector<Tensor>& inputs,
                         const std::vector<std::vector<int64_t>>& outputs) {
@@ -164,10 +164,10 @@ std::vector<Tensor> run(const std::string& name, Operator function,
 // Calls visit(index in y, in the weights, in x) for each product that a convolution sums.
 template <typename Visit>
 void for_products(Kind kind, const Shape& x, const Shape& y, int side, const Visit& visit) {
-  const bool same_size = kind == Kind::kConv5 || kind == Kind::kWiden;
+  const bool same_size = kind == Kind::kConv5 || kind == Kind::kFewInput;
   // Of the two grids, the one whose voxels are visited, and the weights' two axes of channels.
-  const Shape& coarse = kind == Kind::kDouble ? x : y;
-  const Shape& fine = kind == Kind::kDouble ? y : x;
+  const Shape& coarse = kind == Kind::kConvUp2 ? x : y;
+  const Shape& fine = kind == Kind::kConvUp2 ? y : x;
   const int margin = same_size ? side / 2 : 0, step = same_size ? 1 : 2;
   for (int image = 0; image < coarse.batch; ++image)
     for (int k = 0; k < coarse.channels; ++k)
@@ -181,7 +181,7 @@ void for_products(Kind kind, const Shape& x, const Shape& y, int side, const Vis
               for (int d = std::max(0, -l); d < std::min(coarse.z, coarse.z * step - l); ++d) {
                 const size_t in_coarse = at(coarse, image, k, a, b, d);
                 const size_t in_fine = at(fine, image, c, a * step + i, b * step + j, d * step + l);
-                if (kind == Kind::kDouble)
+                if (kind == Kind::kConvUp2)
                   visit(in_fine, weight + tap, in_coarse);
                 else
                   visit(in_coarse, weight + tap, in_fine);
@@ -218,10 +218,10 @@ void add_per_channel(const Shape& shape, const Doubles& bias, Doubles& values) {
   for (size_t i = 0; i < values.size(); ++i) values[i] += bias[i / shape.voxels() % shape.channels];
 }
 
-// What rounding may cost, as `compare` measures it.
+// The tolerance for rounding errors, see `compare`.
 constexpr double kTolerance = 2e-4;
 
-// By default up to more than the weight gradient has points along an axis.
+// By default up to more threads than the weight gradient has points along an axis (8).
 std::vector<int> thread_counts{1, 2, 3, 9};
 constexpr size_t kVoxelsForManyThreads = 500;
 
@@ -282,26 +282,26 @@ struct UnitCase {
   Activation second = Activation::kNone;
   bool bias = false, norm = false;
   int skip = 0;  // channels
-  bool keep = false;
+  bool dropout_mask = false;
 
-  bool same_size() const { return kind == Kind::kConv5 || kind == Kind::kWiden; }
+  bool same_size() const { return kind == Kind::kConv5 || kind == Kind::kFewInput; }
   int side() const { return same_size() ? 5 : 2; }
   Shape grid(int channels, bool fine) const {
     const int step = fine ? 2 : 1;
     return {batch, channels, step * x, step * y, step * z};
   }
-  Shape x_shape() const { return grid(in, kind == Kind::kHalve); }
-  Shape y_shape() const { return grid(out, kind == Kind::kDouble); }
-  Shape skip_shape() const { return grid(skip, kind == Kind::kDouble); }
-  Shape out_shape() const { return grid(out + skip, kind == Kind::kDouble); }
+  Shape x_shape() const { return grid(in, kind == Kind::kConvDown2); }
+  Shape y_shape() const { return grid(out, kind == Kind::kConvUp2); }
+  Shape skip_shape() const { return grid(skip, kind == Kind::kConvUp2); }
+  Shape out_shape() const { return grid(out + skip, kind == Kind::kConvUp2); }
   std::string name() const {
-    const char* kinds[] = {"conv5", "widen", "halve", "double"};
+    const char* kinds[] = {"conv5", "few_input", "conv_down2", "conv_up2"};
     const auto number = [](auto value) { return std::to_string(static_cast<int>(value)); };
     return std::string("unit ") + kinds[static_cast<int>(kind)] + " " + number(in) + " -> " +
            number(out) + ", batch " + number(batch) + ", " + number(x) + "x" + number(y) + "x" +
            number(z) + ", first " + number(first) + ", residual " + number(residual) + ", second " +
            number(second) + (bias ? ", bias" : "") + (norm ? ", norm" : "") + ", skip " +
-           number(skip) + (keep ? ", keep" : "");
+           number(skip) + (dropout_mask ? ", dropout" : "");
   }
 };
 
@@ -310,13 +310,13 @@ constexpr double kEpsilon = 1e-3, kMomentum = 0.75;
 // A unit's inputs, or their gradients.
 struct Values {
   Doubles x, weight, bias, gamma, beta, moving_mean, moving_variance, first_slopes, second_slopes;
-  Doubles residual, skip, keep;
+  Doubles residual, skip, dropout_mask;
 };
 
 Values random_inputs(const UnitCase& c) {
   const Shape x = c.x_shape(), y = c.y_shape();
   const int taps = c.side() * c.side() * c.side();
-  const int fan_in = c.kind == Kind::kDouble ? c.in : c.in * taps;
+  const int fan_in = c.kind == Kind::kConvUp2 ? c.in : c.in * taps;
   Values v;
   v.x = random_values(plain_size(x), 1, 0.3);
   v.weight =
@@ -334,7 +334,8 @@ Values random_inputs(const UnitCase& c) {
   const bool has_tensor = c.residual == Residual::kTensor;
   v.residual = has_tensor ? random_values(plain_size(y)) : Doubles{0};
   v.skip = c.skip > 0 ? random_values(plain_size(c.skip_shape())) : Doubles{0};
-  v.keep = c.keep ? random_values(static_cast<size_t>(c.batch) * c.skip, 0.5, 1) : Doubles{0};
+  v.dropout_mask =
+      c.dropout_mask ? random_values(static_cast<size_t>(c.batch) * c.skip, 0.5, 1) : Doubles{0};
   return v;
 }
 
@@ -402,12 +403,12 @@ struct Reference {
       out[out_at(i)] = activated(c.second, second_slope(i), sum[i]);
     }
     const size_t skip_floats = shape.voxels() * c.skip;  // of an image
-    const auto joined = [&](size_t i) {
+    const auto skip_at = [&](size_t i) {
       return i + (i / skip_floats + 1) * shape.voxels() * shape.channels;
     };
     const size_t skip_size = c.skip > 0 ? v.skip.size() : 0;
     for (size_t i = 0; i < skip_size; ++i)
-      out[joined(i)] = v.skip[i] * (c.keep ? v.keep[i / shape.voxels()] : 1);
+      out[skip_at(i)] = v.skip[i] * (c.dropout_mask ? v.dropout_mask[i / shape.voxels()] : 1);
     if (d_out == nullptr) return;
 
     Values& d = gradients;
@@ -442,7 +443,7 @@ struct Reference {
     convolution_backward(c.kind, x_shape, shape, c.side(), v.x, v.weight, d_y, d.x, d.weight);
     d.skip.resize(skip_size);
     for (size_t i = 0; i < skip_size; ++i)
-      d.skip[i] = (*d_out)[joined(i)] * (c.keep ? v.keep[i / shape.voxels()] : 1);
+      d.skip[i] = (*d_out)[skip_at(i)] * (c.dropout_mask ? v.dropout_mask[i / shape.voxels()] : 1);
   }
 };
 
@@ -474,7 +475,7 @@ void test_reference(const UnitCase& c, const Values& values, const Doubles& d_ou
     check(std::abs(found - expected) <= 1e-5 * scale, c.name() + ", the reference's d_" + field,
           "is " + std::to_string(found) + ", by finite differences " + std::to_string(expected));
   };
-  along("x", &Values::x, c.kind != Kind::kWiden);
+  along("x", &Values::x, c.kind != Kind::kFewInput);
   along("weight", &Values::weight, true);
   along("bias", &Values::bias, c.bias);
   along("gamma", &Values::gamma, c.norm);
@@ -495,10 +496,10 @@ void test_unit(const UnitCase& c) {
 
   const bool has_residual = c.residual == Residual::kTensor;
   const int side = c.side();
-  const int64_t k = c.kind == Kind::kDouble ? c.in : c.out;
-  const int64_t channels = c.kind == Kind::kDouble ? c.out : c.in;
+  const int64_t k = c.kind == Kind::kConvUp2 ? c.in : c.out;
+  const int64_t channels = c.kind == Kind::kConvUp2 ? c.out : c.in;
   std::vector<Tensor> inputs{
-      c.kind == Kind::kWiden ? tensor(v.x, plain_sides(x)) : blocked(x, v.x),
+      c.kind == Kind::kFewInput ? tensor(v.x, plain_sides(x)) : blocked(x, v.x),
       tensor(v.weight, {k, channels, side, side, side}),
       tensor(v.bias),
       tensor(v.gamma),
@@ -507,12 +508,12 @@ void test_unit(const UnitCase& c) {
       tensor(v.moving_variance),
       tensor(v.first_slopes),
       tensor(v.second_slopes),
-      has_residual ? blocked(y, v.residual) : absent(),
-      c.skip > 0 ? blocked(skip, v.skip) : absent(),
-      c.keep ? tensor(v.keep, {c.batch, c.skip}) : absent(),
+      has_residual ? blocked(y, v.residual) : unused(),
+      c.skip > 0 ? blocked(skip, v.skip) : unused(),
+      c.dropout_mask ? tensor(v.dropout_mask, {c.batch, c.skip}) : unused(),
       tensor({double(c.kind), double(c.in), double(c.out), double(c.first), double(c.residual),
-              double(c.second), double(c.bias), double(c.norm), double(c.skip), double(c.keep),
-              kEpsilon, kMomentum})};
+              double(c.second), double(c.bias), double(c.norm), double(c.skip),
+              double(c.dropout_mask), kEpsilon, kMomentum})};
 
   for (const int threads : thread_counts) {
     if (threads > 3 && x.voxels() < kVoxelsForManyThreads) continue;
@@ -546,8 +547,8 @@ void test_unit(const UnitCase& c) {
     const auto compare_with = [&](const char* field, const Doubles& values, const Doubles& wanted) {
       compare(name + field, values, wanted, kTolerance);
     };
-    if (c.kind == Kind::kWiden)
-      compare_with("d_x", doubles(found[0]), Doubles(v.x.size(), 0.));  // as nobody asks for it
+    if (c.kind == Kind::kFewInput)
+      compare_with("d_x", doubles(found[0]), Doubles(v.x.size(), 0.));  // not computed
     else
       compare_with("d_x", unblocked(name + "d_x", x, found[0]), expected.x);
     compare_with("d_weight", doubles(found[1]), expected.weight);
@@ -614,14 +615,15 @@ void test_head(const Shape& shape, int side, int foreground, bool has_bias) {
 
 void test_scaling(const Shape& shape) {
   const Doubles x = random_values(plain_size(shape));
-  const Doubles keep = random_values(static_cast<size_t>(shape.batch) * shape.channels);
+  const Doubles dropout_mask = random_values(static_cast<size_t>(shape.batch) * shape.channels);
   Doubles expected = x;
-  for (size_t i = 0; i < x.size(); ++i) expected[i] *= keep[i / shape.voxels()];
+  for (size_t i = 0; i < x.size(); ++i) expected[i] *= dropout_mask[i / shape.voxels()];
   for (const int threads : thread_counts) {
     set_threads(threads);
     const std::string name = "scaling of " + std::to_string(shape.channels) + " channels";
     const Tensor found =
-        run(name, scale_channels, {blocked(shape, x), tensor(keep, {shape.batch, shape.channels})},
+        run(name, scale_channels,
+            {blocked(shape, x), tensor(dropout_mask, {shape.batch, shape.channels})},
             {blocked_sides(shape)})[0];
     compare(name, unblocked(name, shape, found), expected, 1e-6);
   }
@@ -645,7 +647,7 @@ void test_elu() {
 void test_threads() {
   for (int threads = 1; threads <= 5; ++threads) {
     ThreadPool pool(threads);
-    check(pool.size() == threads, "ThreadPool", "has not " + std::to_string(threads) + " threads");
+    check(pool.size() == threads, "ThreadPool", "expected " + std::to_string(threads) + " threads");
     for (const int count : {0, 1, 2, 7, 1000}) {
       std::vector<int> by_item(count);
       pool.for_each(count, [&](int item, int thread) {
@@ -669,7 +671,7 @@ void test_calls_at_once() {
     sides.push_back(plain_sides(y));
     inputs.push_back({tensor(random_values(plain_size(x)), plain_sides(x)),
                       tensor(random_values(size_t(x.channels) * 7 * 125), {7, x.channels, 5, 5, 5}),
-                      absent(), tensor({double(x.channels), 7, 0, 0})});
+                      unused(), tensor({double(x.channels), 7, 0, 0})});
     alone.push_back(run("alone", conv_forward, inputs[caller], {sides[caller]})[0]);
   }
   std::vector<char> same(kCallers, 1);
@@ -697,7 +699,7 @@ void test_calls_at_once() {
 
 // ---------------------------------------------------------------------------------------- tables
 
-// More than 64 tiles of 4x4x4 voxels in the batch are computed in another order.
+// Batches of more than 64 tiles of 4x4x4 voxels take the loop order for many tiles.
 const ConvolutionCase kConvolutions[] = {
     // few input channels
     {1, 1, 1, 1, 1, 1, 5, false, true},
@@ -745,18 +747,18 @@ const UnitCase kUnits[] = {
     {Kind::kConv5, 1, 2, 33, 1, 257, 1},
     {Kind::kConv5, 1, 17, 2, 1, 1, 257, kElu, kTensorResidual, kElu, false, true},
     {Kind::kConv5, 2, 5, 5, 37, 2, 13, kElu, kInputResidual, kElu, false, true},
-    {Kind::kWiden, 1, 1, 16, 1, 1, 1, kNoActivation, kInputResidual, kElu, true, true},
-    {Kind::kWiden, 2, 1, 5, 3, 5, 7, kNoActivation, kInputResidual, kElu, true, true},
-    {Kind::kWiden, 1, 1, 33, 2, 3, 19, kNoActivation, kInputResidual, kPrelu, false, false},
-    {Kind::kHalve, 1, 3, 5, 1, 1, 1, kElu},
-    {Kind::kHalve, 2, 17, 33, 2, 3, 5, kElu, kNoResidual, kNoActivation, true, true},
-    {Kind::kHalve, 1, 33, 17, 7, 1, 13, kPrelu, kNoResidual, kNoActivation, true, false},
-    {Kind::kHalve, 3, 2, 40, 11, 5, 3, kElu, kNoResidual, kNoActivation, false, true},
-    {Kind::kDouble, 1, 5, 3, 1, 1, 1, kElu},
-    {Kind::kDouble, 2, 33, 17, 2, 3, 5, kElu, kNoResidual, kNoActivation, true, true, 17, true},
-    {Kind::kDouble, 1, 5, 3, 3, 1, 7, kPrelu, kNoResidual, kNoActivation, false, true, 30, false},
-    {Kind::kDouble, 1, 16, 16, 3, 5, 2, kElu, kNoResidual, kNoActivation, true, false, 16, true},
-    {Kind::kDouble, 3, 17, 40, 2, 7, 1, kNoActivation, kNoResidual, kNoActivation, false, false, 1,
+    {Kind::kFewInput, 1, 1, 16, 1, 1, 1, kNoActivation, kInputResidual, kElu, true, true},
+    {Kind::kFewInput, 2, 1, 5, 3, 5, 7, kNoActivation, kInputResidual, kElu, true, true},
+    {Kind::kFewInput, 1, 1, 33, 2, 3, 19, kNoActivation, kInputResidual, kPrelu, false, false},
+    {Kind::kConvDown2, 1, 3, 5, 1, 1, 1, kElu},
+    {Kind::kConvDown2, 2, 17, 33, 2, 3, 5, kElu, kNoResidual, kNoActivation, true, true},
+    {Kind::kConvDown2, 1, 33, 17, 7, 1, 13, kPrelu, kNoResidual, kNoActivation, true, false},
+    {Kind::kConvDown2, 3, 2, 40, 11, 5, 3, kElu, kNoResidual, kNoActivation, false, true},
+    {Kind::kConvUp2, 1, 5, 3, 1, 1, 1, kElu},
+    {Kind::kConvUp2, 2, 33, 17, 2, 3, 5, kElu, kNoResidual, kNoActivation, true, true, 17, true},
+    {Kind::kConvUp2, 1, 5, 3, 3, 1, 7, kPrelu, kNoResidual, kNoActivation, false, true, 30, false},
+    {Kind::kConvUp2, 1, 16, 16, 3, 5, 2, kElu, kNoResidual, kNoActivation, true, false, 16, true},
+    {Kind::kConvUp2, 3, 17, 40, 2, 7, 1, kNoActivation, kNoResidual, kNoActivation, false, false, 1,
      true},
 };
 

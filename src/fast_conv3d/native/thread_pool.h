@@ -1,6 +1,6 @@
-// A fixed set of threads for loops, which a forked child has no longer. OpenMP would serve as well,
-// but MindSpore calls operators from several of its own threads, and each of those would get an
-// OpenMP team of its own.
+// A fixed set of worker threads for parallel loops. OpenMP would create one team for each of the
+// MindSpore threads that call operators. A forked child process has no workers: a parallel loop
+// there would wait forever.
 #pragma once
 
 #include <atomic>
@@ -15,8 +15,7 @@ namespace fast_conv3d {
 
 class ThreadPool {
  public:
-  // `threads` counts the calling thread.
-  // Throws std::system_error where the system gives fewer.
+  // `threads` includes the calling thread. Throws std::system_error if a thread cannot be started.
   explicit ThreadPool(int threads) {
     try {
       for (int id = 1; id < threads; ++id) workers_.emplace_back([this, id] { work(id); });
@@ -29,8 +28,8 @@ class ThreadPool {
 
   int size() const { return static_cast<int>(workers_.size()) + 1; }
 
-  // Calls task(thread) once on each thread, thread in [0, size()), and waits. One caller at a time.
-  // Throws what a task threw.
+  // Calls task(thread) once on each thread, thread in [0, size()), and waits for all of them.
+  // Rethrows an exception of a task. Not reentrant: one caller at a time.
   void run(const std::function<void(int)>& task) {
     if (workers_.empty()) return task(0);
     task_ = &task;
@@ -47,7 +46,7 @@ class ThreadPool {
     if (error_ != nullptr) std::rethrow_exception(error_);
   }
 
-  // Calls task(item, thread) for each item in [0, count); whichever thread is free takes the next.
+  // Calls task(item, thread) for each item in [0, count); each thread takes the next free item.
   template <typename Task>
   void for_each(int count, const Task& task) {
     std::atomic<int> next{0};
@@ -90,7 +89,7 @@ class ThreadPool {
     }
   }
 
-  // Some tens of microseconds; then a worker sleeps, and the caller yields.
+  // Busy-wait for some tens of microseconds; then a worker sleeps and the caller yields.
   static constexpr int kSpins = 20000;
   std::vector<std::thread> workers_;
   std::mutex mutex_;

@@ -1,9 +1,9 @@
-// Sixteen floats, one per channel of a block: the unit in which every kernel here works.
+// `Vec`: sixteen floats, one for each channel of a block. All kernels compute with it.
 //
-// Tensors are "blocked": (batch, ceil(channels / 16), x, y, z, 16), so that the channels of one
-// voxel lie side by side and z is the fastest of the three axes. Lanes past the last channel hold
-// zeros. GCC's and Clang's vector extensions turn the code into AVX-512, AVX2 or NEON: a `Vec` is
-// one, two or four registers.
+// Tensors are "blocked": (batch, ceil(channels / 16), x, y, z, 16), oneDNN's nCdhw16c. The 16
+// channels of a voxel are contiguous, and z is the fastest of the three spatial axes. Lanes past
+// the last channel hold zeros. The vector extensions of GCC and Clang compile the code to AVX-512,
+// AVX2, SSE2 or NEON: a `Vec` is one, two or four registers.
 #pragma once
 
 #include <cstdint>
@@ -25,8 +25,8 @@ constexpr int kParts = kLanes / kRegisterFloats;
 
 typedef float Register __attribute__((vector_size(kRegisterFloats * sizeof(float))));
 typedef int32_t IntRegister __attribute__((vector_size(kRegisterFloats * sizeof(int32_t))));
-// A register's worth of floats anywhere in memory.
-typedef float LooseRegister
+// A register's floats at any address.
+typedef float UnalignedRegister
     __attribute__((vector_size(kRegisterFloats * sizeof(float)), aligned(4), may_alias));
 
 #define FC3D_INLINE inline __attribute__((always_inline))
@@ -62,17 +62,18 @@ FC3D_INLINE Vec operator-(Vec a) {
 FC3D_INLINE Vec& operator+=(Vec& a, Vec b) { return a = a + b; }
 
 FC3D_INLINE Vec broadcast(float value) {
-  Vec result;  // x - 0 is x for every x, which 0 + x is not: no arithmetic remains
+  Vec result;  // x - 0 == x for every x, so the compiler drops the subtraction; 0 + x turns -0 into
+               // 0
   for (int i = 0; i < kParts; ++i) result.part[i] = value - Register{};
   return result;
 }
 FC3D_INLINE Vec zero() { return broadcast(0.f); }
 
 FC3D_INLINE Register load_register(const float* source) {
-  return *reinterpret_cast<const LooseRegister*>(source);
+  return *reinterpret_cast<const UnalignedRegister*>(source);
 }
 FC3D_INLINE void store_register(float* target, Register value) {
-  *reinterpret_cast<LooseRegister*>(target) = value;
+  *reinterpret_cast<UnalignedRegister*>(target) = value;
 }
 FC3D_INLINE Vec load(const float* source) {
   Vec result;
@@ -83,22 +84,21 @@ FC3D_INLINE void store(float* target, Vec value) {
   for (int i = 0; i < kParts; ++i) store_register(target + i * kRegisterFloats, value.part[i]);
 }
 
-// The first `count` floats of `source` (0 to 16), zeros in the other lanes.
+// Loads the first `count` floats of `source` (0 to 16); the other lanes are zero.
 FC3D_INLINE Vec load_first(const float* source, int count) {
   float lanes[kLanes] = {};
   std::memcpy(lanes, source, count * sizeof(float));
   return load(lanes);
 }
 
-// positive ? a : b, by the sign of `condition` (> 0).
+// condition > 0 ? a : b, lane by lane.
 FC3D_INLINE Vec where_positive(Vec condition, Vec a, Vec b) {
   Vec result;
   for (int i = 0; i < kParts; ++i) result.part[i] = condition.part[i] > 0.f ? a.part[i] : b.part[i];
   return result;
 }
 
-// Swaps the off-diagonal blocks of side `Step` of each 2 * Step square of rows a (upper), b
-// (lower).
+// Swaps the off-diagonal Step x Step blocks of each 2 Step x 2 Step square of the rows a and b.
 template <int Step, int... Lane>
 FC3D_INLINE void swap_blocks(Register& a, Register& b, std::integer_sequence<int, Lane...>) {
   constexpr int kN = kRegisterFloats;
@@ -113,7 +113,7 @@ FC3D_INLINE void swap_blocks(Register& a, Register& b, std::integer_sequence<int
   a = upper;
 }
 
-// Transposes a square of registers.
+// Transposes a square matrix held in registers, one row each.
 template <int Step = kRegisterFloats / 2>
 FC3D_INLINE void transpose(Register (&rows)[kRegisterFloats]) {
   for (int i = 0; i < kRegisterFloats; ++i)

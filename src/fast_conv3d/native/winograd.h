@@ -1,29 +1,32 @@
-// 5x5x5 convolution, stride 1, same size, by nested 3-D Toom-Cook F(4, 5), over blocked tensors.
+// 5x5x5 convolution, stride 1, same padding, by nested 3-D Toom-Cook (Winograd) F(4, 5), over
+// blocked tensors.
 //
-// The volume is cut into tiles of 4x4x4 outputs, each of which sees 8x8x8 inputs. Per tile
+// The volume is split into tiles of 4x4x4 outputs, each of which depends on 8x8x8 inputs. Per tile
 //
 //   y = At [ sum over c of (G w) * (Bt x) ]
 //
-// with the 1-D transforms Bt, G, At along x, then y, then z. At each of 8x8x8 = 512 "points" what
-// remains is a matrix product over the channels:
+// with the 1-D transforms Bt, G, At along x, then y, then z. At each of the 8x8x8 = 512 points this
+// is a matrix product over the channels:
 //
 //   product[point][tile][k] = sum over c of input[point][tile][c] * weights[point][c][k]
 //
-// 8 multiplications per output and pair of channels instead of 125.
+// That is 8 multiplications per output and pair of channels instead of 125.
 //
-// Two orders of work, by the number of tiles of the batch:
-// * many: the weights are transformed once; each thread takes blocks of tiles through all steps.
-// * few (deep in the network, where weights are many): the input is transformed once; each thread
-//   takes 16 output channels, transforms their weights on the way and drops them again.
-//   Transformed weights are 4 times as large as the weights: they would be written and read for
-//   almost no arithmetic.
+// There are two loop orders, chosen by the number of tiles in the batch:
+// * many tiles: the weights are transformed once; each thread takes blocks of tiles through all
+//   steps.
+// * few tiles (the deep stages, which have many weights): the input is transformed once; each
+// thread
+//   takes 16 output channels and transforms their weights when it needs them. Transformed weights
+//   are 4 times as large, so storing and reloading all of them would cost more than the arithmetic.
 //
-// The input's gradient is the same convolution with flipped, transposed weights; the weights'
+// The input gradient is the same convolution with flipped and transposed weights; the weight
 // gradient is dw = Gt [ sum over tiles of (A dy) * (Bt x) ]. See docs/fast_conv3d.md.
 #pragma once
 
 #include <algorithm>
 #include <array>
+#include <cassert>
 #include <utility>
 #include <vector>
 
@@ -33,25 +36,25 @@
 
 namespace fast_conv3d {
 
-constexpr int kHalo = kTaps / 2;
 constexpr int kVolumeTaps = kTaps * kTaps * kTaps;
 constexpr int kPoints2 = kPoints * kPoints;
 constexpr int kPoints3 = kPoints2 * kPoints;
-// The registers hold a product of kRows tiles by kGroup blocks of output channels.
-constexpr int kRows = kRegisterFloats == 16 ? 12 : 6;
-constexpr int kGroup = kRegisterFloats == 16 ? 2 : 1;
-constexpr size_t kPad = kLanes;  // keeps arrays that are walked together out of the same cache sets
-constexpr size_t kPrefetchVoxels = 32;  // how far ahead memory is asked for
-constexpr int kFewTiles = 64;
+// The tile of the micro-kernel, in registers: kMR tiles of voxels by kNR blocks of output channels.
+constexpr int kMR = kRegisterFloats == 16 ? 12 : 6;
+constexpr int kNR = kRegisterFloats == 16 ? 2 : 1;
+constexpr size_t kPad =
+    kLanes;  // keeps arrays that are read in parallel out of the same cache sets
+constexpr size_t kPrefetchVoxels = 32;  // prefetch distance
+constexpr int kFewTiles = 64;           // up to here the few-tiles loop order is faster
 
-// Tiles of a block. With few channels what a block goes through stays in L2; with many, the
-// weights, which pass through L2 once per block, are what there is most of.
+// The number of tiles of a block. With few channels, a block's intermediate results stay in L2.
+// With many, the weights dominate: they pass through L2 once per block, so blocks are larger.
 inline int block_tiles(int channels) { return channels < 128 ? 32 : 128; }
 inline int gradient_block_tiles(int channels) { return channels < 128 ? 64 : 128; }
 
 inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
-// A box of tiles of one image: first tile and number of tiles along each axis.
+// A box of tiles of one image: its first tile and its number of tiles along each axis.
 struct TileBlock {
   int batch, x, y, z, count_x, count_y, count_z;
 
@@ -63,7 +66,7 @@ struct TileBlock {
   int out_z() const { return kOutputs * count_z; }
 };
 
-// Cuts every image of the batch into boxes of at most `limit` tiles, long in z, then y.
+// Splits every image of the batch into boxes of at most `limit` tiles, longest along z, then y.
 inline std::vector<TileBlock> tile_blocks(const Shape& shape, int limit) {
   const int tiles_x = ceil_div(shape.x, kOutputs), tiles_y = ceil_div(shape.y, kOutputs),
             tiles_z = ceil_div(shape.z, kOutputs);
@@ -86,7 +89,7 @@ inline int tiles_of_image(const Shape& shape) {
 
 // ---------------------------------------------------------------------------------- transforms
 
-// in[j] at source + j * stride.
+// Loads in[j] from source + j * stride, or stores out[j] there.
 template <int N>
 FC3D_INLINE void load_all(const float* source, size_t stride, Vec (&in)[N]) {
   for (int j = 0; j < N; ++j) in[j] = load(source + j * stride);
@@ -96,50 +99,51 @@ FC3D_INLINE void store_all(float* target, size_t stride, const Vec (&out)[N]) {
   for (int j = 0; j < N; ++j) store(target + j * stride, out[j]);
 }
 
-// The steps of a forward transform of `blocks` channel blocks. Input and output gradient differ in
-// how many values of an axis make a tile (8 overlapping ones, 4 separate ones) and in the matrix.
-struct InputSide {
-  static constexpr int kSize = kPoints, kMargin = kHalo;
+// The two transforms of a tensor: Bt of the input, A of the output gradient. They differ in the
+// number of values along an axis that a tile depends on (8 overlapping or 4 disjoint ones) and in
+// the matrix.
+struct InputTransform {
+  static constexpr int kSize = kPoints, kPadding = kTaps / 2;
   static int extent(int tiles) { return kOutputs * tiles + kTaps - 1; }
   static FC3D_INLINE void transform(const Vec (&in)[kSize], Vec (&out)[kPoints]) {
     transform_input(in, out);
   }
 };
-struct GradientSide {
-  static constexpr int kSize = kOutputs, kMargin = 0;
+struct GradientTransform {
+  static constexpr int kSize = kOutputs, kPadding = 0;
   static int extent(int tiles) { return kOutputs * tiles; }
   static FC3D_INLINE void transform(const Vec (&in)[kSize], Vec (&out)[kPoints]) {
     transform_output_gradient(in, out);
   }
 };
 
-// Scratch layout of one side of a block: after x [point_x][tile x][channel block][y][z][16], for
-// point_x in the set; after y, for one point_x, [point_y][channel
-// block][row][z][16] with row = (tile x, tile y).
-template <typename Side>
-struct SideLayout {
+// The layout of a block's intermediate results: after x [point_x][tile x][channel block][y][z][16],
+// for the point_x that are computed; after y, for one point_x, [point_y][channel block][row][z][16]
+// with row = (tile x, tile y).
+template <typename Transform>
+struct TransformLayout {
   int blocks, rows, in_y, in_z;
   size_t x_stride, y_stride;  // between points
 
-  SideLayout(const TileBlock& block, int channel_blocks)
+  TransformLayout(const TileBlock& block, int channel_blocks)
       : blocks(channel_blocks),
         rows(block.rows()),
-        in_y(Side::extent(block.count_y)),
-        in_z(Side::extent(block.count_z)) {
+        in_y(Transform::extent(block.count_y)),
+        in_z(Transform::extent(block.count_z)) {
     const size_t line = static_cast<size_t>(in_z) * kLanes * blocks;
     x_stride = line * block.count_x * in_y + kPad;
     y_stride = line * rows + kPad;
   }
 };
 
-// Along x: image (channel blocks from `image` on, x, y, z, 16) -> after_x, for the points of one
-// set. Voxels outside the volume count as zero.
-template <typename Side>
+// Along x: image (channel blocks from `image` on, x, y, z, 16) -> after_x, for the given points.
+// Voxels outside the volume are zero.
+template <typename Transform>
 void transform_along_x(const float* image, const Shape& shape, const TileBlock& block,
-                       const SideLayout<Side>& layout, const int* points, int point_count,
+                       const TransformLayout<Transform>& layout, const int* points, int point_count,
                        const float* zeros, float* after_x) {
   const size_t row_floats = static_cast<size_t>(shape.z) * kLanes;
-  const int first_z = kOutputs * block.z - Side::kMargin;
+  const int first_z = kOutputs * block.z - Transform::kPadding;
   const int begin = std::max(0, -first_z);
   const int end = std::max(begin, std::min(layout.in_z, shape.z - first_z));
   for (int tile = 0; tile < block.count_x; ++tile)
@@ -148,10 +152,10 @@ void transform_along_x(const float* image, const Shape& shape, const TileBlock& 
         float* target =
             after_x + ((static_cast<size_t>(tile) * layout.blocks + channel) * layout.in_y + y) *
                           layout.in_z * kLanes;
-        const int image_y = kOutputs * block.y - Side::kMargin + y;
-        const float* rows[Side::kSize];
-        for (int j = 0; j < Side::kSize; ++j) {
-          const int image_x = kOutputs * (block.x + tile) - Side::kMargin + j;
+        const int image_y = kOutputs * block.y - Transform::kPadding + y;
+        const float* rows[Transform::kSize];
+        for (int j = 0; j < Transform::kSize; ++j) {
+          const int image_x = kOutputs * (block.x + tile) - Transform::kPadding + j;
           const bool inside =
               image_x >= 0 && image_x < shape.x && image_y >= 0 && image_y < shape.y;
           rows[j] = inside ? image + channel * shape.block_floats() +
@@ -164,9 +168,9 @@ void transform_along_x(const float* image, const Shape& shape, const TileBlock& 
           std::fill(line + end * kLanes, line + layout.in_z * kLanes, 0.f);
         }
         for (int z = begin; z < end; ++z) {
-          Vec in[Side::kSize], out[kPoints];
-          for (int j = 0; j < Side::kSize; ++j) in[j] = load(rows[j] + (first_z + z) * kLanes);
-          Side::transform(in, out);
+          Vec in[Transform::kSize], out[kPoints];
+          for (int j = 0; j < Transform::kSize; ++j) in[j] = load(rows[j] + (first_z + z) * kLanes);
+          Transform::transform(in, out);
           float* voxel = target + z * kLanes;
           if (point_count == kPoints)
             store_all(voxel, layout.x_stride, out);
@@ -178,9 +182,9 @@ void transform_along_x(const float* image, const Shape& shape, const TileBlock& 
 }
 
 // Along y: one point's slice of after_x -> after_y.
-template <typename Side>
-void transform_along_y(const TileBlock& block, const SideLayout<Side>& layout, const float* after_x,
-                       float* after_y) {
+template <typename Transform>
+void transform_along_y(const TileBlock& block, const TransformLayout<Transform>& layout,
+                       const float* after_x, float* after_y) {
   const size_t line = static_cast<size_t>(layout.in_z) * kLanes;
   for (int tile_x = 0; tile_x < block.count_x; ++tile_x)
     for (int channel = 0; channel < layout.blocks; ++channel)
@@ -193,18 +197,19 @@ void transform_along_y(const TileBlock& block, const SideLayout<Side>& layout, c
             after_y +
             (static_cast<size_t>(channel) * layout.rows + tile_x * block.count_y + tile_y) * line;
         for (size_t i = 0; i < line; i += kLanes) {
-          Vec in[Side::kSize], out[kPoints];
+          Vec in[Transform::kSize], out[kPoints];
           load_all(source + i, line, in);
-          Side::transform(in, out);
+          Transform::transform(in, out);
           store_all(target + i, layout.y_stride, out);
         }
       }
 }
 
 // Along z: one point's slice of after_y -> values[point_z][channel block][tile][16].
-template <typename Side>
-void transform_along_z(const TileBlock& block, const SideLayout<Side>& layout, const float* after_y,
-                       float* values, size_t point_stride, size_t block_stride) {
+template <typename Transform>
+void transform_along_z(const TileBlock& block, const TransformLayout<Transform>& layout,
+                       const float* after_y, float* values, size_t point_stride,
+                       size_t block_stride) {
   for (int channel = 0; channel < layout.blocks; ++channel)
     for (int row = 0; row < layout.rows; ++row) {
       const float* source =
@@ -212,16 +217,16 @@ void transform_along_z(const TileBlock& block, const SideLayout<Side>& layout, c
       float* target =
           values + channel * block_stride + static_cast<size_t>(row) * block.count_z * kLanes;
       for (int tile = 0; tile < block.count_z; ++tile) {
-        Vec in[Side::kSize], out[kPoints];
+        Vec in[Transform::kSize], out[kPoints];
         load_all(source + kOutputs * tile * kLanes, kLanes, in);
-        Side::transform(in, out);
+        Transform::transform(in, out);
         store_all(target + tile * kLanes, point_stride, out);
       }
     }
 }
 
-// The way back, z then y then x. products[point_z][k block][tile][16] -> after_z[k
-// block][row][z][16]
+// The output transform, along z, then y, then x. Along z: products[point_z][k block][tile][16] ->
+// after_z[k block][row][z][16].
 inline void output_along_z(const TileBlock& block, int k_blocks, const float* products,
                            size_t point_stride, size_t block_stride, float* after_z) {
   for (int k = 0; k < k_blocks; ++k)
@@ -234,7 +239,7 @@ inline void output_along_z(const TileBlock& block, int k_blocks, const float* pr
     }
 }
 
-// after_z of eight points -> after_y[tile x][k block][y][z][16].
+// Along y: after_z of eight points -> after_y[tile x][k block][y][z][16].
 inline void output_along_y(const TileBlock& block, int k_blocks, const float* after_z,
                            size_t z_stride, float* after_y) {
   const size_t line = static_cast<size_t>(block.out_z()) * kLanes;
@@ -256,7 +261,7 @@ inline void output_along_y(const TileBlock& block, int k_blocks, const float* af
       }
 }
 
-// after_y of eight points -> the image, through `epilogue(value, batch, k block, voxel)`.
+// Along x: after_y of eight points -> the image, through `epilogue(value, batch, k block, voxel)`.
 template <typename Epilogue>
 void output_along_x(const TileBlock& block, const Shape& shape, int first_k_block, int k_blocks,
                     const float* after_y, size_t y_stride, const Epilogue& epilogue, float* image) {
@@ -276,7 +281,7 @@ void output_along_x(const TileBlock& block, const Shape& shape, int first_k_bloc
         const size_t plane = static_cast<size_t>(shape.y) * shape.z;
         float* target = image + (first_k_block + k) * shape.block_floats();
         for (int z = 0; z < last_z; ++z) {
-          for (int i = 0; i < kOutputs; ++i)  // the four planes lie far apart
+          for (int i = 0; i < kOutputs; ++i)  // in four distant planes
             __builtin_prefetch(target + (first_voxel + i * plane + z + kPrefetchVoxels) * kLanes,
                                1);
           Vec in[kPoints], out[kOutputs];
@@ -294,8 +299,8 @@ void output_along_x(const TileBlock& block, const Shape& shape, int first_k_bloc
 
 // ----------------------------------------------------------------------------- weight transforms
 
-// The filters of a convolution to be done: where filter (k, c) lies, and whether its taps run
-// backwards, as for the input's gradient.
+// A view of the weights of a convolution: the strides of filter (k, c), and whether the taps are
+// reversed, as for the input gradient.
 struct Weights {
   const float* data;
   int k_count, c_count;  // output and input channels
@@ -312,25 +317,25 @@ struct Weights {
   int c_blocks() const { return ceil_div(c_count, kLanes); }
 };
 
-// Scratch for 16 x 16 channels: their filters, [row][16 * 125 taps], with rows padded, since those
-// of a power of two would share a cache set; their values after G along x, [c][point x][25][16 k];
-// and slices, [c][y, z][16 k], of their values at the points with one x.
+// Scratch for the weights of 16 x 16 channels: the filters, [k][16 * 125 taps], with padded rows to
+// avoid cache set conflicts; after G along x, [c][point x][25][16 k]; and for one point_x after G
+// along y and z ("slice"), [c][y, z][16 k].
 constexpr size_t kFilterStride = kLanes * kVolumeTaps + kPad;
 constexpr size_t kPlaneStride = kTaps * kTaps * kLanes;
 constexpr size_t kAlongXStride = kPoints * kPlaneStride;
 constexpr size_t kSliceStride = kPoints2 * kLanes + kPad;
-// Channels whose slices stay in L1.
+// The number of channels whose slices fit in L1.
 constexpr int kSliceChannels = 8;
 
-// std::copy, but with vectors: `rep movs` is slow for a few kilobytes at odd addresses.
+// std::copy with vectors: `rep movs` is slow for a few kilobytes at unaligned addresses.
 inline void copy_floats(const float* source, int count, float* target) {
   int i = 0;
   for (; i + kLanes <= count; i += kLanes) store(target + i, load(source + i));
   for (; i < count; ++i) target[i] = source[i];
 }
 
-// taps[tap][16 lanes] <-> the 125 taps of each lane at data + lane * stride; lanes from `lanes` on
-// are zero, or left out.
+// Transposes between taps[tap][16 lanes] and the 125 taps of each lane at data + lane * stride.
+// Lanes from `lanes` on are set to zero in taps, and not written to data.
 inline void taps_from_filters(const float* data, size_t stride, int lanes, bool flipped,
                               float* taps) {
   if (lanes < kLanes) std::fill(taps, taps + kVolumeTaps * kLanes, 0.f);
@@ -360,8 +365,8 @@ inline void filters_from_taps(const float* taps, size_t stride, int lanes, float
     }
 }
 
-// taps[125][16] -> along_x[point x][25][16] by G along x, and one point's slice of it ->
-// slice[y, z][16] by G along y and z.
+// G along x: taps[125][16] -> along_x[point x][25][16]. G along y and z, for one point_x:
+// along_x[25][16] -> slice[y, z][16].
 inline void transform_taps(const float* taps, float* along_x) {
   for (size_t yz = 0; yz < kPlaneStride; yz += kLanes) {
     Vec in[kTaps], out[kPoints];
@@ -385,8 +390,8 @@ inline void transform_slice(const float* along_x, float* slice) {
   }
 }
 
-// The gradient's way back: slice[y, z][16] -> along_x[25][16] by the transpose of G along z and y,
-// and along_x[point x][25][16] -> taps[125][16].
+// The transposes of both, for the weight gradient: slice[y, z][16] -> along_x[25][16], and
+// along_x[point x][25][16] -> taps[125][16].
 inline void gradient_of_slice(const float* slice, float* along_x) {
   float along_y[kPoints * kTaps * kLanes];
   Vec in[kPoints], out[kTaps];
@@ -410,7 +415,8 @@ inline void gradient_of_taps(const float* along_x, float* taps) {
   }
 }
 
-// along_x[c][point x][25][16 k] of 16 x 16 channels, zeros past the last. `filters` is scratch.
+// Computes along_x[c][point x][25][16 k] of 16 x 16 channels, zeros past the last channel.
+// `filters` is scratch.
 inline void load_weight_block(const Weights& weights, int k_block, int c_block, float* filters,
                               float* along_x) {
   const int k = k_block * kLanes, c = c_block * kLanes;
@@ -418,7 +424,7 @@ inline void load_weight_block(const Weights& weights, int k_block, int c_block, 
   const int c_lanes = std::min(kLanes, weights.c_count - c);
   const float* source = weights.data + k * weights.k_stride + c * weights.c_stride;
   size_t k_stride = weights.k_stride;
-  if (!weights.flipped) {  // filters of one k are neighbours in memory, those of 16 k far apart
+  if (!weights.flipped) {  // filters of one k are contiguous, those of 16 k are far apart
     for (int lane = 0; lane < k_lanes; ++lane)
       copy_floats(source + lane * weights.k_stride, c_lanes * kVolumeTaps,
                   filters + lane * kFilterStride);
@@ -433,7 +439,7 @@ inline void load_weight_block(const Weights& weights, int k_block, int c_block, 
   std::fill(along_x + c_lanes * kAlongXStride, along_x + kLanes * kAlongXStride, 0.f);
 }
 
-// The way back for `count` channels from `first_c` on: along_x[c][point x][25][16 k] -> filters.
+// The gradients of `count` channels from `first_c` on: along_x[c][point x][25][16 k] -> filters.
 inline void store_gradients(const float* along_x, int first_c, int count, int k_lanes,
                             float* filters) {
   for (int i = 0; i < count; ++i) {
@@ -454,49 +460,48 @@ inline void store_weight_block(const float* filters, int k_block, int c_block, i
 
 // ------------------------------------------------------------------------------- matrix products
 
-// product[Group blocks][Rows tiles][16 k] (+)= input[c block][tile][c] * weights[c][Group][16 k],
-// over the first `channels` c of each block. Unrolled by hand, since GCC turns loops that load or
-// store accumulators into calls of memcpy.
-template <int Rows, int Group, bool Accumulate>
-void multiply_rows(const float* input, size_t input_stride, int c_blocks, int channels,
-                   const float* weights, size_t weight_stride, float* product,
-                   size_t product_stride) {
-  Vec sum[Rows][Group];
+// product[NR][MR tiles][16 k] (+)= sum over c of input[c block][tile][c] * weights[c][NR][16 k],
+// over the first `channels` c of each block. The unroll pragmas are needed: GCC would otherwise
+// turn the loops that load or store accumulators into calls of memcpy.
+template <int MR, int NR, bool Accumulate>
+void gemm_microkernel(const float* input, size_t input_stride, int c_blocks, int channels,
+                      const float* weights, size_t weight_stride, float* product,
+                      size_t product_stride) {
+  Vec sum[MR][NR];
 #pragma GCC unroll 16
-  for (int t = 0; t < Rows; ++t)
-    for (int g = 0; g < Group; ++g)
+  for (int t = 0; t < MR; ++t)
+    for (int g = 0; g < NR; ++g)
       sum[t][g] = Accumulate ? load(product + g * product_stride + t * kLanes) : zero();
   for (int block = 0; block < c_blocks; ++block, input += input_stride)
     for (int c = 0; c < channels; ++c, weights += weight_stride) {
-      Vec w[Group];
-      for (int g = 0; g < Group; ++g) w[g] = load(weights + g * kLanes);
+      Vec w[NR];
+      for (int g = 0; g < NR; ++g) w[g] = load(weights + g * kLanes);
 #pragma GCC unroll 16
-      for (int t = 0; t < Rows; ++t) {
+      for (int t = 0; t < MR; ++t) {
         const Vec value = broadcast(input[t * kLanes + c]);
-        for (int g = 0; g < Group; ++g) sum[t][g] += value * w[g];
+        for (int g = 0; g < NR; ++g) sum[t][g] += value * w[g];
       }
     }
 #pragma GCC unroll 16
-  for (int t = 0; t < Rows; ++t)
-    for (int g = 0; g < Group; ++g) store(product + g * product_stride + t * kLanes, sum[t][g]);
+  for (int t = 0; t < MR; ++t)
+    for (int g = 0; g < NR; ++g) store(product + g * product_stride + t * kLanes, sum[t][g]);
 }
 
-using MultiplyRows = decltype(&multiply_rows<1, 1, false>);
+using GemmMicrokernel = decltype(&gemm_microkernel<1, 1, false>);
 
-// multiply_rows of 1 .. kRows rows.
-template <int Group, bool Accumulate, int... Index>
-constexpr std::array<MultiplyRows, kRows> row_kernels(std::integer_sequence<int, Index...>) {
-  return {multiply_rows<Index + 1, Group, Accumulate>...};
+// The micro-kernels for 1 .. kMR tiles.
+template <int NR, bool Accumulate, int... Index>
+constexpr std::array<GemmMicrokernel, kMR> gemm_microkernels(std::integer_sequence<int, Index...>) {
+  return {gemm_microkernel<Index + 1, NR, Accumulate>...};
 }
 
-// All tiles, in chunks of nearly equal size.
-template <int Group, bool Accumulate>
-void multiply_tiles(int tiles, const float* input, size_t input_stride, int c_blocks, int channels,
-                    const float* weights, size_t weight_stride, float* product,
-                    size_t product_stride) {
+// gemm_microkernel over all tiles, in chunks of nearly equal size.
+template <int NR, bool Accumulate>
+void gemm_tiles(int tiles, const float* input, size_t input_stride, int c_blocks, int channels,
+                const float* weights, size_t weight_stride, float* product, size_t product_stride) {
   static constexpr auto kKernels =
-      row_kernels<Group, Accumulate>(std::make_integer_sequence<int, kRows>());
-  const int chunks = ceil_div(tiles, kRows);
+      gemm_microkernels<NR, Accumulate>(std::make_integer_sequence<int, kMR>());
+  const int chunks = ceil_div(tiles, kMR);
   for (int chunk = 0; chunk < chunks; ++chunk) {
     const int begin = tiles * chunk / chunks, end = tiles * (chunk + 1) / chunks;
     kKernels[end - begin - 1](input + begin * kLanes, input_stride, c_blocks, channels, weights,
@@ -504,44 +509,44 @@ void multiply_tiles(int tiles, const float* input, size_t input_stride, int c_bl
   }
 }
 
-// All output channels at one point. weights: [group][c][blocks of the group][16].
-inline void multiply_point(int tiles, const float* input, size_t input_stride, int c_blocks,
-                           const float* weights, int k_blocks, float* product,
-                           size_t product_stride) {
-  for (int k = 0; k < k_blocks; k += kGroup) {
+// The matrix product of one point, for all tiles and output channels. weights are packed as
+// [group of kNR blocks][c][block of the group][16].
+inline void gemm_point(int tiles, const float* input, size_t input_stride, int c_blocks,
+                       const float* weights, int k_blocks, float* product, size_t product_stride) {
+  for (int k = 0; k < k_blocks; k += kNR) {
     const float* group = weights + static_cast<size_t>(k) * c_blocks * kLanes * kLanes;
-    const bool whole = k_blocks - k >= kGroup;
-    const auto multiply = whole ? multiply_tiles<kGroup, false> : multiply_tiles<1, false>;
-    multiply(tiles, input, input_stride, c_blocks, kLanes, group, (whole ? kGroup : 1) * kLanes,
+    const bool whole = k_blocks - k >= kNR;
+    const auto multiply = whole ? gemm_tiles<kNR, false> : gemm_tiles<1, false>;
+    multiply(tiles, input, input_stride, c_blocks, kLanes, group, (whole ? kNR : 1) * kLanes,
              product + k * product_stride, product_stride);
   }
 }
 
-// gradient[c][Group][16 k] (+)= sum over tiles of input[tile][c] * output[tile][k], for the first
+// gradient[c][NR][16 k] (+)= sum over tiles of input[tile][c] * output[tile][k], for the first
 // `channels` c, a multiple of 8.
-template <int Group>
-void multiply_outer(int tiles, const float* input, int channels, const float* output,
+template <int NR>
+void outer_products(int tiles, const float* input, int channels, const float* output,
                     size_t output_stride, float* gradient, size_t gradient_stride,
                     bool accumulate) {
   constexpr int kChannels = kRegisterFloats == 16 ? 8 : 4;
   for (int c = 0; c < channels; c += kChannels) {
     float* target = gradient + c * gradient_stride;
-    Vec sum[kChannels][Group];
+    Vec sum[kChannels][NR];
 #pragma GCC unroll 8
     for (int i = 0; i < kChannels; ++i)
-      for (int g = 0; g < Group; ++g) sum[i][g] = zero();
+      for (int g = 0; g < NR; ++g) sum[i][g] = zero();
     for (int t = 0; t < tiles; ++t) {
-      Vec value[Group];
-      for (int g = 0; g < Group; ++g) value[g] = load(output + g * output_stride + t * kLanes);
+      Vec value[NR];
+      for (int g = 0; g < NR; ++g) value[g] = load(output + g * output_stride + t * kLanes);
 #pragma GCC unroll 8
       for (int i = 0; i < kChannels; ++i) {
         const Vec scale = broadcast(input[t * kLanes + c + i]);
-        for (int g = 0; g < Group; ++g) sum[i][g] += scale * value[g];
+        for (int g = 0; g < NR; ++g) sum[i][g] += scale * value[g];
       }
     }
 #pragma GCC unroll 8
     for (int i = 0; i < kChannels; ++i)
-      for (int g = 0; g < Group; ++g) {
+      for (int g = 0; g < NR; ++g) {
         float* lanes = target + i * gradient_stride + g * kLanes;
         store(lanes, accumulate ? load(lanes) + sum[i][g] : sum[i][g]);
       }
@@ -550,18 +555,17 @@ void multiply_outer(int tiles, const float* input, int channels, const float* ou
 
 // ------------------------------------------------------------------------------------ the passes
 
-// Scratch memory of the passes: one for all threads, one per thread. They grow to what the largest
-// layer needs.
+// Scratch memory of the passes, shared and per thread. It grows to what the largest layer needs.
 struct Workspace {
-  explicit Workspace(int threads) : own(threads) {}
+  explicit Workspace(int threads) : per_thread(threads) {}
   Scratch shared, shared_output;
-  std::vector<Scratch> own;
+  std::vector<Scratch> per_thread;
 };
 
-// Hands out parts of one allocation; with a null base it only counts.
-class Parts {
+// Divides an allocation into parts; with a null base it only computes the total size.
+class ScratchParts {
  public:
-  explicit Parts(float* base = nullptr) : base_(base) {}
+  explicit ScratchParts(float* base = nullptr) : base_(base) {}
   float* take(size_t floats) {
     float* part = base_ == nullptr ? nullptr : base_ + used_;
     used_ += (floats + kLanes - 1) / kLanes * kLanes + kPad;
@@ -576,13 +580,13 @@ class Parts {
 
 constexpr int kAllPoints[kPoints] = {0, 1, 2, 3, 4, 5, 6, 7};
 
-// What a thread needs to take one block through the transforms.
+// A thread's scratch for one block of tiles.
 struct BlockScratch {
   float *zeros, *in_x, *in_y, *values, *products, *out_z, *out_y;
 
-  BlockScratch(Parts& parts, const Shape& shape, const TileBlock& block, int c_blocks,
+  BlockScratch(ScratchParts& parts, const Shape& shape, const TileBlock& block, int c_blocks,
                int k_blocks) {
-    const SideLayout<InputSide> layout(block, c_blocks);
+    const TransformLayout<InputTransform> layout(block, c_blocks);
     const size_t tile_floats = static_cast<size_t>(block.tiles()) * kLanes + kPad;
     zeros = parts.take(static_cast<size_t>(shape.z) * kLanes);
     in_x = parts.take(kPoints * layout.x_stride);
@@ -600,18 +604,20 @@ struct BlockScratch {
   }
 };
 
-// Where 16 x 16 channels lie in weights[group][c][block of the group][16 k] of one point.
-struct GroupedWeights {
+// The position of 16 x 16 channels in the packed weights [group][c][block of the group][16 k] of
+// one point.
+struct PackedWeightBlock {
   size_t offset, stride;  // of the first c; from one c to the next
 
-  GroupedWeights(int k_block, int c_block, int k_blocks, int c_blocks) {
-    const int first = k_block / kGroup * kGroup, size = std::min(kGroup, k_blocks - first);
+  PackedWeightBlock(int k_block, int c_block, int k_blocks, int c_blocks) {
+    const int first = k_block / kNR * kNR, size = std::min(kNR, k_blocks - first);
     stride = static_cast<size_t>(size) * kLanes;
     offset = (static_cast<size_t>(first) * c_blocks * kLanes + k_block - first) * kLanes +
              c_block * kLanes * stride;
   }
 };
 
+// The loop order for many tiles: transform all weights, then the blocks of tiles in parallel.
 template <typename Epilogue>
 void convolve_many_tiles(ThreadPool& pool, Workspace& workspace, const Shape& in, const float* x,
                          const Weights& weights, float* y, const Epilogue& epilogue) {
@@ -622,11 +628,11 @@ void convolve_many_tiles(ThreadPool& pool, Workspace& workspace, const Shape& in
   pool.for_each(k_blocks * c_blocks, [&](int item, int thread) {
     const int k = item / c_blocks, c = item % c_blocks;
     float* filters =
-        workspace.own[thread].get(kLanes * (kFilterStride + kAlongXStride + kSliceStride));
+        workspace.per_thread[thread].get(kLanes * (kFilterStride + kAlongXStride + kSliceStride));
     float* along_x = filters + kLanes * kFilterStride;
     float* slices = along_x + kLanes * kAlongXStride;
     load_weight_block(weights, k, c, filters, along_x);
-    const GroupedWeights place(k, c, k_blocks, c_blocks);
+    const PackedWeightBlock place(k, c, k_blocks, c_blocks);
     for (int px = 0; px < kPoints; ++px) {
       for (int i = 0; i < kLanes; ++i)
         transform_slice(along_x + i * kAlongXStride + px * kPlaneStride, slices + i * kSliceStride);
@@ -640,12 +646,12 @@ void convolve_many_tiles(ThreadPool& pool, Workspace& workspace, const Shape& in
   const std::vector<TileBlock> blocks = tile_blocks(in, block_tiles(in.channels));
   pool.for_each(static_cast<int>(blocks.size()), [&](int item, int thread) {
     const TileBlock& block = blocks[item];
-    Parts count;
+    ScratchParts count;
     BlockScratch(count, in, block, c_blocks, k_blocks);
-    Parts parts(workspace.own[thread].get(count.used()));
+    ScratchParts parts(workspace.per_thread[thread].get(count.used()));
     const BlockScratch scratch(parts, in, block, c_blocks, k_blocks);
     std::fill(scratch.zeros, scratch.zeros + static_cast<size_t>(in.z) * kLanes, 0.f);
-    const SideLayout<InputSide> layout(block, c_blocks);
+    const TransformLayout<InputTransform> layout(block, c_blocks);
     const size_t tile_floats = static_cast<size_t>(block.tiles()) * kLanes + kPad;
     const size_t value_stride = tile_floats * c_blocks + kPad;
     const size_t product_stride = tile_floats * k_blocks + kPad;
@@ -660,9 +666,9 @@ void convolve_many_tiles(ThreadPool& pool, Workspace& workspace, const Shape& in
         transform_along_z(block, layout, scratch.in_y + py * layout.y_stride, scratch.values,
                           value_stride, tile_floats);
         for (int pz = 0; pz < kPoints; ++pz)
-          multiply_point(block.tiles(), scratch.values + pz * value_stride, tile_floats, c_blocks,
-                         points + ((px * kPoints + py) * kPoints + pz) * point_stride, k_blocks,
-                         scratch.products + pz * product_stride, tile_floats);
+          gemm_point(block.tiles(), scratch.values + pz * value_stride, tile_floats, c_blocks,
+                     points + ((px * kPoints + py) * kPoints + pz) * point_stride, k_blocks,
+                     scratch.products + pz * product_stride, tile_floats);
         output_along_z(block, k_blocks, scratch.products, product_stride, tile_floats,
                        scratch.out_z + py * z_stride);
       }
@@ -673,8 +679,8 @@ void convolve_many_tiles(ThreadPool& pool, Workspace& workspace, const Shape& in
   });
 }
 
-// All tiles of one side: values[channel block][point][tile of the batch][16].
-template <typename Side>
+// Transforms all tiles of a tensor: values[channel block][point][tile of the batch][16].
+template <typename Transform>
 void transform_all_tiles(ThreadPool& pool, Workspace& workspace, const Shape& shape,
                          const float* data, float* values, size_t point_stride) {
   const std::vector<TileBlock> images = tile_blocks(shape, tiles_of_image(shape));
@@ -682,10 +688,10 @@ void transform_all_tiles(ThreadPool& pool, Workspace& workspace, const Shape& sh
   pool.for_each(shape.batch * blocks, [&](int item, int thread) {
     const int batch = item / blocks, channel = item % blocks;
     const TileBlock& block = images[batch];
-    const SideLayout<Side> layout(block, 1);
+    const TransformLayout<Transform> layout(block, 1);
     const size_t zeros_floats = static_cast<size_t>(shape.z) * kLanes;
-    float* zeros =
-        workspace.own[thread].get(zeros_floats + kPoints * (layout.x_stride + layout.y_stride));
+    float* zeros = workspace.per_thread[thread].get(zeros_floats +
+                                                    kPoints * (layout.x_stride + layout.y_stride));
     float* after_x = zeros + zeros_floats;
     float* after_y = after_x + kPoints * layout.x_stride;
     std::fill(zeros, zeros + zeros_floats, 0.f);
@@ -703,6 +709,8 @@ void transform_all_tiles(ThreadPool& pool, Workspace& workspace, const Shape& sh
   });
 }
 
+// The loop order for few tiles: transform the input, then the blocks of output channels in
+// parallel.
 template <typename Epilogue>
 void convolve_few_tiles(ThreadPool& pool, Workspace& workspace, const Shape& in, const float* x,
                         const Weights& weights, float* y, const Epilogue& epilogue) {
@@ -711,17 +719,17 @@ void convolve_few_tiles(ThreadPool& pool, Workspace& workspace, const Shape& in,
   const int image_tiles = tiles_of_image(in), tiles = image_tiles * in.batch;
   const size_t point_stride = static_cast<size_t>(tiles) * kLanes + kPad;
   float* values = workspace.shared.get(c_blocks * kPoints3 * point_stride);
-  transform_all_tiles<InputSide>(pool, workspace, in, x, values, point_stride);
+  transform_all_tiles<InputTransform>(pool, workspace, in, x, values, point_stride);
 
   const std::vector<TileBlock> images = tile_blocks(in, image_tiles);
-  // With few tiles the products are soon read again, and the slices better stay in L1.
+  // With very few tiles the products stay in the caches, and keeping the slices in L1 is faster.
   const int channels = tiles <= kSliceChannels ? kSliceChannels : kLanes;
   const size_t z_stride = BlockScratch::out_z_stride(images[0], 1);
   const size_t y_stride = BlockScratch::out_y_stride(images[0], 1);
   pool.for_each(weights.k_blocks(), [&](int k, int thread) {
     float* filters =
-        workspace.own[thread].get(kLanes * (kFilterStride + kAlongXStride + kSliceStride) +
-                                  kPoints3 * point_stride + kPoints * (z_stride + y_stride));
+        workspace.per_thread[thread].get(kLanes * (kFilterStride + kAlongXStride + kSliceStride) +
+                                         kPoints3 * point_stride + kPoints * (z_stride + y_stride));
     float* along_x = filters + kLanes * kFilterStride;
     float* slices = along_x + kLanes * kAlongXStride;
     float* products = slices + kLanes * kSliceStride;
@@ -734,7 +742,7 @@ void convolve_few_tiles(ThreadPool& pool, Workspace& workspace, const Shape& in,
           for (int i = 0; i < channels; ++i)
             transform_slice(along_x + (c + i) * kAlongXStride + px * kPlaneStride,
                             slices + i * kSliceStride);
-          const auto multiply = block + c > 0 ? multiply_tiles<1, true> : multiply_tiles<1, false>;
+          const auto multiply = block + c > 0 ? gemm_tiles<1, true> : gemm_tiles<1, false>;
           for (int point = 0; point < kPoints2; ++point) {
             const size_t at = px * kPoints2 + point;
             multiply(tiles, values + (block * kPoints3 + at) * point_stride + c, 0, 1, channels,
@@ -756,10 +764,14 @@ void convolve_few_tiles(ThreadPool& pool, Workspace& workspace, const Shape& in,
   });
 }
 
-// y = epilogue(convolution of x). `in` is x's shape; y has weights.k_count channels.
+// y = epilogue(convolution of x). `in` is the shape of x; y has weights.k_count channels.
+// epilogue(value, image, block, voxel) returns the vector to store, with zeros in the lanes past
+// the last channel.
 template <typename Epilogue>
 void convolve(ThreadPool& pool, Workspace& workspace, const Shape& in, const float* x,
               const Weights& weights, float* y, const Epilogue& epilogue) {
+  assert(in.valid() && weights.k_count > 0 && weights.c_count == in.channels);
+  assert(x != nullptr && weights.data != nullptr && y != nullptr);
   if (tiles_of_image(in) * in.batch <= kFewTiles)
     convolve_few_tiles(pool, workspace, in, x, weights, y, epilogue);
   else
@@ -774,19 +786,19 @@ inline void weight_gradient_few_tiles(ThreadPool& pool, Workspace& workspace, co
   const size_t point_stride = static_cast<size_t>(tiles) * kLanes + kPad;
   float* x_values = workspace.shared.get(c_blocks * kPoints3 * point_stride);
   float* y_values = workspace.shared_output.get(k_blocks * kPoints3 * point_stride);
-  transform_all_tiles<InputSide>(pool, workspace, in, x, x_values, point_stride);
-  transform_all_tiles<GradientSide>(pool, workspace, out, dy, y_values, point_stride);
+  transform_all_tiles<InputTransform>(pool, workspace, in, x, x_values, point_stride);
+  transform_all_tiles<GradientTransform>(pool, workspace, out, dy, y_values, point_stride);
   pool.for_each(k_blocks * c_blocks, [&](int item, int thread) {
     const int k = item / c_blocks, c = item % c_blocks;
-    float* filters = workspace.own[thread].get(kLanes * kFilterStride +
-                                               kSliceChannels * (kSliceStride + kAlongXStride));
+    float* filters = workspace.per_thread[thread].get(
+        kLanes * kFilterStride + kSliceChannels * (kSliceStride + kAlongXStride));
     float* slices = filters + kLanes * kFilterStride;
     float* along_x = slices + kSliceChannels * kSliceStride;
     for (int first = 0; first < kLanes; first += kSliceChannels) {
       for (int px = 0; px < kPoints; ++px) {
         for (int point = 0; point < kPoints2; ++point) {
           const size_t at = px * kPoints2 + point;
-          multiply_outer<1>(tiles, x_values + (c * kPoints3 + at) * point_stride + first,
+          outer_products<1>(tiles, x_values + (c * kPoints3 + at) * point_stride + first,
                             kSliceChannels, y_values + (k * kPoints3 + at) * point_stride, 0,
                             slices + point * kLanes, kSliceStride, false);
         }
@@ -801,9 +813,9 @@ inline void weight_gradient_few_tiles(ThreadPool& pool, Workspace& workspace, co
   });
 }
 
-// The points along x are shared out in `parts` sets, the blocks of tiles in `ranges`: a set's
-// gradient is the work of one thread, and no two write to the same place. Ranges also keep sums
-// short: many blocks in one float would lose digits.
+// How the weight gradient is split among threads: the points along x into `parts` sets, the blocks
+// of tiles into `ranges`. Each pair of a set and a range has its own sums. Ranges also make the
+// sums short: a single float sum over many blocks would lose precision.
 struct GradientSplit {
   int parts, ranges;
 
@@ -832,13 +844,13 @@ inline void weight_gradient_many_tiles(ThreadPool& pool, Workspace& workspace, c
     const size_t begin = blocks.size() * range / ranges, end = blocks.size() * (range + 1) / ranges;
     for (size_t number = begin; number < end; ++number) {
       const TileBlock& block = blocks[number];
-      const SideLayout<InputSide> x_layout(block, c_blocks);
-      const SideLayout<GradientSide> y_layout(block, k_blocks);
+      const TransformLayout<InputTransform> x_layout(block, c_blocks);
+      const TransformLayout<GradientTransform> y_layout(block, k_blocks);
       const size_t tile_floats = static_cast<size_t>(block.tiles()) * kLanes;
       const size_t x_stride = tile_floats * c_blocks + kPad;
       const size_t y_stride = tile_floats * k_blocks + kPad;
       const size_t zeros_floats = static_cast<size_t>(in.z) * kLanes;
-      float* zeros = workspace.own[thread].get(
+      float* zeros = workspace.per_thread[thread].get(
           zeros_floats + set_size * (x_layout.x_stride + y_layout.x_stride) +
           kPoints * (x_layout.y_stride + y_layout.y_stride + x_stride + y_stride));
       float* x_after_x = zeros + zeros_floats;
@@ -863,11 +875,10 @@ inline void weight_gradient_many_tiles(ThreadPool& pool, Workspace& workspace, c
                             tile_floats);
           for (int pz = 0; pz < kPoints; ++pz) {
             float* sum = sums + (((first_point + i) * kPoints + py) * kPoints + pz) * point_stride;
-            for (int k = 0; k < k_blocks; k += kGroup)
+            for (int k = 0; k < k_blocks; k += kNR)
               for (int c = 0; c < c_blocks; ++c) {
-                const GroupedWeights place(k, c, k_blocks, c_blocks);
-                const auto multiply =
-                    k_blocks - k >= kGroup ? multiply_outer<kGroup> : multiply_outer<1>;
+                const PackedWeightBlock place(k, c, k_blocks, c_blocks);
+                const auto multiply = k_blocks - k >= kNR ? outer_products<kNR> : outer_products<1>;
                 multiply(block.tiles(), x_values + pz * x_stride + c * tile_floats, kLanes,
                          y_values + pz * y_stride + k * tile_floats, tile_floats,
                          sum + place.offset, place.stride, number > begin);
@@ -888,10 +899,10 @@ inline void weight_gradient_many_tiles(ThreadPool& pool, Workspace& workspace, c
   pool.for_each(k_blocks * c_blocks, [&](int item, int thread) {
     const int k = item / c_blocks, c = item % c_blocks;
     float* filters =
-        workspace.own[thread].get(kLanes * (kFilterStride + kAlongXStride + kSliceStride));
+        workspace.per_thread[thread].get(kLanes * (kFilterStride + kAlongXStride + kSliceStride));
     float* along_x = filters + kLanes * kFilterStride;
     float* slices = along_x + kLanes * kAlongXStride;
-    const GroupedWeights place(k, c, k_blocks, c_blocks);
+    const PackedWeightBlock place(k, c, k_blocks, c_blocks);
     for (int px = 0; px < kPoints; ++px) {
       for (int point = 0; point < kPoints2; ++point)
         for (int i = 0; i < kLanes; ++i)
@@ -907,9 +918,12 @@ inline void weight_gradient_many_tiles(ThreadPool& pool, Workspace& workspace, c
   });
 }
 
-// dw (k, c, 5, 5, 5) of a convolution from x (shape `in`) to y (shape `out`).
+// Computes dw (k, c, 5, 5, 5) of a convolution from x (shape `in`) to y (shape `out`).
 inline void weight_gradient(ThreadPool& pool, Workspace& workspace, const Shape& in, const float* x,
                             const Shape& out, const float* dy, float* dw) {
+  assert(in.valid() && out.valid());
+  assert(in.batch == out.batch && in.x == out.x && in.y == out.y && in.z == out.z);
+  assert(x != nullptr && dy != nullptr && dw != nullptr);
   if (tiles_of_image(in) * in.batch <= kFewTiles)
     weight_gradient_few_tiles(pool, workspace, in, x, out, dy, dw);
   else

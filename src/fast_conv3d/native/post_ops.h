@@ -1,12 +1,14 @@
-// The tail of a unit, forward and backward, over blocked tensors:
+// The operations of a unit that follow its convolution (oneDNN's post-ops), over blocked tensors:
 //
-//   out = second( first( batch norm(y) ) + residual ),   then perhaps `skip` behind it (a join)
+//   out = concat( second( first( batch norm(y) ) + residual ), skip )
 //
-// Every part is optional. All of it is bound by memory, so nothing is stored between the parts: the
-// forward pass reads y once, and the backward passes compute again from y what they need.
+// where `first` and `second` are activations. Each part is optional. All are limited by memory
+// bandwidth, so no intermediate result is stored: the forward pass reads y once, and the backward
+// pass recomputes from y what it needs.
 #pragma once
 
 #include <algorithm>
+#include <cassert>
 #include <cmath>
 #include <cstring>
 #include <vector>
@@ -20,11 +22,11 @@ namespace fast_conv3d {
 // ---- ELU ---------------------------------------------------------------------------------------
 
 // exp(x) = power * (1 + fraction) for x <= 0: power is 2^n for the n nearest to x / ln 2, and
-// fraction = exp(r) - 1 for the rest r. Positive x count as 0, NaN stays NaN, and below -87.3,
-// where floats lose their precision, the result stays at 1e-38.
+// fraction = exp(r) - 1 for the remainder r. Positive x are taken as 0, NaN stays NaN, and x below
+// -87.3, where the result would be denormal, as -87.3.
 FC3D_INLINE void split_exp(Vec x, Vec* power, Vec* fraction) {
   constexpr float kLowest = -87.3f, kLog2e = 1.44269504f;
-  constexpr float kRound = 12582912.f;  // 1.5 * 2^23: a float of this size has no room for halves
+  constexpr float kRound = 12582912.f;  // 1.5 * 2^23: floats of this size are integers
   // ln 2 in two parts; n * kLn2High is exact.
   constexpr float kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
   for (int i = 0; i < kParts; ++i) {
@@ -33,7 +35,7 @@ FC3D_INLINE void split_exp(Vec x, Vec* power, Vec* fraction) {
     r = r > 0.f ? Register{} : r;
     const Register shifted = r * kLog2e + kRound, n = shifted - kRound;
     r = (r - n * kLn2High) - n * kLn2Low;
-    IntRegister bits;  // of `shifted`, the lowest of which are n
+    IntRegister bits;  // of `shifted`; the low bits are n
     std::memcpy(&bits, &shifted, sizeof bits);
     bits = (bits + 127) << 23;
     std::memcpy(&power->part[i], &bits, sizeof bits);
@@ -46,28 +48,29 @@ FC3D_INLINE void split_exp(Vec x, Vec* power, Vec* fraction) {
   }
 }
 
-// exp(min(x, 0)) to 2e-7 of its value.
+// exp(min(x, 0)) with a relative error below 2e-7.
 FC3D_INLINE Vec exp_nonpositive(Vec x) {
   Vec power, fraction;
   split_exp(x, &power, &fraction);
   return power * fraction + power;
 }
 
-// x where positive, exp(x) - 1 elsewhere, without cancellation near 0.
+// x > 0 ? x : exp(x) - 1, without cancellation near 0.
 FC3D_INLINE Vec elu(Vec x) {
   Vec power, fraction;
   split_exp(x, &power, &fraction);
   return where_positive(x, x, power * fraction + (power - 1.f));
 }
 
-// ---- What a tail consists of -------------------------------------------------------------------
+// ---- Description -------------------------------------------------------------------------------
 
 enum class Activation { kNone, kElu, kPrelu };
 
-struct Tail {
-  Shape shape{};  // of y
+// Which operations follow a convolution, with their parameters.
+struct PostOps {
+  Shape shape{};  // of y, the convolution's output
 
-  // Batch norm, where gamma is given; (channels) each.
+  // Batch norm unless gamma is null; (channels) each.
   const float* gamma = nullptr;
   const float* beta = nullptr;
   float epsilon = 1e-5f;
@@ -75,24 +78,24 @@ struct Tail {
   Activation first = Activation::kNone;
   const float* first_slopes = nullptr;  // (channels), of PReLU
 
-  // Blocked like y, or a plain (batch, x, y, z) volume that every channel gets.
+  // Blocked like y, or a plain (batch, x, y, z) volume that is added to every channel.
   const float* residual = nullptr;
   bool residual_is_volume = false;
 
   Activation second = Activation::kNone;
   const float* second_slopes = nullptr;
 
-  // A join: channel c of the blocked `skip`, times keep[batch, c] where given, becomes channel
-  // shape.channels + c of out.
+  // Concatenation: channel c of the blocked `skip`, times dropout_mask[batch, c] unless null,
+  // becomes channel shape.channels + c of out.
   const float* skip = nullptr;
   int skip_channels = 0;
-  const float* keep = nullptr;  // (batch, skip_channels)
+  const float* dropout_mask = nullptr;  // (batch, skip_channels)
 
   Shape skip_shape() const { return with_channels(skip_channels); }
   Shape out_shape() const { return with_channels(shape.channels + skip_channels); }
 
-  // Whether tail_backward reads `out`: ELU's derivative is out + 1 there, which saves the residual
-  // from being read. Otherwise out would only be a tensor more to read.
+  // Whether post_ops_backward reads `out`: the derivative of ELU is out + 1 where out < 0, so the
+  // residual need not be read. In other cases reading out would save nothing.
   bool backward_reads_out() const {
     return second == Activation::kElu && residual != nullptr && !residual_is_volume;
   }
@@ -103,26 +106,26 @@ struct Tail {
   }
 };
 
-// The sixteen channels of one block of one image of a tail, ready for use on vectors of y. The
-// convolutions apply it to what they are about to store:
+// The post-ops of one block of one image, with the parameters of its sixteen channels in vectors.
+// Convolutions apply it as the epilogue, to each vector before it is stored:
 //
-//   const BlockTail tail(description, image, block, moving_mean, moving_variance, bias);
-//   store(out + voxel * kLanes, tail(value, voxel));
+//   const BlockPostOps block_ops(post_ops, image, block, moving_mean, moving_variance, bias);
+//   store(out + voxel * kLanes, block_ops(value, voxel));
 //
-// Its branches are the same for all vectors: keep it a local constant, and the compiler moves them
-// out of the loop or the processor predicts them.
-class BlockTail {
+// Its branches are the same for all vectors. Make it a local constant, so that the compiler can
+// move them out of the loop.
+class BlockPostOps {
  public:
-  // mean and variance are (channels), not read without norm; bias is (channels) or null and is
-  // what the convolution has not yet added to y.
+  // mean and variance are (channels), not read without norm. bias is (channels), to be added to y,
+  // or null.
   template <typename Statistic>
-  BlockTail(const Tail& tail, int image, int block, const Statistic* mean,
-            const Statistic* variance, const float* bias = nullptr)
-      : has_first_(tail.first != Activation::kNone),
-        has_second_(tail.second != Activation::kNone),
-        first_elu_(tail.first == Activation::kElu),
-        second_elu_(tail.second == Activation::kElu) {
-    const Shape& shape = tail.shape;
+  BlockPostOps(const PostOps& post_ops, int image, int block, const Statistic* mean,
+               const Statistic* variance, const float* bias = nullptr)
+      : has_first_(post_ops.first != Activation::kNone),
+        has_second_(post_ops.second != Activation::kNone),
+        first_elu_(post_ops.first == Activation::kElu),
+        second_elu_(post_ops.second == Activation::kElu) {
+    const Shape& shape = post_ops.shape;
     const int first_channel = block * kLanes;
     const int count = std::min(kLanes, shape.channels - first_channel);
     float valid[kLanes] = {}, center[kLanes] = {}, scale[kLanes] = {}, shift[kLanes] = {};
@@ -130,14 +133,14 @@ class BlockTail {
       const int channel = first_channel + lane;
       double exact_center = bias == nullptr ? 0. : -static_cast<double>(bias[channel]);
       double factor = 1, offset = 0;
-      if (tail.gamma != nullptr) {
+      if (post_ops.gamma != nullptr) {
         exact_center += mean[channel];
-        factor =
-            tail.gamma[channel] / std::sqrt(static_cast<double>(variance[channel]) + tail.epsilon);
-        offset = tail.beta[channel];
+        factor = post_ops.gamma[channel] /
+                 std::sqrt(static_cast<double>(variance[channel]) + post_ops.epsilon);
+        offset = post_ops.beta[channel];
       }
-      // y - center is exact where y is near a large mean; what rounding took from the center goes
-      // into the shift.
+      // y - center has no rounding error where y is near a large mean. The rounding error of
+      // center itself is compensated in shift.
       valid[lane] = 1;
       center[lane] = static_cast<float>(exact_center);
       scale[lane] = static_cast<float>(factor);
@@ -150,15 +153,15 @@ class BlockTail {
     const auto slopes = [&](const float* source) {
       return source == nullptr ? zero() : load_first(source + first_channel, count);
     };
-    first_slope_ = slopes(tail.first_slopes);
-    second_slope_ = slopes(tail.second_slopes);
-    if (tail.residual != nullptr && tail.residual_is_volume)
-      volume_ = tail.residual + image * shape.voxels();
-    else if (tail.residual != nullptr)
-      residual_ = tail.residual + image * shape.image_floats() + block * shape.block_floats();
+    first_slope_ = slopes(post_ops.first_slopes);
+    second_slope_ = slopes(post_ops.second_slopes);
+    if (post_ops.residual != nullptr && post_ops.residual_is_volume)
+      volume_ = post_ops.residual + image * shape.voxels();
+    else if (post_ops.residual != nullptr)
+      residual_ = post_ops.residual + image * shape.image_floats() + block * shape.block_floats();
   }
 
-  // The tail's value at one voxel of the image, counted as in the tensors.
+  // The output at voxel number `voxel` of the image.
   FC3D_INLINE Vec operator()(Vec y, size_t voxel) const {
     const Vec sum = add_residual(first(normalized(centered(y))), voxel);
     if (!has_second_) return sum;
@@ -168,22 +171,22 @@ class BlockTail {
   FC3D_INLINE Vec centered(Vec y) const { return y - center_; }
   FC3D_INLINE Vec scale() const { return scale_; }
 
-  // The backward steps. Each takes the gradient of what the step gives and returns that of what the
-  // step takes, and adds to the gradient of the step's slopes.
+  // The backward steps. Each takes the gradient of a step's output, returns that of its input, and
+  // adds to the gradient of its PReLU slopes.
 
-  // Through the second activation; `sum` is what it takes.
+  // Through the second activation, whose input is recomputed.
   FC3D_INLINE Vec second_backward(Vec d_out, Vec centered, size_t voxel, Vec* d_slope) const {
     d_out = valid_only(d_out);
     if (!has_second_) return d_out;
     const Vec sum = add_residual(first(normalized(centered)), voxel);
     return activation_backward(second_elu_, second_slope_, d_out, sum, d_slope);
   }
-  // The same for an ELU, from what it gives.
+  // Through a second activation that is ELU, from its output.
   FC3D_INLINE Vec second_elu_backward(Vec d_out, Vec out) const {
     d_out = valid_only(d_out);
     return where_positive(out, d_out, d_out * out + d_out);
   }
-  // Through the first activation, to the normalized y.
+  // Through the first activation, whose input is the normalized y.
   FC3D_INLINE Vec first_backward(Vec d_sum, Vec centered, Vec* d_slope) const {
     if (!has_first_) return d_sum;
     return activation_backward(first_elu_, first_slope_, d_sum, normalized(centered), d_slope);
@@ -216,14 +219,14 @@ class BlockTail {
 
 // ---- Loops over blocked tensors ----------------------------------------------------------------
 
-// A piece of one block of one image: voxels [begin, end).
+// A part of one block of one image: voxels [begin, end).
 struct Chunk {
   int index, image, block;
   size_t begin, end;
 };
 
-constexpr size_t kChunkVoxels = 2048;  // 128 KiB of each tensor: some of them fit into L2
-constexpr size_t kRunVoxels = 64;      // how far sums are kept in float before they go into double
+constexpr size_t kChunkVoxels = 2048;  // 128 KiB of each tensor: several of them fit into L2
+constexpr size_t kRunVoxels = 64;      // summed in float before the sums are added in double
 
 inline int chunks_per_block(const Shape& shape) {
   return static_cast<int>((shape.voxels() + kChunkVoxels - 1) / kChunkVoxels);
@@ -234,9 +237,9 @@ inline int chunk_count(const Shape& shape) {
 
 enum class Order { kForwards, kBackwards };
 
-// Calls task(chunk) for each chunk of a tensor. A pass in the opposite order of the one before
-// begins with what is still in the caches. Sums are kept per chunk, so that they come out the same
-// whichever thread made them.
+// Calls task(chunk) for each chunk of a tensor. A pass in the opposite order of the previous pass
+// starts with data that is still in the caches. Sums are accumulated per chunk, so that results do
+// not depend on which thread computes a chunk.
 template <typename Task>
 void for_each_chunk(ThreadPool& pool, const Shape& shape, Order order, const Task& task) {
   const int count = chunk_count(shape), per_block = chunks_per_block(shape);
@@ -249,11 +252,12 @@ void for_each_chunk(ThreadPool& pool, const Shape& shape, Order order, const Tas
   });
 }
 
-// Where a block of an image begins, in floats.
+// The offset of a block of an image in a tensor, in floats.
 inline size_t block_offset(const Shape& shape, int image, int block) {
   return (static_cast<size_t>(image) * shape.blocks() + block) * shape.block_floats();
 }
 
+// sums[lane] += value[lane].
 FC3D_INLINE void add_to(double* sums, Vec value) {
   float lanes[kLanes];
   store(lanes, value);
@@ -262,21 +266,21 @@ FC3D_INLINE void add_to(double* sums, Vec value) {
 
 // ---- Batch statistics --------------------------------------------------------------------------
 
-// Count, mean and squared deviations from the mean of sixteen channels. A convolution that still
-// has a row of its output in L1 can add it here and save batch_statistics its pass over y; keep one
-// per item of work, not per thread, and merge them in a fixed order.
+// Count, mean and sum of squared deviations of sixteen channels. Compute one per item of work, not
+// per thread, and merge them in a fixed order, so that the result does not depend on scheduling.
 struct Moments {
   double count = 0;
   double mean[kLanes] = {}, squares[kLanes] = {};
 
-  // Adds the vectors at `source`. Each run is summed first and its deviations from its own mean
-  // then, out of L1: as exact as two passes over y, however far the mean is from 0.
+  // Adds `voxels` vectors at `source`. Each run is read twice, the second time from L1: for its
+  // mean, then for the deviations from it. This is as exact as two passes over y, however large the
+  // mean.
   void add(const float* source, size_t voxels) {
-    constexpr int kSums = 4;  // in flight at once: one sum would wait for each addition
+    constexpr int kSums = 4;  // independent sums, to hide the latency of additions
     for (size_t begin = 0; begin < voxels; begin += 4 * kRunVoxels) {
       const size_t run_voxels = std::min(4 * kRunVoxels, voxels - begin);
       const float* run = source + begin * kLanes;
-      // Differences from the first voxel are small where a mean is large.
+      // Differences from the first voxel keep precision where the mean is large.
       const Vec start = load(run);
       const auto sum_over_run = [&](auto term) {
         Vec sums[kSums] = {zero(), zero(), zero(), zero()};
@@ -317,11 +321,13 @@ struct Moments {
   }
 };
 
-// Mean and biased variance of each channel over batch and voxels, (channels) each; one pass over y.
+// Computes the mean and biased variance of each channel over batch and voxels, (channels) each, in
+// one pass over y.
 inline void batch_statistics(ThreadPool& pool, const float* y, const Shape& shape, double* mean,
                              double* variance) {
+  assert(shape.valid() && y != nullptr && mean != nullptr && variance != nullptr);
   std::vector<Moments> moments(chunk_count(shape));
-  // The convolution before has just written the end of y.
+  // The end of y is still in the caches: the convolution has just written it.
   for_each_chunk(pool, shape, Order::kBackwards, [&](const Chunk& chunk) {
     const float* block = y + block_offset(shape, chunk.image, chunk.block);
     moments[chunk.index].add(block + chunk.begin * kLanes, chunk.end - chunk.begin);
@@ -336,27 +342,29 @@ inline void batch_statistics(ThreadPool& pool, const float* y, const Shape& shap
     const int channels = std::min(kLanes, shape.channels - first_channel);
     for (int lane = 0; lane < channels; ++lane) {
       mean[first_channel + lane] = total.mean[lane];
-      // Not below 0 by rounding; NaN stays NaN in this order.
+      // Rounding must not make it negative; std::max keeps NaN with arguments in this order.
       variance[first_channel + lane] = std::max(total.squares[lane] / total.count, 0.);
     }
   }
 }
 
-// ---- Factors per channel, joins ----------------------------------------------------------------
+// ---- Dropout and concatenation -----------------------------------------------------------------
 
-// The factors of one block, zeros in the lanes past the last channel; ones where keep is null.
-FC3D_INLINE Vec block_factors(const Shape& shape, const float* keep, int image, int block) {
+// The dropout factors of one block, zeros in the lanes past the last channel; ones without a mask.
+FC3D_INLINE Vec block_factors(const Shape& shape, const float* dropout_mask, int image, int block) {
   const int count = std::min(kLanes, shape.channels - block * kLanes);
-  if (keep == nullptr) return broadcast(1);
-  return load_first(keep + static_cast<size_t>(image) * shape.channels + block * kLanes, count);
+  if (dropout_mask == nullptr) return broadcast(1);
+  return load_first(dropout_mask + static_cast<size_t>(image) * shape.channels + block * kLanes,
+                    count);
 }
 
-// out = x * keep[image, channel]; keep is (batch, channels). out may be x.
-inline void scale_channels(ThreadPool& pool, const Shape& shape, const float* x, const float* keep,
-                           float* out) {
+// out = x * dropout_mask[image, channel]; dropout_mask is (batch, channels). Works in place.
+inline void scale_channels(ThreadPool& pool, const Shape& shape, const float* x,
+                           const float* dropout_mask, float* out) {
+  assert(shape.valid() && x != nullptr && dropout_mask != nullptr && out != nullptr);
   for_each_chunk(pool, shape, Order::kForwards, [&](const Chunk& chunk) {
     const size_t offset = block_offset(shape, chunk.image, chunk.block);
-    const Vec factors = block_factors(shape, keep, chunk.image, chunk.block);
+    const Vec factors = block_factors(shape, dropout_mask, chunk.image, chunk.block);
     for (size_t at = offset + chunk.begin * kLanes; at < offset + chunk.end * kLanes;
          at += kLanes) {
       store(out + at, load(x + at) * factors);
@@ -364,20 +372,20 @@ inline void scale_channels(ThreadPool& pool, const Shape& shape, const float* x,
   });
 }
 
-// Writes the skip channels of a join. Where shape.channels is no multiple of 16, a block of skip
-// straddles two blocks of out, and the tail's channels must already be in the first of them.
-inline void join_forward(ThreadPool& pool, const Tail& tail, float* out) {
-  const Shape skip_shape = tail.skip_shape(), out_shape = tail.out_shape();
-  const int lane = tail.shape.channels % kLanes, first_block = tail.shape.channels / kLanes;
+// Writes the skip channels of `out`. If shape.channels is not a multiple of 16, each block of skip
+// spans two blocks of out; the unit's own channels must already be in `out`.
+inline void concat_forward(ThreadPool& pool, const PostOps& post_ops, float* out) {
+  const Shape skip_shape = post_ops.skip_shape(), out_shape = post_ops.out_shape();
+  const int lane = post_ops.shape.channels % kLanes, first_block = post_ops.shape.channels / kLanes;
   for_each_chunk(pool, skip_shape, Order::kForwards, [&](const Chunk& chunk) {
     const int out_block = first_block + chunk.block;
-    const float* source = tail.skip + block_offset(skip_shape, chunk.image, chunk.block);
+    const float* source = post_ops.skip + block_offset(skip_shape, chunk.image, chunk.block);
     float* target = out + block_offset(out_shape, chunk.image, out_block);
     float* next = lane > 0 && out_block + 1 < out_shape.blocks() ? target + out_shape.block_floats()
                                                                  : nullptr;
-    // Nobody else writes the other lanes of the last block.
+    // The lanes past the last channel of out belong to no other chunk.
     const bool zero_rest = chunk.block + 1 == skip_shape.blocks();
-    const Vec factors = block_factors(skip_shape, tail.keep, chunk.image, chunk.block);
+    const Vec factors = block_factors(skip_shape, post_ops.dropout_mask, chunk.image, chunk.block);
     for (size_t at = chunk.begin * kLanes; at < chunk.end * kLanes; at += kLanes) {
       const Vec value = load(source + at) * factors;
       if (lane == 0) {
@@ -393,10 +401,11 @@ inline void join_forward(ThreadPool& pool, const Tail& tail, float* out) {
   });
 }
 
-// d_skip from the gradient of a join.
-inline void join_backward(ThreadPool& pool, const Tail& tail, const float* d_out, float* d_skip) {
-  const Shape skip_shape = tail.skip_shape(), out_shape = tail.out_shape();
-  const int lane = tail.shape.channels % kLanes, first_block = tail.shape.channels / kLanes;
+// d_skip from d_out.
+inline void concat_backward(ThreadPool& pool, const PostOps& post_ops, const float* d_out,
+                            float* d_skip) {
+  const Shape skip_shape = post_ops.skip_shape(), out_shape = post_ops.out_shape();
+  const int lane = post_ops.shape.channels % kLanes, first_block = post_ops.shape.channels / kLanes;
   for_each_chunk(pool, skip_shape, Order::kForwards, [&](const Chunk& chunk) {
     const int out_block = first_block + chunk.block;
     const float* source = d_out + block_offset(out_shape, chunk.image, out_block);
@@ -404,7 +413,7 @@ inline void join_backward(ThreadPool& pool, const Tail& tail, const float* d_out
                             ? source + out_shape.block_floats()
                             : nullptr;
     float* target = d_skip + block_offset(skip_shape, chunk.image, chunk.block);
-    const Vec factors = block_factors(skip_shape, tail.keep, chunk.image, chunk.block);
+    const Vec factors = block_factors(skip_shape, post_ops.dropout_mask, chunk.image, chunk.block);
     for (size_t at = chunk.begin * kLanes; at < chunk.end * kLanes; at += kLanes) {
       Vec gradient = load(source + at);
       if (lane > 0) {
@@ -420,49 +429,53 @@ inline void join_backward(ThreadPool& pool, const Tail& tail, const float* d_out
 
 // ---- Forward and backward ----------------------------------------------------------------------
 
-// out, of tail.out_shape(), from y; mean and variance are those of batch_statistics or null without
-// norm. One pass. out may be y where there is no skip and no backward pass to come.
-inline void tail_forward(ThreadPool& pool, const Tail& tail, const float* y, const double* mean,
-                         const double* variance, float* out) {
-  const Shape& shape = tail.shape;
-  const Shape out_shape = tail.out_shape();
+// Computes out, of post_ops.out_shape(), from y in one pass. mean and variance are those of
+// batch_statistics, or null without norm. Works in place where there is neither a skip nor a
+// backward pass that needs y.
+inline void post_ops_forward(ThreadPool& pool, const PostOps& post_ops, const float* y,
+                             const double* mean, const double* variance, float* out) {
+  const Shape& shape = post_ops.shape;
+  const Shape out_shape = post_ops.out_shape();
+  assert(shape.valid() && y != nullptr && out != nullptr);
+  assert(post_ops.gamma == nullptr || (mean != nullptr && variance != nullptr));
+  assert(out != y || post_ops.skip == nullptr);
   for_each_chunk(pool, shape, Order::kForwards, [&](const Chunk& chunk) {
-    const BlockTail block(tail, chunk.image, chunk.block, mean, variance);
+    const BlockPostOps block(post_ops, chunk.image, chunk.block, mean, variance);
     const float* source = y + block_offset(shape, chunk.image, chunk.block);
     float* target = out + block_offset(out_shape, chunk.image, chunk.block);
     for (size_t voxel = chunk.begin; voxel < chunk.end; ++voxel)
       store(target + voxel * kLanes, block(load(source + voxel * kLanes), voxel));
   });
-  if (tail.skip != nullptr) join_forward(pool, tail, out);
+  if (post_ops.skip != nullptr) concat_forward(pool, post_ops, out);
 }
 
-// Where tail_backward puts its gradients; what is null is not wanted.
-struct TailGradients {
-  // Blocked like y. May be the same memory as y or d_out (d_out where there is no skip).
+// The outputs of post_ops_backward. Gradients whose pointer is null are not computed.
+struct PostOpsGradients {
+  // Blocked like y. May be the memory of y, or that of d_out where there is no skip.
   float* y = nullptr;
-  // (channels) each. Without norm, beta's is the gradient of a bias added to y.
+  // (channels) each. Without norm, beta is the gradient of a bias that was added to y.
   float* gamma = nullptr;
   float* beta = nullptr;
   float* first_slopes = nullptr;
   float* second_slopes = nullptr;
-  // Shaped like the residual. A blocked one may be the same memory as d_out where there is no skip,
-  // but not the same as gradients.y. Without a second activation and without skip it would be a
-  // copy of d_out: use that instead.
+  // Shaped like the residual. If blocked, it may be the memory of d_out where there is no skip, but
+  // not that of gradients.y. Without second activation and skip it equals d_out: use that instead.
   float* residual = nullptr;
   float* skip = nullptr;
 };
 
-// The gradient of a plain residual volume: sums over all channels, so it has a loop of its own.
-inline void volume_backward(ThreadPool& pool, const Tail& tail, const float* y, const double* mean,
-                            const double* variance, const float* d_out, float* d_volume) {
-  const Shape& shape = tail.shape;
-  const Shape out_shape = tail.out_shape();
+// The gradient of a plain residual volume. It needs its own loop: it sums over all channels.
+inline void volume_backward(ThreadPool& pool, const PostOps& post_ops, const float* y,
+                            const double* mean, const double* variance, const float* d_out,
+                            float* d_volume) {
+  const Shape& shape = post_ops.shape;
+  const Shape out_shape = post_ops.out_shape();
   const Shape one_channel{shape.batch, 1, shape.x, shape.y, shape.z};
   for_each_chunk(pool, one_channel, Order::kForwards, [&](const Chunk& chunk) {
     float* target = d_volume + chunk.image * shape.voxels();
     std::fill(target + chunk.begin, target + chunk.end, 0.f);
     for (int index = 0; index < shape.blocks(); ++index) {
-      const BlockTail block(tail, chunk.image, index, mean, variance);
+      const BlockPostOps block(post_ops, chunk.image, index, mean, variance);
       const float* values = y + block_offset(shape, chunk.image, index);
       const float* gradients = d_out + block_offset(out_shape, chunk.image, index);
       Vec unused = zero();
@@ -477,30 +490,33 @@ inline void volume_backward(ThreadPool& pool, const Tail& tail, const float* y, 
   });
 }
 
-// The gradients of a tail in training, where mean and variance depend on y (null without norm).
-// `out` is read where tail.backward_reads_out() only, y and the residual as tail_forward does.
-inline void tail_backward(ThreadPool& pool, const Tail& tail, const float* y, const float* out,
-                          const double* mean, const double* variance, const float* d_out,
-                          const TailGradients& gradients) {
-  const Shape& shape = tail.shape;
-  const Shape out_shape = tail.out_shape();
-  const bool has_norm = tail.gamma != nullptr, reads_out = tail.backward_reads_out();
-  // First those that read d_out before anything may be written over it.
-  if (tail.skip != nullptr && gradients.skip != nullptr)
-    join_backward(pool, tail, d_out, gradients.skip);
-  if (tail.residual_is_volume && gradients.residual != nullptr)
-    volume_backward(pool, tail, y, mean, variance, d_out, gradients.residual);
-  float* const d_residual = tail.residual_is_volume ? nullptr : gradients.residual;
+// Computes the gradients in training, where mean and variance depend on y (null without norm).
+// `out` is only read if post_ops.backward_reads_out().
+inline void post_ops_backward(ThreadPool& pool, const PostOps& post_ops, const float* y,
+                              const float* out, const double* mean, const double* variance,
+                              const float* d_out, const PostOpsGradients& gradients) {
+  const Shape& shape = post_ops.shape;
+  const Shape out_shape = post_ops.out_shape();
+  const bool has_norm = post_ops.gamma != nullptr, reads_out = post_ops.backward_reads_out();
+  assert(shape.valid() && y != nullptr && d_out != nullptr);
+  assert(!has_norm || (mean != nullptr && variance != nullptr));
+  assert(!reads_out || out != nullptr);
+  // These read d_out, so they come before anything that may overwrite it.
+  if (post_ops.skip != nullptr && gradients.skip != nullptr)
+    concat_backward(pool, post_ops, d_out, gradients.skip);
+  if (post_ops.residual_is_volume && gradients.residual != nullptr)
+    volume_backward(pool, post_ops, y, mean, variance, d_out, gradients.residual);
+  float* const d_residual = post_ops.residual_is_volume ? nullptr : gradients.residual;
 
-  // First pass: the sums, and the gradient behind the second activation where it is wanted. Without
-  // norm d_y does not depend on the sums, and this pass is the only one.
+  // First pass: the sums over voxels, and the residual's gradient if wanted. Without norm d_y does
+  // not depend on the sums, and one pass is enough.
   struct Sums {
-    double beta[kLanes] = {}, gamma[kLanes] = {};  // gamma's before the division by the deviation
+    double beta[kLanes] = {}, gamma[kLanes] = {};  // gamma is still to be divided by std
     double first_slope[kLanes] = {}, second_slope[kLanes] = {};
   };
   std::vector<Sums> chunk_sums(chunk_count(shape));
   for_each_chunk(pool, shape, Order::kBackwards, [&](const Chunk& chunk) {
-    const BlockTail block(tail, chunk.image, chunk.block, mean, variance);
+    const BlockPostOps block(post_ops, chunk.image, chunk.block, mean, variance);
     const size_t offset = block_offset(shape, chunk.image, chunk.block);
     const size_t out_offset = block_offset(out_shape, chunk.image, chunk.block);
     Sums sums;
@@ -527,8 +543,9 @@ inline void tail_backward(ThreadPool& pool, const Tail& tail, const float* y, co
     chunk_sums[chunk.index] = sums;
   });
 
-  // d_y = scale * (d - mean(d) - (y - mean) * mean(d * (y - mean)) / (variance + epsilon)) where d
-  // is the gradient of the normalized y, in the form scale * d + slope * (y - center) + constant.
+  // With d the gradient of the normalized y,
+  //   d_y = scale * (d - mean(d) - (y - mean) * mean(d * (y - mean)) / (variance + epsilon)),
+  // computed as scale * d + slope * (y - center) + constant.
   std::vector<float> slopes(shape.blocks() * kLanes), constants(shape.blocks() * kLanes);
   const int per_block = chunks_per_block(shape);
   const double count = static_cast<double>(shape.batch) * static_cast<double>(shape.voxels());
@@ -546,8 +563,8 @@ inline void tail_backward(ThreadPool& pool, const Tail& tail, const float* y, co
     }
     if (has_norm) {
       const double center_rest = mean[channel] - static_cast<float>(mean[channel]);
-      const double inverse_std = 1 / std::sqrt(variance[channel] + tail.epsilon);
-      const double scale = tail.gamma[channel] * inverse_std;
+      const double inverse_std = 1 / std::sqrt(variance[channel] + post_ops.epsilon);
+      const double scale = post_ops.gamma[channel] * inverse_std;
       gamma = (gamma - center_rest * beta) * inverse_std;
       const double slope = -scale * inverse_std * gamma / count;
       slopes[channel] = static_cast<float>(slope);
@@ -563,9 +580,9 @@ inline void tail_backward(ThreadPool& pool, const Tail& tail, const float* y, co
   }
   if (!has_norm || gradients.y == nullptr) return;
 
-  // Second pass: d_y, from the gradient behind the second activation where the first pass left it.
+  // Second pass: d_y, from the residual's gradient where the first pass has stored it.
   for_each_chunk(pool, shape, Order::kForwards, [&](const Chunk& chunk) {
-    const BlockTail block(tail, chunk.image, chunk.block, mean, variance);
+    const BlockPostOps block(post_ops, chunk.image, chunk.block, mean, variance);
     const size_t offset = block_offset(shape, chunk.image, chunk.block);
     const size_t out_offset = block_offset(out_shape, chunk.image, chunk.block);
     const Vec slope = load(slopes.data() + chunk.block * kLanes);

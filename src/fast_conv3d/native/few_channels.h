@@ -1,18 +1,19 @@
-// 5x5x5 convolutions, same padding, with few channels on one side: a "plain" tensor (batch,
-// channels, x, y, z). The other side is blocked; see vector.h.
+// Direct 5x5x5 convolutions, stride 1, same padding, for few input or few output channels. The
+// tensor with few channels is "plain", (batch, channels, x, y, z); the other is blocked, see
+// vector.h.
 //
-//   widen:           blocked from plain  forward of a plain -> blocked convolution, and the
-//   gradient
-//                                        of the input of a blocked -> plain one
-//   narrow:          plain from blocked  the other two
-//   weight_gradient  of either
+//   conv_few_input   reads plain, writes blocked: the forward pass of a convolution with few input
+//                    channels, and the input gradient of one with few output channels
+//   conv_few_output  reads blocked, writes plain: the other two
+//   weight_gradient  of either convolution
 //
-// With so few channels a transform does not pay: all three are direct sums, in which the 16 lanes
-// are the blocked channels, and a run of z neighbours stays in registers so that each value loaded
-// serves all five taps along z.
+// With so few channels the Toom-Cook transforms of winograd.h cost more than they save. The 16
+// lanes are the channels of the blocked tensor, and a run of neighbours along z is kept in
+// registers, so that each loaded value is used for all five taps along z.
 #pragma once
 
 #include <algorithm>
+#include <cassert>
 #include <cstddef>
 #include <cstring>
 
@@ -21,18 +22,18 @@
 #include "vector.h"
 
 namespace fast_conv3d {
-namespace narrow {
+namespace few_channels {
 
 constexpr int kSide = 5;
-constexpr int kHalo = kSide / 2;
+constexpr int kPadding = kSide / 2;
 constexpr int kTaps = kSide * kSide * kSide;
 
-// The convolution that weights belong to: they are (outputs, inputs, 5, 5, 5).
+// The convolution that the weights (output channels, input channels, 5, 5, 5) belong to.
 enum class Conv { kPlainToBlocked, kBlockedToPlain };
 
-// Where the weights hold the one that joins a voxel of a blocked channel with the plain voxel
-// `tap` - 2 away from it. What a convolution reads ahead of its output, its transpose writes
-// behind.
+// The index of the weight that connects a voxel of channel `blocked` with the voxel of channel
+// `plain` at offset `tap` - 2 along each axis. Where the blocked tensor is the input, the offset is
+// the opposite of the convolution's own, so its taps are reversed.
 inline size_t weight_at(Conv conv, int blocked_channels, int plain_channels, int blocked, int plain,
                         int tap) {
   if (conv == Conv::kPlainToBlocked)
@@ -40,8 +41,8 @@ inline size_t weight_at(Conv conv, int blocked_channels, int plain_channels, int
   return (static_cast<size_t>(plain) * blocked_channels + blocked) * kTaps + kTaps - 1 - tap;
 }
 
-// The weights as (plain channel, block, tap, 16), zeros past the last channel. Taps count from the
-// blocked voxel to the plain one, or the other way round if `mirrored`.
+// Packs the weights as (plain channel, block, tap, 16) with zeros past the last channel. Taps are
+// offsets from the blocked to the plain voxel, or from the plain to the blocked one if `mirrored`.
 inline void pack_weights(Conv conv, const float* weights, const Shape& shape, int plain_channels,
                          bool mirrored, float* packed) {
   for (int plain = 0; plain < plain_channels; ++plain)
@@ -61,22 +62,24 @@ inline size_t packed_floats(const Shape& shape, int plain_channels) {
   return static_cast<size_t>(plain_channels) * shape.blocks() * kTaps * kLanes;
 }
 
-// z of a row with its halo, long enough for runs of up to 16 that reach past its end.
+// The length of a zero-padded row along z; runs of up to 16 voxels may read past the row's end.
 inline int padded_z(int z) { return (z + kLanes - 1) / kLanes * kLanes + kLanes; }
 
-// A plain tensor with its halo of zeros.
+// The shape of a plain tensor with zero padding.
 inline Shape padded_shape(const Shape& shape, int plain_channels) {
-  return {shape.batch, plain_channels, shape.x + 2 * kHalo, shape.y + 2 * kHalo, padded_z(shape.z)};
+  return {shape.batch, plain_channels, shape.x + 2 * kPadding, shape.y + 2 * kPadding,
+          padded_z(shape.z)};
 }
 
 inline size_t padded_floats(const Shape& padded) {
   return static_cast<size_t>(padded.batch) * padded.channels * padded.voxels();
 }
 
+// Copies a plain tensor into `target` with zero padding.
 inline void pad(const float* plain, const Shape& shape, const Shape& padded, ThreadPool& pool,
                 float* target) {
   pool.for_each(padded.batch * padded.channels * padded.x, [&](int item, int) {
-    const int volume = item / padded.x, x = item % padded.x - kHalo;
+    const int volume = item / padded.x, x = item % padded.x - kPadding;
     float* plane = target + item * static_cast<size_t>(padded.y) * padded.z;
     std::fill_n(plane, static_cast<size_t>(padded.y) * padded.z, 0.f);
     if (x < 0 || x >= shape.x) return;
@@ -84,19 +87,20 @@ inline void pad(const float* plain, const Shape& shape, const Shape& padded, Thr
         plain + volume * shape.voxels() + static_cast<size_t>(x) * shape.y * shape.z;
     for (int y = 0; y < shape.y; ++y)
       std::copy_n(source + static_cast<size_t>(y) * shape.z, shape.z,
-                  plane + static_cast<size_t>(y + kHalo) * padded.z + kHalo);
+                  plane + static_cast<size_t>(y + kPadding) * padded.z + kPadding);
   });
 }
 
-// Voxels along z whose sums fit in registers beside the weights of five taps.
-constexpr int kWidenRun = kParts == 1 ? 16 : 6;
+// Output voxels along z whose sums fit in registers beside the weights of five taps.
+constexpr int kFewInputRun = kParts == 1 ? 16 : 6;
 
-// sums[i] = sum over plain channels and taps of `plain` (padded, at the run's first tap) * weights.
-inline void widen_run(const float* plain, const Shape& padded, const float* weights,
-                      size_t channel_weights, Vec* sums) {
-  Vec sum[kWidenRun];
+// Computes a run of kFewInputRun outputs: sums[i] = sum over plain channels and taps of plain *
+// weights. `plain` points to the first tap of the run's first output in the padded tensor.
+inline void few_input_run(const float* plain, const Shape& padded, const float* weights,
+                          size_t channel_weights, Vec* sums) {
+  Vec sum[kFewInputRun];
 #pragma GCC unroll 16
-  for (int i = 0; i < kWidenRun; ++i) sum[i] = zero();
+  for (int i = 0; i < kFewInputRun; ++i) sum[i] = zero();
   for (int channel = 0; channel < padded.channels; ++channel)
     for (int x = 0; x < kSide; ++x)
       for (int y = 0; y < kSide; ++y) {
@@ -104,20 +108,24 @@ inline void widen_run(const float* plain, const Shape& padded, const float* weig
             plain + channel * padded.voxels() + (static_cast<size_t>(x) * padded.y + y) * padded.z;
         const float* taps = weights + channel * channel_weights + (x * kSide + y) * kSide * kLanes;
 #pragma GCC unroll 20
-        for (int z = 0; z < kWidenRun + kSide - 1; ++z)
+        for (int z = 0; z < kFewInputRun + kSide - 1; ++z)
 #pragma GCC unroll 5
           for (int tap = 0; tap < kSide; ++tap)
-            if (z >= tap && z - tap < kWidenRun) sum[z - tap] += row[z] * load(taps + tap * kLanes);
+            if (z >= tap && z - tap < kFewInputRun)
+              sum[z - tap] += row[z] * load(taps + tap * kLanes);
       }
 #pragma GCC unroll 16
-  for (int i = 0; i < kWidenRun; ++i) sums[i] = sum[i];
+  for (int i = 0; i < kFewInputRun; ++i) sums[i] = sum[i];
 }
 
-// `shape` is the blocked tensor's. epilogue(value, image, block, voxel) returns what is stored, and
-// must leave lanes past the last channel zero.
+// blocked = epilogue(convolution of plain). `shape` is that of `blocked`. epilogue(value, image,
+// block, voxel) returns the vector to store, with zeros in the lanes past the last channel.
 template <typename Epilogue>
-void widen(Conv conv, const float* plain, int plain_channels, const float* weights, float* blocked,
-           const Shape& shape, const Epilogue& epilogue, ThreadPool& pool, Scratch& scratch) {
+void conv_few_input(Conv conv, const float* plain, int plain_channels, const float* weights,
+                    float* blocked, const Shape& shape, const Epilogue& epilogue, ThreadPool& pool,
+                    Scratch& scratch) {
+  assert(shape.valid() && plain_channels > 0);
+  assert(plain != nullptr && weights != nullptr && blocked != nullptr);
   const Shape padded = padded_shape(shape, plain_channels);
   const size_t block_weights = kTaps * kLanes, channel_weights = shape.blocks() * block_weights;
   float* packed = scratch.get(packed_floats(shape, plain_channels) + padded_floats(padded));
@@ -131,29 +139,30 @@ void widen(Conv conv, const float* plain, int plain_channels, const float* weigh
                          static_cast<size_t>(x) * padded.y * padded.z;
     float* target = blocked + image * shape.image_floats() + block * shape.block_floats();
     for (int y = 0; y < shape.y; ++y)
-      for (int z = 0; z < shape.z; z += kWidenRun) {
-        Vec sums[kWidenRun];
-        widen_run(plane + static_cast<size_t>(y) * padded.z + z, padded,
-                  packed + block * block_weights, channel_weights, sums);
+      for (int z = 0; z < shape.z; z += kFewInputRun) {
+        Vec sums[kFewInputRun];
+        few_input_run(plane + static_cast<size_t>(y) * padded.z + z, padded,
+                      packed + block * block_weights, channel_weights, sums);
         const size_t voxel = (static_cast<size_t>(x) * shape.y + y) * shape.z + z;
-        for (int i = 0; i < std::min(kWidenRun, shape.z - z); ++i)
+        for (int i = 0; i < std::min(kFewInputRun, shape.z - z); ++i)
           store(target + (voxel + i) * kLanes, epilogue(sums[i], image, block, voxel + i));
       }
   });
 }
 
-// `narrow` takes two plain channels at a time (the last one may be alone), whose sums share each
-// load of a blocked voxel.
-constexpr int kNarrowChannels = 2;
+// conv_few_output computes two plain channels at a time (one at the end of an odd number), so that
+// each load of a blocked voxel serves both.
+constexpr int kFewOutputChannels = 2;
 template <int kChannels>
-constexpr int kNarrowRun = (kParts == 1 ? 16 : 6) / kChannels;
+constexpr int kFewOutputRun = (kParts == 1 ? 16 : 6) / kChannels;
 
-// sums[channel][i] (+)= sum over taps of blocked voxels * weights, lane by lane. `planes` are the
-// five planes of blocked voxels, at the run's first tap.
+// Computes a run of outputs from one block of channels, lane by lane: sums[channel][i] (+)= sum
+// over taps of blocked voxels * weights. `planes` point to the first tap of the run's first output
+// in each of the five input planes.
 template <int kChannels>
-void narrow_run(const float* const* planes, size_t row_floats, const float* weights,
-                size_t channel_weights, bool add, float* sums) {
-  constexpr int kRun = kNarrowRun<kChannels>;
+void few_output_run(const float* const* planes, size_t row_floats, const float* weights,
+                    size_t channel_weights, bool add, float* sums) {
+  constexpr int kRun = kFewOutputRun<kChannels>;
   Vec sum[kChannels][kRun];
 #pragma GCC unroll 2
   for (int channel = 0; channel < kChannels; ++channel)
@@ -182,6 +191,7 @@ void narrow_run(const float* const* planes, size_t row_floats, const float* weig
     for (int i = 0; i < kRun; ++i) store(sums + (channel * kRun + i) * kLanes, sum[channel][i]);
 }
 
+// The sum of 16 floats, always in the same order.
 inline float sum_lanes(const float* lanes) {
   typedef float Eight __attribute__((vector_size(32)));
   typedef float Four __attribute__((vector_size(16)));
@@ -194,132 +204,139 @@ inline float sum_lanes(const float* lanes) {
   return (four[0] + four[2]) + (four[1] + four[3]);
 }
 
-// What a thread copies next, fetched from memory while it computes.
-struct Ahead {
+// The rows that a thread copies next; it prefetches them while it computes.
+struct NextPlane {
   const float* data;
   size_t floats, block_stride;
 
-  // The `part`-th of `parts` shares of a block.
+  // Prefetches part `part` of `parts` of a block.
   void prefetch(int block, size_t part, size_t parts) const {
     for (size_t at = floats * part / parts; at < floats * (part + 1) / parts; at += kLanes)
       __builtin_prefetch(data + block * block_stride + at, 0, 2);
   }
 };
 
-// A thread's copy of blocked voxels with their halo: the five planes along x that a plane of
-// outputs needs, of some rows along y, for all blocks. Planes are replaced as x moves on.
-struct Slab {
+// A ring buffer with a thread's copy of the five input planes along x that a plane of outputs
+// depends on: some rows along y with zero padding, for all blocks. As x advances, the next plane
+// overwrites the oldest.
+struct PlaneRing {
   float* data;
-  int rows;  // without the halo
-  int z;     // with the halo, and odd: rows must not share the sets of the L1 cache
+  int rows;  // along y, without padding
+  int z;     // of a padded row; odd, so that rows do not map to the same sets of the L1 cache
 
   size_t row_floats() const { return static_cast<size_t>(z) * kLanes; }
-  size_t block_floats() const { return (rows + 2 * kHalo) * row_floats(); }
-  // x from -2 on.
+  size_t block_floats() const { return (rows + 2 * kPadding) * row_floats(); }
+  // Plane x (-2 or more) of a block.
   float* plane(int x, int block, int blocks) const {
-    return data + (static_cast<size_t>((x + kHalo) % kSide) * blocks + block) * block_floats();
+    return data + (static_cast<size_t>((x + kPadding) % kSide) * blocks + block) * block_floats();
   }
 
-  // What copy(image, shape, x, y) will read.
-  Ahead ahead(const float* image, const Shape& shape, int x, int y) const {
+  // The rows that copy(image, shape, x, y) reads.
+  NextPlane next_plane(const float* image, const Shape& shape, int x, int y) const {
     if (x >= shape.x) return {image, 0, 0};
-    const int begin = std::max(0, y - kHalo), end = std::min(shape.y, y + rows + kHalo);
+    const int begin = std::max(0, y - kPadding), end = std::min(shape.y, y + rows + kPadding);
     const size_t shape_row = static_cast<size_t>(shape.z) * kLanes;
     return {image + (static_cast<size_t>(x) * shape.y + begin) * shape_row,
             (end - begin) * shape_row, shape.block_floats()};
   }
 
-  // Rows from `y` on of plane x of `image`; zeros where they lie outside.
+  // Copies the rows of plane x of `image` that outputs from row `y` on depend on; zeros outside the
+  // image.
   void copy(const float* image, const Shape& shape, int x, int y) {
     for (int block = 0; block < shape.blocks(); ++block) {
       float* target = plane(x, block, shape.blocks());
-      for (int row = y - kHalo; row < y + rows + kHalo; ++row, target += row_floats()) {
+      for (int row = y - kPadding; row < y + rows + kPadding; ++row, target += row_floats()) {
         if (x < 0 || x >= shape.x || row < 0 || row >= shape.y) {
           std::fill_n(target, row_floats(), 0.f);
           continue;
         }
         const float* source = image + block * shape.block_floats() +
                               (static_cast<size_t>(x) * shape.y + row) * shape.z * kLanes;
-        std::fill_n(target, kHalo * kLanes, 0.f);
-        std::copy_n(source, static_cast<size_t>(shape.z) * kLanes, target + kHalo * kLanes);
-        std::fill(target + static_cast<size_t>(shape.z + kHalo) * kLanes, target + row_floats(),
+        std::fill_n(target, kPadding * kLanes, 0.f);
+        std::copy_n(source, static_cast<size_t>(shape.z) * kLanes, target + kPadding * kLanes);
+        std::fill(target + static_cast<size_t>(shape.z + kPadding) * kLanes, target + row_floats(),
                   0.f);
       }
     }
   }
 };
 
-// The sums of kChannels plain channels for `rows` rows of outputs of plane x, as (channel,
-// slab.rows, output_z). `sums` is room for the sums over the blocks so far.
+// Computes `rows` rows of output plane x for kChannels plain channels: outputs (channel, ring.rows,
+// output_z). `sums` is scratch for the partial sums over blocks.
 template <int kChannels>
-void narrow_plane(const Slab& slab, int x, int rows, int z, int output_z, int blocks,
-                  const float* weights, size_t channel_weights, const Ahead& ahead, float* sums,
-                  float* outputs) {
-  constexpr int kRun = kNarrowRun<kChannels>;
+void few_output_plane(const PlaneRing& ring, int x, int rows, int z, int output_z, int blocks,
+                      const float* weights, size_t channel_weights, const NextPlane& next,
+                      float* sums, float* outputs) {
+  constexpr int kRun = kFewOutputRun<kChannels>;
   const size_t runs = static_cast<size_t>((z + kRun - 1) / kRun) * rows;
-  // Rows inside, so that the 25 rows of one output, cut to a run, stay in the L1 cache for the
-  // next.
+  // Rows in the innermost loop: of the 25 input rows of one run, 20 are those of the run in the
+  // next row and still in the L1 cache.
   for (int block = 0; block < blocks; ++block)
     for (int first = 0; first < z; first += kRun)
       for (int row = 0; row < rows; ++row) {
         const float* planes[kSide];
         for (int i = 0; i < kSide; ++i)
-          planes[i] =
-              slab.plane(x - kHalo + i, block, blocks) + row * slab.row_floats() + first * kLanes;
+          planes[i] = ring.plane(x - kPadding + i, block, blocks) + row * ring.row_floats() +
+                      first * kLanes;
         float* run_sums = sums + (static_cast<size_t>(row) * output_z + first) * kChannels * kLanes;
-        narrow_run<kChannels>(planes, slab.row_floats(), weights + block * kTaps * kLanes,
-                              channel_weights, block > 0, run_sums);
-        ahead.prefetch(block, static_cast<size_t>(first / kRun) * rows + row, runs);
+        few_output_run<kChannels>(planes, ring.row_floats(), weights + block * kTaps * kLanes,
+                                  channel_weights, block > 0, run_sums);
+        next.prefetch(block, static_cast<size_t>(first / kRun) * rows + row, runs);
         if (block < blocks - 1) continue;
         for (int channel = 0; channel < kChannels; ++channel)
           for (int i = 0; i < kRun; ++i)
-            outputs[(static_cast<size_t>(channel) * slab.rows + row) * output_z + first + i] =
+            outputs[(static_cast<size_t>(channel) * ring.rows + row) * output_z + first + i] =
                 sum_lanes(run_sums + (channel * kRun + i) * kLanes);
       }
 }
 
-// `shape` is the blocked tensor's. epilogue(values, image, channel, voxel) gets 16 neighbours along
-// z of one plain channel, the first of them at `voxel` (fewer at the end of a row, then the other
-// lanes are zero and are not stored), and returns what is stored.
+// plain = epilogue(convolution of blocked). `shape` is that of `blocked`. epilogue(values, image,
+// channel, voxel) gets 16 neighbours along z of one plain channel, the first of them at `voxel`,
+// and returns the vector to store. At the end of a row the lanes past its last voxel are zero and
+// are not stored.
 template <typename Epilogue>
-void narrow(Conv conv, const float* blocked, const Shape& shape, const float* weights, float* plain,
-            int plain_channels, const Epilogue& epilogue, ThreadPool& pool, Scratch& scratch) {
-  constexpr size_t kSlabFloats = 320 * 1024;  // most of an L2 cache
+void conv_few_output(Conv conv, const float* blocked, const Shape& shape, const float* weights,
+                     float* plain, int plain_channels, const Epilogue& epilogue, ThreadPool& pool,
+                     Scratch& scratch) {
+  assert(shape.valid() && plain_channels > 0);
+  assert(blocked != nullptr && weights != nullptr && plain != nullptr);
+  constexpr size_t kRingFloats = 320 * 1024;  // most of an L2 cache
   const int blocks = shape.blocks();
-  const int slab_z = padded_z(shape.z) + 1, output_z = padded_z(shape.z);
-  const size_t halo_row_floats = static_cast<size_t>(kSide) * blocks * slab_z * kLanes;
-  const int fitting_rows = static_cast<int>(kSlabFloats / halo_row_floats) - 2 * kHalo;
+  const int ring_z = padded_z(shape.z) + 1, output_z = padded_z(shape.z);
+  const size_t planes_row_floats = static_cast<size_t>(kSide) * blocks * ring_z * kLanes;
+  const int fitting_rows = static_cast<int>(kRingFloats / planes_row_floats) - 2 * kPadding;
   const int rows = std::min(shape.y, std::max(4, std::min(16, fitting_rows)));
   const int y_items = (shape.y + rows - 1) / rows;
-  // Cut along x only as far as the threads need it: each cut copies four planes twice.
+  // Split along x only as far as the threads need it: each split copies four planes twice.
   const int x_items =
       std::min(shape.x, (4 * pool.size() + shape.batch * y_items - 1) / (shape.batch * y_items));
 
   const size_t channel_weights = static_cast<size_t>(blocks) * kTaps * kLanes;
-  const size_t slab_floats = (rows + 2 * kHalo) * halo_row_floats;
-  const size_t output_floats = static_cast<size_t>(kNarrowChannels) * rows * output_z;
-  const size_t thread_floats = slab_floats + output_floats * (kLanes + 1);
+  const size_t ring_floats = (rows + 2 * kPadding) * planes_row_floats;
+  const size_t output_floats = static_cast<size_t>(kFewOutputChannels) * rows * output_z;
+  const size_t thread_floats = ring_floats + output_floats * (kLanes + 1);
   float* packed = scratch.get(packed_floats(shape, plain_channels) + pool.size() * thread_floats);
   pack_weights(conv, weights, shape, plain_channels, true, packed);
   pool.for_each(shape.batch * y_items * x_items, [&](int item, int thread) {
-    Slab slab = {packed + packed_floats(shape, plain_channels) + thread * thread_floats, rows,
-                 slab_z};
-    float* sums = slab.data + slab_floats;
+    PlaneRing ring = {packed + packed_floats(shape, plain_channels) + thread * thread_floats, rows,
+                      ring_z};
+    float* sums = ring.data + ring_floats;
     float* outputs = sums + output_floats * kLanes;
     const int x_item = item % x_items, image = item / x_items / y_items;
     const int y = item / x_items % y_items * rows, item_rows = std::min(rows, shape.y - y);
     const int begin = static_cast<int>(static_cast<int64_t>(shape.x) * x_item / x_items);
     const int end = static_cast<int>(static_cast<int64_t>(shape.x) * (x_item + 1) / x_items);
     const float* source = blocked + image * shape.image_floats();
-    for (int x = begin - kHalo; x < begin + kHalo; ++x) slab.copy(source, shape, x, y);
+    for (int x = begin - kPadding; x < begin + kPadding; ++x) ring.copy(source, shape, x, y);
     for (int x = begin; x < end; ++x) {
-      slab.copy(source, shape, x + kHalo, y);
-      for (int first = 0; first < plain_channels; first += kNarrowChannels) {
-        const int channels = std::min(kNarrowChannels, plain_channels - first);
-        const auto plane = channels == 2 ? narrow_plane<2> : narrow_plane<1>;
-        plane(slab, x, item_rows, shape.z, output_z, blocks, packed + first * channel_weights,
-              channel_weights, slab.ahead(source, shape, x + 1 < end ? x + kHalo + 1 : shape.x, y),
-              sums, outputs);
+      ring.copy(source, shape, x + kPadding, y);
+      for (int first = 0; first < plain_channels; first += kFewOutputChannels) {
+        const int channels = std::min(kFewOutputChannels, plain_channels - first);
+        const auto plane = channels == 2 ? few_output_plane<2> : few_output_plane<1>;
+        plane(ring, x, item_rows, shape.z, output_z, blocks, packed + first * channel_weights,
+              channel_weights,
+              ring.next_plane(source, shape, x + 1 < end ? x + kPadding + 1 : shape.x, y), sums,
+              outputs);
         for (int channel = 0; channel < channels; ++channel)
           for (int row = 0; row < item_rows; ++row)
             for (int z = 0; z < shape.z; z += kLanes) {
@@ -337,10 +354,10 @@ void narrow(Conv conv, const float* blocked, const Shape& shape, const float* we
   });
 }
 
-// Taps along y whose gradients, for five taps along z, are summed in registers.
+// Taps along y whose gradients, for all five taps along z, are summed in registers.
 constexpr int kGradientRows = kParts == 1 ? 5 : 1;
 
-// sum[y][z] += blocked voxels of a run * plain voxels that lie (y, z) from them.
+// sum[y][z] += sum over a run of blocked voxels * the plain voxels at offset (y, z) from them.
 template <int kRun>
 FC3D_INLINE void add_run(const float* blocked, const float* plain, size_t plain_row,
                          Vec (&sum)[kGradientRows][kSide]) {
@@ -356,7 +373,7 @@ FC3D_INLINE void add_run(const float* blocked, const float* plain, size_t plain_
         if (z >= i && z - i < kSide) sum[y][z - i] += plain[y * plain_row + z] * values[i];
 }
 
-// sums[y][z] += sum over a row of blocked voxels * plain voxels that lie (y, z) from them.
+// sums[y][z] += sum over a row of blocked voxels * the plain voxels at offset (y, z) from them.
 inline void add_row(const float* blocked, int count, const float* plain, size_t plain_row,
                     float* sums) {
   constexpr int kRun = 4;
@@ -368,8 +385,8 @@ inline void add_row(const float* blocked, int count, const float* plain, size_t 
   int done = 0;
   for (; done + kRun <= count; done += kRun) {
     add_run<kRun>(blocked + done * kLanes, plain + done, plain_row, sum);
-    // Hides from the compiler that runs overlap: it would keep plain values from one run to the
-    // next, in registers that the sums need.
+    // Hides from the compiler that consecutive runs read overlapping plain values: it would hold
+    // them in registers, which the sums need.
     __asm__("" : "+r"(plain));
   }
   for (; done < count; ++done) add_run<1>(blocked + done * kLanes, plain + done, plain_row, sum);
@@ -382,18 +399,20 @@ inline void add_row(const float* blocked, int count, const float* plain, size_t 
     }
 }
 
-// The gradient of the weights of either convolution, and the sums over images and voxels of each
-// channel of either tensor: the gradient of the bias is the sums of the convolution's output. Each
-// may be null. `shape` is the blocked tensor's.
+// The gradient of the weights of either convolution. Also the sums over batch and voxels of each
+// channel of either tensor, unless null; the bias gradient is those of the output gradient.
+// `shape` is that of `blocked`.
 inline void weight_gradient(Conv conv, const float* blocked, const Shape& shape, const float* plain,
                             int plain_channels, float* weights_gradient, float* blocked_sums,
                             float* plain_sums, ThreadPool& pool, Scratch& scratch) {
+  assert(shape.valid() && plain_channels > 0);
+  assert(blocked != nullptr && plain != nullptr && weights_gradient != nullptr);
   const Shape padded = padded_shape(shape, plain_channels);
   const int blocks = shape.blocks();
-  // Short sums of short sums lose less to rounding than one long one: a row in registers, rows of
-  // a part of the planes, then the parts in order.
+  // Three levels of summation lose less to rounding than one long sum: a row in registers, the rows
+  // of a part of the planes, then the parts in a fixed order.
   constexpr size_t kMaxParts = 64, kMaxPartFloats = 1 << 20;
-  const size_t block_floats = (plain_channels * kTaps + 1) * kLanes;  // the last: sums of blocked
+  const size_t block_floats = (plain_channels * kTaps + 1) * kLanes;  // last: sums of `blocked`
   const size_t part_floats = blocks * block_floats + plain_channels * kLanes;
   const size_t planes = static_cast<size_t>(shape.batch) * shape.x;
   const int parts = static_cast<int>(
@@ -462,5 +481,5 @@ inline void weight_gradient(Conv conv, const float* blocked, const Shape& shape,
   }
 }
 
-}  // namespace narrow
+}  // namespace few_channels
 }  // namespace fast_conv3d
