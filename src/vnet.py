@@ -5,10 +5,10 @@ which the known implementations differ. Stages have the model zoo's names (`in_t
 `up_tr32`, `out_tr`), so that its checkpoints can be loaded; the names do not depend on `width`.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from easydict import EasyDict
-from mindspore import Parameter, nn, ops
+from mindspore import Parameter, Tensor, nn, ops
 from mindspore import dtype as mstype
 from mindspore.ops import constexpr
 
@@ -20,7 +20,7 @@ SIDE_MULTIPLE = 16  # four halvings on the way down
 # dropped in training: "down" the input of a stage's residual block, "up" the output of the stage
 # below, "skip" the skip connection from the encoder.
 # MindSpore model zoo, research/cv/vnet.
-ZOO = {
+ZOO: dict[str, Any] = {
     "encoder_depths": (1, 1, 2, 3, 2),
     "decoder_depths": (2, 2, 1, 1),
     "activation": "elu",
@@ -41,7 +41,7 @@ ZOO = {
     },
 }
 # MONAI 1.6, monai.networks.nets.VNet(out_channels=2), softmax on its logits.
-MONAI = {
+MONAI: dict[str, Any] = {
     **ZOO,
     "up_bias": True,
     "head_kernel_size": 1,
@@ -53,7 +53,7 @@ MONAI = {
 # The 1x1x1 convolution follows the last stage directly: in table 1 the output has the receptive
 # field of that stage, 551 voxels. A stage's input is added to the output of its last convolution
 # before the nonlinearity (section 2).
-PAPER = {
+PAPER: dict[str, Any] = {
     "encoder_depths": (1, 2, 3, 3, 3),
     "decoder_depths": (3, 3, 2, 1),
     "activation": "prelu",
@@ -72,7 +72,7 @@ PAPER = {
 # statistics of batches of one or two volumes differ from the moving statistics that batch norm uses
 # for prediction. The head is the paper's: a norm over the two output channels would remove the
 # information how large the prostate is.
-INSTANCE = {
+INSTANCE: dict[str, Any] = {
     **ZOO,
     "norm": "instance",
     "head_unit": False,
@@ -87,7 +87,7 @@ UP_NAMES = ("up_tr256", "up_tr128", "up_tr64", "up_tr32")
 
 
 @constexpr
-def check_volume_shape(shape):
+def check_volume_shape(shape: tuple[int, ...]) -> None:
     """Checks that each side can be halved four times; runs when the graph is compiled."""
     if len(shape) != 5 or shape[1] != 1:
         raise ValueError(f"V-Net takes volumes of shape (batch, 1, X, Y, Z), got {tuple(shape)}")
@@ -108,7 +108,7 @@ class SyncBatchNorm3d(nn.Cell):
         super().__init__()
         self.bn2d = nn.SyncBatchNorm(channels)
 
-    def construct(self, x):
+    def construct(self, x: Tensor) -> Tensor:
         normed = self.bn2d(x.reshape(x.shape[:3] + (-1,)))
         return ops.cast(normed, x.dtype).reshape(x.shape)
 
@@ -125,7 +125,7 @@ class InstanceNorm3d(nn.Cell):
         self.beta = Parameter(ops.zeros((channels,), mstype.float32))
         self.eps = epsilon
 
-    def construct(self, x):
+    def construct(self, x: Tensor) -> Tensor:
         voxels = (2, 3, 4)  # not one flattened axis, see DiceLoss
         whole = ops.cast(x, mstype.float32)
         centred = whole - whole.mean(axis=voxels, keep_dims=True)
@@ -178,7 +178,7 @@ def conv5(in_channels: int, out_channels: int, bias: bool) -> nn.Cell:
     return nn.Conv3d(in_channels, out_channels, 5, pad_mode="pad", padding=2, has_bias=bias)
 
 
-def drop_channels(x, dropout_mask):
+def drop_channels(x: Tensor, dropout_mask: Tensor) -> Tensor:
     """Drops channels: multiplies each by its factor.
 
     Args:
@@ -188,7 +188,7 @@ def drop_channels(x, dropout_mask):
     return x * ops.cast(dropout_mask, x.dtype).reshape(dropout_mask.shape + (1, 1, 1))
 
 
-def mask_columns(dropout_mask, place):
+def mask_columns(dropout_mask: Tensor | None, place: tuple[int, int] | None) -> Tensor | None:
     """The columns (start, stop) of `dropout_mask`, None if either is None."""
     return None if dropout_mask is None or place is None else dropout_mask[:, place[0] : place[1]]
 
@@ -202,7 +202,7 @@ class ConvUnit(nn.Cell):
         self.bn = norm
         self.relu = activation
 
-    def construct(self, x):
+    def construct(self, x: Tensor) -> Tensor:
         return self.relu(self.bn(self.conv(x)))
 
 
@@ -215,7 +215,7 @@ class InputStage(nn.Cell):
         self.bn = layers.norm(width)
         self.relu = layers.act(width)
 
-    def construct(self, volume):
+    def construct(self, volume: Tensor) -> Tensor:
         return self.relu(self.bn(self.conv(volume)) + volume)
 
 
@@ -233,7 +233,7 @@ class DownStage(nn.Cell):
         self.ops = layers.units(depth, channels, bias)
         self.relu2 = layers.act(channels)
 
-    def construct(self, x, dropout_mask=None):
+    def construct(self, x: Tensor, dropout_mask: Tensor | None = None) -> Tensor:
         down = self.relu1(self.bn(self.down_conv(x)))
         out = down if dropout_mask is None else drop_channels(down, dropout_mask)
         return self.relu2(self.ops(out) + down)
@@ -260,7 +260,13 @@ class UpStage(nn.Cell):
         self.ops = layers.units(depth, channels, bias)
         self.relu2 = layers.act(channels)
 
-    def construct(self, x, skip, up_mask=None, skip_mask=None):
+    def construct(
+        self,
+        x: Tensor,
+        skip: Tensor,
+        up_mask: Tensor | None = None,
+        skip_mask: Tensor | None = None,
+    ) -> Tensor:
         if up_mask is not None:
             x = drop_channels(x, up_mask)
         if skip_mask is not None:
@@ -296,7 +302,7 @@ class Head(nn.Cell):
         )
         self.foreground = foreground
 
-    def construct(self, x):
+    def construct(self, x: Tensor) -> Tensor:
         logits = ops.cast(self.conv2(self.relu(self.bn(self.conv1(x)))), mstype.float32)
         # Softmax over two channels is the sigmoid of their difference.
         return ops.sigmoid(logits[:, self.foreground] - logits[:, 1 - self.foreground])
@@ -420,10 +426,10 @@ class VNet(nn.Cell):
             channels, dropout_on
         )
 
-    def construct(self, volume, dropout_mask=None):
+    def construct(self, volume: Tensor, dropout_mask: Tensor | None = None) -> Tensor:
         check_volume_shape(volume.shape)
         x = self.in_tr(volume)
-        skips = ()
+        skips: tuple[Tensor, ...] = ()
         # MindSpore's graph parser does not support zip(strict=...).
         for stage, (down,) in zip(self.down_stages, self.down_slices):  # noqa: B905
             skips = (x, *skips)

@@ -1,4 +1,4 @@
-// What can go wrong in a user's hands; main() turns these into one line and an exit code.
+// Errors that a user can correct; main() prints them as one line and returns their exit code.
 #pragma once
 
 #include <stdexcept>
@@ -10,7 +10,7 @@ struct UsageError : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// A file, a device or a run is at fault: exit code 1.
+// A file, a device or the inference failed: exit code 1.
 struct DataError : std::runtime_error {
   using std::runtime_error::runtime_error;
 };

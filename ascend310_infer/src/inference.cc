@@ -32,7 +32,7 @@ std::shared_ptr<mindspore::Context> make_context(const Options& options) {
   }
   auto ascend = std::make_shared<mindspore::AscendDeviceInfo>();
   ascend->SetDeviceID(static_cast<uint32_t>(options.device_id));
-  // Not "enforce_fp32": some chips have no convolution in fp32, and the model would not build.
+  // Not "enforce_fp32": some chips have no convolution in fp32, and the model would fail to build.
   if (options.precision)
     ascend->SetPrecisionMode(options.precision == Precision::kFp32 ? "preferred_fp32"
                                                                    : "enforce_fp16");
@@ -40,7 +40,7 @@ std::shared_ptr<mindspore::Context> make_context(const Options& options) {
   return context;
 }
 
-// Calls the runtime; what it says or throws where it fails, in one line, or nothing.
+// Calls the runtime. Returns its error or exception as one line, or an empty string on success.
 template <typename Call>
 std::string failure(const Call& call) {
   std::string reason;

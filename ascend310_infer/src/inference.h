@@ -1,4 +1,4 @@
-// A model in MindSpore Lite.
+// Inference with MindSpore Lite.
 #pragma once
 
 #include <include/api/model.h>
@@ -14,19 +14,19 @@ namespace vnet {
 
 struct Prediction {
   std::vector<float> values;
-  double milliseconds;  // of the inference alone
+  double milliseconds;  // of the inference only
 };
 
 class Network {
  public:
-  // Throws DataError where the model can't be run on the device, or has other than one input and
-  // one output of float32.
+  // Throws DataError if the model cannot run on the device, or does not have exactly one input and
+  // one output, both float32.
   explicit Network(const Options& options);
 
-  // Throws DataError where the file has not the size of the model's input.
+  // Throws DataError if the file does not have the size of the model's input.
   void check(const std::filesystem::path& volume) const;
 
-  // Throws DataError also where a value is not finite.
+  // Throws DataError as check(), or if an output is not finite.
   Prediction run(const std::filesystem::path& volume);
 
  private:

@@ -1,6 +1,6 @@
 // Runs an exported V-Net over the volumes that preprocess.py wrote, on an Ascend device or a CPU:
 //   out/main --mindir_path vnet.mindir --device_type CPU
-// postprocess.py turns what it writes into masks. --help lists the flags.
+// postprocess.py computes masks from its outputs. --help lists the flags.
 #include <fcntl.h>
 #include <unistd.h>
 
@@ -28,13 +28,13 @@ std::string one_decimal(double value) {
   return text.str();
 }
 
-// Where the answer to a volume goes.
+// The output file of a volume.
 std::filesystem::path output_of(const std::filesystem::path& volume, const Options& options) {
   return options.output_path / (volume.stem().string() + "_0.bin");
 }
 
 void infer(const Options& options) {
-  std::error_code ignored;  // where one of the folders is not there
+  std::error_code ignored;  // if one of the folders does not exist
   if (std::filesystem::equivalent(options.dataset_path, options.output_path, ignored))
     throw UsageError("--output_path: found the folder of --dataset_path, expected another one");
   const auto volumes = list_volumes(options.dataset_path);
@@ -68,8 +68,9 @@ void infer(const Options& options) {
   std::cout << summary << std::flush;
 }
 
-// A closed stream leads nowhere: its number would go to the next file, and the output into that. A
-// reader that leaves does not end the work.
+// Opens closed standard streams on /dev/null: otherwise the next file would get a stream's number,
+// and messages would be written into it. Ignores SIGPIPE, so that the run continues when the reader
+// of its output ends.
 void prepare_streams() {
   int descriptor = 0;
   do descriptor = open("/dev/null", O_RDWR);
@@ -83,8 +84,8 @@ void prepare_streams() {
 
 int main(int argc, char** argv) {
   vnet::prepare_streams();
-  // MindSpore Lite logs to standard error, which is for this program's one line: its log goes where
-  // the progress goes.
+  // MindSpore Lite logs to standard error, which is reserved for this program's error message: its
+  // log is redirected to standard output.
   const int errors = dup(STDERR_FILENO);
   dup2(STDOUT_FILENO, STDERR_FILENO);
   try {

@@ -17,13 +17,13 @@ struct Options {
   std::filesystem::path output_path = "./result_Files";
   Device device = Device::kAscend;
   int device_id = 0;
-  std::optional<int> threads;          // of the CPU; else all that this process may use
-  std::optional<Precision> precision;  // else the runtime's own
+  std::optional<int> threads;          // on a CPU; default: all cores this process may use
+  std::optional<Precision> precision;  // default: the runtime's
 };
 
 extern const char* const kHelp;
 
-// Without a value where the user asks for help. Throws UsageError.
+// Returns no value if the user asks for help. Throws UsageError.
 std::optional<Options> parse_options(const std::vector<std::string>& arguments);
 
 }  // namespace vnet

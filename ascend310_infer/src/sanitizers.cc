@@ -1,4 +1,4 @@
-// Part of the VNET_SANITIZE build only: keeps MindSpore Lite's own leaks out of the report.
+// For the VNET_SANITIZE build only: suppresses reports of MindSpore Lite's own leaks.
 
 // Lite unloads its plug-ins while their static objects still own memory, which then looks lost.
 extern "C" int dlclose(void*) { return 0; }

@@ -7,8 +7,7 @@
 
 namespace vnet {
 
-// Files of the folder that are called NAME.bin, sorted; hidden ones don't count.
-// Throws DataError where there is none.
+// The files NAME.bin of a folder, sorted, without hidden ones. Throws DataError if there are none.
 std::vector<std::filesystem::path> list_volumes(const std::filesystem::path& folder);
 
 size_t size_bytes(const std::filesystem::path& file);
@@ -16,7 +15,7 @@ size_t size_bytes(const std::filesystem::path& file);
 // Reads the first `size` bytes.
 void read_file(const std::filesystem::path& file, void* data, size_t size);
 
-// Writes the file whole or not at all.
+// Writes the file atomically.
 void write_file(const std::filesystem::path& file, const void* data, size_t size);
 
 void make_folder(const std::filesystem::path& folder);

@@ -55,10 +55,10 @@ def execute(args: Namespace) -> None:
     from ..checkpoint import find_checkpoint
     from ..config import config_of_checkpoint
     from ..devices.device import choose_device, start_device
-    from ..export.exporter import comparing_device, export_model, planned
+    from ..export.exporter import comparison_device, export_model, plan_exports
 
     target = choose_device(args.device_target)
-    exports = planned(
+    exports = plan_exports(
         args.file_format,
         args.file_name,
         args.conv2d,
@@ -68,5 +68,5 @@ def execute(args: Namespace) -> None:
     )
     checkpoint = find_checkpoint(args.ckpt_file)
     config = config_of_checkpoint(checkpoint, overrides_of(args))
-    start_device(comparing_device(target), args.device_id)
+    start_device(comparison_device(target), args.device_id)
     export_model(checkpoint, config, target, exports, args.batch_size, args.device_id)

@@ -1,6 +1,7 @@
-"""Writes the AIR of a checkpoint on an Ascend, in a process of its own: a process has one device.
+"""Exports a checkpoint as AIR on an Ascend device.
 
-`python -m src.export.air` reads what `write_air` was asked for from its standard input, as JSON.
+A MindSpore process uses one device, and the model is checked on a CPU. So `write_air` starts
+another process, `python -m src.export.air`, which reads the request as JSON from standard input.
 """
 
 import json
@@ -31,49 +32,55 @@ def write_air(
     path: Path,
     device_id: int,
 ) -> None:
-    """Writes an AIR.
+    """Writes an AIR file.
 
     Args:
-        checkpoint_path: its weights must fit `config`.
+        checkpoint_path: its weights must match `config`.
         config: variant, width and grid.
-        conv2d: 2-D operators only.
+        conv2d: use 2-D operators only.
         shape: of the input, (batch, 1, X, Y, Z).
         path: of the file.
-        device_id: number of the Ascend device.
+        device_id: of the Ascend device.
 
     Raises:
-        DataError: the device is not there, or cannot write it.
+        DataError: the device cannot be used, or the export fails.
     """
-    request = {"checkpoint": str(Path(checkpoint_path).resolve()), "config": dict(config)}
-    # MindSpore takes a path only of Latin letters, digits and few signs: a plain name, there.
+    # MindSpore accepts few characters in a file name.
     written = Path(path).with_name("mindspore_model.air").resolve()
-    request |= {"conv2d": conv2d, "shape": list(shape), "path": str(written)}
-    ended = subprocess.run(
+    request = {
+        "checkpoint": str(Path(checkpoint_path).resolve()),
+        "config": dict(config),
+        "conv2d": conv2d,
+        "shape": list(shape),
+        "path": str(written),
+        "device_id": device_id,
+    }
+    result = subprocess.run(
         [sys.executable, "-m", __name__],
         cwd=Path(__file__).resolve().parents[2],
-        input=json.dumps(request | {"device_id": device_id}),
+        input=json.dumps(request),
         capture_output=True,
         text=True,
     )
-    if ended.returncode != 0:
-        lines = ended.stderr.strip().splitlines() or [f"exit code {ended.returncode}"]
+    if result.returncode != 0:
+        lines = result.stderr.strip().splitlines() or [f"exit code {result.returncode}"]
         raise DataError(f"AIR not written: {lines[-1].removeprefix('error: ')}")
-    # MindSpore's own files can be read by nobody but the owner, and written by nobody.
+    # MindSpore writes files that only their owner can read.
     shutil.copyfile(written, path)
 
 
-def main():
-    """Writes the AIR that standard input asks for."""
+def main() -> None:
+    """Writes the AIR that standard input requests."""
     request = json.load(sys.stdin)
     start_device("Ascend", request["device_id"])
-    # The exporter belongs to the graph engine, which MindSpore takes at this level only.
+    # The exporter is part of the graph engine, which MindSpore uses at this level only.
     ms.set_context(jit_config={"jit_level": "O2"})
     network = create_vnet(EasyDict(request["config"])).set_train(False)
     load_weights(network, request["checkpoint"])
     if request["conv2d"]:
         network = LoweredVNet(network, request["shape"]).set_train(False)
     volume = ms.Tensor(np.zeros(request["shape"], np.float32))
-    path, hint = Path(request["path"]), "AIR is deprecated by MindSpore: take MINDIR where you can"
+    path, hint = Path(request["path"]), "AIR is deprecated by MindSpore: use MINDIR if possible"
     with told("the export", hint), working_folder(path.parent):
         ms.export(network, volume, file_name=path.name, file_format="AIR")
 

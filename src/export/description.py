@@ -1,11 +1,11 @@
-"""NAME.json beside an exported model: what it takes, what it returns, what surrounds it.
+"""The description of an exported model, NAME.json: input, output, pre- and postprocessing.
 
-Away from this repository a model is easily fed with another grid or other intensities than it was
-trained with; so all of it travels along.
+Outside this repository a model is easily used with another grid or other intensities than it was
+trained with, so both are stored beside it.
 
     python -m src.export.description NAME.mindir
 
-prints the path of the file that MindSpore Lite reads: NAME.mindir itself or its twin.
+prints the path of the model for MindSpore Lite: NAME.mindir itself or NAME_lite.mindir.
 """
 
 import argparse
@@ -26,23 +26,26 @@ from ..utils.files import check_name, hash_file
 
 log = logging.getLogger(__name__)
 
-VERSION = 1  # of the description; raise it when its entries change their meaning
-# Keys of the configuration that come with the model.
+VERSION = 1  # of the description; increase it when the meaning of an entry changes
+# Keys of the configuration that are stored with the model. FIXED cannot be overridden.
 FIXED = ("variant", "width", "VolSize", "dstRes", "normDir", "intensity")
-ADDED = ("intensity", "plane", "labels", "channel")  # older descriptions have the defaults of these
+# Keys that older descriptions do not have; their defaults apply.
+ADDED = ("intensity", "plane", "labels", "channel")
 CONFIGURATION = tuple(dict.fromkeys((*FIXED, *ADDED, "flip_average", "threshold")))
-LITE_ENDING = "_lite"  # of the twin's name
-LITE = {"operators": "2-D", "mindir_version": 1}  # what MindSpore Lite 2.0 reads on every device
+LITE_SUFFIX = "_lite"  # of the file name of the model for MindSpore Lite
+LITE_MINDIR_VERSION = 1
+# The properties of models that MindSpore Lite 2.0 can load on every device.
+LITE: dict[str, str | int] = {"operators": "2-D", "mindir_version": LITE_MINDIR_VERSION}
 
 
-def path_of(model_path: str | Path) -> Path:
-    """Where the description of a model lies."""
+def description_path(model_path: str | Path) -> Path:
+    """The path of the description of a model."""
     return Path(model_path).with_suffix(".json")
 
 
 def export_command(model_path: Path) -> str:
-    """The command that writes a MINDIR, and with it its twin for MindSpore Lite."""
-    name = model_path.with_name(model_path.stem.removesuffix(LITE_ENDING))
+    """The command that writes a MINDIR and the lite model beside it."""
+    name = model_path.with_name(model_path.stem.removesuffix(LITE_SUFFIX))
     return (
         "python export.py --ckpt_file CKPT --file_format MINDIR "
         f"--file_name {shlex.quote(str(name))}"
@@ -50,13 +53,13 @@ def export_command(model_path: Path) -> str:
 
 
 def describe(config: EasyDict, batch_size: int, files: dict[str, dict]) -> dict:
-    """The description of a model, for JSON.
+    """Returns the description of a model, for JSON.
 
     Args:
-        config: what its checkpoint was trained with.
-        batch_size: volumes per call.
-        files: file name -> what there is to say of the file, such as its hash and that of its
-            checkpoint (`sha256`, `checkpoint_sha256`).
+        config: the configuration of its checkpoint.
+        batch_size: volumes per call of the model.
+        files: file name -> properties of the file, such as its hash and that of its checkpoint
+            (`sha256`, `checkpoint_sha256`).
     """
     sides = list(config.VolSize)
     axes = (
@@ -108,7 +111,11 @@ def describe(config: EasyDict, batch_size: int, files: dict[str, dict]) -> dict:
 
 
 def _load(path, model_path):
-    """A description of the right version, with what the others here rely on."""
+    """Reads and checks a description.
+
+    Raises:
+        DataError: wrong version, or an entry that this module needs is missing or invalid.
+    """
     try:
         description = json.loads(path.read_text())
         version = description["description_version"]
@@ -117,27 +124,36 @@ def _load(path, model_path):
         defaults = {key: vnet_cfg[key] for key in ADDED}
         description["configuration"] = defaults | description["configuration"]
         if set(description["configuration"]) != set(CONFIGURATION):
-            raise ValueError(f"a configuration of {', '.join(description['configuration'])}")
+            raise ValueError(
+                f"a configuration with the keys {', '.join(description['configuration'])}"
+            )
         overridden({**vnet_cfg, **description["configuration"]}, [])
         int(description["input"]["shape"][0])
         if not all(
             {"format", "sha256", "checkpoint_sha256"} <= set(f)
             for f in description["files"].values()
         ):
-            raise ValueError("a file without its format and hashes")
+            raise ValueError("a file without format or hashes")
     except (ValueError, LookupError, TypeError, AttributeError, UsageError) as error:
         raise DataError(
-            f"{path}: no description of a model ({error!r}); export again: "
+            f"{path}: not a valid model description ({error!r}); export again: "
             f"{export_command(model_path)}"
         ) from None
     return description
 
 
-def with_other_formats(description: dict, path: Path) -> dict:
-    """`description` with the files that an earlier one, at `path`, has of the same model.
+def merge_description(description: dict, path: Path) -> dict:
+    """Adds the files of an earlier description of the same model.
 
     So `vnet.mindir` and `vnet.onnx` of one checkpoint share `vnet.json`. Files of another
-    checkpoint, grid or batch size lose theirs, and a line says so.
+    checkpoint, grid or batch size are not added, which is logged.
+
+    Args:
+        description: the new description.
+        path: of the earlier one, if any.
+
+    Returns:
+        The merged description.
     """
     try:
         earlier = _load(path, path)
@@ -153,20 +169,22 @@ def with_other_formats(description: dict, path: Path) -> dict:
     }
     for name in earlier["files"].keys() - kept.keys() - files.keys():
         if path.with_name(name).exists():
-            log.info(f"{path.with_name(name)}: of another export, {path.name} describes it no more")
+            log.info(
+                f"{path.with_name(name)}: of another export, no longer described by {path.name}"
+            )
     return {**description, "files": {**kept, **files}}
 
 
 def read_description(model_path: str | Path) -> tuple[dict, dict]:
-    """What comes with a model.
+    """Reads the description of a model.
 
     Returns:
-        The description, and its entry of this very file.
+        The description, and its entry for this file.
 
     Raises:
-        DataError: model or description are missing, damaged, or do not belong together.
+        DataError: model or description is missing or damaged, or they do not belong together.
     """
-    model_path, path = Path(model_path), path_of(model_path)
+    model_path, path = Path(model_path), description_path(model_path)
     export = export_command(model_path)
     for file, what in ((model_path, "no such model"), (path, f"missing beside {model_path.name}")):
         if not file.is_file():
@@ -181,60 +199,60 @@ def read_description(model_path: str | Path) -> tuple[dict, dict]:
 
 
 def config_of_model(model_path: str | Path, overrides: list[str]) -> EasyDict:
-    """The configuration that comes with a model, the rest from the defaults and `overrides`.
+    """Returns the configuration stored with a model, completed with defaults and `overrides`.
 
     Raises:
-        DataError: it takes more than one volume per call; see `read_description`.
-        UsageError: an override of what the model fixes.
+        DataError: the model takes more than one volume per call; also see `read_description`.
+        UsageError: an override of a key that the model determines.
     """
     description, _ = read_description(model_path)
     count = description["input"]["shape"][0]
     if count != 1:
         raise DataError(
-            f"{path_of(model_path)}: the model takes {count} volumes per call, the C++ program "
-            f"gives it 1; export with --batch_size 1: {export_command(Path(model_path))}"
+            f"{description_path(model_path)}: the model takes {count} volumes per call, the C++ "
+            f"program passes 1; export with --batch_size 1: {export_command(Path(model_path))}"
         )
     saved = EasyDict({**vnet_cfg, **description["configuration"]})
-    return keeping(FIXED, saved, path_of(model_path), overrides)
+    return keeping(FIXED, saved, description_path(model_path), overrides)
 
 
-def lite_path_of(model_path: Path) -> Path:
-    """Where the twin of a model lies that MindSpore Lite reads."""
-    return model_path.with_name(f"{model_path.stem}{LITE_ENDING}.mindir")
+def lite_path(model_path: Path) -> Path:
+    """The path of the model for MindSpore Lite that belongs to a plain model."""
+    return model_path.with_name(f"{model_path.stem}{LITE_SUFFIX}.mindir")
 
 
-def lite_model(model_path: str | Path) -> Path:
-    """The model itself where MindSpore Lite reads it, else its twin, NAME_lite.mindir beside it.
+def find_lite_model(model_path: str | Path) -> Path:
+    """Returns the model itself if MindSpore Lite can load it, else NAME_lite.mindir beside it.
 
     Raises:
-        DataError: no MINDIR, or there is no such twin of the same checkpoint, grid and threshold;
-            see `read_description`.
+        DataError: not a MINDIR, or there is no lite model of the same checkpoint, grid and
+            threshold; also see `read_description`.
     """
     model_path = Path(model_path)
     description, model = read_description(model_path)
     if model["format"] != "MINDIR":
-        raise DataError(f"{model_path}: is {model['format']}, expected a MINDIR")
+        raise DataError(f"{model_path}: is {model['format']}, expected MINDIR")
     if LITE.items() <= model.items():
         return model_path
-    twin_path = lite_path_of(model_path)
-    twin_description, twin = read_description(twin_path)
-    wanted = {**LITE, "checkpoint_sha256": model["checkpoint_sha256"]}
-    same = {**description, "files": {}} == {**twin_description, "files": {}}
-    if not same or not wanted.items() <= twin.items():
+    path = lite_path(model_path)
+    lite_description, lite_model = read_description(path)
+    expected = {**LITE, "checkpoint_sha256": model["checkpoint_sha256"]}
+    same = {**description, "files": {}} == {**lite_description, "files": {}}
+    if not same or not expected.items() <= lite_model.items():
         raise DataError(
-            f"{twin_path}: of another checkpoint than {model_path.name}, of another grid or "
-            "threshold, or nothing that MindSpore Lite reads; export both: "
+            f"{path}: of another checkpoint than {model_path.name}, of another grid or "
+            "threshold, or not loadable by MindSpore Lite; export both: "
             f"{export_command(model_path)}"
         )
-    return twin_path
+    return path
 
 
 def main() -> None:
-    """Prints where the model lies that MindSpore Lite reads."""
-    parser = argparse.ArgumentParser(description="Find the model that MindSpore Lite reads")
+    """Prints the path of the model for MindSpore Lite."""
+    parser = argparse.ArgumentParser(description="Print the path of the model for MindSpore Lite")
     parser.add_argument("mindir_path")
-    path = lite_model(parser.parse_args().mindir_path)
-    # As bytes: `print` would make escapes of letters that the terminal has not.
+    path = find_lite_model(parser.parse_args().mindir_path)
+    # As bytes: `print` would escape letters that the terminal's encoding does not have.
     sys.stdout.buffer.write(os.fsencode(path) + b"\n")
 
 

@@ -1,4 +1,4 @@
-"""A checkpoint as MINDIR, ONNX or AIR, with its description, checked against the checkpoint."""
+"""Exports a checkpoint as MINDIR, ONNX or AIR with a description, and verifies the model files."""
 
 import importlib.util
 import json
@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import tempfile
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,20 +26,26 @@ from ..utils.files import check_name, hash_file, temporary_folder
 from ..utils.process import working_folder
 from ..vnet import create_vnet
 from .air import write_air
-from .description import LITE, describe, lite_path_of, path_of, with_other_formats
+from .description import (
+    LITE_MINDIR_VERSION,
+    describe,
+    description_path,
+    lite_path,
+    merge_description,
+)
 from .lowered_vnet import LoweredVNet
-from .mindir import names_of, to_version_1
+from .mindir import input_output_names, to_version_1
 from .onnx_model import INPUT, OUTPUT, export_onnx, run_onnx
 
 log = logging.getLogger(__name__)
 
-# Largest difference of a probability that passes. A GPU may compute float32 convolutions with
-# fewer bits.
+# The largest accepted difference of a probability. A GPU may compute float32 convolutions with
+# reduced precision.
 TOLERANCE = {"CPU": 1e-4, "GPU": 2e-2}
 
 
-def comparing_device(target: str) -> str:
-    """The device that compares in float32: the one asked for, but a CPU for an Ascend."""
+def comparison_device(target: str) -> str:
+    """The device on which outputs are compared in float32: `target`, but a CPU for Ascend."""
     return "CPU" if target == "Ascend" else target
 
 
@@ -51,13 +58,17 @@ class Export:
     conv2d: bool = False
     mindir_version: int | None = None
 
-    def facts(self) -> dict:
-        """What its description says of the file."""
-        facts = {"format": self.file_format, "operators": "2-D" if self.conv2d else "3-D"}
-        return facts | ({"mindir_version": self.mindir_version} if self.mindir_version else {})
+    def properties(self) -> dict[str, str | int]:
+        """The file's format, operators and MindIR version, as the description stores them."""
+        version = {"mindir_version": self.mindir_version} if self.mindir_version else {}
+        return {
+            "format": self.file_format,
+            "operators": "2-D" if self.conv2d else "3-D",
+            **version,
+        }
 
 
-def planned(
+def plan_exports(
     file_format: str,
     file_name: str,
     conv2d: bool,
@@ -65,21 +76,21 @@ def planned(
     device_target: str,
     batch_size: int = 1,
 ) -> list[Export]:
-    """The files of a command line; a plain MINDIR brings its twin for MindSpore Lite along.
+    """Returns the files to export; a plain MINDIR is accompanied by a model for MindSpore Lite.
 
     Args:
         file_format: one of `src.utils.command_line.MODEL_FORMATS`.
-        file_name: with or without a format's suffix.
-        conv2d: 2-D operators only.
+        file_name: path of the model file, with or without suffix.
+        conv2d: use 2-D operators only.
         mindir_version: one of `src.utils.command_line.MINDIR_VERSIONS`.
-        device_target: AIR exists on Ascend only.
-        batch_size: volumes per call.
+        device_target: "Ascend", "GPU" or "CPU"; AIR needs Ascend.
+        batch_size: volumes per call of the model.
 
     Returns:
-        What `export_model` is to write.
+        The argument `exports` of `export_model`.
 
     Raises:
-        UsageError: the request cannot be met.
+        UsageError: an invalid combination of options, or a package that ONNX needs is missing.
     """
     name = re.sub(r"\.(mindir|onnx|air)$", "", file_name)
     if name.rpartition("/")[2] in ("", ".", ".."):
@@ -88,19 +99,21 @@ def planned(
         raise UsageError(f"--batch_size {batch_size}: expected at least 1")
     path = Path(f"{name}.{file_format.lower()}")
     if file_format == "MINDIR":
-        exports = [Export(path, file_format, conv2d, mindir_version)]
-        twin = Export(lite_path_of(path), file_format, True, LITE["mindir_version"])
+        model = Export(path, file_format, conv2d, mindir_version)
+        lite_model = Export(lite_path(path), file_format, True, LITE_MINDIR_VERSION)
         is_plain = not conv2d and mindir_version == MINDIR_VERSIONS[0]
-        return [*exports, twin] if is_plain else exports
+        return [model, lite_model] if is_plain else [model]
     if mindir_version != MINDIR_VERSIONS[0]:
         raise UsageError(f"--mindir_version {mindir_version}: only for --file_format MINDIR")
     if file_format == "AIR" and device_target != "Ascend":
         raise UsageError(
-            f"--file_format AIR is written on Ascend only, not on {device_target}; MINDIR anywhere"
+            f"--file_format AIR needs an Ascend device, not {device_target}; use MINDIR"
         )
     if file_format == "ONNX":
         if conv2d:
-            raise UsageError("--conv2d: not for --file_format ONNX, which has 3-D convolutions")
+            raise UsageError(
+                "--conv2d: not for --file_format ONNX, which supports 3-D convolutions"
+            )
         missing = [name for name in ("onnx", "onnxruntime") if not importlib.util.find_spec(name)]
         if missing:
             raise UsageError(
@@ -118,35 +131,36 @@ def export_model(
     batch_size: int = 1,
     device_id: int = 0,
 ) -> None:
-    """Writes the files of `planned` and their descriptions, all or none.
+    """Writes model files and their descriptions; on failure none is written.
 
-    Each is loaded back, and its output for a volume of noise compared with that of the checkpoint's
-    network.
+    Each model is loaded again, and its output for a random volume is compared with that of the
+    checkpoint's network.
 
     Args:
-        checkpoint_path: its weights must fit `config` exactly.
+        checkpoint_path: its weights must match `config` exactly.
         config: variant, width and grid.
-        device_target: the device asked for; its `comparing_device` is started already.
-        exports: from `planned`, of one folder.
+        device_target: "Ascend", "GPU" or "CPU"; its `comparison_device` must have been started.
+        exports: from `plan_exports`, all in one folder.
         batch_size: volumes per call of the model.
-        device_id: number of the Ascend device that writes an AIR.
+        device_id: of the Ascend device that writes an AIR.
 
     Raises:
-        DataError: the checkpoint does not fit, a file of that name is not ours, the folder cannot
-            be written, or a model computes something else than the checkpoint.
+        DataError: the checkpoint does not match, a file of that name was not written by this
+            program, the folder cannot be written, or a model's output differs from the
+            checkpoint's.
     """
     folder = exports[0].path.parent
-    check_name(exports[0].path.absolute())  # MindSpore and ONNX Runtime take no other
-    # MindSpore's own convolutions, in float32 like the model: a difference is the export's.
+    check_name(exports[0].path.absolute())  # MindSpore and ONNX Runtime accept no other names
+    # The reference uses MindSpore's convolutions in float32, as the exported model does.
     plain = EasyDict({**config, "fast_conv3d": "off", "precision": "float32"})
-    device = comparing_device(device_target)
+    device = comparison_device(device_target)
     reference = load_network(checkpoint_path, plain, device)
-    paths = [path for export in exports for path in (export.path, path_of(export.path))]
+    paths = [path for export in exports for path in (export.path, description_path(export.path))]
     names = [path.name for path in paths]
     output_folder.check(folder, names)
     log.info(
-        f"exporting at {config.VolSize} and comparing in float32 on {device}, up to some minutes "
-        "on a CPU"
+        f"exporting at {config.VolSize} and comparing in float32 on {device}, which may take some "
+        "minutes on a CPU"
     )
     shape = (batch_size, 1, *config.VolSize)
     volume = np.random.default_rng(config.seed).normal(size=shape).astype(np.float32)
@@ -155,17 +169,17 @@ def export_model(
         "checkpoint": Path(checkpoint_path).name,
         "checkpoint_sha256": hash_file(checkpoint_path),
     }
-    with _scratch_in(folder) as scratch:
+    with _scratch_folder(folder) as scratch:
         for export in exports:
             path = scratch / export.path.name
             network = create_vnet(config).set_train(False)
             load_weights(network, checkpoint_path)
-            (input_name, output_name), found = _write(export, network, volume, path)
-            difference = _checked_difference(found, expected, export.path, device)
+            (input_name, output_name), output = _write_model(export, network, volume, path)
+            difference = _check_difference(output, expected, export.path, device)
             if export.file_format == "AIR":
                 write_air(checkpoint_path, config, export.conv2d, shape, path, device_id)
             file = {
-                **export.facts(),
+                **export.properties(),
                 "input_name": input_name,
                 "output_name": output_name,
                 "sha256": hash_file(path),
@@ -178,19 +192,20 @@ def export_model(
                 f"{checkpoint_path} by {difference:.1e}"
             )
             description = describe(config, batch_size, {path.name: file})
-            description = with_other_formats(description, path_of(export.path))
-            path_of(path).write_text(f"{json.dumps(description, indent=2)}\n")
+            description = merge_description(description, description_path(export.path))
+            description_path(path).write_text(f"{json.dumps(description, indent=2)}\n")
         output_folder.claim(folder, names)
         for path in paths:
             (scratch / path.name).replace(path)
 
 
 @contextmanager
-def _scratch_in(folder):
-    """A hidden folder in `folder`, which is made for it; nothing stays of an export that fails."""
+def _scratch_folder(folder: Path) -> Iterator[Path]:
+    """Creates `folder` and yields a hidden folder in it; a failed export leaves nothing behind."""
     with ExitStack() as cleanup:
 
-        def end(*_):  # at once: MindSpore swallows exceptions that pass through it as it compiles
+        def on_sigterm(*_):
+            # Ends at once: MindSpore's compiler swallows exceptions that a signal handler raises.
             cleanup.close()
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             signal.raise_signal(signal.SIGTERM)
@@ -199,17 +214,21 @@ def _scratch_in(folder):
         try:
             # Absolute, since the current folder changes during an export.
             scratch = cleanup.enter_context(temporary_folder(folder.absolute(), ".exporting-"))
-            signal.signal(signal.SIGTERM, end)
+            signal.signal(signal.SIGTERM, on_sigterm)
             yield scratch
         except OSError as error:
             raise DataError(f"{folder}: cannot be written ({reason_of(error)})") from None
 
 
-def _checked_difference(found, expected, path, device):
-    """The largest difference of two outputs, which must be small."""
-    difference = float(np.abs(found - expected).max())
+def _check_difference(output, expected, path, device):
+    """Returns the largest difference of two outputs.
+
+    Raises:
+        DataError: it exceeds the device's tolerance, or is NaN.
+    """
+    difference = float(np.abs(output - expected).max())
     tolerance = TOLERANCE[device]
-    if not difference <= tolerance:  # nor NaN
+    if not difference <= tolerance:  # also true for NaN
         remedy = "report this" if np.isfinite(expected).all() else "its weights are NaN"
         raise DataError(
             f"{path}: not written, differs from the checkpoint by {difference:.1e}, expected "
@@ -218,20 +237,19 @@ def _checked_difference(found, expected, path, device):
     return difference
 
 
-def _write(export, network, volume, path):
-    """Writes a model; returns the names of its input and output, and what it makes of `volume`."""
+def _write_model(export, network, volume, path):
+    """Writes a model; returns the names of its input and output, and its output for `volume`."""
     if export.file_format == "ONNX":
         export_onnx(network, volume.shape, path)
         return (INPUT, OUTPUT), run_onnx(path, volume)
     if export.conv2d:
         network = LoweredVNet(network, volume.shape).set_train(False)
-    # MindSpore's own files can be read by nobody but the owner, and written by nobody; it takes a
-    # path only of Latin letters, digits and few signs.
+    # MindSpore writes files that only their owner can read, and accepts few characters in a path.
     work = Path(tempfile.mkdtemp(prefix="mindspore-", dir=path.parent))
     mindir = work / "model.mindir"
     with working_folder(work):
         ms.export(network, ms.Tensor(volume), file_name=mindir.name, file_format="MINDIR")
-    if export.file_format == "AIR":  # which MindSpore cannot load: the MINDIR is checked for it
+    if export.file_format == "AIR":  # MindSpore cannot load an AIR: its MINDIR is checked instead
         checked = mindir
     elif export.mindir_version == 1:
         checked = path
@@ -239,4 +257,6 @@ def _write(export, network, volume, path):
     else:
         checked = path
         shutil.copyfile(mindir, path)
-    return names_of(checked), nn.GraphCell(ms.load(str(checked)))(ms.Tensor(volume)).asnumpy()
+    return input_output_names(checked), nn.GraphCell(ms.load(str(checked)))(
+        ms.Tensor(volume)
+    ).asnumpy()

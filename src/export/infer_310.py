@@ -1,7 +1,7 @@
-"""The way through the C++ program: volumes as files for it, its answers from files.
+"""Files for the C++ program in ascend310_infer: writes its inputs, evaluates its outputs.
 
-A volume or an answer is a file of float32 in the order of its (X, Y, Z) array, Z fastest, as in the
-model zoo. A mirror image, with `flip_average`, is a volume of its own.
+Each file holds one (X, Y, Z) array of float32, Z fastest, as in the model zoo. With `flip_average`
+the mirrored volume has its own file.
 """
 
 import logging
@@ -23,46 +23,46 @@ from .description import CONFIGURATION
 
 log = logging.getLogger(__name__)
 
-INPUT_FOLDER = "results/bin_data"  # the zoo's, as are the names of the files
+INPUT_FOLDER = "results/bin_data"  # folder and file names are the zoo's
 
 
-def _names(case, config):
-    """File names, without suffix, of a case's volumes."""
+def _volume_names(case, config):
+    """The file names, without suffix, of the volumes of a case."""
     return [case.case_id, *[f"{case.case_id}_mirrored"] * config.flip_average]
 
 
 def write_inputs(cases: list[Case], config: EasyDict, folder: str | Path = INPUT_FOLDER) -> None:
-    """Writes NAME.bin of each case, the network's input.
+    """Writes the network input of each case as NAME.bin.
 
     Args:
-        cases: whose images to write.
+        cases: the cases.
         config: network grid, `flip_average`.
-        folder: our own earlier .bin files there that are not of these cases are removed.
+        folder: to write to. Files of an earlier call that belong to other cases are removed.
 
     Raises:
-        DataError: an image is at fault, or the folder holds other people's .bin files, which the
-            C++ program would take for volumes too.
+        DataError: an image is invalid, or the folder holds .bin files that this program did not
+            write, which the C++ program would also segment.
     """
     folder = Path(folder)
     for case in cases:
         read_image(case.image_path, channel_of(config))
-    names = [f"{name}.bin" for case in cases for name in _names(case, config)]
+    names = [f"{name}.bin" for case in cases for name in _volume_names(case, config)]
     if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise DataError(f"{folder / twice}: of two cases, by their names; rename one of them")
+        duplicate = next(name for name in names if names.count(name) > 1)
+        raise DataError(f"{folder / duplicate}: two cases have this name; rename one of them")
     ours = output_folder.outputs_in(folder)
     others = {path.name for path in folder.glob("*.bin")}.difference(names)
     if others - ours:
         raise DataError(
-            f"{folder / min(others - ours)}: not written by this program, and would be taken for a "
-            "volume to segment; move it away"
+            f"{folder / min(others - ours)}: not written by this program, but the C++ program "
+            "would segment it; move it away"
         )
     output_folder.announce(folder, names)
     output_folder.remove(folder, others)
     with output_folder.writing(folder, names):
         for case in cases:
             volumes = network_inputs(read_image(case.image_path, channel_of(config)), config)
-            for name, volume in zip(_names(case, config), volumes, strict=True):
+            for name, volume in zip(_volume_names(case, config), volumes, strict=True):
                 content = np.ascontiguousarray(volume, "<f4").tobytes()
                 write_files({folder / f"{name}.bin": content})
     log.info(
@@ -71,48 +71,51 @@ def write_inputs(cases: list[Case], config: EasyDict, folder: str | Path = INPUT
 
 
 def evaluate_outputs(
-    cases: list[Case], config: EasyDict, result_folder: str | Path, about: dict
+    cases: list[Case], config: EasyDict, result_folder: str | Path, metadata: dict
 ) -> list[dict[str, str | float]]:
-    """Masks and metrics, as `src.evaluation.evaluate` writes them, of the C++ program's answers.
+    """Writes masks and metrics from the C++ program's outputs, as `src.evaluation.evaluate` does.
 
     Args:
-        cases: with reference masks.
+        cases: cases with reference masks.
         config: that of `write_inputs`, `threshold`, `dirPredictionImage`.
-        result_folder: where NAME_0.bin of each lies.
-        about: what metrics.json should say of the model.
+        result_folder: holds the outputs, NAME_0.bin.
+        metadata: entries about the model for metrics.json.
+
+    Returns:
+        The metrics of each case.
 
     Raises:
-        DataError: an answer is missing, of another size, or no probability.
+        DataError: an output is missing, has the wrong size, or is not a probability.
     """
-    answers = partial(_read_answers, config=config, folder=Path(result_folder))
+    read_outputs = partial(_read_outputs, config=config, folder=Path(result_folder))
     for case in cases:
-        answers(case)  # a broken file stops the evaluation before anything is written
+        read_outputs(case)  # check all files before anything is written
 
-    def segmented(case: Case, image: sitk.Image) -> sitk.Image:
-        return segment_outputs(answers(case), image, config)[0]
+    def segment(case: Case, image: sitk.Image) -> sitk.Image:
+        return segment_outputs(read_outputs(case), image, config)[0]
 
-    about = {**about, "configuration": {key: config[key] for key in CONFIGURATION}}
-    return evaluate_masks(segmented, cases, config, about)
-
-
-def _read_answers(case, config, folder):
-    return [_read_answer(folder / f"{name}_0.bin", config) for name in _names(case, config)]
+    metadata = {**metadata, "configuration": {key: config[key] for key in CONFIGURATION}}
+    return evaluate_masks(segment, cases, config, metadata)
 
 
-def _read_answer(path, config):
-    """One answer, (X, Y, Z) float32 in 0..1."""
+def _read_outputs(case, config, folder):
+    return [_read_output(folder / f"{name}_0.bin", config) for name in _volume_names(case, config)]
+
+
+def _read_output(path, config):
+    """Reads an output, (X, Y, Z) float32 in 0..1."""
     if not path.is_file():
         raise DataError(f"{path}: no such result; run the C++ program on {INPUT_FOLDER} first")
     size, expected = path.stat().st_size, 4 * int(np.prod(config.VolSize))
     if size != expected:
         raise DataError(
             f"{path}: {size} bytes, expected {expected} for {config.VolSize} voxels of float32; "
-            "take the model, its description and the results of one export"
+            "use model, description and results of the same export"
         )
-    answer = np.fromfile(path, "<f4").reshape(config.VolSize)
-    if not (answer.min() >= 0 and answer.max() <= 1):  # nor NaN
+    output = np.fromfile(path, "<f4").reshape(config.VolSize)
+    if not (output.min() >= 0 and output.max() <= 1):  # also true for NaN
         raise DataError(
-            f"{path}: values from {answer.min():g} to {answer.max():g}, expected probabilities "
-            "of 0 to 1; is this the output of an exported V-Net?"
+            f"{path}: values from {output.min():g} to {output.max():g}, expected probabilities "
+            "from 0 to 1; is this the output of an exported V-Net?"
         )
-    return answer
+    return output

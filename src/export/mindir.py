@@ -1,8 +1,8 @@
-"""MindIR files: their names for input and output, and how version 3 becomes version 1.
+"""MindIR files: reads the names of input and output, converts version 3 to version 1.
 
-MindSpore 2.10 writes version 3, MindSpore Lite 2.0 reads version 1. Since version 2 a primitive's
-settings (an axis, an epsilon) are constant inputs after its tensors; in version 1 they are
-attributes of the primitive.
+MindSpore 2.10 writes version 3, MindSpore Lite 2.0 reads version 1. In version 1 the parameters of
+a primitive (an axis, an epsilon) are its attributes; since version 2 they are constant inputs that
+follow its tensors.
 """
 
 from pathlib import Path
@@ -11,8 +11,8 @@ from mindspore.train.mind_ir_pb2 import AttributeProto, ModelProto
 
 from ..utils.errors import DataError
 
-# Primitive -> names of its last inputs, as attributes of version 1.
-SETTINGS = {
+# Primitive -> the attributes of version 1 that are its last inputs in version 3.
+ATTRIBUTES = {
     "BatchNorm": ("is_training", "epsilon", "momentum", "format"),
     "BiasAdd": ("format",),
     "Concat": ("axis",),
@@ -23,17 +23,17 @@ SETTINGS = {
     ),
 }
 # Primitives that are the same in both versions.
-SAME = {
+UNCHANGED = {
     *("Add", "Conv2D", "Conv2DTranspose", "Conv3D", "Conv3DTranspose", "Div", "Mul", "PReLU"),
     *("Reshape", "Sigmoid", "Slice", "Sqrt", "Sub", "Tile"),
     *("Depend", "Load", "MakeTuple", "TupleGetItem", "UpdateState"),  # of the graph itself
 }
-FORMATS = {0: "NCHW", 14: "NCDHW"}  # of the number that version 3 stores
-REFERENCE = "REF::"  # what a node's op_type says before the name of its primitive
+FORMATS = {0: "NCHW", 14: "NCDHW"}  # by the number that version 3 stores
+REFERENCE = "REF::"  # prefix of a node's op_type, followed by the name of its primitive
 
 
-def names_of(path: Path) -> tuple[str, str]:
-    """The names under which a runtime shows the only input and the only output of a model."""
+def input_output_names(path: Path) -> tuple[str, str]:
+    """The names of a model's only input and only output, as runtimes show them."""
     graph = _read(path).graph
     nodes = {output: node for node in graph.node for output in node.output}
     node = nodes[graph.output[0].name]
@@ -43,36 +43,41 @@ def names_of(path: Path) -> tuple[str, str]:
 
 
 def to_version_1(source: Path, target: Path) -> None:
-    """Rewrites a model.
+    """Converts a model from MindIR version 3 to version 1.
+
+    Args:
+        source: the model of version 3.
+        target: the file to write.
 
     Raises:
-        DataError: `source` has a primitive for which no rule is written here.
+        DataError: `source` has a primitive that is neither in `ATTRIBUTES` nor in `UNCHANGED`.
     """
     model = _read(source)
     primitives = {primitive.name: primitive for primitive in model.primitives}
     constants = {
         node.output[0]: node.attribute[0] for node in model.graph.node if node.op_type == "Constant"
     }
-    with_settings = {}  # primitives of one name share an entry, but may differ in their settings
+    # Nodes share a primitive in version 3, but may differ in the attributes of version 1.
+    converted: dict[tuple, str] = {}
     for node in model.graph.node:
         if not node.op_type.startswith(REFERENCE):
             continue
         primitive = primitives[node.op_type.removeprefix(REFERENCE)]
-        if primitive.op_type in SAME:
+        if primitive.op_type in UNCHANGED:
             continue
-        if primitive.op_type not in SETTINGS:
+        if primitive.op_type not in ATTRIBUTES:
             raise DataError(f"{source}: no rule to write {primitive.op_type} in MindIR version 1")
-        names = SETTINGS[primitive.op_type]
+        names = ATTRIBUTES[primitive.op_type]
         inputs = node.input[-len(names) :]
         attributes = [_attribute(name, constants[i]) for name, i in zip(names, inputs, strict=True)]
         key = (primitive.name, *(attribute.SerializeToString() for attribute in attributes))
-        if key not in with_settings:
-            twin = model.primitives.add()
-            twin.CopyFrom(primitive)
-            twin.name = f"{primitive.name}_{len(with_settings)}"
-            twin.attribute.extend(attributes)
-            with_settings[key] = twin.name
-        node.op_type = REFERENCE + with_settings[key]
+        if key not in converted:
+            copy = model.primitives.add()
+            copy.CopyFrom(primitive)
+            copy.name = f"{primitive.name}_{len(converted)}"
+            copy.attribute.extend(attributes)
+            converted[key] = copy.name
+        node.op_type = REFERENCE + converted[key]
         del node.input[-len(names) :]
     model.mind_ir_version = 1
     target.write_bytes(model.SerializeToString())

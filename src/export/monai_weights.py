@@ -1,4 +1,4 @@
-"""Weights of MONAI's VNet for variant 'monai'."""
+"""Converts the weights of MONAI's VNet to a checkpoint of variant 'monai'."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from ..utils.errors import DataError, UsageError
 from ..vnet import DOWN_NAMES, UP_NAMES, VARIANTS, VNet
 
 MONAI_VNET = "monai.networks.nets.VNet(out_channels=2)"
-# PyTorch's name -> MindSpore's, by kind of layer.
+# PyTorch's parameter name -> MindSpore's, by kind of layer.
 NORM = {
     "weight": "bn2d.gamma",
     "bias": "bn2d.beta",
@@ -23,7 +23,7 @@ PRELU = {"weight": "w"}
 
 
 def monai_names() -> dict[str, str]:
-    """MONAI's parameter name -> ours, for all that any MONAI VNet of three dimensions has."""
+    """MONAI's parameter name -> ours, for the parameters of all 3-D configurations of its VNet."""
     shape = VARIANTS["monai"]
     convs = {"out_tr.conv2": "out_tr.conv2"}
     norms = {}
@@ -52,20 +52,20 @@ def monai_names() -> dict[str, str]:
 
 
 def from_monai(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Renames the arrays of MONAI's VNet; both libraries lay them out alike.
+    """Renames the parameters of MONAI's VNet; both libraries use the same array layouts.
 
-    With `bias=True` MONAI adds a bias before a batch norm, which takes it away again: it is moved
-    into the moving mean. A state dict does not tell its activation, but PReLU has slopes.
+    With `bias=True` MONAI has a bias before each batch norm, which only shifts the mean: it is
+    subtracted from the moving mean. PReLU is recognized by its slopes.
 
     Args:
-        state: entries of `monai.networks.nets.VNet(out_channels=2).state_dict()`.
+        state: `monai.networks.nets.VNet(out_channels=2).state_dict()` as arrays.
 
     Returns:
-        Name -> float32 values of `VNet(**VARIANTS["monai"])`, with activation "prelu" where the
+        Name -> float32 array for `VNet(**VARIANTS["monai"])`, or with activation "prelu" if the
         state has slopes.
 
     Raises:
-        DataError: another network's state; the first name that does not fit is given.
+        DataError: the state of another network; the message names the first mismatch.
     """
     names = monai_names()
     ours = {}
@@ -73,7 +73,7 @@ def from_monai(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         if name.endswith(".num_batches_tracked"):
             continue
         if name not in names:
-            raise DataError(f"{name} is no parameter of {MONAI_VNET}, whose state dict is expected")
+            raise DataError(f"{name} is not a parameter of {MONAI_VNET}; expected its state dict")
         ours[names[name]] = np.array(array, np.float32)
     has_slopes = any(name.endswith(f".{PRELU['weight']}") for name in ours)
     options = {**VARIANTS["monai"], "activation": "prelu" if has_slopes else "elu"}
@@ -85,7 +85,7 @@ def from_monai(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         if ours[name].shape != shape:
             raise DataError(
                 f"{theirs[name]} has shape {ours[name].shape}, {shape} in {MONAI_VNET}; "
-                "take a network with one input channel and two output channels"
+                "expected a network with one input channel and two output channels"
             )
     for name in [name for name in ours if name not in expected]:
         layer = name.rsplit(".", 2)[0]
@@ -94,11 +94,14 @@ def from_monai(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
-    """The arrays of a state dict in a .pt, .pth (needs PyTorch), .safetensors or .npz file.
+    """Reads a state dict from a .pt or .pth (needs PyTorch), .safetensors or .npz file.
+
+    Returns:
+        Name -> array.
 
     Raises:
         UsageError: another suffix.
-        DataError: no such file, unreadable, not a dict of arrays, or PyTorch is wanted and missing.
+        DataError: no such file, unreadable, not a dict of arrays, or PyTorch is missing.
     """
     path = Path(path)
     readers = {".pt": _read_torch, ".pth": _read_torch, ".npz": _read_npz}
@@ -112,11 +115,12 @@ def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
     except ModuleNotFoundError as error:
         raise DataError(
             f"{path}: reading it needs the package {error.name}; install it, or save the state "
-            "dict as .npz where it is: np.savez(file, **{k: v.numpy() for k, v in state.items()})"
+            "dict as .npz where PyTorch is installed: "
+            "np.savez(file, **{k: v.numpy() for k, v in state.items()})"
         ) from None
-    except Exception as error:  # each library has exceptions of its own for a broken file
+    except Exception as error:  # each library has its own exceptions for broken files
         reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise DataError(f"{path}: not a whole state dict of arrays ({reason[0]})") from None
+        raise DataError(f"{path}: not a complete state dict of arrays ({reason[0]})") from None
 
 
 def _read_npz(path):
@@ -134,7 +138,7 @@ def _read_torch(path):
     import torch
 
     state = torch.load(path, map_location="cpu", weights_only=True)
-    # What is no tensor is a wrapper's entry, which `from_monai` names.
+    # Other entries mean that this is not a state dict; `from_monai` names the first of them.
     return {
         name: value.float().numpy() if torch.is_tensor(value) else value
         for name, value in state.items()
@@ -142,19 +146,23 @@ def _read_torch(path):
 
 
 def import_monai(state_dict_path: str | Path, ckpt_path: str | Path) -> None:
-    """Writes MONAI's weights as a checkpoint of variant 'monai', and its `config.json` beside it.
+    """Writes MONAI's weights as a checkpoint of variant 'monai', with `config.json` beside it.
+
+    Args:
+        state_dict_path: see `read_state_dict`.
+        ckpt_path: of the checkpoint, a new file that ends with .ckpt.
 
     Raises:
-        UsageError: the name of a file does not tell its kind.
-        DataError: the state dict is unreadable or another network's, or a file is there already.
+        UsageError: a file name has another suffix.
+        DataError: the state dict is unreadable or of another network, or a file exists already.
     """
     ckpt_path = Path(ckpt_path)
     config_path = ckpt_path.with_name(CONFIG_NAME)
     if ckpt_path.suffix != ".ckpt":
-        raise UsageError(f"{ckpt_path}: expected a name that ends in .ckpt")
+        raise UsageError(f"{ckpt_path}: expected a name that ends with .ckpt")
     for path in (ckpt_path, config_path):
         if path.exists():
-            raise DataError(f"{path}: there already; choose another folder")
+            raise DataError(f"{path}: exists already; choose another folder")
     state = read_state_dict(state_dict_path)
     try:
         weights = from_monai(state)
@@ -166,7 +174,7 @@ def import_monai(state_dict_path: str | Path, ckpt_path: str | Path) -> None:
     if slope is not None:
         raise DataError(
             f"{state_dict_path}: its activation is PReLU ({slope}), variant 'monai' has ELU; "
-            "take a network with MONAI's default activation"
+            "expected a network with MONAI's default activation"
         )
     for name, parameter in parameters.items():
         parameter.set_data(ms.Tensor(weights[name]))
@@ -175,5 +183,5 @@ def import_monai(state_dict_path: str | Path, ckpt_path: str | Path) -> None:
     try:
         save_config(overridden(vnet_cfg, ["variant=monai"]), config_path)
     except OSError:
-        ckpt_path.unlink()  # without its configuration it would be taken for the zoo's
+        ckpt_path.unlink()  # without configuration it would be loaded as variant 'zoo'
         raise

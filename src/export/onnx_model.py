@@ -1,8 +1,8 @@
-"""ONNX from MindSpore, with what MindSpore 2.10 cannot export mended.
+"""Exports a V-Net as ONNX, working around two limits of MindSpore 2.10's exporter.
 
-It has no rule for ELU, so ReLUs stand in for the ELUs while it exports and are renamed afterwards;
-V-Net has no ReLU of its own. It writes a PReLU's slopes as (C,), which ONNX would match with the
-last axis: they become (C, 1, 1, 1).
+It cannot export ELU: the ELUs are replaced by ReLUs for the export, and renamed in the ONNX file
+(V-Net has no other ReLU). It writes the slopes of a PReLU with shape (C,), which ONNX would
+broadcast along the last axis: they are reshaped to (C, 1, 1, 1).
 
 Needs the packages of requirements-onnx.txt.
 """
@@ -21,22 +21,22 @@ INPUT, OUTPUT = "volume", "foreground_probability"
 
 
 def export_onnx(network: VNet, shape: tuple[int, int, int, int, int], path: Path) -> None:
-    """Writes a V-Net in evaluation mode as ONNX, opset 11, and checks that it is valid.
+    """Writes a V-Net in evaluation mode as ONNX, opset 11, and validates the file.
 
     Args:
-        network: its ELUs are ReLUs afterwards: it is of no use then.
+        network: its ELUs are replaced by ReLUs: do not use it afterwards.
         shape: (batch, 1, X, Y, Z) of the input.
-        path: ends with .onnx.
+        path: of the file, ending with .onnx.
 
     Raises:
-        DataError: the exported model is no valid ONNX.
+        DataError: the exported model is not valid ONNX.
     """
     import onnx  # optional
 
-    # What is not mended yet never stands under the model's own name, nor may every name.
+    # Another name, since the file is incomplete, and MindSpore accepts few characters in a name.
     exported = path.with_name("mindspore_model.onnx")
-    has_elu = _swap_elu_for_relu(network)
-    with working_folder(path.parent):  # MindSpore takes few letters in a path
+    has_elu = _replace_elu_by_relu(network)
+    with working_folder(path.parent):  # nor does it accept all characters in a path
         ms.onnx.export(
             network,
             ms.Tensor(np.zeros(shape, np.float32)),
@@ -57,27 +57,27 @@ def export_onnx(network: VNet, shape: tuple[int, int, int, int, int], path: Path
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise DataError(
-            f"{path.name}: not written, no valid ONNX ({reason_of(error)}); report this, with "
+            f"{path.name}: not written, invalid ONNX ({reason_of(error)}); report this, with "
             f"MindSpore {ms.__version__} and onnx {onnx.__version__}"
         ) from None
     onnx.save(model, path)
 
 
 def run_onnx(path: Path, volume: np.ndarray) -> np.ndarray:
-    """What onnxruntime computes of a volume, (batch, 1, X, Y, Z) -> (batch, X, Y, Z)."""
+    """Runs a model in ONNX Runtime on a CPU, (batch, 1, X, Y, Z) -> (batch, X, Y, Z)."""
     import onnxruntime  # optional
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     return session.run([OUTPUT], {INPUT: volume})[0]
 
 
-def _swap_elu_for_relu(cell):
-    """Replaces every ELU in a cell; returns whether there was one."""
+def _replace_elu_by_relu(cell: nn.Cell) -> bool:
+    """Replaces every ELU in a cell by a ReLU; returns whether there was one."""
     found = False
     for name, child in cell.name_cells().items():
         if isinstance(child, nn.ELU):
             setattr(cell, name, nn.ReLU())
             found = True
         else:
-            found = _swap_elu_for_relu(child) or found
+            found = _replace_elu_by_relu(child) or found
     return found

@@ -1,4 +1,4 @@
-"""A checkpoint to share: half the bytes, with the configuration that fits it, and checksums."""
+"""Packs a checkpoint for publication: float16 weights, configuration and checksums."""
 
 import logging
 from pathlib import Path
@@ -15,7 +15,8 @@ from ..vnet import create_vnet
 log = logging.getLogger(__name__)
 
 CHECKSUMS = "SHA256SUMS"
-OF_ONE_MACHINE = (
+# Keys that describe the machine of the training; a release has their defaults.
+MACHINE_KEYS = (
     *("dirResult", "dirPredictionImage", "cache_dir", "num_workers"),
     *("fast_conv3d", "precision", "dataset_sink"),
 )
@@ -24,30 +25,28 @@ OF_ONE_MACHINE = (
 def release(checkpoint_path: str | Path, config: EasyDict, folder: str | Path) -> None:
     """Writes `vnet.ckpt` with float16 weights, `config.json` and `SHA256SUMS`.
 
-    The configuration keeps the defaults where it would tell of the machine of the training.
-
     Args:
-        checkpoint_path: what is packed.
+        checkpoint_path: the checkpoint to pack.
         config: its configuration.
-        folder: created if absent.
+        folder: created if missing.
 
     Raises:
-        DataError: no such checkpoint, no `config.json` near it, of another network, with a weight
-            beyond float16, or the folder cannot be written or holds other people's files of these
-            names.
+        DataError: the checkpoint is missing, has no `config.json`, does not match `config` or has a
+            weight beyond float16's range, or the folder cannot be written or holds files of these
+            names that this program did not write.
     """
     if config_path_of(checkpoint_path) is None:
         raise DataError(
-            f"{checkpoint_path}: no {CONFIG_NAME} near it, without which nobody knows its grid; "
-            "put the run's beside it"
+            f"{checkpoint_path}: no {CONFIG_NAME} found, which stores its variant and grid; "
+            "copy the training run's beside it"
         )
     network = create_vnet(config)
     load_weights(network, checkpoint_path)
     folder = Path(folder)
     output_folder.claim(folder, [RELEASED, CONFIG_NAME, CHECKSUMS])
-    (folder / CHECKSUMS).unlink(missing_ok=True)  # until all is new again
+    (folder / CHECKSUMS).unlink(missing_ok=True)  # written last, when the files are complete
     save_weights(network, folder / RELEASED, half=True)
-    save_config({**config, **{key: vnet_cfg[key] for key in OF_ONE_MACHINE}}, folder / CONFIG_NAME)
+    save_config({**config, **{key: vnet_cfg[key] for key in MACHINE_KEYS}}, folder / CONFIG_NAME)
     sums = [f"{hash_file(folder / name)}  {name}\n" for name in (RELEASED, CONFIG_NAME)]
     write_files({folder / CHECKSUMS: "".join(sums).encode()})
     before, after = (

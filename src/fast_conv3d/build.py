@@ -35,9 +35,11 @@ UNFINISHED = ".building-"
 KEPT = 4  # libraries in the cache, for different machines, compilers and versions
 COMPILE_SECONDS = 15  # on one core of a server
 COMPILERS = ("g++", "c++", "clang++")
-FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fPIC", "-shared")
-FLAGS += ("-pthread", "-fvisibility=hidden", "-Wall", "-Wextra")
-FLAGS += ("-DNDEBUG",)  # the kernels' asserts are for tests/fast_conv3d/test_native.py
+FLAGS: tuple[str, ...] = (
+    *("-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fPIC", "-shared"),
+    *("-pthread", "-fvisibility=hidden", "-Wall", "-Wextra"),
+    "-DNDEBUG",  # the kernels' asserts are active in tests/fast_conv3d/test_native.py only
+)
 CPUINFO = Path("/proc/cpuinfo")
 # The fields that identify the instruction set, on x86 and on Arm.
 CPU_FIELDS = {"vendor_id", "cpu family", "model", "model name", "flags"}

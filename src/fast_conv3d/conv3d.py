@@ -8,7 +8,7 @@ from . import operators
 
 
 @constexpr
-def check_input(dtype, shape, channels):
+def check_input(dtype: mstype.Type, shape: tuple[int, ...], channels: int) -> None:
     """Checks dtype and shape, which the operators rely on; runs when the graph is compiled."""
     if dtype != mstype.float32:
         raise TypeError(f"the fast CPU convolution takes float32 tensors, got {dtype}")
@@ -49,7 +49,7 @@ class Conv3d(nn.Cell):
         self.spec = Tensor([in_channels, out_channels, 0, has_bias], mstype.float32)
         self.convolve = operators.convolution()
 
-    def construct(self, x):
+    def construct(self, x: Tensor) -> Tensor:
         check_input(x.dtype, x.shape, self.in_channels)
         bias = self.unused if self.bias is None else self.bias
         return self.convolve(x, self.weight, bias, self.spec)

@@ -40,7 +40,9 @@ def look_up(cell: nn.Cell | None, by_type: dict[type, T]) -> T:
 
 
 @constexpr
-def check_dropout_mask(dtype, shape, batch, channels):
+def check_dropout_mask(
+    dtype: mstype.Type, shape: tuple[int, ...], batch: int, channels: int
+) -> None:
     """Checks dtype and shape, which the operators rely on; runs when the graph is compiled."""
     if dtype != mstype.float32 or tuple(shape) != (batch, channels):
         raise ValueError(
@@ -112,7 +114,13 @@ class Unit(nn.Cell):
         self.train_unit = operators.unit_training(spec)
         self.infer_unit = operators.unit_inference(spec)
 
-    def construct(self, x, residual=None, skip=None, dropout_mask=None):
+    def construct(
+        self,
+        x: Tensor,
+        residual: Tensor | None = None,
+        skip: Tensor | None = None,
+        dropout_mask: Tensor | None = None,
+    ) -> Tensor:
         inputs = (
             *(x, self.weight, self.bias, self.gamma, self.beta),
             *(self.moving_mean, self.moving_variance, self.first_slopes, self.second_slopes),
@@ -158,7 +166,7 @@ class ResidualStage(nn.Cell):
         self.first_units = tuple(units[:-1])
         self.last_unit = units[-1]
 
-    def block(self, x, residual):
+    def block(self, x: Tensor, residual: Tensor) -> Tensor:
         for unit in self.first_units:
             x = unit(x)
         return self.last_unit(x, residual)
@@ -179,7 +187,7 @@ class FastDownStage(ResidualStage):
         self.down = Unit(operators.CONV_DOWN2, stage.down_conv, stage.bn, stage.relu1)
         self.scale = operators.channel_scaling()
 
-    def construct(self, x, dropout_mask=None):
+    def construct(self, x: Tensor, dropout_mask: Tensor | None = None) -> Tensor:
         down = self.down(x)
         out = down if dropout_mask is None else self.scale(down, dropout_mask)
         return self.block(out, down)
@@ -200,7 +208,13 @@ class FastUpStage(ResidualStage):
         )
         self.scale = operators.channel_scaling()
 
-    def construct(self, x, skip, up_mask=None, skip_mask=None):
+    def construct(
+        self,
+        x: Tensor,
+        skip: Tensor,
+        up_mask: Tensor | None = None,
+        skip_mask: Tensor | None = None,
+    ) -> Tensor:
         if up_mask is not None:
             x = self.scale(x, up_mask)
         joined = self.up(x, None, skip, skip_mask)
@@ -228,7 +242,7 @@ class FastHead(nn.Cell):
         self.last_spec = Tensor([head.foreground, has_bias], mstype.float32)
         self.probability = operators.head_probability()
 
-    def construct(self, x):
+    def construct(self, x: Tensor) -> Tensor:
         y = self.convolve(x, self.weight, self.bias, self.spec)
         if self.has_unit:
             y = self.relu(self.bn(y))
@@ -277,7 +291,7 @@ class FastVNet(nn.Cell):
             setattr(self, name, stage)
         self.out_tr = FastHead(network.out_tr)
 
-    def construct(self, volume, dropout_mask=None):
+    def construct(self, volume: Tensor, dropout_mask: Tensor | None = None) -> Tensor:
         check_volume_shape(volume.shape)
         check_input(volume.dtype, volume.shape, 1)
         if dropout_mask is not None and self.dropout_channels:
@@ -286,15 +300,15 @@ class FastVNet(nn.Cell):
             )
         if not self.per_volume or volume.shape[0] == 1:
             return self.compute(volume, dropout_mask)
-        outputs = ()
+        outputs: tuple[Tensor, ...] = ()
         for index in range(volume.shape[0]):
             mask = None if dropout_mask is None else dropout_mask[index : index + 1]
             outputs = (*outputs, self.compute(volume[index : index + 1], mask))
         return ops.concat(outputs)
 
-    def compute(self, volume, dropout_mask):
+    def compute(self, volume: Tensor, dropout_mask: Tensor | None) -> Tensor:
         x = self.in_tr(volume)
-        skips = ()
+        skips: tuple[Tensor, ...] = ()
         for stage, (down,) in zip(self.down_stages, self.down_slices):  # noqa: B905
             skips = (x, *skips)
             x = stage(x, mask_columns(dropout_mask, down))

@@ -31,7 +31,9 @@ def _product_of(roots: list[Fraction] | tuple[Fraction, ...]) -> list[Fraction]:
     polynomial = [Fraction(1)]
     for root in roots:
         shifted = [Fraction(0), *polynomial]
-        polynomial = [a - root * b for a, b in zip(shifted, [*polynomial, 0], strict=True)]
+        polynomial = [
+            a - root * b for a, b in zip(shifted, [*polynomial, Fraction(0)], strict=True)
+        ]
     return polynomial
 
 

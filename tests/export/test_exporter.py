@@ -29,8 +29,8 @@ from mindspore.train.mind_ir_pb2 import ModelProto
 from src.checkpoint import save_weights
 from src.export import air as air_export
 from src.export import exporter as model_export
-from src.export.description import config_of_model, lite_model, read_description
-from src.export.exporter import export_model, planned
+from src.export.description import config_of_model, find_lite_model, read_description
+from src.export.exporter import export_model, plan_exports
 from src.export.lowered_vnet import LoweredVNet
 from src.export.mindir import to_version_1
 from src.utils.errors import DataError, UsageError
@@ -66,7 +66,7 @@ PAIR = ["vnet.json", "vnet.mindir", "vnet_lite.json", "vnet_lite.mindir"]
 def test_the_files_of_a_command_line(file_format, name, conv2d, version, device, expected):
     """A plain MINDIR brings along what MindSpore Lite reads."""
     found = []
-    for export in planned(file_format, name, conv2d, version, device):
+    for export in plan_exports(file_format, name, conv2d, version, device):
         facts = export.facts()
         assert facts["format"] == file_format
         found.append(f"{export.path} {facts['operators']} {facts.get('mindir_version')}")
@@ -76,7 +76,7 @@ def test_the_files_of_a_command_line(file_format, name, conv2d, version, device,
 @pytest.mark.parametrize("name", ["", "out/", ".", "out/..", ".mindir"])
 def test_a_name_without_a_file_is_refused(name):
     with pytest.raises(UsageError, match="expected the name of a file"):
-        planned("MINDIR", name, False, 3, "CPU")
+        plan_exports("MINDIR", name, False, 3, "CPU")
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_a_name_without_a_file_is_refused(name):
 )
 def test_what_cannot_be_met_is_refused(file_format, conv2d, version, device, says):
     with pytest.raises(UsageError) as error:
-        planned(file_format, "vnet", conv2d, version, device)
+        plan_exports(file_format, "vnet", conv2d, version, device)
     assert says in str(error.value) and "\n" not in str(error.value)
 
 
@@ -110,10 +110,10 @@ def test_missing_packages_are_named_with_the_command(monkeypatch, absent, named)
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", find_spec)
     with pytest.raises(UsageError) as error:
-        planned("ONNX", "vnet", False, 3, "CPU")
+        plan_exports("ONNX", "vnet", False, 3, "CPU")
     assert named in str(error.value)
     assert str(error.value).endswith("pip install -r requirements-onnx.txt")
-    assert len(planned("MINDIR", "vnet", False, 3, "CPU")) == 2
+    assert len(plan_exports("MINDIR", "vnet", False, 3, "CPU")) == 2
 
 
 # What is written --------------------------------------------------------------------------------
@@ -182,7 +182,7 @@ def work(tmp_path_factory, small_config):
         patch.setattr(model_export, "load_network", recording_load)
         patch.setattr(ms, "export", recording_export)
         for file_format in ("MINDIR", "ONNX"):
-            exports = planned(file_format, "out/vnet", False, 3, "CPU")
+            exports = plan_exports(file_format, "out/vnet", False, 3, "CPU")
             export_model("run/best.ckpt", config, "CPU", exports)
             recorded.out = folder / file_format
             shutil.copytree("out", recorded.out)  # one test cannot spoil the next one's
@@ -271,8 +271,8 @@ def test_the_version_is_the_files_own(work, name):
 
 
 def test_lite_finds_the_twin(work):
-    twin = work.folder / "ONNX" / "vnet_lite.mindir"
-    assert lite_model(work.folder / "ONNX" / "vnet.mindir") == twin
+    lite_path = work.folder / "ONNX" / "vnet_lite.mindir"
+    assert find_lite_model(work.folder / "ONNX" / "vnet.mindir") == lite_path
 
 
 def test_formats_of_a_checkpoint_share_a_description(work):
@@ -307,14 +307,14 @@ def test_it_is_compared_with_mindspores_own_convolutions_in_float32(work):
 def test_two_volumes_per_call(tmp_path, small_config, monkeypatch):
     monkeypatch.chdir(tmp_path)
     checkpoint = save(seeded_vnet("paper", 2), tmp_path / "run" / "best.ckpt")
-    exports = planned("MINDIR", "both", True, 1, "CPU")
+    exports = plan_exports("MINDIR", "both", True, 1, "CPU")
     export_model(checkpoint, small_config("variant=paper"), "CPU", exports, batch_size=2)
     path = tmp_path / "both.mindir"
     description = described(path)
     assert description["input"]["shape"] == [2, 1, 16, 16, 16]
     assert description["output"]["shape"] == [2, 16, 16, 16]
     assert description["configuration"]["variant"] == "paper"
-    assert lite_model(path) == path
+    assert find_lite_model(path) == path
     with pytest.raises(DataError, match="both.json: the model takes 2 volumes per call"):
         config_of_model(path, [])
     volume = noise(2, (16, 16, 16))
@@ -350,7 +350,7 @@ def quick(work, tmp_path, monkeypatch):
 
 
 def export_pair(work, name="out/vnet"):
-    export_model(work.checkpoint, work.config, "CPU", planned("MINDIR", name, False, 3, "CPU"))
+    export_model(work.checkpoint, work.config, "CPU", plan_exports("MINDIR", name, False, 3, "CPU"))
 
 
 def with_another_bias(content, change):
@@ -439,7 +439,7 @@ def test_one_voxel_too_far_off_is_an_error(
     monkeypatch.setattr(model_export, "export_onnx", stub)
     monkeypatch.setattr(model_export, "run_onnx", almost)
     config = small_config(*GRID, f"precision={precision}")
-    exports = planned("ONNX", "out/vnet", False, 3, target)
+    exports = plan_exports("ONNX", "out/vnet", False, 3, target)
     if passes:
         export_model(work.checkpoint, config, target, exports)
         path = tmp_path / "out" / "vnet.onnx"
@@ -509,7 +509,7 @@ def test_term_ends_an_export_without_a_trace(work, tmp_path):
     )
     with process:
         try:
-            described = "a/b/.exporting-*/vnet.json"  # the Lite model is to come
+            described = "a/b/.exporting-*/vnet.json"  # the lite model is to come
             wait_until(lambda: process.poll() is not None or list(tmp_path.glob(described)), 300)
             time.sleep(0.6)  # into MindSpore's compilation
             process.terminate()
@@ -535,7 +535,7 @@ def test_our_own_earlier_files_are_replaced_with_a_notice(work, quick, tmp_path,
 @pytest.mark.parametrize("item", ["variant=paper", "variant=monai", "width=4"])
 def test_a_checkpoint_of_another_architecture(work, tmp_path, monkeypatch, small_config, item):
     monkeypatch.chdir(tmp_path)
-    exports = planned("MINDIR", "out/vnet", False, 3, "CPU")
+    exports = plan_exports("MINDIR", "out/vnet", False, 3, "CPU")
     with pytest.raises(DataError, match="best.ckpt: holds a V-Net of variant=zoo, width=2"):
         export_model(work.checkpoint, small_config(item), "CPU", exports)
     assert list(tmp_path.iterdir()) == []
@@ -571,7 +571,7 @@ def test_a_folder_that_cannot_be_made(work, quick, tmp_path):
 def test_a_full_disk_keeps_the_earlier_files(work, quick, tmp_path, full_disk, model):
     shutil.copytree(work.folder / "ONNX", tmp_path / "out")
     before = tree(tmp_path / "out")
-    size_bytes = len(before["vnet.mindir"])  # its twin is larger
+    size_bytes = len(before["vnet.mindir"])  # the lite model is larger
     size_bytes -= model == "vnet"
     with (
         full_disk(size_bytes),
@@ -592,7 +592,7 @@ def test_a_disk_that_is_full_when_mindspore_writes(
 ):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(model_export, "load_network", lambda *_: work.network)
-    exports = planned(file_format, "out/vnet", False, 3, "CPU")
+    exports = plan_exports(file_format, "out/vnet", False, 3, "CPU")
     says = rf"^out: cannot be written \({reason}\)$"
     with full_disk(100_000), pytest.raises(DataError, match=says):
         export_model(work.checkpoint, work.config, "CPU", exports)
@@ -607,7 +607,7 @@ def test_a_disk_that_is_full_when_the_description_is_written(
     monkeypatch.setattr(
         model_export, "run_onnx", lambda _, volume: work.network(ms.Tensor(volume)).asnumpy()
     )
-    exports = planned("ONNX", "out/vnet", False, 3, "CPU")
+    exports = plan_exports("ONNX", "out/vnet", False, 3, "CPU")
     with full_disk(1000), pytest.raises(DataError) as error:
         export_model(work.checkpoint, work.config, "CPU", exports)
     assert str(error.value).startswith("out") and ".exporting-" not in str(error.value)
@@ -650,7 +650,7 @@ def test_for_air_the_mindir_of_the_same_graph_is_compared(
 
     load = ms.load
     monkeypatch.setattr(ms, "load", spying)
-    exports = planned("AIR", "out/vnet", conv2d, 3, "Ascend")
+    exports = plan_exports("AIR", "out/vnet", conv2d, 3, "Ascend")
     export_model(work.checkpoint, work.config, "Ascend", exports, device_id=3)
     assert on_an_ascend[1] == ("Ascend", 3)
     assert [call.file_format for call in quick.calls] == ["MINDIR", "AIR"]
@@ -677,14 +677,14 @@ def test_an_air_whose_graph_computes_something_else_is_not_written(
     work, quick, on_an_ascend, tmp_path
 ):
     quick.edit = lambda content: with_another_bias(content, lambda bias: bias + 1)
-    exports = planned("AIR", "out/vnet", False, 3, "Ascend")
+    exports = plan_exports("AIR", "out/vnet", False, 3, "Ascend")
     with pytest.raises(DataError, match="vnet.air: not written, differs"):
         export_model(work.checkpoint, work.config, "Ascend", exports)
     assert list(tmp_path.iterdir()) == [] and on_an_ascend == []
 
 
 def test_an_air_without_an_ascend_says_what_is_missing(work, quick, tmp_path):
-    exports = planned("AIR", "out/vnet", False, 3, "Ascend")
+    exports = plan_exports("AIR", "out/vnet", False, 3, "Ascend")
     with pytest.raises(DataError, match="^AIR not written: device Ascend is not available to M"):
         export_model(work.checkpoint, work.config, "Ascend", exports)
     assert list(tmp_path.iterdir()) == []

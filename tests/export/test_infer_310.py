@@ -1,4 +1,4 @@
-"""Volumes for the C++ program and what becomes of its answers: the same as in Python."""
+"""Volumes for the C++ program and what becomes of its outputs: the same as in Python."""
 
 import json
 import shutil
@@ -76,8 +76,8 @@ def stand_in_program(inputs, outputs, network=sloping):
     outputs.mkdir(exist_ok=True)
     for path in inputs.glob("*.bin"):
         volume = np.frombuffer(path.read_bytes(), "<f4").reshape(1, 1, *SIDES)
-        answer = network(ms.Tensor(volume.copy())).asnumpy()[0]
-        (outputs / f"{path.stem}_0.bin").write_bytes(answer.astype("<f4").tobytes())
+        output = network(ms.Tensor(volume.copy())).asnumpy()[0]
+        (outputs / f"{path.stem}_0.bin").write_bytes(output.astype("<f4").tobytes())
 
 
 # Volumes for the program ------------------------------------------------------------------------
@@ -104,7 +104,7 @@ def test_a_file_is_exactly_the_networks_input(tmp_path, cases, config, options, 
 
 
 def test_the_program_sees_the_same_volume_in_every_order_of_storage(tmp_path, cases, config):
-    """And its answers become the same mask in the patient."""
+    """And its outputs become the same mask in the patient."""
     image = read_image(cases[2].image_path)
     settings = config("flip_average=true")
     seen, masks = [], []
@@ -202,7 +202,7 @@ def test_a_case_named_like_anothers_mirror_image_is_refused(tmp_path, write_case
     for name in ("A", "A_mirrored"):
         write_case(tmp_path / "data", name)
     cases = find_cases(tmp_path / "data", ["A", "A_mirrored"])
-    with pytest.raises(DataError, match="A_mirrored.bin: of two cases"):
+    with pytest.raises(DataError, match="A_mirrored.bin: two cases"):
         write_inputs(cases, config("flip_average=true"), tmp_path / "bins")
     assert not (tmp_path / "bins").exists()
 
@@ -227,19 +227,19 @@ def test_a_full_disk_leaves_no_half_written_volume(tmp_path, cases, config, full
     assert contents(tmp_path / "bin") == {}
 
 
-# Its answers ------------------------------------------------------------------------------------
+# Its outputs ------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def answered(tmp_path, cases, config):
-    """Function configuration -> folder of answers to the cases' volumes."""
+def run_program(tmp_path, cases, config):
+    """Function configuration -> folder of outputs to the cases' volumes."""
 
-    def answer(settings):
+    def output(settings):
         write_inputs(cases, settings, tmp_path / "bin")
-        stand_in_program(tmp_path / "bin", tmp_path / "answers")
-        return tmp_path / "answers"
+        stand_in_program(tmp_path / "bin", tmp_path / "outputs")
+        return tmp_path / "outputs"
 
-    return answer
+    return output
 
 
 @pytest.mark.parametrize(
@@ -247,16 +247,16 @@ def answered(tmp_path, cases, config):
     [(), ("threshold=0.6",), ("flip_average=true",), ("flip_average=true", "normDir=true")],
 )
 def test_the_masks_and_metrics_are_those_of_an_evaluation(
-    tmp_path, cases, config, answered, options, capsys
+    tmp_path, cases, config, run_program, options, capsys
 ):
     python = config(*options)
     expected = evaluate(sloping, cases, python, {"checkpoint": "best.ckpt"})
     printed = capsys.readouterr().out
     assert all(0.01 < row["dice"] < 1 for row in expected)
-    answers = answered(python)
+    outputs = run_program(python)
     capsys.readouterr()
     settings = config(*options, f"dirPredictionImage={tmp_path / 'through files'}")
-    rows = evaluate_outputs(cases, settings, str(answers), {"model": "vnet.mindir"})
+    rows = evaluate_outputs(cases, settings, str(outputs), {"model": "vnet.mindir"})
     assert rows == expected
     assert capsys.readouterr().out == printed.replace("/masks", "/through files")
     masks, through_files = contents(tmp_path / "masks"), contents(tmp_path / "through files")
@@ -271,35 +271,35 @@ def test_the_masks_and_metrics_are_those_of_an_evaluation(
     assert table["dice"].tolist() == pytest.approx([row["dice"] for row in rows], abs=1e-6)
 
 
-def test_the_mirrored_answer_counts(tmp_path, cases, config, answered):
-    """Otherwise the test above could not tell a mirrored answer from the plain one."""
+def test_the_mirrored_answer_counts(tmp_path, cases, config, run_program):
+    """Otherwise the test above could not tell a mirrored output from the plain one."""
     settings = config("flip_average=true")
-    answers = answered(settings)
-    evaluate_outputs(cases, settings, answers, {})
+    outputs = run_program(settings)
+    evaluate_outputs(cases, settings, outputs, {})
     before = contents(tmp_path / "masks")
     for case in cases:
-        answer = np.zeros(SIDES, "<f4").tobytes()
-        (answers / f"{case.case_id}_mirrored_0.bin").write_bytes(answer)
-    evaluate_outputs(cases, settings, answers, {})
+        output = np.zeros(SIDES, "<f4").tobytes()
+        (outputs / f"{case.case_id}_mirrored_0.bin").write_bytes(output)
+    evaluate_outputs(cases, settings, outputs, {})
     after = contents(tmp_path / "masks")
     for case in cases:
         assert before[f"{case.case_id}_test.zraw"] != after[f"{case.case_id}_test.zraw"]
 
 
-def test_answers_of_other_cases_are_left_alone(tmp_path, cases, config, answered):
-    answers = answered(config())
-    (answers / "Case9_0.bin").write_bytes(b"of an earlier run")
-    before = contents(answers)
-    rows = evaluate_outputs(cases[:2], config(), answers, {})
+def test_answers_of_other_cases_are_left_alone(tmp_path, cases, config, run_program):
+    outputs = run_program(config())
+    (outputs / "Case9_0.bin").write_bytes(b"of an earlier run")
+    before = contents(outputs)
+    rows = evaluate_outputs(cases[:2], config(), outputs, {})
     assert [row["case"] for row in rows] == ["Case2", "Case0"]
-    assert contents(answers) == before
+    assert contents(outputs) == before
 
 
 def with_value(value):
     def change(path):
-        answer = np.fromfile(path, "<f4")
-        answer[1000] = value
-        answer.tofile(path)
+        output = np.fromfile(path, "<f4")
+        output[1000] = value
+        output.tofile(path)
 
     return change
 
@@ -326,42 +326,42 @@ SPOILED = {
 @pytest.mark.parametrize("name", ["Case0", "Case0_mirrored"])
 @pytest.mark.parametrize("fault", SPOILED)
 def test_a_bad_answer_is_one_line_and_nothing_is_written(
-    tmp_path, cases, config, answered, fault, name
+    tmp_path, cases, config, run_program, fault, name
 ):
     settings = config("flip_average=true")
-    answers = answered(settings)
-    path = answers / f"{name}_0.bin"
+    outputs = run_program(settings)
+    path = outputs / f"{name}_0.bin"
     spoil, says = SPOILED[fault]
     spoil(path)
     with pytest.raises(DataError) as error:
-        evaluate_outputs(cases, settings, answers, {})
+        evaluate_outputs(cases, settings, outputs, {})
     message = str(error.value)
     assert message.startswith(f"{path}: ") and says in message and "\n" not in message
     assert not (tmp_path / "masks").exists()
 
 
-def test_answers_of_exactly_0_and_1_are_probabilities(tmp_path, cases, config, answered):
-    answers = answered(config())
-    for path in answers.iterdir():
+def test_answers_of_exactly_0_and_1_are_probabilities(tmp_path, cases, config, run_program):
+    outputs = run_program(config())
+    for path in outputs.iterdir():
         np.repeat([0, 1], 32 * 48 * 8).astype("<f4").tofile(path)
-    assert len(evaluate_outputs(cases, config(), answers, {})) == 3
+    assert len(evaluate_outputs(cases, config(), outputs, {})) == 3
 
 
-def test_a_broken_reference_leaves_nothing_behind(tmp_path, data, cases, config, answered):
-    answers = answered(config())
+def test_a_broken_reference_leaves_nothing_behind(tmp_path, data, cases, config, run_program):
+    outputs = run_program(config())
     path = data / "gt" / "Case0_segmentation.raw"
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(DataError, match=r"Case0_segmentation\.raw: truncated"):
-        evaluate_outputs(cases, config(), answers, {})
+        evaluate_outputs(cases, config(), outputs, {})
     assert not (tmp_path / "masks").exists()
 
 
-def test_other_peoples_masks_stay(tmp_path, cases, config, answered):
-    answers = answered(config())
+def test_other_peoples_masks_stay(tmp_path, cases, config, run_program):
+    outputs = run_program(config())
     (tmp_path / "masks").mkdir()
     (tmp_path / "masks" / "Case0_test.mhd").write_text("mine")
     with pytest.raises(DataError, match="Case0_test.mhd: there already"):
-        evaluate_outputs(cases, config(), answers, {})
+        evaluate_outputs(cases, config(), outputs, {})
     assert contents(tmp_path / "masks") == {"Case0_test.mhd": b"mine"}
 
 

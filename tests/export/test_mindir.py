@@ -10,7 +10,7 @@ from mindspore.ops import auto_generate
 from mindspore.train.mind_ir_pb2 import AttributeProto, ModelProto
 
 from src.export.lowered_vnet import LoweredVNet
-from src.export.mindir import FORMATS, SAME, SETTINGS, names_of, to_version_1
+from src.export.mindir import ATTRIBUTES, FORMATS, UNCHANGED, input_output_names, to_version_1
 from src.utils.errors import DataError
 from src.vnet import VARIANTS, VNet
 
@@ -48,8 +48,8 @@ def test_version_1_computes_the_same_from_attributes(variant, lowered, tmp_path)
     before, after = model_in(source), model_in(target)
     assert (before.mind_ir_version, after.mind_ir_version) == (3, 1)
     assert len(after.graph.parameter) == len(before.graph.parameter) > 20
-    names = names_of(target)
-    assert names == names_of(source)
+    names = input_output_names(target)
+    assert names == input_output_names(source)
     assert names[0] == "volume"
     assert names[1].rpartition("/")[2].startswith("Reshape" if lowered else "Sigmoid")
 
@@ -64,7 +64,7 @@ def test_version_1_computes_the_same_from_attributes(variant, lowered, tmp_path)
                 assert len(node.input) == tensors[primitive.op_type]
                 types = {attribute.name: attribute.type for attribute in primitive.attribute}
                 assert len(types) == len(primitive.attribute)
-                assert set(SETTINGS[primitive.op_type]) <= set(types)
+                assert set(ATTRIBUTES[primitive.op_type]) <= set(types)
                 met[primitive.op_type] = types
     assert met["Concat"]["axis"] == AttributeProto.INT64
     if (variant, lowered) == ("zoo", False):
@@ -94,14 +94,16 @@ def test_settings_that_differ_stay_apart(tmp_path):
     np.testing.assert_array_equal(run(tmp_path / "1.mindir"), run(tmp_path / "3.mindir"))
 
 
-@pytest.mark.parametrize("primitive", SETTINGS)
+@pytest.mark.parametrize("primitive", ATTRIBUTES)
 def test_the_table_agrees_with_mindspores_own_definitions(primitive):
     parameters = list(inspect.signature(getattr(auto_generate, primitive)).parameters)
-    assert SETTINGS[primitive] == tuple(name.removeprefix("data_") for name in parameters)
+    assert ATTRIBUTES[primitive] == tuple(name.removeprefix("data_") for name in parameters)
 
 
-@pytest.mark.parametrize("primitive", sorted(name for name in SAME if hasattr(auto_generate, name)))
-def test_what_stays_the_same_has_no_settings(primitive):
+@pytest.mark.parametrize(
+    "primitive", sorted(name for name in UNCHANGED if hasattr(auto_generate, name))
+)
+def test_what_stays_the_same_has_no_attributes(primitive):
     """The older primitives, which are not generated, keep attributes in version 3 too."""
     assert not inspect.signature(getattr(auto_generate, primitive)).parameters
 

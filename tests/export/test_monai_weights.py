@@ -92,12 +92,12 @@ def _with(name, shape):
     [
         pytest.param(
             _with("encoder.conv.weight", (1,)),
-            "encoder.conv.weight is no parameter of monai.networks.nets.VNet",
+            "encoder.conv.weight is not a parameter of monai.networks.nets.VNet",
             id="another network",
         ),
         pytest.param(
             _with("down_tr64.ops.2.conv_block.conv.weight", (64, 64, 5, 5, 5)),
-            "down_tr64.ops.2.conv_block.conv.weight is no parameter",
+            "down_tr64.ops.2.conv_block.conv.weight is not a parameter",
             id="deeper",
         ),
         pytest.param(
@@ -131,7 +131,7 @@ def test_another_state_is_refused_by_its_first_odd_name(change, found):
 
 
 def test_a_wrapped_state_dict_names_the_wrapper():
-    with pytest.raises(DataError, match=r"^state_dict is no parameter"):
+    with pytest.raises(DataError, match=r"^state_dict is not a parameter"):
         from_monai({"state_dict": zeros(monai_shapes("monai.npz")), "epoch": 3})
 
 
@@ -174,7 +174,7 @@ def test_nothing_is_overwritten(present, tmp_path, monkeypatch, capsys):
         *("--state_dict", tmp_path / "vnet.npz", "--ckpt_file", tmp_path / "vnet.ckpt"),
     )
     assert code == 1
-    assert f"{present}: there already" in err
+    assert f"{present}: exists already" in err
     assert [path.name for path in tmp_path.iterdir()] == [present]
     assert (tmp_path / present).read_text() == "mine"
 
@@ -183,12 +183,12 @@ def test_nothing_is_overwritten(present, tmp_path, monkeypatch, capsys):
     ("source", "target", "code", "found"),
     [
         ("vnet.h5", "vnet.ckpt", 2, "vnet.h5: expected a state dict as .pt, .pth, .npz"),
-        ("vnet.npz", "vnet.mindir", 2, "vnet.mindir: expected a name that ends in .ckpt"),
+        ("vnet.npz", "vnet.mindir", 2, "vnet.mindir: expected a name that ends with .ckpt"),
         ("absent.npz", "vnet.ckpt", 1, "absent.npz: no such file"),
         ("cut.npz", "vnet.ckpt", 1, "cut.npz: not a whole state dict"),
         ("cut.safetensors", "vnet.ckpt", 1, "cut.safetensors: not a whole state dict"),
         ("pickled.npz", "vnet.ckpt", 1, "pickled.npz: not a whole state dict"),
-        ("other.npz", "vnet.ckpt", 1, "other.npz: fc.weight is no parameter"),
+        ("other.npz", "vnet.ckpt", 1, "other.npz: fc.weight is not a parameter"),
     ],
 )
 def test_bad_files_end_in_one_line(source, target, code, found, tmp_path, monkeypatch, capsys):

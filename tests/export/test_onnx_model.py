@@ -81,7 +81,7 @@ def test_an_invalid_model_is_one_line_and_not_written(tmp_path, monkeypatch, ope
     with pytest.raises(DataError) as error:
         export_onnx(seeded_vnet("paper", 2), (1, 1, 16, 16, 16), tmp_path / "vnet.onnx")
     message = str(error.value)
-    assert message.startswith("vnet.onnx: not written, no valid ONNX (") and says in message
+    assert message.startswith("vnet.onnx: not written, invalid ONNX (") and says in message
     versions = f"report this, with MindSpore {ms.__version__} and onnx {onnx.__version__}"
     assert message.endswith(versions) and "\n" not in message
     assert list(tmp_path.iterdir()) == []
