@@ -1,17 +1,17 @@
-"""Checkpoints: written whole or not at all, loaded strictly, and all that a resume needs.
+"""Checkpoints: written atomically, loaded strictly; the state from which a run resumes.
 
 A run's `ckpt/` holds weights (`checkpoint_vnet-EPOCH_STEP.ckpt`, `best.ckpt`, `last.ckpt`) and
-`last_state.ckpt`: the optimizer, the loss scale, the progress. Order, augmentation and dropout
-follow from seed and step, so that is all. With `ema_decay` all weights are the moving average's,
-but for `last.ckpt`, with which a resume goes on; the state then holds the average too. `last.ckpt`
-and `last_state.ckpt` are replaced as one transaction:
+`last_state.ckpt`: optimizer, loss scale and progress. Sample order, augmentation and dropout depend
+on seed and step only, so nothing else is needed. With `ema_decay` the weights are the moving
+average, except in `last.ckpt`, from which training continues; the state then also holds the
+average. `last.ckpt` and `last_state.ckpt` are replaced in one transaction:
 
-1. both are written under other names,
-2. `last.commit` appears: from now on the new pair counts,
-3. both are renamed over the old pair, and `last.commit` goes.
+1. both are written under temporary names,
+2. `last.commit` is created: from now on the new pair is valid,
+3. both are renamed over the old pair, and `last.commit` is removed.
 
-A process that dies before step 2 leaves the old pair, one that dies after it leaves the new pair;
-`recover` finishes or forgets what was under way.
+A process killed before step 2 leaves the old pair, one killed after it the new pair; `recover`
+completes or discards an interrupted transaction.
 """
 
 import json
@@ -19,6 +19,7 @@ import logging
 import re
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import mindspore as ms
 import numpy as np
@@ -36,21 +37,34 @@ BEST, LAST, STATE, COMMIT = "best.ckpt", "last.ckpt", "last_state.ckpt", "last.c
 RELEASED = "vnet.ckpt"  # of a released folder
 MINDSPORE_TEMPORARY = ".tmp"  # suffix under which save_checkpoint writes before it renames
 PROGRESS = "progress"  # entry of the state, JSON
-# Not in the state. The optimizer's rates follow from the configuration, where a resume may ask for
-# more epochs; accumulated gradients are 0 at the end of an epoch.
+# Not in the state: the learning rates, which follow from the configuration (a resume may ask for
+# more epochs), and the accumulated gradients, which are 0 at the end of an epoch.
 ACCUMULATED = "accumulated"
 AVERAGE = "average."  # prefix of the moving average's parameters in the state
 LEFT_OUT = re.compile(rf"learning_rate$|{ACCUMULATED}\.")
 
 
+class TrainingCells(NamedTuple):
+    """The cells whose parameters a training changes and saves."""
+
+    network: nn.Cell
+    training_cell: nn.Cell  # one step: `network`, loss, optimizer, loss scale
+    average: nn.Cell | None = None  # a network with the moving average of the weights
+
+    @property
+    def scored(self) -> nn.Cell:
+        """The network that is validated and whose weights are kept: `average` if there is one."""
+        return self.network if self.average is None else self.average
+
+
 def _pending(path):
-    """Where the next version of a checkpoint is written; MindSpore insists on the suffix."""
+    """Temporary path of the next version of a checkpoint; MindSpore requires the suffix."""
     return path.with_name(f".{path.stem}.new.ckpt")
 
 
 @contextmanager
 def _without_log():
-    """MindSpore logs a guess at what is wrong, and then raises what is."""
+    """Silences MindSpore's log: it guesses at a cause, and the exception that follows names it."""
     disabled = logging.root.manager.disable
     logging.disable()
     try:
@@ -60,7 +74,7 @@ def _without_log():
 
 
 def _write(entries, path, extra=None):
-    """Writes parameters to `path` for good: data and name are on the disk when this returns."""
+    """Writes parameters to `path` and waits until they are on the disk."""
     try:
         with _without_log():
             ms.save_checkpoint(entries, str(path), append_dict=extra, crc_check=False)
@@ -76,14 +90,14 @@ def _named(network, prefix=""):
     return {prefix + parameter.name: parameter for parameter in network.get_parameters()}
 
 
-def _state_parameters(network, training_cell, average):
-    """Name -> parameter, of all that an epoch changes besides the network."""
-    weights = _named(network)
+def _state_parameters(cells):
+    """Name -> parameter of everything that an epoch changes outside the network."""
+    weights = _named(cells.network)
     return {
         name: parameter
-        for name, parameter in _named(training_cell).items()
+        for name, parameter in _named(cells.training_cell).items()
         if name not in weights and not LEFT_OUT.match(name)
-    } | ({} if average is None else _named(average, AVERAGE))
+    } | ({} if cells.average is None else _named(cells.average, AVERAGE))
 
 
 def _entries(parameters):
@@ -91,15 +105,16 @@ def _entries(parameters):
 
 
 def save_weights(network: nn.Cell, path: str | Path, half: bool = False) -> None:
-    """Writes a network's parameters to `path`, replacing what was there in one step.
+    """Writes a network's parameters to `path`, replacing an earlier file atomically.
 
     Args:
-        network: whose parameters.
+        network: the network.
         path: of the checkpoint.
-        half: the convolutions' weights in float16; `load_weights` brings them back to float32.
+        half: whether to store the convolutions' weights in float16; `load_weights` converts them
+            to float32.
 
     Raises:
-        DataError: the folder cannot be written, the disk is full, or a weight is beyond float16.
+        DataError: the folder cannot be written, the disk is full, or a weight exceeds float16.
     """
     path = Path(path)
     parameters = _named(network)
@@ -121,27 +136,23 @@ def _halved(weights, path):
 
 
 def save_last(
-    folder: str | Path,
-    network: nn.Cell,
-    training_cell: nn.Cell,
-    progress: dict[str, int | float | list[str]],
-    average: nn.Cell | None = None,
+    folder: str | Path, cells: TrainingCells, progress: dict[str, int | float | list[str]]
 ) -> None:
-    """Replaces `last.ckpt` and `last_state.ckpt` as one transaction.
+    """Replaces `last.ckpt` (the network) and `last_state.ckpt` (the rest) in one transaction.
 
     Args:
         folder: the run's `ckpt/`.
-        network: its parameters become `last.ckpt`.
-        training_cell: every further parameter in it (optimizer, global step, loss scale) becomes
-            `last_state.ckpt`.
-        progress: what to go on from.
-        average: the network of the weights' moving average, which goes into the state too.
+        cells: the network, the step (optimizer, global step, loss scale), the average.
+        progress: JSON values, which `load_last` returns.
+
+    Raises:
+        DataError: the folder cannot be written or the disk is full; the old pair stays.
     """
     folder = Path(folder)
     last, state = folder / LAST, folder / STATE
-    others = _state_parameters(network, training_cell, average)
+    others = _state_parameters(cells)
     try:
-        _write(_entries(_named(network)), _pending(last))
+        _write(_entries(_named(cells.network)), _pending(last))
         _write(_entries(others), _pending(state), {PROGRESS: json.dumps(progress)})
     except DataError:
         recover(folder)
@@ -152,7 +163,7 @@ def save_last(
 
 
 def recover(folder: str | Path) -> None:
-    """Finishes a transaction that was committed, forgets one that was not."""
+    """Completes a transaction that was committed, discards one that was not."""
     folder = Path(folder)
     for name in (LAST, STATE):
         pending = _pending(folder / name)
@@ -165,28 +176,26 @@ def recover(folder: str | Path) -> None:
 
 
 def can_resume(folder: str | Path) -> bool:
-    """Whether a run's `ckpt/` holds a whole state; a transaction under way is settled first."""
+    """Whether a run's `ckpt/` holds a state, after `recover`."""
     recover(folder)
     return Path(folder, STATE).is_file()
 
 
-def load_last(
-    folder: str | Path, network: nn.Cell, training_cell: nn.Cell, average: nn.Cell | None = None
-) -> dict[str, int | float | list[str]]:
-    """Puts `last.ckpt` and `last_state.ckpt` back.
+def load_last(folder: str | Path, cells: TrainingCells) -> dict[str, int | float | list[str]]:
+    """Loads `last.ckpt` and `last_state.ckpt` into the cells.
 
     Returns:
         The progress that `save_last` was given.
 
     Raises:
-        DataError: there is nothing to resume from, or it does not fit.
+        DataError: there is no checkpoint, or it does not match the cells.
     """
     folder = Path(folder)
     recover(folder)
-    load_weights(network, folder / LAST)
+    load_weights(cells.network, folder / LAST)
     state = _read(folder / STATE)
     progress = state.pop(PROGRESS, None)
-    expected = _state_parameters(network, training_cell, average)
+    expected = _state_parameters(cells)
     shapes = {name: parameter.shape for name, parameter in expected.items()}
     if progress is None or shapes != {name: value.shape for name, value in state.items()}:
         raise DataError(
@@ -199,7 +208,7 @@ def load_last(
 
 
 def prune(folder: str | Path, keep: int) -> None:
-    """Removes all numbered checkpoints but the newest `keep`; other files stay.
+    """Removes the numbered checkpoints except the newest `keep`; leaves other files alone.
 
     Raises:
         ValueError: `keep` below 1.
@@ -212,7 +221,7 @@ def prune(folder: str | Path, keep: int) -> None:
 
 
 def epoch_and_step(path: str | Path) -> tuple[int, int]:
-    """(epoch, step) of a checkpoint called `checkpoint_vnet-EPOCH_STEP.ckpt`.
+    """Returns (epoch, step) of a checkpoint named `checkpoint_vnet-EPOCH_STEP.ckpt`.
 
     Raises:
         ValueError: another name.
@@ -278,10 +287,10 @@ def _read(path):
 
 
 def load_weights(network: nn.Cell, path: str | Path) -> None:
-    """Loads a checkpoint into a network: exactly its parameters, with their shapes.
+    """Loads a checkpoint into a network; names and shapes must match exactly.
 
     Raises:
-        DataError: missing, truncated, of another variant or width, or of another program.
+        DataError: the file is missing or truncated, or of another variant, width or program.
     """
     found = _read(path)
     if PROGRESS in found:
@@ -305,7 +314,7 @@ def load_weights(network: nn.Cell, path: str | Path) -> None:
 
 
 def _mismatch(name, expected, found):
-    """In words, what a checkpoint is instead of what was expected."""
+    """Returns words on what a checkpoint holds instead of what was expected."""
     fitting = fitting_architecture({key: tuple(value.shape) for key, value in found.items()})
     if fitting:
         variant, width = fitting
@@ -323,7 +332,7 @@ def _mismatch(name, expected, found):
 
 
 def fitting_architecture(shapes: dict[str, tuple[int, ...]]) -> tuple[str, int] | None:
-    """(variant, width) of the V-Net with exactly these parameters, None if there is none.
+    """Returns (variant, width) of the V-Net with exactly these parameters, None if there is none.
 
     Args:
         shapes: parameter name -> shape.

@@ -38,6 +38,9 @@ class Pair(nn.Cell):
             parameter.set_data(ms.Tensor(np.full(parameter.shape, value, np.float32)))
         return self
 
+    def as_cells(self, average=None):
+        return checkpoint.TrainingCells(self.network, self, average)
+
     def value(self):
         values = {float(v) for p in self.get_parameters() for v in p.asnumpy()}
         assert len(values) == 1, "weights and state are of different saves"
@@ -47,20 +50,20 @@ class Pair(nn.Cell):
 def saved(folder):
     """What a resume would find: the one number in weights, state and progress."""
     pair = Pair()
-    progress = checkpoint.load_last(folder, pair.network, pair)
+    progress = checkpoint.load_last(folder, pair.as_cells())
     assert progress["epoch"] == pair.value()
     return progress["epoch"]
 
 
 def save(folder, value):
     pair = Pair().fill(value)
-    checkpoint.save_last(folder, pair.network, pair, {"epoch": value, "best_dice": 0.1 + value})
+    checkpoint.save_last(folder, pair.as_cells(), {"epoch": value, "best_dice": 0.1 + value})
 
 
 def test_last_and_state_come_back(tmp_path):
     save(tmp_path, 3)
     pair = Pair()
-    progress = checkpoint.load_last(tmp_path, pair.network, pair)
+    progress = checkpoint.load_last(tmp_path, pair.as_cells())
     assert progress == {"epoch": 3, "best_dice": 3.1}
     assert pair.value() == 3
     assert sorted(path.name for path in tmp_path.iterdir()) == ["last.ckpt", "last_state.ckpt"]
@@ -69,12 +72,12 @@ def test_last_and_state_come_back(tmp_path):
 def test_an_average_travels_in_the_state(tmp_path):
     """Under names of its own, as its parameters are called like the network's."""
     pair, average = Pair().fill(1), Pair().fill(5).network
-    checkpoint.save_last(tmp_path, pair.network, pair, {"epoch": 1}, average)
+    checkpoint.save_last(tmp_path, pair.as_cells(average), {"epoch": 1})
     pair, average = Pair(), Pair().network
-    checkpoint.load_last(tmp_path, pair.network, pair, average)
+    checkpoint.load_last(tmp_path, pair.as_cells(average))
     assert pair.value() == 1 and set(average.weight.asnumpy()) == {5}
     with pytest.raises(DataError, match="not the state of this optimizer"):
-        checkpoint.load_last(tmp_path, pair.network, pair)
+        checkpoint.load_last(tmp_path, pair.as_cells())
 
 
 class Died(BaseException):
@@ -119,7 +122,7 @@ SAVER = """
     pair = Pair(200_000)
     for value in range(1_000_000):
         pair.fill(value)
-        checkpoint.save_last({folder!r}, pair.network, pair, {{"epoch": value}})
+        checkpoint.save_last({folder!r}, pair.as_cells(), {{"epoch": value}})
         print(value, flush=True)
 """
 
@@ -147,7 +150,7 @@ def test_a_kill_at_many_random_moments_leaves_one_whole_pair(tmp_path):
             os.kill(child.pid, signal.SIGCONT)
             under_way += len(list(snapshot.iterdir())) > 2
             pair = Pair(200_000)
-            epochs.append(checkpoint.load_last(snapshot, pair.network, pair)["epoch"])
+            epochs.append(checkpoint.load_last(snapshot, pair.as_cells())["epoch"])
             assert pair.value() == epochs[-1]
             shutil.rmtree(snapshot)
     finally:
@@ -156,7 +159,7 @@ def test_a_kill_at_many_random_moments_leaves_one_whole_pair(tmp_path):
     assert epochs == sorted(epochs)
     assert under_way > 5, "the moments should meet saves under way"
     pair = Pair(200_000)
-    checkpoint.load_last(folder, pair.network, pair)
+    checkpoint.load_last(folder, pair.as_cells())
     assert sorted(path.name for path in folder.iterdir()) == ["last.ckpt", "last_state.ckpt"]
 
 
@@ -254,7 +257,7 @@ def test_nothing_to_resume_is_said(tmp_path):
     assert not checkpoint.can_resume(tmp_path)
     pair = Pair()
     with pytest.raises(DataError, match="last.ckpt: no such checkpoint"):
-        checkpoint.load_last(tmp_path, pair.network, pair)
+        checkpoint.load_last(tmp_path, pair.as_cells())
 
 
 def test_state_of_another_optimizer_is_refused(tmp_path):
@@ -262,7 +265,7 @@ def test_state_of_another_optimizer_is_refused(tmp_path):
     other = Pair()
     other.second_moment = ms.Parameter(np.zeros(3, np.float32), name="second_moment")
     with pytest.raises(DataError, match="not the state of this optimizer"):
-        checkpoint.load_last(tmp_path, other.network, other)
+        checkpoint.load_last(tmp_path, other.as_cells())
 
 
 def test_prune_keeps_the_newest(tmp_path):

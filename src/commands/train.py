@@ -67,7 +67,7 @@ def execute(args: Namespace) -> None:
     from ..config import training_config
     from ..devices.device import choose_device, start_communication, start_device
     from ..devices.ranks import Ranks
-    from ..training.run_folder import configured_run
+    from ..training.run_folder import configure_run
     from ..training.trainer import train
 
     overrides = overrides_of(args, resumes=args.resume is not None)
@@ -75,7 +75,7 @@ def execute(args: Namespace) -> None:
     target = choose_device(args.device_target)
     start_device(target, args.device_id)
     ranks = start_communication(args.device_num) if args.run_distribute else Ranks()
-    config, run_folder = configured_run(args.resume, target, overrides, ranks)
+    config, run_folder = configure_run(args.resume, target, overrides, ranks)
     train(
         config,
         target,

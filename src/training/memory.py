@@ -1,4 +1,4 @@
-"""Whether a training fits into this machine's memory, said before it starts."""
+"""Checks before a training starts that it fits into memory."""
 
 from functools import partial
 from pathlib import Path
@@ -11,13 +11,13 @@ from mindspore import nn
 from ..fast_conv3d.network import FastVNet
 from ..utils.errors import DataError
 
-# From peak memory of CPU training steps of full-width V-Nets, at 64x64x32 with batches 1 and 2, and
-# with the fast convolution at 128x128x64 with batches 1 and 4: what a process has anyway; weights,
-# gradients, Adam's moments, a copy; features kept for the backward, fast and stock. Two threads;
-# each more takes some tens of megabytes.
-PROCESS_BYTES = 0.7e9
-BYTES_PER_PARAMETER = 22
+# Fitted to the measured peak memory of CPU training steps of full-width V-Nets with two threads:
+# 64x64x32 with batches of 1 and 2, with the fast convolution also 128x128x64, batches of 1 and 4.
+# Each further thread takes some tens of megabytes.
+PROCESS_BYTES = 0.7e9  # interpreter and libraries
+BYTES_PER_PARAMETER = 22  # weight, gradient, Adam's moments, a copy
 BYTES_PER_AVERAGED_PARAMETER = 4
+# Activations kept for the backward pass, per voxel of the input and channel of the first stage.
 FAST_BYTES_PER_VOXEL_AND_CHANNEL = 85
 BYTES_PER_VOXEL_AND_CHANNEL = 360
 BYTES_PER_PREPROCESSED_VOXEL = 5  # float32 intensity, bool mask
@@ -27,14 +27,14 @@ CGROUP = Path("/sys/fs/cgroup")
 def training_bytes(
     config: EasyDict, parameter_count: int, batch_size: int, fast: bool, case_count: int = 0
 ) -> float:
-    """Estimated peak memory of one process's training step on a CPU.
+    """Returns the estimated peak memory of a training process on a CPU, in bytes.
 
     Args:
         config: `VolSize`, `width`, `ema_decay`.
-        parameter_count: numbers in the network's weights.
+        parameter_count: number of the network's weights.
         batch_size: volumes per step.
         fast: whether the network is a `FastVNet`.
-        case_count: training cases, which are all kept on the network grid.
+        case_count: number of training cases, all of which are kept in memory on the network grid.
     """
     voxels = float(np.prod(config.VolSize))
     per_voxel = FAST_BYTES_PER_VOXEL_AND_CHANNEL if fast else BYTES_PER_VOXEL_AND_CHANNEL
@@ -45,7 +45,7 @@ def training_bytes(
 
 
 def available_bytes() -> int:
-    """Memory that this process may still take: the machine's, or less in a container."""
+    """Returns the memory still available to this process, within a container's limit, in bytes."""
     available = psutil.virtual_memory().available
     try:
         limit = int((CGROUP / "memory.max").read_text())
@@ -53,17 +53,20 @@ def available_bytes() -> int:
         statistics = dict(line.split() for line in (CGROUP / "memory.stat").open())
     except (OSError, ValueError):
         return available
-    # Cached files count as used, but give way.
+    # The page cache counts as used, but can be reclaimed.
     return min(available, limit - used + int(statistics.get("inactive_file", 0)))
 
 
 def check_training_fits(config: EasyDict, network: nn.Cell, case_count: int) -> None:
-    """Raises a DataError that says what would fit, where a CPU training surely does not.
+    """Checks that a CPU training fits into the available memory.
 
     Args:
         config: see `training_bytes`; `batch_size`.
         network: to train.
-        case_count: training cases.
+        case_count: number of training cases.
+
+    Raises:
+        DataError: it needs more than is available; the message says what would fit.
     """
     parameters = sum(parameter.size for parameter in network.get_parameters())
     available = available_bytes()

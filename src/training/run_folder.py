@@ -1,4 +1,4 @@
-"""A run's folder: made for a new training, found for a resume, held by one process.
+"""The folder of a run: created for a new training, found and restored for a resume, locked.
 
 dirResult/vnet.TASK.DATE/
     config.json  history.csv  progress.png
@@ -6,30 +6,37 @@ dirResult/vnet.TASK.DATE/
 """
 
 import json
+import logging
 import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 
 from easydict import EasyDict
 
+from .. import checkpoint
+from ..checkpoint import TrainingCells
 from ..config import CONFIG_NAME, config_of_run, save_config, training_config
 from ..devices.ranks import Ranks
-from ..utils.errors import DataError, reason_of
+from ..utils.errors import DataError, UsageError, reason_of
 from ..utils.files import Lock
+from .progress import Progress
+
+log = logging.getLogger(__name__)
 
 DATE = r"\d{8}_\d{6}(_\d+)?"
 
 
 def new_run_folder(config: EasyDict) -> Path:
-    """Makes `dirResult/vnet.TASK.DATE/ckpt` (UTC) and saves the configuration there.
+    """Creates `dirResult/vnet.TASK.DATE/ckpt` (UTC) and saves the configuration there.
 
     Returns:
         The run's folder.
 
     Raises:
-        DataError: the folder cannot be made.
+        DataError: the folder cannot be created.
     """
     stamp = time.strftime("%Y%m%d_%H%M%S", time.gmtime())
     for attempt in range(100):
@@ -42,7 +49,7 @@ def new_run_folder(config: EasyDict) -> Path:
             continue
         except OSError as error:
             raise DataError(
-                f"{folder}: cannot be made ({reason_of(error)}); choose another dirResult"
+                f"{folder}: cannot be created ({reason_of(error)}); choose another dirResult"
             ) from None
         save_config(config, folder / CONFIG_NAME)
         return folder
@@ -50,7 +57,7 @@ def new_run_folder(config: EasyDict) -> Path:
 
 
 def newest_run(config: EasyDict) -> Path:
-    """The run of this task that was started last.
+    """Returns the folder of the run of this task that was started last.
 
     Raises:
         DataError: there is none.
@@ -65,46 +72,46 @@ def newest_run(config: EasyDict) -> Path:
     return max(runs, key=lambda run: (run.name, run.stat().st_mtime))
 
 
-def configured_run(
+def configure_run(
     resume: str | Path | None,
     device_target: str,
     overrides: list[str],
     ranks: Ranks = Ranks(),  # noqa: B008, it is frozen
 ) -> tuple[EasyDict, Path | None]:
-    """What a command line asks for: a configuration, and the run it goes on with.
+    """Returns the configuration of a run and, for a resume, its folder.
 
     Args:
         resume: folder of a run, "" for the newest, None for a new run.
         device_target: "Ascend", "GPU" or "CPU".
         overrides: `--set` texts; on a resume they change the run's own configuration.
-        ranks: only the first needs to see the run.
+        ranks: only the first reads the run's folder.
 
     Returns:
-        The configuration, the same on every rank, and the folder of the run to resume, None for a
-        new one or where this rank is not the first.
+        The configuration, the same on every rank, and the folder of the run to resume: None for a
+        new run and on all ranks but the first.
 
     Raises:
-        UsageError: wrong overrides, or ones that a resumed run must not change.
-        DataError: no such run, or the ranks were asked for different things.
+        UsageError: an override is wrong, or not allowed for a resumed run.
+        DataError: there is no such run, or the ranks were started with different arguments.
     """
     config = training_config(device_target, overrides)
-    asked = {"overrides": overrides, "resumes": resume is not None}
+    request = {"overrides": overrides, "resumes": resume is not None}
     run_folder = None
     if resume is not None and ranks.is_first:
         run_folder = Path(resume) if resume else newest_run(config)
         config = config_of_run(run_folder, overrides)
-    first = json.loads(ranks.text_from_first(json.dumps({"config": config, "asked": asked})))
-    if first["asked"] != asked:
+    first = json.loads(ranks.text_from_first(json.dumps({"config": config, "request": request})))
+    if first["request"] != request:
         raise DataError(
-            f"rank {ranks.rank} was asked for {asked}, rank 0 for {first['asked']}; start every "
-            "host with the same arguments, and RESUME=1 on all or none"
+            f"rank {ranks.rank} was started with {request}, rank 0 with {first['request']}; start "
+            "every host with the same arguments, and RESUME=1 on all or none"
         )
     return EasyDict(first["config"]), run_folder
 
 
 @contextmanager
-def held(run_folder: str | Path) -> Iterator[None]:
-    """Holds a run's folder while it is trained; the lock goes with the process, however it ends.
+def lock_run(run_folder: str | Path) -> Iterator[None]:
+    """Locks a run's folder while it is trained; the lock ends with the process in any case.
 
     Raises:
         DataError: another process trains this run.
@@ -113,3 +120,109 @@ def held(run_folder: str | Path) -> Iterator[None]:
         if not lock.acquire(wait=False):
             raise DataError(f"{run_folder}: another process is training this run")
         yield
+
+
+def restore_run(
+    run_folder: Path, config: EasyDict, cells: TrainingCells, fresh: Progress, has_validation: bool
+) -> Progress:
+    """Restores a run from its last checkpoint, and saves the configuration it continues with.
+
+    Args:
+        run_folder: the run, locked by this process.
+        config: to continue with.
+        cells: get the run's values.
+        fresh: progress of a new run with the same arguments: its cases and number of devices must
+            be the run's, and a run without a checkpoint starts with it again.
+        has_validation: whether there are validation cases; without them nothing stops early.
+
+    Returns:
+        The run's progress.
+
+    Raises:
+        UsageError: all epochs are trained, or the run was stopped early.
+        DataError: other cases, another number of devices, or a checkpoint that does not match.
+    """
+    progress = fresh
+    if checkpoint.can_resume(run_folder / "ckpt"):
+        progress = Progress(**checkpoint.load_last(run_folder / "ckpt", cells))
+        check_can_continue(run_folder, config, progress, fresh, has_validation)
+        log.info(f"resuming {run_folder} after epoch {progress.epoch}")
+    else:
+        log.info(f"resuming {run_folder} from its beginning: it has no checkpoint yet")
+    save_config(config, run_folder / CONFIG_NAME)
+    return progress
+
+
+def check_can_continue(
+    run_folder: Path, config: EasyDict, progress: Progress, fresh: Progress, has_validation: bool
+) -> None:
+    """Raises an error if a run cannot continue from its progress; arguments as `restore_run`."""
+    if progress.case_ids != fresh.case_ids:
+        differing = sorted(set(progress.case_ids) ^ set(fresh.case_ids)) or ["their order"]
+        raise DataError(
+            f"{run_folder}: was started with other training cases ({differing[0]} differs); "
+            "resume with the same split"
+        )
+    if progress.device_num != fresh.device_num:
+        raise DataError(
+            f"{run_folder}: was started on {progress.device_num} device(s), not "
+            f"{fresh.device_num}; resume on as many"
+        )
+    if progress.epoch >= config.epochs:
+        raise UsageError(
+            f"{run_folder}: all {config.epochs} epochs are trained; for more, --set epochs=N"
+        )
+    if has_validation and progress.has_stalled(config.early_stop):
+        raise UsageError(
+            f"{run_folder}: ended by early stop after epoch {progress.epoch}, "
+            f"{progress.validations_since_best} validations without a better Dice than "
+            f"{progress.best_dice:.4f}; to go on, --set early_stop=N above that, or 0"
+        )
+
+
+@contextmanager
+def open_run(
+    run_folder: str | Path | None,
+    config: EasyDict,
+    cells: TrainingCells,
+    fresh: Progress,
+    val_ids: list[str],
+    ranks: Ranks,
+) -> Iterator[tuple[Path | None, Progress]]:
+    """Creates or restores a run and locks its folder; only the first rank reads and writes it.
+
+    The other ranks get weights, optimizer and progress from the first, so that only its machine
+    needs the run's files.
+
+    Args:
+        run_folder: of a run to resume; None: a new one.
+        config, cells, fresh: see `restore_run`.
+        val_ids: validation cases, which must be the same on every rank.
+        ranks: of this training.
+
+    Yields:
+        The folder, None on all ranks but the first, and the progress.
+
+    Raises:
+        DataError: the ranks were given different cases; see also `restore_run`.
+    """
+    resumes = run_folder is not None
+    folder = None
+    if ranks.is_first:
+        folder = Path(run_folder) if resumes else new_run_folder(config)
+    with nullcontext() if folder is None else lock_run(folder):
+        progress = fresh
+        if folder is not None and resumes:
+            progress = restore_run(folder, config, cells, fresh, bool(val_ids))
+        first = ranks.text_from_first(json.dumps([asdict(progress), val_ids]))
+        numbers, first_val_ids = json.loads(first)
+        progress = Progress(**numbers)
+        if (progress.case_ids, first_val_ids) != (fresh.case_ids, val_ids):
+            raise DataError(
+                f"rank {ranks.rank} was given other cases than rank 0; give every host the same "
+                "splits and data"
+            )
+        ranks.copy_from_first(cells.training_cell.get_parameters())
+        if cells.average is not None:
+            ranks.copy_from_first(cells.average.get_parameters())
+        yield folder, progress

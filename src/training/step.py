@@ -1,4 +1,4 @@
-"""One step of training: forward, backward, optimizer; with a loss scale, over several batches."""
+"""A training step: forward, backward, optimizer; with loss scale and gradient accumulation."""
 
 import mindspore as ms
 from easydict import EasyDict
@@ -37,9 +37,9 @@ class LossCell(nn.Cell):
 
 
 class AccumulatingStep(nn.TrainOneStepCell):
-    """A training step of which `batches` calls together move the weights once.
+    """Gradient accumulation: every `batches` calls the optimizer updates the weights once.
 
-    The optimizer gets the mean gradient of these batches, and of all devices.
+    It gets the mean gradient of these batches, averaged over all devices.
     """
 
     def __init__(self, network: nn.Cell, optimizer: nn.Optimizer, batches: int) -> None:
@@ -64,35 +64,35 @@ class AccumulatingStep(nn.TrainOneStepCell):
 
 
 class LossScaledStep(nn.TrainOneStepWithLossScaleCell):
-    """A training step with a dynamic loss scale; one with an overflow leaves the weights alone.
+    """A training step with a dynamic loss scale; the update is skipped if a gradient overflows.
 
-    GPU and CPU judge the gradients after they are averaged over the devices: what is not finite on
-    one device is not finite in the mean, which is the same on all, so all skip the same steps and
-    need not tell each other. An Ascend 910 saturates instead, and MindSpore asks each device's
-    overflow register and exchanges the answers.
+    On GPU and CPU overflows are detected in the gradients averaged over the devices: a value that
+    is not finite on one device is not finite in the mean, so that all devices skip the same updates
+    without further communication. An Ascend 910 saturates instead of overflowing: there MindSpore
+    reads the overflow register of each device and exchanges the results.
     """
 
     def __init__(self, network: nn.Cell, optimizer: nn.Optimizer, scale: nn.Cell) -> None:
         super().__init__(network, optimizer, scale)
-        self.asks_registers = ms.get_context("device_target") == "Ascend"
-        # A second AllReduce in one graph is also what MindSpore 2.10 fails to compile on GPUs.
-        self.is_distributed = self.is_distributed and self.asks_registers
+        self.reads_registers = ms.get_context("device_target") == "Ascend"
+        # On GPUs MindSpore 2.10 also fails to compile a second AllReduce in one graph.
+        self.is_distributed = self.is_distributed and self.reads_registers
 
     def get_overflow_status(self, status, compute_output):
-        """Whether `compute_output`, the averaged gradients, overflowed on any device."""
-        if self.asks_registers:
+        """Returns whether `compute_output`, the averaged gradients, overflowed on any device."""
+        if self.reads_registers:
             return super().get_overflow_status(status, compute_output)
         return self._get_distributed_overflow_status_on_infnan_mode(not_finite, compute_output)
 
     def scaled_gradients(self, *inputs):
-        """The loss of a batch, and this device's gradients without their scale."""
+        """Returns the loss of a batch, and this device's gradients divided by the loss scale."""
         loss = self.network(*inputs)
         sensitivity = ops.ones_like(loss) * ops.cast(self.scale_sense, ops.dtype(loss))
         gradients = self.grad(self.network, self.weights)(*inputs, sensitivity)
         return loss, self.hyper_map(ops.partial(unscale, self.scale_sense), gradients)
 
     def finish(self, loss, gradients):
-        """Averages over the devices and moves the weights, unless there was an overflow."""
+        """Averages the gradients over the devices and updates the weights without an overflow."""
         gradients = self.grad_reducer(gradients)
         status = ms.Tensor([0] * 8, ms.int32)
         overflow = self.process_loss_scale(self.get_overflow_status(status, gradients))
@@ -107,7 +107,7 @@ class LossScaledStep(nn.TrainOneStepWithLossScaleCell):
 
 
 class AccumulatingLossScaledStep(LossScaledStep):
-    """Of `batches` calls the mean gradient, as `AccumulatingStep`; one overflow skips them all."""
+    """Gradient accumulation as `AccumulatingStep`; one overflow skips the update of all batches."""
 
     def __init__(
         self, network: nn.Cell, optimizer: nn.Optimizer, scale: nn.Cell, batches: int
@@ -133,7 +133,13 @@ class AccumulatingLossScaledStep(LossScaledStep):
 def create_training_cell(
     network: nn.Cell, optimizer: nn.Optimizer, config: EasyDict, device_target: str
 ) -> nn.Cell:
-    """One step of training: forward, backward, optimizer; with a loss scale in mixed precision.
+    """Returns a training step, with a loss scale in mixed precision.
+
+    Args:
+        network: to train; in mixed precision it is changed to compute in float16.
+        optimizer: of its parameters.
+        config: `loss`, `accumulate_steps`, `precision`, `loss_scale`.
+        device_target: "Ascend", "GPU" or "CPU".
 
     Raises:
         UsageError: mixed precision on a CPU, whose convolutions have no float16 gradient.

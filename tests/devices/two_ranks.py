@@ -13,7 +13,7 @@ import numpy as np
 from src.config import overridden, vnet_cfg
 from src.devices.device import start_communication, start_device
 from src.loss import DiceLoss
-from src.training.callbacks import AverageStatistics, WeightAverage
+from src.training import epoch_end
 from src.training.step import LossCell
 from src.training.trainer import train
 from src.vnet import create_vnet
@@ -84,25 +84,26 @@ def overflows_of(rank):
 
 def watch_statistics():
     """Batch norm's statistics of this rank alone, as they were before each averaging."""
-    before, average = {}, AverageStatistics.on_train_epoch_end
+    before, average = {}, epoch_end.average_statistics
 
-    def watched(self, run_context):
-        before.update({p.name: p.asnumpy().copy() for p in self.statistics})
-        average(self, run_context)
+    def watched(network, ranks):
+        statistics = [p for p in network.get_parameters() if not p.requires_grad]
+        before.update({p.name: p.asnumpy().copy() for p in statistics})
+        average(network, ranks)
 
-    AverageStatistics.on_train_epoch_end = watched
+    epoch_end.average_statistics = watched
     return before
 
 
 def watch_averages():
     """The weights' moving average on this rank, as it is after each epoch."""
-    after, average = {}, WeightAverage.on_train_epoch_end
+    after, update = {}, epoch_end.update_weight_average
 
-    def watched(self, run_context):
-        average(self, run_context)
-        after.update({mean.name: mean.asnumpy().copy() for mean, _ in self.pairs})
+    def watched(cells, epoch, decay):
+        update(cells, epoch, decay)
+        after.update({p.name: p.asnumpy().copy() for p in cells.average.get_parameters()})
 
-    WeightAverage.on_train_epoch_end = watched
+    epoch_end.update_weight_average = watched
     return after
 
 

@@ -1,0 +1,190 @@
+"""The end of an epoch: `EpochEnd.run` is all that happens, in order."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from easydict import EasyDict
+from mindspore import nn
+
+from .. import checkpoint
+from ..checkpoint import TrainingCells
+from ..data_manager import worker_count
+from ..devices.ranks import Ranks
+from ..report.figures import plot_progress
+from .progress import Progress, read_history, write_history
+
+log = logging.getLogger(__name__)
+
+WAIT_WARNING_SHARE = 0.05  # of an epoch's time: longer waits for data are reported
+
+
+@dataclass
+class EpochSteps:
+    """The steps of an epoch, on this rank."""
+
+    epoch: int  # counted from 1
+    losses: list[float]  # one per step; with dataset sink the last alone
+    skipped: int  # updates left out by the loss scale after an overflow
+    elapsed_s: float
+    waited_s: float  # for data; with dataset sink the host cannot see it, and it is 0
+
+
+class EpochEnd:
+    """What happens after the last step of an epoch, and after the last epoch.
+
+    Args:
+        config: `val_interval`, `epochs`, `save_interval`, `keep_checkpoint_max`, `early_stop`,
+            `ema_decay`.
+        cells: what is trained and saved.
+        progress: updated here.
+        learning_rates: rate of each global step.
+        score: returns the mean Dice of the validation cases, given a network in evaluation mode;
+            None: no validation.
+        run_folder: gets history, curve and checkpoints; None on all ranks but the first.
+        ranks: that train together.
+    """
+
+    def __init__(
+        self,
+        config: EasyDict,
+        cells: TrainingCells,
+        progress: Progress,
+        learning_rates: np.ndarray,
+        score: Callable[[nn.Cell], float] | None,
+        run_folder: Path | None,
+        ranks: Ranks = Ranks(),  # noqa: B008, it is frozen
+    ) -> None:
+        self.config = config
+        self.cells = cells
+        self.progress = progress
+        self.learning_rates = learning_rates
+        self.steps_per_epoch = len(learning_rates) // config.epochs
+        self.score = score
+        self.run_folder = run_folder
+        self.ranks = ranks
+        self.history = [] if run_folder is None else read_history(run_folder, progress.epoch)
+
+    def run(self, steps: EpochSteps) -> bool:
+        """Ends an epoch; the checkpoint comes after the history, because a resume relies on it.
+
+        Returns:
+            Whether the training stops early.
+        """
+        row = self.count(steps)
+        self.log_steps(steps)
+        average_statistics(self.cells.network, self.ranks)
+        if self.cells.average is not None:
+            update_weight_average(self.cells, steps.epoch, self.config.ema_decay)
+        if self.score is not None and self.is_due(self.config.val_interval):
+            row["val_dice"] = self.validate()
+        if self.run_folder is not None:
+            self.history.append(row)
+            write_history(self.run_folder, self.history)
+            if steps.epoch % self.config.save_interval == 0:
+                self.save()
+        return self.score is not None and self.stops_early()
+
+    def finish(self) -> None:
+        """Saves the last epoch of a training, unless `save_interval` already has."""
+        if self.run_folder is not None and self.progress.epoch % self.config.save_interval:
+            self.save()
+
+    def is_due(self, interval: int) -> bool:
+        """Whether something happens after this epoch: every `interval` epochs and the last."""
+        return self.progress.epoch % interval == 0 or self.progress.epoch == self.config.epochs
+
+    def count(self, steps: EpochSteps) -> dict[str, float]:
+        """Updates the progress; returns the epoch's row of the history, without validation."""
+        self.progress.epoch = steps.epoch
+        self.progress.step = steps.epoch * self.steps_per_epoch
+        return {
+            "epoch": self.progress.epoch,
+            "step": self.progress.step,
+            "learning_rate": float(self.learning_rates[self.progress.step - 1]),
+            "train_loss": self.ranks.mean(float(np.mean(steps.losses))),
+            "epoch_time_s": round(steps.elapsed_s, 3),
+            "val_dice": float("nan"),
+        }
+
+    def log_steps(self, steps: EpochSteps) -> None:
+        """Logs the zoo's two lines, skipped updates, and long waits for data."""
+        count, elapsed_s = self.steps_per_epoch, steps.elapsed_s
+        log.info(f"epoch: {steps.epoch} step: {count}, loss is {np.float32(steps.losses[-1])!s}")
+        if steps.skipped:
+            log.info(f"epoch: {steps.epoch} steps skipped for overflow: {steps.skipped}")
+        log.info(
+            f"epoch time: {elapsed_s * 1000:.3f} ms, "
+            f"per step time: {elapsed_s * 1000 / count:.3f} ms"
+        )
+        if steps.waited_s > WAIT_WARNING_SHARE * elapsed_s:
+            log.info(
+                f"epoch: {steps.epoch} the device waited {steps.waited_s:.1f} s for data, "
+                f"{steps.waited_s / elapsed_s:.0%} of the time: raise num_workers "
+                f"({worker_count(self.config)} threads now, at most one per core)"
+            )
+
+    def validate(self) -> float:
+        """Scores the weights; keeps them as best.ckpt if they are the best. Returns the Dice."""
+        progress, network = self.progress, self.cells.scored
+        was_training = network.training
+        dice = self.score(network.set_train(False))
+        network.set_train(was_training)
+        progress.validations_since_best += 1
+        if dice > progress.best_dice:
+            if self.run_folder is not None:
+                checkpoint.save_weights(network, self.run_folder / "ckpt" / checkpoint.BEST)
+            progress.best_dice = dice
+            progress.validations_since_best = 0
+        log.info(
+            f"epoch: {progress.epoch} validation dice: {dice:.4f}, best: {progress.best_dice:.4f}"
+        )
+        return dice
+
+    def save(self) -> None:
+        """Writes a numbered checkpoint, what a resume needs, and the curve."""
+        folder = self.run_folder / "ckpt"
+        name = f"{checkpoint.PREFIX}-{self.progress.epoch}_{self.steps_per_epoch}.ckpt"
+        checkpoint.save_weights(self.cells.scored, folder / name)
+        checkpoint.prune(folder, self.config.keep_checkpoint_max)
+        checkpoint.save_last(folder, self.cells, asdict(self.progress))
+        plot_progress(pd.DataFrame(self.history), self.run_folder / "progress.png")
+
+    def stops_early(self) -> bool:
+        """Whether `early_stop` validations brought no better Dice; logs it if so."""
+        if not self.progress.has_stalled(self.config.early_stop):
+            return False
+        log.info(
+            f"early stop: {self.config.early_stop} validations without a better Dice than "
+            f"{self.progress.best_dice:.4f}"
+        )
+        return True
+
+
+def average_statistics(network: nn.Cell, ranks: Ranks) -> None:
+    """Averages the moving statistics of batch norm over the ranks.
+
+    Each rank updates its own from its batches. A training step does not use them, validation does.
+    """
+    ranks.average([p for p in network.get_parameters() if not p.requires_grad])
+
+
+def update_weight_average(cells: TrainingCells, epoch: int, decay: float) -> None:
+    """Updates the exponential moving average of the weights, once at the end of each epoch.
+
+    average = d * average + (1 - d) * weights, also for the moving statistics of batch norm. The
+    decay d is `min(decay, (epoch - 1) / (epoch + 9))`, so that the first epochs soon lose their
+    influence; after the first epoch the average is that epoch's weights.
+
+    Args:
+        cells: `average` is updated from `network`.
+        epoch: that just ended, counted from 1.
+        decay: `ema_decay`.
+    """
+    decay = min(decay, (epoch - 1) / (epoch + 9))
+    pairs = zip(cells.average.get_parameters(), cells.network.get_parameters(), strict=True)
+    for average, weight in pairs:
+        average.set_data(decay * average + (1 - decay) * weight)

@@ -1,0 +1,172 @@
+"""What the callback measures of an epoch's steps, and when it stops a training."""
+
+import io
+import signal
+import sys
+from types import SimpleNamespace
+
+import mindspore as ms
+import numpy as np
+import pytest
+from easydict import EasyDict
+from mindspore import nn
+
+from src.training.callback import TrainingCallback, restore_signal_handlers
+from src.training.progress import Progress
+from src.utils.errors import DataError
+
+
+class Recorder:
+    """Takes the place of `EpochEnd`: keeps what it is given."""
+
+    def __init__(self, stops=False, run_folder=None):
+        self.stops, self.run_folder = stops, run_folder
+        self.progress = Progress(case_ids=["Case00", "Case01", "Case02", "Case03"])
+        self.ended, self.finished = [], 0
+
+    def run(self, steps):
+        self.ended.append(steps)
+        return self.stops
+
+    def finish(self):
+        self.finished += 1
+
+
+class Clock:
+    """Stands in for the clock of the callback; the test moves it."""
+
+    def __init__(self, monkeypatch):
+        self.now_s = 100.0
+        monkeypatch.setattr("src.training.callback.time.perf_counter", lambda: self.now_s)
+
+
+SAMPLES = SimpleNamespace(steps=2, batch=lambda epoch, step: [2 * step, 2 * step + 1])
+
+
+class Context:
+    """A run context of MindSpore: two batches an epoch."""
+
+    def __init__(self, epoch=1, **arguments):
+        known = {"batch_num": 2, "cur_epoch_num": epoch, "train_network": nn.Dense(1, 1)}
+        self.arguments = EasyDict({**known, **arguments})
+        self.stopped = False
+
+    def original_args(self):
+        return self.arguments
+
+    def request_stop(self):
+        self.stopped = True
+
+    def with_step(self, number, outputs):
+        self.arguments.update(cur_step_num=number, net_outputs=outputs)
+        return self
+
+
+def follow(callback, context, *outputs, clock=None, wait_s=0.0, step_s=0.0):
+    """An epoch of one step for each of the network's outputs."""
+    callback.on_train_epoch_begin(context)
+    for number, output in enumerate(outputs, 1):
+        context.with_step(number, output)
+        if clock:
+            clock.now_s += wait_s
+        callback.on_train_step_begin(context)
+        if clock:
+            clock.now_s += step_s
+        callback.on_train_step_end(context)
+    callback.on_train_epoch_end(context)
+
+
+@pytest.fixture(autouse=True)
+def signal_handlers():
+    """Puts pytest's handlers back."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize(("stream", "shown"), [(Terminal, True), (io.StringIO, False)])
+def test_the_progress_bar_is_for_terminals_only(stream, shown, monkeypatch):
+    drawn = stream()
+    monkeypatch.setattr(sys, "stderr", drawn)
+    monkeypatch.setenv("COLUMNS", "80")
+    callback = TrainingCallback(Recorder(), SAMPLES)
+    callback.on_train_epoch_begin(Context(epoch=7))
+    callback.bar.close()
+    assert ("epoch 7" in drawn.getvalue()) == shown
+
+
+@pytest.mark.parametrize("stops", [False, True])
+def test_the_end_of_an_epoch_gets_losses_and_times(monkeypatch, stops):
+    clock, recorder, context = Clock(monkeypatch), Recorder(stops), Context(epoch=3)
+    callback = TrainingCallback(recorder, SAMPLES)
+    losses = ms.Tensor(0.5), ms.Tensor(0.25)
+    follow(callback, context, *losses, clock=clock, wait_s=0.5, step_s=4)
+    (steps,) = recorder.ended
+    assert (steps.epoch, steps.losses, steps.skipped) == (3, [0.5, 0.25], 0)
+    assert (steps.elapsed_s, steps.waited_s) == (9, 1)
+    assert context.stopped == stops
+    callback.on_train_end(context)
+    assert recorder.finished == 1
+
+
+def test_with_dataset_sink_the_waits_are_unknown(monkeypatch):
+    """MindSpore then calls back once an epoch, with the last step."""
+    clock, recorder = Clock(monkeypatch), Recorder()
+    context = Context(dataset_sink_mode=True)
+    follow(TrainingCallback(recorder, SAMPLES), context, ms.Tensor(0.5), clock=clock, wait_s=3)
+    assert (recorder.ended[0].losses, recorder.ended[0].waited_s) == ([0.5], 0)
+
+
+def test_overflows_are_counted():
+    recorder = Recorder()
+    outputs = [(ms.Tensor(0.5), ms.Tensor(flag), ms.Tensor(1024.0)) for flag in (True, False)]
+    follow(TrainingCallback(recorder, SAMPLES), Context(), *outputs)
+    assert (recorder.ended[0].losses, recorder.ended[0].skipped) == ([0.5, 0.5], 1)
+
+
+@pytest.mark.parametrize(
+    ("sink", "words"),
+    [
+        (False, "loss is nan at epoch 4 step 2, in the batch of Case02, Case03"),
+        (True, "loss is nan in epoch 4"),
+    ],
+)
+@pytest.mark.parametrize("saved", [None, False, True])
+def test_a_nan_stops_with_its_batch_and_the_last_good_checkpoint(tmp_path, sink, words, saved):
+    """`saved` None: a rank that has no run folder."""
+    (tmp_path / "ckpt").mkdir()
+    if saved:
+        (tmp_path / "ckpt" / "last.ckpt").touch()
+    recorder = Recorder(run_folder=None if saved is None else tmp_path)
+    context = Context(epoch=4, dataset_sink_mode=sink)
+    with pytest.raises(DataError) as error:
+        follow(TrainingCallback(recorder, SAMPLES), context, ms.Tensor(0.5), ms.Tensor(np.nan))
+    good = {None: "rank 0's", False: "no checkpoint yet", True: str(tmp_path / "ckpt/last.ckpt")}
+    assert words in str(error.value) and good[saved] in str(error.value)
+    assert recorder.ended == []
+
+
+def test_weights_that_are_not_finite_end_no_epoch():
+    recorder, network = Recorder(), nn.Dense(1, 1)
+    network.weight.set_data(ms.Tensor([[np.inf]], ms.float32))
+    with pytest.raises(DataError, match="weights became NaN or infinite at epoch 1 step 2"):
+        outputs = ms.Tensor(0.5), ms.Tensor(0.25)
+        follow(TrainingCallback(recorder, SAMPLES), Context(train_network=network), *outputs)
+    assert recorder.ended == []
+
+
+def test_python_handles_the_signals_again():
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    restore_signal_handlers()
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+    with pytest.raises(SystemExit) as error:
+        signal.raise_signal(signal.SIGTERM)
+    assert error.value.code == 143

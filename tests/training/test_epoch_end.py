@@ -1,0 +1,224 @@
+"""The end of an epoch: what happens, in which order, and what it leaves; no training."""
+
+from types import SimpleNamespace
+
+import mindspore as ms
+import numpy as np
+import pandas as pd
+import pytest
+from easydict import EasyDict
+from mindspore import nn
+
+from src import checkpoint
+from src.checkpoint import TrainingCells
+from src.devices.ranks import Ranks
+from src.training import epoch_end
+from src.training.epoch_end import EpochEnd, EpochSteps, update_weight_average
+from src.training.progress import Progress, read_history
+from tests.helpers import names_in
+
+STEPS = 3
+ALONE = Ranks()
+
+
+@pytest.fixture
+def run_folder(tmp_path):
+    (tmp_path / "run" / "ckpt").mkdir(parents=True)
+    return tmp_path / "run"
+
+
+def dense_cells(with_average=False):
+    """A network of one weight, its training step, and perhaps an average."""
+    network, average = nn.Dense(1, 1, has_bias=False), nn.Dense(1, 1, has_bias=False)
+    step = nn.TrainOneStepCell(network, nn.Adam(network.trainable_params()))
+    return TrainingCells(network, step, average if with_average else None)
+
+
+def end(run_folder, cells=None, dices=None, ranks=ALONE, progress=None, **settings):
+    """An `EpochEnd` over five epochs; validations find these Dice values, one after the other."""
+    config = {"val_interval": 1, "epochs": 5, "save_interval": 1, "keep_checkpoint_max": 10}
+    config = EasyDict({**config, "early_stop": 0, "ema_decay": 0.5, "num_workers": 1, **settings})
+    rates = np.linspace(0.1, 0.5, STEPS * config.epochs)
+    found = iter(dices or ())
+    score = None if dices is None else lambda network: next(found)
+    progress = progress or Progress(case_ids=["a", "b"])
+    return EpochEnd(config, cells or dense_cells(), progress, rates, score, run_folder, ranks)
+
+
+def steps_of(epoch, losses=(0.9, 0.8, 0.7), skipped=0, elapsed_s=6.0, waited_s=0.0):
+    return EpochSteps(epoch, list(losses), skipped, elapsed_s, waited_s)
+
+
+def weight_in(path):
+    return ms.load_checkpoint(str(path))["weight"].asnumpy().item()
+
+
+def set_weight(cell, value):
+    cell.weight.set_data(ms.Tensor([[value]], ms.float32))
+
+
+def test_the_history_has_a_row_per_epoch(run_folder):
+    ended = end(run_folder, dices=[0.5, 0.25])
+    ended.run(steps_of(1))
+    ended.run(steps_of(2, losses=(0.5, 0.3, 0.1), elapsed_s=7.5))
+    history = pd.read_csv(run_folder / "history.csv")
+    expected = pd.DataFrame(
+        {
+            "epoch": [1, 2],
+            "step": [3, 6],
+            "learning_rate": ended.learning_rates[[2, 5]],
+            "train_loss": [0.8, 0.3],
+            "epoch_time_s": [6.0, 7.5],
+            "val_dice": [0.5, 0.25],
+        }
+    )
+    pd.testing.assert_frame_equal(history, expected)
+    assert (run_folder / "progress.png").is_file()
+
+
+def test_a_resumed_run_keeps_the_rows_of_its_epochs_only(run_folder):
+    """The history is written before the checkpoint: a kill in between leaves a row too many."""
+    ended = end(run_folder)
+    for epoch in (1, 2, 3):
+        ended.run(steps_of(epoch))
+    assert [row["epoch"] for row in read_history(run_folder, 2)] == [1, 2]
+    end(run_folder, progress=Progress(epoch=2)).run(steps_of(3))
+    assert list(pd.read_csv(run_folder / "history.csv")["epoch"]) == [1, 2, 3]
+
+
+def test_the_log_of_an_epoch(run_folder, capsys):
+    """The zoo's two lines, overflows, validation; times are in ms."""
+    end(run_folder, dices=[0.25]).run(steps_of(1, skipped=2, elapsed_s=4.5))
+    assert capsys.readouterr().out.splitlines() == [
+        "epoch: 1 step: 3, loss is 0.7",
+        "epoch: 1 steps skipped for overflow: 2",
+        "epoch time: 4500.000 ms, per step time: 1500.000 ms",
+        "epoch: 1 validation dice: 0.2500, best: 0.2500",
+    ]
+
+
+@pytest.mark.parametrize(("waited_s", "reported"), [(0.29, False), (0.31, True)])
+def test_a_long_wait_for_data_is_reported(run_folder, capsys, waited_s, reported):
+    end(run_folder).run(steps_of(1, waited_s=waited_s))
+    lines = [line for line in capsys.readouterr().out.splitlines() if "waited" in line]
+    assert len(lines) == reported
+    assert all("0.3 s for data, 5% of the time" in line and "num_workers" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("interval", "epochs", "validated"),
+    [(1, 3, [1, 2, 3]), (2, 5, [2, 4, 5]), (3, 4, [3, 4]), (9, 2, [2])],
+)
+def test_validation_comes_every_val_interval_and_at_the_end(
+    run_folder, interval, epochs, validated
+):
+    ended = end(run_folder, dices=[0.5] * epochs, val_interval=interval, epochs=epochs)
+    for epoch in range(1, epochs + 1):
+        ended.run(steps_of(epoch))
+    history = pd.read_csv(run_folder / "history.csv")
+    assert list(history.loc[history["val_dice"].notna(), "epoch"]) == validated
+
+
+def test_the_best_weights_are_kept(run_folder):
+    """Equal Dice is not better; the network is scored in evaluation mode, then trains on."""
+    cells, modes = dense_cells(), []
+    cells.network.set_train(True)
+    ended = end(run_folder, cells, dices=[])
+    found = iter((0.3, 0.6, 0.6, 0.5))
+    ended.score = lambda network: modes.append(network.training) or next(found)
+    for epoch in (1, 2, 3, 4):
+        set_weight(cells.network, epoch)
+        ended.run(steps_of(epoch))
+    assert weight_in(run_folder / "ckpt" / checkpoint.BEST) == 2
+    assert (ended.progress.best_dice, ended.progress.validations_since_best) == (0.6, 2)
+    assert modes == [False] * 4 and cells.network.training
+
+
+def test_checkpoints_come_every_save_interval_and_after_the_last_epoch(run_folder):
+    ended = end(run_folder, save_interval=2, keep_checkpoint_max=2)
+    for epoch in (1, 2, 3, 4, 5):
+        ended.run(steps_of(epoch))
+    ended.finish()
+    names = [f"checkpoint_vnet-{epoch}_{STEPS}.ckpt" for epoch in (4, 5)]
+    assert names_in(run_folder / "ckpt") == [*names, checkpoint.LAST, checkpoint.STATE]
+    saved = checkpoint.load_last(run_folder / "ckpt", dense_cells())
+    assert Progress(**saved) == ended.progress == Progress(5, 15, case_ids=["a", "b"])
+
+
+def test_the_average_is_what_is_scored_and_kept(run_folder):
+    """A resume needs the latest weights too: `last.ckpt`."""
+    cells = dense_cells(with_average=True)
+    ended = end(run_folder, cells, dices=[])
+    scored = []
+    ended.score = lambda network: scored.append(network.weight.asnumpy().item()) or 0.5
+    for epoch, value in ((1, 2.0), (2, 13.0)):
+        set_weight(cells.network, value)
+        ended.run(steps_of(epoch))
+    assert scored == pytest.approx([2, 12])  # a decay of 0, then 1 / 11
+    folder = run_folder / "ckpt"
+    assert weight_in(folder / checkpoint.BEST) == 2
+    assert weight_in(folder / f"checkpoint_vnet-2_{STEPS}.ckpt") == pytest.approx(12)
+    assert weight_in(folder / checkpoint.LAST) == 13
+
+
+def test_the_average_is_exponential_once_the_first_epochs_are_over():
+    cells = dense_cells(with_average=True)
+    expected = 0
+    for epoch, value in enumerate((7.0, 1.0, -2.0, 5.0, 3.0, 8.0), 1):
+        set_weight(cells.network, value)
+        update_weight_average(cells, epoch, decay=0.25)
+        decay = (0, 1 / 11, 2 / 12, 3 / 13, 0.25, 0.25)[epoch - 1]
+        expected = decay * expected + (1 - decay) * value
+        assert cells.average.weight.asnumpy() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("dices", "patience", "stops"),
+    [
+        ([0.5, 0.4, 0.3], 0, [False, False, False]),
+        ([0.5, 0.4, 0.3], 2, [False, False, True]),
+        ([0.5, 0.4, 0.6, 0.6], 2, [False, False, False, False]),
+        ([0.5, 0.5], 1, [False, True]),
+    ],
+)
+def test_early_stop_counts_validations_without_a_better_dice(run_folder, dices, patience, stops):
+    ended = end(run_folder, dices=dices, early_stop=patience)
+    assert [ended.run(steps_of(epoch)) for epoch, _ in enumerate(dices, 1)] == stops
+
+
+def test_without_validation_cases_nothing_stops_early(run_folder):
+    """A run that was started with some may be resumed without."""
+    stalled = Progress(validations_since_best=7)
+    assert not end(run_folder, early_stop=2, progress=stalled).run(steps_of(1))
+
+
+def test_other_ranks_than_the_first_write_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ended = end(None, dices=[0.5])
+    ended.run(steps_of(1))
+    ended.finish()
+    assert ended.progress.best_dice == 0.5 and names_in(tmp_path) == []
+
+
+def test_ranks_are_averaged_before_the_weights_are_scored(run_folder, monkeypatch):
+    """Statistics, weight average, validation, history, checkpoint: in this order."""
+    order = []
+    averaged = SimpleNamespace(
+        mean=lambda value: 10 * value, average=lambda parameters: order.append("statistics")
+    )
+    ended = end(run_folder, dense_cells(with_average=True), dices=[], ranks=averaged)
+    ended.score = lambda network: order.append("score") or 0.5
+    for module, name in (
+        (epoch_end, "update_weight_average"),
+        (checkpoint, "save_weights"),
+        (epoch_end, "write_history"),
+        (checkpoint, "save_last"),
+        (epoch_end, "plot_progress"),
+    ):
+        monkeypatch.setattr(module, name, lambda *_, name=name: order.append(name))
+    ended.run(steps_of(1))
+    assert order == [
+        *("statistics", "update_weight_average", "score", "save_weights", "write_history"),
+        *("save_weights", "save_last", "plot_progress"),
+    ]
+    assert ended.history[0]["train_loss"] == pytest.approx(8)

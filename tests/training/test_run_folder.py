@@ -1,0 +1,183 @@
+"""The folder of a run: found, locked, restored, and refused where it cannot go on."""
+
+import json
+from types import SimpleNamespace
+
+import mindspore as ms
+import pytest
+from mindspore import nn
+
+from src import checkpoint
+from src.checkpoint import TrainingCells
+from src.config import load_config, save_config
+from src.devices.ranks import Ranks
+from src.training.progress import Progress
+from src.training.run_folder import (
+    configure_run,
+    lock_run,
+    new_run_folder,
+    newest_run,
+    open_run,
+    restore_run,
+)
+from src.utils.errors import DataError, UsageError
+from tests.helpers import tree
+
+
+@pytest.fixture(autouse=True)
+def in_scratch_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def dense_cells(value=0.0):
+    network = nn.Dense(1, 1, has_bias=False)
+    network.weight.set_data(ms.Tensor([[value]], ms.float32))
+    return TrainingCells(network, nn.TrainOneStepCell(network, nn.Adam(network.trainable_params())))
+
+
+def test_a_new_run_has_its_configuration_and_a_name_of_its_own(small_config):
+    config = small_config("task=a", "dirResult=runs")
+    folders = [new_run_folder(config) for _ in range(3)]
+    assert len(set(folders)) == 3 and newest_run(config) == folders[-1]
+    for folder in folders:
+        assert folder.name.startswith("vnet.a.") and (folder / "ckpt").is_dir()
+        assert load_config(folder / "config.json") == config
+
+
+def test_a_result_folder_that_cannot_be_made_is_named(small_config, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match="file/runs/vnet.*choose another dirResult"):
+        new_run_folder(small_config("dirResult=file/runs"))
+
+
+def test_resume_finds_the_newest_run_of_the_task(tmp_path, small_config):
+    for name in ("vnet.a.20260101_000000", "vnet.a.20260102_000000", "vnet.b.20260103_000000"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        save_config(small_config("task=a", "width=4"), tmp_path / "runs" / name / "config.json")
+    config, folder = configure_run("", "CPU", ["task=a", "dirResult=runs"])
+    assert folder.name == "vnet.a.20260102_000000"
+    assert config.width == 4, "the run's own configuration holds"
+    with pytest.raises(DataError, match=r"no run vnet\.c\.\* to resume"):
+        configure_run("", "CPU", ["task=c", "dirResult=runs"])
+    with pytest.raises(DataError, match="not the folder of a run"):
+        configure_run(str(tmp_path), "CPU", [])
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("VolSize=32,32,32", "batch_size=3", "seed=5", "width=4", "loss=dice_ce"),
+        *("ema_decay=0.9", "augment_flip=0.5"),
+    ],
+)
+def test_a_resumed_run_cannot_change_what_its_steps_rest_on(tmp_path, small_config, key):
+    save_config(small_config(), tmp_path / "config.json")
+    with pytest.raises(UsageError, match=f"{key.split('=')[0]}=.*leave it out"):
+        configure_run(str(tmp_path), "CPU", [key])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "resumes", "same"),
+    [(["lr=0.5"], False, True), (["lr=0.1"], False, False), (["lr=0.5"], True, False)],
+)
+def test_ranks_that_were_started_differently_are_told(small_config, overrides, resumes, same):
+    """Rank 0 was started with these overrides, and perhaps resumes."""
+    request = {"overrides": overrides, "resumes": resumes}
+    record = json.dumps({"config": small_config("lr=0.5"), "request": request})
+    second = SimpleNamespace(rank=1, count=2, is_first=False, text_from_first=lambda text: record)
+    if same:
+        config, run_folder = configure_run(None, "CPU", ["lr=0.5"], second)
+        assert (config, run_folder) == (small_config("lr=0.5"), None)
+        return
+    with pytest.raises(DataError, match="rank 1 .*rank 0 .*start every host with the same"):
+        configure_run(None, "CPU", ["lr=0.5"], second)
+
+
+def test_a_run_is_locked_while_it_is_open(small_config):
+    config, fresh = small_config("dirResult=runs"), Progress(case_ids=["a"])
+    with open_run(None, config, dense_cells(), fresh, [], Ranks()) as (folder, progress):
+        assert progress == fresh
+        with (
+            pytest.raises(DataError, match="another process is training this run"),
+            open_run(folder, config, dense_cells(), fresh, [], Ranks()),
+        ):
+            pass
+    with lock_run(folder):
+        pass
+
+
+# A run of seven epochs of the cases a and b on one device ---------------------------------------
+
+DONE = Progress(7, 70, 0.5, 2, ["a", "b"])
+
+
+@pytest.fixture
+def run(small_config):
+    """Function settings -> (folder of the run, configuration to resume with)."""
+
+    def make(*settings, saved=True):
+        config = small_config("dirResult=runs", "epochs=9", *settings)
+        folder = new_run_folder(config)
+        if saved:
+            checkpoint.save_last(folder / "ckpt", dense_cells(7.0), vars(DONE))
+        return folder, config
+
+    return make
+
+
+def test_a_run_is_restored_with_its_weights_and_the_new_configuration(run, capsys):
+    folder, config = run()
+    config.epochs = 12
+    cells = dense_cells()
+    assert restore_run(folder, config, cells, Progress(case_ids=["a", "b"]), True) == DONE
+    assert cells.network.weight.asnumpy() == 7
+    assert load_config(folder / "config.json").epochs == 12
+    assert f"{folder} after epoch 7" in capsys.readouterr().out
+
+
+def test_a_run_without_a_checkpoint_starts_from_its_beginning(run, capsys):
+    folder, config = run(saved=False)
+    fresh = Progress(case_ids=["a"])
+    assert restore_run(folder, config, dense_cells(), fresh, True) == fresh
+    assert f"{folder} from its beginning" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("settings", "fresh", "error", "words"),
+    [
+        ([], {"case_ids": ["a", "c"]}, DataError, ["(b differs)", "same split"]),
+        ([], {"case_ids": ["b", "a"]}, DataError, ["(their order differs)"]),
+        ([], {"device_num": 2}, DataError, ["on 1 device(s), not 2"]),
+        (["epochs=7"], {}, UsageError, ["all 7 epochs are trained", "--set epochs=N"]),
+        (["early_stop=2"], {}, UsageError, ["epoch 7", "0.5000", "--set early_stop=N"]),
+    ],
+)
+def test_a_run_that_cannot_go_on_is_left_as_it_is(run, settings, fresh, error, words):
+    folder, config = run(*settings)
+    before = tree(folder)
+    with pytest.raises(error) as raised:
+        fresh = Progress(**{"case_ids": ["a", "b"], **fresh})
+        restore_run(folder, config, dense_cells(), fresh, True)
+    assert all(word in str(raised.value) for word in [str(folder), *words])
+    assert tree(folder) == before
+
+
+@pytest.mark.parametrize(
+    ("settings", "has_validation"), [("early_stop=3", True), ("early_stop=2", False)]
+)
+def test_early_stop_does_not_keep_other_runs_from_going_on(run, settings, has_validation):
+    folder, config = run(settings)
+    fresh = Progress(case_ids=["a", "b"])
+    assert restore_run(folder, config, dense_cells(), fresh, has_validation) == DONE
+
+
+def test_ranks_with_other_cases_than_the_first_are_told(small_config):
+    first = json.dumps([vars(Progress(case_ids=["a"])), ["v"]])
+    second = SimpleNamespace(rank=1, count=2, is_first=False, text_from_first=lambda text: first)
+    for case_ids, val_ids in ((["b"], ["v"]), (["a"], ["w"])):
+        fresh = Progress(case_ids=case_ids)
+        with (
+            pytest.raises(DataError, match="rank 1 was given other cases than rank 0"),
+            open_run(None, small_config(), dense_cells(), fresh, val_ids, second),
+        ):
+            pass
