@@ -276,7 +276,7 @@ class UpStage(nn.Cell):
 
 
 class Head(nn.Cell):
-    """Two channels of logits, returned as the probability of the foreground in float32."""
+    """The last convolutions: the foreground's logit or probability, (batch, X, Y, Z) float32."""
 
     def __init__(
         self,
@@ -302,10 +302,13 @@ class Head(nn.Cell):
         )
         self.foreground = foreground
 
+    def logits(self, x: Tensor) -> Tensor:
+        """The foreground's logit minus the background's, whose sigmoid is their softmax."""
+        both = ops.cast(self.conv2(self.relu(self.bn(self.conv1(x)))), mstype.float32)
+        return both[:, self.foreground] - both[:, 1 - self.foreground]
+
     def construct(self, x: Tensor) -> Tensor:
-        logits = ops.cast(self.conv2(self.relu(self.bn(self.conv1(x)))), mstype.float32)
-        # Softmax over two channels is the sigmoid of their difference.
-        return ops.sigmoid(logits[:, self.foreground] - logits[:, 1 - self.foreground])
+        return ops.sigmoid(self.logits(x))
 
 
 def dropout_slices(
@@ -426,7 +429,8 @@ class VNet(nn.Cell):
             channels, dropout_on
         )
 
-    def construct(self, volume: Tensor, dropout_mask: Tensor | None = None) -> Tensor:
+    def features(self, volume: Tensor, dropout_mask: Tensor | None = None) -> Tensor:
+        """The output of the last stage, the input of the head: (batch, 2 * width, X, Y, Z)."""
         check_volume_shape(volume.shape)
         x = self.in_tr(volume)
         skips: tuple[Tensor, ...] = ()
@@ -436,7 +440,14 @@ class VNet(nn.Cell):
             x = stage(x, mask_columns(dropout_mask, down))
         for stage, skip, (up, across) in zip(self.up_stages, skips, self.up_slices):  # noqa: B905
             x = stage(x, skip, mask_columns(dropout_mask, up), mask_columns(dropout_mask, across))
-        return self.out_tr(x)
+        return x
+
+    def logits(self, volume: Tensor, dropout_mask: Tensor | None = None) -> Tensor:
+        """The logit of the foreground, whose sigmoid `construct` returns; for the losses."""
+        return self.out_tr.logits(self.features(volume, dropout_mask))
+
+    def construct(self, volume: Tensor, dropout_mask: Tensor | None = None) -> Tensor:
+        return self.out_tr(self.features(volume, dropout_mask))
 
 
 def create_vnet(config: EasyDict, sync_batch_norm: bool = False) -> VNet:

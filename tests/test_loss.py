@@ -118,26 +118,61 @@ def test_a_nearly_empty_prediction_on_an_empty_mask_keeps_a_finite_gradient():
     assert (gradient > 0).all()  # towards an emptier prediction
 
 
+def cross_entropy_oracle(logits, mask):
+    """Loss and gradient of Dice plus cross-entropy in closed form, of the logits, in float64."""
+    z, g = logits.astype(np.float64), mask.astype(np.float64)
+    p = 1 / (1 + np.exp(-z))
+    dice, dice_gradient = oracle(p, mask)
+    cross_entropy = np.logaddexp(0, z) - g * z
+    gradient = dice_gradient * p * (1 - p) + (p - g) / mask.size
+    return dice + cross_entropy.mean(), gradient
+
+
+def cross_entropy_and_gradient(logits, mask):
+    value, gradient = ms.value_and_grad(DiceCrossEntropyLoss())(ms.Tensor(logits), ms.Tensor(mask))
+    assert value.dtype == ms.float32
+    assert value.shape == ()
+    return float(value), gradient.asnumpy()
+
+
 @pytest.mark.parametrize("share", [0.5, 0.02, 0])
-def test_dice_cross_entropy_adds_the_mean_log_likelihood(share):
-    probability, mask = random_case(4, (2, 16, 8, 4), share)
-    value, gradient = ms.value_and_grad(DiceCrossEntropyLoss())(
-        ms.Tensor(probability), ms.Tensor(mask)
-    )
-    dice, dice_gradient = oracle(probability, mask)
-    p = probability.astype(np.float64)
+@pytest.mark.parametrize("scale", [1, 5, 30])
+def test_dice_cross_entropy_of_logits(share, scale):
+    noise, mask = random_case(4, (2, 16, 8, 4), share)
+    logits = (2 * noise - 1) * np.float32(scale)
+    value, gradient = cross_entropy_and_gradient(logits, mask)
+    expected_value, expected = cross_entropy_oracle(logits, mask)
+    assert value == pytest.approx(expected_value, rel=2e-6)
+    np.testing.assert_allclose(gradient, expected, rtol=2e-4, atol=1e-9)
+
+
+def test_dice_cross_entropy_is_that_of_the_probabilities():
+    """-log(p) of the foreground and -log(1 - p) of the background, where float32 can hold them."""
+    probability, mask = random_case(5, (2, 8, 8, 8), 0.3)
+    p = probability.astype(np.float64) * 0.98 + 0.01
     likelihood = np.where(mask > 0, p, 1 - p)
-    assert float(value) == pytest.approx(dice - np.log(likelihood).mean(), rel=1e-5)
-    expected = dice_gradient + (1 - 2 * mask) / likelihood / mask.size
-    np.testing.assert_allclose(gradient.asnumpy(), expected, rtol=2e-4, atol=1e-7)
+    value, _ = cross_entropy_and_gradient(np.log(p / (1 - p)).astype(np.float32), mask)
+    assert value == pytest.approx(oracle(p, mask)[0] - np.log(likelihood).mean(), rel=1e-6)
 
 
-def test_cross_entropy_of_certain_voxels_is_finite():
-    probability = np.array([0, 1, 0, 1], np.float32).reshape(1, 1, 2, 2)
-    mask = np.array([0, 1, 1, 0], np.float32).reshape(1, 1, 2, 2)
-    value, gradient = ms.value_and_grad(DiceCrossEntropyLoss())(
-        ms.Tensor(probability), ms.Tensor(mask)
-    )
-    assert float(value) == pytest.approx(0.5 - np.log(1e-7) / 2, rel=0.02)
-    wrong = gradient.asnumpy()[0, 0, 1]
-    assert np.isfinite(wrong).all() and wrong[0] < -1e5 and wrong[1] > 1e5
+@pytest.mark.parametrize("logit", [-90, -50, -20, 0, 20, 50, 90])
+@pytest.mark.parametrize("foreground", [0, 1])
+def test_certain_voxels_keep_their_gradient(logit, foreground):
+    """p - g, over the number of voxels; at these logits float32 holds p as 0 or 1."""
+    logits = np.full((1, 4, 4, 4), logit, np.float32)
+    mask = np.full_like(logits, foreground)
+    value, gradient = cross_entropy_and_gradient(logits, mask)
+    expected_value, expected = cross_entropy_oracle(logits, mask)
+    assert value == pytest.approx(expected_value, abs=1e-6, rel=1e-6)
+    np.testing.assert_allclose(gradient, expected, rtol=2e-4, atol=2e-9)
+    if abs(logit) >= 50 and (logit > 0) != foreground:
+        np.testing.assert_allclose(gradient * mask.size, np.sign(logit), rtol=1e-6)
+
+
+def test_float16_logits_have_their_loss_in_float32():
+    """Cross-entropy of 131,072 voxels with logits of +-40: float16 would overflow in the sum."""
+    noise, mask = random_case(6, (1, 64, 64, 32), 0.3)
+    logits = np.where(noise > 0.5, 40, -40).astype(np.float16)
+    value, gradient = cross_entropy_and_gradient(logits, mask)
+    assert value == pytest.approx(cross_entropy_oracle(logits, mask)[0], rel=1e-6)
+    assert gradient.dtype == np.float16

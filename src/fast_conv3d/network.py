@@ -241,12 +241,24 @@ class FastHead(nn.Cell):
         self.last_bias = last.bias if has_bias else absent
         self.last_spec = Tensor([head.foreground, has_bias], mstype.float32)
         self.probability = operators.head_probability()
+        self.foreground = head.foreground
+        self.last_convolution = operators.convolution()
+        self.last_convolution_spec = Tensor([2, 2, 0, has_bias], mstype.float32)
+
+    def first(self, x: Tensor) -> Tensor:
+        """Two plain channels: the logits, or with a unit the input of the last convolution."""
+        y = self.convolve(x, self.weight, self.bias, self.spec)
+        return self.relu(self.bn(y)) if self.has_unit else y
+
+    def logits(self, x: Tensor) -> Tensor:
+        both = self.first(x)
+        if self.has_unit:
+            last = (self.last_weight, self.last_bias, self.last_convolution_spec)
+            both = self.last_convolution(both, *last)
+        return both[:, self.foreground] - both[:, 1 - self.foreground]
 
     def construct(self, x: Tensor) -> Tensor:
-        y = self.convolve(x, self.weight, self.bias, self.spec)
-        if self.has_unit:
-            y = self.relu(self.bn(y))
-        return self.probability(y, self.last_weight, self.last_bias, self.last_spec)
+        return self.probability(self.first(x), self.last_weight, self.last_bias, self.last_spec)
 
 
 class FastVNet(nn.Cell):
@@ -291,7 +303,15 @@ class FastVNet(nn.Cell):
             setattr(self, name, stage)
         self.out_tr = FastHead(network.out_tr)
 
+    def logits(self, volume: Tensor, dropout_mask: Tensor | None = None) -> Tensor:
+        """The logit of the foreground, as `VNet.logits`."""
+        return self.outputs(volume, dropout_mask, True)
+
     def construct(self, volume: Tensor, dropout_mask: Tensor | None = None) -> Tensor:
+        return self.outputs(volume, dropout_mask, False)
+
+    def outputs(self, volume: Tensor, dropout_mask: Tensor | None, of_logits: bool) -> Tensor:
+        """Logits or probabilities of a batch, computed volume by volume where the variant asks."""
         check_volume_shape(volume.shape)
         check_input(volume.dtype, volume.shape, 1)
         if dropout_mask is not None and self.dropout_channels:
@@ -299,14 +319,14 @@ class FastVNet(nn.Cell):
                 dropout_mask.dtype, dropout_mask.shape, volume.shape[0], self.dropout_channels
             )
         if not self.per_volume or volume.shape[0] == 1:
-            return self.compute(volume, dropout_mask)
+            return self.compute(volume, dropout_mask, of_logits)
         outputs: tuple[Tensor, ...] = ()
         for index in range(volume.shape[0]):
             mask = None if dropout_mask is None else dropout_mask[index : index + 1]
-            outputs = (*outputs, self.compute(volume[index : index + 1], mask))
+            outputs = (*outputs, self.compute(volume[index : index + 1], mask, of_logits))
         return ops.concat(outputs)
 
-    def compute(self, volume: Tensor, dropout_mask: Tensor | None) -> Tensor:
+    def compute(self, volume: Tensor, dropout_mask: Tensor | None, of_logits: bool) -> Tensor:
         x = self.in_tr(volume)
         skips: tuple[Tensor, ...] = ()
         for stage, (down,) in zip(self.down_stages, self.down_slices):  # noqa: B905
@@ -314,7 +334,7 @@ class FastVNet(nn.Cell):
             x = stage(x, mask_columns(dropout_mask, down))
         for stage, skip, (up, across) in zip(self.up_stages, skips, self.up_slices):  # noqa: B905
             x = stage(x, skip, mask_columns(dropout_mask, up), mask_columns(dropout_mask, across))
-        return self.out_tr(x)
+        return self.out_tr.logits(x) if of_logits else self.out_tr(x)
 
 
 def to_fast_vnet(network: VNet, config: EasyDict, device_target: str) -> nn.Cell:

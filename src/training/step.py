@@ -33,6 +33,8 @@ class LossCell(nn.Cell):
         self.loss = loss
 
     def construct(self, image, mask, keep=None):
+        if self.loss.takes_logits:
+            return self.loss(self.network.logits(image, keep), mask)
         return self.loss(self.network(image, keep), mask)
 
 

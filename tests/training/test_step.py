@@ -1,4 +1,4 @@
-"""The loss scale: overflows and recovery, alone and over several batches, on a CPU.
+"""The loss that a step computes, and its loss scale: overflows and recovery, on a CPU.
 
 That all ranks skip the same steps is in test_ranks.py, that GPUs compile it in test_gpu_standin.py.
 """
@@ -7,7 +7,13 @@ import mindspore as ms
 import numpy as np
 import pytest
 
-from tests.networks import scaled_step
+from src.fast_conv3d.network import to_fast_vnet
+from src.loss import LOSSES
+from src.training.step import AccumulatingLossScaledStep, LossCell, create_training_cell
+from src.training.trainer import create_optimizer
+from src.utils.errors import UsageError
+from src.vnet import VARIANTS, create_vnet
+from tests.networks import scaled_step, seed_weights
 
 
 def trajectory(step, values):
@@ -48,3 +54,97 @@ def test_one_overflow_skips_all_batches_of_a_step(bad, place):
     assert weights == (1, 0, 0, 0, 0, -1)  # steps of half the mean of each pair
     assert overflows == (False, False, False, True, False, False)
     assert scales == (256, 256, 256, 128, 128, 128)
+
+
+@pytest.fixture
+def cell(small_config):
+    """Function device and settings -> training step."""
+
+    def create(target, *settings):
+        config = small_config(*settings)
+        network = create_vnet(config)
+        optimizer = create_optimizer(network, config, np.full(4, 0.1, np.float32))
+        return create_training_cell(network, optimizer, config, target)
+
+    return create
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_loss_is_the_configurations(cell, name):
+    assert type(cell("CPU", f"loss={name}").network.loss) is LOSSES[name]
+
+
+def test_mixed_precision_brings_a_loss_scale(cell):
+    """`precision` and `loss_scale`; that it computes is for a device with float16 convolutions."""
+    scaled = cell("GPU", "loss_scale=1024")
+    assert isinstance(scaled, ms.nn.TrainOneStepWithLossScaleCell)
+    assert float(scaled.scale_sense.asnumpy()) == 1024
+    assert isinstance(cell("Ascend"), ms.nn.TrainOneStepWithLossScaleCell)
+    assert isinstance(cell("GPU", "accumulate_steps=2"), AccumulatingLossScaledStep)
+    for plain in (cell("CPU"), cell("GPU", "precision=float32")):
+        assert not isinstance(plain, ms.nn.TrainOneStepWithLossScaleCell)
+    with pytest.raises(UsageError, match="Ascend and GPU only"):
+        cell("CPU", "precision=mixed")
+    with pytest.raises(UsageError, match="precision=float32: MindSpore's 3-D convolutions are fl"):
+        cell("Ascend", "precision=float32")
+
+
+class Saturated(ms.nn.Cell):
+    """A network whose logits are its one weight, in training and prediction."""
+
+    def __init__(self, logit):
+        super().__init__()
+        self.logit = ms.Parameter(ms.Tensor([logit], ms.float32), "logit")
+
+    def logits(self, image, dropout_mask=None):
+        return image[:, 0] * 0 + self.logit
+
+    def construct(self, image, dropout_mask=None):
+        return ms.ops.sigmoid(self.logits(image, dropout_mask))
+
+
+@pytest.mark.parametrize("mode", [ms.GRAPH_MODE, ms.PYNATIVE_MODE])
+@pytest.mark.parametrize("logit", [-50.0, 50.0])
+def test_a_wrong_certain_network_learns_from_its_logits(mode, logit):
+    """Dice has no gradient where the probability rounds to 0 or 1; cross-entropy has p - g."""
+    before = ms.get_context("mode")
+    ms.set_context(mode=mode)
+    try:
+        image = ms.Tensor(np.zeros((1, 1, 2, 2, 2), np.float32))
+        mask = ms.Tensor(np.full((1, 2, 2, 2), logit < 0, np.float32))
+        gradients = {}
+        for name, loss in LOSSES.items():
+            network = Saturated(logit)
+            weights = ms.ParameterTuple(network.trainable_params())
+            gradient = ms.grad(LossCell(network, loss()), None, weights)(image, mask)
+            gradients[name] = gradient[0].asnumpy().item()
+    finally:
+        ms.set_context(mode=before)
+    assert gradients["dice"] == pytest.approx(0, abs=1e-12)
+    assert gradients["dice_ce"] == pytest.approx(np.sign(logit), abs=1e-6)
+
+
+class Both(ms.nn.Cell):
+    """Logits and probability of a network in one graph."""
+
+    def __init__(self, network):
+        super().__init__(auto_prefix=False)
+        self.network = network
+
+    def construct(self, volume):
+        return self.network.logits(volume), self.network(volume)
+
+
+@pytest.mark.parametrize("fast", ["on", "off"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_probability_is_the_sigmoid_of_the_logits(small_config, variant, fast):
+    """Of two volumes, as instance norm takes them one by one in the fast network."""
+    config = small_config(f"variant={variant}", "VolSize=32,16,16", f"fast_conv3d={fast}")
+    network = to_fast_vnet(seed_weights(create_vnet(config)), config, "CPU").set_train(False)
+    volume = np.random.default_rng(3).normal(size=(2, 1, *config.VolSize)).astype(np.float32)
+    logits, probability = (out.asnumpy() for out in Both(network)(ms.Tensor(volume)))
+    assert logits.shape == probability.shape == (2, *config.VolSize)
+    assert logits.dtype == np.float32 and logits.std() > 0.01
+    np.testing.assert_allclose(
+        1 / (1 + np.exp(-logits.astype(np.float64))), probability, rtol=0, atol=1e-6
+    )
