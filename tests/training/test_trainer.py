@@ -332,14 +332,8 @@ def test_checkpoints_come_every_save_interval_and_at_the_end(data, whole_run):
 def test_a_signal_ends_a_training_with_its_exit_code(data):
     """MindSpore's own handler would end it with 0."""
     command = [sys.executable, "-u", ROOT / "train.py", "--device_target", "CPU"]
-    command += [
-        "--data_path",
-        data,
-        "--train_split_file_path",
-        data / "train.csv",
-        "--set",
-        "epochs=999",
-    ]
+    command += ["--data_path", data, "--train_split_file_path", data / "train.csv"]
+    command += ["--set", "epochs=999"]
     command += [word for setting in SMALL[:-1] for word in ("--set", setting)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     children = {
