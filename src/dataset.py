@@ -53,12 +53,12 @@ def dropout_keep(seed: int, sample_index: int, channels: int, rate: float) -> np
 
 
 class TrainingSamples:
-    """Sample index -> (image (1, X, Y, Z), mask (X, Y, Z)[, keep (channels,)]), all float32.
+    """Sample index -> (image (1, X, Y, Z), mask (X, Y, Z)[, dropout mask (channels,)]), float32.
 
     Args:
         volumes: of all cases, from `src.data_manager.load_training_volumes`.
         config: `batch_size`, `accumulate_steps`, `seed`, `dropout`, `dstRes`, `augment_NAME`.
-        dropout_channels: columns of `keep` that the network takes.
+        dropout_channels: columns of the dropout mask that the network takes.
         ranks: processes that share each step.
 
     Raises:
@@ -149,9 +149,9 @@ def create_dataset(
 
     Returns:
         Columns image (batch, 1, X, Y, Z), mask (batch, X, Y, Z) and, with dropout,
-        keep (batch, channels).
+        dropout mask (batch, channels).
     """
-    columns = ["image", "mask"] + (["keep"] if samples.dropout_channels else [])
+    columns = ["image", "mask"] + (["dropout_mask"] if samples.dropout_channels else [])
     dataset = ds.GeneratorDataset(
         samples,
         columns,

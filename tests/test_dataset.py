@@ -137,7 +137,7 @@ def test_ranks_are_disjoint_and_together_one_process_with_their_batch(small_conf
 def test_columns_shapes_and_values(small_config):
     samples = samples_of(small_config, 5, 1, 6)
     dataset = create_dataset(samples)
-    assert dataset.get_col_names() == ["image", "mask", "keep"]
+    assert dataset.get_col_names() == ["image", "mask", "dropout_mask"]
     for image, mask, keep in dataset.create_tuple_iterator(num_epochs=1, output_numpy=True):
         assert (image.shape, mask.shape, keep.shape) == ((2, 1, 2, 3, 4), (2, 2, 3, 4), (2, 6))
         assert {image.dtype, mask.dtype, keep.dtype} == {np.dtype(np.float32)}

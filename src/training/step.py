@@ -32,10 +32,10 @@ class LossCell(nn.Cell):
         self.network = network
         self.loss = loss
 
-    def construct(self, image, mask, keep=None):
+    def construct(self, image, mask, dropout_mask=None):
         if self.loss.takes_logits:
-            return self.loss(self.network.logits(image, keep), mask)
-        return self.loss(self.network(image, keep), mask)
+            return self.loss(self.network.logits(image, dropout_mask), mask)
+        return self.loss(self.network(image, dropout_mask), mask)
 
 
 class AccumulatingStep(nn.TrainOneStepCell):
