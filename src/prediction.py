@@ -1,12 +1,9 @@
-"""Images without reference masks: which ones, their masks, and what became of each."""
+"""Prediction for many images without reference masks: masks, prostate volumes, report."""
 
 import hashlib
 import json
 import logging
-import os
-import re
-import sys
-from collections.abc import Iterable
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -18,163 +15,41 @@ from mindspore import nn
 from tqdm import tqdm
 
 from .data_manager import channel_of
-from .evaluation import REPORT, draw_results
-from .images.dicom import dicom_files
-from .images.formats import SUFFIXES, is_named_as_mask, stem, suffix_of
+from .images.formats import suffix_of
 from .images.reading import check_same_grid, read_image, read_volume
-from .images.writing import write_volume
+from .input_images import printable
 from .metrics import volume_ml
 from .predictor import segment
-from .promise12.names import is_other_contrast
-from .report.figures import OverlayCase
-from .report.findings import mask_findings, plane_findings
+from .report.findings import finding_fields, mask_findings, plane_findings
+from .report.overlays import OverlayCase
+from .report.results import (
+    OVERLAYS,
+    REPORT,
+    volume_files,
+    warn_about_case,
+    write_pictures,
+    write_volumes,
+)
+from .report.tables import VOLUMES_CSV, VOLUMES_JSON, VolumesTable, volumes_frame
 from .utils import output_folder
 from .utils.errors import DataError, reason_of
-from .utils.files import check_name, hash_file, write_files
+from .utils.files import check_name
 
 log = logging.getLogger(__name__)
 
-CSV, JSON = "volumes.csv", "volumes.json"
-PREDICTION_FILES = (CSV, JSON, "overlays.png", REPORT)
-CSV_COLUMNS = ["case", "prostate_ml", "mask", "findings", "problem"]
-COLUMNS = {
-    *CSV_COLUMNS,
-    "image",
-    "series",
-    "channel",
-    "findings_text",
-    "fingerprint",
-}  # of the JSON
-SINGLE_FILE_SUFFIXES = (".zip", ".dcm", ".dicom", ".ima")  # no part of a case's name
-# What decides over a mask, besides the weights and the image.
-SETTINGS = (
+PREDICTION_FILES = (VOLUMES_CSV, VOLUMES_JSON, OVERLAYS, REPORT)
+# Configuration keys that change a mask, given the weights and the image.
+MASK_KEYS = (
     *("variant", "width", "intensity", "VolSize", "dstRes", "normDir"),
     *("threshold", "flip_average"),
 )
-
-
-# --- which images --------------------------------------------------------------------------------
-
-
-def find_images(inputs: Iterable[str | Path]) -> dict[str, Path | DataError]:
-    """The images that a command line names.
-
-    Args:
-        inputs: image files, folders of image files, and DICOM: a file, a folder tree or a .zip of
-            one study.
-
-    Returns:
-        {name: path}, or what is wrong with a folder in place of its path. Masks, by their names,
-        and our own earlier results are left out of folders; a line says how many masks.
-
-    Raises:
-        DataError: two of the same name, or what is wrong with the only input.
-    """
-    found, places = {}, {}
-    for item in map(Path, inputs):
-        try:
-            sources = {path: path for path in _images_of(item)}
-        except DataError as error:
-            sources = {item: error}
-        for path, source in sources.items():
-            name = _case_name(path)
-            if name in places:
-                raise DataError(f"{path}: also called {name}, like {places[name]}; rename one")
-            found[name], places[name] = source, path
-    if len(found) == 1 and isinstance(source, DataError):
-        raise source
-    return found
-
-
-def _case_name(path):
-    if path.is_dir():
-        name = path.resolve().name  # "." has no name of its own
-    else:
-        name = path.stem if path.suffix.lower() in SINGLE_FILE_SUFFIXES else stem(path)
-    return _as_text(name)
-
-
-def _as_text(name):
-    """A name that can be printed and written, also one that is no UTF-8."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
-
-
-def _images_of(item):
-    """The images that one input means."""
-    if not item.is_dir():
-        if is_named_as_mask(item):
-            log.info(f"{item}: a mask by its name; segmented because it was given as input")
-        elif is_other_contrast(item) and suffix_of(item):
-            log.info(f"{item}: no axial T2 by its name; segmented because it was given as input")
-        return [item]
-    volumes = list(_volumes_below(item))
-    masks = [path for path in volumes if is_named_as_mask(path)]
-    images = [path for path in volumes if path not in masks]
-    dicom = dicom_files(item)
-    if dicom and images:
-        raise DataError(
-            f"{item}: holds images ({images[0]}) and DICOM files ({dicom[0]}); give the ones that "
-            "are meant by their own path"
-        )
-    if masks:
-        log.info(f"{item}: {len(masks)} mask(s) left out, by name or folder, such as {masks[0]}")
-    if zips := sorted(item.glob("*.zip")):
-        log.info(
-            f"{item}: {len(zips)} .zip file(s) left out, such as {zips[0]}; give them themselves"
-        )
-    if dicom:
-        return [item]
-    others = [path for path in images if is_other_contrast(path)]
-    if others and (images := [path for path in images if path not in others]):
-        log.info(
-            f"{item}: {len(others)} image(s) of another contrast or plane left out, by name, such "
-            f"as {others[0]}; give them themselves if they are meant"
-        )
-    here = [path for path in images if path.parent == item]
-    below = len(images) - len(here)
-    if not here:
-        only = f"only in folders below it, such as {images[0]}" if images else "nor DICOM"
-        only = "only masks, by name or folder" if masks and not images else only
-        only = f"only other contrasts or planes, by name, such as {others[0]}" if others else only
-        raise DataError(f"{item}: no image there ({', '.join(SUFFIXES)}), {only}; give the images")
-    _check_no_channels(item, here)
-    if below:
-        log.info(f"{item}: {below} image(s) in folders below it left out; give these folders too")
-    return here
-
-
-def _check_no_channels(folder, images):
-    """nnU-Net's images of one case are of several contrasts: imagesTs/NAME_0000, NAME_0001."""
-    if folder.resolve().name not in ("imagesTr", "imagesTs"):
-        return
-    first = {}
-    for path in images:
-        name = re.fullmatch(r"(.+)_\d{4}", stem(path))
-        if name and first.setdefault(name[1], path) != path:
-            raise DataError(
-                f"{folder}: {first[name[1]].name} and {path.name} are channels of one case; give "
-                f"the T2 images themselves, such as {folder}/*_0000{suffix_of(path)}"
-            )
-
-
-def _volumes_below(folder):
-    """Volume files of a folder tree, without what this program wrote."""
-    for place, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        ours = output_folder.outputs_in(place)
-        for name in sorted(names):
-            if suffix_of(name) and not name.startswith(".") and name not in ours:
-                yield Path(place, name)
-
-
-# --- their masks ---------------------------------------------------------------------------------
 
 
 def predict(
     network: nn.Cell,
     images: dict[str, Path | DataError],
     config: EasyDict,
-    about: dict,
+    metadata: dict,
     save_probability: bool = False,
     series: str = "",
     skip_existing: bool = False,
@@ -182,7 +57,7 @@ def predict(
     """Segments images without references, each in its own geometry and format.
 
     `dirPredictionImage` gets NAME_test.<ext> (`.nii.gz` for DICOM), with `save_probability` also
-    NAME_probability.<ext>, volumes.csv and volumes.json, both up to date after every image, and in
+    NAME_probability.<ext>; volumes.csv and volumes.json, both up to date after every image; and in
     the end overlays.png and report.html. Predictions of different images may write into one folder
     at the same time; the tables and the report then hold the images of all.
 
@@ -190,49 +65,58 @@ def predict(
         network: from `load_network`.
         images: from `find_images`.
         config: network grid, threshold, flip averaging, `dirPredictionImage`.
-        about: what else JSON and report should say, such as the checkpoint (see `evaluate_masks`).
-        save_probability: also write the float32 probability.
+        metadata: origin of the masks, for volumes.json and the report, such as "checkpoint".
+        save_probability: also write the foreground probability (float32).
         series: which DICOM series, see `src.images.dicom.choose_series`.
-        skip_existing: keep the masks that are there of the same images, checkpoint and settings,
-            and the rows of other images.
+        skip_existing: keep existing masks of the same images, checkpoint and settings, and the
+            rows of other images.
 
     Returns:
-        A row per image: `CSV_COLUMNS`.
+        A row per image: `src.report.tables.CSV_COLUMNS`.
 
     Raises:
-        DataError: after all others were segmented, that an image could not be; at once, if it is
-            the only one. The folder cannot be written, holds other people's files of these names,
-            or another process writes the same there.
+        DataError: an image could not be segmented (raised after all others were, or at once if it
+            is the only one); the folder cannot be written, has files of these names that this
+            program did not write, or another process writes the same there.
     """
     folder = Path(config.dirPredictionImage)
     check_name(folder)
+    metadata = {**metadata, "configuration": dict(config)}
     outputs = {name: _outputs(name, source, save_probability) for name, source in images.items()}
-    names = [*_with_voxels(file for files in outputs.values() for file in files.values())]
-    output_folder.check(folder, [*names, *PREDICTION_FILES])
-    about = {**about, "configuration": dict(config)}
-    job = _Job(network, config, folder, series, _network_id(about))
-    # What is wrong with the only image is said before anything is written.
-    only = job.read(*images.values()) if len(images) == 1 else None
+    files = volume_files(file for names in outputs.values() for file in names.values())
+    output_folder.check(folder, [*files, *PREDICTION_FILES])
+    segmenter = _Segmenter(network, config, folder, series, _network_id(metadata))
+    # A single image that cannot be read is an error before anything is written.
+    only = segmenter.read(*images.values()) if len(images) == 1 else None
     with (
         output_folder.running(folder, images) as alone,
         output_folder.writing(folder, PREDICTION_FILES),
     ):
         if alone and not skip_existing:
-            output_folder.announce(folder, names)
-        table = _Table(folder, about)
-        earlier = table.start(alone, skip_existing)
-        rows = []
+            output_folder.announce(folder, files)
+        table = VolumesTable(folder, metadata)
+        earlier = table.start(alone, keep=skip_existing)
+        rows, kept_count = [], 0
         for name, source in tqdm(images.items(), desc="predicting", disable=None):
-            row = job.row(name, source, outputs[name], earlier.get(name), only)
+            row, is_kept = segmenter.process(name, source, outputs[name], earlier.get(name), only)
+            kept_count += is_kept
+            rows.append(row)
             table.add(row)
             _warn(row)
-            rows.append(row)
-        _draw(folder, table, about)
-    return _told(folder, rows, kept=sum(row is earlier.get(row["case"]) for row in rows))
+        _draw(folder, table, metadata)
+    return _summarize(folder, rows, kept_count)
 
 
-class _Job(NamedTuple):
-    """What all images of a prediction have in common."""
+def _outputs(name: str, source: Path | DataError, save_probability: bool) -> dict[str, str]:
+    """The file names of an image's results, {kind: name}: first the mask, then the probability."""
+    is_file = isinstance(source, Path) and not source.is_dir()
+    suffix = (is_file and suffix_of(source)) or ".nii.gz"
+    kinds = ("test", "probability") if save_probability else ("test",)
+    return {kind: f"{name}_{kind}{suffix}" for kind in kinds}
+
+
+class _Segmenter(NamedTuple):
+    """Segments the images of one prediction."""
 
     network: nn.Cell
     config: EasyDict
@@ -245,184 +129,117 @@ class _Job(NamedTuple):
             raise source
         return read_image(source, channel_of(self.config), self.series)
 
-    def row(self, name, source, files, earlier, only) -> dict:
-        """Segments an image and writes its mask, or finds out why not; its row of the table.
+    def process(
+        self,
+        name: str,
+        source: Path | DataError,
+        outputs: dict[str, str],
+        earlier: dict | None,
+        image: sitk.Image | None,
+    ) -> tuple[dict, bool]:
+        """Segments an image and writes its mask, or keeps an earlier mask.
 
         Args:
-            name, source: of the image.
-            files: of `_outputs`.
-            earlier: its row of an earlier run, returned where all would come out the same; or None.
-            only: the image where it is the only one, read already; it fails for itself.
+            name: of the image.
+            source: its path, or what is wrong with it.
+            outputs: see `_outputs`.
+            earlier: the image's row of an earlier prediction, if there is one.
+            image: the image if it is the only one and read already; an error is then raised, while
+                an error of one among several becomes its row's "problem".
+
+        Returns:
+            The image's row in the table, and whether the earlier mask was kept.
         """
-        row = _empty_row(name, source, self)
+        is_only = image is not None
+        row = self._empty_row(name, source)
         try:
-            image = self.read(source) if only is None else only
+            image = image if is_only else self.read(source)
             row["fingerprint"] = _fingerprint(image, self.network_id)
-            if _is_done(self.folder, earlier, row, image, files):
-                earlier |= {
-                    key: row[key] for key in ("image", "series", "channel")
-                }  # may have moved
-                return earlier
+            if self._is_done(earlier, row, image, outputs):
+                place = {key: row[key] for key in ("image", "series", "channel")}
+                return {**earlier, **place}, True
             results = segment(self.network, image, self.config)
         except (DataError, MemoryError, RuntimeError, ValueError) as error:
-            if only is not None:
+            if is_only:
                 raise
-            return {**row, "problem": _as_text(reason_of(error))}
-        with output_folder.writing(self.folder, _with_voxels(files.values())):
-            for result, file in zip(results, files.values(), strict=False):
-                write_volume(result, self.folder / file, like=source)
+            return {**row, "problem": printable(reason_of(error))}, False
+        write_volumes(self.folder, dict(zip(outputs.values(), results, strict=False)), source)
         mask = results[0]
-        found = plane_findings(image, self.config) | mask_findings(mask, self.config)
-        return row | {
-            "mask": files["test"],
-            "prostate_ml": round(volume_ml(mask), 3),
-            "findings": list(found),
-            "findings_text": list(found.values()),
+        findings = plane_findings(image, self.config) | mask_findings(mask, self.config)
+        volume = {"mask": outputs["test"], "prostate_ml": round(volume_ml(mask), 3)}
+        return {**row, **volume, **finding_fields(findings)}, False
+
+    def _empty_row(self, name: str, source: Path | DataError) -> dict:
+        return {
+            "case": name,
+            "image": printable(source.absolute()) if isinstance(source, Path) else None,
+            "series": self.series,
+            "channel": channel_of(self.config),
+            "mask": None,
+            "prostate_ml": None,
+            **finding_fields({}),
+            "problem": None,
+            "fingerprint": None,
         }
 
-
-def _outputs(name, source, save_probability):
-    """{kind: file name} of what an image gets."""
-    is_file = isinstance(source, Path) and not source.is_dir()
-    suffix = (is_file and suffix_of(source)) or ".nii.gz"
-    kinds = ("test", "probability") if save_probability else ("test",)
-    return {kind: f"{name}_{kind}{suffix}" for kind in kinds}
-
-
-def _with_voxels(names):
-    """The names, and of each .mhd the file of its voxels."""
-    return [
-        file
-        for name in names
-        for file in ([name, f"{name[:-4]}.zraw"] if name.endswith(".mhd") else [name])
-    ]
-
-
-# --- masks of an earlier run ---------------------------------------------------------------------
+    def _is_done(
+        self, earlier: dict | None, row: dict, image: sitk.Image, outputs: dict[str, str]
+    ) -> bool:
+        """Whether an earlier prediction wrote the same results, and they are still there."""
+        if earlier is None or earlier.get("fingerprint") != row["fingerprint"]:
+            return False
+        files = volume_files(outputs.values())
+        try:
+            if output_folder.check(self.folder, files) != files:
+                return False
+            for path in (self.folder / name for name in outputs.values()):
+                check_same_grid(image, row["image"], read_volume(path), path)
+        except DataError:
+            return False
+        return True
 
 
-def _network_id(about):
-    """What tells one network with its settings from others."""
-    digest = hashlib.sha256(
-        json.dumps([about["configuration"].get(key) for key in SETTINGS]).encode()
-    )
-    with suppress(OSError):
-        hash_file(about.get("checkpoint", ""), digest)
+# --- is an earlier mask still valid? --------------------------------------------------------------
+
+
+def _network_id(metadata: dict) -> str:
+    """Hash of the weights and of the settings that change a mask."""
+    settings = [metadata["configuration"].get(key) for key in MASK_KEYS]
+    digest = hashlib.sha256(json.dumps(settings).encode())
+    with suppress(OSError), Path(metadata.get("checkpoint", "")).open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
     return digest.hexdigest()
 
 
-def _fingerprint(image, network_id):
-    """What tells the mask that a network makes of an image from others."""
+def _fingerprint(image: sitk.Image, network_id: str) -> str:
+    """Hash of all that a mask depends on: network, geometry and voxels."""
     geometry = image.GetSpacing(), image.GetOrigin(), image.GetDirection()
     digest = hashlib.sha256(repr((network_id, geometry, image.GetSize())).encode())
     digest.update(sitk.GetArrayViewFromImage(image))
     return digest.hexdigest()
 
 
-def _is_done(folder, earlier, row, image, files):
-    """Whether an earlier run made of the same image, alike, what is wanted now, and it is there."""
-    if earlier is None or earlier.get("fingerprint") != row["fingerprint"]:
-        return False
-    names = _with_voxels(files.values())
-    try:
-        if output_folder.check(folder, names) != names:
-            return False
-        for file in files.values():
-            check_same_grid(image, row["image"], read_volume(folder / file), folder / file)
-    except DataError:
-        return False
-    return True
+# --- results of all images ------------------------------------------------------------------------
 
 
-# --- what became of each -------------------------------------------------------------------------
+def _warn(row: dict) -> None:
+    if row["problem"]:
+        warn_about_case(row["case"], [row["problem"]], "error")
+    else:
+        warn_about_case(row["case"], row["findings_text"])
 
 
-def _empty_row(name, source, job):
-    """The row of an image that nothing is known of yet."""
-    return {
-        "case": name,
-        "image": _as_text(source.absolute()) if isinstance(source, Path) else None,
-        "series": job.series,
-        "channel": channel_of(job.config),
-        "mask": None,
-        "prostate_ml": None,
-        "findings": [],
-        "findings_text": [],
-        "problem": None,
-        "fingerprint": None,
-    }
+def _draw(folder: Path, table: VolumesTable, metadata: dict) -> None:
+    """Writes overlays.png and report.html of all rows of the table.
 
+    Under the folder's lock: of several predictions, the last one draws the images of all.
+    """
 
-class _Table:
-    """volumes.csv and volumes.json of a folder, to which several processes may add."""
-
-    def __init__(self, folder: Path, about: dict):
-        self.folder, self.about = folder, about
-
-    def start(self, alone: bool, keep: bool) -> dict[str, dict]:
-        """Empties the table unless others are adding to it; with `keep` masks keep their rows.
-
-        Returns:
-            {case: row} of earlier masks with `keep`, else nothing.
-        """
-        with output_folder.locked(self.folder):
-            ours = output_folder.outputs_in(self.folder)
-            rows = self.rows()
-            earlier = {row["case"]: row for row in rows if row["mask"] in ours} if keep else {}
-            if alone:
-                self._write(list(earlier.values()))
-        return earlier
-
-    def add(self, row: dict) -> None:
-        """Puts a row at the end, in place of an earlier one of the case."""
-        with output_folder.locked(self.folder):
-            self._write([*(other for other in self.rows() if other["case"] != row["case"]), row])
-
-    def rows(self) -> list[dict]:
-        try:
-            content = json.loads(Path(self.folder, JSON).read_text("utf-8"))
-            rows = content["cases"]
-            return rows if all(row.keys() >= COLUMNS for row in rows) else []
-        except (OSError, ValueError, LookupError, TypeError, AttributeError):
-            return []  # none yet, or of another version
-
-    def _write(self, rows):
-        content = {
-            **self.about,
-            "flagged": [row["case"] for row in rows if row["findings"] or row["problem"]],
-            "cases": rows,
-        }
-        text = json.dumps(content, indent=2, allow_nan=False, default=os.fspath, ensure_ascii=False)
-        write_files(
-            {
-                self.folder / CSV: _csv(rows).to_csv(index=False).encode(),
-                self.folder / JSON: f"{text}\n".encode(errors="backslashreplace"),
-            }
-        )
-
-
-def _csv(rows):
-    """Rows as volumes.csv has them."""
-    rows = [{**row, "findings": ";".join(row["findings"])} for row in rows]
-    return pd.DataFrame(rows, columns=CSV_COLUMNS)
-
-
-def _warn(row):
-    """Says on standard error what somebody should look at; where nobody listens, in silence."""
-    text = row["problem"] or "; ".join(row["findings_text"])
-    if text:
-        with suppress(OSError, ValueError):
-            kind = "error" if row["problem"] else "warning"
-            tqdm.write(f"{kind}: {row['case']}: {text}", file=sys.stderr)
-
-
-def _draw(folder, table, about):
-    """overlays.png and report.html of all rows; in turn, so that the last has the rows of all."""
-
-    def drawn():
+    def overlay_cases() -> Iterator[OverlayCase]:
         for row in rows:
             if row["problem"] is None:
-                with suppress(DataError):  # gone or changed since: no picture
+                with suppress(DataError):  # removed or changed since: no picture
                     image = read_image(row["image"], row["channel"], row["series"])
                     mask = read_volume(folder / row["mask"])
                     check_same_grid(image, row["image"], mask, row["mask"])
@@ -430,20 +247,21 @@ def _draw(folder, table, about):
 
     with output_folder.locked(folder):
         rows = table.rows()
-        draw_results(folder, rows, drawn, about)
+        write_pictures(folder, rows, overlay_cases, metadata)
 
 
-def _told(folder, rows, kept):
-    """Prints what became of the images; raises a DataError where one has no mask."""
-    table = _csv(rows)
+def _summarize(folder: Path, rows: list[dict], kept_count: int) -> pd.DataFrame:
+    """Logs the rows of the images; raises a DataError if one has no mask."""
+    table = volumes_frame(rows)
     empty = [name for name in ("findings", "problem") if not table[name].any()]
     log.info(table.drop(columns=empty).fillna("-").to_string(index=False))
-    if kept:
-        log.info(f"{kept} of {len(rows)} masks are of an earlier run")
+    if kept_count:
+        log.info(f"{kept_count} of {len(rows)} masks are of an earlier run")
     log.info(f"masks and volumes, shown in {folder / REPORT}")
     failed = int(table["problem"].notna().sum())
     if failed:
         raise DataError(
-            f"{failed} of {len(rows)} images could not be segmented; {folder / CSV} says why"
+            f"{failed} of {len(rows)} images could not be segmented; {folder / VOLUMES_CSV} says "
+            "why"
         )
     return table

@@ -11,9 +11,10 @@ import SimpleITK as sitk
 from src.checkpoint import save_weights
 from src.config import overridden, vnet_cfg
 from src.data_manager import find_cases, read_case
-from src.evaluation import evaluate, evaluate_masks, load_network, mean_dice, training_history
+from src.evaluation import evaluate, evaluate_masks, load_network, mean_dice
 from src.fast_conv3d.network import FastVNet
 from src.predictor import largest_component, segment
+from src.report.results import read_history_of
 from src.utils.errors import DataError
 from src.utils.output_folder import MANIFEST, running
 from src.vnet import VNet, create_vnet
@@ -230,14 +231,14 @@ def test_what_somebody_should_look_at_is_told_everywhere(data, results, config, 
     assert table["findings"].tolist() == [";".join(found) for found in codes.values()]
     content = json.loads((results / "metrics.json").read_text())
     assert {row["case"]: row["findings"] for row in content["cases"]} == codes
-    assert content["cases"][2]["findings_text"] == ["sagittal stack, the training's are axial"]
+    assert content["cases"][2]["findings_text"] == ["sagittal slices, trained on axial ones"]
     assert content["flagged"] == ["Case1"]
     assert capsys.readouterr().err.splitlines() == [
         "warning: Case1: below 0.8; empty prediction",
-        "warning: Side: sagittal stack, the training's are axial",
+        "warning: Side: sagittal slices, trained on axial ones",
     ]
     page = (results / "report.html").read_text("utf-8")
-    assert "2 failures" in page and "sagittal stack, the training&#x27;s are axial" in page
+    assert "2 failures" in page and "sagittal slices, trained on axial ones" in page
     evaluate(bright, find_cases(data, ["Side"]), overridden(config, ["plane=sagittal"]), {})
     assert "warning" not in capsys.readouterr().err
 
@@ -263,7 +264,7 @@ def test_the_training_is_found_from_its_checkpoint(tmp_path, folder):
     (tmp_path / "history.csv").write_text(
         HISTORY + "1,9,0.01,0.5,1.0,,x\n2,18,0.02,0.25,1.0,0.8,y\n"
     )
-    history = training_history(tmp_path / folder / "best.ckpt")
+    history = read_history_of(tmp_path / folder / "best.ckpt")
     assert history["epoch"].tolist() == [1, 2]
     assert history["train_loss"].tolist() == [0.5, 0.25]
     assert history["learning_rate"].tolist() == [0.01, 0.02]
@@ -275,11 +276,11 @@ def test_the_training_is_found_from_its_checkpoint(tmp_path, folder):
     [None, b"", b"epoch,loss\n1,2\n", HISTORY.encode() + b"1,9,a,b,c,d,e\n", b"\xff\xfe\0"],
 )
 def test_results_need_no_history(tmp_path, content):
-    assert training_history(tmp_path / "best.ckpt") is None  # nor a run
+    assert read_history_of(tmp_path / "best.ckpt") is None  # nor a run
     (tmp_path / "config.json").write_text("{}")
     if content is not None:
         (tmp_path / "history.csv").write_bytes(content)
-    assert training_history(tmp_path / "best.ckpt") is None
+    assert read_history_of(tmp_path / "best.ckpt") is None
 
 
 # The commands, with a real network --------------------------------------------------------------

@@ -13,7 +13,7 @@ FLOORS = (
     ("config",),
     ("data_manager", "devices"),
     ("augment", "predictor", "promise12", "checkpoint", "fast_conv3d"),
-    ("dataset", "report"),
+    ("dataset", "input_images", "report"),
     ("evaluation",),
     ("prediction", "training", "export"),
     ("commands",),

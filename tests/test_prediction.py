@@ -17,7 +17,8 @@ from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 from src import prediction
 from src.config import overridden
 from src.images.writing import write_volume
-from src.prediction import find_images, predict
+from src.input_images import find_images
+from src.prediction import predict
 from src.utils.errors import DataError
 from src.utils.output_folder import MANIFEST, claim, outputs_in, running
 from tests.helpers import ROOT, names_in, run_program, strict_json, touch, tree, wait_until
@@ -342,7 +343,7 @@ def test_an_empty_prediction_is_zero_ml(data, results, config):
 @pytest.fixture
 def undrawn(monkeypatch):
     """Neither overlays.png nor report.html, which take longest."""
-    monkeypatch.setattr(prediction, "draw_results", lambda *_: None)
+    monkeypatch.setattr(prediction, "write_pictures", lambda *_: None)
 
 
 # Bad images among good ones -----------------------------------------------------------------------
@@ -484,7 +485,7 @@ def test_what_somebody_should_look_at_is_told_everywhere(data, results, config, 
     words = {
         "Case0": ["less than 10 ml"],
         "none": ["the mask is empty"],
-        "Side": ["sagittal stack, the training's are axial", "less than 10 ml"],
+        "Side": ["sagittal slices, trained on axial ones", "less than 10 ml"],
     }
     assert {n: row["findings"] for n, row in rows_of(results).items()} == {
         name: ";".join(found) for name, found in codes.items()

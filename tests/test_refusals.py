@@ -21,7 +21,7 @@ from src.images.intensity import z_score
 from src.images.orientation import direction_matrix, to_patient_order
 from src.loss import LOSSES
 from src.lr_schedule import learning_rates
-from src.report import figures as report
+from src.report import figures, overlays
 from tests.volumes import image_of
 
 MASK = np.zeros((4, 5, 6), bool)
@@ -94,7 +94,7 @@ HALF = image_of(np.full(MASK.shape, 0.5, np.float32))
         "order of no cases": (lambda: epoch_order(0, 0, 1, 2), "0 cases in batches of 2"),
         "dropout of all": (lambda: dropout_keep(1, 0, 4, 1.0), "dropout of 1.0"),
         "history of nothing": (
-            lambda: report.progress_figure(pd.DataFrame({"epoch": []})),
+            lambda: figures.progress_figure(pd.DataFrame({"epoch": []})),
             "0 rows with epoch, expected one row",
         ),
     }.values(),
@@ -151,5 +151,5 @@ def test_a_loss_does_not_broadcast(loss, mode, mask_shape):
 def test_overlays_are_of_one_grid(tmp_path, which, change, words):
     masks = {"prediction": WHOLE, "reference": WHOLE, which: change(WHOLE)}
     with pytest.raises(ValueError, match=f"Case7: {which} with {words}"):
-        report.plot_overlays([report.OverlayCase("Case7", HALF, **masks)], tmp_path / "a.png")
+        overlays.plot_overlays([overlays.OverlayCase("Case7", HALF, **masks)], tmp_path / "a.png")
     assert list(tmp_path.iterdir()) == []

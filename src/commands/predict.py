@@ -58,7 +58,8 @@ def execute(args: Namespace) -> None:
     from ..config import config_of_checkpoint
     from ..devices.device import choose_device, start_device
     from ..evaluation import load_network
-    from ..prediction import find_images, predict
+    from ..input_images import find_images
+    from ..prediction import predict
 
     checkpoint = find_checkpoint(args.ckpt_path)
     config = config_of_checkpoint(checkpoint, overrides_of(args))

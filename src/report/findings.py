@@ -1,7 +1,7 @@
-"""What somebody should look at: rules for masks that are probably wrong.
+"""Findings: rules that tell which masks are probably wrong and should be looked at.
 
-A finding is a short code, which stays the same for programs, and words to put after a case's Dice
-or volume. They lead to cases worth a look; none of them is a clinical bound.
+Each function returns {code: text}. Programs may rely on the codes; the texts are for people, after
+a case's Dice or volume. No rule is a clinical limit.
 """
 
 import numpy as np
@@ -14,14 +14,19 @@ from ..images.orientation import acquisition_plane, nearest_patient_axes
 from ..metrics import volume_ml
 
 LOW_DICE = 0.8
-# A healthy adult's prostate holds some 20 ml, one that shrank under treatment rarely less than 10;
-# those above 200 are rare enough to have a name (giant prostatic hyperplasia).
+# A healthy adult's prostate has some 20 ml, after treatment rarely less than 10; above 200 ml is
+# rare (giant prostatic hyperplasia).
 PLAUSIBLE_ML = (10, 250)
 PARTS = ("base", "apex")
 
 
+def finding_fields(findings: dict[str, str]) -> dict[str, list[str]]:
+    """Returns findings as the two fields that a case has in tables and report."""
+    return {"findings": list(findings), "findings_text": list(findings.values())}
+
+
 def plane_findings(image: sitk.Image, config: EasyDict) -> dict[str, str]:
-    """Whether an image is a stack of another plane than the training's, {code: words}.
+    """Finds whether the slices of an image lie in another plane than those of the training.
 
     Args:
         image: to segment.
@@ -31,11 +36,11 @@ def plane_findings(image: sitk.Image, config: EasyDict) -> dict[str, str]:
     plane = acquisition_plane(image)
     if plane in (None, trained):
         return {}
-    return {"plane": f"{plane} stack, the training's are {trained}"}
+    return {"plane": f"{plane} slices, trained on {trained} ones"}
 
 
 def mask_findings(mask: sitk.Image, config: EasyDict) -> dict[str, str]:
-    """What is odd about a mask without a reference, {code: words}.
+    """Finds what is suspicious about a mask that has no reference.
 
     Args:
         mask: uint8, 0 and 1.
@@ -51,34 +56,35 @@ def mask_findings(mask: sitk.Image, config: EasyDict) -> dict[str, str]:
         "small": (f"less than {least} ml", 0 < prostate_ml < least),
         "large": (f"more than {most} ml", prostate_ml > most),
     }
-    return {code: words for code, (words, holds) in found.items() if holds}
+    return {code: text for code, (text, holds) in found.items() if holds}
 
 
 def touches_border(mask: sitk.Image, config: EasyDict) -> bool:
-    """Whether a mask reaches a border of what the network saw, so that the gland may go on.
+    """Whether a mask reaches the border of what the network saw, so that the gland may be cut off.
 
-    The first and the last slice of an image are none: many stacks end where the gland does.
+    The first and the last slice of an image do not count: many stacks end where the gland does.
 
     Args:
         mask: uint8, 0 and 1.
         config: network grid.
     """
     seen = xyz(probability_to_case_grid(np.ones(config.VolSize), mask, config)) > 0
-    beyond = [(int(axis == _slice_axis(mask)),) * 2 for axis in range(3)]
-    inside = ndimage.binary_erosion(np.pad(seen, beyond, mode="edge"))
-    inside = inside[tuple(slice(before, -before or None) for before, _ in beyond)]
+    # One more slice at both ends, so that the erosion leaves the first and the last one.
+    padding = [int(axis == _slice_axis(mask)) for axis in range(3)]
+    inside = ndimage.binary_erosion(np.pad(seen, [(n, n) for n in padding], mode="edge"))
+    inside = inside[tuple(slice(n, -n or None) for n in padding)]
     return bool((xyz(mask) > 0)[~inside].any())
 
 
-def _slice_axis(image):
-    """The axis along which slices follow each other; that to the head where voxels are cubes."""
+def _slice_axis(image: sitk.Image) -> int:
+    """The image's axis across its slices; the one nearest to head-feet if voxels are cubes."""
     if acquisition_plane(image):
         return int(np.argmax(image.GetSpacing()))
     return nearest_patient_axes(image)[0][2]
 
 
 def metric_findings(metrics: dict) -> dict[str, str]:
-    """What is bad about a mask with a reference, {code: words}.
+    """Finds what is wrong with a mask that has a reference.
 
     Args:
         metrics: of `src.metrics.case_metrics`.

@@ -1,4 +1,4 @@
-"""A picture of each augmentation of src/augment.py, on a phantom: what training meets."""
+"""The augmentation gallery: each transform of src/augment.py applied to a phantom."""
 
 from io import BytesIO
 from pathlib import Path
@@ -19,50 +19,53 @@ from ..promise12.phantom import phantom_case
 from ..utils.files import write_files
 from .figures import PREDICTION_COLOUR, REFERENCE_COLOUR
 
-CASES = 3  # of the phantom; the first is drawn, the last lends its histogram
+CASES = 3  # phantoms; the first is shown, the last lends its histogram
 SAMPLES = 3  # with all transforms on
 COLUMNS = 5
-# In inches: a view, between views, below one, above all.
-CELL, GAP, WORDS, HEAD = 2.2, 0.14, 0.5, 0.5
+# Layout in inches: a view, between views, the caption below a view, the title above all.
+CELL, GAP, CAPTION, TITLE = 2.2, 0.14, 0.5, 0.5
 DPI = 100
-GRID_MM = 16  # between the lines that show where the original has gone
-AFTER, BEFORE, GRID = (  # lines: colour, width, opacity
+GRID_MM = 16  # spacing of the grid lines that show how the original was deformed
+AFTER, BEFORE, GRID = (  # outline of the mask after and before the transform, grid lines
     {"colors": REFERENCE_COLOUR, "linewidths": 2.0, "alpha": 1},
     {"colors": PREDICTION_COLOUR, "linewidths": 1.2, "alpha": 1},
     {"colors": "white", "linewidths": 0.7, "alpha": 0.5},
 )
-SMOOTHING = 0.8  # voxels, of an outline: without, its steps would catch the eye
+SMOOTHING = 0.8  # Gaussian sigma in voxels, against the steps of an outline
 
 
 class Panel(NamedTuple):
-    """One view of the gallery."""
+    """One view of the gallery.
+
+    `positions` is None for a transform of intensities only.
+    """
 
     name: str
-    words: str  # the parameters
+    caption: str  # the parameters
     intensity: np.ndarray  # (X, Y, Z)
     mask: np.ndarray  # (X, Y, Z)
-    positions: np.ndarray | None  # (3, X, Y, Z) in voxels: where each comes from, if it moved
+    positions: np.ndarray | None  # (3, X, Y, Z): from where in the original, in voxels
 
 
 def write_gallery(path: str | Path, seed: int) -> None:
-    """Draws the gallery of a phantom case: the original, each transform alone, all together.
+    """Writes the gallery as a PNG: the original, each transform alone, all together.
 
     Args:
-        path: the PNG to write.
-        seed: of the phantom and of what is drawn at random.
+        path: of the PNG.
+        seed: of the phantom and of the random parameters.
 
     Raises:
         UsageError: `seed` is below 0.
-        DataError: the picture cannot be written.
+        DataError: the file cannot be written.
     """
     config = overridden(vnet_cfg, [f"seed={seed}", *(f"{key}=1" for key in AUGMENT_KEYS)])
     volumes = [_phantom_volume(config, index) for index in range(CASES)]
     png = BytesIO()
-    gallery_figure(panels(volumes, config), config.dstRes).savefig(png)
+    gallery_figure(gallery_panels(volumes, config), config.dstRes).savefig(png)
     write_files({Path(path): png.getvalue()})
 
 
-def _phantom_volume(config, index):
+def _phantom_volume(config: EasyDict, index: int) -> TrainingVolume:
     image, mask = phantom_case(config.seed, index)
     return TrainingVolume(
         intensity_on_network_grid(sitk.Cast(image, sitk.sitkFloat32), config),
@@ -71,42 +74,48 @@ def _phantom_volume(config, index):
     )
 
 
-def panels(volumes: list[TrainingVolume], config: EasyDict) -> list[Panel]:
-    """Original, each transform, and samples with all of them, of the first case.
+def gallery_panels(volumes: list[TrainingVolume], config: EasyDict) -> list[Panel]:
+    """Applies each transform, and samples of all together, to the first case.
 
     Args:
         volumes: two cases or more.
         config: with all transforms on.
+
+    Returns:
+        The original, a panel per transform, `SAMPLES` panels with all transforms.
     """
 
-    def panel(name, words, drawn):
-        moves = {key: value for key, value in drawn.items() if key in augment.SPATIAL}
+    def panel(name: str, caption: str, params: dict[str, Any]) -> Panel:
+        moves = {key: value for key, value in params.items() if key in augment.SPATIAL}
         shape = volumes[0].mask.shape
         positions = augment.sampling_positions(shape, config.dstRes, **moves) if moves else None
-        return Panel(name, words, *augment.apply(drawn, volumes, 0, config.dstRes), positions)
+        return Panel(name, caption, *augment.apply(params, volumes, 0, config.dstRes), positions)
 
     samples = [augment.draw(config, epoch, 0, len(volumes)) for epoch in range(SAMPLES)]
     strong = strong_parameters(samples[0], len(volumes))
     return [
         panel("original", "a phantom, on the network grid", {}),
         *(
-            panel(name.replace("_", " "), in_words(name, strong[name]), {name: strong[name]})
+            panel(name.replace("_", " "), describe(name, strong[name]), {name: strong[name]})
             for name in augment.TRANSFORMS
         ),
-        *(panel("all", f"sample of epoch {i}", drawn) for i, drawn in enumerate(samples)),
+        *(panel("all", f"sample of epoch {i}", params) for i, params in enumerate(samples)),
     ]
 
 
-def strong_parameters(drawn: dict[str, Any], case_count: int) -> dict[str, Any]:
-    """Each transform at a strong end of what `augment.draw` may choose, to be seen in a slice.
+def strong_parameters(params: dict[str, Any], case_count: int) -> dict[str, Any]:
+    """Replaces random parameters by strong ones, whose effect is visible in a slice.
 
     Args:
-        drawn: from `augment.draw` with all transforms on; deformation and noise are taken from it.
-        case_count: of the cases, of which the last lends its histogram.
+        params: from `augment.draw` with all transforms on; deformation and noise are kept.
+        case_count: number of cases, of which the last lends its histogram.
+
+    Returns:
+        {transform: parameters} at the end of the range that `augment.draw` draws from.
     """
     coil = np.linspace(-2, 2, augment.BIAS_MESH + 3) * augment.BIAS_SIGMA  # behind the prostate
     return {
-        **drawn,
+        **params,
         "rotate": np.array([0, 0, augment.ROTATION_DEGREES]),
         "scale": np.full(3, augment.SCALE[1]),
         "shift": np.array([augment.SHIFT_MM, -augment.SHIFT_MM, 0]),
@@ -115,12 +124,12 @@ def strong_parameters(drawn: dict[str, Any], case_count: int) -> dict[str, Any]:
         "bias": np.broadcast_to(coil[:, None], (coil.size,) * 3),
         "low_resolution": (0, augment.LOW_RESOLUTION[1]),
         "blur": augment.BLUR_SIGMA_MM[1],
-        "noise": (augment.NOISE_SIGMA[1], drawn["noise"][1]),
+        "noise": (augment.NOISE_SIGMA[1], params["noise"][1]),
     }
 
 
-def in_words(name: str, value: Any) -> str:
-    """One of `strong_parameters`, for people."""
+def describe(name: str, value: Any) -> str:
+    """Returns the caption of a transform with one of the `strong_parameters`."""
     if name == "rotate":
         return f"by {value[2]:.0f}° in the plane, clockwise"
     if name == "scale":
@@ -145,23 +154,23 @@ def in_words(name: str, value: Any) -> str:
 
 
 def gallery_figure(shown: list[Panel], voxel_mm: list[float]) -> Figure:
-    """The panels in rows, each with its name and its parameters below.
+    """Draws the panels in rows, each with its name and caption below.
 
     Args:
         shown: the first is the original.
         voxel_mm: (3,) of the network grid.
     """
     rows = -(-len(shown) // COLUMNS)
-    width, height = COLUMNS * (CELL + GAP) + GAP, rows * (CELL + WORDS) + HEAD
+    width, height = COLUMNS * (CELL + GAP) + GAP, rows * (CELL + CAPTION) + TITLE
     figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
     for index, panel in enumerate(shown):
         row, column = divmod(index, COLUMNS)
-        left, bottom = GAP + column * (CELL + GAP), height - HEAD - row * (CELL + WORDS) - CELL
+        left, bottom = GAP + column * (CELL + GAP), height - TITLE - row * (CELL + CAPTION) - CELL
         axes = figure.add_axes((left / width, bottom / height, CELL / width, CELL / height))
         draw_panel(axes, panel, shown[0], voxel_mm)
         for text, below, style in (
             (panel.name, 0.17, {"fontsize": 11, "weight": "bold"}),
-            (panel.words, 0.33, {"fontsize": 9, "color": "#444444"}),
+            (panel.caption, 0.33, {"fontsize": 9, "color": "#444444"}),
         ):
             figure.text(left / width, (bottom - below) / height, text, **style)
     figure.text(
@@ -190,9 +199,10 @@ def gallery_figure(shown: list[Panel], voxel_mm: list[float]) -> Figure:
 
 
 def draw_panel(axes: Axes, panel: Panel, original: Panel, voxel_mm: list[float]) -> None:
-    """Draws the axial slice through the middle of the mask, in the original's grey range.
+    """Draws the axial slice through the middle of the mask, in the grey range of the original.
 
-    Above it the mask's outline and, if it moved, the original's outline and grid.
+    On it are the outline of the mask and, after a spatial transform, outline and grid of the
+    original.
     """
     slice_, before = _middle_slice(panel.mask), _middle_slice(original.mask)
     x_mm, y_mm = (np.arange(n) * v for n, v in zip(panel.mask.shape[:2], voxel_mm[:2], strict=True))
@@ -216,10 +226,12 @@ def draw_panel(axes: Axes, panel: Panel, original: Panel, voxel_mm: list[float])
     axes.spines[:].set_visible(False)
 
 
-def _middle_slice(mask):
+def _middle_slice(mask: np.ndarray) -> tuple:
     return ..., round(float(np.nonzero(mask)[2].mean()))
 
 
-def _outline(axes, x_mm, y_mm, mask, line):
+def _outline(
+    axes: Axes, x_mm: np.ndarray, y_mm: np.ndarray, mask: np.ndarray, line: dict[str, Any]
+) -> None:
     smooth = ndimage.gaussian_filter(mask.T.astype(np.float32), SMOOTHING)
     axes.contour(x_mm, y_mm, smooth, [0.5], **line)

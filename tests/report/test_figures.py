@@ -16,16 +16,10 @@ from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
 from src.metrics import case_metrics, summary
-from src.report import figures as report
-from src.report.figures import (
-    PREDICTION_COLOUR,
-    REFERENCE_COLOUR,
-    OverlayCase,
-    plot_overlays,
-    plot_progress,
-    write_metrics,
-    zoo_lines,
-)
+from src.report import figures, overlays
+from src.report.figures import PREDICTION_COLOUR, REFERENCE_COLOUR, plot_progress
+from src.report.overlays import OverlayCase, plot_overlays
+from src.report.tables import write_metrics, zoo_lines
 from src.utils.errors import DataError
 from tests.helpers import ROOT, strict_json
 from tests.volumes import image_of
@@ -202,7 +196,7 @@ def test_drawing_leaves_the_global_state_of_pyplot_alone():
 )
 def test_progress_shows_what_the_history_holds(tmp_path, epochs, validated, panels):
     table = history(epochs, validated)
-    figure = report.progress_figure(table)
+    figure = figures.progress_figure(table)
     assert [panel.get_ylabel() for panel in figure.axes] == (
         ["training loss", "validation Dice", "learning rate"]
         if panels == 3
@@ -229,15 +223,15 @@ def test_progress_shows_what_the_history_holds(tmp_path, epochs, validated, pane
     picture = imread(tmp_path / "progress.png")[..., :3]
     assert picture.shape[1] == 880
     assert picture.shape[0] == pytest.approx(110 * 1.1 * (7.6 if panels == 3 else 4.6), abs=1)
-    for colour in (report.LOSS_COLOUR, report.RATE_COLOUR):
+    for colour in (figures.LOSS_COLOUR, figures.RATE_COLOUR):
         assert near(picture, colour).any()
-    assert near(picture, report.REFERENCE_COLOUR).any() == (panels == 3)  # the star
+    assert near(picture, figures.REFERENCE_COLOUR).any() == (panels == 3)  # the star
 
 
 @pytest.mark.parametrize(("losses", "scale"), [((0.9, 0.7, 0.5), "linear"), ((0.9, 0.1), "log")])
 def test_a_loss_that_falls_far_gets_a_logarithmic_axis(losses, scale):
     table = history(len(losses)).assign(train_loss=losses)
-    assert report.progress_figure(table).axes[0].get_yscale() == scale
+    assert figures.progress_figure(table).axes[0].get_yscale() == scale
 
 
 # --- overlays -----------------------------------------------------------------------------------
@@ -251,7 +245,7 @@ def drawn(cases, path):
     """The PNG of some cases and, for each of its views, its pixels, mm per pixel and upper left."""
     plot_overlays(cases, path)
     picture = imread(path)[..., :3]
-    figure = report._overlay_figure([report._overlay_row(case) for case in cases])
+    figure = overlays._overlay_figure([overlays._overlay_row(case) for case in cases])
     figure.set_dpi(110)
     views = []
     for panel in figure.axes:
@@ -304,7 +298,7 @@ def test_contours_lie_on_the_edges_of_the_masks(tmp_path, orientation):
             assert extent_mm(view, colour) == pytest.approx(edge, abs=3 * view[1])
     # Each view is centred on the box of both masks and shows the margin around its longest side.
     centres = {"x": (25 + 56) / 2 * dx, "y": (15 + 38) / 2 * dy, "z": (head - (4 + 12) / 2) * dz}
-    side_mm = max((56 - 25) * dx, (38 - 15) * dy, (12 - 4) * dz) + 2 * report.OVERLAY_MARGIN_MM
+    side_mm = max((56 - 25) * dx, (38 - 15) * dy, (12 - 4) * dz) + 2 * overlays.OVERLAY_MARGIN_MM
     for (pixels, step, top, left), (rows, columns) in zip(views, ("yx", "zy", "zx"), strict=True):
         assert len(pixels) * step == pytest.approx(side_mm, rel=0.01)
         assert top + side_mm / 2 == pytest.approx(centres[rows])
@@ -337,7 +331,7 @@ def test_views_face_the_patient_as_radiologists_expect(tmp_path, orientation):
         ]
         quarters.append(np.unravel_index(np.argmax(mean), (2, 2)))
     assert quarters == [(0, 1), (0, 0), (0, 1)]  # axial, sagittal (face to the left), coronal
-    figure = report._overlay_figure([report._overlay_row(case)])
+    figure = overlays._overlay_figure([overlays._overlay_row(case)])
     letters = [[text.get_text() for text in panel.texts[:4]] for panel in figure.axes]
     assert letters == [list("RLAP"), list("APSI"), list("RLSI")]
 
@@ -362,7 +356,7 @@ def test_slices_go_through_the_centre_of_the_reference_or_else_of_the_prediction
         case = OverlayCase(
             "a", image, on_grid(prediction), None if truth is None else on_grid(truth)
         )
-        slices.append(np.unique(report._overlay_row(case).planes[0].image).tolist())
+        slices.append(np.unique(overlays._overlay_row(case).planes[0].image).tolist())
     assert slices == [[10], [3], [3]]
 
 
@@ -376,21 +370,21 @@ def test_a_montage_runs_from_the_feet_through_both_masks(orientation, count, exp
     array = np.broadcast_to(np.arange(14.0)[:, None, None], SHAPE_ZYX).copy()
     masks = box_mask(z=(2, 9), x=(5, 25)), box_mask(z=(4, 12))
     case = OverlayCase("a", *(sitk.DICOMOrient(on_grid(a), orientation) for a in (array, *masks)))
-    planes = report.axial_planes(report.oriented(case), count)
+    planes = overlays.axial_planes(overlays.orient_to_lps(case), count)
     assert [plane.name for plane in planes] == [f"{z + 1} of 14" for z in expected]
     for plane, z in zip(planes, expected, strict=True):
         assert np.unique(plane.image).tolist() == [z]
         np.testing.assert_array_equal(plane.prediction, masks[0][z] != 0)
         np.testing.assert_array_equal(plane.reference, masks[1][z] != 0)
         # Both masks' columns 5 to 50 and the margin, also where the slice itself has no mask.
-        assert plane.width_mm == pytest.approx(45 * 0.7 + 2 * report.OVERLAY_MARGIN_MM)
+        assert plane.width_mm == pytest.approx(45 * 0.7 + 2 * overlays.OVERLAY_MARGIN_MM)
         assert plane.centre_mm == pytest.approx((29 * 0.9, 27.5 * 0.7))
 
 
 @pytest.mark.parametrize(("count", "expected"), [(3, [0, 6, 13]), (99, list(range(14)))])
 def test_a_montage_without_masks_shows_the_whole_image(count, expected):
     case = OverlayCase("a", grey_image(), on_grid(0 * box_mask()))
-    planes = report.axial_planes(report.oriented(case), count)
+    planes = overlays.axial_planes(overlays.orient_to_lps(case), count)
     assert [plane.name for plane in planes] == [f"{z + 1} of 14" for z in expected]
     assert planes[0].width_mm == pytest.approx(60 * 0.9)
 
@@ -398,7 +392,7 @@ def test_a_montage_without_masks_shows_the_whole_image(count, expected):
 def test_grey_values_run_from_the_first_to_the_99th_percentile(tmp_path):
     array = np.random.default_rng(0).permutation(np.prod(SHAPE_ZYX)).reshape(SHAPE_ZYX)
     case = OverlayCase("a", on_grid(array.astype(np.float32)), on_grid(box_mask()))
-    (shown,) = report._overlay_figure([report._overlay_row(case)]).axes[0].images
+    (shown,) = overlays._overlay_figure([overlays._overlay_row(case)]).axes[0].images
     assert shown.get_clim() == pytest.approx(((array.size - 1) * 0.01, (array.size - 1) * 0.99))
 
 
@@ -418,7 +412,7 @@ def test_rows_run_from_the_worst_dice_and_cases_without_reference_come_last():
         )
         for case, shift in shifts.items()
     ]
-    titles = row_titles(report._overlay_figure([report._overlay_row(case) for case in cases]))
+    titles = row_titles(overlays._overlay_figure([overlays._overlay_row(case) for case in cases]))
     assert [title.split()[0] for title in titles] == ["worst", "middle", "good", "unknown"]
     assert "Dice 0.571" in titles[0]  # 2 * 10 / (10 + 25)
     assert "Dice" not in titles[3]
@@ -433,7 +427,7 @@ def test_of_many_cases_the_worst_twelve_are_shown():
         OverlayCase(f"Case{i:02}", image, on_grid(box_mask(x=(25 + i, 50))), reference)
         for i in range(14)
     ]
-    figure = report._overlay_figure([report._overlay_row(case) for case in cases])
+    figure = overlays._overlay_figure([overlays._overlay_row(case) for case in cases])
     titles = row_titles(figure)
     assert len(figure.axes) == 3 * 12
     assert [title.split()[0] for title in titles[:12]] == [f"Case{i:02}" for i in range(13, 1, -1)]

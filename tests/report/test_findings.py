@@ -115,8 +115,8 @@ def test_a_stack_of_another_plane(small_config, make_image, trained, spacing_mm,
     image = make_image(np.zeros((4, 4, 4), np.float32), spacing_mm)
     config = overridden(small_config(), [f"plane={trained}"])
     named = "axial" if trained == "auto" else trained
-    words = {"plane": f"{plane} stack, the training's are {named}"}
-    assert plane_findings(image, config) == ({} if plane == named else words)
+    text = {"plane": f"{plane} slices, trained on {named} ones"}
+    assert plane_findings(image, config) == ({} if plane == named else text)
 
 
 def test_cubes_have_no_plane(small_config):

@@ -52,17 +52,17 @@ def vertices(contour):
 
 
 def test_every_transform_has_its_panel(volumes):
-    names = [panel.name for panel in gallery.panels(*volumes)]
+    names = [panel.name for panel in gallery.gallery_panels(*volumes)]
     transforms = [name.replace("_", " ") for name in augment.TRANSFORMS]
     assert names == ["original", *transforms, "all", "all", "all"]
 
 
 def test_panels_show_what_training_would_get(volumes):
     cases, config = volumes
-    shown = gallery.panels(cases, config)
+    shown = gallery.gallery_panels(cases, config)
     assert np.array_equal(shown[0].intensity, cases[0].intensity)
-    drawn = augment.draw(config, 0, 0, 3)
-    strong = gallery.strong_parameters(drawn, 3)
+    params = augment.draw(config, 0, 0, 3)
+    strong = gallery.strong_parameters(params, 3)
     for name, panel in zip(augment.TRANSFORMS, shown[1:], strict=False):
         intensity, mask = augment.apply({name: strong[name]}, cases, 0, VOXEL_MM)
         assert np.array_equal(panel.intensity, intensity), name
@@ -76,8 +76,8 @@ def test_panels_show_what_training_would_get(volumes):
 
 
 def test_strong_is_within_what_may_be_drawn(volumes):
-    drawn = augment.draw(volumes[1], 0, 0, 3)
-    strong = gallery.strong_parameters(drawn, 3)
+    params = augment.draw(volumes[1], 0, 0, 3)
+    strong = gallery.strong_parameters(params, 3)
     assert list(strong) == list(augment.TRANSFORMS)
     for name, (low, high) in (
         ("rotate", (-augment.ROTATION_DEGREES, augment.ROTATION_DEGREES)),
@@ -89,12 +89,12 @@ def test_strong_is_within_what_may_be_drawn(volumes):
         assert low <= np.min(strong[name]) <= np.max(strong[name]) <= high
     assert np.abs(strong["bias"]).max() < 3 * augment.BIAS_SIGMA
     for name in strong:
-        assert np.shape(strong[name]) == np.shape(drawn[name]), name
+        assert np.shape(strong[name]) == np.shape(params[name]), name
     assert strong["histogram"] in (1, 2)
 
 
 def test_words_have_the_parameters(volumes):
-    words = {panel.name: panel.words for panel in gallery.panels(*volumes)}
+    words = {panel.name: panel.caption for panel in gallery.gallery_panels(*volumes)}
     for name, numbers in (
         ("rotate", ["10"]),
         ("scale", ["1.4"]),
@@ -112,7 +112,7 @@ def test_words_have_the_parameters(volumes):
 
 
 def test_a_panel_shows_the_middle_slice_and_its_outline_in_mm(volumes):
-    original = gallery.panels(*volumes)[0]
+    original = gallery.gallery_panels(*volumes)[0]
     axes = drawn_panel(original, original)
     z = round(np.argwhere(original.mask)[:, 2].mean())
     assert np.array_equal(axes.images[0].get_array(), original.intensity[..., z].T)
@@ -125,7 +125,7 @@ def test_a_panel_shows_the_middle_slice_and_its_outline_in_mm(volumes):
 
 
 def test_outline_and_grid_move_with_the_content(volumes):
-    shown = gallery.panels(*volumes)
+    shown = gallery.gallery_panels(*volumes)
     shift = next(panel for panel in shown if panel.name == "shift")
     columns, rows, before, after = drawn_panel(shift, shown[0]).collections
     moved_mm = vertices(after).mean(axis=0) - vertices(before).mean(axis=0)
@@ -140,7 +140,7 @@ def test_outline_and_grid_move_with_the_content(volumes):
 
 
 def test_names_and_words_are_written_below_and_overlap_nothing(volumes):
-    shown = gallery.panels(*volumes)
+    shown = gallery.gallery_panels(*volumes)
     figure = gallery.gallery_figure(shown, VOXEL_MM)
     assert len(figure.axes) == len(shown)
     figure.draw_without_rendering()
@@ -148,7 +148,7 @@ def test_names_and_words_are_written_below_and_overlap_nothing(volumes):
     written = [text.get_text() for text in boxes]
     for panel in shown:
         assert panel.name in written
-        assert panel.words in written
+        assert panel.caption in written
     boxes = [*boxes.values(), *(axes.get_window_extent() for axes in figure.axes)]
     for number, box in enumerate(boxes):
         assert figure.bbox.containsx(box.x1)

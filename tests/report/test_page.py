@@ -1,5 +1,5 @@
-"""The report: its words against the standard library's parser, its looks and its sorting in a
-headless Chromium."""
+"""The report: its text by the standard library's parser, its looks and its sorting in a headless
+Chromium."""
 
 import base64
 import errno
@@ -18,12 +18,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from src.metrics import case_metrics
-from src.report import figures as report
-from src.report import page as html_report
-from src.report.figures import OverlayCase
+from src.report import page as report_page
+from src.report.figures import PREDICTION_COLOUR, REFERENCE_COLOUR
+from src.report.overlays import OverlayCase
 from src.report.page import write_report
 from src.utils.errors import DataError
 from tests.volumes import image_of
@@ -85,7 +86,7 @@ VOLUMES = [
 ]
 VOLUMES.append({"case": "bad", "prostate_ml": None, "findings_text": [], "problem": NOT_READ})
 SEGMENTED = VOLUMES[:-1]
-ABOUT = {
+METADATA = {
     "checkpoint": Path("run", "ckpt", "best.ckpt"),
     "configuration": {"VolSize": [128, 128, 64], "task": "<i>&", "flip_average": False},
     "written": "2031-05-06 07:08",
@@ -100,7 +101,7 @@ HISTORY = pd.DataFrame(
 )
 
 
-def drawn(reference=True):
+def overlay_cases(reference=True):
     for seed, (name, mask) in enumerate(PREDICTIONS.items()):
         yield OverlayCase(
             name, scan(seed), on_grid(mask), on_grid(REFERENCE) if reference else None
@@ -111,24 +112,24 @@ def drawn(reference=True):
 def evaluated(tmp_path_factory):
     """The report of an evaluation with all that one can have."""
     path = tmp_path_factory.mktemp("报告 of #1?") / "report.html"
-    write_report(path, ROWS, drawn(), ABOUT, HISTORY)
+    write_report(path, ROWS, overlay_cases(), METADATA, HISTORY)
     return path
 
 
 @pytest.fixture(scope="module")
 def predicted(tmp_path_factory):
     path = tmp_path_factory.mktemp("predicted") / "report.html"
-    write_report(path, VOLUMES, drawn(reference=False), ABOUT)
+    write_report(path, VOLUMES, overlay_cases(reference=False), METADATA)
     return path
 
 
 @pytest.fixture
 def quick_report(tmp_path, monkeypatch):
-    """Function rows, ... -> the page of a report without box plots."""
-    monkeypatch.setattr(html_report, "_box_plot", lambda *_: "")
+    """Function rows, ... -> the page of a report with blank box plots, which take longest."""
+    monkeypatch.setattr(report_page, "box_plot_figure", lambda *_: Figure((0.1, 0.1)))
 
-    def quick(rows, drawn=(), history=None):
-        write_report(tmp_path / "report.html", rows, drawn, ABOUT, history)
+    def quick(rows, cases=(), history=None):
+        write_report(tmp_path / "report.html", rows, cases, METADATA, history)
         return parsed(tmp_path / "report.html")
 
     return quick
@@ -181,7 +182,9 @@ class Page(HTMLParser):
 
 
 def parsed(path):
-    return Page(path.read_text(encoding="utf-8"))
+    text = path.read_text(encoding="utf-8")
+    assert text.startswith("<!DOCTYPE html>\n")
+    return Page(text)
 
 
 def number(text):
@@ -214,6 +217,12 @@ def test_sections_come_in_their_order(which, request):
     page = parsed(request.getfixturevalue(which))
     assert [heading["text"] for heading in page.all("h2")] == names
     assert [link["text"] for link in page.all("a", "nav")] == names
+
+
+@pytest.mark.parametrize("which", ["evaluated", "predicted"])
+def test_the_footer_says_what_it_is_not_for(which, request):
+    (footer,) = parsed(request.getfixturevalue(which)).all("footer")
+    assert footer["text"] == "Not a medical device; for research."
 
 
 def test_the_verdict(evaluated, predicted):
@@ -263,7 +272,7 @@ def test_the_table_holds_every_case_in_the_given_order(evaluated):
     body = [e for e in page.section("cases") if "tbody" in e["within"]]
     assert [e["text"] for e in body if e["tag"] == "th"] == list(PREDICTIONS)
     cells = [e for e in body if e["tag"] == "td"]
-    keys = [key for key, _, _ in html_report.REFERENCE_COLUMNS]
+    keys = [column.key for column in report_page.REFERENCE_COLUMNS]
     expected = [row[key] for row in ROWS for key in keys]
     assert [float(cell["data-value"]) for cell in cells] == expected
     for cell, value in zip(cells, expected, strict=True):
@@ -295,7 +304,7 @@ def test_configuration_and_origin_are_told(evaluated):
     for section, facts in {
         "configuration": {"VolSize": "128, 128, 64", "task": "<i>&", "flip_average": "False"},
         "origin": {
-            "checkpoint": str(ABOUT["checkpoint"]),
+            "checkpoint": str(METADATA["checkpoint"]),
             "written": "2031-05-06 07:08",
         },
     }.items():
@@ -371,8 +380,8 @@ def test_without_failures_the_lowest_are_named(quick_report):
 
 
 def test_of_many_cases_the_worst_are_drawn(quick_report, monkeypatch):
-    monkeypatch.setattr(html_report, "PICTURED_CASES", 2)
-    page = quick_report(ROWS, drawn=drawn())
+    monkeypatch.setattr(report_page, "PICTURED_CASES", 2)
+    page = quick_report(ROWS, cases=overlay_cases())
     pictured = {image["alt"].split(",")[0] for image in page.all("img", "article")}
     assert pictured == {"missed", "half"}
     assert len(page.all("article")) == 2
@@ -385,13 +394,13 @@ def test_only_one_case_is_kept_at_a_time(quick_report):
     images = []
 
     def watched():
-        for case in islice(drawn(), 3):
+        for case in islice(overlay_cases(), 3):
             assert sum(image() is not None for image in images) <= 1
             images.append(weakref.ref(case.image))
             yield case
             del case
 
-    quick_report(ROWS, drawn=watched())
+    quick_report(ROWS, cases=watched())
     assert len(images) == 3
 
 
@@ -404,10 +413,10 @@ def test_a_single_case_with_an_empty_mask(tmp_path, prediction, reference):
     case = OverlayCase("only", scan(0), on_grid(prediction), on_grid(reference))
     metrics = case_metrics(case.reference, case.prediction)
     row = {"case": "only", **metrics, "findings_text": ["empty prediction"]}
-    write_report(tmp_path / "report.html", [row], [case], ABOUT)
+    write_report(tmp_path / "report.html", [row], [case], METADATA)
     page = parsed(tmp_path / "report.html")
     assert "of 1 case · 1 failure" in page.all("header")[0]["text"]
-    shown = 11 if (prediction.any() or reference.any()) else html_report.SLICES
+    shown = 11 if (prediction.any() or reference.any()) else report_page.AXIAL_SLICES
     assert len(page.all("img", "article")) == 3 + shown
 
 
@@ -432,9 +441,9 @@ def test_a_full_disk_leaves_the_old_report(tmp_path, monkeypatch):
     path.write_text("old")
     write_bytes = Path.write_bytes
     monkeypatch.setattr(Path, "write_bytes", write_half)
-    monkeypatch.setattr(html_report, "_page", lambda *_: "a new one")
+    monkeypatch.setattr(report_page, "render_page", lambda *_: "a new one")
     with pytest.raises(DataError, match=r"report\.html: cannot be written .*No space left"):
-        write_report(path, ROWS, (), ABOUT)
+        write_report(path, ROWS, (), METADATA)
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
@@ -562,7 +571,7 @@ def test_both_outlines_are_seen_on_the_screen(evaluated, opened):
     browser = opened(evaluated)
     (views,) = browser.find_elements("css selector", "article:nth-of-type(3) .views")
     shown = imread(BytesIO(views.screenshot_as_png))[..., :3]
-    for colour in (report.REFERENCE_COLOUR, report.PREDICTION_COLOUR):
+    for colour in (REFERENCE_COLOUR, PREDICTION_COLOUR):
         assert (np.abs(shown - to_rgb(colour)).max(axis=-1) < 0.12).sum() > 200
     assert shown.std() > 0.1
 
@@ -595,7 +604,7 @@ def test_a_press_on_a_heading_sorts_the_table(evaluated, opened):
     assert column(browser, 0) == [row["case"] for row in ROWS]
     assert not any(sorting(browser))
     # 'Volume difference' has a sign and 'Hausdorff' takes one to three digits.
-    for number, (key, label, _) in list(enumerate(html_report.REFERENCE_COLUMNS, 1))[::3]:
+    for number, (key, label, *_) in list(enumerate(report_page.REFERENCE_COLUMNS, 1))[::3]:
         assert heading(browser, number).text.startswith(label)
         for order in ("ascending", "descending", "ascending"):
             heading(browser, number).click()

@@ -1,0 +1,142 @@
+"""The images that a command line names: files, folders and DICOM studies."""
+
+import logging
+import os
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from .images.dicom import dicom_files
+from .images.formats import SUFFIXES, is_named_as_mask, stem, suffix_of
+from .promise12.names import is_other_contrast
+from .utils import output_folder
+from .utils.errors import DataError
+
+log = logging.getLogger(__name__)
+
+SINGLE_FILE_SUFFIXES = (".zip", ".dcm", ".dicom", ".ima")  # not part of a case's name
+
+
+def find_images(inputs: Iterable[str | Path]) -> dict[str, Path | DataError]:
+    """Finds the images that a command line names.
+
+    Masks and images of other contrasts, by their names, and our own earlier results are left out of
+    folders; log lines say how many.
+
+    Args:
+        inputs: image files, folders of image files, and DICOM: a file, a folder tree or a .zip of
+            one study.
+
+    Returns:
+        {name: path}. A folder without a usable image has its error in place of the path.
+
+    Raises:
+        DataError: two images have the same name, or the only input has no usable image.
+    """
+    images, paths = {}, {}
+    for item in map(Path, inputs):
+        try:
+            sources = {path: path for path in _images_of(item)}
+        except DataError as error:
+            sources = {item: error}
+        for path, source in sources.items():
+            name = _case_name(path)
+            if name in paths:
+                raise DataError(f"{path}: also called {name}, like {paths[name]}; rename one")
+            images[name], paths[name] = source, path
+    if len(images) == 1 and isinstance(source, DataError):
+        raise source
+    return images
+
+
+def printable(text: str | Path) -> str:
+    """Returns a name or message with bytes that are not UTF-8 written as escapes."""
+    return os.fsencode(text).decode("utf-8", "backslashreplace")
+
+
+def _case_name(path: Path) -> str:
+    if path.is_dir():
+        return printable(path.resolve().name)  # "." has no name of its own
+    return printable(path.stem if path.suffix.lower() in SINGLE_FILE_SUFFIXES else stem(path))
+
+
+def _images_of(item: Path) -> list[Path]:
+    """The images of one input; for a DICOM folder the folder itself."""
+    if item.is_dir():
+        return _images_in(item)
+    if is_named_as_mask(item):
+        log.info(f"{item}: a mask by its name; segmented because it was given as input")
+    elif is_other_contrast(item) and suffix_of(item):
+        log.info(f"{item}: no axial T2 by its name; segmented because it was given as input")
+    return [item]
+
+
+def _images_in(folder: Path) -> list[Path]:
+    """The images directly in a folder, or the folder itself if it holds a DICOM study."""
+    volumes = list(_volumes_below(folder))
+    masks = [path for path in volumes if is_named_as_mask(path)]
+    scans = [path for path in volumes if path not in masks]
+    others = [path for path in scans if is_other_contrast(path)]
+    images = [path for path in scans if path not in others]
+    dicom = dicom_files(folder)
+    if dicom and scans:
+        raise DataError(
+            f"{folder}: holds images ({scans[0]}) and DICOM files ({dicom[0]}); give the ones that "
+            "are meant by their own path"
+        )
+    _log_left_out(folder, masks, "mask(s) left out, by name or folder")
+    zips = sorted(folder.glob("*.zip"))
+    _log_left_out(folder, zips, ".zip file(s) left out", "; give them themselves")
+    if dicom:
+        return [folder]
+    here = [path for path in images if path.parent == folder]
+    if images:
+        kind = "image(s) of another contrast or plane left out, by name"
+        _log_left_out(folder, others, kind, "; give them themselves if they are meant")
+    if not here:
+        found = _describe(masks, others, images)
+        raise DataError(
+            f"{folder}: no image there ({', '.join(SUFFIXES)}), {found}; give the images"
+        )
+    _check_no_channels(folder, here)
+    if below := len(images) - len(here):
+        log.info(f"{folder}: {below} image(s) in folders below it left out; give these folders too")
+    return here
+
+
+def _log_left_out(folder: Path, paths: list[Path], kind: str, remedy: str = "") -> None:
+    if paths:
+        log.info(f"{folder}: {len(paths)} {kind}, such as {paths[0]}{remedy}")
+
+
+def _describe(masks: list[Path], others: list[Path], images: list[Path]) -> str:
+    """What a folder without images of its own holds instead."""
+    if images:
+        return f"only in folders below it, such as {images[0]}"
+    if others:
+        return f"only other contrasts or planes, by name, such as {others[0]}"
+    return "only masks, by name or folder" if masks else "nor DICOM"
+
+
+def _check_no_channels(folder: Path, images: list[Path]) -> None:
+    """Refuses nnU-Net's folders in which a case has several contrasts: NAME_0000, NAME_0001."""
+    if folder.resolve().name not in ("imagesTr", "imagesTs"):
+        return
+    first: dict[str, Path] = {}
+    for path in images:
+        name = re.fullmatch(r"(.+)_\d{4}", stem(path))
+        if name and first.setdefault(name[1], path) != path:
+            raise DataError(
+                f"{folder}: {first[name[1]].name} and {path.name} are channels of one case; give "
+                f"the T2 images themselves, such as {folder}/*_0000{suffix_of(path)}"
+            )
+
+
+def _volumes_below(folder: Path) -> Iterator[Path]:
+    """Volume files of a folder tree, except hidden ones and those that this program wrote."""
+    for place, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        ours = output_folder.outputs_in(place)
+        for name in sorted(names):
+            if suffix_of(name) and not name.startswith(".") and name not in ours:
+                yield Path(place, name)

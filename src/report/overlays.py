@@ -1,0 +1,287 @@
+"""Pictures of cases: slices of the image with the outlines of reference and prediction."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import SimpleITK as sitk
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
+
+from ..metrics import bounding_box, dice, grid_difference, volume_ml
+from .figures import PREDICTION_COLOUR, REFERENCE_COLOUR, save_png
+
+# In points. The thin line of the prediction is drawn over the broad one of the reference, so that
+# both are visible where they coincide.
+REFERENCE_LINE_PT, PREDICTION_LINE_PT = 3.2, 1.6
+
+OVERLAY_ROWS = 12
+OVERLAY_MARGIN_MM = 15  # around the masks, to show the tissue next to the gland
+SCALE_BAR_MM = 20
+# Layout of the overlays in inches: a view, between views, the title above a row, the legend.
+VIEW, GAP, TITLE, LEGEND = 3.0, 0.1, 0.36, 0.3
+
+
+class OverlayCase(NamedTuple):
+    """A case to draw, with image and masks on one grid; `reference` is None if there is none."""
+
+    case: str
+    image: sitk.Image
+    prediction: sitk.Image
+    reference: sitk.Image | None = None
+
+
+class Plane(NamedTuple):
+    """A slice of image and masks, and the square of it to show; rows down, columns to the right."""
+
+    name: str
+    letters: str  # patient directions at the left, right, top and bottom edge
+    image: np.ndarray
+    prediction: np.ndarray
+    reference: np.ndarray
+    spacing_mm: np.ndarray  # of rows, of columns
+    centre_mm: np.ndarray  # of the square, from the slice's upper left corner
+    width_mm: float  # of the square
+    grey_range: tuple[float, float]
+
+
+class Volumes(NamedTuple):
+    """A case as arrays in LPS, and the bounding box of its masks (of the image if both are empty).
+
+    All arrays and vectors have the axis order `zyx`.
+    """
+
+    image: np.ndarray
+    prediction: np.ndarray  # bool
+    reference: np.ndarray  # bool; empty if there is none
+    spacing_mm: np.ndarray
+    low: np.ndarray  # first voxel of the box
+    high: np.ndarray  # last voxel of the box + 1
+    margin_mm: float
+    grey_range: tuple[float, float]
+
+
+class _Row(NamedTuple):
+    title: str
+    dice: float
+    planes: list[Plane]
+
+
+def plot_overlays(cases: Iterable[OverlayCase], path: str | Path) -> None:
+    """Writes a PNG of the masks' outlines on the image, a row per case, the lowest Dice first.
+
+    A row has the three `central_planes`. Of more than `OVERLAY_ROWS` cases the worst are shown.
+
+    Args:
+        cases: may be a generator; only three slices of each case are kept in memory.
+        path: of the PNG.
+
+    Raises:
+        DataError: the file cannot be written.
+        ValueError: a mask has another grid than its image.
+    """
+    save_png(_overlay_figure([_overlay_row(case) for case in cases]), path)
+
+
+def _overlay_row(case: OverlayCase) -> _Row:
+    volumes = orient_to_lps(case)
+    title, score = f"{case.case}   prediction {volume_ml(case.prediction):.1f} ml", np.nan
+    if case.reference is not None:
+        score = dice(volumes.reference, volumes.prediction)
+        title = (
+            f"{case.case}   Dice {score:.3f}   reference {volume_ml(case.reference):.1f} ml, "
+            f"prediction {volume_ml(case.prediction):.1f} ml"
+        )
+    return _Row(title, score, central_planes(volumes))
+
+
+def orient_to_lps(case: OverlayCase) -> Volumes:
+    """Brings a case into LPS, by exchanging and flipping its axes, without interpolation.
+
+    In LPS the rows of an axial slice run from anterior to posterior and its columns from right to
+    left, as radiologists view it. The grey range is the 1st to the 99th percentile of the image.
+
+    Raises:
+        ValueError: a mask has another grid than the image.
+    """
+    for name in ("prediction", "reference"):
+        mask = getattr(case, name)
+        difference = "" if mask is None else grid_difference(case.image, mask)
+        if difference:
+            raise ValueError(f"{case.case}: {name} with {difference} as its image")
+    image = sitk.DICOMOrient(case.image, "LPS")
+    image_zyx = sitk.GetArrayFromImage(image)
+    prediction, reference = (
+        np.zeros(image_zyx.shape, bool)
+        if mask is None
+        else sitk.GetArrayFromImage(sitk.DICOMOrient(mask, "LPS")) != 0
+        for mask in (case.prediction, case.reference)
+    )
+    box, margin_mm = bounding_box(prediction | reference), OVERLAY_MARGIN_MM
+    if not (prediction.any() or reference.any()):
+        box, margin_mm = [slice(0, side) for side in image_zyx.shape], 0
+    return Volumes(
+        image_zyx,
+        prediction,
+        reference,
+        np.array(image.GetSpacing()[::-1]),
+        np.array([side.start for side in box]),
+        np.array([side.stop for side in box]),
+        margin_mm,
+        tuple(np.percentile(image_zyx, (1, 99))),
+    )
+
+
+def central_planes(volumes: Volumes) -> list[Plane]:
+    """Cuts the axial, sagittal and coronal slice through the centre of mass of a mask.
+
+    The mask is the reference; if that is empty, the prediction; if both are, the slices go through
+    the middle of the image. All three show a square of the same size in mm.
+    """
+    masks = (volumes.reference, volumes.prediction)
+    mask = next((mask for mask in masks if mask.any()), None)
+    if mask is None:
+        centre = np.array(volumes.image.shape) // 2
+    else:
+        centre = np.rint(np.mean(np.nonzero(mask), axis=1)).astype(int)
+    width_mm = _width_mm(volumes, (0, 1, 2))
+    return [
+        _plane(volumes, name, axis, centre[axis], letters, width_mm)
+        for name, axis, letters in (
+            ("axial", 0, "RLAP"),
+            ("sagittal", 2, "APSI"),
+            ("coronal", 1, "RLSI"),
+        )
+    ]
+
+
+def axial_planes(volumes: Volumes, count: int) -> list[Plane]:
+    """Cuts at most `count` axial slices, evenly spaced from the first to the last one with a mask.
+
+    Their names count all slices from the feet: "3 of 24".
+    """
+    first, last = volumes.low[0], volumes.high[0] - 1
+    slices = np.unique(np.linspace(first, last, count).round().astype(int))
+    width_mm = _width_mm(volumes, (1, 2))
+    return [
+        _plane(volumes, f"{z + 1} of {len(volumes.image)}", 0, z, "RLAP", width_mm) for z in slices
+    ]
+
+
+def _width_mm(volumes, axes):
+    sides_mm = (volumes.high - volumes.low) * volumes.spacing_mm
+    return float(max(sides_mm[list(axes)]) + 2 * volumes.margin_mm)
+
+
+def _plane(volumes, name, axis, index, letters, width_mm):
+    rows, columns = (i for i in range(3) if i != axis)
+    arrays = (volumes.image, volumes.prediction, volumes.reference)
+    slices = [array.take(index, axis) for array in arrays]
+    spacing_mm = volumes.spacing_mm[[rows, columns]]
+    centre = (volumes.low + volumes.high)[[rows, columns]] / 2
+    if rows == 0:  # z: turned over, so that the head is at the top
+        slices = [plane[::-1] for plane in slices]
+        centre[0] = len(volumes.image) - centre[0]
+    return Plane(
+        name, letters, *slices, spacing_mm, centre * spacing_mm, width_mm, volumes.grey_range
+    )
+
+
+def _overlay_figure(rows: list[_Row]) -> Figure:
+    shown = sorted(rows, key=lambda row: (np.isnan(row.dice), row.dice))[:OVERLAY_ROWS]
+    has_reference = any(not np.isnan(row.dice) for row in shown)
+    width, height = 3 * (VIEW + GAP) + GAP, len(shown) * (VIEW + TITLE) + LEGEND + GAP
+    figure = Figure(figsize=(width, height), facecolor="white")
+    for i, row in enumerate(shown):
+        bottom = height - LEGEND - (i + 1) * (VIEW + TITLE)
+        for j, plane in enumerate(row.planes):
+            left = GAP + j * (VIEW + GAP)
+            box = (left / width, bottom / height, VIEW / width, VIEW / height)
+            panel = figure.add_axes(box, label=plane.name)
+            draw_plane(panel, plane)
+            annotate_plane(panel, plane)
+        x, y = GAP / width, (bottom + VIEW + 0.07) / height
+        figure.text(x, y, row.title, fontsize=12, parse_math=False)
+    _add_legend(figure, has_reference)
+    if len(rows) > len(shown):
+        kind = "lowest Dice" if has_reference else "first"
+        text = f"{len(shown)} of {len(rows)} cases, {kind}"
+        figure.text(GAP / width, 1 - 0.26 / height, text, fontsize=11)
+    return figure
+
+
+def _add_legend(figure: Figure, has_reference: bool) -> None:
+    width, height = figure.get_size_inches()
+    lines = [("prediction", PREDICTION_COLOUR, PREDICTION_LINE_PT)]
+    if has_reference:
+        lines.insert(0, ("reference", REFERENCE_COLOUR, REFERENCE_LINE_PT))
+    figure.legend(
+        handles=[
+            Line2D([], [], label=label, color=colour, linewidth=line_pt)
+            for label, colour, line_pt in lines
+        ],
+        loc="upper right",
+        bbox_to_anchor=(1 - GAP / width, 1 - 0.05 / height),
+        borderaxespad=0,
+        ncols=2,
+        fontsize=11,
+        frameon=False,
+    )
+
+
+def draw_plane(panel: Axes, plane: Plane, line_scale: float = 1) -> None:
+    """Draws a slice and the outlines of its masks.
+
+    Args:
+        panel: its axes become mm from the slice's upper left corner.
+        plane: the slice.
+        line_scale: factor of the line widths.
+    """
+    size_mm = np.array(plane.image.shape) * plane.spacing_mm
+    panel.imshow(
+        plane.image,
+        cmap="gray",
+        vmin=plane.grey_range[0],
+        vmax=plane.grey_range[1],
+        extent=(0, size_mm[1], size_mm[0], 0),
+        interpolation="bilinear",
+    )
+    for mask, colour, line in (
+        (plane.reference, REFERENCE_COLOUR, REFERENCE_LINE_PT),
+        (plane.prediction, PREDICTION_COLOUR, PREDICTION_LINE_PT),
+    ):
+        if mask.any():
+            _outline(panel, mask, plane.spacing_mm, colors=colour, linewidths=line_scale * line)
+    panel.set(facecolor="black", xticks=[], yticks=[])
+    half = plane.width_mm / 2
+    panel.set_xlim(plane.centre_mm[1] - half, plane.centre_mm[1] + half)
+    panel.set_ylim(plane.centre_mm[0] + half, plane.centre_mm[0] - half)
+
+
+def annotate_plane(panel: Axes, plane: Plane) -> None:
+    """Writes the slice's name and the patient directions, and draws a scale bar."""
+    style = {
+        "transform": panel.transAxes,
+        "color": "white",
+        "path_effects": [withStroke(linewidth=3, foreground="black")],
+    }
+    for letter, x, y in zip(
+        plane.letters, (0.03, 0.97, 0.5, 0.5), (0.5, 0.5, 0.96, 0.04), strict=True
+    ):
+        panel.text(x, y, letter, ha="center", va="center", **style)
+    panel.text(0.03, 0.96, plane.name, ha="left", va="center", **style)
+    bar = SCALE_BAR_MM / plane.width_mm
+    panel.plot((0.97 - bar, 0.97), (0.04, 0.04), linewidth=2, solid_capstyle="butt", **style)
+    panel.text(0.97, 0.055, f"{SCALE_BAR_MM} mm", ha="right", va="bottom", **style)
+
+
+def _outline(panel: Axes, mask: np.ndarray, spacing_mm: np.ndarray, **style) -> None:
+    """Draws the border of a mask, half-way between the centres of inner and outer voxels."""
+    padded = np.pad(mask, 1).astype(float)  # closes the outline at the edge of the image
+    y_mm, x_mm = (
+        (np.arange(n) - 0.5) * step for n, step in zip(padded.shape, spacing_mm, strict=True)
+    )
+    panel.contour(x_mm, y_mm, padded, levels=[0.5], **style)

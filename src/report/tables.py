@@ -1,0 +1,126 @@
+"""Tables of results for programs and people: metrics.csv and .json, volumes.csv and .json."""
+
+import json
+import os
+from pathlib import Path
+
+import pandas as pd
+
+from ..metrics import summary
+from ..utils import output_folder
+from ..utils.files import write_files
+
+METRICS_CSV, METRICS_JSON = "metrics.csv", "metrics.json"
+VOLUMES_CSV, VOLUMES_JSON = "volumes.csv", "volumes.json"
+CSV_COLUMNS = ["case", "prostate_ml", "mask", "findings", "problem"]  # of volumes.csv
+# What each case of volumes.json has.
+JSON_KEYS = {*CSV_COLUMNS, "image", "series", "channel", "findings_text", "fingerprint"}
+
+
+def write_metrics(rows: list[dict], directory: str | Path, metadata: dict | None = None) -> None:
+    """Writes `metrics.csv` (a row per case) and `metrics.json`.
+
+    Args:
+        rows: {"case": id, **case_metrics(...)} of each case; also "findings", a list of codes, and
+            "findings_text", which is for the JSON only.
+        directory: created if absent.
+        metadata: first keys of the JSON, such as checkpoint and configuration. `summary`,
+            `flagged` (cases with an empty mask) and `cases` follow.
+
+    Raises:
+        DataError: the files cannot be written.
+        ValueError: a number is NaN or infinite, which strict JSON cannot hold.
+    """
+    table = pd.DataFrame(rows).drop(columns="findings_text", errors="ignore")
+    if "findings" in table:
+        table["findings"] = table["findings"].map(";".join)
+    table = table[["case", *table.columns.drop("case")]]
+    flags = [key for key in table.columns if key.endswith("empty")]
+    csv = table.astype(dict.fromkeys(flags, int)).to_csv(index=False, float_format="%.6f")
+    content = {
+        **(metadata or {}),
+        "summary": summary(rows),
+        "flagged": [row["case"] for row in rows if row["empty"]],
+        "cases": rows,
+    }
+    _write(Path(directory, METRICS_CSV), csv, Path(directory, METRICS_JSON), content)
+
+
+def _write(csv_path, csv, json_path, content):
+    """Writes both files, or neither."""
+    text = json.dumps(content, indent=2, allow_nan=False, default=os.fspath, ensure_ascii=False)
+    # Bytes of a file name that are not UTF-8 become JSON escapes.
+    json_bytes = f"{text}\n".encode(errors="backslashreplace")
+    write_files({csv_path: csv.encode(), json_path: json_bytes})
+
+
+def zoo_lines(rows: list[dict]) -> list[str]:
+    """The last two lines of the model zoo's evaluation: mean Hausdorff distance (mm), mean Dice.
+
+    The zoo measures the distance between masks (SimpleITK), this project the one between surfaces:
+    they are equal for convex shapes, and the latter is larger where the other mask fills a dent.
+    """
+    statistics = summary(rows)
+    return [
+        f"avg_Hausdorff_distance: {statistics['hausdorff_mm']['mean']}",
+        f"avg_dice: {statistics['dice']['mean']}",
+    ]
+
+
+def volumes_frame(rows: list[dict]) -> pd.DataFrame:
+    """The rows of a prediction as a table with `CSV_COLUMNS`."""
+    rows = [{**row, "findings": ";".join(row["findings"])} for row in rows]
+    return pd.DataFrame(rows, columns=CSV_COLUMNS)
+
+
+class VolumesTable:
+    """volumes.csv and volumes.json of a folder; several processes may add rows.
+
+    Args:
+        folder: of the results.
+        metadata: first keys of the JSON, such as checkpoint and configuration.
+    """
+
+    def __init__(self, folder: Path, metadata: dict) -> None:
+        self.folder, self.metadata = folder, metadata
+
+    def start(self, alone: bool, keep: bool) -> dict[str, dict]:
+        """Begins a prediction, with an empty table unless rows are to be kept.
+
+        Args:
+            alone: no other process is adding rows; otherwise the table stays as it is.
+            keep: keep the rows of masks that an earlier prediction wrote.
+
+        Returns:
+            {case: row} of these earlier masks if `keep`, otherwise nothing.
+        """
+        with output_folder.locked(self.folder):
+            ours = output_folder.outputs_in(self.folder)
+            rows = self.rows()
+            earlier = {row["case"]: row for row in rows if row["mask"] in ours} if keep else {}
+            if alone:
+                self._write(list(earlier.values()))
+        return earlier
+
+    def add(self, row: dict) -> None:
+        """Appends a row, and removes an earlier one of the same case."""
+        with output_folder.locked(self.folder):
+            self._write([*(other for other in self.rows() if other["case"] != row["case"]), row])
+
+    def rows(self) -> list[dict]:
+        """Reads the rows; none if there is no table, or one of another version."""
+        try:
+            content = json.loads(Path(self.folder, VOLUMES_JSON).read_text("utf-8"))
+            rows = content["cases"]
+            return rows if all(row.keys() >= JSON_KEYS for row in rows) else []
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+            return []
+
+    def _write(self, rows):
+        csv = volumes_frame(rows).to_csv(index=False)
+        content = {
+            **self.metadata,
+            "flagged": [row["case"] for row in rows if row["findings"] or row["problem"]],
+            "cases": rows,
+        }
+        _write(self.folder / VOLUMES_CSV, csv, self.folder / VOLUMES_JSON, content)
