@@ -73,10 +73,18 @@ def mean_dice(
     """
     scores = []
     for case in ranks.share(cases):
-        image, reference = read_case(case, config)
+        image, reference = _read_pair(case, config)
         mask, _ = segment(network, image, config)
         scores.append(dice(xyz(reference) > 0, xyz(mask) > 0))
     return float(np.mean(ranks.gather(scores, len(cases))))
+
+
+def _read_pair(case: Case, config: EasyDict) -> tuple[sitk.Image, sitk.Image]:
+    """Reads image and reference of a case."""
+    image, reference = read_case(case, config)
+    if reference is None:
+        raise ValueError(f"{case.case_id} without a mask, expected a case with a reference")
+    return image, reference
 
 
 def evaluate(
@@ -123,12 +131,12 @@ def evaluate_masks(
     """
     folder = Path(config.dirPredictionImage)
     for case in cases:
-        read_case(case, config)  # a broken file stops the evaluation before anything is written
+        _read_pair(case, config)  # a broken file stops the evaluation before anything is written
     files = [*volume_files(map(_mask_name, cases)), *EVALUATION_FILES]
 
     def overlay_cases() -> Iterator[OverlayCase]:
         for case in cases:
-            image, reference = read_case(case, config)
+            image, reference = _read_pair(case, config)
             mask = sitk.ReadImage(str(folder / _mask_name(case)))
             yield OverlayCase(case.case_id, image, mask, reference)
 
@@ -157,7 +165,7 @@ def _evaluate_case(
     folder: Path,
 ) -> dict:
     """Writes the mask of a case; returns its metrics and findings, which are also logged."""
-    image, reference = read_case(case, config)
+    image, reference = _read_pair(case, config)
     mask = predict_mask(case, image)
     write_volumes(folder, {_mask_name(case): mask})
     log.info(f"save predicted label for test '{case.case_id}'")

@@ -33,8 +33,10 @@ def find_images(inputs: Iterable[str | Path]) -> dict[str, Path | DataError]:
     Raises:
         DataError: two images have the same name, or the only input has no usable image.
     """
-    images, paths = {}, {}
+    images: dict[str, Path | DataError] = {}
+    paths: dict[str, Path] = {}
     for item in map(Path, inputs):
+        sources: dict[Path, Path | DataError]
         try:
             sources = {path: path for path in _images_of(item)}
         except DataError as error:

@@ -109,8 +109,8 @@ def predict(
 
 def _outputs(name: str, source: Path | DataError, save_probability: bool) -> dict[str, str]:
     """The file names of an image's results, {kind: name}: first the mask, then the probability."""
-    is_file = isinstance(source, Path) and not source.is_dir()
-    suffix = (is_file and suffix_of(source)) or ".nii.gz"
+    suffix = suffix_of(source) if isinstance(source, Path) and not source.is_dir() else None
+    suffix = suffix or ".nii.gz"
     kinds = ("test", "probability") if save_probability else ("test",)
     return {kind: f"{name}_{kind}{suffix}" for kind in kinds}
 
@@ -153,9 +153,9 @@ class _Segmenter(NamedTuple):
         is_only = image is not None
         row = self._empty_row(name, source)
         try:
-            image = image if is_only else self.read(source)
+            image = self.read(source) if image is None else image
             row["fingerprint"] = _fingerprint(image, self.network_id)
-            if self._is_done(earlier, row, image, outputs):
+            if earlier is not None and self._is_done(earlier, row, image, outputs):
                 place = {key: row[key] for key in ("image", "series", "channel")}
                 return {**earlier, **place}, True
             results = segment(self.network, image, self.config)
@@ -163,6 +163,7 @@ class _Segmenter(NamedTuple):
             if is_only:
                 raise
             return {**row, "problem": printable(reason_of(error))}, False
+        assert isinstance(source, Path)  # otherwise `read` has raised it
         write_volumes(self.folder, dict(zip(outputs.values(), results, strict=False)), source)
         mask = results[0]
         findings = plane_findings(image, self.config) | mask_findings(mask, self.config)
@@ -183,10 +184,10 @@ class _Segmenter(NamedTuple):
         }
 
     def _is_done(
-        self, earlier: dict | None, row: dict, image: sitk.Image, outputs: dict[str, str]
+        self, earlier: dict, row: dict, image: sitk.Image, outputs: dict[str, str]
     ) -> bool:
         """Whether an earlier prediction wrote the same results, and they are still there."""
-        if earlier is None or earlier.get("fingerprint") != row["fingerprint"]:
+        if earlier["fingerprint"] != row["fingerprint"]:
             return False
         files = volume_files(outputs.values())
         try:
@@ -216,7 +217,7 @@ def _fingerprint(image: sitk.Image, network_id: str) -> str:
     """Hash of all that a mask depends on: network, geometry and voxels."""
     geometry = image.GetSpacing(), image.GetOrigin(), image.GetDirection()
     digest = hashlib.sha256(repr((network_id, geometry, image.GetSize())).encode())
-    digest.update(sitk.GetArrayViewFromImage(image))
+    digest.update(sitk.GetArrayViewFromImage(image).data)
     return digest.hexdigest()
 
 

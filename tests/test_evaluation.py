@@ -1,4 +1,4 @@
-"""Evaluation and prediction: every file that they leave, and all that they leave alone."""
+"""Evaluations: every file that they leave, and all that they leave alone."""
 
 import json
 
@@ -14,7 +14,6 @@ from src.data_manager import find_cases, read_case
 from src.evaluation import evaluate, evaluate_masks, load_network, mean_dice
 from src.fast_conv3d.network import FastVNet
 from src.predictor import largest_component, segment
-from src.report.results import read_history_of
 from src.utils.errors import DataError
 from src.utils.output_folder import MANIFEST, running
 from src.vnet import VNet, create_vnet
@@ -251,36 +250,6 @@ def test_nobody_else_may_write_there(data, results, config):
         with running(results, cases), pytest.raises(DataError, match=f"{results}: another evalu"):
             evaluate(bright, find_cases(data, ["Case1"]), config, {})
     assert {path.name: path.read_bytes() for path in results.iterdir()} == before
-
-
-# The training that a checkpoint comes from ------------------------------------------------------
-
-HISTORY = "epoch,step,learning_rate,train_loss,epoch_time_s,val_dice,later\n"
-
-
-@pytest.mark.parametrize("folder", ["", "ckpt"])
-def test_the_training_is_found_from_its_checkpoint(tmp_path, folder):
-    (tmp_path / "config.json").write_text("{}")
-    (tmp_path / "history.csv").write_text(
-        HISTORY + "1,9,0.01,0.5,1.0,,x\n2,18,0.02,0.25,1.0,0.8,y\n"
-    )
-    history = read_history_of(tmp_path / folder / "best.ckpt")
-    assert history["epoch"].tolist() == [1, 2]
-    assert history["train_loss"].tolist() == [0.5, 0.25]
-    assert history["learning_rate"].tolist() == [0.01, 0.02]
-    assert np.isnan(history["val_dice"][0]) and history["val_dice"][1] == 0.8
-
-
-@pytest.mark.parametrize(
-    "content",
-    [None, b"", b"epoch,loss\n1,2\n", HISTORY.encode() + b"1,9,a,b,c,d,e\n", b"\xff\xfe\0"],
-)
-def test_results_need_no_history(tmp_path, content):
-    assert read_history_of(tmp_path / "best.ckpt") is None  # nor a run
-    (tmp_path / "config.json").write_text("{}")
-    if content is not None:
-        (tmp_path / "history.csv").write_bytes(content)
-    assert read_history_of(tmp_path / "best.ckpt") is None
 
 
 # The commands, with a real network --------------------------------------------------------------

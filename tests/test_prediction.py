@@ -1,4 +1,4 @@
-"""Which images a command line means, their masks, and what becomes of each."""
+"""Predictions of many images: their masks, their rows in the tables, and what an end leaves."""
 
 import os
 import signal
@@ -9,19 +9,22 @@ import zipfile
 import mindspore as ms
 import numpy as np
 import pandas as pd
-import pydicom
 import pytest
 import SimpleITK as sitk
-from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
 from src import prediction
 from src.config import overridden
-from src.images.writing import write_volume
 from src.input_images import find_images
 from src.prediction import predict
 from src.utils.errors import DataError
+<<<<<<< HEAD
 from src.utils.output_folder import MANIFEST, claim, outputs_in, running
 from tests.helpers import ROOT, names_in, run_program, strict_json, touch, tree, wait_until
+=======
+from src.utils.output_folder import MANIFEST, outputs_in, running
+from tests.dicom_study import write_study
+from tests.helpers import ROOT, names_in, run_program, strict_json, tree, wait_until
+>>>>>>> 079ac06 (Tests of the report follow its modules; the volumes table and box plots have tests of their own)
 from tests.networks import bright
 from tests.volumes import geometry_error, read_array
 
@@ -44,6 +47,7 @@ def config(small_config, results):
     )
 
 
+<<<<<<< HEAD
 # Which images -----------------------------------------------------------------------------------
 
 
@@ -183,38 +187,9 @@ def test_two_images_of_one_name_are_refused(data):
         find_images([data / "img" / "Case1.nii.gz", data / "img"])
 
 
+=======
+>>>>>>> 079ac06 (Tests of the report follow its modules; the volumes table and box plots have tests of their own)
 # DICOM ------------------------------------------------------------------------------------------
-
-
-def write_study(folder, descriptions=("t2_tse_tra",)):
-    """A tree of axial MR slices without suffix, a folder per series: a bright box in noise."""
-    study_uid = generate_uid()
-    for number, description in enumerate(descriptions, 1):
-        series_uid = generate_uid()
-        noise = np.random.default_rng(number).integers(0, 90, (10, 24, 24))
-        noise[3:7, 8:16, 8:16] += 500
-        for k, plane in enumerate(noise.astype(np.uint16)):
-            slice_ = pydicom.Dataset()
-            slice_.SOPClassUID = MRImageStorage
-            slice_.SOPInstanceUID = generate_uid()
-            slice_.Modality, slice_.PatientID, slice_.SeriesDescription = "MR", "p", description
-            slice_.StudyInstanceUID, slice_.SeriesInstanceUID = study_uid, series_uid
-            slice_.SeriesNumber, slice_.InstanceNumber = number, k + 1
-            slice_.EchoTime, slice_.RepetitionTime = 100, 4000
-            slice_.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
-            slice_.ImagePositionPatient = [-15, -15, 3 * k]
-            slice_.PixelSpacing, slice_.SliceThickness = [1.25, 1.25], 3
-            slice_.Rows, slice_.Columns = plane.shape
-            slice_.SamplesPerPixel, slice_.PhotometricInterpretation = 1, "MONOCHROME2"
-            slice_.BitsAllocated = slice_.BitsStored = 16
-            slice_.HighBit, slice_.PixelRepresentation = 15, 0
-            slice_.PixelData = plane.tobytes()
-            slice_.file_meta = pydicom.dataset.FileMetaDataset()
-            slice_.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-            path = folder / f"S{number}" / f"IM{k:04d}"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            slice_.save_as(path, enforce_file_format=True)
-    return folder
 
 
 @pytest.mark.parametrize("kind", ["tree", "zip"])
@@ -237,21 +212,6 @@ def test_a_study_is_segmented_by_the_series_that_is_asked_for(tmp_path, config, 
     (row,) = strict_json(results / "volumes.json")["cases"]
     assert (row["image"], row["series"]) == (str(study), "2")
     assert "<article" in (results / "report.html").read_text("utf-8")
-
-
-def test_a_series_and_other_images_are_not_decided_in_silence(tmp_path, write_case, capsys):
-    study = write_study(tmp_path / "study")
-    image, mask = write_case(tmp_path, "Case0", ".mha")
-    mask.rename(study / "S1" / mask.name)  # is no image
-    assert find_images([study]) == {"study": study}
-    assert "1 mask(s) left out" in capsys.readouterr().out
-    image.rename(study / "S1" / image.name)
-    with pytest.raises(DataError) as error:
-        find_images([study])
-    assert str(error.value) == (
-        f"{study}: holds images ({study / 'S1' / image.name}) and DICOM files "
-        f"({study / 'S1' / 'IM0000'}); give the ones that are meant by their own path"
-    )
 
 
 # Prediction -------------------------------------------------------------------------------------

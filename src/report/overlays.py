@@ -120,9 +120,10 @@ def orient_to_lps(case: OverlayCase) -> Volumes:
         else sitk.GetArrayFromImage(sitk.DICOMOrient(mask, "LPS")) != 0
         for mask in (case.prediction, case.reference)
     )
-    box, margin_mm = bounding_box(prediction | reference), OVERLAY_MARGIN_MM
-    if not (prediction.any() or reference.any()):
-        box, margin_mm = [slice(0, side) for side in image_zyx.shape], 0
+    if prediction.any() or reference.any():
+        box, margin_mm = bounding_box(prediction | reference), OVERLAY_MARGIN_MM
+    else:
+        box, margin_mm = tuple(slice(0, side) for side in image_zyx.shape), 0
     return Volumes(
         image_zyx,
         prediction,
@@ -171,22 +172,33 @@ def axial_planes(volumes: Volumes, count: int) -> list[Plane]:
     ]
 
 
-def _width_mm(volumes, axes):
+def _width_mm(volumes: Volumes, axes: tuple[int, ...]) -> float:
     sides_mm = (volumes.high - volumes.low) * volumes.spacing_mm
     return float(max(sides_mm[list(axes)]) + 2 * volumes.margin_mm)
 
 
-def _plane(volumes, name, axis, index, letters, width_mm):
+def _plane(
+    volumes: Volumes, name: str, axis: int, index: int, letters: str, width_mm: float
+) -> Plane:
     rows, columns = (i for i in range(3) if i != axis)
-    arrays = (volumes.image, volumes.prediction, volumes.reference)
-    slices = [array.take(index, axis) for array in arrays]
+    image, prediction, reference = (
+        array.take(index, axis) for array in (volumes.image, volumes.prediction, volumes.reference)
+    )
     spacing_mm = volumes.spacing_mm[[rows, columns]]
     centre = (volumes.low + volumes.high)[[rows, columns]] / 2
     if rows == 0:  # z: turned over, so that the head is at the top
-        slices = [plane[::-1] for plane in slices]
+        image, prediction, reference = image[::-1], prediction[::-1], reference[::-1]
         centre[0] = len(volumes.image) - centre[0]
     return Plane(
-        name, letters, *slices, spacing_mm, centre * spacing_mm, width_mm, volumes.grey_range
+        name=name,
+        letters=letters,
+        image=image,
+        prediction=prediction,
+        reference=reference,
+        spacing_mm=spacing_mm,
+        centre_mm=centre * spacing_mm,
+        width_mm=width_mm,
+        grey_range=volumes.grey_range,
     )
 
 

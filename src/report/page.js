@@ -1,5 +1,5 @@
 
-// A press on a heading sorts the table by its column, and a second one the other way round.
+// A click on a heading sorts the table by this column, a second click in descending order.
 for (const table of document.querySelectorAll("table.sortable")) {
   const headers = [...table.tHead.rows[0].cells];
   const body = table.tBodies[0];

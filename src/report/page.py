@@ -141,31 +141,28 @@ def render_page(
     cases, worst_first = _report_cases(rows)
     style, script = ((FOLDER / name).read_text("utf-8") for name in ("page.css", "page.js"))
     origin = {key: value for key, value in metadata.items() if key != "configuration"}
-    return (
-        _environment()
-        .get_template("page.html")
-        .render(
-            is_evaluation=is_evaluation,
-            **(_evaluation_statistics(rows) if is_evaluation else _prediction_statistics(rows)),
-            cases=cases,
-            worst_first=worst_first,
-            failed=[case for case in worst_first if case.failures],
-            pictured=[case for case in worst_first if case.anchor],
-            pictures=_pictures(cases, overlay_cases),
-            training=_training_picture(history),
-            configuration=metadata.get("configuration", {}),
-            origin=origin,
-            columns=REFERENCE_COLUMNS if is_evaluation else VOLUME_COLUMNS,
-            csv_name=METRICS_CSV if is_evaluation else VOLUMES_CSV,
-            lowest_cases=LOWEST_CASES,
-            pictured_cases=PICTURED_CASES,
-            low_dice=LOW_DICE,
-            plausible_ml=PLAUSIBLE_ML,
-            style=style,
-            script=script,
-            style_hash=_csp_hash(style),
-            script_hash=_csp_hash(script),
-        )
+    template = _environment().get_template("page.html")
+    return template.render(
+        is_evaluation=is_evaluation,
+        **(_evaluation_statistics(rows) if is_evaluation else _prediction_statistics(rows)),
+        cases=cases,
+        worst_first=worst_first,
+        failed=[case for case in worst_first if case.failures],
+        pictured=[case for case in worst_first if case.anchor],
+        pictures=_pictures(cases, overlay_cases),
+        training=_training_picture(history),
+        configuration=metadata.get("configuration", {}),
+        origin=origin,
+        columns=REFERENCE_COLUMNS if is_evaluation else VOLUME_COLUMNS,
+        csv_name=METRICS_CSV if is_evaluation else VOLUMES_CSV,
+        lowest_cases=LOWEST_CASES,
+        pictured_cases=PICTURED_CASES,
+        low_dice=LOW_DICE,
+        plausible_ml=PLAUSIBLE_ML,
+        style=style,
+        script=script,
+        style_hash=_csp_hash(style),
+        script_hash=_csp_hash(script),
     )
 
 
@@ -295,7 +292,7 @@ def _count(number: int, noun: str) -> str:
 def _box_plot_picture(label: str, unit: str, groups: dict[str, list[float]]) -> Picture:
     title = f"{label} ({unit})" if unit else label
     medians = [
-        f"{name} {format_number(np.median(values), unit)}"
+        f"{name} {format_number(float(np.median(values)), unit)}"
         for name, values in groups.items()
         if values
     ]

@@ -1,0 +1,135 @@
+"""metrics.csv and .json, volumes.csv and .json: what is written comes back."""
+
+import json
+import math
+import os
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from easydict import EasyDict
+
+from src.metrics import summary
+from src.report.tables import (
+    CSV_COLUMNS,
+    JSON_KEYS,
+    VolumesTable,
+    volumes_frame,
+    write_metrics,
+    zoo_lines,
+)
+from src.utils.output_folder import writing
+from tests.helpers import strict_json
+from tests.report.made import ROWS
+
+
+def test_metrics_csv_comes_back_as_written(tmp_path):
+    last = [{**{k: v for k, v in row.items() if k != "case"}, "case": row["case"]} for row in ROWS]
+    write_metrics(last, tmp_path / "new" / "folder")
+    table = pd.read_csv(tmp_path / "new" / "folder" / "metrics.csv")
+    assert list(table.columns) == list(ROWS[0])
+    assert table["case"].tolist() == [row["case"] for row in ROWS]
+    for key in table.columns[1:]:
+        assert table[key].tolist() == pytest.approx([row[key] for row in ROWS], abs=1e-6), key
+
+
+def test_csv_numbers_are_plain_decimals(tmp_path):
+    rows = [{**ROWS[0], "dice": 1e-7, "hausdorff_mm": 123456789.123456789}]
+    write_metrics(rows, tmp_path)
+    values = (tmp_path / "metrics.csv").read_text().splitlines()[1].split(",")[1:]
+    for value in values:
+        assert set(value) <= set("-.0123456789"), value
+
+
+def test_metrics_json_holds_cases_summary_flags_and_extra(tmp_path):
+    extra = {"checkpoint": Path("ckpt", "best.ckpt"), "config": EasyDict(VolSize=[64, 64, 32])}
+    write_metrics(ROWS, tmp_path, extra)
+    content = strict_json(tmp_path / "metrics.json")
+    assert content == {
+        "checkpoint": str(Path("ckpt", "best.ckpt")),
+        "config": {"VolSize": [64, 64, 32]},
+        "summary": summary(ROWS),
+        "flagged": ["missed"],
+        "cases": ROWS,
+    }
+
+
+def test_a_path_that_is_not_utf8_is_kept_as_an_escape(tmp_path):
+    path = os.fsdecode(b"r\xfcn/best.ckpt")
+    write_metrics(ROWS, tmp_path, {"checkpoint": path})
+    assert json.loads((tmp_path / "metrics.json").read_bytes())["checkpoint"] == path
+
+
+@pytest.mark.parametrize(
+    ("value", "error"), [(math.nan, ValueError), (math.inf, ValueError), ({1}, TypeError)]
+)
+def test_what_json_cannot_hold_leaves_no_file(tmp_path, value, error):
+    with pytest.raises(error):
+        write_metrics(ROWS, tmp_path, {"loss": value})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_zoo_lines():
+    rows = [
+        {**ROWS[0], "dice": d, "hausdorff_mm": h} for d, h in ((0.75, 10.5), (0.5, 2), (0.25, 1))
+    ]
+    assert zoo_lines(rows) == ["avg_Hausdorff_distance: 4.5", "avg_dice: 0.5"]
+
+
+# volumes.csv and volumes.json --------------------------------------------------------------------
+
+
+def volume_row(case, **fields):
+    empty = dict.fromkeys(JSON_KEYS) | {"findings": [], "findings_text": []}
+    return {**empty, "case": case, "prostate_ml": 40.0, "mask": f"{case}_test.nrrd", **fields}
+
+
+@pytest.fixture
+def table(tmp_path):
+    table = VolumesTable(tmp_path, {"checkpoint": "best.ckpt"})
+    table.start(alone=True, keep=False)
+    return table
+
+
+def test_rows_are_in_both_files_after_each_image(table, tmp_path):
+    rows = [volume_row("a", findings=["small", "border"]), volume_row("b", problem="no image")]
+    for count, row in enumerate(rows, 1):
+        table.add(row)
+        csv = pd.read_csv(tmp_path / "volumes.csv")
+        assert csv.columns.tolist() == CSV_COLUMNS and csv["case"].tolist() == list("ab")[:count]
+    assert csv["findings"][0] == "small;border" and csv["problem"][1] == "no image"
+    content = strict_json(tmp_path / "volumes.json")
+    assert content == {"checkpoint": "best.ckpt", "flagged": ["a", "b"], "cases": rows}
+    assert table.rows() == rows
+    assert volumes_frame(rows).columns.tolist() == CSV_COLUMNS
+
+
+def test_a_case_has_one_row(table):
+    for row in (volume_row("a"), volume_row("b"), volume_row("a", prostate_ml=7.0)):
+        table.add(row)
+    assert [(row["case"], row["prostate_ml"]) for row in table.rows()] == [("b", 40), ("a", 7)]
+
+
+@pytest.mark.parametrize(
+    ("alone", "keep", "earlier", "left"),
+    [
+        (True, False, [], []),
+        (True, True, ["ours"], ["ours"]),  # a row is kept where its mask is there and ours
+        (False, False, [], ["ours", "foreign"]),
+        (False, True, ["ours"], ["ours", "foreign"]),
+    ],
+)
+def test_which_rows_of_an_earlier_prediction_stay(table, tmp_path, alone, keep, earlier, left):
+    for name in ("ours", "foreign"):
+        table.add(volume_row(name))
+    with writing(tmp_path, ["ours_test.nrrd"]):
+        (tmp_path / "ours_test.nrrd").touch()
+    (tmp_path / "foreign_test.nrrd").touch()
+    assert list(table.start(alone, keep)) == earlier
+    assert [row["case"] for row in table.rows()] == left
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"cases": [{"case": "a"}]}', '{"cases": 1}'])
+def test_a_table_of_another_version_has_no_rows(table, tmp_path, text):
+    (tmp_path / "volumes.json").write_text(text)
+    assert table.rows() == []
