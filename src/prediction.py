@@ -33,7 +33,7 @@ from .report.results import (
 from .report.tables import VOLUMES_CSV, VOLUMES_JSON, VolumesTable, volumes_frame
 from .utils import output_folder
 from .utils.errors import DataError, reason_of
-from .utils.files import check_name
+from .utils.files import check_name, hash_file
 
 log = logging.getLogger(__name__)
 
@@ -207,9 +207,8 @@ def _network_id(metadata: dict) -> str:
     """Hash of the weights and of the settings that change a mask."""
     settings = [metadata["configuration"].get(key) for key in MASK_KEYS]
     digest = hashlib.sha256(json.dumps(settings).encode())
-    with suppress(OSError), Path(metadata.get("checkpoint", "")).open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
+    with suppress(OSError):
+        hash_file(metadata.get("checkpoint", ""), digest)
     return digest.hexdigest()
 
 
