@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from ..utils.files import write_files
@@ -147,6 +148,34 @@ def box_plot_figure(groups: dict[str, list[float]], title: str) -> Figure:
     panel.spines[["top", "right", "bottom"]].set_visible(False)
     panel.set_title(title, fontsize=10, loc="left")
     return figure
+
+
+def add_line_legend(
+    figure: Figure,
+    lines: list[tuple[str, str, float]],
+    corner: tuple[float, float],
+    fontsize: float,
+) -> None:
+    """Adds a legend of lines, side by side.
+
+    Args:
+        figure: to add it to.
+        lines: label, colour and width in points of each.
+        corner: upper right corner of the legend, in shares of the figure.
+        fontsize: of the labels.
+    """
+    figure.legend(
+        handles=[
+            Line2D([], [], label=label, color=colour, linewidth=width_pt)
+            for label, colour, width_pt in lines
+        ],
+        loc="upper right",
+        bbox_to_anchor=corner,
+        borderaxespad=0,
+        ncols=len(lines),
+        fontsize=fontsize,
+        frameon=False,
+    )
 
 
 def save_png(figure: Figure, path: str | Path) -> None:

@@ -9,7 +9,6 @@ import SimpleITK as sitk
 from easydict import EasyDict
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from scipy import ndimage
 
 from .. import augment
@@ -17,7 +16,7 @@ from ..config import AUGMENT_KEYS, overridden, vnet_cfg
 from ..data_manager import TrainingVolume, intensity_on_network_grid, mask_to_network_grid
 from ..promise12.phantom import phantom_case
 from ..utils.files import write_files
-from .figures import PREDICTION_COLOUR, REFERENCE_COLOUR
+from .figures import PREDICTION_COLOUR, REFERENCE_COLOUR, add_line_legend
 
 CASES = 3  # phantoms; the first is shown, the last lends its histogram
 SAMPLES = 3  # with all transforms on
@@ -26,11 +25,10 @@ COLUMNS = 5
 CELL, GAP, CAPTION, TITLE = 2.2, 0.14, 0.5, 0.5
 DPI = 100
 GRID_MM = 16  # spacing of the grid lines that show how the original was deformed
-AFTER, BEFORE, GRID = (  # outline of the mask after and before the transform, grid lines
-    {"colors": REFERENCE_COLOUR, "linewidths": 2.0, "alpha": 1},
-    {"colors": PREDICTION_COLOUR, "linewidths": 1.2, "alpha": 1},
-    {"colors": "white", "linewidths": 0.7, "alpha": 0.5},
-)
+# Lines: the outline of the mask after and before the transform, the grid.
+AFTER: dict[str, Any] = {"colors": REFERENCE_COLOUR, "linewidths": 2.0, "alpha": 1}
+BEFORE: dict[str, Any] = {"colors": PREDICTION_COLOUR, "linewidths": 1.2, "alpha": 1}
+GRID: dict[str, Any] = {"colors": "white", "linewidths": 0.7, "alpha": 0.5}
 SMOOTHING = 0.8  # Gaussian sigma in voxels, against the steps of an outline
 
 
@@ -179,22 +177,12 @@ def gallery_figure(shown: list[Panel], voxel_mm: list[float]) -> Figure:
         fontsize=14,
         weight="bold",
     )
-    figure.legend(
-        handles=[
-            Line2D([], [], label=label, color=colour, linewidth=line["linewidths"])
-            for label, line, colour in (
-                ("prostate", AFTER, REFERENCE_COLOUR),
-                ("where it was", BEFORE, PREDICTION_COLOUR),
-                (f"{GRID_MM} mm grid of the original", GRID, "#999999"),
-            )
-        ],
-        loc="upper right",
-        bbox_to_anchor=(1 - GAP / width, 1 - 0.1 / height),
-        borderaxespad=0,
-        ncols=3,
-        fontsize=10,
-        frameon=False,
-    )
+    lines = [
+        ("prostate", REFERENCE_COLOUR, AFTER["linewidths"]),
+        ("where it was", PREDICTION_COLOUR, BEFORE["linewidths"]),
+        (f"{GRID_MM} mm grid of the original", "#999999", GRID["linewidths"]),
+    ]
+    add_line_legend(figure, lines, (1 - GAP / width, 1 - 0.1 / height), fontsize=10)
     return figure
 
 

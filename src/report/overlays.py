@@ -8,11 +8,10 @@ import numpy as np
 import SimpleITK as sitk
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 
 from ..metrics import bounding_box, dice, grid_difference, volume_ml
-from .figures import PREDICTION_COLOUR, REFERENCE_COLOUR, save_png
+from .figures import PREDICTION_COLOUR, REFERENCE_COLOUR, add_line_legend, save_png
 
 # In points. The thin line of the prediction is drawn over the broad one of the reference, so that
 # both are visible where they coincide.
@@ -217,31 +216,15 @@ def _overlay_figure(rows: list[_Row]) -> Figure:
             annotate_plane(panel, plane)
         x, y = GAP / width, (bottom + VIEW + 0.07) / height
         figure.text(x, y, row.title, fontsize=12, parse_math=False)
-    _add_legend(figure, has_reference)
+    lines = [("prediction", PREDICTION_COLOUR, PREDICTION_LINE_PT)]
+    if has_reference:
+        lines.insert(0, ("reference", REFERENCE_COLOUR, REFERENCE_LINE_PT))
+    add_line_legend(figure, lines, (1 - GAP / width, 1 - 0.05 / height), fontsize=11)
     if len(rows) > len(shown):
         kind = "lowest Dice" if has_reference else "first"
         text = f"{len(shown)} of {len(rows)} cases, {kind}"
         figure.text(GAP / width, 1 - 0.26 / height, text, fontsize=11)
     return figure
-
-
-def _add_legend(figure: Figure, has_reference: bool) -> None:
-    width, height = figure.get_size_inches()
-    lines = [("prediction", PREDICTION_COLOUR, PREDICTION_LINE_PT)]
-    if has_reference:
-        lines.insert(0, ("reference", REFERENCE_COLOUR, REFERENCE_LINE_PT))
-    figure.legend(
-        handles=[
-            Line2D([], [], label=label, color=colour, linewidth=line_pt)
-            for label, colour, line_pt in lines
-        ],
-        loc="upper right",
-        bbox_to_anchor=(1 - GAP / width, 1 - 0.05 / height),
-        borderaxespad=0,
-        ncols=2,
-        fontsize=11,
-        frameon=False,
-    )
 
 
 def draw_plane(panel: Axes, plane: Plane, line_scale: float = 1) -> None:
