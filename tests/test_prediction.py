@@ -17,14 +17,9 @@ from src.config import overridden
 from src.input_images import find_images
 from src.prediction import predict
 from src.utils.errors import DataError
-<<<<<<< HEAD
-from src.utils.output_folder import MANIFEST, claim, outputs_in, running
-from tests.helpers import ROOT, names_in, run_program, strict_json, touch, tree, wait_until
-=======
 from src.utils.output_folder import MANIFEST, outputs_in, running
 from tests.dicom_study import write_study
 from tests.helpers import ROOT, names_in, run_program, strict_json, tree, wait_until
->>>>>>> 079ac06 (Tests of the report follow its modules; the volumes table and box plots have tests of their own)
 from tests.networks import bright
 from tests.volumes import geometry_error, read_array
 
@@ -47,148 +42,6 @@ def config(small_config, results):
     )
 
 
-<<<<<<< HEAD
-# Which images -----------------------------------------------------------------------------------
-
-
-def test_images_of_files_and_folders(data, tmp_path, monkeypatch):
-    img, gt = data / "img", data / "gt"
-    assert find_images([str(img)]) == {
-        "Case0": img / "Case0.mhd",
-        "Case1": img / "Case1.nii.gz",
-        "Case2": img / "Case2.nrrd",
-    }
-    assert list(find_images([img / "Case2.nrrd", img / "Case0.mhd"])) == ["Case2", "Case0"]
-    both = tmp_path / "flat"
-    both.mkdir()
-    for path in (*img.iterdir(), *gt.iterdir()):
-        (both / path.name).write_bytes(path.read_bytes())
-    assert list(find_images([both])) == ["Case0", "Case1", "Case2"]  # masks are no scans
-    monkeypatch.chdir(img)
-    assert list(find_images(["."])) == ["Case0", "Case1", "Case2"]
-
-
-@pytest.mark.parametrize(
-    ("name", "is_mask"),
-    [
-        ("a_segmentation.mha", True),
-        ("a_Segmentation.mha", True),
-        ("a-seg.nii.gz", True),
-        ("a_seg.nrrd", True),
-        ("a.seg.nrrd", True),
-        ("a_label.nii", True),
-        ("a_labels.nii.gz", True),
-        ("a_mask.mhd", True),
-        ("labels/a.nii.gz", True),
-        ("labelsTr/a.nii.gz", True),
-        ("Masks/a.mha", True),
-        ("gt/a.mha", True),
-        ("imagesTr/a_0000.nii.gz", False),
-        ("unmask.mha", False),
-        ("a_mask_t2.mha", False),
-        ("labels_of_all/a.mha", False),
-        ("labels/t2/a.mha", False),
-    ],
-)
-def test_masks_are_known_by_their_names(tmp_path, capsys, make_image, name, is_mask):
-    """Left out of a folder with a line; named as a file, taken with a line."""
-    path = tmp_path / name
-    write_volume(make_image(np.arange(60, dtype=np.int16).reshape(3, 4, 5)), path)
-    line = f"{path.parent}: 1 mask(s) left out, by name or folder, such as {path}\n"
-    if is_mask:
-        with pytest.raises(DataError, match="no image there .*, only masks, by name or folder"):
-            find_images([path.parent])
-    else:
-        assert list(find_images([path.parent]).values()) == [path]
-    assert capsys.readouterr().out == line * is_mask
-    assert list(find_images([path]).values()) == [path]
-    line = f"{path}: a mask by its name; segmented because it was given as input\n"
-    assert capsys.readouterr().out == line * is_mask
-
-
-def test_other_contrasts_by_name_are_not_taken_for_t2(tmp_path, capsys):
-    """As PI-CAI lays them out; alone in a folder they are refused, named as files taken."""
-    folder = tmp_path / "10000"
-    touch(folder, *(f"10000_1_{kind}.mha" for kind in ("t2w", "adc", "hbv", "sag")), "b_t1.nii")
-    assert list(find_images([folder])) == ["10000_1_t2w"]
-    said = capsys.readouterr().out
-    assert f"4 image(s) of another contrast or plane left out, by name, such as {folder}" in said
-    assert list(find_images([folder / "10000_1_adc.mha"])) == ["10000_1_adc"]
-    assert "10000_1_adc.mha: no axial T2 by its name; segmented" in capsys.readouterr().out
-    (folder / "10000_1_t2w.mha").unlink()
-    with pytest.raises(DataError, match="only other contrasts or planes, by name, such as"):
-        find_images([folder])
-
-
-@pytest.mark.parametrize("folder, are_channels", [("imagesTs", True), ("scans", False)])
-def test_channels_of_nnunet_are_not_taken_for_cases(tmp_path, folder, are_channels):
-    touch(tmp_path / folder, *(f"P_{k:03}_0000.nii.gz" for k in range(3)))
-    assert len(find_images([tmp_path / folder])) == 3
-    touch(tmp_path / folder, "P_001_0001.nii.gz")
-    if not are_channels:
-        assert len(find_images([tmp_path / folder])) == 4
-        return
-    message = "P_001_0000.nii.gz and P_001_0001.nii.gz are channels of one case; give"
-    with pytest.raises(DataError, match=message):
-        find_images([tmp_path / folder])
-    assert len(find_images(sorted((tmp_path / folder).glob("*_0000.nii.gz")))) == 3
-
-
-def test_images_in_folders_below_are_not_left_out_in_silence(data, tmp_path, capsys):
-    with pytest.raises(
-        DataError, match=r"data: no image there .*only in folders below.*Case0\.mhd"
-    ):
-        find_images([data])
-    (data / "Case9.mha").touch()
-    assert list(find_images([data])) == ["Case9"]
-    said = capsys.readouterr().out
-    assert f"{data}: 3 image(s) in folders below it left out; give these folders too" in said
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match=r"empty: no image there \(\.mhd, .*\), nor DICOM"):
-        find_images([tmp_path / "empty"])
-    (data / "study.zip").touch()
-    find_images([data])
-    assert (
-        f"{data}: 1 .zip file(s) left out, such as {data / 'study.zip'}" in capsys.readouterr().out
-    )
-    # Among others it is one of those that fail.
-    found = find_images([tmp_path / "empty", data / "Case9.mha"])
-    assert isinstance(found["empty"], DataError) and found["Case9"] == data / "Case9.mha"
-
-
-def test_our_own_results_are_no_images(tmp_path, write_case):
-    """A prediction beside its image is not segmented in its turn."""
-    image, _ = write_case(tmp_path, "Case0")
-    mask = image.with_name("Case0_test.mhd")
-    write_volume(sitk.ReadImage(str(image)), mask)
-    assert list(find_images([image.parent])) == ["Case0", "Case0_test"]
-    mask.unlink()
-    claim(image.parent, [mask.name])
-    write_volume(sitk.ReadImage(str(image)), mask)
-    assert list(find_images([image.parent])) == ["Case0"]
-
-
-def test_a_link_is_called_by_its_own_name(tmp_path, data):
-    """Data stores keep files under their checksum and link to them."""
-    link = tmp_path / "patient.nrrd"
-    link.symlink_to(data / "img" / "Case2.nrrd")
-    assert list(find_images([link])) == ["patient"]
-
-
-def test_two_images_of_one_name_are_refused(data):
-    other = data / "Case0.nii.gz"
-    other.touch()
-    with pytest.raises(DataError) as error:
-        find_images([data / "img", other])
-    assert str(error.value) == (
-        f"{other}: also called Case0, like {data / 'img' / 'Case0.mhd'}; rename one"
-    )
-    with pytest.raises(DataError, match="also called Case1"):
-        find_images([data / "img" / "Case1.nii.gz", data / "img"])
-
-
-=======
->>>>>>> 079ac06 (Tests of the report follow its modules; the volumes table and box plots have tests of their own)
 # DICOM ------------------------------------------------------------------------------------------
 
 
