@@ -63,7 +63,7 @@ def test_masks_are_known_by_their_names(tmp_path, capsys, make_image, name, is_m
         assert list(find_images([path.parent]).values()) == [path]
     assert capsys.readouterr().out == line * is_mask
     assert list(find_images([path]).values()) == [path]
-    line = f"{path}: called like a mask, segmented since it was named\n"
+    line = f"{path}: a mask by its name; segmented because it was given as input\n"
     assert capsys.readouterr().out == line * is_mask
 
 
@@ -75,7 +75,7 @@ def test_other_contrasts_by_name_are_not_taken_for_t2(tmp_path, capsys):
     said = capsys.readouterr().out
     assert f"4 image(s) of another contrast or plane left out, by name, such as {folder}" in said
     assert list(find_images([folder / "10000_1_adc.mha"])) == ["10000_1_adc"]
-    assert "10000_1_adc.mha: called like no axial T2, segmented since" in capsys.readouterr().out
+    assert "10000_1_adc.mha: no axial T2 by its name" in capsys.readouterr().out
     (folder / "10000_1_t2w.mha").unlink()
     with pytest.raises(DataError, match="only other contrasts or planes, by name, such as"):
         find_images([folder])
