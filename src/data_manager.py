@@ -19,7 +19,7 @@ import numpy as np
 import SimpleITK as sitk
 from easydict import EasyDict
 
-from .images.formats import MASK_SUFFIX, SUFFIXES, images_in, stem, suffix_of
+from .images.formats import MASK_SUFFIX, SUFFIXES, images_in, only_file, stem, suffix_of
 from .images.intensity import check_scalar_3d, equalize, to_float32, z_score
 from .images.metaimage import data_file
 from .images.orientation import acquisition_plane, patient_direction
@@ -46,25 +46,21 @@ class Case:
 # --- finding ---------------------------------------------------------------------------------
 
 
-def _only(folder, found, wanted):
-    """The file of `found` that a name means: with its suffix, or the only one of its stem."""
-    paths = found.get(stem(wanted), [])
-    named = [path for path in paths if path.name == Path(wanted).name]
-    named = named or [path for path in paths if suffix_of(path) == suffix_of(wanted)]
-    if len(named) == 1:
-        return named[0]
+def _find_file(folder: Path, found: dict[str, list[Path]], name: str) -> Path:
+    """The file of `found` with this name, else of its stem and suffix, else of its stem."""
+    paths = found.get(stem(name), [])
     if not paths:
         for path in folder.iterdir():
-            if stem(os.fsencode(path.name).decode("utf-8", "replace")) == stem(wanted):
+            if stem(os.fsencode(path.name).decode("utf-8", "replace")) == stem(name):
                 check_name(path)  # there, but Python reads its name in another encoding
         raise DataError(
-            f"{folder}: no image {stem(wanted)} ({', '.join(SUFFIXES)}); "
+            f"{folder}: no image {stem(name)} ({', '.join(SUFFIXES)}); "
             "the split names it: add the file or take it out of the split"
         )
-    if len(paths) > 1:
-        names = ", ".join(path.name for path in paths)
-        raise DataError(f"{folder}: {names} are all called {stem(wanted)}; keep one of them")
-    return paths[0]
+    named = [path for path in paths if path.name == Path(name).name]
+    return only_file(
+        named or [path for path in paths if suffix_of(path) == suffix_of(name)] or paths
+    )
 
 
 def _mask_name(name: str) -> str:
@@ -90,8 +86,8 @@ def find_cases(data_path: str | Path, names: list[str], with_mask: bool = True) 
     return [
         Case(
             stem(name),
-            _only(image_folder, images, name),
-            _only(mask_folder, masks, _mask_name(name)) if with_mask else None,
+            _find_file(image_folder, images, name),
+            _find_file(mask_folder, masks, _mask_name(name)) if with_mask else None,
         )
         for name in names
     ]

@@ -18,11 +18,8 @@ import numpy as np
 import SimpleITK as sitk
 from scipy import ndimage
 
+from .images.grid import grid_difference
 from .utils.errors import DataError
-
-# Share of a voxel, and difference between direction cosines, up to which two grids are the same:
-# far above the rounding of a NIfTI header, far below anything that would move a distance.
-GRID_TOLERANCE = 1e-3
 
 
 class Metric(NamedTuple):
@@ -72,7 +69,9 @@ def case_metrics(reference: sitk.Image, prediction: sitk.Image) -> dict[str, flo
     reference_mask, prediction_mask = mask_array(reference), mask_array(prediction)
     difference = grid_difference(reference, prediction)
     if difference:
-        raise DataError(f"prediction has {difference} of its reference: bring both to one grid")
+        raise DataError(
+            f"the prediction is not on the grid of its reference: {difference}; resample it"
+        )
     spacing_zyx_mm = np.array(reference.GetSpacing()[::-1])
     size_zyx = np.array(reference.GetSize()[::-1])
     diagonal_mm = float(np.linalg.norm(size_zyx * spacing_zyx_mm))
@@ -330,19 +329,3 @@ def _distances(reference, prediction, to_prediction, to_reference, diagonal_mm) 
     return dict(
         zip(keys, (float(both.max()), float(percentile95), float(both.mean())), strict=True)
     )
-
-
-def grid_difference(reference: sitk.Image, other: sitk.Image) -> str:
-    """How the grid of an image differs from the reference's, such as "size (4, 4, 2), expected
-    (4, 4, 3)"; empty where it is the same."""
-    tolerance_mm = GRID_TOLERANCE * min(reference.GetSpacing())
-    for name, tolerance in (
-        ("Size", 0),
-        ("Spacing", tolerance_mm),
-        ("Origin", tolerance_mm),
-        ("Direction", GRID_TOLERANCE),
-    ):
-        expected, found = (getattr(image, f"Get{name}")() for image in (reference, other))
-        if len(found) != len(expected) or not np.allclose(found, expected, 0, tolerance):
-            return f"{name.lower()} {found}, expected {expected}"
-    return ""

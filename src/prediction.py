@@ -16,7 +16,8 @@ from tqdm import tqdm
 
 from .data_manager import channel_of
 from .images.formats import suffix_of
-from .images.reading import check_same_grid, read_image, read_volume
+from .images.grid import check_same_grid
+from .images.reading import read_image, read_volume
 from .input_images import printable
 from .metrics import volume_ml
 from .predictor import segment

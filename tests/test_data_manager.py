@@ -54,11 +54,15 @@ def test_of_two_files_of_a_stem_the_named_one_is_taken(tmp_path):
         (["Case01.mhd"], [], ["img: no image Case00 (", "take it out of the split"]),
         (["case00.mhd"], [], ["img: no image Case00 ("]),
         (["Case00.mhd"], ["Case00.mhd"], ["gt: no image Case00_segmentation ("]),
-        (["Case00.mha", "Case00.nii"], [], ["Case00.mha, Case00.nii are all called Case00"]),
+        (
+            ["Case00.mha", "Case00.nii"],
+            [],
+            ["Case00.mha and Case00.nii are one case by name, Case00"],
+        ),
         (
             ["Case00.mhd"],
             ["Case00_segmentation.mhd", "Case00_segmentation.mha"],
-            ["Case00_segmentation.mha, Case00_segmentation.mhd are all called"],
+            ["Case00_segmentation.mha and Case00_segmentation.mhd are one case"],
         ),
     ],
 )

@@ -9,7 +9,8 @@ from tests.helpers import ROOT
 # From the ground up; a folder stands for all its modules.
 FLOORS = (
     ("utils", "lr_schedule", "loss"),
-    ("images", "vnet", "metrics"),
+    ("images", "vnet"),
+    ("metrics",),
     ("config",),
     ("data_manager", "devices"),
     ("augment", "predictor", "promise12", "checkpoint", "fast_conv3d"),

@@ -1,6 +1,7 @@
 """File names of volumes: formats, case names, names of masks."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path, PurePath
 
 from ..utils.errors import DataError
@@ -44,3 +45,20 @@ def images_in(folder: str | Path) -> dict[str, list[Path]]:
         if suffix_of(path) and not path.name.startswith("."):
             found.setdefault(stem(path), []).append(path)
     return found
+
+
+def only_file(paths: Sequence[Path]) -> Path:
+    """Returns the file of a case, which must be the only one of its stem.
+
+    Args:
+        paths: the image files of one stem in a folder, at least one; see `images_in`.
+
+    Raises:
+        DataError: there are several.
+    """
+    if len(paths) > 1:
+        raise DataError(
+            f"{paths[0].parent}: {' and '.join(path.name for path in paths)} are one case by name, "
+            f"{stem(paths[0])}; keep one of them"
+        )
+    return paths[0]

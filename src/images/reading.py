@@ -11,10 +11,10 @@ from ..utils.files import check_name
 from . import metaimage, nrrd
 from .dicom import is_dicom, read_dicom
 from .formats import MASK_SUFFIX, META_SUFFIXES, NIFTI_SUFFIXES, SUFFIXES, suffix_of
+from .grid import check_same_grid
 from .nifti import FARTHEST_MM, VOXEL_SIZES_MM, read_nifti
 from .orientation import direction_matrix, reorder_like
 
-SAME_GRID_VOXELS = 0.05  # largest distance of the corners of an image and its mask
 LARGEST_SHEAR_DEG = 0.3  # largest deviation of two axes from perpendicular
 LABEL_TOLERANCE = 1e-3  # largest difference of a mask's values from whole numbers
 SHOWN_LABELS = 20
@@ -241,32 +241,3 @@ def _shown(values):
     listed = ", ".join(f"{value:.9g}" for value in values[:SHOWN_LABELS].tolist())
     more = len(values) - SHOWN_LABELS
     return listed + (f" and {more} more" if more > 0 else "")
-
-
-def check_same_grid(
-    image: sitk.Image, image_path: str | Path, mask: sitk.Image, mask_path: str | Path
-) -> None:
-    """Raises a DataError for a mask that does not have the same grid as its image."""
-    if image.GetSize() != mask.GetSize():
-        raise DataError(
-            f"{mask_path}: size {mask.GetSize()} differs from its image {image_path} "
-            f"{image.GetSize()}; resample the mask onto its image"
-        )
-    size = image.GetSize()
-    corners = [
-        [i * (size[0] - 1), j * (size[1] - 1), k * (size[2] - 1)] for i, j, k in np.ndindex(2, 2, 2)
-    ]
-    apart_mm = max(
-        np.linalg.norm(
-            np.subtract(
-                image.TransformIndexToPhysicalPoint(corner),
-                mask.TransformIndexToPhysicalPoint(corner),
-            )
-        )
-        for corner in corners
-    )
-    if apart_mm > SAME_GRID_VOXELS * min(image.GetSpacing()):
-        raise DataError(
-            f"{mask_path}: geometry differs from its image {image_path}, corners lie "
-            f"{apart_mm:.2f} mm apart; expected the same spacing, origin and direction"
-        )

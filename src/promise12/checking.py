@@ -10,7 +10,7 @@ import pandas as pd
 import SimpleITK as sitk
 from tqdm import tqdm
 
-from ..images.formats import MASK_SUFFIX, images_in
+from ..images.formats import MASK_SUFFIX, images_in, only_file
 from ..images.reading import read_image, read_mask
 from ..metrics import volume_ml
 from ..utils.errors import DataError
@@ -84,11 +84,11 @@ def _check_case(
     channel: int | None,
 ) -> dict[str, str | float]:
     problems = []
-    for paths in (images, masks):
-        if len(paths) > 1:
-            problems.append(
-                f"{' and '.join(path.name for path in paths)} are one case by name; keep one"
-            )
+    for paths in filter(None, (images, masks)):
+        try:
+            only_file(paths)
+        except DataError as error:
+            problems.append(str(error))
     if not images:
         problems.append(f"{masks[0].name}: mask without an image; add {case_id}.* to img/")
     if mask_needed and not masks:

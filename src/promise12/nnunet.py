@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from ..images.formats import only_file
 from ..images.reading import read_mask, read_volume
 from ..images.writing import write_volume
 from ..utils.errors import DataError, UsageError
@@ -76,12 +77,12 @@ def _cases(data_path):
     for folder in sets_of(data_path):
         is_training = folder == data_path or folder.name == "TrainData"
         for name, images, masks, _ in cases_of(folder):
-            if len(images) != 1 or len(masks) > 1 or (is_training and not masks):
+            if not images or (is_training and not masks):
                 raise DataError(
                     f"{folder}: {name} has {len(images)} image(s) and {len(masks)} mask(s), "
                     "expected one of each; prepare_data.py --check says what to do"
                 )
-            found = (images[0], masks[0] if masks else None)
+            found = (only_file(images), only_file(masks) if masks else None)
             if is_training:
                 training[name] = found
             else:

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 from ..data_manager import Case, find_cases
-from ..images.formats import MASK_SUFFIX, SUFFIXES, images_in, stem
+from ..images.formats import MASK_SUFFIX, SUFFIXES, images_in, only_file, stem
 from ..utils.errors import DataError, UsageError, reason_of
 from ..utils.files import check_name, write_files
 from .names import list_few
@@ -38,16 +38,12 @@ def list_cases(data_path: Path) -> list[str]:
             f"{data_path / 'img'}: no images ({', '.join(SUFFIXES)}) there; "
             "--data_path is the folder that holds img/ and gt/"
         )
-    for case_id, paths in images.items():
-        if len(paths) > 1:
+    files = [only_file(paths) for paths in images.values()]
+    for file in files:
+        check_name(file)
+        if not _IMAGE_NAME.fullmatch(file.name):
             raise DataError(
-                f"{paths[0].parent}: {' and '.join(path.name for path in paths)} "
-                f"are one case by name, {case_id}; keep one of them"
-            )
-        check_name(paths[0])
-        if not _IMAGE_NAME.fullmatch(paths[0].name):
-            raise DataError(
-                f"{paths[0]}: a split file cannot hold this name; "
+                f"{file}: a split file cannot hold this name; "
                 "rename it without commas, semicolons, quotes, tabs"
             )
     lacking = [case_id for case_id in images if case_id + MASK_SUFFIX not in masks]
@@ -56,7 +52,7 @@ def list_cases(data_path: Path) -> list[str]:
             f"{data_path / 'gt'}: no mask for {list_few(lacking, 5)}; expected e.g. "
             f"{lacking[0]}{MASK_SUFFIX}.mhd; add the masks or move these images away"
         )
-    return [paths[0].name for paths in images.values()]
+    return [file.name for file in files]
 
 
 def draw_splits(

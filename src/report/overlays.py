@@ -10,7 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
-from ..metrics import bounding_box, dice, grid_difference, volume_ml
+from ..images.grid import grid_difference
+from ..metrics import bounding_box, dice, volume_ml
 from .figures import PREDICTION_COLOUR, REFERENCE_COLOUR, add_line_legend, save_png
 
 # In points. The thin line of the prediction is drawn over the broad one of the reference, so that

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from src.images.formats import images_in, is_named_as_mask, stem, suffix_of
+from src.images.formats import images_in, is_named_as_mask, only_file, stem, suffix_of
 from src.utils.errors import DataError
 from src.utils.files import check_name
 from tests.helpers import touch
@@ -62,3 +62,9 @@ def test_a_name_that_is_not_utf8_is_refused_in_words_that_can_be_printed(name):
     assert str(error.value).startswith(name.decode("latin-1").replace("\xe4", "\\xe4"))
     str(error.value).encode("ascii")
     check_name(Path("Prostatä (1)+#%/Fälle.nii.gz"))
+
+
+def test_a_case_has_one_file():
+    assert only_file([Path("img/a.mhd")]) == Path("img/a.mhd")
+    with pytest.raises(DataError, match="^img: a.mhd and a.nii.gz are one case by name, a; keep"):
+        only_file([Path("img/a.mhd"), Path("img/a.nii.gz")])

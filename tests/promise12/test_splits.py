@@ -245,7 +245,7 @@ def test_a_split_line_means_the_file_with_its_suffix(tmp_path, line, image, mask
 def test_a_split_line_without_its_file_is_ambiguous(tmp_path):
     make_cases(tmp_path, ["Case03.mha", "Case03.nii"], ["Case03_segmentation.mha"])
     (tmp_path / "val.csv").write_text("Case03.mhd\n")
-    with pytest.raises(DataError, match="Case03.mha, Case03.nii are all called Case03"):
+    with pytest.raises(DataError, match="Case03.mha and Case03.nii are one case"):
         split_cases(tmp_path, tmp_path / "val.csv", "val", 0)
 
 

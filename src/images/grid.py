@@ -1,0 +1,54 @@
+"""Whether two images lie on the same voxels."""
+
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+from ..utils.errors import DataError
+
+# Two grids are the same where no corner voxel of one lies farther than this share of a voxel from
+# the other's. Headers round their numbers (NIfTI to float32, text to some digits), which moves the
+# corners by less; and so small a shift is far below the precision of any annotation.
+SAME_GRID_VOXELS = 0.05
+
+
+def grid_difference(reference: sitk.Image, other: sitk.Image) -> str:
+    """Returns how the grid of `other` differs from the reference's, "" where they are the same.
+
+    For example "size (4, 4, 2), expected (4, 4, 3)", or "corners up to 2.50 mm away: origin
+    (0.0, 2.5, 0.0), expected (0.0, 0.0, 0.0)".
+    """
+    if reference.GetSize() != other.GetSize():
+        return f"size {other.GetSize()}, expected {reference.GetSize()}"
+    largest = [side - 1 for side in reference.GetSize()]
+    corners = [np.multiply(end, largest).tolist() for end in np.ndindex(*[2] * len(largest))]
+    places_mm = [
+        np.array([image.TransformIndexToPhysicalPoint(corner) for corner in corners])
+        for image in (reference, other)
+    ]
+    apart_mm = float(np.linalg.norm(places_mm[0] - places_mm[1], axis=1).max())
+    if apart_mm <= SAME_GRID_VOXELS * min(reference.GetSpacing()):
+        return ""
+    geometry = {
+        name: (getattr(other, f"Get{name}")(), getattr(reference, f"Get{name}")())
+        for name in ("Spacing", "Origin", "Direction")
+    }
+    parts = [
+        f"{name.lower()} {found}, expected {expected}"
+        for name, (found, expected) in geometry.items()
+        if not np.allclose(found, expected, rtol=1e-6, atol=1e-6)
+    ]
+    return f"corners up to {apart_mm:.2f} mm away: {'; '.join(parts)}"
+
+
+def check_same_grid(
+    image: sitk.Image, image_path: str | Path, mask: sitk.Image, mask_path: str | Path
+) -> None:
+    """Raises a DataError where a mask does not lie on its image's voxels."""
+    difference = grid_difference(image, mask)
+    if difference:
+        raise DataError(
+            f"{mask_path}: not on the grid of its image {image_path}: {difference}; resample the "
+            "mask onto its image"
+        )
