@@ -104,7 +104,8 @@ stop() { # stop SIGNAL EXIT_CODE
 }
 
 # launch LOG NAME PYTHON ARGUMENT...: starts Python in the caller's folder, detached from the terminal,
-# and watches it until its work begins, START_SECONDS at most. WAIT=1 shows its output and waits for its end.
+# and watches it until its work begins, START_SECONDS at most: it says so in VNET_STATUS_FILE, see
+# src/utils/status.py. WAIT=1 shows its output and waits for its end.
 launch() {
   local log=$PWD/$1 entry=$2 python=$3 code=0
   export PYTHONUNBUFFERED=1
@@ -114,6 +115,11 @@ launch() {
   flock --nonblock 3 || true # held for as long as the process has its output there
   trap 'stop INT 130' INT
   trap 'stop TERM 143' TERM
+  if [[ ${WAIT:-0} != 1 ]]; then
+    VNET_STATUS_FILE=$(mktemp -d)/status.json || fail 1 "cannot make a temporary folder: set TMPDIR to one where you may write"
+    trap 'rm -rf -- "${VNET_STATUS_FILE%/*}"' EXIT
+    export VNET_STATUS_FILE
+  fi
   # Job control gives the process a group of its own, out of reach of the terminal's Ctrl-C.
   set -m
   nohup "$python" "$@" </dev/null >&3 2>&1 3>&- &
@@ -129,7 +135,7 @@ launch() {
   fi
   { # without bash's own notice of a process that a signal ended
     while [[ $foreground != 1 ]] && kill -0 "$child"; do
-      if ((SECONDS >= deadline)) || grep -qE '^(run: |evaluating )' "$log"; then exit 0; fi
+      if ((SECONDS >= deadline)) || grep -qs '"state": "running"' "$VNET_STATUS_FILE"; then exit 0; fi
       sleep 0.1
     done
     wait "$child" || code=$?

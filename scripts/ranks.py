@@ -19,7 +19,9 @@ import tempfile
 import time
 from pathlib import Path
 
-JOB = "VNET_JOB"  # environment variable: the folder where ranks say how they ended
+# Environment variables: the folder where ranks say how they ended; this host's first rank; see
+# src/utils/status.py.
+JOB, FIRST_RANK, STATUS_FILE = "VNET_JOB", "VNET_FIRST_RANK", "VNET_STATUS_FILE"
 LINES_SHOWN = 20  # of the log of the rank that failed
 END_SECONDS = 3  # for msrun or mpirun to end once a rank has failed
 LINGER_SECONDS = 60  # and once all have finished: msrun waits for its scheduler without a bound
@@ -54,9 +56,12 @@ def run(args):
     parent, job = os.getppid(), os.environ[JOB]
     if os.environ.get("MS_ROLE") == "MS_SCHED":  # msrun's meeting point, which trains nothing
         die_with_parent()
+        os.environ.pop(STATUS_FILE, None)
         os.execvp(args.command[0], args.command)
     rank = os.environ.get("OMPI_COMM_WORLD_RANK") or os.environ["RANK_ID"]
     os.environ["RANK_ID"] = rank
+    if rank != os.environ[FIRST_RANK]:  # one rank tells the launcher how far the training is
+        os.environ.pop(STATUS_FILE, None)
     if args.device_ids:
         os.environ["DEVICE_ID"] = args.device_ids.split(",")[int(rank)]
     log = Path(args.log.replace("{rank}", rank))
@@ -130,7 +135,7 @@ def start(args):
     with tempfile.TemporaryDirectory() as job:
         engine = subprocess.Popen(
             args.command,
-            env=os.environ | {JOB: job},
+            env=os.environ | {JOB: job, FIRST_RANK: str(args.first)},
             stdin=subprocess.DEVNULL,
             start_new_session=True,  # out of reach of signals that are meant for this process
             preexec_fn=die_with_parent,

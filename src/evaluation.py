@@ -28,6 +28,7 @@ from .report.results import (
 )
 from .report.tables import METRICS_CSV, METRICS_JSON, write_metrics, zoo_lines
 from .utils import output_folder
+from .utils.status import write_status
 from .vnet import create_vnet
 
 log = logging.getLogger(__name__)
@@ -144,6 +145,7 @@ def evaluate_masks(
     with output_folder.running(folder):
         output_folder.announce(folder, files)
         log.info(f"evaluating {len(cases)} cases")
+        write_status("running", results=str(folder.absolute()))
         rows = [_evaluate_case(predict_mask, case, config, folder) for case in cases]
         with output_folder.writing(folder, EVALUATION_FILES):
             write_metrics(rows, folder, metadata)

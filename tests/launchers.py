@@ -42,6 +42,9 @@ os.rename(path + ".new", path)
 if rank != "scheduler":
     print("run: results/infer/vnet.x" if rank == "0" else f"run: rank {rank} of one")
     print("\\n".join(f"line {number} of rank {rank}" for number in range(30)), flush=True)
+if os.environ.get("VNET_STATUS_FILE"):
+    with open(os.environ["VNET_STATUS_FILE"], "w") as file:
+        json.dump({"state": "running"}, file)
 seconds, code = json.loads(os.environ.get("ENDINGS", "{}")).get(rank, [60, 0])
 time.sleep(seconds)
 print(f"last words of rank {rank}", file=sys.stderr)

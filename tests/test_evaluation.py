@@ -1,6 +1,7 @@
 """Evaluations: every file that they leave, and all that they leave alone."""
 
 import json
+import os
 
 import mindspore as ms
 import numpy as np
@@ -10,7 +11,7 @@ import SimpleITK as sitk
 
 from src.checkpoint import save_weights
 from src.config import overridden, vnet_cfg
-from src.data_manager import find_cases, read_case
+from src.data_manager import Case, find_cases, read_case
 from src.evaluation import evaluate, evaluate_masks, load_network, mean_dice
 from src.fast_conv3d.network import FastVNet
 from src.predictor import largest_component, segment
@@ -87,6 +88,22 @@ def test_an_evaluation_leaves_masks_and_metrics(data, results, config, capsys):
     assert "avg_Hausdorff_distance: " in printed
     assert printed.splitlines()[-1].endswith(f" {results / 'report.html'}")
     assert mean_dice(bright, cases, config) == pytest.approx(np.mean(list(expected.values())))
+
+
+def test_an_evaluation_that_has_begun_says_where_its_results_go(
+    data, results, config, tmp_path, monkeypatch
+):
+    status_file = tmp_path / "status.json"
+    monkeypatch.setenv("VNET_STATUS_FILE", str(status_file))
+    with pytest.raises(DataError, match="Case7"):
+        evaluate(bright, [Case("Case7", data / "img/Case7.mhd")], config, {})
+    assert not status_file.exists()
+    evaluate(bright, find_cases(data, ["Case1"]), config, {})
+    assert json.loads(status_file.read_text()) == {
+        "state": "running",
+        "pid": os.getpid(),
+        "results": str(results),
+    }
 
 
 def test_earlier_results_are_replaced_with_a_notice(data, results, config, capsys):

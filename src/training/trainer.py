@@ -22,6 +22,7 @@ from ..fast_conv3d.network import to_fast_vnet
 from ..lr_schedule import learning_rates
 from ..promise12.splits import split_cases
 from ..utils.errors import DataError, UsageError
+from ..utils.status import write_status
 from ..vnet import VARIANTS, create_vnet
 from .callback import TrainingCallback
 from .epoch_end import EpochEnd
@@ -184,6 +185,7 @@ def train(
             config, cells, progress, rates, score if val_cases else None, folder, ranks
         )
         log.info(f"run: {folder}" if ranks.is_first else f"run: rank {ranks.rank} of one")
+        write_status("running", run_folder=folder and str(folder.absolute()))
         log.info(f"============== Starting Training fold {config.fold} ==============")
         with report_lost_ranks(ranks):
             ms.Model(cells.training_cell).train(

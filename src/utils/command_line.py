@@ -7,6 +7,7 @@ from collections.abc import Callable
 from .errors import DataError, UsageError, reason_of
 from .log import log_to_standard_streams
 from .process import lost_output, prepare_matplotlib, prepare_streams
+from .status import write_status
 
 MODEL_FORMATS = ("MINDIR", "ONNX", "AIR")
 RESEARCH_ONLY = "Not a medical device; for research."
@@ -36,6 +37,7 @@ def run(main: Callable[[], None]) -> None:
     prepare_streams()
     prepare_matplotlib()
     log_to_standard_streams()
+    write_status("starting")
     try:
         main()
         lost = lost_output()
@@ -61,9 +63,12 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(_line("interrupted", 130))
     if lost is not None:
         sys.exit(_line(f"standard output: {reason_of(lost)}; the work itself is done", 1))
+    write_status("finished")
 
 
 def _line(error, code):
     sys.stdout.flush()
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    message = " ".join(str(error).split())
+    write_status("failed", exit_code=code, error=message)
+    print(f"error: {message}", file=sys.stderr)
     return code

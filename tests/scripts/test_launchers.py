@@ -227,7 +227,13 @@ def test_the_launcher_returns_when_training_has_begun(caller, script):
     assert process.stderr_text == ""
     job = caller.job_pid()
     assert f"process {job}, log {caller.folder / Path(script).stem}.log\n" in process.stdout_text
-    ranks = [caller.call(rank)["pid"] for rank in range(3)]
+    calls = [caller.call(rank) for rank in range(3)]
+    ranks = [call["pid"] for call in calls]
+    # One rank tells the launcher, in a file that the launcher has removed by now.
+    status_files = [call["env"].get("VNET_STATUS_FILE") for call in calls]
+    assert status_files[1:] == [None, None] and not Path(status_files[0]).parent.exists()
+    if script != "train_distribute_gpu.sh":
+        assert "VNET_STATUS_FILE" not in caller.call("scheduler")["env"]
     os.killpg(os.getpgid(job), signal.SIGHUP)  # what closing the terminal sends
     time.sleep(0.5)
     assert all(map(alive, [job, *ranks]))

@@ -36,6 +36,9 @@ os.rename(os.environ["RECORD"] + ".new", os.environ["RECORD"])
 for line in os.environ.get("PRINT", "").split("|"):
     print("out", line)
 print("err", file=sys.stderr)
+if os.environ.get("STATE"):
+    with open(os.environ["VNET_STATUS_FILE"], "w") as file:
+        json.dump({"state": os.environ["STATE"]}, file)
 time.sleep(float(os.environ.get("SLEEP", "0")))
 print("last words", flush=True)
 if os.environ.get("DIE_OF"):
@@ -142,6 +145,28 @@ def test_the_launcher_returns_while_the_process_goes_on(caller, script):
     time.sleep(0.2)
     assert alive(pid)
     assert caller.log(script).read_text().splitlines() == ["out ", "err"]
+
+
+def test_the_launcher_returns_when_the_status_file_says_running(caller):
+    script = "train_standalone.sh"
+    process = caller.run(
+        script, *caller.arguments(script), START_SECONDS=60, SLEEP=60, STATE="running"
+    )
+    assert (process.returncode, process.stderr_text) == (0, "")
+    call = caller.call()
+    assert alive(call["pid"])
+    assert not Path(call["env"]["VNET_STATUS_FILE"]).parent.exists()
+
+
+def test_no_line_of_the_log_makes_the_launcher_return(caller):
+    """Else it would not have seen the end."""
+    lines, ending = "|run: results|evaluating 3 cases", {"SLEEP": 0.5, "EXIT": 3}
+    script = "eval.sh"
+    process = caller.run(
+        *(script, *caller.arguments(script)),
+        **{"START_SECONDS": 60, "STATE": "starting", "PRINT": lines, **ending},
+    )
+    assert process.returncode == 3
 
 
 @pytest.mark.parametrize(("ending", "code"), [({"EXIT": 3}, 3), ({"DIE_OF": 9}, 137)])

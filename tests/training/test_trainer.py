@@ -1,5 +1,6 @@
 """Trainings for real, in small: what a run leaves, resume, NaN, and each key that acts here."""
 
+import json
 import re
 import signal
 import subprocess
@@ -314,11 +315,17 @@ def test_a_run_without_a_checkpoint_yet_starts_again(data, whole_run):
     assert losses.values == whole_run[1][:3]
 
 
-def test_checkpoints_come_every_save_interval_and_at_the_end(data, whole_run):
-    """Also shows seed: with another one the losses are others; and there is no validation."""
+def test_checkpoints_come_every_save_interval_and_at_the_end(
+    data, whole_run, tmp_path, monkeypatch
+):
+    """Also shows seed: with another one the losses are others; there is no validation; and the
+    status file names the run."""
+    monkeypatch.setenv("VNET_STATUS_FILE", str(tmp_path / "status.json"))
     losses = Losses()
     folder = run(data, small(*SETTINGS, "epochs=3", "save_interval=2", "seed=2"), losses)
     assert losses.values[0] != whole_run[1][0]
+    status = json.loads((tmp_path / "status.json").read_text())
+    assert (status["state"], status["run_folder"]) == ("running", str(folder.absolute()))
     names = {path.name for path in (folder / "ckpt").iterdir()}
     assert names == {
         "checkpoint_vnet-2_3.ckpt",

@@ -113,8 +113,9 @@ def test_unbuffered_output_stays_so(tmp_path, environment, at_once):
 )
 def test_a_launcher_needs_no_reader(tmp_path, redirection, wait):
     """What it says of an earlier log, before it starts, does not keep it from that."""
-    stand_in = "#!/bin/sh\nsleep 0.3\necho evaluating 1 cases\nsleep 0.3\necho whole >result\n"
-    (tmp_path / "python").write_text(stand_in)
+    running = """[ ! "$VNET_STATUS_FILE" ] || echo '{"state": "running"}' >"$VNET_STATUS_FILE"\n"""
+    begin = "#!/bin/sh\nsleep 0.3\necho evaluating 1 cases\n"
+    (tmp_path / "python").write_text(f"{begin}{running}sleep 0.3\necho whole >result\n")
     (tmp_path / "python").chmod(0o755)
     (tmp_path / "data").mkdir()
     for name in ("a.ckpt", "val.csv", "eval.log"):
