@@ -206,7 +206,7 @@ BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 
 def _key(name: str) -> Key:
     if name not in KEYS:
-        raise UsageError(f"unknown configuration key {name!r}{nearest(str(name), KEYS)}")
+        raise UsageError(f"unknown configuration key {name!r}{nearest(name, KEYS)}")
     return KEYS[name]
 
 
@@ -319,14 +319,24 @@ def file_overrides(path: str | Path | None) -> list[str]:
 
 def _json_overrides(path: Path, text: str) -> list[str]:
     try:
-        values = json.loads(text)
-        if not isinstance(values, dict):
-            raise UsageError("expected an object of keys and values")
-        for name, value in values.items():
-            _check(_key(name), value)
+        return [f"{name}={_as_text(value)}" for name, value in _json_values(text).items()]
     except (ValueError, UsageError) as error:
         raise UsageError(f"--config {path}: {error}") from None
-    return [f"{name}={_as_text(value)}" for name, value in values.items()]
+
+
+def _json_values(text: str) -> dict[str, Any]:
+    """The keys and values of a JSON text, all of them checked.
+
+    Raises:
+        ValueError: not JSON.
+        UsageError: no object, an unknown key, a value of the wrong type or out of range.
+    """
+    values = json.loads(text)
+    if not isinstance(values, dict):
+        raise UsageError("expected an object of keys and values")
+    for name, value in values.items():
+        _check(_key(name), value)
+    return values
 
 
 def _yaml_overrides(path: Path, text: str) -> list[str]:
@@ -346,12 +356,14 @@ def _yaml_overrides(path: Path, text: str) -> list[str]:
     overrides: dict[str, str] = {}
     for name, value in root.value:
         where = f"--config {path}, line {name.start_mark.line + 1}"
-        parts = value.value if isinstance(value, yaml.SequenceNode) else [value]
+        is_list = isinstance(value, yaml.SequenceNode)
+        parts = value.value if is_list else [value]
         if not all(isinstance(part, yaml.ScalarNode) for part in (name, *parts)):
             raise UsageError(f"{where}: expected a key with a value or a list, such as epochs: 100")
         if name.value in overrides:
             raise UsageError(f"{where}: {name.value} a second time")
-        overrides[name.value] = f"{name.value}={','.join(part.value for part in parts)}"
+        text = ",".join(part.value for part in parts)
+        overrides[name.value] = f"{name.value}=[{text}]" if is_list else f"{name.value}={text}"
         try:
             overridden(vnet_cfg, [overrides[name.value]])
         except UsageError as error:
@@ -396,19 +408,17 @@ def load_config(path: str | Path) -> EasyDict:
         DataError: not JSON, an unknown key, or a value out of range.
     """
     try:
-        saved = json.loads(Path(path).read_text())
-        unknown = [key for key in saved if key not in KEYS]
-        if unknown:
-            raise UsageError(f"unknown key {unknown[0]!r}, written by another version?")
-        config = overridden({**vnet_cfg, **saved}, [])
-    except (ValueError, AttributeError, TypeError, UsageError) as error:
+        saved = _json_values(Path(path).read_text())
+    except (ValueError, UsageError) as error:
         raise DataError(
-            f"{path}: no configuration of this program ({error}); restore it, or move it away"
+            f"{path}: not a configuration of this version ({error}); restore it, or move it away"
         ) from None
+    config = overridden({**vnet_cfg, **saved}, [])
     if "plane" not in saved and not config.normDir:
         log.info(
-            f"note: {path} is of an earlier version, whose network saw the axes as the files store "
-            "them; if those of its training were not left, posterior, superior, train it anew"
+            f"note: {path} is of an earlier version, whose network saw the axes in the order of "
+            "the files; train again unless the training images were stored left, posterior, "
+            "superior"
         )
     return config
 
@@ -432,7 +442,9 @@ def config_of_checkpoint(checkpoint_path: str | Path, overrides: list[str]) -> E
     """
     path = config_path_of(checkpoint_path)
     if path is None:
-        log.info(f"{checkpoint_path}: no {CONFIG_NAME} near it, taking the defaults and --set")
+        log.info(
+            f"{checkpoint_path}: no {CONFIG_NAME} near it, taking the defaults, --config and --set"
+        )
         return overridden(vnet_cfg, overrides)
     return keeping(FIXED_BY_WEIGHTS, load_config(path), path, overrides)
 
@@ -446,30 +458,30 @@ def config_of_run(run_folder: str | Path, overrides: list[str]) -> EasyDict:
     """
     path = Path(run_folder, CONFIG_NAME)
     if not path.is_file():
-        raise DataError(f"{run_folder}: no {CONFIG_NAME}, not the folder of a run")
+        raise DataError(f"{run_folder}: not the folder of a run, which has a {CONFIG_NAME}")
     return keeping(FIXED_BY_RUN, load_config(path), path, overrides)
 
 
 def keeping(
-    keys: tuple[str, ...], saved: EasyDict, path: str | Path, overrides: list[str]
+    fixed: tuple[str, ...], saved: EasyDict, path: str | Path, overrides: list[str]
 ) -> EasyDict:
-    """A saved configuration with `overrides`, which must leave `keys` as they are.
+    """A saved configuration with `overrides`, which must not change some of its keys.
 
     Args:
-        keys: that are fixed.
+        fixed: keys that must stay as they are.
         saved: the configuration.
-        path: of the file that it comes from, for the message.
+        path: file that `saved` comes from, for the message.
         overrides: see `overridden`.
 
     Raises:
-        UsageError: an override of one of `keys`.
+        UsageError: an override changes one of `fixed`.
     """
     config = overridden(saved, overrides)
-    for key in keys:
+    for key in fixed:
         if config[key] != saved[key]:
             raise UsageError(
-                f"{key}={config[key]}: {path} has {key}={saved[key]}, which cannot change; leave "
-                "the key out of --set and --config"
+                f"{key}={config[key]}: {path} has {key}={saved[key]}; leave it out of --set and "
+                "--config"
             )
     return config
 

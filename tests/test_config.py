@@ -407,6 +407,7 @@ def test_no_file_and_an_empty_one(tmp_path):
         ("a.yaml", "width:\n  first: 8\n", ["line 1", "a value or a list"]),
         ("a.yaml", "VolSize: [[1, 2], 3]\n", ["line 1", "a value or a list"]),
         ("a.yaml", "width: 8\n  lr: [\n", ["line 2"]),
+        ("a.yaml", "width: [8]\n", ["line 1", "a whole number"]),
         ("a.yaml", "- width\n- 8\n", ["such as `epochs: 100`"]),
         ("a.yaml", "width: \x01\n", ["a.yaml"]),
         ("a.json", '{"widht": 8}', ["'widht'", "did you mean 'width'"]),
@@ -528,12 +529,12 @@ def test_keys_that_came_later_get_their_defaults(tmp_path):
     [
         ("", "Expecting value"),
         ('{"width": 8', ""),
-        ("[]", ""),
-        ("[1, 2]", "unknown key 1"),
-        ('"text"', "unknown key 't'"),
+        ("[]", "an object of keys and values"),
+        ("[1, 2]", "an object of keys and values"),
+        ('"text"', "an object of keys and values"),
         ("5", ""),
         ("null", ""),
-        ('{"model_type": "bert"}', "unknown key 'model_type'"),
+        ('{"model_type": "bert"}', "unknown configuration key 'model_type'"),
         ('{"width": "8"}', "width is '8', expected a whole number, such as 16"),
         ('{"width": 8.5}', "width is 8.5"),
         ('{"width": true}', "width is True"),
@@ -554,7 +555,7 @@ def test_foreign_and_corrupt_files_are_named(tmp_path, content, finding):
     with pytest.raises(DataError) as error:
         load_config(path)
     message = str(error.value)
-    assert message.startswith(f"{path}: no configuration of this program (")
+    assert message.startswith(f"{path}: not a configuration of this version (")
     assert finding in message and "restore it, or move it away" in message
     assert "\n" not in message
 
@@ -600,7 +601,7 @@ def test_a_checkpoint_alone_gets_the_defaults_and_a_line(tmp_path, capsys):
     config = config_of_checkpoint(checkpoint, ["width=8", "variant=monai"])
     assert config == overridden(vnet_cfg, ["width=8", "variant=monai"])
     assert capsys.readouterr().out == (
-        f"{checkpoint}: no config.json near it, taking the defaults and --set\n"
+        f"{checkpoint}: no config.json near it, taking the defaults, --config and --set\n"
     )
 
 
@@ -635,5 +636,5 @@ def test_some_keys_of_a_saved_configuration_stay(tmp_path):
 
 def test_a_broken_config_near_a_checkpoint_is_no_reason_to_guess(run_folder):
     (run_folder / "config.json").write_text("{")
-    with pytest.raises(DataError, match=r"config\.json: no configuration of this program"):
+    with pytest.raises(DataError, match=r"config\.json: not a configuration of this version"):
         config_of_checkpoint(run_folder / "ckpt" / "best.ckpt", [])

@@ -14,7 +14,7 @@ RESEARCH_ONLY = "Not a medical device; for research."
 MINDIR_VERSIONS = (3, 1)  # what MindSpore 2.10 writes; what MindSpore Lite 2.0 reads
 
 
-def new_parser(description: str, prog: str | None = None) -> ArgumentParser:
+def new_parser(description: str | None, prog: str | None = None) -> ArgumentParser:
     """An argument parser that shows its description line by line and ends with the disclaimer.
 
     Args:

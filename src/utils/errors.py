@@ -29,7 +29,7 @@ def reason_of(error: Exception, line: int = 0) -> str:
     """Why something failed, in the system's words or in one line of a library's message."""
     if isinstance(error, OSError) and error.errno:
         remedy = next((text for numbers, text in REMEDIES.items() if error.errno in numbers), "")
-        return error.strerror + (remedy and f"; {remedy}")
+        return str(error.strerror) + (remedy and f"; {remedy}")
     lines = str(error).strip().splitlines()
     return lines[line].strip() if lines else type(error).__name__
 

@@ -278,7 +278,7 @@ def test_what_the_model_fixes_cannot_be_overridden(model, item, has):
     with pytest.raises(UsageError) as error:
         config_of_model(model, [item])
     message = str(error.value)
-    assert f"--set {item.partition('=')[0]}=" in message
+    assert f"{item.partition('=')[0]}=" in message
     assert f"{description_path(model)} has {has}; leave it out" in message
     same = has.replace("[", "").replace("]", "").replace(" ", "")
     assert config_of_model(model, [same]) == config_of_model(model, [])
