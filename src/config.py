@@ -280,7 +280,7 @@ def overridden(config: dict, overrides: list[str]) -> EasyDict:
     return result
 
 
-def preset(name: str | None, resumes: bool = False) -> list[str]:
+def preset_overrides(name: str | None, resumes: bool = False) -> list[str]:
     """The overrides of one of `PRESETS`; none without a name, or for a run that is resumed.
 
     Raises:
@@ -446,7 +446,7 @@ def config_of_checkpoint(checkpoint_path: str | Path, overrides: list[str]) -> E
             f"{checkpoint_path}: no {CONFIG_NAME} near it, taking the defaults, --config and --set"
         )
         return overridden(vnet_cfg, overrides)
-    return keeping(FIXED_BY_WEIGHTS, load_config(path), path, overrides)
+    return override_unfixed(FIXED_BY_WEIGHTS, load_config(path), path, overrides)
 
 
 def config_of_run(run_folder: str | Path, overrides: list[str]) -> EasyDict:
@@ -459,10 +459,10 @@ def config_of_run(run_folder: str | Path, overrides: list[str]) -> EasyDict:
     path = Path(run_folder, CONFIG_NAME)
     if not path.is_file():
         raise DataError(f"{run_folder}: not the folder of a run, which has a {CONFIG_NAME}")
-    return keeping(FIXED_BY_RUN, load_config(path), path, overrides)
+    return override_unfixed(FIXED_BY_RUN, load_config(path), path, overrides)
 
 
-def keeping(
+def override_unfixed(
     fixed: tuple[str, ...], saved: EasyDict, path: str | Path, overrides: list[str]
 ) -> EasyDict:
     """A saved configuration with `overrides`, which must not change some of its keys.

@@ -24,11 +24,11 @@ from src.config import (
     config_path_of,
     default_text,
     file_overrides,
-    keeping,
     load_config,
     markdown_table,
     overridden,
-    preset,
+    override_unfixed,
+    preset_overrides,
     save_config,
     training_config,
     vnet_cfg,
@@ -207,14 +207,18 @@ def test_the_last_override_counts_and_the_original_stays():
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_sets_what_it_says_and_set_comes_on_top(name):
     assert PRESETS[name]
-    config = training_config("CPU", preset(name))
+    config = training_config("CPU", preset_overrides(name))
     assert config == {**vnet_cfg, **PRESETS[name]}
-    assert training_config("CPU", [*preset(name), "epochs=7"]) == {**config, "epochs": 7}
-    assert training_config("GPU", preset(name)) == config, "what was tried at one learning rate"
+    assert training_config("CPU", [*preset_overrides(name), "epochs=7"]) == {**config, "epochs": 7}
+    assert training_config("GPU", preset_overrides(name)) == config, (
+        "what was tried at one learning rate"
+    )
 
 
 def test_the_compact_preset_is_the_accurate_one_of_fewer_channels_and_voxels():
-    accurate, compact = (training_config("CPU", preset(name)) for name in ("accurate", "compact"))
+    accurate, compact = (
+        training_config("CPU", preset_overrides(name)) for name in ("accurate", "compact")
+    )
     differing = {key for key in accurate if accurate[key] != compact[key]}
     assert differing == {"width", "VolSize", "dstRes"}
     assert compact.width < accurate.width < vnet_cfg.width
@@ -223,18 +227,18 @@ def test_the_compact_preset_is_the_accurate_one_of_fewer_channels_and_voxels():
 
 
 def test_a_resumed_run_keeps_its_own_settings(capsys):
-    assert preset("accurate", resumes=True) == []
+    assert preset_overrides("accurate", resumes=True) == []
     assert (
         "the run keeps its own settings, --preset accurate is left out" in capsys.readouterr().out
     )
-    assert preset(None, resumes=True) == []
+    assert preset_overrides(None, resumes=True) == []
     assert capsys.readouterr().out == ""
 
 
 def test_no_preset_and_an_unknown_one():
-    assert preset(None) == []
+    assert preset_overrides(None) == []
     with pytest.raises(UsageError, match=r"--preset fast: expected one of accurate, compact"):
-        preset("fast")
+        preset_overrides("fast")
 
 
 WRONG = [
@@ -620,7 +624,7 @@ def test_what_the_weights_fix_cannot_be_overridden(run_folder, item):
 
 def test_some_keys_of_a_saved_configuration_stay(tmp_path):
     saved = overridden(vnet_cfg, ["VolSize=32,32,16", "threshold=0.3"])
-    keep = partial(keeping, ("VolSize", "normDir"), saved, tmp_path / "vnet.json")
+    keep = partial(override_unfixed, ("VolSize", "normDir"), saved, tmp_path / "vnet.json")
     assert keep([]) == saved
     changed = keep(["threshold=0.6", "VolSize=32,32,16", "normDir=false"])
     assert changed == overridden(saved, ["threshold=0.6"])

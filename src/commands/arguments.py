@@ -3,7 +3,15 @@
 from argparse import ArgumentParser, Namespace
 from typing import Any
 
-from ..config import GROUPS, KEYS, PRESETS, default_text, file_overrides, group_keys, preset
+from ..config import (
+    GROUPS,
+    KEYS,
+    PRESETS,
+    default_text,
+    file_overrides,
+    group_keys,
+    preset_overrides,
+)
 
 DEVICES = ("Ascend", "GPU", "CPU")
 
@@ -124,7 +132,7 @@ def overrides_of(args: Namespace, resumes: bool = False) -> list[str]:
     """
     arguments: dict[str, Any] = vars(args)
     return [
-        *preset(arguments.get("preset"), resumes),
+        *preset_overrides(arguments.get("preset"), resumes),
         *file_overrides(args.config),
         *args.overrides,
     ]

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from easydict import EasyDict
 
-from ..config import keeping, overridden, vnet_cfg
+from ..config import overridden, override_unfixed, vnet_cfg
 from ..images.intensity import FIELD_SIGMA_MM, HISTOGRAM_STEPS, LOG_OFFSET
 from ..utils.command_line import run
 from ..utils.errors import DataError, UsageError
@@ -213,7 +213,7 @@ def config_of_model(model_path: str | Path, overrides: list[str]) -> EasyDict:
             f"program passes 1; export with --batch_size 1: {export_command(Path(model_path))}"
         )
     saved = EasyDict({**vnet_cfg, **description["configuration"]})
-    return keeping(FIXED, saved, description_path(model_path), overrides)
+    return override_unfixed(FIXED, saved, description_path(model_path), overrides)
 
 
 def lite_path(model_path: Path) -> Path:
