@@ -42,10 +42,10 @@ class Implementation:
 
 def _ours(volumes, masks):
     from src.augment import augment_case
-    from src.config import AUGMENT_KEYS, overridden, vnet_cfg
+    from src.config import AUGMENT_KEYS, override_config, vnet_cfg
     from src.data_manager import TrainingVolume
 
-    config = overridden(vnet_cfg, [f"{key}=1" for key in AUGMENT_KEYS])
+    config = override_config(vnet_cfg, [f"{key}=1" for key in AUGMENT_KEYS])
     cases = [TrainingVolume(*case, "axial") for case in zip(volumes, masks, strict=True)]
     return lambda number: augment_case(cases, 0, number, config), "src/augment.py"
 

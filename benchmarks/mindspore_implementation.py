@@ -15,7 +15,7 @@ from benchmarks.machine import (
     usable_cores,
 )
 from benchmarks.worker import LEARNING_RATE
-from src.config import overridden, vnet_cfg
+from src.config import override_config, vnet_cfg
 from src.dataset import dropout_keep
 from src.devices.device import start_device
 from src.export.monai_weights import from_monai, read_state_dict
@@ -57,7 +57,7 @@ class Implementation:
     """
 
     def __init__(self, size: list[int], batch: int, fast_conv3d: str) -> None:
-        self.config = overridden(
+        self.config = override_config(
             vnet_cfg,
             [
                 "variant=monai",

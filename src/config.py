@@ -253,7 +253,7 @@ def _check(key: Key, value: Any) -> None:
 # Overrides --------------------------------------------------------------------------------------
 
 
-def overridden(config: dict, overrides: list[str]) -> EasyDict:
+def override_config(config: dict, overrides: list[str]) -> EasyDict:
     """A copy of `config` with `key=value` texts applied, all of it checked.
 
     Args:
@@ -365,7 +365,7 @@ def _yaml_overrides(path: Path, text: str) -> list[str]:
         text = ",".join(part.value for part in parts)
         overrides[name.value] = f"{name.value}=[{text}]" if is_list else f"{name.value}={text}"
         try:
-            overridden(vnet_cfg, [overrides[name.value]])
+            override_config(vnet_cfg, [overrides[name.value]])
         except UsageError as error:
             raise UsageError(f"{where}: {str(error).removeprefix('--set ')}") from None
     return list(overrides.values())
@@ -376,9 +376,9 @@ def training_config(device_target: str, overrides: list[str]) -> EasyDict:
 
     Args:
         device_target: "Ascend", "GPU" or "CPU".
-        overrides: see `overridden`.
+        overrides: see `override_config`.
     """
-    config = overridden(vnet_cfg, overrides)
+    config = override_config(vnet_cfg, overrides)
     if device_target == "GPU" and not _user_chose_lr(overrides):
         config.lr = ZOO_LR_ON_GPU
     return config
@@ -413,7 +413,7 @@ def load_config(path: str | Path) -> EasyDict:
         raise DataError(
             f"{path}: not a configuration of this version ({error}); restore it, or move it away"
         ) from None
-    config = overridden({**vnet_cfg, **saved}, [])
+    config = override_config({**vnet_cfg, **saved}, [])
     if "plane" not in saved and not config.normDir:
         log.info(
             f"note: {path} is of an earlier version, whose network saw the axes in the order of "
@@ -445,7 +445,7 @@ def config_of_checkpoint(checkpoint_path: str | Path, overrides: list[str]) -> E
         log.info(
             f"{checkpoint_path}: no {CONFIG_NAME} near it, taking the defaults, --config and --set"
         )
-        return overridden(vnet_cfg, overrides)
+        return override_config(vnet_cfg, overrides)
     return override_unfixed(FIXED_BY_WEIGHTS, load_config(path), path, overrides)
 
 
@@ -471,12 +471,12 @@ def override_unfixed(
         fixed: keys that must stay as they are.
         saved: the configuration.
         path: file that `saved` comes from, for the message.
-        overrides: see `overridden`.
+        overrides: see `override_config`.
 
     Raises:
         UsageError: an override changes one of `fixed`.
     """
-    config = overridden(saved, overrides)
+    config = override_config(saved, overrides)
     for key in fixed:
         if config[key] != saved[key]:
             raise UsageError(

@@ -11,7 +11,7 @@ import pytest
 import SimpleITK as sitk
 
 from src.checkpoint import save_weights
-from src.config import overridden, save_config, vnet_cfg
+from src.config import override_config, save_config, vnet_cfg
 from src.devices.device import start_device
 from src.utils.log import log_to_standard_streams
 from src.vnet import create_vnet
@@ -125,7 +125,7 @@ def data(tmp_path, write_case, oblique):
 def run_folder(tmp_path_factory):
     """An untrained run of width 2 with its checkpoint, configuration and history."""
     folder = tmp_path_factory.mktemp("run")
-    config = overridden(vnet_cfg, ["width=2", "VolSize=16,16,16", "dstRes=2.5,2.5,2.5"])
+    config = override_config(vnet_cfg, ["width=2", "VolSize=16,16,16", "dstRes=2.5,2.5,2.5"])
     save_config(config, folder / "config.json")
     (folder / "history.csv").write_text(
         "epoch,step,learning_rate,train_loss,epoch_time_s,val_dice,later\n"
@@ -143,7 +143,7 @@ def small_config():
 
     def config(*overrides):
         small = ("width=2", "VolSize=16,16,16", "dstRes=2.5,2.5,2.5", "batch_size=2")
-        return overridden(vnet_cfg, [*small, "cache_dir=off", *overrides])
+        return override_config(vnet_cfg, [*small, "cache_dir=off", *overrides])
 
     return config
 

@@ -13,7 +13,7 @@ from benchmarks.report import alternate, ratio, report_text, summary, table
 from benchmarks.volume import write_volume
 from benchmarks.worker import Worker
 from src import augment
-from src.config import overridden, vnet_cfg
+from src.config import override_config, vnet_cfg
 from src.utils.command_line import run
 from src.utils.errors import DataError
 from src.vnet import create_vnet
@@ -123,7 +123,7 @@ def test_implementations_that_differ_are_not_timed(difference):
 
 
 def test_layers_are_those_of_the_network():
-    network = create_vnet(overridden(vnet_cfg, ["variant=monai"]))
+    network = create_vnet(override_config(vnet_cfg, ["variant=monai"]))
     convolutions = sorted(
         parameter.shape
         for parameter in network.trainable_params()

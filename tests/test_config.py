@@ -26,7 +26,7 @@ from src.config import (
     file_overrides,
     load_config,
     markdown_table,
-    overridden,
+    override_config,
     override_unfixed,
     preset_overrides,
     save_config,
@@ -110,7 +110,7 @@ def test_variant_and_width_shape_the_network():
         (variant, width): {
             parameter.name: parameter.shape
             for parameter in create_vnet(
-                overridden(vnet_cfg, [f"variant={variant}", f"width={width}"])
+                override_config(vnet_cfg, [f"variant={variant}", f"width={width}"])
             ).get_parameters()
         }
         for variant in VARIANTS
@@ -128,7 +128,7 @@ def test_variant_and_width_shape_the_network():
 def test_fold_picks_a_file_of_a_split_folder(tmp_path):
     write_splits(tmp_path, draw_splits(None, folds=3))
     for fold in range(3):
-        config = overridden(vnet_cfg, [f"fold={fold}"])
+        config = override_config(vnet_cfg, [f"fold={fold}"])
         for kind in ("train", "val"):
             expected = tmp_path / f"{kind}_fold{fold}.csv"
             assert split_file(tmp_path, kind, config.fold) == expected
@@ -158,7 +158,7 @@ def test_defaults_are_the_zoos():
         "seed": 1,
     }
     assert {key: vnet_cfg[key] for key in zoo} == zoo
-    assert overridden(vnet_cfg, []) == vnet_cfg  # the defaults keep their own rules
+    assert override_config(vnet_cfg, []) == vnet_cfg  # the defaults keep their own rules
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,7 @@ def test_defaults_are_the_zoos():
     ],
 )
 def test_an_override_has_the_defaults_type(item, value):
-    config = overridden(vnet_cfg, [item])
+    config = override_config(vnet_cfg, [item])
     key = item.partition("=")[0]
     assert config[key] == value and type(config[key]) is type(vnet_cfg[key])
     assert {other: config[other] for other in config if other != key} == {
@@ -198,7 +198,7 @@ def test_an_override_has_the_defaults_type(item, value):
 
 def test_the_last_override_counts_and_the_original_stays():
     before = json.dumps(vnet_cfg)
-    config = overridden(vnet_cfg, ["VolSize=16,16,16", "epochs=2", "epochs=3"])
+    config = override_config(vnet_cfg, ["VolSize=16,16,16", "epochs=2", "epochs=3"])
     config.dstRes[0] = 9.0
     assert config.epochs == 3
     assert json.dumps(vnet_cfg) == before
@@ -288,7 +288,7 @@ WRONG = [
 @pytest.mark.parametrize("item, message", WRONG)
 def test_wrong_values_are_refused(item, message):
     with pytest.raises(UsageError) as error:
-        overridden(vnet_cfg, [item])
+        override_config(vnet_cfg, [item])
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -302,7 +302,7 @@ def test_each_rule_and_choice_was_tried():
 def test_each_choice_is_taken(key, choices):
     assert vnet_cfg[key] in choices
     for choice in choices:
-        assert overridden(vnet_cfg, [f"{key}={choice}"])[key] == choice
+        assert override_config(vnet_cfg, [f"{key}={choice}"])[key] == choice
 
 
 @pytest.mark.parametrize(
@@ -320,7 +320,7 @@ def test_each_choice_is_taken(key, choices):
 )
 def test_an_unknown_key_names_the_nearest(key, nearest):
     with pytest.raises(UsageError) as error:
-        overridden(vnet_cfg, [f"{key}=1"])
+        override_config(vnet_cfg, [f"{key}=1"])
     assert f"unknown configuration key {key!r}; did you mean " in str(error.value)
     if nearest:
         assert f"did you mean {nearest!r}?" in str(error.value)
@@ -328,7 +328,7 @@ def test_an_unknown_key_names_the_nearest(key, nearest):
 
 def test_a_key_like_no_other_gets_the_list():
     with pytest.raises(UsageError, match="'#'; known: task, fold, .*, flip_average$"):
-        overridden(vnet_cfg, ["#=1"])
+        override_config(vnet_cfg, ["#=1"])
 
 
 @pytest.mark.parametrize(
@@ -374,7 +374,7 @@ task: Übung 1
 def test_a_yaml_file_is_read_as_set_reads(tmp_path):
     path = tmp_path / "settings.yaml"
     path.write_text(YAML, "utf-8")
-    config = overridden(vnet_cfg, file_overrides(path))
+    config = override_config(vnet_cfg, file_overrides(path))
     assert config == {
         **vnet_cfg,
         "epochs": 7,
@@ -389,9 +389,9 @@ def test_a_yaml_file_is_read_as_set_reads(tmp_path):
 
 
 def test_a_runs_configuration_is_a_file_for_config(tmp_path):
-    saved = overridden(vnet_cfg, ["labels=1,2", "normDir=true", "lr=3e-7", "task=Übung 1"])
+    saved = override_config(vnet_cfg, ["labels=1,2", "normDir=true", "lr=3e-7", "task=Übung 1"])
     save_config(saved, tmp_path / "config.json")
-    assert overridden(vnet_cfg, file_overrides(tmp_path / "config.json")) == saved
+    assert override_config(vnet_cfg, file_overrides(tmp_path / "config.json")) == saved
 
 
 def test_no_file_and_an_empty_one(tmp_path):
@@ -500,7 +500,7 @@ def test_the_english_documentation_is_the_tables():
 
 def test_the_example_of_the_documentation_is_accepted(documentation, tmp_path):
     (tmp_path / "a.yaml").write_text(re.search(r"```yaml\n(.*?)```", documentation, re.DOTALL)[1])
-    config = overridden(vnet_cfg, file_overrides(tmp_path / "a.yaml"))
+    config = override_config(vnet_cfg, file_overrides(tmp_path / "a.yaml"))
     assert (config.epochs, config.VolSize) == (200, [64, 64, 32])
 
 
@@ -508,7 +508,7 @@ def test_the_example_of_the_documentation_is_accepted(documentation, tmp_path):
 
 
 def test_save_and_load_round_trip(tmp_path):
-    config = overridden(
+    config = override_config(
         vnet_cfg,
         ["VolSize=32,48,16", "dstRes=0.1,2,3.3", "lr=1e-7", "normDir=true", "task=Übung 1"],
     )
@@ -525,7 +525,7 @@ def test_save_and_load_round_trip(tmp_path):
 def test_keys_that_came_later_get_their_defaults(tmp_path):
     path = tmp_path / "config.json"
     path.write_text('{"width": 8, "VolSize": [16, 16, 16]}')
-    assert load_config(path) == overridden(vnet_cfg, ["width=8", "VolSize=16,16,16"])
+    assert load_config(path) == override_config(vnet_cfg, ["width=8", "VolSize=16,16,16"])
 
 
 @pytest.mark.parametrize(
@@ -577,7 +577,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, full_disk):
 def run_folder(tmp_path):
     """A run whose weights are not of the default configuration."""
     (tmp_path / "ckpt").mkdir()
-    trained = overridden(vnet_cfg, ["width=4", "VolSize=32,32,16", "variant=paper"])
+    trained = override_config(vnet_cfg, ["width=4", "VolSize=32,32,16", "variant=paper"])
     save_config(trained, tmp_path / "config.json")
     return tmp_path
 
@@ -594,16 +594,16 @@ def test_config_one_folder_up_or_beside(run_folder, place, monkeypatch, capsys):
 
 
 def test_the_nearer_config_counts(run_folder):
-    save_config(overridden(vnet_cfg, ["width=2"]), run_folder / "ckpt" / "config.json")
+    save_config(override_config(vnet_cfg, ["width=2"]), run_folder / "ckpt" / "config.json")
     assert config_of_checkpoint(run_folder / "ckpt" / "best.ckpt", []).width == 2
 
 
 def test_a_checkpoint_alone_gets_the_defaults_and_a_line(tmp_path, capsys):
     checkpoint = tmp_path / "a" / "b" / "VNet.ckpt"
     checkpoint.parent.mkdir(parents=True)
-    save_config(overridden(vnet_cfg, ["width=2"]), tmp_path / "config.json")  # two folders up
+    save_config(override_config(vnet_cfg, ["width=2"]), tmp_path / "config.json")  # two folders up
     config = config_of_checkpoint(checkpoint, ["width=8", "variant=monai"])
-    assert config == overridden(vnet_cfg, ["width=8", "variant=monai"])
+    assert config == override_config(vnet_cfg, ["width=8", "variant=monai"])
     assert capsys.readouterr().out == (
         f"{checkpoint}: no config.json near it, taking the defaults, --config and --set\n"
     )
@@ -623,11 +623,11 @@ def test_what_the_weights_fix_cannot_be_overridden(run_folder, item):
 
 
 def test_some_keys_of_a_saved_configuration_stay(tmp_path):
-    saved = overridden(vnet_cfg, ["VolSize=32,32,16", "threshold=0.3"])
+    saved = override_config(vnet_cfg, ["VolSize=32,32,16", "threshold=0.3"])
     keep = partial(override_unfixed, ("VolSize", "normDir"), saved, tmp_path / "vnet.json")
     assert keep([]) == saved
     changed = keep(["threshold=0.6", "VolSize=32,32,16", "normDir=false"])
-    assert changed == overridden(saved, ["threshold=0.6"])
+    assert changed == override_config(saved, ["threshold=0.6"])
     assert saved.threshold == 0.3  # the saved one is not touched
     for item, has in (("VolSize=32,32,32", [32, 32, 16]), ("normDir=true", False)):
         key = item.partition("=")[0]

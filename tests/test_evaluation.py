@@ -10,7 +10,7 @@ import pytest
 import SimpleITK as sitk
 
 from src.checkpoint import save_weights
-from src.config import overridden, vnet_cfg
+from src.config import override_config, vnet_cfg
 from src.data_manager import Case, find_cases, read_case
 from src.evaluation import evaluate, evaluate_masks, load_network, mean_dice
 from src.fast_conv3d.network import FastVNet
@@ -203,7 +203,7 @@ def test_masks_from_elsewhere_are_evaluated_alike(data, results, config, capsys)
 
     other = results.with_name("other")
     about = {"model": "vnet.mindir", "settings": {"threshold": 0.3}}
-    elsewhere = overridden(config, [f"dirPredictionImage={other}"])
+    elsewhere = override_config(config, [f"dirPredictionImage={other}"])
     assert evaluate_masks(segmented, cases, elsewhere, about) == rows
     assert asked == cases
     assert names_in(other) == names_in(results)
@@ -255,7 +255,7 @@ def test_what_somebody_should_look_at_is_told_everywhere(data, results, config, 
     ]
     page = (results / "report.html").read_text("utf-8")
     assert "2 failures" in page and "sagittal slices, trained on axial ones" in page
-    evaluate(bright, find_cases(data, ["Side"]), overridden(config, ["plane=sagittal"]), {})
+    evaluate(bright, find_cases(data, ["Side"]), override_config(config, ["plane=sagittal"]), {})
     assert "warning" not in capsys.readouterr().err
 
 
@@ -332,7 +332,9 @@ def test_fast_and_plain_convolutions_give_the_same_masks(data, tmp_path, config)
         parameter.set_data(ms.Tensor(seeded.parameter(parameter.name, parameter.shape)))
     save_weights(network, tmp_path / "seeded.ckpt")
     fast, plain, perturbed = (
-        load_network(tmp_path / "seeded.ckpt", overridden(config, [f"fast_conv3d={choice}"]), "CPU")
+        load_network(
+            tmp_path / "seeded.ckpt", override_config(config, [f"fast_conv3d={choice}"]), "CPU"
+        )
         for choice in ("on", "off", "on")
     )
     assert isinstance(fast, FastVNet) and isinstance(plain, VNet)

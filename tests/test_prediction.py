@@ -13,7 +13,7 @@ import pytest
 import SimpleITK as sitk
 
 from src import prediction
-from src.config import overridden
+from src.config import override_config
 from src.input_images import find_images
 from src.prediction import predict
 from src.utils.errors import DataError
@@ -315,7 +315,7 @@ def test_what_somebody_should_look_at_is_told_everywhere(data, results, config, 
         f"warning: {name}: {'; '.join(found)}" for name, found in words.items()
     ]
     assert read_array(results / "Side_test.mha").any()
-    predict(bright, {"Side": side}, overridden(config, ["plane=sagittal"]), {})
+    predict(bright, {"Side": side}, override_config(config, ["plane=sagittal"]), {})
     assert rows_of(results)["Side"]["findings"] == "small"
 
 
@@ -368,7 +368,7 @@ def test_what_is_done_stays_and_the_rest_can_be_done_later(data, results, config
     assert "2 of 3 masks are of an earlier run" in capsys.readouterr().out
     assert (results / "report.html").read_text("utf-8").count("<article") == 3
     whole = results.with_name("whole")
-    predict(bright, images, overridden(config, [f"dirPredictionImage={whole}"]), {})
+    predict(bright, images, override_config(config, [f"dirPredictionImage={whole}"]), {})
     assert rows_of(results) == rows_of(whole)
     # Without the option all is done anew.
     network, asked = counting()
@@ -392,7 +392,7 @@ def test_only_what_would_come_out_the_same_is_kept(tmp_path, data, config, resul
     elif change == "geometry":
         image.SetSpacing((1.25, 1.25, 2.6))
     elif change == "settings":
-        config = overridden(config, ["threshold=0.4"])
+        config = override_config(config, ["threshold=0.4"])
     elif change == "checkpoint":
         checkpoint.write_bytes(b"other weights")
     elif change == "mask":

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from mindspore import nn
 
-from src.config import overridden, vnet_cfg
+from src.config import override_config, vnet_cfg
 from src.export.monai_weights import from_monai, monai_names
 from src.loss import DiceLoss
 from src.utils.errors import UsageError
@@ -383,7 +383,7 @@ def test_depths_and_channels_of_the_stages():
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_create_vnet_takes_variant_and_width_from_the_configuration(variant):
-    network = create_vnet(overridden(vnet_cfg, [f"variant={variant}", "width=2"]))
+    network = create_vnet(override_config(vnet_cfg, [f"variant={variant}", "width=2"]))
     assert {p.name: p.shape for p in network.get_parameters()} == {
         p.name: p.shape for p in small_vnet(variant).get_parameters()
     }

@@ -92,10 +92,10 @@ def tolerance(target: str, precision: str) -> float:
 
 
 def configuration(precision: str, *overrides: str):
-    from ..config import overridden, vnet_cfg
+    from ..config import override_config, vnet_cfg
 
     fixed = (f"precision={precision}", "fast_conv3d=off", "dropout=0.5")
-    return overridden(vnet_cfg, [*fixed, *overrides])
+    return override_config(vnet_cfg, [*fixed, *overrides])
 
 
 def layer(name: str, shapes: list[tuple[int, ...]]):

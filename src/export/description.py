@@ -18,7 +18,7 @@ from pathlib import Path
 
 from easydict import EasyDict
 
-from ..config import overridden, override_unfixed, vnet_cfg
+from ..config import override_config, override_unfixed, vnet_cfg
 from ..images.intensity import FIELD_SIGMA_MM, HISTOGRAM_STEPS, LOG_OFFSET
 from ..utils.command_line import run
 from ..utils.errors import DataError, UsageError
@@ -127,7 +127,7 @@ def _load(path, model_path):
             raise ValueError(
                 f"a configuration with the keys {', '.join(description['configuration'])}"
             )
-        overridden({**vnet_cfg, **description["configuration"]}, [])
+        override_config({**vnet_cfg, **description["configuration"]}, [])
         int(description["input"]["shape"][0])
         if not all(
             {"format", "sha256", "checkpoint_sha256"} <= set(f)

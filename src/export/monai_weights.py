@@ -6,7 +6,7 @@ import mindspore as ms
 import numpy as np
 
 from ..checkpoint import save_weights
-from ..config import CONFIG_NAME, overridden, save_config, vnet_cfg
+from ..config import CONFIG_NAME, override_config, save_config, vnet_cfg
 from ..utils.errors import DataError, UsageError
 from ..vnet import DOWN_NAMES, UP_NAMES, VARIANTS, VNet
 
@@ -181,7 +181,7 @@ def import_monai(state_dict_path: str | Path, ckpt_path: str | Path) -> None:
     ckpt_path.parent.mkdir(parents=True, exist_ok=True)
     save_weights(network, ckpt_path)
     try:
-        save_config(overridden(vnet_cfg, ["variant=monai"]), config_path)
+        save_config(override_config(vnet_cfg, ["variant=monai"]), config_path)
     except OSError:
         ckpt_path.unlink()  # without configuration it would be loaded as variant 'zoo'
         raise

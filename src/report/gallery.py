@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from scipy import ndimage
 
 from .. import augment
-from ..config import AUGMENT_KEYS, overridden, vnet_cfg
+from ..config import AUGMENT_KEYS, override_config, vnet_cfg
 from ..data_manager import TrainingVolume, intensity_on_network_grid, mask_to_network_grid
 from ..promise12.phantom import phantom_case
 from ..utils.files import write_files
@@ -56,7 +56,7 @@ def write_gallery(path: str | Path, seed: int) -> None:
         UsageError: `seed` is below 0.
         DataError: the file cannot be written.
     """
-    config = overridden(vnet_cfg, [f"seed={seed}", *(f"{key}=1" for key in AUGMENT_KEYS)])
+    config = override_config(vnet_cfg, [f"seed={seed}", *(f"{key}=1" for key in AUGMENT_KEYS)])
     volumes = [_phantom_volume(config, index) for index in range(CASES)]
     png = BytesIO()
     gallery_figure(gallery_panels(volumes, config), config.dstRes).savefig(png)

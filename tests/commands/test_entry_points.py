@@ -11,7 +11,7 @@ import pytest
 import SimpleITK as sitk
 
 from src.checkpoint import save_weights
-from src.config import PRESETS, load_config, overridden, save_config, vnet_cfg
+from src.config import PRESETS, load_config, override_config, save_config, vnet_cfg
 from src.export.description import describe
 from src.utils.files import hash_file
 from src.vnet import create_vnet
@@ -36,7 +36,7 @@ def healthy(tmp_path_factory, write_case):
     (folder / "train.csv").write_text("Case00.mhd\nCase01.mhd\n")
     (folder / "val.csv").write_text("Case02.mhd\n")
     (folder / "run").mkdir()
-    config = overridden(vnet_cfg, ["VolSize=16,16,16", "dstRes=4,4,4", "width=2"])
+    config = override_config(vnet_cfg, ["VolSize=16,16,16", "dstRes=4,4,4", "width=2"])
     save_config(config, folder / "run" / "config.json")
     save_weights(create_vnet(config), folder / "run" / "best.ckpt")
     model = folder / "vnet.mindir"

@@ -9,7 +9,7 @@ from src.commands.arguments import (
     add_model_arguments,
     overrides_of,
 )
-from src.config import PRESETS, overridden, vnet_cfg
+from src.config import PRESETS, override_config, vnet_cfg
 
 
 def parse(words, *adders):
@@ -60,7 +60,7 @@ def test_overrides_are_those_of_preset_file_and_set(tmp_path):
     file = tmp_path / "a.yaml"
     file.write_text("width: 6\nfold: 2\n")
     args = parse(f"--set fold=3 --labels 1,2 --preset compact --config {file}", add)
-    assert overridden(vnet_cfg, overrides_of(args)) == {
+    assert override_config(vnet_cfg, overrides_of(args)) == {
         **vnet_cfg,
         **PRESETS["compact"],
         "width": 6,

@@ -10,7 +10,7 @@ from pathlib import Path
 import mindspore as ms
 import numpy as np
 
-from src.config import overridden, vnet_cfg
+from src.config import override_config, vnet_cfg
 from src.devices.device import start_communication, start_device
 from src.loss import DiceLoss
 from src.training import epoch_end
@@ -49,7 +49,7 @@ class Weights(ms.Callback):
 
 
 def config_of(*overrides):
-    return overridden(vnet_cfg, [*SETTINGS, *overrides])
+    return override_config(vnet_cfg, [*SETTINGS, *overrides])
 
 
 def batch_of(network, rank):

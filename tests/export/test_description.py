@@ -10,7 +10,7 @@ import SimpleITK as sitk
 from scipy import ndimage
 from scipy.optimize import linear_sum_assignment
 
-from src.config import overridden, vnet_cfg
+from src.config import override_config, vnet_cfg
 from src.data_manager import image_to_network_grid
 from src.export.description import (
     config_of_model,
@@ -34,7 +34,7 @@ KEYS = {
 
 
 def config_of(*overrides):
-    return overridden(vnet_cfg, ["VolSize=32,48,16", "dstRes=1.25,1,3.6", *overrides])
+    return override_config(vnet_cfg, ["VolSize=32,48,16", "dstRes=1.25,1,3.6", *overrides])
 
 
 def put(path, config=None, checkpoint="a" * 64, batch_size=1, **facts):

@@ -13,7 +13,7 @@ import pytest
 import SimpleITK as sitk
 from mindspore import nn
 
-from src.config import overridden, vnet_cfg
+from src.config import override_config, vnet_cfg
 from src.data_manager import TrainingVolume, intensity_on_network_grid, mask_to_network_grid
 from src.dataset import TrainingSamples
 from src.fast_conv3d import build, operators
@@ -359,7 +359,7 @@ def test_unfit_volumes_are_refused(mode, training, shape, dtype, error, found):
 
 
 def config_of(choice):
-    return overridden(vnet_cfg, ["width=1", f"fast_conv3d={choice}"])
+    return override_config(vnet_cfg, ["width=1", f"fast_conv3d={choice}"])
 
 
 @pytest.fixture
@@ -449,7 +449,7 @@ STEPS, STEPS_COMPARED = 30, 6
 @pytest.fixture(scope="module")
 def phantom_volumes():
     """Three phantom cases on a small network grid."""
-    grid = overridden(vnet_cfg, ["VolSize=32,32,16", "dstRes=3,3,4.5"])
+    grid = override_config(vnet_cfg, ["VolSize=32,32,16", "dstRes=3,3,4.5"])
     cases = [phantom_case(seed=1, index=index) for index in range(3)]
     return [
         TrainingVolume(
@@ -470,7 +470,7 @@ def training_losses(volumes, choice, *runs):
         runs: of each its steps, and by how much its weights are perturbed.
     """
     settings = ["variant=monai", "width=4", "batch_size=2", "warmup_step=0", "seed=3"]
-    config = overridden(vnet_cfg, [*settings, f"fast_conv3d={choice}"])
+    config = override_config(vnet_cfg, [*settings, f"fast_conv3d={choice}"])
     ms.set_seed(config.seed)
     network = to_fast_vnet(create_vnet(config), config, "CPU")
     samples = TrainingSamples(volumes, config, network.dropout_channels)

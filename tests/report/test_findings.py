@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from src.config import overridden
+from src.config import override_config
 from src.report.findings import (
     LOW_DICE,
     PLAUSIBLE_ML,
@@ -113,7 +113,7 @@ def _stored(array_xyz, spacing_mm, axes, make_image):
 )
 def test_a_stack_of_another_plane(small_config, make_image, trained, spacing_mm, plane):
     image = make_image(np.zeros((4, 4, 4), np.float32), spacing_mm)
-    config = overridden(small_config(), [f"plane={trained}"])
+    config = override_config(small_config(), [f"plane={trained}"])
     named = "axial" if trained == "auto" else trained
     text = {"plane": f"{plane} slices, trained on {named} ones"}
     assert plane_findings(image, config) == ({} if plane == named else text)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from src.config import overridden, vnet_cfg
+from src.config import override_config, vnet_cfg
 from src.data_manager import TrainingVolume
 from src.fast_conv3d.network import to_fast_vnet
 from src.training import memory
@@ -16,16 +16,16 @@ GB = 10**9
 @pytest.mark.parametrize("fast_conv3d", ["on", "off"])
 def test_the_largest_fitting_batch_is_named(monkeypatch, fast_conv3d):
     overrides = ["width=2", "VolSize=128,128,64", "batch_size=8", f"fast_conv3d={fast_conv3d}"]
-    config = overridden(vnet_cfg, overrides)
+    config = override_config(vnet_cfg, overrides)
     network = to_fast_vnet(create_vnet(config), config, "CPU")
     parameters = sum(p.size for p in network.get_parameters())
     fitting = memory.training_bytes(config, parameters, 3, fast_conv3d == "on", case_count=40)
     monkeypatch.setattr(memory, "available_bytes", lambda: fitting + 1)
     with pytest.raises(DataError, match=r"batch_size=8 .* 40 cases .* batch_size=3 fits"):
         memory.check_training_fits(config, network, 40)
-    memory.check_training_fits(overridden(config, ["batch_size=3"]), network, 40)
+    memory.check_training_fits(override_config(config, ["batch_size=3"]), network, 40)
     with pytest.raises(DataError, match=r"41 cases .* batch_size=2 fits"):
-        memory.check_training_fits(overridden(config, ["batch_size=3"]), network, 41)
+        memory.check_training_fits(override_config(config, ["batch_size=3"]), network, 41)
     monkeypatch.setattr(memory, "available_bytes", lambda: 0)
     with pytest.raises(DataError, match="smaller VolSize or width"):
         memory.check_training_fits(config, network, 0)
@@ -34,7 +34,7 @@ def test_the_largest_fitting_batch_is_named(monkeypatch, fast_conv3d):
 def test_the_preprocessed_cases_count():
     """An intensity of four bytes and a mask of one, for each voxel of each case."""
     volume = TrainingVolume(np.zeros((32, 16, 48), np.float32), np.zeros((32, 16, 48), bool), "")
-    config = overridden(vnet_cfg, ["VolSize=32,16,48"])
+    config = override_config(vnet_cfg, ["VolSize=32,16,48"])
     without, with_seven = (memory.training_bytes(config, 10, 1, True, count) for count in (0, 7))
     assert with_seven - without == 7 * (volume.intensity.nbytes + volume.mask.nbytes)
 
@@ -50,7 +50,7 @@ def test_estimate_is_near_what_was_measured():
         ((128, 128, 64), 4, True): 7.21,
     }
     for (size, batch, fast), peak in measured.items():
-        config = overridden(vnet_cfg, ["VolSize=" + ",".join(map(str, size))])
+        config = override_config(vnet_cfg, ["VolSize=" + ",".join(map(str, size))])
         estimate = memory.training_bytes(config, 45_597_760, batch, fast)
         assert estimate == pytest.approx(peak * GB, rel=0.2)
 

@@ -15,7 +15,7 @@ import pytest
 from mindspore import nn
 
 from src import checkpoint
-from src.config import load_config, overridden, vnet_cfg
+from src.config import load_config, override_config, vnet_cfg
 from src.data_manager import Case, TrainingVolume
 from src.devices.ranks import Ranks
 from src.evaluation import load_network, mean_dice
@@ -64,7 +64,7 @@ def data(tmp_path_factory, write_case):
 
 
 def small(*overrides):
-    return overridden(vnet_cfg, [*SMALL, *overrides])
+    return override_config(vnet_cfg, [*SMALL, *overrides])
 
 
 class Losses(ms.Callback):

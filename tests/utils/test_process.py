@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from src.checkpoint import save_weights
-from src.config import overridden, save_config, vnet_cfg
+from src.config import override_config, save_config, vnet_cfg
 from src.data_manager import Case, load_training_volumes
 from src.export.description import LITE, describe
 from src.utils.files import hash_file
@@ -219,7 +219,7 @@ def test_a_path_for_a_script_has_no_escapes(tmp_path, environment):
     model.parent.mkdir()
     model.write_bytes(b"model")
     facts = {"format": "MINDIR", **LITE, "sha256": hash_file(model), "checkpoint_sha256": "0"}
-    description = describe(overridden(vnet_cfg, []), 1, {model.name: facts})
+    description = describe(override_config(vnet_cfg, []), 1, {model.name: facts})
     model.with_suffix(".json").write_text(json.dumps(description))
     done = shell(f'"$PY" -m src.export.description "{model}"', ROOT, **environment)
     assert (done.returncode, done.stdout) == (0, os.fsencode(model) + b"\n"), done.stderr
@@ -267,7 +267,7 @@ def test_a_user_whom_nobody_knows_predicts(open_folder, write_case):
     folder = open_folder / "rün (a)+b%c"
     write_case(folder / "data", UMLAUT, suffix=".mha")
     small = ["VolSize=16,16,16", "dstRes=4,4,4", "width=2", "fast_conv3d=off"]
-    config = overridden(vnet_cfg, small)
+    config = override_config(vnet_cfg, small)
     save_config(config, folder / "run" / "config.json")
     save_weights(create_vnet(config), folder / "run" / "best.ckpt")
     for path in folder.rglob("*"):
