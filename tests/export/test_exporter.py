@@ -85,8 +85,8 @@ def test_a_name_without_a_file_is_refused(name):
         ("ONNX", True, 3, "CPU", "--conv2d: not for --file_format ONNX"),
         ("ONNX", False, 1, "CPU", "--mindir_version 1: only for --file_format MINDIR"),
         ("AIR", False, 1, "Ascend", "--mindir_version 1: only for --file_format MINDIR"),
-        ("AIR", False, 3, "CPU", "AIR is written on Ascend only, not on CPU; MINDIR anywhere"),
-        ("AIR", True, 3, "GPU", "AIR is written on Ascend only, not on GPU"),
+        ("AIR", False, 3, "CPU", "AIR needs an Ascend device, not CPU; use MINDIR"),
+        ("AIR", True, 3, "GPU", "AIR needs an Ascend device, not GPU"),
     ],
 )
 def test_what_cannot_be_met_is_refused(file_format, conv2d, version, device, says):
