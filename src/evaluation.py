@@ -142,12 +142,12 @@ def evaluate_masks(
             yield OverlayCase(case.case_id, image, mask, reference)
 
     output_folder.check(folder, files)
-    with output_folder.running(folder):
+    with output_folder.acquire(folder):
         output_folder.announce(folder, files)
         log.info(f"evaluating {len(cases)} cases")
         write_status("running", results=str(folder.absolute()))
         rows = [_evaluate_case(predict_mask, case, config, folder) for case in cases]
-        with output_folder.writing(folder, EVALUATION_FILES):
+        with output_folder.register(folder, EVALUATION_FILES):
             write_metrics(rows, folder, metadata)
             write_pictures(folder, rows, overlay_cases, metadata)
     for line in zoo_lines(rows):

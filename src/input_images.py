@@ -138,7 +138,7 @@ def _volumes_below(folder: Path) -> Iterator[Path]:
     """Volume files of a folder tree, except hidden ones and those that this program wrote."""
     for place, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        ours = output_folder.outputs_in(place)
+        ours = output_folder.list_outputs(place)
         for name in sorted(names):
             if suffix_of(name) and not name.startswith(".") and name not in ours:
                 yield Path(place, name)

@@ -90,8 +90,8 @@ def predict(
     # A single image that cannot be read is an error before anything is written.
     only = segmenter.read(*images.values()) if len(images) == 1 else None
     with (
-        output_folder.running(folder, images) as alone,
-        output_folder.writing(folder, PREDICTION_FILES),
+        output_folder.acquire(folder, images) as alone,
+        output_folder.register(folder, PREDICTION_FILES),
     ):
         if alone and not skip_existing:
             output_folder.announce(folder, files)
@@ -246,7 +246,7 @@ def _draw(folder: Path, table: VolumesTable, metadata: dict) -> None:
                     check_same_grid(image, row["image"], mask, row["mask"])
                     yield OverlayCase(row["case"], image, mask)
 
-    with output_folder.locked(folder):
+    with output_folder.lock(folder):
         rows = table.rows()
         write_pictures(folder, rows, overlay_cases, metadata)
 

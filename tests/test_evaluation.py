@@ -16,7 +16,7 @@ from src.evaluation import evaluate, evaluate_masks, load_network, mean_dice
 from src.fast_conv3d.network import FastVNet
 from src.predictor import largest_component, segment
 from src.utils.errors import DataError
-from src.utils.output_folder import MANIFEST, running
+from src.utils.output_folder import MANIFEST, acquire
 from src.vnet import VNet, create_vnet
 from tests.golden import seeded
 from tests.helpers import names_in, run_program
@@ -264,7 +264,7 @@ def test_nobody_else_may_write_there(data, results, config):
     evaluate(bright, find_cases(data, ["Case0"]), config, {})
     before = {path.name: path.read_bytes() for path in results.iterdir()}
     for cases in (None, ["Case7"]):
-        with running(results, cases), pytest.raises(DataError, match=f"{results}: another evalu"):
+        with acquire(results, cases), pytest.raises(DataError, match=f"{results}: another evalu"):
             evaluate(bright, find_cases(data, ["Case1"]), config, {})
     assert {path.name: path.read_bytes() for path in results.iterdir()} == before
 

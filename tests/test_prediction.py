@@ -17,7 +17,7 @@ from src.config import override_config
 from src.input_images import find_images
 from src.prediction import predict
 from src.utils.errors import DataError
-from src.utils.output_folder import MANIFEST, outputs_in, running
+from src.utils.output_folder import MANIFEST, acquire, list_outputs
 from tests.dicom_study import write_study
 from tests.helpers import ROOT, names_in, run_program, strict_json, tree, wait_until
 from tests.networks import bright
@@ -357,7 +357,7 @@ def test_what_is_done_stays_and_the_rest_can_be_done_later(data, results, config
         "volumes.json",
     ]
     assert list(rows_of(results)) == ["Case0", "Case1"]
-    assert outputs_in(results) == {*names_in(results)} - {MANIFEST}
+    assert list_outputs(results) == {*names_in(results)} - {MANIFEST}
     before = tree(results)
     network, asked = counting()
     capsys.readouterr()
@@ -445,15 +445,15 @@ def test_two_predictions_into_one_folder_lose_nothing(data, results, config):
     ]
     page = (results / "report.html").read_text("utf-8")
     assert page.count("<article") == 3
-    assert outputs_in(results) == {*names_in(results)} - {MANIFEST}
-    assert {row["mask"] for row in rows_of(results).values()} < outputs_in(results)
+    assert list_outputs(results) == {*names_in(results)} - {MANIFEST}
+    assert {row["mask"] for row in rows_of(results).values()} < list_outputs(results)
     # Later, one after the other: the table is of the last, as ever.
     predict(bright, {"Case2": images["Case2"]}, config, {})
     assert list(rows_of(results)) == ["Case2"]
 
 
 def test_while_an_evaluation_writes_there_no_prediction_does(data, results, config):
-    with running(results), pytest.raises(DataError, match="another evaluation or prediction"):
+    with acquire(results), pytest.raises(DataError, match="another evaluation or prediction"):
         predict(bright, find_images([data / "img"]), config, {})
     assert not results.exists()
 

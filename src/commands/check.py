@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from ..utils.files import write_files
+from ..utils.process import change_folder
 from . import run_script
 from .arguments import DEVICES
 
@@ -510,7 +511,7 @@ def check_programs(target: str, table: Table, folder: Path) -> None:
     """train.py, its resume, eval.py and export.py, on phantoms."""
     python, device = sys.executable, ["--device_target", target]
     words = [python, str(ROOT / "create_phantom.py"), "--out_path", "data", "--cases", "3"]
-    with working_folder(folder):
+    with change_folder(folder):
         if not child(words, target, table, "phantoms", GROUP_SECONDS):
             return
         names = sorted(path.name for path in Path("data/img").glob("*.mhd"))
@@ -534,16 +535,6 @@ def check_programs(target: str, table: Table, folder: Path) -> None:
                 return
             checkpoint = str(next(Path("results/infer").glob("vnet.*/ckpt/best.ckpt"), checkpoint))
             table.add(check, "exit code 0", "exit code 0", True)
-
-
-@contextmanager
-def working_folder(folder: Path) -> Iterator[None]:
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        yield
-    finally:
-        os.chdir(before)
 
 
 def check_ranks(target: str, device_num: int, table: Table, small: bool, folder: Path) -> None:
@@ -596,7 +587,7 @@ def check_310(target: str, table: Table, folder: Path) -> None:
         table.add(check, "an exported model", "the export failed", False)
         return
     words = ["bash", str(ROOT / "scripts" / "run_infer_310.sh"), "vnet.mindir", "data", "split.csv"]
-    with working_folder(folder):
+    with change_folder(folder):
         if child(words, target, table, check, GROUP_SECONDS):
             table.add(check, "exit code 0", "exit code 0", True)
 

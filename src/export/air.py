@@ -19,7 +19,7 @@ from ..checkpoint import load_weights
 from ..devices.device import start_device, told
 from ..utils.command_line import run
 from ..utils.errors import DataError
-from ..utils.process import working_folder
+from ..utils.process import change_folder
 from ..vnet import create_vnet
 from .lowered_vnet import LoweredVNet
 
@@ -81,7 +81,7 @@ def main() -> None:
         network = LoweredVNet(network, request["shape"]).set_train(False)
     volume = ms.Tensor(np.zeros(request["shape"], np.float32))
     path, hint = Path(request["path"]), "AIR is deprecated by MindSpore: use MINDIR if possible"
-    with told("the export", hint), working_folder(path.parent):
+    with told("the export", hint), change_folder(path.parent):
         ms.export(network, volume, file_name=path.name, file_format="AIR")
 
 

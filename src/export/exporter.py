@@ -23,7 +23,7 @@ from ..utils import output_folder
 from ..utils.command_line import MINDIR_VERSIONS
 from ..utils.errors import DataError, UsageError, reason_of
 from ..utils.files import check_name, hash_file, temporary_folder
-from ..utils.process import working_folder
+from ..utils.process import change_folder
 from ..vnet import create_vnet
 from .air import write_air
 from .description import (
@@ -247,7 +247,7 @@ def _write_model(export, network, volume, path):
     # MindSpore writes files that only their owner can read, and accepts few characters in a path.
     work = Path(tempfile.mkdtemp(prefix="mindspore-", dir=path.parent))
     mindir = work / "model.mindir"
-    with working_folder(work):
+    with change_folder(work):
         ms.export(network, ms.Tensor(volume), file_name=mindir.name, file_format="MINDIR")
     if export.file_format == "AIR":  # MindSpore cannot load an AIR: its MINDIR is checked instead
         checked = mindir

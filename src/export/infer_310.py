@@ -50,7 +50,7 @@ def write_inputs(cases: list[Case], config: EasyDict, folder: str | Path = INPUT
     if len(set(names)) < len(names):
         duplicate = next(name for name in names if names.count(name) > 1)
         raise DataError(f"{folder / duplicate}: two cases have this name; rename one of them")
-    ours = output_folder.outputs_in(folder)
+    ours = output_folder.list_outputs(folder)
     others = {path.name for path in folder.glob("*.bin")}.difference(names)
     if others - ours:
         raise DataError(
@@ -59,7 +59,7 @@ def write_inputs(cases: list[Case], config: EasyDict, folder: str | Path = INPUT
         )
     output_folder.announce(folder, names)
     output_folder.remove(folder, others)
-    with output_folder.writing(folder, names):
+    with output_folder.register(folder, names):
         for case in cases:
             volumes = network_inputs(read_image(case.image_path, channel_of(config)), config)
             for name, volume in zip(_volume_names(case, config), volumes, strict=True):

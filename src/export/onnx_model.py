@@ -14,7 +14,7 @@ import numpy as np
 from mindspore import nn
 
 from ..utils.errors import DataError, reason_of
-from ..utils.process import working_folder
+from ..utils.process import change_folder
 from ..vnet import VNet
 
 INPUT, OUTPUT = "volume", "foreground_probability"
@@ -36,7 +36,7 @@ def export_onnx(network: VNet, shape: tuple[int, int, int, int, int], path: Path
     # Another name, since the file is incomplete, and MindSpore accepts few characters in a name.
     exported = path.with_name("mindspore_model.onnx")
     has_elu = _replace_elu_by_relu(network)
-    with working_folder(path.parent):  # nor does it accept all characters in a path
+    with change_folder(path.parent):  # nor does it accept all characters in a path
         ms.onnx.export(
             network,
             ms.Tensor(np.zeros(shape, np.float32)),

@@ -48,7 +48,7 @@ def write_volumes(
     Raises:
         DataError: a file cannot be written, or is there and not ours.
     """
-    with output_folder.writing(folder, volume_files(volumes)):
+    with output_folder.register(folder, volume_files(volumes)):
         for name, volume in volumes.items():
             write_volume(volume, folder / name, like)
 

@@ -94,8 +94,8 @@ class VolumesTable:
         Returns:
             {case: row} of these earlier masks if `keep`, otherwise nothing.
         """
-        with output_folder.locked(self.folder):
-            ours = output_folder.outputs_in(self.folder)
+        with output_folder.lock(self.folder):
+            ours = output_folder.list_outputs(self.folder)
             rows = self.rows()
             earlier = {row["case"]: row for row in rows if row["mask"] in ours} if keep else {}
             if alone:
@@ -104,7 +104,7 @@ class VolumesTable:
 
     def add(self, row: dict) -> None:
         """Appends a row, and removes an earlier one of the same case."""
-        with output_folder.locked(self.folder):
+        with output_folder.lock(self.folder):
             self._write([*(other for other in self.rows() if other["case"] != row["case"]), row])
 
     def rows(self) -> list[dict]:

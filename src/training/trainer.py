@@ -185,7 +185,7 @@ def train(
             config, cells, progress, rates, score if val_cases else None, folder, ranks
         )
         log.info(f"run: {folder}" if ranks.is_first else f"run: rank {ranks.rank} of one")
-        write_status("running", run_folder=folder and str(folder.absolute()))
+        write_status("running", run_folder=str(folder.absolute()) if folder else None)
         log.info(f"============== Starting Training fold {config.fold} ==============")
         with report_lost_ranks(ranks):
             ms.Model(cells.training_cell).train(

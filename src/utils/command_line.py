@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from .errors import DataError, UsageError, reason_of
 from .log import log_to_standard_streams
-from .process import lost_output, prepare_matplotlib, prepare_streams
+from .process import output_error, prepare_matplotlib, prepare_streams
 from .status import write_status
 
 MODEL_FORMATS = ("MINDIR", "ONNX", "AIR")
@@ -40,7 +40,7 @@ def run(main: Callable[[], None]) -> None:
     write_status("starting")
     try:
         main()
-        lost = lost_output()
+        lost = output_error()
     except UsageError as error:
         sys.exit(_line(error, 2))
     except DataError as error:

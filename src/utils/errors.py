@@ -1,4 +1,7 @@
-"""The exceptions that end a command: `command_line.run` prints one line and sets the exit code."""
+"""Exceptions that end a command, and what to say of others.
+
+`command_line.run` prints the message in one line and sets the exit code.
+"""
 
 import difflib
 import errno
@@ -18,18 +21,23 @@ class UsageError(Exception):
 
 
 class DataError(Exception):
-    """A file, a device or a run is at fault (exit code 1)."""
+    """A file, a device or a run does not allow the work (exit code 1)."""
 
 
 class SeveralVolumesError(DataError):
-    """A file holds several volumes, and nobody has said which is meant."""
+    """A file holds several volumes, and the command does not say which is meant."""
 
 
 def reason_of(error: Exception, line: int = 0) -> str:
-    """Why something failed, in the system's words or in one line of a library's message."""
+    """Returns the reason of an error in one line.
+
+    Args:
+        error: one of the operating system gives its description, with a remedy where there is one.
+        line: which line of another error's message to return.
+    """
     if isinstance(error, OSError) and error.errno:
         remedy = next((text for numbers, text in REMEDIES.items() if error.errno in numbers), "")
-        return str(error.strerror) + (remedy and f"; {remedy}")
+        return (error.strerror or "") + (remedy and f"; {remedy}")
     lines = str(error).strip().splitlines()
     return lines[line].strip() if lines else type(error).__name__
 

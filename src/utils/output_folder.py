@@ -1,8 +1,8 @@
-"""A folder for results: our own earlier files may be replaced, other people's never.
+"""Folders for results: files that this program wrote may be replaced, all others never.
 
 .vnet_outputs.json   names of the files that this program wrote there
-.vnet_outputs.lock   there while that list or a table is being changed
-.vnet_running.json   there while results are written: the cases of all who write
+.vnet_outputs.lock   exists while that list or a table is being changed
+.vnet_running.json   exists while processes write results: the cases of all of them
 """
 
 import json
@@ -22,29 +22,29 @@ LOCK = ".vnet_outputs.lock"
 RUNNING = ".vnet_running.json"
 
 
-def outputs_in(folder: str | Path) -> set[str]:
-    """Names of the files in a folder that this program wrote."""
-    return {name for name in _remembered(folder) if Path(folder, name).exists()}
+def list_outputs(folder: str | Path) -> set[str]:
+    """Returns the names of the files in a folder that this program wrote."""
+    return {name for name in _read_manifest(folder) if Path(folder, name).exists()}
 
 
-def _remembered(folder: str | Path) -> set[str]:
+def _read_manifest(folder: str | Path) -> set[str]:
     manifest = Path(folder, MANIFEST)
     try:
         return set(map(str, json.loads(manifest.read_text()))) if manifest.is_file() else set()
     except (ValueError, TypeError):
-        return set()  # not what this program wrote: no file here counts as ours
+        return set()  # damaged or of another program: no file here counts as ours
 
 
 def check(folder: str | Path, names: Iterable[str]) -> list[str]:
-    """Which of the names are there already, all of them our own earlier files.
+    """Returns those of the names that exist already, which must be files of this program.
 
     Raises:
-        DataError: one of them is not ours.
+        DataError: this program did not write one of them.
     """
     folder, names = Path(folder), list(names)
     for name in names:
         check_name(folder / name)
-    ours = _remembered(folder)
+    ours = _read_manifest(folder)
     present = [name for name in names if (folder / name).exists()]
     foreign = [name for name in present if name not in ours]
     if foreign:
@@ -56,59 +56,59 @@ def check(folder: str | Path, names: Iterable[str]) -> list[str]:
 
 
 def announce(folder: str | Path, names: Iterable[str]) -> None:
-    """`check`, with a line that says how many files of an earlier run will be replaced."""
+    """Logs how many files of an earlier run will be replaced; raises what `check` raises."""
     present = check(folder, names)
     if present:
         log.info(f"{folder}: replacing {len(present)} file(s) of an earlier run")
 
 
 def claim(folder: str | Path, names: list[str]) -> None:
-    """Makes `folder` ready for files of these names, to be called right before they are written.
+    """Records file names as this program's, right before the files are written.
 
-    Files of an earlier evaluation or prediction are replaced, with a line that says so.
+    Logs how many files of an earlier run will be replaced.
 
     Args:
         folder: created if absent.
         names: file names that will be written.
 
     Raises:
-        DataError: the folder cannot be written, or one of the files is there and is not ours.
+        DataError: the folder cannot be written, or this program did not write one of the files.
     """
-    with locked(folder):
+    with lock(folder):
         announce(folder, names)
-        _remember(folder, _remembered(folder).union(names))
+        _write_manifest(folder, _read_manifest(folder).union(names))
 
 
 @contextmanager
-def writing(folder: str | Path, names: Iterable[str]) -> Iterator[None]:
-    """Names are ours from here on, but for those that are not there in the end.
+def register(folder: str | Path, names: Iterable[str]) -> Iterator[None]:
+    """Records file names as this program's; at the end forgets those that do not exist.
 
     Raises:
-        DataError: the folder cannot be written, or one of the files is there and is not ours.
+        DataError: the folder cannot be written, or this program did not write one of the files.
     """
     names = set(names)
-    with locked(folder):
+    with lock(folder):
         check(folder, names)
-        _remember(folder, _remembered(folder) | names)
+        _write_manifest(folder, _read_manifest(folder) | names)
     try:
         yield
     finally:
         if absent := {name for name in names if not Path(folder, name).exists()}:
-            with locked(folder):
-                _remember(folder, _remembered(folder) - absent)
+            with lock(folder):
+                _write_manifest(folder, _read_manifest(folder) - absent)
 
 
 def remove(folder: str | Path, names: set[str]) -> None:
-    """Removes our own earlier files of these names, with a line that says so."""
+    """Removes this program's files of these names, and logs how many."""
     if names:
         log.info(f"{folder}: removing {len(names)} file(s) of an earlier run")
-    with locked(folder):
+    with lock(folder):
         for name in names:
             Path(folder, name).unlink()
-        _remember(folder, _remembered(folder) - names)
+        _write_manifest(folder, _read_manifest(folder) - names)
 
 
-def _remember(folder: str | Path, names: Iterable[str]) -> None:
+def _write_manifest(folder: str | Path, names: Iterable[str]) -> None:
     write_files({Path(folder, MANIFEST): json.dumps(sorted(names), indent=2).encode()})
 
 
@@ -116,35 +116,35 @@ def _remember(folder: str | Path, names: Iterable[str]) -> None:
 
 
 @contextmanager
-def running(folder: str | Path, cases: Collection[str] | None = None) -> Iterator[bool]:
-    """Who writes results into a folder: one alone, or several with different cases.
+def acquire(folder: str | Path, cases: Collection[str] | None = None) -> Iterator[bool]:
+    """Acquires a folder for writing results: alone, or together with processes of other cases.
 
     Args:
-        folder: created if absent, and gone again if nothing was written.
-        cases: that are written; None: this process must be the only one.
+        folder: created if absent, removed again if nothing was written.
+        cases: that this process writes; None: it must be the only process.
 
     Yields:
-        Whether no other process is writing there. What a killed one left is tidied up then.
+        Whether no other process writes there; then the remains of killed processes are removed.
 
     Raises:
-        DataError: another process writes there, and wants to be alone or has one of these cases;
+        DataError: another process writes there and must be the only one, or has one of these cases;
             the folder cannot be written.
     """
     folder = Path(folder)
     with ExitStack() as cleanup:
         cleanup.enter_context(remove_if_empty(folder))
-        with locked(folder):
-            lock = _open_lock(folder / RUNNING)
-            cleanup.callback(_stop, folder, lock)
-            alone = _start(folder, lock, cases)
+        with lock(folder):
+            running = _open_lock(folder / RUNNING)
+            cleanup.callback(_stop, folder, running)
+            alone = _start(folder, running, cases)
         yield alone
 
 
-def _start(folder: Path, lock: Lock, cases: Collection[str] | None) -> bool:
+def _start(folder: Path, running: Lock, cases: Collection[str] | None) -> bool:
     """Acquires the lock, exclusive or shared, and notes the cases; returns whether it is alone."""
     running_file = folder / RUNNING
-    alone = lock.acquire(wait=False)
-    if not alone and (cases is None or not lock.acquire(shared=True, wait=False)):
+    alone = running.acquire(wait=False)
+    if not alone and (cases is None or not running.acquire(shared=True, wait=False)):
         raise DataError(
             f"{folder}: another evaluation or prediction is writing there; wait for it or choose "
             "another folder"
@@ -160,45 +160,45 @@ def _start(folder: Path, lock: Lock, cases: Collection[str] | None) -> bool:
     if alone:
         _tidy(folder)
         if cases is not None:
-            lock.acquire(shared=True, wait=False)
+            running.acquire(shared=True, wait=False)
     return alone
 
 
-def _stop(folder: Path, lock: Lock) -> None:
+def _stop(folder: Path, running: Lock) -> None:
     """Releases the lock; the last process removes its file."""
-    with locked(folder):
-        if lock.acquire(wait=False):
+    with lock(folder):
+        if running.acquire(wait=False):
             (folder / RUNNING).unlink(missing_ok=True)
-        lock.close()
+        running.close()
 
 
 def _tidy(folder: Path) -> None:
-    """Removes what killed processes left: names of files never written, and files half written."""
-    if _remembered(folder) != outputs_in(folder):
-        _remember(folder, outputs_in(folder))
+    """Removes what killed processes left: names of missing files, and temporary folders."""
+    if _read_manifest(folder) != list_outputs(folder):
+        _write_manifest(folder, list_outputs(folder))
     for scratch in folder.glob(f"{WRITING}*"):
         shutil.rmtree(scratch, ignore_errors=True)
 
 
 @contextmanager
-def locked(folder: str | Path) -> Iterator[None]:
-    """Holds a folder, created if absent, for the moment of a change; others wait.
+def lock(folder: str | Path) -> Iterator[None]:
+    """Locks a folder, created if absent, for the moment of a change; other processes wait.
 
     Raises:
         DataError: the folder cannot be written.
     """
     path = Path(folder, LOCK)
     while True:
-        lock = _open_lock(path)
-        lock.acquire()
-        if lock.is_of(path):
+        opened = _open_lock(path)
+        opened.acquire()
+        if opened.is_of(path):
             break
-        lock.close()  # the process that held it has removed the file
+        opened.close()  # the process that held it has removed the file
     try:
         yield
     finally:
         path.unlink(missing_ok=True)
-        lock.close()
+        opened.close()
 
 
 def _open_lock(path: Path) -> Lock:

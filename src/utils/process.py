@@ -1,5 +1,7 @@
-"""What a process finds around it: standard streams, a home, a cache. Work does not end for want of
-them."""
+"""The surroundings of a process: standard streams, Matplotlib's folder, the current folder.
+
+A command goes on where these are missing: closed streams, a full disk behind them, no home folder.
+"""
 
 import atexit
 import errno
@@ -16,42 +18,43 @@ import platformdirs
 
 
 class _Output(io.TextIOWrapper):
-    """A standard stream whose reader may go away, or whose disk may fill: the work goes on.
+    """A standard stream that discards its output once it cannot be written, and raises nothing.
 
     Attributes:
-        failure: the error that lost some output, unless it is that the reader left.
+        failure: the error after which output was discarded; None where the reader closed a pipe.
     """
 
     failure: OSError | None = None
 
-    def write(self, text):
+    def write(self, text: str) -> int:
         try:
             return super().write(text)
         except OSError as error:
-            self._lose(error)
+            self._discard(error)
             return len(text)
 
-    def flush(self):
+    def flush(self) -> None:
         try:
             super().flush()
         except OSError as error:
-            self._lose(error)
+            self._discard(error)
 
-    def _lose(self, error):
-        """Leads what is still buffered, and all to come, to nowhere."""
+    def _discard(self, error: OSError) -> None:
+        """Sends what is still buffered, and all later output, to /dev/null."""
         if error.errno != errno.EPIPE:
             self.failure = error
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, self.fileno())
-        os.close(nowhere)
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, self.fileno())
+        os.close(null)
 
 
 def prepare_streams() -> None:
-    """Lets every `print` succeed: closed streams lead nowhere, unknown letters become escapes.
+    """Makes every `print` succeed: closed streams are opened on /dev/null, characters that the
+    encoding does not have become escapes.
 
-    Streams that somebody has put in the place of the process's own stay as they are.
+    Streams that replace the process's own, as in a test, stay as they are.
     """
-    # The next file to be opened would take the number of a closed stream, and the output in it.
+    # A file opened later would get the descriptor of a closed stream, and its output.
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(descriptor, True)
     os.close(descriptor)
@@ -71,16 +74,19 @@ def prepare_streams() -> None:
         setattr(sys, name, text)
 
 
-def lost_output() -> OSError | None:
-    """Why some of the standard output is lost, None where all was written or nobody wanted it."""
+def output_error() -> OSError | None:
+    """Returns the error after which standard output was discarded.
+
+    None where all was written, or the reader closed the pipe.
+    """
     sys.stdout.flush()
     return sys.stdout.failure if isinstance(sys.stdout, _Output) else None
 
 
 def prepare_matplotlib() -> None:
-    """Gives Matplotlib, before its import, a folder where the user has none that may be written.
+    """Sets a temporary MPLCONFIGDIR where the user's own folders cannot be written.
 
-    It would make one itself, and say so on standard error in three lines.
+    To be called before Matplotlib is imported; it would warn on standard error in three lines.
     """
     if os.environ.get("MPLCONFIGDIR"):
         return
@@ -96,8 +102,8 @@ def prepare_matplotlib() -> None:
 
 
 @contextmanager
-def working_folder(folder: Path) -> Iterator[None]:
-    """Another current folder for a while, for libraries that do not take every path."""
+def change_folder(folder: Path) -> Iterator[None]:
+    """Changes the current folder for the block, for libraries that do not take every path."""
     before = os.open(".", os.O_RDONLY)
     os.chdir(folder)
     try:

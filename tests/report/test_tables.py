@@ -18,7 +18,7 @@ from src.report.tables import (
     write_metrics,
     zoo_lines,
 )
-from src.utils.output_folder import writing
+from src.utils.output_folder import register
 from tests.helpers import strict_json
 from tests.report.made import ROWS
 
@@ -122,7 +122,7 @@ def test_a_case_has_one_row(table):
 def test_which_rows_of_an_earlier_prediction_stay(table, tmp_path, alone, keep, earlier, left):
     for name in ("ours", "foreign"):
         table.add(volume_row(name))
-    with writing(tmp_path, ["ours_test.nrrd"]):
+    with register(tmp_path, ["ours_test.nrrd"]):
         (tmp_path / "ours_test.nrrd").touch()
     (tmp_path / "foreign_test.nrrd").touch()
     assert list(table.start(alone, keep)) == earlier

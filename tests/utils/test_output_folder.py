@@ -12,13 +12,13 @@ from src.utils.output_folder import (
     LOCK,
     MANIFEST,
     RUNNING,
+    acquire,
     check,
     claim,
-    locked,
-    outputs_in,
+    list_outputs,
+    lock,
+    register,
     remove,
-    running,
-    writing,
 )
 from tests.helpers import ROOT, tree
 
@@ -51,7 +51,7 @@ def test_a_check_names_the_foreign_file(tmp_path, kind):
     with pytest.raises(DataError) as error:
         check(tmp_path, ["a.mhd", "m.csv"])
     assert str(error.value).startswith(f"{foreign}: there already, and not written by this program")
-    assert outputs_in(tmp_path) == {"a.mhd"}
+    assert list_outputs(tmp_path) == {"a.mhd"}
     assert check(tmp_path, ["a.mhd", "other.csv"]) == ["a.mhd"]
 
 
@@ -129,19 +129,19 @@ def test_a_full_disk_leaves_the_manifest_as_it_was(tmp_path, full_disk):
 
 
 def test_a_name_counts_once_its_file_is_there(tmp_path):
-    with writing(tmp_path, ["a.mhd", "b.mhd"]):
-        assert outputs_in(tmp_path) == set()
+    with register(tmp_path, ["a.mhd", "b.mhd"]):
+        assert list_outputs(tmp_path) == set()
         write(tmp_path, ["a.mhd"])
-        assert outputs_in(tmp_path) == {"a.mhd"}
+        assert list_outputs(tmp_path) == {"a.mhd"}
     write(tmp_path, ["b.mhd"])  # somebody else's
-    assert outputs_in(tmp_path) == {"a.mhd"}
-    for attempt in (claim, writing(tmp_path, ["b.mhd"]).__enter__):
+    assert list_outputs(tmp_path) == {"a.mhd"}
+    for attempt in (claim, register(tmp_path, ["b.mhd"]).__enter__):
         with pytest.raises(DataError, match="b.mhd: there already"):
             attempt(tmp_path, ["b.mhd"]) if attempt is claim else attempt()
 
 
 def test_what_fails_is_not_claimed(tmp_path):
-    with pytest.raises(KeyboardInterrupt), writing(tmp_path, ["a.mhd", "b.mhd"]):
+    with pytest.raises(KeyboardInterrupt), register(tmp_path, ["a.mhd", "b.mhd"]):
         write(tmp_path, ["a.mhd"])
         raise KeyboardInterrupt
     assert json.loads((tmp_path / MANIFEST).read_text()) == ["a.mhd"]
@@ -150,15 +150,15 @@ def test_what_fails_is_not_claimed(tmp_path):
 def test_names_of_a_killed_process_are_forgotten_before_the_next_writes(tmp_path):
     """Then a file of that name is somebody else's."""
     script = (
-        "import os, sys; from src.utils.output_folder import running, writing\n"
-        "with running(sys.argv[1]), writing(sys.argv[1], ['a.mhd']): os.kill(os.getpid(), 9)"
+        "import os, sys; from src.utils.output_folder import acquire, register\n"
+        "with acquire(sys.argv[1]), register(sys.argv[1], ['a.mhd']): os.kill(os.getpid(), 9)"
     )
     subprocess.run([sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, check=False)
     assert json.loads((tmp_path / MANIFEST).read_text()) == ["a.mhd"]
     assert (tmp_path / RUNNING).exists()
     (tmp_path / ".writing-abc").mkdir()
     write(tmp_path / ".writing-abc", ["a.mhd"])
-    with running(tmp_path):
+    with acquire(tmp_path):
         assert json.loads((tmp_path / MANIFEST).read_text()) == []
     assert [path.name for path in tmp_path.iterdir()] == [MANIFEST]
 
@@ -172,7 +172,7 @@ def test_no_name_is_lost_where_several_write(tmp_path):
     def claims(number):
         for k in range(20):
             name = f"{number}-{k}"
-            with writing(tmp_path, [name]):
+            with register(tmp_path, [name]):
                 write(tmp_path, [name])
 
     threads = [threading.Thread(target=claims, args=(number,)) for number in range(4)]
@@ -180,16 +180,16 @@ def test_no_name_is_lost_where_several_write(tmp_path):
         thread.start()
     for thread in threads:
         thread.join()
-    assert outputs_in(tmp_path) == {f"{number}-{k}" for number in range(4) for k in range(20)}
+    assert list_outputs(tmp_path) == {f"{number}-{k}" for number in range(4) for k in range(20)}
     assert not (tmp_path / LOCK).exists()
 
 
 def test_who_wants_to_be_alone_is_or_is_refused(tmp_path):
     folder = tmp_path / "a" / "b"
     for first, second in ((None, None), (None, ["x"]), (["x"], None)):
-        with running(folder, first) as alone:
+        with acquire(folder, first) as alone:
             assert alone
-            with pytest.raises(DataError) as error, running(folder, second):
+            with pytest.raises(DataError) as error, acquire(folder, second):
                 pytest.fail("let in")
             assert str(error.value) == (
                 f"{folder}: another evaluation or prediction is writing there; wait for it or "
@@ -199,16 +199,16 @@ def test_who_wants_to_be_alone_is_or_is_refused(tmp_path):
 
 
 def test_different_cases_are_written_together(tmp_path):
-    with running(tmp_path, ["a", "b"]) as alone:
+    with acquire(tmp_path, ["a", "b"]) as alone:
         assert alone
-        with running(tmp_path, ["c"]) as alone:
+        with acquire(tmp_path, ["c"]) as alone:
             assert not alone
             for cases in (["d", "b"], ["c"]):
                 with pytest.raises(DataError, match=f"is writing its {cases[-1]} there"):
-                    running(tmp_path, cases).__enter__()
-        with running(tmp_path, ["d"]) as alone:
+                    acquire(tmp_path, cases).__enter__()
+        with acquire(tmp_path, ["d"]) as alone:
             assert not alone
-    with running(tmp_path, ["b"]) as alone:
+    with acquire(tmp_path, ["b"]) as alone:
         assert alone
     assert list(tmp_path.iterdir()) == []
 
@@ -217,10 +217,10 @@ def test_a_lock_is_waited_for(tmp_path):
     order = []
 
     def wait():
-        with locked(tmp_path):
+        with lock(tmp_path):
             order.append("second")
 
-    with locked(tmp_path):
+    with lock(tmp_path):
         thread = threading.Thread(target=wait)
         thread.start()
         thread.join(0.1)
@@ -239,7 +239,7 @@ def test_what_is_removed_is_forgotten(tmp_path, capsys):
     remove(str(tmp_path), {"a.mhd", "b.mhd"})
     assert capsys.readouterr().out == f"{tmp_path}: removing 2 file(s) of an earlier run\n"
     assert set(tree(tmp_path)) == {MANIFEST, "c.mhd", "notes.txt"}
-    assert outputs_in(tmp_path) == {"c.mhd"}
+    assert list_outputs(tmp_path) == {"c.mhd"}
     write(tmp_path, ["a.mhd"])  # somebody else's, of a name that was ours
     with pytest.raises(DataError, match="a.mhd: there already"):
         claim(tmp_path, names)
@@ -252,4 +252,4 @@ def test_nothing_to_remove_is_no_news(tmp_path, capsys):
     remove(tmp_path, set())
     assert capsys.readouterr().out == ""
     assert set(tree(tmp_path)) == {MANIFEST, "a.mhd"}
-    assert outputs_in(tmp_path) == {"a.mhd"}
+    assert list_outputs(tmp_path) == {"a.mhd"}

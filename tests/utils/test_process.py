@@ -16,7 +16,7 @@ from src.config import override_config, save_config, vnet_cfg
 from src.data_manager import Case, load_training_volumes
 from src.export.description import LITE, describe
 from src.utils.files import hash_file
-from src.utils.process import working_folder
+from src.utils.process import change_folder
 from src.vnet import create_vnet
 from tests.helpers import ROOT
 
@@ -241,7 +241,7 @@ def test_without_a_home_cases_are_prepared_anew(
 
 def test_a_working_folder_ends(tmp_path):
     before = Path.cwd()
-    with pytest.raises(ValueError, match="inside"), working_folder(tmp_path):
+    with pytest.raises(ValueError, match="inside"), change_folder(tmp_path):
         assert Path.cwd() == tmp_path.resolve()
         raise ValueError("inside")
     assert Path.cwd() == before
