@@ -35,11 +35,12 @@ def test_a_complete_write_replaces_the_old_file_and_leaves_nothing_else(tmp_path
 @pytest.mark.parametrize("name", WRITERS)
 def test_a_full_disk_leaves_the_old_files(tmp_path, monkeypatch, name):
     def write_half(path, content):
-        if name not in path.name:
+        if not (path.stem.startswith(f".{stem}.") and path.suffix == f".{suffix}"):
             return complete(path, content)
         complete(path, content[: len(content) // 2])
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
+    stem, suffix = name.split(".")
     for existing in ("metrics.csv", "metrics.json", name):
         (tmp_path / existing).write_text("old")
     complete = Path.write_bytes
