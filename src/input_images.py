@@ -11,6 +11,7 @@ from .images.formats import SUFFIXES, is_named_as_mask, stem, suffix_of
 from .promise12.names import is_other_contrast
 from .utils import output_folder
 from .utils.errors import DataError
+from .utils.files import printable
 
 log = logging.getLogger(__name__)
 
@@ -49,11 +50,6 @@ def find_images(inputs: Iterable[str | Path]) -> dict[str, Path | DataError]:
     if len(images) == 1 and isinstance(source, DataError):
         raise source
     return images
-
-
-def printable(text: str | Path) -> str:
-    """Returns a name or message with bytes that are not UTF-8 written as escapes."""
-    return os.fsencode(text).decode("utf-8", "backslashreplace")
 
 
 def _case_name(path: Path) -> str:

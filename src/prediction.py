@@ -18,7 +18,6 @@ from .data_manager import channel_of
 from .images.formats import suffix_of
 from .images.grid import check_same_grid
 from .images.reading import read_image, read_volume
-from .input_images import printable
 from .metrics import volume_ml
 from .predictor import segment
 from .report.findings import finding_fields, mask_findings, plane_findings
@@ -34,7 +33,7 @@ from .report.results import (
 from .report.tables import VOLUMES_CSV, VOLUMES_JSON, VolumesTable, volumes_frame
 from .utils import output_folder
 from .utils.errors import DataError, reason_of
-from .utils.files import check_name, hash_file
+from .utils.files import check_name, hash_file, printable
 
 log = logging.getLogger(__name__)
 

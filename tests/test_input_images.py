@@ -5,8 +5,9 @@ import pytest
 import SimpleITK as sitk
 
 from src.images.writing import write_volume
-from src.input_images import find_images, printable
+from src.input_images import find_images
 from src.utils.errors import DataError
+from src.utils.files import printable
 from src.utils.output_folder import claim
 from tests.dicom_study import write_study
 from tests.helpers import touch

@@ -17,6 +17,11 @@ CACHE = "vnet_mindspore"  # in the user's cache folder
 WRITING = ".writing-"  # prefix of temporary folders
 
 
+def printable(text: str | PurePath) -> str:
+    """Returns a name or message with bytes that are not UTF-8 written as escapes."""
+    return os.fsencode(text).decode("utf-8", "backslashreplace")
+
+
 def check_name(path: str | PurePath) -> None:
     """Raises a DataError for a path that is not UTF-8 on the disk: ITK would end the process."""
     try:
@@ -24,10 +29,10 @@ def check_name(path: str | PurePath) -> None:
             return
     except UnicodeEncodeError:
         pass
-    shown = os.fsencode(path).decode("utf-8", "backslashreplace")
     raise DataError(
-        f"{shown}: the name of this file or of a folder above it is not UTF-8; rename it, or where "
-        "the terminal is set to another encoding, start with LC_ALL=C.UTF-8 before the command"
+        f"{printable(path)}: the name of this file or of a folder above it is not UTF-8; rename "
+        "it, or where the terminal is set to another encoding, start with LC_ALL=C.UTF-8 before "
+        "the command"
     )
 
 
