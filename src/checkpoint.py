@@ -19,7 +19,7 @@ import logging
 import re
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mindspore as ms
 import numpy as np
@@ -135,9 +135,7 @@ def _halved(weights, path):
     return {name: ms.Tensor(values) for name, values in halved.items()}
 
 
-def save_last(
-    folder: str | Path, cells: TrainingCells, progress: dict[str, int | float | list[str]]
-) -> None:
+def save_last(folder: str | Path, cells: TrainingCells, progress: dict[str, Any]) -> None:
     """Replaces `last.ckpt` (the network) and `last_state.ckpt` (the rest) in one transaction.
 
     Args:
@@ -181,7 +179,7 @@ def can_resume(folder: str | Path) -> bool:
     return Path(folder, STATE).is_file()
 
 
-def load_last(folder: str | Path, cells: TrainingCells) -> dict[str, int | float | list[str]]:
+def load_last(folder: str | Path, cells: TrainingCells) -> dict[str, Any]:
     """Loads `last.ckpt` and `last_state.ckpt` into the cells.
 
     Returns:

@@ -78,20 +78,21 @@ class EpochEnd:
         self.log_steps(steps)
         average_statistics(self.cells.network, self.ranks)
         if self.cells.average is not None:
-            update_weight_average(self.cells, steps.epoch, self.config.ema_decay)
+            decay = self.config.ema_decay
+            update_weight_average(self.cells.average, self.cells.network, steps.epoch, decay)
         if self.score is not None and self.is_due(self.config.val_interval):
-            row["val_dice"] = self.validate()
+            row["val_dice"] = self.validate(self.score)
         if self.run_folder is not None:
             self.history.append(row)
             write_history(self.run_folder, self.history)
             if steps.epoch % self.config.save_interval == 0:
-                self.save()
+                self.save(self.run_folder)
         return self.score is not None and self.stops_early()
 
     def finish(self) -> None:
         """Saves the last epoch of a training, unless `save_interval` already has."""
         if self.run_folder is not None and self.progress.epoch % self.config.save_interval:
-            self.save()
+            self.save(self.run_folder)
 
     def is_due(self, interval: int) -> bool:
         """Whether something happens after this epoch: every `interval` epochs and the last."""
@@ -127,11 +128,11 @@ class EpochEnd:
                 f"({worker_count(self.config)} threads now, at most one per core)"
             )
 
-    def validate(self) -> float:
+    def validate(self, score: Callable[[nn.Cell], float]) -> float:
         """Scores the weights; keeps them as best.ckpt if they are the best. Returns the Dice."""
         progress, network = self.progress, self.cells.scored
         was_training = network.training
-        dice = self.score(network.set_train(False))
+        dice = score(network.set_train(False))
         network.set_train(was_training)
         progress.validations_since_best += 1
         if dice > progress.best_dice:
@@ -144,14 +145,14 @@ class EpochEnd:
         )
         return dice
 
-    def save(self) -> None:
+    def save(self, run_folder: Path) -> None:
         """Writes a numbered checkpoint, what a resume needs, and the curve."""
-        folder = self.run_folder / "ckpt"
+        folder = run_folder / "ckpt"
         name = f"{checkpoint.PREFIX}-{self.progress.epoch}_{self.steps_per_epoch}.ckpt"
         checkpoint.save_weights(self.cells.scored, folder / name)
         checkpoint.prune(folder, self.config.keep_checkpoint_max)
         checkpoint.save_last(folder, self.cells, asdict(self.progress))
-        plot_progress(pd.DataFrame(self.history), self.run_folder / "progress.png")
+        plot_progress(pd.DataFrame(self.history), run_folder / "progress.png")
 
     def stops_early(self) -> bool:
         """Whether `early_stop` validations brought no better Dice; logs it if so."""
@@ -172,7 +173,7 @@ def average_statistics(network: nn.Cell, ranks: Ranks) -> None:
     ranks.average([p for p in network.get_parameters() if not p.requires_grad])
 
 
-def update_weight_average(cells: TrainingCells, epoch: int, decay: float) -> None:
+def update_weight_average(average: nn.Cell, network: nn.Cell, epoch: int, decay: float) -> None:
     """Updates the exponential moving average of the weights, once at the end of each epoch.
 
     average = d * average + (1 - d) * weights, also for the moving statistics of batch norm. The
@@ -180,11 +181,11 @@ def update_weight_average(cells: TrainingCells, epoch: int, decay: float) -> Non
     influence; after the first epoch the average is that epoch's weights.
 
     Args:
-        cells: `average` is updated from `network`.
+        average: holds the average.
+        network: holds the weights.
         epoch: that just ended, counted from 1.
         decay: `ema_decay`.
     """
     decay = min(decay, (epoch - 1) / (epoch + 9))
-    pairs = zip(cells.average.get_parameters(), cells.network.get_parameters(), strict=True)
-    for average, weight in pairs:
-        average.set_data(decay * average + (1 - decay) * weight)
+    for mean, weight in zip(average.get_parameters(), network.get_parameters(), strict=True):
+        mean.set_data(decay * mean + (1 - decay) * weight)

@@ -206,13 +206,12 @@ def open_run(
     Raises:
         DataError: the ranks were given different cases; see also `restore_run`.
     """
-    resumes = run_folder is not None
     folder = None
     if ranks.is_first:
-        folder = Path(run_folder) if resumes else new_run_folder(config)
+        folder = new_run_folder(config) if run_folder is None else Path(run_folder)
     with nullcontext() if folder is None else lock_run(folder):
         progress = fresh
-        if folder is not None and resumes:
+        if folder is not None and run_folder is not None:
             progress = restore_run(folder, config, cells, fresh, bool(val_ids))
         first = ranks.text_from_first(json.dumps([asdict(progress), val_ids]))
         numbers, first_val_ids = json.loads(first)

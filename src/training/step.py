@@ -78,7 +78,8 @@ class LossScaledStep(nn.TrainOneStepWithLossScaleCell):
         super().__init__(network, optimizer, scale)
         self.reads_registers = ms.get_context("device_target") == "Ascend"
         # On GPUs MindSpore 2.10 also fails to compile a second AllReduce in one graph.
-        self.is_distributed = self.is_distributed and self.reads_registers
+        if not self.reads_registers:
+            self.is_distributed = False
 
     def get_overflow_status(self, status, compute_output):
         """Returns whether `compute_output`, the averaged gradients, overflowed on any device."""

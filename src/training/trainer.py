@@ -81,7 +81,7 @@ def training_plane(config: EasyDict, cases: list[Case], volumes: list[TrainingVo
     planes = Counter(volume.plane for volume in volumes if volume.plane)
     plane = config.plane
     if plane == "auto":
-        plane = max(planes, key=planes.get, default="axial")
+        plane = max(planes, key=lambda name: planes[name], default="axial")
     for case, volume in zip(cases, volumes, strict=True):
         if volume.plane not in ("", plane):
             log.info(f"note: {case.image_path}: {volume.plane} stack, the training's are {plane}")

@@ -99,9 +99,9 @@ def watch_averages():
     """The weights' moving average on this rank, as it is after each epoch."""
     after, update = {}, epoch_end.update_weight_average
 
-    def watched(cells, epoch, decay):
-        update(cells, epoch, decay)
-        after.update({p.name: p.asnumpy().copy() for p in cells.average.get_parameters()})
+    def watched(mean, network, epoch, decay):
+        update(mean, network, epoch, decay)
+        after.update({p.name: p.asnumpy().copy() for p in mean.get_parameters()})
 
     epoch_end.update_weight_average = watched
     return after

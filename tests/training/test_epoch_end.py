@@ -166,7 +166,7 @@ def test_the_average_is_exponential_once_the_first_epochs_are_over():
     expected = 0
     for epoch, value in enumerate((7.0, 1.0, -2.0, 5.0, 3.0, 8.0), 1):
         set_weight(cells.network, value)
-        update_weight_average(cells, epoch, decay=0.25)
+        update_weight_average(cells.average, cells.network, epoch, decay=0.25)
         decay = (0, 1 / 11, 2 / 12, 3 / 13, 0.25, 0.25)[epoch - 1]
         expected = decay * expected + (1 - decay) * value
         assert cells.average.weight.asnumpy() == pytest.approx(expected, rel=1e-6)
