@@ -16,7 +16,7 @@ from benchmarks.machine import (
 )
 from benchmarks.worker import LEARNING_RATE
 from src.config import override_config, vnet_cfg
-from src.dataset import dropout_keep
+from src.dataset import draw_dropout_mask
 from src.devices.device import start_device
 from src.export.monai_weights import from_monai, read_state_dict
 from src.fast_conv3d.network import to_fast_vnet
@@ -152,7 +152,7 @@ class Implementation:
         first = self.step * batch
         return np.stack(
             [
-                dropout_keep(self.config.seed, first + index, channels, self.config.dropout)
+                draw_dropout_mask(self.config.seed, first + index, channels, self.config.dropout)
                 for index in range(batch)
             ]
         )

@@ -1,7 +1,7 @@
-"""Cases as a MindSpore dataset: a fresh order each epoch, sharded by rank, in full batches.
+"""The training dataset: cases shuffled each epoch, sharded over the ranks, in full batches.
 
-Every sample is known by its index, `epoch * samples per epoch + position`; order, augmentation and
-dropout follow from seed and index alone, so any step of any epoch can be made again.
+A sample has the index `epoch * samples per epoch + position`. Order, augmentation and dropout
+depend on the seed and this index only, so that any step of any epoch can be reproduced.
 """
 
 from collections.abc import Iterator
@@ -14,20 +14,26 @@ from .augment import augment_case
 from .data_manager import TrainingVolume
 from .images.intensity import z_score
 
-ORDER_STREAM, DROPOUT_STREAM = 0, 1  # of the seed; src.augment has another
+ORDER_STREAM, DROPOUT_STREAM = 0, 1  # random streams of the seed; src.augment has another
 
 
 def epoch_order(case_count: int, epoch: int, seed: int, global_batch_size: int) -> np.ndarray:
-    """Which case stands where in an epoch.
+    """Returns the order of the cases in an epoch.
 
-    A permutation of all cases, drawn from (seed, epoch), filled up from its own beginning to whole
-    global batches; a batch holds no case twice unless there are fewer cases than it takes.
+    A permutation of all cases, drawn from (seed, epoch). Its first cases are repeated at the end to
+    fill the last batch. No batch holds a case twice unless it is larger than the number of cases.
+
+    Args:
+        case_count: number of training cases.
+        epoch: counted from 0.
+        seed: of the training.
+        global_batch_size: samples per step of the optimizer, over all ranks.
 
     Returns:
-        (samples per epoch,) int64, a multiple of `global_batch_size`.
+        (samples per epoch,) int64 case indices; the length is a multiple of `global_batch_size`.
 
     Raises:
-        ValueError: no cases, or no batch.
+        ValueError: `case_count` or `global_batch_size` is below 1.
     """
     if case_count < 1 or global_batch_size < 1:
         raise ValueError(f"{case_count} cases in batches of {global_batch_size}, expected some")
@@ -35,16 +41,20 @@ def epoch_order(case_count: int, epoch: int, seed: int, global_batch_size: int) 
     return np.resize(order, -(-case_count // global_batch_size) * global_batch_size)
 
 
-def dropout_keep(seed: int, sample_index: int, channels: int, rate: float) -> np.ndarray:
-    """The factor of each channel that dropout acts on, for one sample of one step.
+def draw_dropout_mask(seed: int, sample_index: int, channels: int, rate: float) -> np.ndarray:
+    """Draws the channel dropout of a sample, from (seed, sample, channel) only.
 
-    Drawn from (seed, sample, channel), the same on every device and after a resume.
+    Args:
+        seed: of the training.
+        sample_index: see the module's docstring.
+        channels: number of channels with dropout.
+        rate: probability with which a channel is dropped.
 
     Returns:
-        (channels,) float32, 0 with probability `rate`, else 1 / (1 - rate).
+        (channels,) float32 factors: 0 for a dropped channel, else 1 / (1 - rate).
 
     Raises:
-        ValueError: a rate of 1 or more, or below 0.
+        ValueError: a rate below 0, or of 1 or more.
     """
     if not 0 <= rate < 1:
         raise ValueError(f"a dropout of {rate}, expected 0 to below 1")
@@ -56,17 +66,17 @@ class TrainingSamples:
     """Sample index -> (image (1, X, Y, Z), mask (X, Y, Z)[, dropout mask (channels,)]), float32.
 
     Args:
-        volumes: of all cases, from `src.data_manager.load_training_volumes`.
+        volumes: of all training cases, from `src.data_manager.load_training_volumes`.
         config: `batch_size`, `accumulate_steps`, `seed`, `dropout`, `dstRes`, `augment_NAME`.
-        dropout_channels: columns of the dropout mask that the network takes.
-        ranks: processes that share each step.
+        dropout_channels: number of channels with dropout in the network.
+        ranks: number of processes that share each step.
 
     Raises:
-        ValueError: no volumes, or ones of several shapes.
+        ValueError: there are no volumes, or their shapes differ.
 
     Attributes:
-        global_batch_size: samples of a step of the optimizer, over all ranks.
-        steps: of an epoch.
+        global_batch_size: samples per step of the optimizer, over all ranks.
+        steps: steps per epoch.
     """
 
     def __init__(
@@ -89,11 +99,11 @@ class TrainingSamples:
         self.steps = self.per_epoch // self.global_batch_size
 
     def order(self, epoch: int) -> np.ndarray:
-        """Indices into `volumes` of one epoch, see `epoch_order`."""
+        """Returns the indices into `volumes` of an epoch, see `epoch_order`."""
         return epoch_order(len(self.volumes), epoch, self.config.seed, self.global_batch_size)
 
     def batch(self, epoch: int, step: int) -> np.ndarray:
-        """Indices into `volumes` of one global batch; epoch and step count from 0."""
+        """Returns the indices into `volumes` of a global batch; epoch and step count from 0."""
         return self.order(epoch)[step * self.global_batch_size :][: self.global_batch_size]
 
     def __len__(self) -> int:
@@ -109,14 +119,14 @@ class TrainingSamples:
         if not self.dropout_channels:
             return sample
         seed, rate = self.config.seed, self.config.dropout
-        return *sample, dropout_keep(seed, index, self.dropout_channels, rate)
+        return *sample, draw_dropout_mask(seed, index, self.dropout_channels, rate)
 
 
 class EpochSampler(ds.Sampler):
-    """Yields one rank's sample indices, epoch after epoch, starting with `first_epoch`.
+    """Yields the sample indices of one rank, epoch after epoch, starting with `first_epoch`.
 
-    The ranks take turns, a batch each: among neighbours in an epoch's order no case repeats, so no
-    batch of a rank holds one twice unless there are fewer cases than it takes.
+    The batches of an epoch are dealt to the ranks in turn. As neighbours in the epoch's order are
+    different cases, no rank's batch holds a case twice unless it is larger than their number.
     """
 
     def __init__(
@@ -139,13 +149,13 @@ class EpochSampler(ds.Sampler):
 def create_dataset(
     samples: TrainingSamples, first_epoch: int = 0, rank: int = 0, workers: int = 1
 ) -> ds.Dataset:
-    """The training dataset of one rank.
+    """Creates the training dataset of one rank.
 
     Args:
         samples: of all cases.
-        first_epoch: epochs already trained.
-        rank: this process among `samples.ranks`.
-        workers: threads that make samples.
+        first_epoch: number of epochs already trained.
+        rank: of this process, below `samples.ranks`.
+        workers: number of threads that prepare samples.
 
     Returns:
         Columns image (batch, 1, X, Y, Z), mask (batch, X, Y, Z) and, with dropout,

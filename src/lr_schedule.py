@@ -6,16 +6,16 @@ import numpy as np
 def learning_rates(
     lr: float, total_steps: int, warmup_step: int, warmup_ratio: float
 ) -> np.ndarray:
-    """One rate per training step.
+    """Returns the learning rate of every training step.
 
-    Rises linearly from `warmup_ratio * lr` over `warmup_step` steps, but at most over the first
-    half of the training, then falls along a cosine from `lr` down to its end.
+    Rises linearly from `warmup_ratio * lr` to `lr` during `warmup_step` steps, at most the first
+    half of the training, then falls to almost 0 along half a cosine.
 
     Args:
         lr: the highest rate.
-        total_steps: global steps of the whole training.
-        warmup_step: steps of the warm-up.
-        warmup_ratio: first rate as a share of `lr`.
+        total_steps: number of global steps of the training.
+        warmup_step: number of steps of the warm-up.
+        warmup_ratio: first rate divided by `lr`.
 
     Returns:
         (total_steps,) float32.

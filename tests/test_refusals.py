@@ -1,5 +1,6 @@
 """Public functions refuse what would give a plausible wrong answer, and say what they got."""
 
+import re
 from types import SimpleNamespace
 
 import mindspore as ms
@@ -16,7 +17,7 @@ from src.data_manager import (
     mask_to_network_grid,
     network_grid,
 )
-from src.dataset import TrainingSamples, dropout_keep, epoch_order
+from src.dataset import TrainingSamples, draw_dropout_mask, epoch_order
 from src.images.intensity import z_score
 from src.images.orientation import direction_matrix, to_patient_order
 from src.loss import LOSSES
@@ -92,7 +93,7 @@ HALF = image_of(np.full(MASK.shape, 0.5, np.float32))
         "warm-up of -1": (lambda: learning_rates(1e-3, 5, -1, 0.3), "warmup_step is -1"),
         "warm-up to more": (lambda: learning_rates(1e-3, 5, 1, 1.3), "warmup_ratio is 1.3"),
         "order of no cases": (lambda: epoch_order(0, 0, 1, 2), "0 cases in batches of 2"),
-        "dropout of all": (lambda: dropout_keep(1, 0, 4, 1.0), "dropout of 1.0"),
+        "dropout of all": (lambda: draw_dropout_mask(1, 0, 4, 1.0), "dropout of 1.0"),
         "history of nothing": (
             lambda: figures.progress_figure(pd.DataFrame({"epoch": []})),
             "0 rows with epoch, expected one row",
@@ -133,9 +134,10 @@ def test_a_loss_does_not_broadcast(loss, mode, mask_shape):
     before = ms.get_context("mode")
     ms.set_context(mode=mode)
     try:
-        probability = ms.Tensor(np.full((2, 3, 4, 5), 0.5, np.float32))
-        with pytest.raises(ValueError, match="expected the same for probability and mask"):
-            LOSSES[loss]()(probability, ms.Tensor(np.zeros(mask_shape, np.float32)))
+        prediction = ms.Tensor(np.full((2, 3, 4, 5), 0.5, np.float32))
+        shapes = re.escape(f"prediction (2, 3, 4, 5) and a mask {mask_shape}")
+        with pytest.raises(ValueError, match=f"{shapes}.* the same"):
+            LOSSES[loss]()(prediction, ms.Tensor(np.zeros(mask_shape, np.float32)))
     finally:
         ms.set_context(mode=before)
 
