@@ -76,8 +76,8 @@ def _draw_one(name: str, rng: np.random.Generator, case: int, case_count: int) -
     if name == "rotate":
         return rng.uniform(-ROTATION_DEGREES, ROTATION_DEGREES, 3)
     if name == "scale":
-        aspect = rng.uniform(np.log(ASPECT[0]), np.log(ASPECT[1]), 3)
-        return np.exp(rng.uniform(*np.log(SCALE)) + aspect)
+        scale = rng.uniform(*np.log(SCALE))
+        return np.exp(scale + rng.uniform(np.log(ASPECT[0]), np.log(ASPECT[1]), 3))
     if name == "shift":
         return rng.uniform(-SHIFT_MM, SHIFT_MM, 3)
     if name == "deform":
