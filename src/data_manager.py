@@ -19,7 +19,7 @@ import numpy as np
 import SimpleITK as sitk
 from easydict import EasyDict
 
-from .images.formats import MASK_SUFFIX, SUFFIXES, images_in, only_file, stem, suffix_of
+from .images.formats import MASK_SUFFIX, SUFFIXES, list_images, only_file, stem, suffix_of
 from .images.intensity import check_scalar_3d, equalize, to_float32, z_score
 from .images.metaimage import data_file
 from .images.orientation import acquisition_plane, patient_direction
@@ -47,12 +47,12 @@ class Case:
 
 
 def _find_file(folder: Path, found: dict[str, list[Path]], name: str) -> Path:
-    """The file of `found` with this name, else of its stem and suffix, else of its stem."""
+    """Finds a file by name, else by stem and suffix, else by stem alone."""
     paths = found.get(stem(name), [])
     if not paths:
         for path in folder.iterdir():
             if stem(os.fsencode(path.name).decode("utf-8", "replace")) == stem(name):
-                check_name(path)  # there, but Python reads its name in another encoding
+                check_name(path)  # exists, but Python reads its name in another encoding
         raise DataError(
             f"{folder}: no image {stem(name)} ({', '.join(SUFFIXES)}); "
             "the split names it: add the file or take it out of the split"
@@ -73,16 +73,16 @@ def find_cases(data_path: str | Path, names: list[str], with_mask: bool = True) 
 
     Args:
         data_path: folder with `img/NAME.<ext>` and `gt/NAME_segmentation.<ext>`.
-        names: lines of a split file. Of several files of a stem the one with the suffix is meant;
-            where there is only one it may have another: Case03.mhd finds Case03.nii.gz.
-        with_mask: whether each must have its reference mask.
+        names: lines of a split file. A single file of a case may have another suffix: Case03.mhd
+            finds Case03.nii.gz.
+        with_mask: whether each case must have its reference mask.
 
     Raises:
         DataError: a file is missing or ambiguous.
     """
     image_folder, mask_folder = Path(data_path, "img"), Path(data_path, "gt")
-    images = images_in(image_folder)
-    masks = images_in(mask_folder) if with_mask else {}
+    images = list_images(image_folder)
+    masks = list_images(mask_folder) if with_mask else {}
     return [
         Case(
             stem(name),
@@ -325,7 +325,7 @@ def _check_gland_is_on_grid(case, mask, config):
 
 
 def _cache_file(case, config):
-    """Where a case is kept; the name holds the files' identity and all that shapes the result."""
+    """Path of a case's cache file; its name has a hash of the files' identity and the settings."""
     if config.cache_dir == "off":
         return None
     if config.cache_dir == "auto":
@@ -339,7 +339,10 @@ def _cache_file(case, config):
         for path in (image, data_file(image)):
             if path.exists():
                 status = path.stat()
-                times = (status.st_mtime_ns, status.st_ctime_ns)  # a copy may keep the former
+                times = (
+                    status.st_mtime_ns,
+                    status.st_ctime_ns,
+                )  # a copy may keep the modification time
                 identity.append((str(path.resolve()), status.st_size, *times))
     geometry = [
         config.VolSize,
@@ -356,8 +359,8 @@ def _cache_file(case, config):
 
 
 def _write_cache(path, arrays):
-    """Keeps a preprocessed case; a cache that cannot be written costs time, not the run."""
-    content = io.BytesIO()  # an archive that is cut off while it is open complains aloud
+    """Caches a preprocessed case; if that fails, training continues without."""
+    content = io.BytesIO()  # NumPy would print errors of an archive on a full disk
     np.savez(content, **arrays)
     with suppress(OSError, DataError):
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

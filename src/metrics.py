@@ -156,7 +156,7 @@ def _check_masks(*masks):
             raise ValueError(f"masks of shapes {masks[0].shape} and {mask.shape}, expected one")
 
 
-def summary(cases: list[dict[str, float]]) -> dict[str, dict[str, float]]:
+def summarize(cases: list[dict[str, float]]) -> dict[str, dict[str, float]]:
     """Returns mean, standard deviation (of the population), median and worst value of each metric.
 
     Args:

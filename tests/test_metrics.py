@@ -5,7 +5,7 @@ import pytest
 import SimpleITK as sitk
 from scipy import ndimage, stats
 
-from src.metrics import METRICS, apex_and_base, case_metrics, summary, superior_axis, surface
+from src.metrics import METRICS, apex_and_base, case_metrics, summarize, superior_axis, surface
 from src.utils.errors import DataError
 from tests.volumes import image_of
 
@@ -297,7 +297,7 @@ def test_summary():
             "volume_difference_percent": difference,
         }
 
-    table = summary([case(0.9, 5.0), case(0.6, -20.0), case(0.75, 0.0)])
+    table = summarize([case(0.9, 5.0), case(0.6, -20.0), case(0.75, 0.0)])
     assert list(table) == [metric.key for metric in METRICS]
     assert table["dice"] == pytest.approx(
         {"mean": 0.75, "std": math.sqrt(0.015), "median": 0.75, "worst": 0.6}
@@ -309,7 +309,7 @@ def test_summary():
 
 def test_the_worst_distance_is_the_largest():
     rows = [{metric.key: value for metric in METRICS} for value in (1.0, 4.0, 3.0)]
-    assert summary(rows)["hausdorff_mm"]["worst"] == 4
+    assert summarize(rows)["hausdorff_mm"]["worst"] == 4
 
 
 def test_distances_are_transformed_in_the_masks_own_box_alone(monkeypatch):

@@ -61,7 +61,7 @@ HALF = image_of(np.full(MASK.shape, 0.5, np.float32))
             lambda: metrics.surface_distance_maps(MASK, MASK, np.array([1.0, 0.0, 1.0])),
             r"spacing of \[1. 0. 1.\] mm, expected 3 positive",
         ),
-        "summary of nothing": (lambda: metrics.summary([]), "no cases"),
+        "summary of nothing": (lambda: metrics.summarize([]), "no cases"),
         "metrics of labels": (
             lambda: metrics.case_metrics(LABELS, WHOLE),
             r"values \[2\], expected 0",

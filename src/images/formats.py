@@ -32,7 +32,7 @@ def is_named_as_mask(path: str | PurePath) -> bool:
     return bool(MASK_ENDING.search(stem(path)) or MASK_FOLDER.fullmatch(folder))
 
 
-def images_in(folder: str | Path) -> dict[str, list[Path]]:
+def list_images(folder: str | Path) -> dict[str, list[Path]]:
     """Returns the image files of a folder as `{stem: [paths]}`, sorted by name.
 
     Raises:
@@ -51,7 +51,7 @@ def only_file(paths: Sequence[Path]) -> Path:
     """Returns the file of a case, which must be the only one of its stem.
 
     Args:
-        paths: the image files of one stem in a folder, at least one; see `images_in`.
+        paths: the image files of one stem in a folder, at least one; see `list_images`.
 
     Raises:
         DataError: there are several.

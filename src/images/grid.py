@@ -1,4 +1,4 @@
-"""Whether two images lie on the same voxels."""
+"""Comparison of the grids of two images."""
 
 from pathlib import Path
 
@@ -7,14 +7,14 @@ import SimpleITK as sitk
 
 from ..utils.errors import DataError
 
-# Two grids are the same where no corner voxel of one lies farther than this share of a voxel from
-# the other's. Headers round their numbers (NIfTI to float32, text to some digits), which moves the
-# corners by less; and so small a shift is far below the precision of any annotation.
+# Largest distance of the corner voxels of two equal grids, in voxels. Rounding in headers (NIfTI to
+# float32, text to some digits) moves the corners by less, and so small a shift is far below the
+# precision of any annotation.
 SAME_GRID_VOXELS = 0.05
 
 
 def grid_difference(reference: sitk.Image, other: sitk.Image) -> str:
-    """Returns how the grid of `other` differs from the reference's, "" where they are the same.
+    """Returns how the grid of `other` differs from the reference's, "" if it is the same.
 
     For example "size (4, 4, 2), expected (4, 4, 3)", or "corners up to 2.50 mm away: origin
     (0.0, 2.5, 0.0), expected (0.0, 0.0, 0.0)".
@@ -45,7 +45,7 @@ def grid_difference(reference: sitk.Image, other: sitk.Image) -> str:
 def check_same_grid(
     image: sitk.Image, image_path: str | Path, mask: sitk.Image, mask_path: str | Path
 ) -> None:
-    """Raises a DataError where a mask does not lie on its image's voxels."""
+    """Raises a DataError unless a mask has the same grid as its image."""
     difference = grid_difference(image, mask)
     if difference:
         raise DataError(

@@ -1,4 +1,4 @@
-"""Volumes into files, whole or not at all."""
+"""Writes volumes to files, atomically."""
 
 from pathlib import Path
 
@@ -12,16 +12,16 @@ from .nifti import read_nifti, write_nifti
 
 
 def write_volume(image: sitk.Image, path: str | Path, like: str | Path | None = None) -> None:
-    """Writes an image, whole or not at all.
+    """Writes an image atomically.
 
-    It is written under a folder of its own, read back and compared, since SimpleITK does not notice
+    It is written to a temporary folder, read back and compared, since SimpleITK does not report
     every full disk, and then renamed, the voxels of a `.mhd` before its header.
 
     Args:
         image: of any size and voxel type.
         path: with one of `SUFFIXES`; `.mhd` gets a compressed `.zraw` beside it.
-        like: the file that `image` has its geometry from; a NIfTI written like a NIfTI keeps all
-            of its header that tells where the voxels lie.
+        like: the file that `image` has its geometry from. If both are NIfTI, all fields of its
+            header that define the geometry are copied.
 
     Raises:
         DataError: the folder cannot be written or the disk is full.
@@ -36,16 +36,16 @@ def write_volume(image: sitk.Image, path: str | Path, like: str | Path | None = 
             if not np.array_equal(
                 sitk.GetArrayViewFromImage(written), sitk.GetArrayViewFromImage(image)
             ):
-                raise RuntimeError("what was written reads back differently: is the disk full?")
+                raise RuntimeError("the written file reads back differently: is the disk full?")
             move_volumes(folder, path.parent)
     except (OSError, RuntimeError) as error:
         raise DataError(f"{path}: cannot be written ({reason_of(error, -1)})") from None
 
 
 def move_volumes(source: Path, target: Path) -> None:
-    """Renames all files below `source` to the same places below `target`, headers after voxels.
+    """Moves all files below `source` to the same places below `target`, headers after voxels.
 
-    So a `.mhd` is never there without the file of its voxels. Both folders are on one file system.
+    So a `.mhd` never exists without the file of its voxels. Both folders are on one file system.
     """
     files = [path for path in source.rglob("*") if path.is_file()]
     for file in sorted(files, key=lambda file: suffix_of(file) == ".mhd"):

@@ -10,7 +10,7 @@ import pandas as pd
 import SimpleITK as sitk
 from tqdm import tqdm
 
-from ..images.formats import MASK_SUFFIX, images_in, only_file
+from ..images.formats import MASK_SUFFIX, list_images, only_file
 from ..images.reading import read_image, read_mask
 from ..metrics import volume_ml
 from ..utils.errors import DataError
@@ -64,8 +64,8 @@ def cases_of(folder: Path) -> Iterator[tuple[str, list[Path], list[Path], bool]]
     test_set = (set_named(folder.resolve().name) or "TrainData") != "TrainData"
     flat = test_set and not (folder / "img").is_dir()
     image_folder, mask_folder = (folder, folder) if flat else (folder / "img", folder / "gt")
-    images = images_in(image_folder) if image_folder.is_dir() else {}
-    masks = images_in(mask_folder) if mask_folder.is_dir() else {}
+    images = list_images(image_folder) if image_folder.is_dir() else {}
+    masks = list_images(mask_folder) if mask_folder.is_dir() else {}
     if flat:
         images = {name: paths for name, paths in images.items() if not name.endswith(MASK_SUFFIX)}
         masks = {name: paths for name, paths in masks.items() if name.endswith(MASK_SUFFIX)}

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 from ..data_manager import Case, find_cases
-from ..images.formats import MASK_SUFFIX, SUFFIXES, images_in, only_file, stem
+from ..images.formats import MASK_SUFFIX, SUFFIXES, list_images, only_file, stem
 from ..utils.errors import DataError, UsageError, reason_of
 from ..utils.files import check_name, write_files
 from .names import list_few
@@ -32,7 +32,7 @@ def list_cases(data_path: Path) -> list[str]:
         DataError: no img/ or gt/, no image, two images of one case, a name that a split file cannot
             hold, or a case without a mask in `data_path/gt`.
     """
-    images, masks = images_in(data_path / "img"), images_in(data_path / "gt")
+    images, masks = list_images(data_path / "img"), list_images(data_path / "gt")
     if not images:
         raise DataError(
             f"{data_path / 'img'}: no images ({', '.join(SUFFIXES)}) there; "

@@ -18,7 +18,7 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 
-from ..metrics import METRICS, Metric, summary
+from ..metrics import METRICS, Metric, summarize
 from ..utils.files import write_files
 from .figures import box_plot_figure, progress_figure
 from .findings import LOW_DICE, PLAUSIBLE_ML
@@ -234,7 +234,7 @@ def _case_pictures(case: OverlayCase) -> CasePictures:
 
 def _evaluation_statistics(rows: list[dict]) -> dict:
     """Heading, table of statistics and box plots, by the template's names."""
-    statistics = summary(rows)
+    statistics = summarize(rows)
     dice = statistics["dice"]
     return {
         "heading": f"Dice {dice['mean']:.3f} ± {dice['std']:.3f}",

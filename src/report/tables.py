@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..metrics import summary
+from ..metrics import summarize
 from ..utils import output_folder
 from ..utils.files import write_files
 
@@ -39,7 +39,7 @@ def write_metrics(rows: list[dict], directory: str | Path, metadata: dict | None
     csv = table.astype(dict.fromkeys(flags, int)).to_csv(index=False, float_format="%.6f")
     content = {
         **(metadata or {}),
-        "summary": summary(rows),
+        "summary": summarize(rows),
         "flagged": [row["case"] for row in rows if row["empty"]],
         "cases": rows,
     }
@@ -60,7 +60,7 @@ def zoo_lines(rows: list[dict]) -> list[str]:
     The zoo measures the distance between masks (SimpleITK), this project the one between surfaces:
     they are equal for convex shapes, and the latter is larger where the other mask fills a dent.
     """
-    statistics = summary(rows)
+    statistics = summarize(rows)
     return [
         f"avg_Hausdorff_distance: {statistics['hausdorff_mm']['mean']}",
         f"avg_dice: {statistics['dice']['mean']}",

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from src.images.formats import images_in, is_named_as_mask, only_file, stem, suffix_of
+from src.images.formats import is_named_as_mask, list_images, only_file, stem, suffix_of
 from src.utils.errors import DataError
 from src.utils.files import check_name
 from tests.helpers import touch
@@ -49,7 +49,7 @@ def test_masks_by_their_names(name, is_mask):
 
 def test_images_in_a_folder(tmp_path):
     touch(tmp_path, "b.nii.gz", "a.mhd", "a.raw", "a.mha", ".c.mhd", "notes.txt", "d.zraw")
-    assert images_in(tmp_path) == {
+    assert list_images(tmp_path) == {
         "a": [tmp_path / "a.mha", tmp_path / "a.mhd"],
         "b": [tmp_path / "b.nii.gz"],
     }

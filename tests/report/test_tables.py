@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from easydict import EasyDict
 
-from src.metrics import summary
+from src.metrics import summarize
 from src.report.tables import (
     CSV_COLUMNS,
     JSON_KEYS,
@@ -48,7 +48,7 @@ def test_metrics_json_holds_cases_summary_flags_and_extra(tmp_path):
     assert content == {
         "checkpoint": str(Path("ckpt", "best.ckpt")),
         "config": {"VolSize": [64, 64, 32]},
-        "summary": summary(ROWS),
+        "summary": summarize(ROWS),
         "flagged": ["missed"],
         "cases": ROWS,
     }
