@@ -339,10 +339,7 @@ def _cache_file(case, config):
         for path in (image, data_file(image)):
             if path.exists():
                 status = path.stat()
-                times = (
-                    status.st_mtime_ns,
-                    status.st_ctime_ns,
-                )  # a copy may keep the modification time
+                times = (status.st_mtime_ns, status.st_ctime_ns)  # copies may keep st_mtime_ns
                 identity.append((str(path.resolve()), status.st_size, *times))
     geometry = [
         config.VolSize,
