@@ -462,6 +462,31 @@ def test_low_resolution_is_linear_interpolation_along_lines(axis, factor):
 # Random parameters -------------------------------------------------------------------------------
 
 
+def test_the_parameters_of_a_seed_do_not_change(small_config):
+    """A training resumed by a later version gets the same samples; fields by a weighted sum."""
+    params = draw(all_on(small_config, 1, "seed=1"), 2, 3, 5)
+    summed = {
+        name: value.ravel() @ np.arange(value.size) if np.size(value) > 3 else value
+        for name, value in params.items()
+    }
+    expected = {
+        "flip": 0,
+        "rotate": [-6.35342979, -1.51486158, -8.9177593],
+        "scale": [0.84562723, 0.72784869, 0.74863535],
+        "shift": [3.96912385, 3.73962871, -7.05372623],
+        "deform": 34994.578250284554,
+        "histogram": 1,
+        "gamma": 1.4291292648688256,
+        "bias": -251.06633619925427,
+        "low_resolution": (1, 2.331356249120851),
+        "blur": 0.9797706417306368,
+        "noise": (0.03106860072969908, 152486447),
+    }
+    assert list(summed) == list(expected)
+    for name, value in expected.items():
+        np.testing.assert_allclose(summed[name], value, rtol=1e-7, err_msg=name)
+
+
 @pytest.mark.parametrize("name", TRANSFORMS)
 def test_each_switch_rules_its_transform_alone(small_config, name):
     off, on = small_config(), small_config(f"augment_{name}=1")

@@ -11,9 +11,7 @@ import pytest
 import SimpleITK as sitk
 
 from src.promise12 import Options, check, lay_out
-from src.promise12.layouts.patterns import match_case
-from src.promise12.names import case_names, looks_like_mask, outlines_lesions
-from src.utils.errors import DataError, UsageError
+from src.utils.errors import DataError
 from tests.helpers import tree
 from tests.volumes import make_volume
 
@@ -872,64 +870,6 @@ def test_check_with_labels_and_channel(tmp_path):
     assert frame["size"].tolist() == ["6x5x4"]
     assert frame["prostate_ml"].tolist() == pytest.approx([12 * 0.5 * 0.5 * 4 / 1000])
     assert check(tmp_path, (2,), 1)["prostate_ml"].tolist() == pytest.approx([0.004])
-
-
-@pytest.mark.parametrize(
-    "pattern, path, case",
-    [
-        ("{case}/t2.nii", "A 1/t2.nii", "A 1"),
-        ("{case}/t2.nii", "x/A/t2.nii", None),
-        ("**/{case}/t2*.nii.gz", "x/y/A/t2_tse.nii.gz", "A"),
-        ("**/{case}/t2.nii", "A/t2.nii", "A"),
-        ("{case}/{case}_t2.nii", "A/A_t2.nii", "A"),
-        ("{case}/{case}_t2.nii", "A/B_t2.nii", None),
-        ("{case}_000?.nii", "a_b_0001.nii", "a_b"),
-        ("{case}.nii", "a+nii", None),
-        ("./img/{case}.nii", "img/a(1).nii", "a(1)"),
-    ],
-)
-def test_patterns(pattern, path, case):
-    assert match_case(pattern, path) == case
-
-
-def test_pattern_without_a_case():
-    with pytest.raises(UsageError, match=r"\*.nii: no \{case\} in it"):
-        match_case("*.nii", "a.nii")
-
-
-@pytest.mark.parametrize(
-    "path, is_mask, is_lesion",
-    [
-        ("s/Case00.mhd", False, False),
-        ("s/Case00_segmentation.mhd", True, False),
-        ("s/Case00_Segmentation.nii.gz", True, False),
-        ("s/Case00_seg.nrrd", True, False),
-        ("s/Case00_labels.nii", True, False),
-        ("s/Case00.seg.nrrd", True, False),
-        ("s/Case00_prostate_mask_2.nii", True, False),
-        ("s/mask_12.nii", True, False),
-        ("s/labelsTr/Case00.nii.gz", True, False),
-        ("s/Masks/Case00.nii.gz", True, False),
-        ("s/ground-truth/Case00.nii.gz", False, False),
-        ("s/ground_truth/Case00.nii.gz", True, False),
-        ("s/t2_tumor_reader1.nii.gz", True, True),
-        ("s/csPCa_lesion_delineations/human/1_2.nii.gz", False, True),
-        ("prostate_cancer/Case00.nii.gz", False, False),
-        ("s/Prostate_01.nii.gz", False, False),
-        ("s/PCa_1.nii.gz", False, False),
-        ("s/tumor/mask/1.nii.gz", True, True),
-        ("s/GT_001.nii.gz", False, False),
-        ("s/01_prostate.nii.gz", False, False),
-        ("s/patient_masked_01.nii", False, False),
-    ],
-)
-def test_names(path, is_mask, is_lesion):
-    assert looks_like_mask(Path(path)) == is_mask
-    assert outlines_lesions(Path(path)) == is_lesion
-
-
-def test_case_names():
-    assert case_names(Path("Case_01_t2_seg.nii"))[:3] == ["case 01 t2 seg", "case 01 t2", "case 01"]
 
 
 def test_a_volume_alone_becomes_a_test_image(tmp_path):
