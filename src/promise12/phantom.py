@@ -184,21 +184,7 @@ def draw_anatomy(rng: np.random.Generator) -> Anatomy:
         one("urine", (0, -0.7 * b, top), np.array((38, 27, 25)) * full, (-12, 0, 0), "wall", 3.5),
         *pair("vesicle", (14, 0.55 * b, c + 3), (17, 6, 7), (0, -14, 12), "wall", 1),
     ]
-    gland = [
-        Ellipsoid("veins", (0, -3, 0), (r + 5, r + 5, r + 5)),
-        Ellipsoid("peripheral", (0, 0, 0), (r, r, r), (0, 0, 0), "capsule", 1.5, "gland"),
-        Ellipsoid("transition", (0, t - r, 0.3 * (r - t)), (t, t, t), (0, 0, 0), "capsule", 1),
-        Ellipsoid("stroma", (0, -0.88 * r, 0), (0.35 * r, 0.14 * r, 0.6 * r)),
-        Ellipsoid("fluid", (0, 0.1 * r, -0.2 * r), (1.5, 2, 0.35 * r)),  # urethra
-    ]
-    for _ in range(rng.integers(3, 9)):  # of benign hyperplasia
-        spot = np.array((0, t - r, 0.3 * (r - t))) + t * rng.uniform(-0.5, 0.5, 3)
-        size = t * rng.uniform(0.15, 0.42) * rng.normal(1, 0.2, 3)
-        tissue = rng.choice(["nodule", "nodule", "transition", "lesion"])
-        gland.append(Ellipsoid(tissue, spot, size, (0, 0, 0), "capsule", 0.6))
-    if rng.random() < 0.5:
-        spot = r * np.array((rng.choice([-0.55, 0.55]), 0.6, rng.uniform(-0.4, 0.3)))
-        gland.append(Ellipsoid("lesion", spot, r * rng.uniform(0.12, 0.25, 3)))
+    gland = _draw_gland(rng, r, t)
     front = [
         one(lumen, (0, back, 5), (bowel, bowel, 75), (8, 0, 0), "wall", 3.5, "rectum"),
         one("stool", (0, back + 5, -c - 32), (11, 13, 34), (-15, 0, 0), "wall", 7, "canal"),
@@ -217,6 +203,26 @@ def draw_anatomy(rng: np.random.Generator) -> Anatomy:
         front=front,
         waves={name: random_waves(rng, *shape) for name, shape in FIELDS.items()},
     )
+
+
+def _draw_gland(rng, r, t):
+    """Structures of a gland that is a ball of radius `r` mm, its transition zone of radius `t`."""
+    gland = [
+        Ellipsoid("veins", (0, -3, 0), (r + 5, r + 5, r + 5)),
+        Ellipsoid("peripheral", (0, 0, 0), (r, r, r), (0, 0, 0), "capsule", 1.5, "gland"),
+        Ellipsoid("transition", (0, t - r, 0.3 * (r - t)), (t, t, t), (0, 0, 0), "capsule", 1),
+        Ellipsoid("stroma", (0, -0.88 * r, 0), (0.35 * r, 0.14 * r, 0.6 * r)),
+        Ellipsoid("fluid", (0, 0.1 * r, -0.2 * r), (1.5, 2, 0.35 * r)),  # urethra
+    ]
+    for _ in range(rng.integers(3, 9)):  # of benign hyperplasia
+        spot = np.array((0, t - r, 0.3 * (r - t))) + t * rng.uniform(-0.5, 0.5, 3)
+        size = t * rng.uniform(0.15, 0.42) * rng.normal(1, 0.2, 3)
+        tissue = rng.choice(["nodule", "nodule", "transition", "lesion"])
+        gland.append(Ellipsoid(tissue, spot, size, (0, 0, 0), "capsule", 0.6))
+    if rng.random() < 0.5:
+        spot = r * np.array((rng.choice([-0.55, 0.55]), 0.6, rng.uniform(-0.4, 0.3)))
+        gland.append(Ellipsoid("lesion", spot, r * rng.uniform(0.12, 0.25, 3)))
+    return gland
 
 
 def draw_grid(rng: np.random.Generator, anatomy: Anatomy) -> sitk.Image:

@@ -73,6 +73,7 @@ class Volume:
 
     @property
     def path(self) -> PurePosixPath:
+        """See `Member.path`."""
         return self.header.path
 
     @property

@@ -256,7 +256,7 @@ class _Groups:
         self.groups = [item for group in (per_frame, shared) if group for item in _items(group)]
         self.sources = [*self.groups, ds]
 
-    def get(self, keyword, default=None):
+    def get(self, keyword: str, default: Any = None) -> Any:
         in_groups = keyword == "ImagePositionPatient" and self.groups
         for source in self.groups if in_groups else self.sources:
             value = source.get(keyword)
@@ -264,7 +264,7 @@ class _Groups:
                 return value
         return default
 
-    def private(self, tag, creator):
+    def private(self, tag: tuple[int, int], creator: str) -> float | None:
         """A number in a vendor's private block, None if absent."""
         for source in self.sources:
             try:

@@ -55,6 +55,7 @@ class VoxelLayout(NamedTuple):
 
     @property
     def volume_bytes(self) -> int:
+        """Bytes of one volume."""
         x, y, z = self.size
         return x * y * z * self.dtype.itemsize
 
