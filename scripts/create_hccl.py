@@ -16,9 +16,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from src.devices.rank_table import (
     HCCN_CONF,
-    device_ids_of,
+    create_rank_table,
     is_address,
-    rank_table,
+    parse_device_ids,
     read_addresses,
     read_rank_table,
 )
@@ -50,7 +50,7 @@ def main():
     parser.add_argument("--out_path", default=".", help="folder for the table")
     args = parser.parse_args()
 
-    ids = device_ids_of(args.device_num)
+    ids = parse_device_ids(args.device_num)
     if args.device_ip:
         given = args.device_ip.split(",")
         if len(given) != len(ids):
@@ -61,7 +61,7 @@ def main():
     server = args.server_ip or server_address()
     if not is_address(server):
         raise UsageError(f"--server_ip '{server}': expected an IP address")
-    table = rank_table(ids, addresses, server, source)
+    table = create_rank_table(ids, addresses, server, source)
     content = json.dumps(table, indent=4).encode() + b"\n"
 
     path = Path(args.out_path, f"hccl_{len(ids)}p_{''.join(ids)}_{server}.json")

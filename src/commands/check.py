@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -43,7 +44,7 @@ class Table:
     """The checks of a machine: printed as they come, and kept for the report."""
 
     def __init__(self, quiet: bool = False) -> None:
-        self.rows = []
+        self.rows: list[dict[str, str]] = []
         self.quiet = quiet
 
     def add(self, check: str, expected: object, found: object, passed: bool | None) -> None:
@@ -361,8 +362,8 @@ def check_rank(target: str, device_num: int, small: bool, folder: Path) -> None:
         begin = time.perf_counter()
         total = ops.AllReduce()(gradients).asnumpy()
         times.append(1000 * (time.perf_counter() - begin))
-    found = {"sum": np.array([total.min(), total.max()]), "all-reduce ms": np.median(times[1:])}
-    found["size"] = parameters
+    found: dict[str, Any] = {"sum": np.array([total.min(), total.max()]), "size": parameters}
+    found["all-reduce ms"] = np.median(times[1:])
     ms.set_seed(1)
     config = configuration("auto", "width=2", "VolSize=32,16,16", "batch_size=1")
     network = create_vnet(config)

@@ -1,4 +1,4 @@
-"""Why MindSpore finds no GPU: it looks for CUDA in one place, and says little where that fails."""
+"""Diagnosis of CUDA for MindSpore, which only says that it finds no GPU, not why."""
 
 import ctypes
 import os
@@ -14,7 +14,7 @@ PLUGINS = {"11.1": "11.1", "11.6": "11.6", "11.8": "11.6"}
 
 
 def nvcc_version(nvcc: str | Path) -> str | None:
-    """The release that a CUDA compiler says it is of, such as "11.6"; None if it says none."""
+    """Returns the CUDA release that nvcc reports, such as "11.6"; None if it reports none."""
     try:
         answer = subprocess.run([nvcc, "--version"], capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired):
@@ -23,8 +23,8 @@ def nvcc_version(nvcc: str | Path) -> str | None:
     return found and found[1]
 
 
-def missing_library(plugin: Path) -> str | None:
-    """What the loader says of a library that cannot be loaded; None where it can."""
+def loader_error(plugin: Path) -> str | None:
+    """Returns the dynamic loader's message about a library that it cannot load, else None."""
     try:
         ctypes.CDLL(str(plugin))
     except OSError as error:
@@ -33,10 +33,10 @@ def missing_library(plugin: Path) -> str | None:
 
 
 def what_is_missing() -> str:
-    """What of CUDA is missing or wrong, and what would be right: one line, without a name before.
+    """Returns what of CUDA is missing or wrong and what MindSpore needs, as one line.
 
-    Looks at what MindSpore looks at: the variable CUDA_HOME, the version that its nvcc tells, and
-    the libraries of the plug-in for that version.
+    Checks what MindSpore's own loader checks: the variable CUDA_HOME, the version of its nvcc, and
+    the libraries that the plug-in for that version needs.
     """
     plugins = Path(ms.__file__).parent / "lib" / "plugin"
     if not list(plugins.glob("libmindspore_gpu.so.*")):
@@ -44,19 +44,19 @@ def what_is_missing() -> str:
     wanted = f"MindSpore needs CUDA {', '.join(PLUGINS)} with cuDNN 8"
     home = os.environ.get("CUDA_HOME")
     if not home:
-        nvcc = shutil.which("nvcc")
-        found = f": nvcc on PATH is in {Path(nvcc).resolve().parents[1]}" if nvcc else ""
-        return f"CUDA_HOME is not set, without which it looks for no CUDA{found}; {wanted}"
+        on_path = shutil.which("nvcc")
+        found = f": nvcc on PATH is in {Path(on_path).resolve().parents[1]}" if on_path else ""
+        return f"CUDA_HOME is not set, so MindSpore does not look for CUDA{found}; {wanted}"
     nvcc = Path(home, "bin", "nvcc")
     if not nvcc.is_file():
         return f"CUDA_HOME is {home}, which has no bin/nvcc; {wanted}"
     version = nvcc_version(nvcc)
     if version not in PLUGINS:
         return f"{nvcc} is of CUDA {version or 'an unknown version'}; {wanted}"
-    problem = missing_library(plugins / f"libmindspore_gpu.so.{PLUGINS[version]}")
+    problem = loader_error(plugins / f"libmindspore_gpu.so.{PLUGINS[version]}")
     if problem:
         return (
-            f"CUDA {version} in {home}, but {problem}; {wanted}, and LD_LIBRARY_PATH naming the "
+            f"CUDA {version} in {home}, but {problem}; {wanted}, and LD_LIBRARY_PATH with the "
             "folders of both"
         )
-    return f"CUDA {version} in {home} is complete, the driver is not: see nvidia-smi"
+    return f"CUDA {version} in {home} is complete, so the driver is at fault: see nvidia-smi"

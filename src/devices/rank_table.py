@@ -1,11 +1,11 @@
-"""HCCL's rank table: which Ascend device of a server is which rank.
+"""HCCL's rank table, which assigns the Ascend devices of a server to ranks.
 
     {"version": "1.0", "server_count": "1", "status": "completed", "server_list": [
         {"server_id": "10.0.0.1", "device": [
             {"device_id": "0", "device_ip": "192.168.100.101", "rank_id": "0"}, ...]}]}
 
-All values are texts, numbers too. `python -m src.devices.rank_table FILE DEVICE_NUM` checks a table
-and prints what `visible_devices` makes of it, for scripts/train_distribute.sh.
+All values are strings, numbers too. `python -m src.devices.rank_table FILE DEVICE_NUM` checks a
+table and prints the result of `visible_devices` for scripts/train_distribute.sh.
 """
 
 import ipaddress
@@ -19,8 +19,8 @@ from pathlib import Path
 from ..utils.command_line import run
 from ..utils.errors import DataError, UsageError
 
-VERSIONS = ("1.0", "1.2")  # 1.2 adds what joins servers to a super node
-HCCN_CONF = "/etc/hccn.conf"  # the devices' network, which Ascend's hccn_tool writes
+VERSIONS = ("1.0", "1.2")  # 1.2 adds super nodes, which join servers
+HCCN_CONF = "/etc/hccn.conf"  # network of the devices, written by Ascend's hccn_tool
 
 
 def read_rank_table(path: str | Path, device_num: int) -> list[str]:
@@ -28,13 +28,13 @@ def read_rank_table(path: str | Path, device_num: int) -> list[str]:
 
     Args:
         path: the table.
-        device_num: how many devices it should have.
+        device_num: the expected number of devices.
 
     Returns:
         The device ids, in the order of the ranks.
 
     Raises:
-        DataError: the first fault that is found.
+        DataError: the first fault found.
     """
 
     def expect(holds, found, expected):
@@ -72,9 +72,11 @@ def read_rank_table(path: str | Path, device_num: int) -> list[str]:
         entry(server, "server_id", "the server", str)
         entry(server, "device", "the server", list)
     if len(servers) > 1:
-        raise DataError(f"{path}: has {listed} servers, expected 1; {_on_several(servers)}")
+        raise DataError(
+            f"{path}: has {listed} servers, expected 1; {_several_hosts_remedy(servers)}"
+        )
 
-    columns = {"rank_id": [], "device_id": [], "device_ip": []}
+    columns: dict[str, list[str]] = {"rank_id": [], "device_id": [], "device_ip": []}
     for number, device in enumerate(servers[0]["device"]):
         where = f"device entry {number}"
         expect(isinstance(device, dict), f"{where} is {device!r}", "a JSON object")
@@ -97,8 +99,8 @@ def read_rank_table(path: str | Path, device_num: int) -> list[str]:
     return [devices[str(rank)] for rank in range(device_num)]
 
 
-def _on_several(servers):
-    """What starts a training on the servers of a table, which msrun does without one."""
+def _several_hosts_remedy(servers):
+    """Returns the commands that train on several servers: msrun needs no rank table."""
     counts = {len(server["device"]) for server in servers}
     if len(counts) > 1:
         return f"with {min(counts)} to {max(counts)} devices; msrun needs as many on each"
@@ -113,20 +115,20 @@ def _on_several(servers):
 
 
 def visible_devices(device_ids: Sequence[str]) -> tuple[str, str]:
-    """The devices as CANN wants them named, which knows them in ascending order only.
+    """Returns the device numbers for CANN, which counts the visible devices in ascending order.
 
     Returns:
-        ASCEND_RT_VISIBLE_DEVICES, and of each rank the number of its device among these.
+        ASCEND_RT_VISIBLE_DEVICES, and the index of each rank's device among these.
     """
     visible = sorted(device_ids, key=int)
     return ",".join(visible), ",".join(str(visible.index(device)) for device in device_ids)
 
 
-def device_ids_of(text: str) -> list[str]:
-    """Device ids from the zoo's form `[FIRST,END)` or a list such as `0,2,5`.
+def parse_device_ids(text: str) -> list[str]:
+    """Parses device ids in the zoo's form `[FIRST,END)` or a list such as `0,2,5`.
 
     Raises:
-        UsageError: neither, none, or one of them twice.
+        UsageError: another form, no device, or a device twice.
     """
     text = text.replace(" ", "")
     if bounds := re.fullmatch(r"\[(\d+),(\d+)\)", text):
@@ -146,7 +148,7 @@ def device_ids_of(text: str) -> list[str]:
 
 
 def read_addresses(path: str | Path = HCCN_CONF) -> dict[str, str]:
-    """Addresses of a server's devices, device id -> IP, from lines such as `address_0=10.1.0.1`.
+    """Reads the IP address of each device id from lines such as `address_0=10.1.0.1`.
 
     Raises:
         DataError: the file cannot be read.
@@ -162,19 +164,19 @@ def read_addresses(path: str | Path = HCCN_CONF) -> dict[str, str]:
     return {match[1]: match[2] for match in found if match}
 
 
-def rank_table(
+def create_rank_table(
     device_ids: Sequence[str], addresses: Mapping[str, str], server_id: str, source: str
 ) -> dict:
-    """A rank table of one server; ranks count the devices in the given order.
+    """Returns the rank table of one server; ranks follow the given order of devices.
 
     Args:
-        device_ids: of the devices that train.
+        device_ids: the devices to train on.
         addresses: device id -> IP.
-        server_id: the server's own IP.
-        source: where the addresses are from, for messages.
+        server_id: IP of the server.
+        source: origin of the addresses, for messages.
 
     Raises:
-        DataError: an address is missing, is not one, or belongs to two devices.
+        DataError: an address is missing, invalid, or belongs to two devices.
     """
     for device_id in device_ids:
         address = addresses.get(device_id)
@@ -214,8 +216,8 @@ def is_address(text: str) -> bool:
     return True
 
 
-def main():
-    """Checks the table that the command line names."""
+def main() -> None:
+    """Checks the table named on the command line; prints its `visible_devices`."""
     path, device_num = sys.argv[1:]
     print(*visible_devices(read_rank_table(path, int(device_num))))
 

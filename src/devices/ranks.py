@@ -1,7 +1,7 @@
-"""This process among those that train together, and what they tell each other.
+"""Communication between the ranks of a data-parallel training.
 
-Everything travels by AllReduce in float32, the one collective that MindSpore has on CPU, GPU and
-Ascend alike. A sum to which all but one add zeros is a broadcast.
+All of it is AllReduce in float32, the only collective that MindSpore has on CPU, GPU and Ascend. A
+broadcast is a sum to which all ranks but one add zeros.
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,57 +17,55 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class Ranks:
-    """Rank `rank` of `count`; alone, nothing is sent."""
+    """This process, rank `rank` of `count`. A single rank communicates with nobody."""
 
     rank: int = 0
     count: int = 1
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the rank that reads and writes the run's folder."""
+        """Whether this rank reads and writes the run folder."""
         return self.rank == 0
 
     def share(self, items: Sequence[Item]) -> Sequence[Item]:
-        """This rank's part of `items`, every `count`-th."""
+        """Returns this rank's share of `items`, every `count`-th item."""
         return items[self.rank :: self.count]
 
     def sum(self, array: np.ndarray) -> np.ndarray:
-        """The sum over all ranks, float32; every rank calls this with an array of this shape."""
+        """Returns the sum over all ranks, float32; all ranks call this with arrays of one shape."""
         array = np.array(array, np.float32, order="C")
         if self.count == 1:
             return array
         return ops.AllReduce()(ms.Tensor(array)).asnumpy().copy()
 
     def mean(self, value: float) -> float:
-        """The mean over all ranks of a number."""
+        """Returns the mean of a number over all ranks."""
         return float(self.sum(np.array([value]))[0]) / self.count
 
     def gather(self, share: Sequence[float], total: int) -> np.ndarray:
-        """The numbers that the ranks have of `share(items)`, for all `total` items, in order."""
+        """Returns the values of all `total` items in order; this rank has those of its share."""
         table = np.zeros(total, np.float32)
         table[self.rank :: self.count] = share
         return self.sum(table)
 
     def average(self, parameters: Iterable[ms.Parameter]) -> None:
-        """Sets parameters to their mean over the ranks."""
+        """Sets parameters to their mean over all ranks."""
         if self.count > 1:
             for parameter in parameters:
                 mean = self.sum(parameter.asnumpy()) / self.count
                 parameter.set_data(ms.Tensor(mean, parameter.dtype))
 
     def copy_from_first(self, parameters: Iterable[ms.Parameter]) -> None:
-        """Sets parameters to their values on rank 0; whole numbers must be below 2**24."""
+        """Sets parameters to their values on rank 0; integers must be below 2**24."""
         if self.count > 1:
             for parameter in parameters:
                 value = parameter.asnumpy() if self.is_first else np.zeros(parameter.shape)
                 parameter.set_data(ms.Tensor(self.sum(value), parameter.dtype))
 
     def text_from_first(self, text: str | None) -> str:
-        """A text of rank 0, on every rank."""
-        if self.count == 1:
-            return text
-        content = np.frombuffer(text.encode(), np.uint8) if self.is_first else np.zeros(0)
+        """Returns rank 0's text on every rank; the other ranks pass None."""
+        content = np.frombuffer((text or "").encode(), np.uint8)
         size = int(self.sum(np.array([content.size]))[0])
         if not self.is_first:
-            content = np.zeros(size)
+            content = np.zeros(size, np.uint8)
         return self.sum(content).astype(np.uint8).tobytes().decode()

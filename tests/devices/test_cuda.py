@@ -1,4 +1,4 @@
-"""What is said where MindSpore finds no GPU; with its own loader in test_gpu_standin.py."""
+"""The diagnosis of a missing CUDA; with MindSpore's own loader in test_gpu_standin.py."""
 
 import platform
 
@@ -25,14 +25,13 @@ def test_no_variable(monkeypatch, tmp_path):
     wanted = "; MindSpore needs CUDA 11.1, 11.6, 11.8 with cuDNN 8"
     for value in (None, ""):
         monkeypatch.setenv("CUDA_HOME", value) if value else monkeypatch.delenv("CUDA_HOME", False)
-        assert cuda.what_is_missing() == (
-            "CUDA_HOME is not set, without which it looks for no CUDA: nvcc on PATH is in "
-            f"{tmp_path}{wanted}"
-        )
+        said = cuda.what_is_missing()
+        assert said.startswith("CUDA_HOME is not set") and said.endswith(wanted)
+        assert f"nvcc on PATH is in {tmp_path}" in said
     nvcc.unlink()
-    assert cuda.what_is_missing() == (
-        f"CUDA_HOME is not set, without which it looks for no CUDA{wanted}"
-    )
+    said = cuda.what_is_missing()
+    assert said.startswith("CUDA_HOME is not set") and said.endswith(wanted)
+    assert "nvcc" not in said
 
 
 def test_no_compiler(monkeypatch, tmp_path):
@@ -63,11 +62,11 @@ def test_another_version(monkeypatch, tmp_path, answer, version):
 def test_libraries(monkeypatch, tmp_path, version, plugin, lacks):
     loaded = []
 
-    def missing_library(path):
+    def loader_error(path):
         loaded.append(path.name)
         return lacks
 
-    monkeypatch.setattr(cuda, "missing_library", missing_library)
+    monkeypatch.setattr(cuda, "loader_error", loader_error)
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
     write_nvcc(tmp_path, f"echo 'Cuda compilation tools, release {version}, V1'")
     said = cuda.what_is_missing()
@@ -76,16 +75,18 @@ def test_libraries(monkeypatch, tmp_path, version, plugin, lacks):
         assert said.startswith(
             f"CUDA {version} in {tmp_path}, but {lacks}; MindSpore needs CUDA 11"
         )
-        assert said.endswith("LD_LIBRARY_PATH naming the folders of both")
+        assert said.endswith("LD_LIBRARY_PATH with the folders of both")
     else:
         assert (
-            said == f"CUDA {version} in {tmp_path} is complete, the driver is not: see nvidia-smi"
+            said.startswith(f"CUDA {version} in {tmp_path} is complete")
+            and "driver" in said
+            and "nvidia-smi" in said
         )
 
 
 def test_a_library_that_cannot_be_loaded(tmp_path):
-    assert "cannot open shared object file" in cuda.missing_library(tmp_path / "libnone.so")
-    assert cuda.missing_library("libc.so.6") is None
+    assert "cannot open shared object file" in cuda.loader_error(tmp_path / "libnone.so")
+    assert cuda.loader_error("libc.so.6") is None
 
 
 def test_a_mindspore_without_the_plug_in(monkeypatch, tmp_path):

@@ -8,7 +8,12 @@ import sys
 
 import pytest
 
-from src.devices.rank_table import device_ids_of, read_addresses, read_rank_table, visible_devices
+from src.devices.rank_table import (
+    parse_device_ids,
+    read_addresses,
+    read_rank_table,
+    visible_devices,
+)
 from src.utils.errors import DataError, UsageError
 from tests.helpers import ROOT
 
@@ -212,7 +217,7 @@ def test_as_a_command(write, content, device_num, code, output, errors):
     ],
 )
 def test_device_ids(text, ids):
-    assert device_ids_of(text) == list(ids)
+    assert parse_device_ids(text) == list(ids)
 
 
 @pytest.mark.parametrize(
@@ -229,7 +234,7 @@ def test_device_ids(text, ids):
 )
 def test_device_ids_that_are_none(text, reason):
     with pytest.raises(UsageError, match=reason):
-        device_ids_of(text)
+        parse_device_ids(text)
 
 
 def test_addresses_of_hccn_conf(tmp_path):
