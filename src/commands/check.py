@@ -70,12 +70,12 @@ class Table:
     @contextmanager
     def guarded(self, check: str) -> Iterator[None]:
         """A check that raises has failed, with the reason; the others go on."""
-        from ..devices.device import reason_of
+        from ..devices.device import mindspore_reason
 
         try:
             yield
         except Exception as error:
-            self.add(check, "no error", reason_of(error), False)
+            self.add(check, "no error", mindspore_reason(error), False)
 
     def count(self, verdict: str) -> int:
         return sum(row["verdict"] == verdict for row in self.rows)

@@ -32,7 +32,7 @@ def loader_error(plugin: Path) -> str | None:
     return None
 
 
-def what_is_missing() -> str:
+def diagnose() -> str:
     """Returns what of CUDA is missing or wrong and what MindSpore needs, as one line.
 
     Checks what MindSpore's own loader checks: the variable CUDA_HOME, the version of its nvcc, and

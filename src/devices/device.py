@@ -1,4 +1,4 @@
-"""The start of a device and of communication between devices; precision."""
+"""Starts the device and the communication between ranks; sets the precision."""
 
 import logging
 import os
@@ -18,16 +18,16 @@ from .ranks import Ranks
 
 log = logging.getLogger(__name__)
 
-# What a launcher leaves in the environment of a rank: msrun, mpirun. MindSpore 2.10 starts no
-# ranks by an HCCL rank table.
+# Set by msrun and by mpirun in the environment of each rank. MindSpore 2.10 starts no ranks by an
+# HCCL rank table.
 RANK_VARIABLES = ("MS_ROLE", "OMPI_COMM_WORLD_RANK")
-DRY_RUN = "MS_SIMULATION_LEVEL"  # of MindSpore, which has no devices and needs none
-# Of those that number the processes of a machine, the variable with that number.
+DRY_RUN = "MS_SIMULATION_LEVEL"  # MindSpore's dry run, which needs no device
+# Launcher's variable -> the variable with the number of the process on its machine.
 LOCAL_RANK_VARIABLES = {
     "MS_ROLE": "DEVICE_ID",
     "OMPI_COMM_WORLD_RANK": "OMPI_COMM_WORLD_LOCAL_RANK",
 }
-# What may keep a device that is there from starting.
+# What to check when a device is present but does not start.
 DRIVER_HINTS = {
     "Ascend": "see npu-smi info: is the driver of CANN's version, and the device free?",
     "GPU": "see nvidia-smi: is the driver new enough for the toolkit, and the card free?",
@@ -35,7 +35,7 @@ DRIVER_HINTS = {
 }
 VISIBLE_DEVICES = {"Ascend": "ASCEND_RT_VISIBLE_DEVICES", "GPU": "CUDA_VISIBLE_DEVICES"}
 DEVICE_FILES = {"Ascend": "davinci[0-9]*", "GPU": "nvidia[0-9]*"}  # in /dev, one of each card
-FUSED_MB = 1 << 20  # gradients of so many MB travel in one AllReduce: more than any card holds
+FUSED_MB = 1 << 20  # gradients up to this size share one AllReduce; more than any card holds
 
 
 def choose_device(target: str) -> str:
@@ -48,14 +48,12 @@ def choose_device(target: str) -> str:
         return target
     chosen = "CPU"
     for name in DEVICE_FILES:
-        with suppress(DataError), told(name, ""):
+        with suppress(DataError), explain_errors(name, ""):
             if _is_available(name) and _device_count(name) > 0:
                 chosen = name
                 break
         if _device_files(name):
-            log.warning(
-                f"warning: MindSpore cannot use this machine's {name}: {_what_is_missing(name)}"
-            )
+            log.warning(f"warning: MindSpore cannot use this machine's {name}: {_diagnose(name)}")
     log.info(f"device_target auto: {chosen}")
     return chosen
 
@@ -64,7 +62,7 @@ def _is_available(target: str) -> bool:
     """Whether MindSpore can use a kind of device on this machine."""
     logging.disable(logging.WARNING)  # MindSpore's, about each library that it could not load
     try:
-        with told(f"device {target}", DRIVER_HINTS[target]):
+        with explain_errors(f"device {target}", DRIVER_HINTS[target]):
             return getattr(device_context, target.lower()).is_available()
     finally:
         logging.disable(logging.NOTSET)
@@ -80,15 +78,15 @@ def _device_files(target: str) -> list[Path]:
 
 
 def start_device(target: str, device_id: int = 0) -> None:
-    """Makes a device ready, in graph mode; only before the first operator of a process.
+    """Starts a device in graph mode; call it before the first operator of a process.
 
     Args:
         target: "Ascend", "GPU" or "CPU".
-        device_id: number of the card; CPU has only one. mpirun and msrun number the processes of a
-            machine, and their number comes first.
+        device_id: number of the card, ignored on CPU. In a rank of mpirun or msrun, the number of
+            the process on its machine is used instead.
 
     Raises:
-        DataError: the device is not there.
+        DataError: the device is missing or does not start.
     """
     for launcher, local_rank in LOCAL_RANK_VARIABLES.items():
         if os.environ.get(launcher, "MS_SCHED") != "MS_SCHED":  # msrun's scheduler takes no card
@@ -96,7 +94,7 @@ def start_device(target: str, device_id: int = 0) -> None:
     if not _is_available(target):
         raise DataError(
             f"device {target} is not available to MindSpore {ms.__version__} on this machine: "
-            f"{_what_is_missing(target)}; or use --device_target CPU (launchers: DEVICE_TARGET=CPU)"
+            f"{_diagnose(target)}; or use --device_target CPU (launchers: DEVICE_TARGET=CPU)"
         )
     if target == "CPU":
         # With AVX-512, oneDNN has no gemm convolution for plain layouts and falls back to its
@@ -104,7 +102,7 @@ def start_device(target: str, device_id: int = 0) -> None:
         os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")
         ms.set_device(target)
     else:
-        with told(f"device {target} {device_id}", DRIVER_HINTS[target]):
+        with explain_errors(f"device {target} {device_id}", DRIVER_HINTS[target]):
             count = _device_count(target)
             if not 0 <= device_id < count and not os.environ.get(DRY_RUN):
                 variable = VISIBLE_DEVICES[target]
@@ -115,27 +113,31 @@ def start_device(target: str, device_id: int = 0) -> None:
                 )
             ms.set_device(target, device_id)
             if not any(map(os.environ.get, (*RANK_VARIABLES, DRY_RUN))):
-                ms.runtime.synchronize()  # starts it: now, where its faults are told in one line
+                ms.runtime.synchronize()  # starts the card now, where a fault becomes a DataError
     ms.set_context(mode=ms.GRAPH_MODE)
 
 
 @contextmanager
-def told(what: str, remedy: str) -> Iterator[None]:
-    """Turns what MindSpore raises as it starts something into one line with a remedy.
+def explain_errors(what: str, remedy: str) -> Iterator[None]:
+    """Turns an error of MindSpore inside the block into one line with a remedy.
+
+    Args:
+        what: what the block starts; the message begins with it.
+        remedy: the end of the message.
 
     Raises:
-        DataError: in the place of any other error than our own.
+        DataError: instead of any error but DataError and UsageError.
     """
     try:
         yield
     except (DataError, UsageError):
         raise
     except Exception as error:  # RuntimeError, ValueError, TypeError, and whatever plug-ins raise
-        raise DataError(f"{what}: {reason_of(error)}; {remedy}") from None
+        raise DataError(f"{what}: {mindspore_reason(error)}; {remedy}") from None
 
 
-def reason_of(error: Exception) -> str:
-    """The line of MindSpore's message that says what happened, without its headings."""
+def mindspore_reason(error: Exception) -> str:
+    """Returns the line of MindSpore's message that says what happened, without headings."""
     text = str(error).partition("- C++ Call Stack")[0]
     for heading in ("- Cuda error:", "- Ascend Error Message:"):
         if heading in text:
@@ -145,10 +147,10 @@ def reason_of(error: Exception) -> str:
     return (said or [type(error).__name__])[0].rstrip(".")
 
 
-def _what_is_missing(target):
-    """Why MindSpore finds no device of this kind, and what it would need."""
+def _diagnose(target):
+    """Returns why MindSpore finds no device of this kind, and what it needs."""
     if target == "GPU":
-        return cuda.what_is_missing()
+        return cuda.diagnose()
     if not _device_files(target):
         return "no /dev/davinci*, so no driver (npu-smi info), or a container without its devices"
     if not os.environ.get("ASCEND_TOOLKIT_HOME"):
@@ -157,24 +159,26 @@ def _what_is_missing(target):
 
 
 def start_communication(device_num: int) -> Ranks:
-    """Joins the processes that a launcher started, after `start_device`.
+    """Joins the ranks that a launcher started; call it after `start_device`.
 
-    From now on gradients are averaged over the ranks: by HCCL on Ascend, NCCL on GPU, and through
-    msrun's own network on a CPU.
+    From then on gradients are averaged over the ranks: by HCCL on Ascend, NCCL on GPU and msrun's
+    own network on CPU.
 
     Args:
-        device_num: how many there should be.
+        device_num: the expected number of ranks.
 
     Raises:
-        UsageError: no launcher started this process, or another number of them.
-        DataError: the others cannot be reached.
+        UsageError: no launcher started this process, or it started another number of ranks.
+        DataError: the other ranks cannot be reached.
     """
     if not any(map(os.environ.get, (*RANK_VARIABLES, DRY_RUN))):
         raise UsageError(
             "--run_distribute 1: no launcher started this process; use scripts/train_msrun.sh, "
             "train_distribute.sh or train_distribute_gpu.sh"
         )
-    with told("communication", "are all ranks started, and do they reach the first host?"):
+    with explain_errors(
+        "communication", "are all ranks started, and do they reach the first host?"
+    ):
         init()
         ranks = Ranks(get_rank(), get_group_size())
     if ranks.count != device_num:
@@ -186,7 +190,7 @@ def start_communication(device_num: int) -> Ranks:
     )
     target = ms.get_context("device_target")
     if target != "CPU" and not os.environ.get(DRY_RUN):
-        with told(f"device {target} of rank {ranks.rank}", DRIVER_HINTS[target]):
+        with explain_errors(f"device {target} of rank {ranks.rank}", DRIVER_HINTS[target]):
             ms.runtime.synchronize()
     if target == "GPU":
         # MindSpore 2.10 compiles no GPU graph with more than one AllReduce of gradients
@@ -197,11 +201,11 @@ def start_communication(device_num: int) -> Ranks:
 
 
 def uses_mixed_precision(config: EasyDict, target: str) -> bool:
-    """Whether convolutions run in float16: on Ascend and GPU, unless `precision` says otherwise.
+    """Whether convolutions run in float16: by default on Ascend and GPU, not on CPU.
 
     Raises:
         UsageError: float32 on an Ascend, for which MindSpore documents 3-D convolutions in float16
-            only; an Ascend 910 computes them in float16 whatever they are asked for.
+            only; an Ascend 910 always computes them in float16.
     """
     if config.precision == "float32" and target == "Ascend":
         raise UsageError(
@@ -212,9 +216,9 @@ def uses_mixed_precision(config: EasyDict, target: str) -> bool:
 
 
 def apply_precision(network: nn.Cell, config: EasyDict, target: str) -> None:
-    """Lets convolutions compute in float16 where they should; parameters stay float32."""
+    """Casts convolutions to float16 where `uses_mixed_precision`; parameters stay float32."""
     if uses_mixed_precision(config, target):
         ms.amp.auto_mixed_precision(network, "O2")
         for _, cell in network.cells_and_names():
             if isinstance(cell, nn.SyncBatchNorm | InstanceNorm3d):
-                cell.to_float(ms.float32)  # MindSpore spares only the other batch norms
+                cell.to_float(ms.float32)  # O2 leaves only the other batch norms in float32

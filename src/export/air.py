@@ -16,7 +16,7 @@ import numpy as np
 from easydict import EasyDict
 
 from ..checkpoint import load_weights
-from ..devices.device import start_device, told
+from ..devices.device import explain_errors, start_device
 from ..utils.command_line import run
 from ..utils.errors import DataError
 from ..utils.process import change_folder
@@ -81,7 +81,7 @@ def main() -> None:
         network = LoweredVNet(network, request["shape"]).set_train(False)
     volume = ms.Tensor(np.zeros(request["shape"], np.float32))
     path, hint = Path(request["path"]), "AIR is deprecated by MindSpore: use MINDIR if possible"
-    with told("the export", hint), change_folder(path.parent):
+    with explain_errors("the export", hint), change_folder(path.parent):
         ms.export(network, volume, file_name=path.name, file_format="AIR")
 
 

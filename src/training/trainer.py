@@ -15,7 +15,7 @@ from mindspore import nn
 from ..checkpoint import TrainingCells
 from ..data_manager import Case, TrainingVolume, load_training_volumes, read_case, worker_count
 from ..dataset import TrainingSamples, create_dataset
-from ..devices.device import apply_precision, reason_of
+from ..devices.device import apply_precision, mindspore_reason
 from ..devices.ranks import Ranks
 from ..evaluation import mean_dice
 from ..fast_conv3d.network import to_fast_vnet
@@ -101,8 +101,8 @@ def report_lost_ranks(ranks: Ranks) -> Iterator[None]:
         if ranks.count == 1 or "AllReduce" not in str(error):
             raise
         raise DataError(
-            f"rank {ranks.rank}: {reason_of(error)}; another rank is gone, see the other logs, or "
-            "the network to it is cut"
+            f"rank {ranks.rank}: {mindspore_reason(error)}; another rank is gone, see the other "
+            "logs, or the network to it is cut"
         ) from None
 
 

@@ -25,18 +25,18 @@ def test_no_variable(monkeypatch, tmp_path):
     wanted = "; MindSpore needs CUDA 11.1, 11.6, 11.8 with cuDNN 8"
     for value in (None, ""):
         monkeypatch.setenv("CUDA_HOME", value) if value else monkeypatch.delenv("CUDA_HOME", False)
-        said = cuda.what_is_missing()
+        said = cuda.diagnose()
         assert said.startswith("CUDA_HOME is not set") and said.endswith(wanted)
         assert f"nvcc on PATH is in {tmp_path}" in said
     nvcc.unlink()
-    said = cuda.what_is_missing()
+    said = cuda.diagnose()
     assert said.startswith("CUDA_HOME is not set") and said.endswith(wanted)
     assert "nvcc" not in said
 
 
 def test_no_compiler(monkeypatch, tmp_path):
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
-    assert cuda.what_is_missing().startswith(f"CUDA_HOME is {tmp_path}, which has no bin/nvcc; Min")
+    assert cuda.diagnose().startswith(f"CUDA_HOME is {tmp_path}, which has no bin/nvcc; Min")
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_no_compiler(monkeypatch, tmp_path):
 def test_another_version(monkeypatch, tmp_path, answer, version):
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
     nvcc = write_nvcc(tmp_path, answer)
-    assert cuda.what_is_missing().startswith(f"{nvcc} is of CUDA {version}; MindSpore needs CUDA 1")
+    assert cuda.diagnose().startswith(f"{nvcc} is of CUDA {version}; MindSpore needs CUDA 1")
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_libraries(monkeypatch, tmp_path, version, plugin, lacks):
     monkeypatch.setattr(cuda, "loader_error", loader_error)
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
     write_nvcc(tmp_path, f"echo 'Cuda compilation tools, release {version}, V1'")
-    said = cuda.what_is_missing()
+    said = cuda.diagnose()
     assert loaded == [f"libmindspore_gpu.so.{plugin}"]
     if lacks:
         assert said.startswith(
@@ -91,4 +91,4 @@ def test_a_library_that_cannot_be_loaded(tmp_path):
 
 def test_a_mindspore_without_the_plug_in(monkeypatch, tmp_path):
     monkeypatch.setattr(cuda.ms, "__file__", str(tmp_path / "__init__.py"))
-    assert cuda.what_is_missing().startswith("this MindSpore has no GPU plug-in (in ")
+    assert cuda.diagnose().startswith("this MindSpore has no GPU plug-in (in ")
