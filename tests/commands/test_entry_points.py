@@ -216,7 +216,7 @@ def test_a_broken_validation_case_is_found_before_anything_runs(
         (EXPORT.replace("--ckpt_file run/best.ckpt", ""), 2, "--ckpt_file"),
         (EXPORT.replace("CPU", "TPU"), 2, "TPU"),
         (EXPORT + " --file_format TFLITE", 2, "TFLITE"),
-        (EXPORT + " --file_format AIR", 2, "--file_format AIR needs an Ascend"),
+        (EXPORT + " --file_format AIR", 2, "AIR needs an Ascend device"),
         (EXPORT + " --file_format ONNX --conv2d", 2, "--conv2d: not for"),
         (EXPORT + " --file_format ONNX --mindir_version 1", 2, "only for --file_format MINDIR"),
         (EXPORT + " --mindir_version 2", 2, "--mindir_version"),

@@ -67,7 +67,7 @@ def test_the_files_of_a_command_line(file_format, name, conv2d, version, device,
     """A plain MINDIR brings along what MindSpore Lite reads."""
     found = []
     for export in plan_exports(file_format, name, conv2d, version, device):
-        facts = export.facts()
+        facts = export.properties()
         assert facts["format"] == file_format
         found.append(f"{export.path} {facts['operators']} {facts.get('mindir_version')}")
     assert ", ".join(found) == expected

@@ -244,7 +244,7 @@ def run_program(tmp_path, cases, config):
 
 @pytest.mark.parametrize(
     "options",
-    [(), ("threshold=0.6",), ("flip_average=true",), ("flip_average=true", "normDir=true")],
+    [("threshold=0.6",), ("flip_average=true", "normDir=true")],
 )
 def test_the_masks_and_metrics_are_those_of_an_evaluation(
     tmp_path, cases, config, run_program, options, capsys

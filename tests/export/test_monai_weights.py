@@ -185,9 +185,9 @@ def test_nothing_is_overwritten(present, tmp_path, monkeypatch, capsys):
         ("vnet.h5", "vnet.ckpt", 2, "vnet.h5: expected a state dict as .pt, .pth, .npz"),
         ("vnet.npz", "vnet.mindir", 2, "vnet.mindir: expected a name that ends with .ckpt"),
         ("absent.npz", "vnet.ckpt", 1, "absent.npz: no such file"),
-        ("cut.npz", "vnet.ckpt", 1, "cut.npz: not a whole state dict"),
-        ("cut.safetensors", "vnet.ckpt", 1, "cut.safetensors: not a whole state dict"),
-        ("pickled.npz", "vnet.ckpt", 1, "pickled.npz: not a whole state dict"),
+        ("cut.npz", "vnet.ckpt", 1, "cut.npz: not a complete state dict"),
+        ("cut.safetensors", "vnet.ckpt", 1, "cut.safetensors: not a complete state dict"),
+        ("pickled.npz", "vnet.ckpt", 1, "pickled.npz: not a complete state dict"),
         ("other.npz", "vnet.ckpt", 1, "other.npz: fc.weight is not a parameter"),
     ],
 )
