@@ -239,7 +239,7 @@ def test_without_a_home_cases_are_prepared_anew(
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_working_folder_ends(tmp_path):
+def test_the_current_folder_changes_back(tmp_path):
     before = Path.cwd()
     with pytest.raises(ValueError, match="inside"), change_folder(tmp_path):
         assert Path.cwd() == tmp_path.resolve()
