@@ -1,3 +1,3 @@
-"""V-Net for prostate MR volumes on MindSpore."""
+"""V-Net segmentation of the prostate in MR volumes, on MindSpore."""
 
 __version__ = "1.0.0"

@@ -4,9 +4,9 @@ import mindspore as ms
 import numpy as np
 from mindspore import nn
 
+from src.commands.golden import seeded
 from src.training.step import AccumulatingLossScaledStep, LossScaledStep
 from src.vnet import VARIANTS, VNet
-from tests.golden import seeded
 
 
 def seed_weights(network):

@@ -10,6 +10,7 @@ import pytest
 import SimpleITK as sitk
 
 from src.checkpoint import save_weights
+from src.commands.golden import seeded
 from src.config import override_config, vnet_cfg
 from src.data_manager import Case, find_cases, read_case
 from src.evaluation import evaluate, evaluate_masks, load_network, mean_dice
@@ -18,7 +19,6 @@ from src.predictor import largest_component, segment
 from src.utils.errors import DataError
 from src.utils.output_folder import MANIFEST, acquire
 from src.vnet import VNet, create_vnet
-from tests.golden import seeded
 from tests.helpers import names_in, run_program
 from tests.networks import bright
 from tests.rounding import perturb

@@ -1,7 +1,7 @@
 """The network against independent oracles.
 
 `golden/make_zoo.py` and `golden/make_monai.py` wrote what the model zoo's and MONAI's own code
-computes from weights that `golden/seeded.py` makes here again, by name.
+computes from weights that `src/commands/golden/seeded.py` makes here again, by name.
 """
 
 import json
@@ -12,17 +12,15 @@ import numpy as np
 import pytest
 from mindspore import nn
 
+from src.commands.golden import GOLDEN, seeded
 from src.config import override_config, vnet_cfg
 from src.export.monai_weights import from_monai, monai_names
 from src.loss import DiceLoss
 from src.utils.errors import UsageError
 from src.vnet import DOWN_NAMES, UP_NAMES, VARIANTS, InstanceNorm3d, VNet, create_vnet
-from tests.golden import seeded
-from tests.helpers import ROOT
 from tests.networks import seed_weights
 from tests.rounding import FLOAT32
 
-GOLDEN = ROOT / "tests/golden"
 MODES = {"graph": ms.GRAPH_MODE, "pynative": ms.PYNATIVE_MODE}
 STAGES = ("in_tr", *DOWN_NAMES, *UP_NAMES, "out_tr")
 

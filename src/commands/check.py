@@ -27,9 +27,10 @@ from ..utils.files import write_files
 from ..utils.process import change_folder
 from . import run_script
 from .arguments import DEVICES
+from .golden import GOLDEN, seeded
 
-ROOT = Path(__file__).resolve().parents[2]
-GOLDEN = ROOT / "tests" / "golden"
+PACKAGE = __package__.split(".")[0]
+ROOT = Path(__file__).resolve().parents[2]  # of a checkout, or what the package lies in
 GROUP_SECONDS = 240  # after which a group of checks counts as hanging
 RANKS_SECONDS = 300
 # Largest difference from a golden value, as a share of the largest golden value. A GPU may compute
@@ -38,6 +39,7 @@ TOLERANCE = {("CPU", "float32"): 1e-4, ("GPU", "float32"): 5e-3}
 MIXED_TOLERANCE = 2e-2  # float16 has 11 bits, which the depth of the network adds up
 PUBLISHED_MS = {"Ascend": "1080 (zoo, Ascend 910)", "GPU": "1870 (zoo, V100)", "CPU": "-"}
 SKIPPED = "skipped"
+NO_CHECKOUT = "only in a checkout of the repository, which has scripts/"
 
 
 class Table:
@@ -184,14 +186,6 @@ def check_layers(target: str, table: Table, golden_path: Path = GOLDEN / "layers
                     )
 
 
-def golden_seeds():
-    """tests/golden/seeded.py, whose arrays depend on their names alone."""
-    sys.path.insert(0, str(GOLDEN.parent))
-    from golden import seeded
-
-    return seeded
-
-
 def seeded_network(config):
     """A network whose weights are the same on every device."""
     import mindspore as ms
@@ -200,7 +194,7 @@ def seeded_network(config):
 
     network = create_vnet(config)
     for parameter in network.get_parameters():
-        value = golden_seeds().parameter(parameter.name, parameter.shape)
+        value = seeded.parameter(parameter.name, parameter.shape)
         parameter.set_data(ms.Tensor(value))
     return network
 
@@ -213,7 +207,6 @@ def check_network(target: str, table: Table, small: bool) -> dict[str, np.ndarra
     from ..export.monai_weights import from_monai
     from ..vnet import create_vnet
 
-    seeded = golden_seeds()
     for precision in precisions(target):
         for variant in ("zoo",) if small else ("zoo", "monai"):
             with table.guarded(f"network {variant}, {precision}"):
@@ -259,7 +252,6 @@ def check_steps(target: str, table: Table) -> dict[str, np.ndarray]:
     from ..loss import DiceLoss
     from ..training.step import create_training_cell
 
-    seeded = golden_seeds()
     with table.guarded("Dice loss"):
         # Half a million voxels of probability 1/2, a quarter of them foreground: 1 - 1/4 : 1/2.
         mask = np.zeros((2, 64, 64, 128), np.float32)
@@ -444,7 +436,8 @@ def versions(target: str, table: Table) -> None:
 def child(words: list[str], target: str, table: Table, check: str, seconds: int) -> bool:
     """Runs a command; a failed one is a failed check with its last line. Returns whether it ran."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    device = {"GLOG_v": "3", "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "PATH": path}
+    modules = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    device = {"GLOG_v": "3", "PYTHONPATH": modules, "PYTHONUNBUFFERED": "1", "PATH": path}
     try:
         ended = subprocess.run(
             words, env=os.environ | device, capture_output=True, text=True, timeout=seconds
@@ -467,7 +460,7 @@ def group(name: str, target: str, table: Table, small: bool, folder: Path) -> di
     words = [
         sys.executable,
         "-m",
-        "src.commands.check",
+        f"{PACKAGE}.commands.check",
         target,
         "--group",
         name,
@@ -509,24 +502,24 @@ def check_against_cpu(name: str, target: str, table: Table, small: bool, folder:
 
 
 def check_programs(target: str, table: Table, folder: Path) -> None:
-    """train.py, its resume, eval.py and export.py, on phantoms."""
-    python, device = sys.executable, ["--device_target", target]
-    words = [python, str(ROOT / "create_phantom.py"), "--out_path", "data", "--cases", "3"]
+    """Trains, resumes, evaluates and exports, on phantoms."""
+    from ..promise12.phantom import write_phantom
+
+    vnet, device = [sys.executable, "-m", PACKAGE], ["--device_target", target]
     with change_folder(folder):
-        if not child(words, target, table, "phantoms", GROUP_SECONDS):
-            return
+        write_phantom("data", cases=3, seed=1)
         names = sorted(path.name for path in Path("data/img").glob("*.mhd"))
         Path("split.csv").write_text("".join(f"{name}\n" for name in names))
         settings = ["width=2", "VolSize=32,16,16", "dstRes=3,6,6", "batch_size=1", "cache_dir=off"]
-        train = [python, str(ROOT / "train.py"), *device, "--data_path", "data"]
+        train = [*vnet, "train", *device, "--data_path", "data"]
         train += ["--train_split_file_path", "split.csv", "--val_split_file_path", "split.csv"]
         train += [word for setting in settings for word in ("--set", setting)]
         checkpoint = "no checkpoint"
         steps = {
             "a training": [*train, "--set", "epochs=1"],
             "its resume": [*train, "--set", "epochs=2", "--resume"],
-            "its evaluation": [python, str(ROOT / "eval.py"), *device, "--data_path", "data"],
-            "its export, loaded back": [python, str(ROOT / "export.py"), *device],
+            "its evaluation": [*vnet, "eval", *device, "--data_path", "data"],
+            "its export, loaded back": [*vnet, "export", *device],
         }
         steps["its evaluation"] += ["--eval_split_file_path", "split.csv", "--ckpt_path"]
         steps["its export, loaded back"] += ["--ckpt_file"]
@@ -543,6 +536,10 @@ def check_ranks(target: str, device_num: int, table: Table, small: bool, folder:
     if device_num == 1:
         table.add("several devices", "-", "DEVICE_NUM is 1", None)
         return
+    ranks = ROOT / "scripts" / "ranks.py"
+    if not ranks.is_file():
+        table.add("several devices", "-", NO_CHECKOUT, None)
+        return
     engines = ["msrun"] + ["mpirun"] * (target == "GPU" and shutil.which("mpirun") is not None)
     for engine in engines:
         own = folder / engine
@@ -550,7 +547,7 @@ def check_ranks(target: str, device_num: int, table: Table, small: bool, folder:
         rank = [
             sys.executable,
             "-m",
-            "src.commands.check",
+            f"{PACKAGE}.commands.check",
             target,
             str(device_num),
             "--group",
@@ -565,10 +562,19 @@ def check_ranks(target: str, device_num: int, table: Table, small: bool, folder:
         else:
             start = ["mpirun", "-n", str(device_num), "--bind-to", "none"]
             start += ["--map-by", ":OVERSUBSCRIBE", *["--allow-run-as-root"] * (os.geteuid() == 0)]
-        ranks, log = str(ROOT / "scripts" / "ranks.py"), str(own / "{rank}.log")
+        log = str(own / "{rank}.log")
         python = "python3" if engine == "msrun" else sys.executable  # msrun's is the PATH's
-        words = [sys.executable, ranks, "start", "--ranks", str(device_num), "--log", log, "--"]
-        words += [*start, python, ranks, "run", "--log", log, "--", *rank]
+        words = [
+            sys.executable,
+            str(ranks),
+            "start",
+            "--ranks",
+            str(device_num),
+            "--log",
+            log,
+            "--",
+        ]
+        words += [*start, python, str(ranks), "run", "--log", log, "--", *rank]
         if child(words, target, table, f"{device_num} ranks by {engine}", RANKS_SECONDS):
             table.add(f"{device_num} ranks by {engine}", "finish", "finished", True)
             compare_ranks(own, device_num, table)
@@ -583,11 +589,15 @@ def check_310(target: str, table: Table, folder: Path) -> None:
     if not re.search(r"\b310", chip):
         table.add(check, "-", "no Ascend 310 here", None)
         return
+    script = ROOT / "scripts" / "run_infer_310.sh"
+    if not script.is_file():
+        table.add(check, "-", NO_CHECKOUT, None)
+        return
     model = folder / "vnet.mindir"
     if not model.is_file():
         table.add(check, "an exported model", "the export failed", False)
         return
-    words = ["bash", str(ROOT / "scripts" / "run_infer_310.sh"), "vnet.mindir", "data", "split.csv"]
+    words = ["bash", str(script), "vnet.mindir", "data", "split.csv"]
     with change_folder(folder):
         if child(words, target, table, check, GROUP_SECONDS):
             table.add(check, "exit code 0", "exit code 0", True)

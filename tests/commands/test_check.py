@@ -12,13 +12,13 @@ import pytest
 
 from src.commands import check as device_check
 from src.commands.check import (
-    GOLDEN,
     Table,
     check_layers,
     check_scale,
     check_steps,
     compare_ranks,
 )
+from src.commands.golden import GOLDEN
 from src.training.step import LossScaledStep
 from tests.helpers import ROOT
 

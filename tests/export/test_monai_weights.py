@@ -8,21 +8,21 @@ import pytest
 from safetensors.numpy import save_file
 
 from src.checkpoint import load_weights
+from src.commands.golden import GOLDEN, seeded
 from src.config import load_config
 from src.export.monai_weights import from_monai, read_state_dict
 from src.utils.command_line import run
 from src.utils.errors import DataError, UsageError
 from src.vnet import VARIANTS, VNet, create_vnet
-from tests.golden import seeded
 from tests.helpers import ROOT
 from tools import import_monai
 
-GOLDEN = ROOT / "tests/golden"
+WITH_BIASES = ROOT / "tests/golden/monai_prelu_bias.npz"
 
 
-def monai_shapes(file_name):
+def monai_shapes(path):
     """Name -> shape of a state dict, as MONAI itself gave it."""
-    with np.load(GOLDEN / file_name) as file:
+    with np.load(path) as file:
         shapes = json.loads(str(file["meta"]))["shapes"]
     return {name: tuple(shape) for name, shape in shapes.items()}
 
@@ -34,7 +34,7 @@ def zeros(shapes):
 @pytest.fixture(scope="module")
 def small_file_state():
     """A whole state dict that packs well: each parameter holds one value of its own."""
-    shapes = monai_shapes("monai.npz")
+    shapes = monai_shapes(GOLDEN / "monai.npz")
     return {
         name: np.full(shape, index, np.float32)
         for index, (name, shape) in enumerate(shapes.items())
@@ -52,10 +52,10 @@ def import_with(monkeypatch, capsys, *arguments):
 
 
 @pytest.mark.parametrize(
-    ("file_name", "activation"), [("monai.npz", "elu"), ("monai_prelu_bias.npz", "prelu")]
+    ("path", "activation"), [(GOLDEN / "monai.npz", "elu"), (WITH_BIASES, "prelu")]
 )
-def test_names_and_shapes_are_those_of_the_variant(file_name, activation):
-    weights = from_monai(zeros(monai_shapes(file_name)))
+def test_names_and_shapes_are_those_of_the_variant(path, activation):
+    weights = from_monai(zeros(monai_shapes(path)))
     network = VNet(**{**VARIANTS["monai"], "activation": activation})
     assert {name: array.shape for name, array in weights.items()} == {
         parameter.name: parameter.shape for parameter in network.get_parameters()
@@ -65,8 +65,7 @@ def test_names_and_shapes_are_those_of_the_variant(file_name, activation):
 
 def test_slopes_and_biases_before_batch_norm_give_monais_probability():
     state = {
-        name: seeded.parameter(name, shape)
-        for name, shape in monai_shapes("monai_prelu_bias.npz").items()
+        name: seeded.parameter(name, shape) for name, shape in monai_shapes(WITH_BIASES).items()
     }
     before = {name: array.copy() for name, array in state.items()}
     weights = from_monai(state)
@@ -74,7 +73,7 @@ def test_slopes_and_biases_before_batch_norm_give_monais_probability():
     for name, parameter in network.parameters_dict().items():
         parameter.set_data(ms.Tensor(weights[name]))
     probability = network(ms.Tensor(seeded.volume()[:1, :, :16, :16, :16])).asnumpy()
-    with np.load(GOLDEN / "monai_prelu_bias.npz") as file:
+    with np.load(WITH_BIASES) as file:
         np.testing.assert_allclose(probability, file["probability"], rtol=0, atol=1e-5)
     assert all(np.array_equal(state[name], before[name]) for name in state)  # the caller's own
 
@@ -123,7 +122,7 @@ def _with(name, shape):
     ],
 )
 def test_another_state_is_refused_by_its_first_odd_name(change, found):
-    state = zeros(monai_shapes("monai.npz"))
+    state = zeros(monai_shapes(GOLDEN / "monai.npz"))
     change(state)
     with pytest.raises(DataError) as error:
         from_monai(state)
@@ -132,7 +131,7 @@ def test_another_state_is_refused_by_its_first_odd_name(change, found):
 
 def test_a_wrapped_state_dict_names_the_wrapper():
     with pytest.raises(DataError, match=r"^state_dict is not a parameter"):
-        from_monai({"state_dict": zeros(monai_shapes("monai.npz")), "epoch": 3})
+        from_monai({"state_dict": zeros(monai_shapes(GOLDEN / "monai.npz")), "epoch": 3})
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
@@ -158,7 +157,7 @@ def test_import_makes_a_checkpoint_that_loads(
 
 def test_slopes_have_no_place_in_a_configuration(tmp_path, monkeypatch, capsys):
     source, target = tmp_path / "vnet.npz", tmp_path / "vnet.ckpt"
-    np.savez_compressed(source, **zeros(monai_shapes("monai_prelu_bias.npz")))
+    np.savez_compressed(source, **zeros(monai_shapes(WITH_BIASES)))
     code, err = import_with(monkeypatch, capsys, "--state_dict", source, "--ckpt_file", target)
     assert code == 1
     assert "vnet.npz: its activation is PReLU" in err

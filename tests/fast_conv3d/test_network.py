@@ -13,6 +13,7 @@ import pytest
 import SimpleITK as sitk
 from mindspore import nn
 
+from src.commands.golden import seeded
 from src.config import override_config, vnet_cfg
 from src.data_manager import TrainingVolume, intensity_on_network_grid, mask_to_network_grid
 from src.dataset import TrainingSamples
@@ -25,7 +26,6 @@ from src.training.step import create_training_cell
 from src.training.trainer import create_optimizer
 from src.utils.errors import UsageError
 from src.vnet import DOWN_NAMES, UP_NAMES, VARIANTS, VNet, create_vnet
-from tests.golden import seeded
 from tests.rounding import GRADIENT_ERROR, LAYER_ERROR, perturb
 
 MODES = {"graph": ms.GRAPH_MODE, "pynative": ms.PYNATIVE_MODE}

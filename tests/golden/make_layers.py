@@ -120,7 +120,8 @@ def main():
         kept |= {f"parameter{i}": parameter for i, parameter in enumerate(parameters)}
         kept |= {f"gradient{i}": gradient for i, gradient in enumerate(backward(upstream))}
         arrays |= {f"{number} {key}": np.float32(value) for key, value in kept.items()}
-    np.savez_compressed(Path(__file__).with_name("layers.npz"), **arrays)
+    golden = Path(__file__).resolve().parents[2] / "src" / "commands" / "golden"
+    np.savez_compressed(golden / "layers.npz", **arrays)
 
 
 if __name__ == "__main__":

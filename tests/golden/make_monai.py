@@ -12,9 +12,12 @@ from pathlib import Path
 
 import monai
 import numpy as np
-import seeded
 import torch
 from monai.networks.nets import VNet
+
+GOLDEN = Path(__file__).resolve().parents[2] / "src" / "commands" / "golden"
+sys.path.insert(0, str(GOLDEN))
+import seeded  # noqa: E402
 
 FOREGROUND = 1
 VERSIONS = {
@@ -104,7 +107,7 @@ def main():
     loss = dice_loss(probability, mask)
     loss.backward()
     seeded.write(
-        Path(__file__).with_name("monai.npz"),
+        GOLDEN / "monai.npz",
         VERSIONS,
         shapes,
         probabilities,

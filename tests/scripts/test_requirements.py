@@ -28,7 +28,7 @@ def imported(path):
 
 def test_imports_are_required():
     files = [*ROOT.glob("*.py"), *ROOT.glob("src/**/*.py"), *ROOT.glob("scripts/*.py")]
-    own = {path.stem for path in files} | {"src", "golden"}  # tests/golden, of the checkout
+    own = {path.stem for path in files} | {"src"}
     modules = {name.partition(".")[0] for path in files for name in imported(path)}
     packages = {PACKAGES.get(name, name) for name in modules - own - sys.stdlib_module_names}
     assert packages > {"mindspore", "SimpleITK", "psutil"}
