@@ -17,6 +17,9 @@ fail() { # fail EXIT_CODE MESSAGE
   exit "$1"
 }
 
+# Prints the comment at the head of the running script: what it does, needs and installs.
+print_help() { awk 'NR == 1 { next } !/^#/ || /^# shellcheck/ { exit } { print substr($0, 3) }' "$0"; }
+
 # ---------------------------------------------------------------------------- launchers
 
 # check_arguments "NAME ..." OPTIONAL "$@": the names say what each argument has to be.
@@ -234,15 +237,27 @@ launch_ranks() {
 
 # -------------------------------------------------------------------------- environment
 
-can_install() { ((EUID == 0)) && command -v apt-get >/dev/null; }
+# Whether this script may install system packages: as root on Debian or Ubuntu, unless the caller says no.
+can_install() {
+  [[ ${VNET_NO_SYSTEM_PACKAGES:-0} != 1 ]] && ((EUID == 0)) && command -v apt-get >/dev/null
+}
 
 system_package() { # system_package DEBIAN_PACKAGE...
   if ! can_install; then
     fail 1 "a system package is missing, install it first: sudo apt-get install $* (or its like)"
   fi
-  echo "installing the system package $*" >&2
+  echo "installing the system package $* with apt-get (VNET_NO_SYSTEM_PACKAGES=1 forbids it)" >&2
   { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y "$@"; } >&2 ||
     fail 1 "apt-get could not install $*"
+}
+
+# optional_package PROGRAMS WHAT_NEEDS_THEM DEBIAN_PACKAGE...: installs them, or says what is skipped without.
+optional_package() {
+  local programs
+  read -ra programs <<<"$1"
+  if type -P "${programs[@]}" >/dev/null; then return; fi
+  if can_install && (system_package "${@:3}"); then return; fi
+  echo "no $1: $2 is skipped (Debian, Ubuntu: sudo apt-get install ${*:3})" >&2
 }
 
 # Whether src/fast_conv3d/build.py has a compiler; one that CXX names is the user's own affair.

@@ -1,8 +1,14 @@
 #!/usr/bin/env bash
-# The whole path on synthetic cases, on the CPU: environment, data, split, training, evaluation.
+# The whole path on synthetic cases, on the CPU: data, split, training, evaluation, report, in some minutes.
 #   bash scripts/run_demo.sh [FOLDER]
 # Everything goes to FOLDER (default: vnet_demo in the caller's folder). What is there already stays
 # as it is: another demo takes FOLDER_2, FOLDER_3, ...
+#
+# Needs Linux and Python 3.10, 3.11 or 3.12; PYTHON=/path/to/python3.11 before it picks one.
+# Makes the environment .venv in the repository and installs requirements.txt there with pip (once).
+# System packages that are missing are installed with apt-get if you are root on Debian or Ubuntu, with a
+# line for each: python3-venv and libgomp1, which are needed, and g++, without which training is slower.
+# VNET_NO_SYSTEM_PACKAGES=1 before it forbids that; what is missing is then named.
 # shellcheck source=scripts/common.sh
 source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
 
@@ -27,6 +33,15 @@ step_failed() { # step_failed LOG
   tail -n 20 -- "$1" >&2
   fail 1 "$step failed; its whole output is in $folder/$1"
 }
+
+case ${1:-} in
+  -h | --help)
+    print_help
+    exit 0
+    ;;
+  -*) fail 2 "run_demo.sh has no option '$1'; usage: bash scripts/run_demo.sh [FOLDER]" ;;
+esac
+(($# < 2)) || fail 2 "run_demo.sh takes one folder, not '$*'; usage: bash scripts/run_demo.sh [FOLDER]"
 
 wanted=${1:-vnet_demo}
 folder=$wanted

@@ -1,28 +1,27 @@
 #!/usr/bin/env bash
-# Makes the environment .venv, then runs the linters and the tests.
+# Checks the whole project: formatters, linters, type checker and tests, about 15 minutes on two cores.
 #   bash scripts/run_tests.sh [arguments for pytest]
-# PYTHON=/path/to/python3.11 before it picks the Python.
+#   bash scripts/run_tests.sh tests/test_metrics.py -k dice     part of the tests
+#
+# Needs Linux and Python 3.10, 3.11 or 3.12; PYTHON=/path/to/python3.11 before it picks one.
+# Makes the environment .venv in the repository and installs requirements*.txt there with pip (once).
+# System packages that are missing are installed with apt-get if you are root on Debian or Ubuntu, with a
+# line for each: python3-venv, libgomp1 and g++, which are needed, and for tests that are skipped without
+# them g++-aarch64-linux-gnu, qemu-user, iproute2, openmpi-bin, chromium and chromium-driver.
+# VNET_NO_SYSTEM_PACKAGES=1 before it forbids that; what is missing is then named.
 # shellcheck source=scripts/common.sh
 source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
+if [[ ${1:-} == -h || ${1:-} == --help ]]; then
+  print_help
+  exit 0
+fi
 prepare_environment requirements.txt requirements-onnx.txt requirements-dev.txt
 has_compiler || system_package g++
-# Without these the test of the C++ code for Arm is skipped.
-if can_install && ! type -P aarch64-linux-gnu-g++ qemu-aarch64 >/dev/null; then
-  (system_package g++-aarch64-linux-gnu qemu-user) || true
-fi
-# Without it the test of two hosts, made of network namespaces, is skipped.
-if can_install && ! type -P ip >/dev/null; then
-  (system_package iproute2) || true
-fi
-# Without it the test of two GPUs by mpirun, over stand-ins for CUDA, is skipped.
-if can_install && ! type -P mpirun >/dev/null; then
-  (system_package openmpi-bin) || true
-fi
-type -P mpirun >/dev/null || echo "no mpirun: the test of two GPUs by OpenMPI is skipped (Debian: apt-get install openmpi-bin)" >&2
-# Without these the test that looks at report.html in a browser is skipped.
-if can_install && ! type -P chromium chromedriver >/dev/null; then
-  (system_package chromium chromium-driver) || true
-fi
+optional_package "aarch64-linux-gnu-g++ qemu-aarch64" "the test of the C++ code for Arm" \
+  g++-aarch64-linux-gnu qemu-user
+optional_package ip "the test of two hosts, made of network namespaces," iproute2
+optional_package mpirun "the test of two GPUs by OpenMPI" openmpi-bin
+optional_package "chromium chromedriver" "the test of report.html in a browser" chromium chromium-driver
 cd -- "$ROOT"
 
 ruff format --check . || fail 1 "the formatter would change the files above: .venv/bin/ruff format ."

@@ -382,7 +382,7 @@ case "$*" in
     cp "$0" "$3/bin/python" ;;
   "-m pip"*)
     [[ -z ${PIP_EXIT:-} ]] || exit "$PIP_EXIT"
-    for tool in ruff shellcheck clang-format; do
+    for tool in ruff mypy shellcheck clang-format; do
       printf '#!/bin/sh\\necho %s "$@" >>"$CALLS"\\nexit "${%s_exit:-0}"\\n' $tool ${tool/-/_} \\
         >"${0%/*}/$tool"
       chmod +x "${0%/*}/$tool"
@@ -539,17 +539,18 @@ def test_run_tests(checkout, script):
     process, calls = checkout.run("bash", str(checkout.root / script), PYTEST_EXIT="5")
     assert process.returncode == 5, process.stderr
     assert process.stdout.endswith(f"== 5 passed in {checkout.root} as .venv ==\n")
-    tools = [call for call in calls if call.split()[0] in ("ruff", "shellcheck", "clang-format")]
-    assert tools[:2] == ["ruff format --check .", "ruff check ."]
-    assert tools[2].startswith("shellcheck ")
+    linters = ("ruff", "mypy", "shellcheck", "clang-format")
+    tools = [call.strip() for call in calls if call.split()[0] in linters]
+    assert tools[:3] == ["ruff format --check .", "ruff check .", "mypy"]
+    assert tools[3].startswith("shellcheck ")
     names = {script.name for script in (ROOT / "scripts").glob("*.sh")}
-    checked = {Path(word).name for word in tools[2].split()}
+    checked = {Path(word).name for word in tools[3].split()}
     assert names | {"build.sh", "run"} <= checked
     sources = [
         *(f"src/fast_conv3d/native/*.{suffix}" for suffix in ("h", "cpp")),
         *(f"ascend310_infer/src/*.{suffix}" for suffix in ("h", "cc")),
     ]
-    assert tools[3] == f"clang-format --dry-run --Werror {' '.join(sources)}"
+    assert tools[4] == f"clang-format --dry-run --Werror {' '.join(sources)}"
     (installed,) = [call for call in calls if " -m pip install " in call]
     for kind in ("", "-onnx", "-dev"):
         assert f"--requirement {checkout.root}/requirements{kind}.txt" in installed
@@ -561,7 +562,7 @@ def test_run_tests_passes_arguments_on(checkout):
     assert calls[-1] == f"{PYTEST} -k dice -x"
 
 
-@pytest.mark.parametrize("tool", ["ruff", "shellcheck", "clang_format"])
+@pytest.mark.parametrize("tool", ["ruff", "mypy", "shellcheck", "clang_format"])
 def test_run_tests_stops_at_a_linter(checkout, tool):
     process, calls = checkout.run(
         "bash", f"{checkout.root}/scripts/run_tests.sh", **{f"{tool}_exit": "1"}
@@ -587,6 +588,81 @@ def test_run_tests_needs_a_compiler(checkout):
     process, calls = checkout.run("bash", script, NO_COMPILER="127", CXX="the user's own")
     assert process.returncode == 0, process.stderr
     assert not any(call.startswith("apt-get") for call in calls)
+
+
+@pytest.mark.parametrize(
+    ("script", "installs"),
+    [
+        ("run_tests.sh", ["g++-aarch64-linux-gnu", "openmpi-bin", "chromium"]),
+        ("run_demo.sh", ["libgomp1", "g++"]),
+    ],
+)
+@pytest.mark.parametrize("option", ["-h", "--help"])
+def test_help_says_what_is_needed_and_installed_and_does_nothing(
+    checkout, script, installs, option
+):
+    checkout.add_apt_get()
+    before = set(checkout.root.parent.rglob("*"))
+    process, calls = checkout.run("bash", f"{checkout.root}/scripts/{script}", option)
+    assert (process.returncode, process.stderr, calls) == (0, "", [])
+    for word in [f"bash scripts/{script}", ".venv", "apt-get", "VNET_NO_SYSTEM_PACKAGES=1"]:
+        assert word in process.stdout
+    assert all(package in process.stdout for package in installs)
+    assert "shellcheck" not in process.stdout and "#" not in process.stdout
+    assert set(checkout.root.parent.rglob("*")) == before | {checkout.calls}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root installs system packages")
+def test_a_system_package_is_named_before_it_is_installed(checkout):
+    checkout.add_apt_get()
+    script = f"{checkout.root}/scripts/run_tests.sh"
+    process, calls = checkout.run("bash", script, NO_COMPILER="127")
+    assert process.returncode == 0, process.stderr
+    (line,) = [line for line in process.stderr.splitlines() if "g++ with apt-get" in line]
+    assert "VNET_NO_SYSTEM_PACKAGES=1" in line
+    assert any(call.endswith("install -qq -y g++") for call in calls)
+
+
+def test_no_system_package_is_installed_where_the_user_forbids_it(checkout):
+    checkout.add_apt_get()
+    script = f"{checkout.root}/scripts/run_tests.sh"
+    forbidden = {"VNET_NO_SYSTEM_PACKAGES": "1"}
+    process, calls = checkout.run("bash", script, NO_COMPILER="127", **forbidden)
+    assert process.returncode == 1
+    assert "sudo apt-get install g++" in process.stderr.splitlines()[-1]
+    assert not any(call.startswith("apt-get") or " -m pytest" in call for call in calls)
+    process, calls = demo(checkout, NO_COMPILER="127", **forbidden)
+    assert process.returncode == 0, process.stderr
+    assert "no C++ compiler" in process.stdout
+    assert not any("apt-get" in call for call in calls)
+
+
+@pytest.mark.parametrize("forbidden", ["0", "1"])
+def test_what_tests_are_skipped_for_want_of_a_system_package(checkout, forbidden):
+    """A PATH of stand-ins and what the scripts call, without the optional programs."""
+    checkout.add_apt_get()
+    checkout.prepare("requirements.txt", "requirements-onnx.txt", "requirements-dev.txt")
+    tools = checkout.python.parent
+    for name in ["bash", "awk", "basename", "dirname", "flock", "grep", "id", "sha256sum", "touch"]:
+        tools.joinpath(name).symlink_to(shutil.which(name))
+    process, calls = checkout.run(
+        shutil.which("bash"),
+        f"{checkout.root}/scripts/run_tests.sh",
+        PATH=str(tools),
+        APT_EXIT="1",
+        VNET_NO_SYSTEM_PACKAGES=forbidden,
+    )
+    assert process.returncode == 0, process.stderr
+    skipped = [line for line in process.stderr.splitlines() if " is skipped (" in line]
+    assert [line.rpartition("apt-get install ")[2] for line in skipped] == [
+        "g++-aarch64-linux-gnu qemu-user)",
+        "iproute2)",
+        "openmpi-bin)",
+        "chromium chromium-driver)",
+    ]
+    tried = any(call.startswith("apt-get") for call in calls)
+    assert tried == (forbidden == "0" and os.geteuid() == 0)
+    assert calls[-1] == PYTEST
 
 
 @pytest.mark.parametrize("cache", [None, "my cache"])
@@ -653,6 +729,16 @@ def test_demo_in_a_folder_of_the_users_choice(checkout):
     assert process.returncode == 0, process.stderr
     assert (empty / "eval.log").is_file()
     assert not (checkout.root.parent / "vnet_demo").exists()
+
+
+@pytest.mark.parametrize("arguments", [["--folder"], ["-x"], ["one", "two"]])
+def test_demo_with_other_words_than_a_folder(checkout, arguments):
+    process, calls = demo(checkout, *arguments)
+    assert process.returncode == 2
+    assert process.stderr.startswith("error: run_demo.sh ") and arguments[-1] in process.stderr
+    assert process.stderr.endswith("usage: bash scripts/run_demo.sh [FOLDER]\n")
+    assert calls == []
+    assert not list(checkout.root.parent.glob("*vnet_demo*"))
 
 
 @pytest.mark.parametrize("apt_exit", ["0", "1"])
