@@ -17,6 +17,7 @@ FLOORS = (
     ("dataset", "input_images", "report"),
     ("evaluation",),
     ("prediction", "training", "export"),
+    ("api",),
     ("commands",),
 )
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}

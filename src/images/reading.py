@@ -59,9 +59,25 @@ def read_volume(path: str | Path, channel: int | None = None, series: str = "") 
         raise DataError(
             f"{path}: not one of the image formats {', '.join(SUFFIXES)}, nor a DICOM file"
         )
-    _check_geometry(image, path)
-    _check_finite(image, path)
+    check_volume(image, path)
     return image
+
+
+def check_volume(image: sitk.Image, name: str | Path) -> None:
+    """Raises a DataError unless an image is a 3-D scalar volume, finite and of a sound geometry.
+
+    Args:
+        image: of any voxel type.
+        name: what messages call it, such as its path.
+    """
+    pixels, count = image.GetPixelIDTypeAsString(), image.GetNumberOfComponentsPerPixel()
+    if image.GetDimension() != 3 or count != 1 or "vector" in pixels or "complex" in pixels:
+        raise DataError(
+            f"{name}: size {image.GetSize()} with {count} component(s) per voxel, {pixels}; "
+            "expected a 3-D scalar volume"
+        )
+    _check_geometry(image, name)
+    _check_finite(image, name)
 
 
 def _read_with_simpleitk(path, channel):
@@ -154,16 +170,29 @@ def read_image(path: str | Path, channel: int | None = None, series: str = "") -
         path, channel, series: see `read_volume`.
 
     Raises:
-        DataError: see `read_volume`; also a single slice, a label map, or a constant image.
+        DataError: see `read_volume`, `mr_image`.
     """
-    image = sitk.Cast(read_volume(path, channel, series), sitk.sitkFloat32)
+    return mr_image(read_volume(path, channel, series), path)
+
+
+def mr_image(volume: sitk.Image, name: str | Path) -> sitk.Image:
+    """A volume as an MR image, float32 in its own intensities.
+
+    Args:
+        volume: one that passes `check_volume`.
+        name: what messages call it, such as its path.
+
+    Raises:
+        DataError: one slice, a value beyond float32, a label map, or voxels that all have one value.
+    """
+    image = sitk.Cast(volume, sitk.sitkFloat32)
     if min(image.GetSize()) < 2:
-        raise DataError(f"{path}: size {image.GetSize()}, one slice only; expected a volume")
-    _check_finite(image, path)  # a float64 may exceed float32
+        raise DataError(f"{name}: size {image.GetSize()}, one slice only; expected a volume")
+    _check_finite(image, name)  # a float64 may exceed float32
     values = sitk.GetArrayViewFromImage(image)
     if values.min() == values.max():
-        raise DataError(f"{path}: every voxel is {values.min():g}, expected an MR image")
-    check_no_label_map(image, path)
+        raise DataError(f"{name}: every voxel is {values.min():g}, expected an MR image")
+    check_no_label_map(image, name)
     return image
 
 

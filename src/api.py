@@ -1,0 +1,217 @@
+"""The Python interface: load a model and segment with it, evaluate, train.
+
+The package exports it: `import vnet_mindspore; model = vnet_mindspore.load("vnet_prostate")`. The
+commands call the same functions.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import SimpleITK as sitk
+from easydict import EasyDict
+from mindspore import nn
+
+from . import evaluation
+from .checkpoint import find_checkpoint
+from .config import config_of_checkpoint, training_config
+from .config import preset as preset_overrides
+from .data_manager import channel_of
+from .devices.device import start_communication, start_device
+from .devices.ranks import Ranks
+from .images.reading import check_volume, mr_image, read_image
+from .predictor import segment
+from .promise12.splits import split_cases
+from .training import trainer
+from .training.run_folder import configured_run
+from .utils.errors import UsageError
+
+_started: list[tuple[str, int]] = []  # the device of this process, once it is chosen
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained V-Net, from `load`.
+
+    Attributes:
+        network: in evaluation mode.
+        config: of its training, with the overrides of `load`; see docs/configuration.md.
+        checkpoint: the file that its weights come from.
+        device_target: "Ascend", "GPU" or "CPU".
+    """
+
+    network: nn.Cell
+    config: EasyDict
+    checkpoint: Path
+    device_target: str
+
+    def segment(self, image: sitk.Image | str | Path, series: str = "") -> sitk.Image:
+        """Returns the mask of the prostate, the same as predict.py writes.
+
+        Args:
+            image: a 3-D scalar T2-weighted image of any voxel type and orientation; or the path of
+                an image file or of DICOM (a file, a folder, a .zip of one study).
+            series: which DICOM series of a path: number, UID or a pattern on its description; by
+                default the axial T2.
+
+        Returns:
+            uint8, 1 in the prostate and 0 elsewhere, on the image's own grid.
+
+        Raises:
+            DataError: no 3-D scalar image, one slice, NaN, one value everywhere, a label map, a
+                sheared geometry, or a file that cannot be read.
+        """
+        return self._segment(image, series)[0]
+
+    def probability(self, image: sitk.Image | str | Path, series: str = "") -> sitk.Image:
+        """Returns the probability of the prostate, before threshold and largest component.
+
+        Args:
+            image, series: see `segment`.
+
+        Returns:
+            float32 in 0..1, on the image's own grid; 0 outside the network grid.
+
+        Raises:
+            DataError: see `segment`.
+        """
+        return self._segment(image, series)[1]
+
+    def _segment(
+        self, image: sitk.Image | str | Path, series: str
+    ) -> tuple[sitk.Image, sitk.Image]:
+        if isinstance(image, sitk.Image):
+            check_volume(image, "the image")
+            image = mr_image(image, "the image")
+        else:
+            image = read_image(image, channel_of(self.config), series)
+        return segment(self.network, image, self.config)
+
+
+def load(
+    path: str | Path,
+    device_target: str = "auto",
+    device_id: int = 0,
+    overrides: Mapping[str, object] | Sequence[str] = (),
+) -> Model:
+    """Loads a trained network.
+
+    Args:
+        path: a checkpoint, the folder of a run, or a released folder.
+        device_target: "Ascend", "GPU" or "CPU"; "auto" takes the first of these that is there. A
+            process has one device: the first call decides.
+        device_id: number of the card.
+        overrides: configuration keys to change, such as {"threshold": 0.4, "flip_average": True};
+            or `--set` texts, such as ["threshold=0.4"].
+
+    Returns:
+        The model, ready to segment.
+
+    Raises:
+        DataError: no such checkpoint, one that is damaged or of another network, or no such device.
+        UsageError: an unknown key or wrong value, or another device than the process has.
+    """
+    checkpoint = find_checkpoint(path)
+    config = config_of_checkpoint(checkpoint, _override_texts(overrides))
+    target = _start_device(device_target, device_id)
+    network = evaluation.load_network(checkpoint, config, target)
+    return Model(network, config, checkpoint, target)
+
+
+def evaluate(
+    model: Model | str | Path,
+    data_path: str | Path,
+    split: str | Path,
+    output_path: str | Path | None = None,
+    device_target: str = "auto",
+    device_id: int = 0,
+    overrides: Mapping[str, object] | Sequence[str] = (),
+) -> pd.DataFrame:
+    """Evaluates a model on cases with reference masks.
+
+    Args:
+        model: from `load`; or a path, see `load`.
+        data_path: folder with `img/` and `gt/`.
+        split: file with the names of the cases, or a folder with such files.
+        output_path: gets NAME_test.mhd of each case, metrics.csv, metrics.json, overlays.png and
+            report.html; by default `dirPredictionImage` of the configuration.
+        device_target, device_id, overrides: see `load`; only with a path.
+
+    Returns:
+        A row per case: "case" and the columns of metrics.csv, see docs/evaluation.md.
+
+    Raises:
+        DataError: a file is at fault, or the folder holds other files of these names.
+        UsageError: see `load`.
+    """
+    if not isinstance(model, Model):
+        model = load(model, device_target, device_id, overrides)
+    config = EasyDict(model.config)
+    config.dirPredictionImage = str(output_path or config.dirPredictionImage)
+    cases = split_cases(data_path, split, "val", config.fold)
+    rows = evaluation.evaluate(model.network, cases, config, {"checkpoint": str(model.checkpoint)})
+    return pd.DataFrame(rows).drop(columns="findings_text")
+
+
+def train(
+    data_path: str | Path,
+    train_split: str | Path,
+    val_split: str | Path | None = None,
+    preset: str | None = None,
+    resume: str | Path | bool = False,
+    device_target: str = "auto",
+    device_id: int = 0,
+    overrides: Mapping[str, object] | Sequence[str] = (),
+    device_num: int | None = None,
+) -> Path | None:
+    """Trains a V-Net.
+
+    Args:
+        data_path: folder with `img/` and `gt/`.
+        train_split: file with the names of the training cases, or a folder with such files.
+        val_split: those of the validation cases; None: no validation and no `best.ckpt`.
+        preset: "accurate" or "compact"; None: the zoo's settings.
+        resume: the folder of a run to go on with; True: the newest.
+        device_target, device_id: see `load`.
+        overrides: configuration keys to change, see `load`.
+        device_num: how many processes train together, which a launcher started; None: this one.
+
+    Returns:
+        The folder of the run, which `load` takes. With several processes None on all but the first.
+
+    Raises:
+        DataError: a file or device is at fault, memory is too small, or the loss became NaN.
+        UsageError: an unknown key or wrong value, or nothing left to train.
+    """
+    texts = preset_overrides(preset, bool(resume)) + _override_texts(overrides)
+    training_config(device_target, texts)  # wrong settings fail before the device starts
+    target = _start_device(device_target, device_id)
+    ranks = Ranks() if device_num is None else start_communication(device_num)
+    run = None if resume is False else "" if resume is True else resume  # "" is the newest
+    config, run_folder = configured_run(run, target, texts, ranks)
+    return trainer.train(config, target, data_path, train_split, val_split, run_folder, ranks=ranks)
+
+
+def _override_texts(overrides: Mapping[str, object] | Sequence[str]) -> list[str]:
+    """Overrides as `--set` has them."""
+    if not isinstance(overrides, Mapping):
+        return list(overrides)
+
+    def text(value: object) -> str:
+        return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+    return [f"{key}={text(value)}" for key, value in overrides.items()]
+
+
+def _start_device(target: str, device_id: int) -> str:
+    """Starts the device of this process unless it runs already; returns its kind."""
+    if not _started:
+        _started.append((start_device(target, device_id), device_id))
+    running, running_id = _started[0]
+    if target not in ("auto", running) or device_id != running_id:
+        raise UsageError(
+            f"device {target} {device_id}: this process computes on {running} {running_id} already;"
+            " start another process for another device"
+        )
+    return running
