@@ -207,7 +207,8 @@ def _override_texts(overrides: Mapping[str, object] | Sequence[str]) -> list[str
 def _start_device(target: str, device_id: int) -> str:
     """Starts the device of this process unless it runs already; returns its kind."""
     if not _started:
-        _started.append((start_device(target, device_id), device_id))
+        start_device(target, device_id)
+        _started.append((target, device_id))
     running, running_id = _started[0]
     if target not in ("auto", running) or device_id != running_id:
         raise UsageError(

@@ -183,7 +183,7 @@ def mr_image(volume: sitk.Image, name: str | Path) -> sitk.Image:
         name: what messages call it, such as its path.
 
     Raises:
-        DataError: one slice, a value beyond float32, a label map, or voxels that all have one value.
+        DataError: one slice, values beyond float32, a label map, or voxels that all have one value.
     """
     image = sitk.Cast(volume, sitk.sitkFloat32)
     if min(image.GetSize()) < 2:

@@ -1,0 +1,366 @@
+"""The Python interface gives what the commands give, for any image, from any folder."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pydicom
+import pytest
+import SimpleITK as sitk
+from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
+
+import src as vnet_mindspore
+from src import api
+from src.checkpoint import save_weights
+from src.commands import run_script
+from src.config import save_config
+from src.data_manager import find_cases
+from src.export.release import release
+from src.images.reading import read_volume
+from src.utils.errors import DataError, UsageError
+from src.vnet import create_vnet
+from tests.helpers import ROOT, geometry_error, stored_in_order, tree
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_device_of_other_tests():
+    api._started.clear()
+    yield
+    api._started.clear()
+
+
+@pytest.fixture(scope="module")
+def config(small_config):
+    return small_config("VolSize=32,32,16", "dstRes=1.25,1.25,2.5", "threshold=0.45")
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory, config):
+    """A run with the random weights of a fresh network, whose masks are large and ragged."""
+    folder = tmp_path_factory.mktemp("runs") / "vnet.promise12.20260101_000000"
+    (folder / "ckpt").mkdir(parents=True)
+    save_config(config, folder / "config.json")
+    save_weights(create_vnet(config), folder / "ckpt" / "best.ckpt")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(run_folder):
+    return vnet_mindspore.load(run_folder, "CPU")
+
+
+def dicom_series(folder, array_zyx):
+    """An axial T2-weighted series of one study, a file for each slice."""
+    folder.mkdir(parents=True)
+    study, series = generate_uid(), generate_uid()
+    for k, plane in enumerate(array_zyx.astype(np.uint16)):
+        item = pydicom.Dataset()
+        item.SOPClassUID, item.SOPInstanceUID = MRImageStorage, generate_uid()
+        item.StudyInstanceUID, item.SeriesInstanceUID = study, series
+        item.Modality, item.PatientID, item.SeriesDescription = "MR", "p", "t2_tse_tra"
+        item.SeriesNumber, item.InstanceNumber = 1, k + 1
+        item.EchoTime, item.RepetitionTime = 100, 4000
+        item.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+        item.ImagePositionPatient = [-15, -15, 2.5 * k]
+        item.PixelSpacing, item.SliceThickness = [1.25, 1.25], 2.5
+        item.Rows, item.Columns = plane.shape
+        item.SamplesPerPixel, item.PhotometricInterpretation = 1, "MONOCHROME2"
+        item.BitsAllocated = item.BitsStored = 16
+        item.HighBit, item.PixelRepresentation = 15, 0
+        item.PixelData = plane.tobytes()
+        item.file_meta = pydicom.dataset.FileMetaDataset()
+        item.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        item.save_as(folder / f"IM{k:04d}.dcm", enforce_file_format=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory, write_case, oblique):
+    """{name: path} of images in several voxel types, orientations and formats."""
+    folder = tmp_path_factory.mktemp("images")
+    source = sitk.ReadImage(str(write_case(folder / "first", "Case0", direction=oblique)[0]))
+    turned = stored_in_order(source, (2, 0, 1), (1, -1, -1))
+    paths = {
+        "int16": (source, ".mhd"),
+        "turned": (turned, ".nrrd"),
+        "uint8": (sitk.Cast(sitk.RescaleIntensity(source, 0, 255), sitk.sitkUInt8), ".mha"),
+        "uint32": (sitk.Cast(source, sitk.sitkUInt32), ".mha"),
+        "float32": (sitk.Cast(source, sitk.sitkFloat32) * 0.37, ".nii.gz"),
+        "float64": (sitk.Cast(turned, sitk.sitkFloat64) * 1e-3 + 0.1, ".mha"),
+    }
+    for name, (image, suffix) in paths.items():
+        paths[name] = folder / f"{name}{suffix}"
+        sitk.WriteImage(image, str(paths[name]))
+    return paths | {"dicom": dicom_series(folder / "dicom", sitk.GetArrayFromImage(source))}
+
+
+def call(monkeypatch, command, *arguments):
+    monkeypatch.setattr(sys, "argv", [f"{command}.py", *map(str, arguments)])
+    run_script(command)
+
+
+def voxels(image):
+    return sitk.GetArrayFromImage(image)
+
+
+# Segmentation ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def predicted(images, run_folder, tmp_path_factory):
+    """Folder of what predict.py makes of `images`."""
+    folder = tmp_path_factory.mktemp("predicted")
+    with pytest.MonkeyPatch.context() as patch:
+        call(
+            patch,
+            "predict",
+            *("--device_target", "CPU", "--ckpt_path", run_folder / "ckpt" / "best.ckpt"),
+            *("--output_path", folder, "--save_probability", "--input", *images.values()),
+        )
+    return folder
+
+
+@pytest.mark.parametrize(
+    "name", ["int16", "turned", "uint8", "uint32", "float32", "float64", "dicom"]
+)
+def test_masks_and_probabilities_are_those_of_predict(model, images, predicted, name):
+    path = images[name]
+    suffix = ".nii.gz" if name == "dicom" else "".join(path.suffixes)
+    expected = read_volume(predicted / f"{name}_test{suffix}")
+    probability = read_volume(predicted / f"{name}_probability{suffix}")
+    assert 0.02 < voxels(expected).mean() < 0.98
+    given = read_volume(path)
+    for image in (given, path, str(path)):
+        mask = model.segment(image)
+        assert mask.GetPixelID() == sitk.sitkUInt8
+        np.testing.assert_array_equal(voxels(mask), voxels(expected))
+        assert geometry_error(mask, given) == 0
+        found = model.probability(image)
+        assert found.GetPixelID() == sitk.sitkFloat32
+        np.testing.assert_array_equal(voxels(found), voxels(probability))
+        assert geometry_error(found, given) == 0
+
+
+def test_an_image_stays_as_it_is(model, images):
+    image = sitk.ReadImage(str(images["turned"]))
+    before = voxels(image), image.GetPixelID(), image.GetDirection()
+    model.segment(image)
+    np.testing.assert_array_equal(voxels(image), before[0])
+    assert (image.GetPixelID(), image.GetDirection()) == before[1:]
+
+
+def noise(*shape, dtype=np.float32):
+    return np.random.default_rng(1).normal(100, 20, shape).astype(dtype)
+
+
+def with_one(value, dtype=np.float32):
+    array = noise(8, 9, 10, dtype=dtype)
+    array[3, 4, 5] = value
+    return array
+
+
+@pytest.mark.parametrize(
+    ("image", "words"),
+    [
+        (sitk.GetImageFromArray(noise(9, 10)), ["(10, 9)", "3-D scalar"]),
+        (sitk.GetImageFromArray(noise(2, 8, 9, 10), isVector=False), ["(10, 9, 8, 2)"]),
+        (sitk.GetImageFromArray(noise(8, 9, 10, 3), isVector=True), ["3 component(s)"]),
+        (sitk.GetImageFromArray(noise(8, 9, 10, dtype=np.complex64)), ["complex"]),
+        (sitk.GetImageFromArray(with_one(np.nan)), ["1 voxels are NaN or infinite"]),
+        (sitk.GetImageFromArray(with_one(np.inf)), ["1 voxels are NaN or infinite"]),
+        (sitk.GetImageFromArray(with_one(1e300, np.float64)), ["NaN or infinite"]),
+        (sitk.GetImageFromArray(noise(1, 9, 10)), ["one slice"]),
+        (sitk.GetImageFromArray(np.full((8, 9, 10), 7.0)), ["every voxel is 7"]),
+        (sitk.GetImageFromArray((noise(8, 9, 10) > 100).astype(np.uint8)), ["label map"]),
+    ],
+)
+@pytest.mark.parametrize("method", ["segment", "probability"])
+def test_images_that_cannot_be_segmented(model, method, image, words):
+    with pytest.raises(DataError) as error:
+        getattr(model, method)(image)
+    assert all(word in str(error.value) for word in ["the image: ", *words])
+
+
+def test_a_path_with_nothing_there(model, tmp_path):
+    with pytest.raises(DataError, match=r"scan\.nii\.gz: no such file"):
+        model.segment(tmp_path / "scan.nii.gz")
+
+
+# Models ------------------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_a_run_and_a_release_are_loaded(run_folder, model, images, tmp_path):
+    checkpoint = run_folder / "ckpt" / "best.ckpt"
+    assert (model.checkpoint, model.device_target) == (checkpoint, "CPU")
+    expected = voxels(model.segment(images["int16"]))
+    release(checkpoint, model.config, tmp_path / "released")
+    for path in (checkpoint, str(run_folder), run_folder / "ckpt", tmp_path / "released"):
+        other = vnet_mindspore.load(path, "CPU")
+        assert other.config.VolSize == [32, 32, 16]
+        found = voxels(other.segment(images["int16"]))
+        # A release holds float16 weights.
+        assert (found != expected).mean() < (0.02 if "released" in str(path) else 1e-9)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"threshold": 0.55, "flip_average": True, "dstRes": [1.5, 1.5, 3]},
+        ["threshold=0.55", "flip_average=true", "dstRes=1.5,1.5,3"],
+    ],
+)
+def test_overrides(run_folder, model, images, overrides):
+    changed = vnet_mindspore.load(run_folder, "CPU", overrides=overrides)
+    assert (changed.config.threshold, changed.config.flip_average) == (0.55, True)
+    assert changed.config.dstRes == [1.5, 1.5, 3.0]
+    assert model.config.threshold == 0.45
+    probability = voxels(changed.probability(images["int16"]))
+    mask = voxels(changed.segment(images["int16"]))
+    assert mask.any() and (probability[mask == 1] > 0.55).all()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"treshold": 0.4}, ["treshold", "threshold"]),
+        ({"threshold": 2}, ["threshold", "2"]),
+        ({"width": 8}, ["width", "config.json"]),
+    ],
+)
+def test_wrong_overrides(run_folder, overrides, words):
+    with pytest.raises(UsageError) as error:
+        vnet_mindspore.load(run_folder, "CPU", overrides=overrides)
+    assert all(word in str(error.value) for word in words)
+
+
+def test_a_path_without_a_checkpoint(tmp_path):
+    for path in (tmp_path / "none.ckpt", tmp_path):
+        with pytest.raises(DataError, match=str(path)):
+            vnet_mindspore.load(path, "CPU")
+
+
+def test_a_process_has_one_device(model, run_folder):
+    for target, number in (("GPU", 0), ("Ascend", 1)):
+        with pytest.raises(UsageError, match=f"{target} {number}.*CPU"):
+            vnet_mindspore.load(run_folder, target, number)
+    assert vnet_mindspore.load(run_folder, "CPU", 0).device_target == "CPU"
+
+
+# Evaluation and training -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory, write_case):
+    """Folder with data/ of four cases, train.csv and val.csv."""
+    folder = tmp_path_factory.mktemp("data")
+    for number in range(4):
+        write_case(folder / "data", f"Case0{number}", seed=number)
+    (folder / "train.csv").write_text("Case00.mhd\nCase01.mhd\n")
+    (folder / "val.csv").write_text("Case02.mhd\nCase03.mhd\n")
+    return folder
+
+
+def test_an_evaluation_is_that_of_eval(model, run_folder, data, tmp_path, monkeypatch):
+    table = vnet_mindspore.evaluate(
+        model, data / "data", data / "val.csv", output_path=tmp_path / "own"
+    )
+    monkeypatch.chdir(tmp_path)
+    call(
+        monkeypatch,
+        "eval",
+        *("--device_target", "CPU", "--ckpt_path", run_folder, "--data_path", data / "data"),
+        *("--eval_split_file_path", data / "val.csv"),
+    )
+    theirs = tmp_path / "results" / "prediction"
+    written = {path.relative_to(theirs): content for path, content in tree(theirs).items()}
+    ours = {path.relative_to(tmp_path / "own"): c for path, c in tree(tmp_path / "own").items()}
+    assert written.keys() == ours.keys()
+    same = [name for name in written if name.suffix in (".csv", ".mhd", ".zraw", ".png")]
+    assert len(same) == 6 and all(written[name] == ours[name] for name in same)
+    csv = pd.read_csv(tmp_path / "own" / "metrics.csv")
+    assert list(table.columns) == list(csv.columns)
+    assert list(table["case"]) == ["Case02", "Case03"]
+    np.testing.assert_allclose(table["dice"], csv["dice"], atol=1e-6)
+    assert (tmp_path / "own" / "report.html").is_file()
+    assert model.config.dirPredictionImage == "results/prediction"  # as before
+
+
+def test_an_evaluation_of_a_path(run_folder, data, tmp_path):
+    table = vnet_mindspore.evaluate(
+        run_folder,
+        data / "data",
+        data / "val.csv",
+        tmp_path / "own",
+        device_target="CPU",
+        overrides={"threshold": 0.99},
+    )
+    assert table["empty"].all() and (table["dice"] == 0).all()
+
+
+def test_a_training_its_resume_and_its_model(data, tmp_path):
+    settings = {"width": 2, "VolSize": [16, 16, 16], "dstRes": [2.5, 2.5, 2.5], "batch_size": 2}
+    settings |= {"cache_dir": "off", "dirResult": str(tmp_path / "runs")}
+    words = (data / "data", data / "train.csv", data / "val.csv")
+    run = vnet_mindspore.train(*words, device_target="CPU", overrides={**settings, "epochs": 1})
+    assert run.parent == tmp_path / "runs" and (run / "ckpt" / "best.ckpt").is_file()
+    overrides = {"epochs": 2, "dirResult": str(tmp_path / "runs")}
+    resumed = vnet_mindspore.train(*words, device_target="CPU", resume=True, overrides=overrides)
+    assert resumed == run and len(pd.read_csv(run / "history.csv")) == 2
+    mask = vnet_mindspore.load(run, "CPU").segment(data / "data" / "img" / "Case03.mhd")
+    assert mask.GetSize() == find_size(data)
+    with pytest.raises(UsageError, match="all 2 epochs are trained"):
+        vnet_mindspore.train(*words, device_target="CPU", resume=run)
+
+
+def find_size(data):
+    (case,) = find_cases(data / "data", ["Case03.mhd"])
+    return sitk.ReadImage(str(case.image_path)).GetSize()
+
+
+def test_wrong_words_of_a_training(data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = (data / "data", data / "train.csv")
+    with pytest.raises(UsageError, match="precise"):
+        vnet_mindspore.train(*words, preset="precise", device_target="CPU")
+    with pytest.raises(UsageError, match="epoch"):
+        vnet_mindspore.train(*words, overrides={"epoch": 3}, device_target="CPU")
+    assert not list(tmp_path.iterdir())
+
+
+# The package -------------------------------------------------------------------------------------
+
+
+def python(code, folder):
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=folder,
+        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "HOME": str(folder)},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_the_import_is_light_and_names_what_there_is(tmp_path):
+    code = (
+        "import sys, vnet_mindspore as v\n"
+        "heavy = {'mindspore', 'numpy', 'pandas', 'SimpleITK'} & set(sys.modules)\n"
+        "print(heavy, v.__version__)\n"
+        "print(sorted(set(v.__all__) - set(dir(v))))\n"
+        "try: v.lode\n"
+        "except AttributeError as error: print(error)\n"
+    )
+    ended = python(code, tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.splitlines() == [
+        f"set() {vnet_mindspore.__version__}",
+        "[]",
+        "module 'vnet_mindspore' has no attribute 'lode'",
+    ]
+
+
+def test_the_documentation_names_all_of_it():
+    for page in ("docs/python.md", "docs/zh/python.md"):
+        text = (ROOT / page).read_text(encoding="utf-8")
+        for name in [*vnet_mindspore.__all__, "segment", "probability"]:
+            assert name in text, (page, name)
