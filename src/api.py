@@ -18,7 +18,7 @@ from .checkpoint import find_checkpoint
 from .config import config_of_checkpoint, training_config
 from .config import preset as preset_overrides
 from .data_manager import channel_of
-from .devices.device import start_communication, start_device
+from .devices.device import choose_device, start_communication, start_device
 from .devices.ranks import Ranks
 from .images.reading import check_volume, mr_image, read_image
 from .predictor import segment
@@ -207,10 +207,11 @@ def _override_texts(overrides: Mapping[str, object] | Sequence[str]) -> list[str
 def _start_device(target: str, device_id: int) -> str:
     """Starts the device of this process unless it runs already; returns its kind."""
     if not _started:
-        start_device(target, device_id)
-        _started.append((target, device_id))
+        chosen = choose_device(target)
+        start_device(chosen, device_id)
+        _started.append((chosen, device_id))
     running, running_id = _started[0]
-    if target not in ("auto", running) or device_id != running_id:
+    if target not in ("auto", running) or (running != "CPU" and device_id != running_id):
         raise UsageError(
             f"device {target} {device_id}: this process computes on {running} {running_id} already;"
             " start another process for another device"

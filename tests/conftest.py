@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+import src.api
 from src.checkpoint import save_weights
 from src.config import override_config, save_config, vnet_cfg
 from src.devices.device import start_device
@@ -53,6 +54,12 @@ def same_locale():
     before = locale.setlocale(locale.LC_ALL)
     yield
     locale.setlocale(locale.LC_ALL, before)
+
+
+@pytest.fixture(autouse=True)
+def no_device_chosen(monkeypatch):
+    """A test may choose a device, as a command or a notebook may: each has its own process."""
+    monkeypatch.setattr(src.api, "_started", [])
 
 
 @pytest.fixture(scope="session")

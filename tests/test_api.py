@@ -1,5 +1,6 @@
 """The Python interface gives what the commands give, for any image, from any folder."""
 
+import re
 import subprocess
 import sys
 
@@ -11,7 +12,6 @@ import SimpleITK as sitk
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
 import src as vnet_mindspore
-from src import api
 from src.checkpoint import save_weights
 from src.commands import run_script
 from src.config import save_config
@@ -21,13 +21,6 @@ from src.images.reading import read_volume
 from src.utils.errors import DataError, UsageError
 from src.vnet import create_vnet
 from tests.helpers import ROOT, geometry_error, stored_in_order, tree
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_device_of_other_tests():
-    api._started.clear()
-    yield
-    api._started.clear()
 
 
 @pytest.fixture(scope="module")
@@ -240,11 +233,12 @@ def test_a_path_without_a_checkpoint(tmp_path):
             vnet_mindspore.load(path, "CPU")
 
 
-def test_a_process_has_one_device(model, run_folder):
+def test_a_process_has_one_device(run_folder):
+    assert vnet_mindspore.load(run_folder).device_target == "CPU"  # auto, on this machine
     for target, number in (("GPU", 0), ("Ascend", 1)):
         with pytest.raises(UsageError, match=f"{target} {number}.*CPU"):
             vnet_mindspore.load(run_folder, target, number)
-    assert vnet_mindspore.load(run_folder, "CPU", 0).device_target == "CPU"
+    assert vnet_mindspore.load(run_folder, "CPU", 1).device_target == "CPU"  # there is only one
 
 
 # Evaluation and training -------------------------------------------------------------------------
@@ -359,8 +353,32 @@ def test_the_import_is_light_and_names_what_there_is(tmp_path):
     ]
 
 
-def test_the_documentation_names_all_of_it():
-    for page in ("docs/python.md", "docs/zh/python.md"):
-        text = (ROOT / page).read_text(encoding="utf-8")
-        for name in [*vnet_mindspore.__all__, "segment", "probability"]:
-            assert name in text, (page, name)
+@pytest.mark.parametrize("page", ["docs/python.md", "docs/zh/python.md"])
+def test_the_documentation_names_all_of_it(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert all(name in text for name in [*vnet_mindspore.__all__, "segment", "probability"])
+
+
+def script_of(page):
+    """The last block of Python of a page."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)[-1]
+
+
+def test_the_script_of_the_documentation_runs_in_another_folder(tmp_path):
+    ended = python(script_of("docs/python.md"), tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    assert re.search(r"^prostate: \d+\.\d ml$", ended.stdout, re.MULTILINE)
+    assert re.search(r"^0  Case04  0\.\d+ +\d+\.\d+$", ended.stdout, re.MULTILINE)
+    image = sitk.ReadImage(str(tmp_path / "data" / "img" / "Case05.mhd"))
+    mask = sitk.ReadImage(str(tmp_path / "Case05_mask.nii.gz"))
+    assert geometry_error(mask, image) < 1e-4  # NIfTI's header holds float32
+    assert set(np.unique(voxels(mask))) == {0, 1}
+    assert len(pd.read_csv(tmp_path / "evaluation" / "metrics.csv")) == 2
+
+
+def test_both_languages_show_one_script():
+    def code(page):
+        return re.sub("#.*", "", script_of(page))
+
+    assert code("docs/python.md") == code("docs/zh/python.md")

@@ -28,16 +28,13 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def execute(args: Namespace) -> None:
     """Evaluates."""
-    from ..checkpoint import find_checkpoint
-    from ..config import config_of_checkpoint
-    from ..devices.device import choose_device, start_device
-    from ..evaluation import evaluate, load_network
-    from ..promise12.splits import split_cases
+    from ..api import evaluate
 
-    checkpoint = find_checkpoint(args.ckpt_path)
-    config = config_of_checkpoint(checkpoint, overrides_of(args))
-    cases = split_cases(args.data_path, args.eval_split_file_path, "val", config.fold)
-    target = choose_device(args.device_target)
-    start_device(target, args.dev_id)
-    network = load_network(checkpoint, config, target)
-    evaluate(network, cases, config, {"checkpoint": str(checkpoint)})
+    evaluate(
+        args.ckpt_path,
+        args.data_path,
+        args.eval_split_file_path,
+        device_target=args.device_target,
+        device_id=args.dev_id,
+        overrides=overrides_of(args),
+    )

@@ -54,25 +54,19 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def execute(args: Namespace) -> None:
     """Segments the images."""
-    from ..checkpoint import find_checkpoint
-    from ..config import config_of_checkpoint
-    from ..devices.device import choose_device, start_device
-    from ..evaluation import load_network
+    from ..api import load
     from ..input_images import find_images
     from ..prediction import predict
 
-    checkpoint = find_checkpoint(args.ckpt_path)
-    config = config_of_checkpoint(checkpoint, overrides_of(args))
-    config.dirPredictionImage = args.output_path or config.dirPredictionImage
     images = find_images(args.input)
-    target = choose_device(args.device_target)
-    start_device(target, args.dev_id)
-    network = load_network(checkpoint, config, target)
+    model = load(args.ckpt_path, args.device_target, args.dev_id, overrides_of(args))
+    config = model.config
+    config.dirPredictionImage = args.output_path or config.dirPredictionImage
     predict(
-        network,
+        model.network,
         images,
         config,
-        {"checkpoint": str(checkpoint)},
+        {"checkpoint": str(model.checkpoint)},
         args.save_probability,
         args.series,
         args.skip_existing,

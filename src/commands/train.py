@@ -64,24 +64,15 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def execute(args: Namespace) -> None:
     """Trains."""
-    from ..config import training_config
-    from ..devices.device import choose_device, start_communication, start_device
-    from ..devices.ranks import Ranks
-    from ..training.run_folder import configure_run
-    from ..training.trainer import train
+    from ..api import train
 
-    overrides = overrides_of(args, resumes=args.resume is not None)
-    training_config(args.device_target, overrides)  # wrong settings are reported before all else
-    target = choose_device(args.device_target)
-    start_device(target, args.device_id)
-    ranks = start_communication(args.device_num) if args.run_distribute else Ranks()
-    config, run_folder = configure_run(args.resume, target, overrides, ranks)
     train(
-        config,
-        target,
         args.data_path,
         args.train_split_file_path,
         args.val_split_file_path,
-        run_folder,
-        ranks=ranks,
+        resume=args.resume or args.resume == "",
+        device_target=args.device_target,
+        device_id=args.device_id,
+        overrides=overrides_of(args, resumes=args.resume is not None),
+        device_num=args.device_num if args.run_distribute else None,
     )
