@@ -18,7 +18,7 @@ from .checkpoint import find_checkpoint
 from .config import config_of_checkpoint, training_config
 from .config import preset as preset_overrides
 from .data_manager import channel_of
-from .devices.device import choose_device, start_communication, start_device
+from .devices import device
 from .devices.ranks import Ranks
 from .images.reading import check_volume, mr_image, read_image
 from .predictor import segment
@@ -187,7 +187,7 @@ def train(
     texts = preset_overrides(preset, bool(resume)) + _override_texts(overrides)
     training_config(device_target, texts)  # wrong settings fail before the device starts
     target = _start_device(device_target, device_id)
-    ranks = Ranks() if device_num is None else start_communication(device_num)
+    ranks = Ranks() if device_num is None else device.start_communication(device_num)
     run = None if resume is False else "" if resume is True else resume  # "" is the newest
     config, run_folder = configured_run(run, target, texts, ranks)
     return trainer.train(config, target, data_path, train_split, val_split, run_folder, ranks=ranks)
@@ -207,8 +207,8 @@ def _override_texts(overrides: Mapping[str, object] | Sequence[str]) -> list[str
 def _start_device(target: str, device_id: int) -> str:
     """Starts the device of this process unless it runs already; returns its kind."""
     if not _started:
-        chosen = choose_device(target)
-        start_device(chosen, device_id)
+        chosen = device.choose_device(target)
+        device.start_device(chosen, device_id)
         _started.append((chosen, device_id))
     running, running_id = _started[0]
     if target not in ("auto", running) or (running != "CPU" and device_id != running_id):
