@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import yaml
 
 import src
 from tests.helpers import ROOT
@@ -170,3 +171,33 @@ def test_the_dockerfile_copies_what_there_is():
     taken = [line.removeprefix("!") for line in patterns if line.startswith("!")]
     assert "*" in patterns  # all else, such as images and environments, stays out
     assert all(any(fnmatch(path, pattern) for pattern in taken) for path in paths)
+
+
+def test_the_citation():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == src.__version__ and citation["license"] == "Apache-2.0"
+    assert [reference["doi"] for reference in citation["references"]] == [
+        "10.1109/3DV.2016.79",
+        "10.1016/j.media.2013.12.002",
+    ]
+    assert f"## {src.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_hooks_before_a_commit_are_the_linters_of_run_tests():
+    content = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
+    (repository,) = content["repos"]
+    entries = [hook["entry"].removeprefix(".venv/bin/") for hook in repository["hooks"]]
+    script = (ROOT / "scripts" / "run_tests.sh").read_text()
+    assert len(entries) == 5 and all(re.search(rf"^{e}", script, re.MULTILINE) for e in entries)
+    for hook in repository["hooks"]:
+        assert hook["language"] == "system"
+        if "files" in hook:
+            tracked = [path.relative_to(ROOT).as_posix() for path in ROOT.glob("*/**/*.*")]
+            assert any(re.search(hook["files"], path) for path in tracked), hook["id"]
+
+
+def test_the_workflow_runs_the_tests_on_every_supported_python():
+    workflow = yaml.safe_load((ROOT / ".github/workflows/tests.yml").read_text())
+    job = workflow["jobs"]["tests"]
+    assert job["strategy"]["matrix"]["python"] == ["3.10", "3.11", "3.12"]
+    assert any("bash scripts/run_tests.sh" in step.get("run", "") for step in job["steps"])
