@@ -15,8 +15,7 @@ from mindspore import nn
 
 from . import evaluation
 from .checkpoint import find_checkpoint
-from .config import config_of_checkpoint, training_config
-from .config import preset as preset_overrides
+from .config import config_of_checkpoint, preset_overrides, training_config
 from .data_manager import channel_of
 from .devices import device
 from .devices.ranks import Ranks
@@ -24,7 +23,7 @@ from .images.reading import check_volume, mr_image, read_image
 from .predictor import segment
 from .promise12.splits import split_cases
 from .training import trainer
-from .training.run_folder import configured_run
+from .training.run_folder import configure_run
 from .utils.errors import UsageError
 
 _started: list[tuple[str, int]] = []  # the device of this process, once it is chosen
@@ -189,7 +188,7 @@ def train(
     target = _start_device(device_target, device_id)
     ranks = Ranks() if device_num is None else device.start_communication(device_num)
     run = None if resume is False else "" if resume is True else resume  # "" is the newest
-    config, run_folder = configured_run(run, target, texts, ranks)
+    config, run_folder = configure_run(run, target, texts, ranks)
     return trainer.train(config, target, data_path, train_split, val_split, run_folder, ranks=ranks)
 
 

@@ -26,6 +26,7 @@ LONG_FILES = (
     "test_two_hosts.py",
     "test_ranks.py",
     "test_trainer.py",
+    "test_api.py",
     "test_network.py",
     "test_vnet.py",
 )

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from easydict import EasyDict
 
 from ..utils.files import write_files
 from ..utils.process import change_folder
@@ -95,14 +96,15 @@ def tolerance(target: str, precision: str) -> float:
     return TOLERANCE.get((target, precision), MIXED_TOLERANCE)
 
 
-def configuration(precision: str, *overrides: str):
+def configuration(precision: str, *overrides: str) -> EasyDict:
+    """The default configuration with a precision, without the fast convolution."""
     from ..config import override_config, vnet_cfg
 
     fixed = (f"precision={precision}", "fast_conv3d=off", "dropout=0.5")
     return override_config(vnet_cfg, [*fixed, *overrides])
 
 
-def layer(name: str, shapes: list[tuple[int, ...]]):
+def layer(name: str, shapes: list[tuple[int, ...]]) -> Any:
     """A layer of the network, by the name that tests/golden/make_layers.py has for it."""
     from mindspore import nn
 
@@ -186,7 +188,7 @@ def check_layers(target: str, table: Table, golden_path: Path = GOLDEN / "layers
                     )
 
 
-def seeded_network(config):
+def seeded_network(config: EasyDict) -> Any:
     """A network whose weights are the same on every device."""
     import mindspore as ms
 

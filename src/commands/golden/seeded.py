@@ -6,6 +6,7 @@ a layer that stands in the wrong place gets the wrong weights.
 
 import json
 import zlib
+from pathlib import Path
 
 import numpy as np
 
@@ -17,12 +18,12 @@ PROBABILITY_PROJECTIONS = 16
 GRADIENT_PROJECTIONS = 4
 
 
-def generator(name):
+def generator(name: str) -> np.random.Generator:
     """A random stream of `name`'s own."""
     return np.random.default_rng((SEED, zlib.crc32(name.encode())))
 
 
-def parameter(name, shape):
+def parameter(name: str, shape: tuple[int, ...]) -> np.ndarray:
     """A float32 array for a parameter of PyTorch's or MindSpore's name and shape.
 
     The scales keep activations of order one, and no normalisation is trivial.
@@ -42,22 +43,22 @@ def parameter(name, shape):
     return random.uniform(0.5, 1.5, shape).astype(np.float32)  # batch norm's factor, PReLU's slope
 
 
-def volume():
+def volume() -> np.ndarray:
     """The input, (BATCH, 1, X, Y, Z) float32."""
     return generator("volume").standard_normal((BATCH, 1, *SIDES), dtype=np.float32)
 
 
-def mask():
+def mask() -> np.ndarray:
     """The reference, (BATCH, X, Y, Z) float32 of 0 and 1."""
     return (generator("mask").random((BATCH, *SIDES)) < 0.3).astype(np.float32)
 
 
-def keep(stage, place, channels):
+def keep(stage: str, place: str, channels: int) -> np.ndarray:
     """Dropout's factors at one place of a stage: (BATCH, channels) float32 of 0 and 2."""
     return (generator(f"{stage} {place}").random((BATCH, channels)) < 0.5).astype(np.float32) * 2
 
 
-def projections(name, array, count):
+def projections(name: str, array: np.ndarray, count: int) -> np.ndarray:
     """The products of an array with `count` random arrays of unit variance.
 
     Their mean square is the array's squared norm, so that what two arrays' projections differ by
@@ -70,7 +71,7 @@ def projections(name, array, count):
     )
 
 
-def probability_summary(probability):
+def probability_summary(probability: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """What a golden file keeps of a (BATCH, X, Y, Z) probability.
 
     Returns:
@@ -84,7 +85,15 @@ def probability_summary(probability):
     )
 
 
-def write(path, versions, shapes, probabilities, loss, gradients, moving):
+def write(
+    path: str | Path,
+    versions: dict[str, str],
+    shapes: dict[str, tuple[int, ...]],
+    probabilities: dict[str, np.ndarray],
+    loss: float,
+    gradients: dict[str, np.ndarray],
+    moving: dict[str, np.ndarray],
+) -> None:
     """Writes a golden file.
 
     Args:
