@@ -27,12 +27,12 @@ SEGMENT = """
 import SimpleITK as sitk
 import vnet_mindspore
 from vnet_mindspore.checkpoint import save_weights
-from vnet_mindspore.config import overridden, save_config, vnet_cfg
+from vnet_mindspore.config import override_config, save_config, vnet_cfg
 from vnet_mindspore.promise12.phantom import write_phantom
 from vnet_mindspore.vnet import create_vnet
 
 write_phantom("data", cases=1, seed=1)
-config = overridden(vnet_cfg, ["width=2", "VolSize=32,32,16", "dstRes=3.5,3.5,4.5"])
+config = override_config(vnet_cfg, ["width=2", "VolSize=32,32,16", "dstRes=3.5,3.5,4.5"])
 save_config(config, "run/config.json")
 save_weights(create_vnet(config), "run/ckpt/best.ckpt")
 model = vnet_mindspore.load("run", "CPU")
