@@ -9,7 +9,7 @@ from mindspore.ops import constexpr
 
 
 @constexpr
-def check_shapes(prediction, mask):
+def check_shapes(prediction: tuple[int, ...], mask: tuple[int, ...]) -> None:
     """Raises a ValueError for shapes that would be broadcast; runs when the graph is compiled."""
     if len(prediction) != 4 or prediction != mask:
         raise ValueError(

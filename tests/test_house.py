@@ -82,3 +82,27 @@ def test_no_circle():
 
     for module in graph:
         visit(module, ())
+
+
+def public_functions(body):
+    """The public functions and methods of a module, without those that MindSpore compiles."""
+    for node in body:
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+            methods = [item for item in node.body if isinstance(item, ast.FunctionDef)]
+            if "construct" not in {method.name for method in methods}:
+                yield from public_functions(methods)
+        elif isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+            yield node
+
+
+@pytest.mark.parametrize(
+    "path", MODULES, ids=lambda path: path.relative_to(ROOT / "src").as_posix()
+)
+def test_public_functions_are_annotated(path):
+    bare = []
+    for function in public_functions(ast.parse(path.read_text()).body):
+        arguments = function.args.posonlyargs + function.args.args + function.args.kwonlyargs
+        types = [a.annotation for a in arguments if a.arg not in ("self", "cls")]
+        if None in [*types, function.returns]:
+            bare.append(function.name)
+    assert not bare
