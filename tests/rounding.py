@@ -1,26 +1,26 @@
-"""How far rounding may lead, for tests that compare two arithmetics.
+"""Bounds for rounding differences, for tests that compare two implementations of one computation.
 
 Another processor, library or number of threads sums in another order, fuses other products and has
-another exp: a layer's values move in their last digits. What becomes of that depends on what is
-computed from them, so a bound for it is measured in the test, with weights moved at random by as
-much as a layer may err, or follows from the number format. None comes from what one machine shows.
+another exp, so a layer's values differ in their last digits. How much this changes a result depends
+on the computation. A bound is therefore measured in the test, with weights perturbed at random by
+as much as a layer may err, or follows from the number format; none is fitted to one machine.
 """
 
 import numpy as np
 from mindspore import Tensor
 
 FLOAT32 = np.finfo(np.float32).eps
-# Root mean square error, of the values' standard deviation, that test_fast_conv3d_conv3d.py allows
-# a layer of the fast convolution.
+# Root mean square error that fast_conv3d/test_conv3d.py allows a layer of the fast convolution, in
+# standard deviations of its values.
 LAYER_ERROR = 5e-5
-# What that makes of the gradient of a parameter, relative to it, in a V-Net: this order.
+# Order of the relative error that this causes in the gradient of a parameter of a V-Net.
 GRADIENT_ERROR = 1e-3
 
 
 def perturb(network, error=LAYER_ERROR, seed=4):
-    """Moves all parameters of a cell by a relative `error` at random; returns the cell.
+    """Changes all parameters of a cell at random by a relative `error`; returns the cell.
 
-    A sum over products with the weights moves by as much, of its standard deviation.
+    A sum over products with the weights changes by this share of its standard deviation.
     """
     random = np.random.default_rng(seed)
     for parameter in network.get_parameters():
@@ -30,27 +30,33 @@ def perturb(network, error=LAYER_ERROR, seed=4):
 
 
 def assert_same_sums(found, expected, network, volume, error=None):
-    """What another library makes of a volume, against a network, which is perturbed here.
+    """Compares another library's output for a volume with a network's own.
 
-    A float32 sum of n random terms, one after the other, errs by sqrt(n / 6) half units of its
-    standard deviation, as a random walk's roundings add up; any other order errs less. A library
-    whose convolutions transform, as ours, is allowed our layers' `error`.
+    The allowed difference is that of the network after `perturb`, which changes its weights for
+    good. Pass the network that computed `expected`, so that MindSpore need not compile again.
+
+    A float32 sum of n random terms, one after the other, errs by sqrt(n / 6) half units in the last
+    place of its standard deviation, since the roundings add up as in a random walk; any other order
+    errs less. A library whose convolutions transform, as ours, may have our layers' `error`.
     """
     terms = max(np.prod(p.shape[1:]) for p in network.get_parameters() if len(p.shape) == 5)
     perturb(network, error or FLOAT32 / 2 * np.sqrt(terms / 6))
     spread = np.abs(network(Tensor(volume)).asnumpy() - expected).max()
     apart = np.abs(found - expected).max()
     assert found.shape == expected.shape and found.dtype == np.float32
-    assert expected.std() > 0.01, "a flat answer would hide a fault"
+    assert expected.std() > 0.01, "a flat output would hide a fault"
     assert apart < spread < 1e-2
 
 
 def assert_trained_alike(found, expected, start, steps):
-    """Of an optimizer that is linear in the gradient: Adam divides it by its size, noise too.
+    """Compares the weights of two trainings with an optimizer that is linear in the gradient.
+
+    Not for Adam, which divides the gradient by its size and so enlarges noise.
 
     Args:
-        found, expected, start: name -> weights after the steps, and before; those of `start` count.
-        steps: how many; each also rounds the weights themselves.
+        found, expected: name -> weights after the steps.
+        start: name -> weights before them; only these names are compared.
+        steps: number of steps; each also rounds the weights themselves.
     """
 
     def norm(of):

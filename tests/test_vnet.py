@@ -406,7 +406,15 @@ def test_probability_is_the_softmax_of_the_foreground_channel(foreground):
 # ------------------------------------------------------------------ behaviour
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    "variant",
+    [
+        "instance",
+        "paper",
+        # Graph mode of these is compared with the oracles above.
+        *(pytest.param(variant, marks=pytest.mark.full) for variant in ("zoo", "monai")),
+    ],
+)
 def test_graph_and_pynative_mode_agree(variant):
     volume = random_volume(2, 1, 32, 16, 16)
     mask = ms.Tensor((np.random.default_rng(2).random((2, 32, 16, 16)) < 0.3).astype(np.float32))

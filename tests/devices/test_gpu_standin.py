@@ -111,7 +111,6 @@ def test_one_card_and_all_programs(folder, standin):
 @pytest.mark.parametrize(
     ("task", "further"),
     [
-        ("exact", ["precision=float32", "accumulate_steps=2", "epochs=1"]),
         (
             "instance",
             [
@@ -128,6 +127,11 @@ def test_one_card_and_all_programs(folder, standin):
             "paper", ["variant=paper", "optimizer=momentum", "epochs=1"], marks=pytest.mark.full
         ),
         pytest.param("monai", ["variant=monai", "epochs=1"], marks=pytest.mark.full),
+        pytest.param(
+            "exact",
+            ["precision=float32", "accumulate_steps=2", "epochs=1"],
+            marks=pytest.mark.full,
+        ),
     ],
 )
 def test_one_card(folder, standin, task, further):
@@ -145,30 +149,32 @@ TWO_CARDS = {
 
 @pytest.mark.launchers
 @pytest.mark.parametrize(
-    ("launcher", "precision"),
+    ("launcher", "precision", "epochs", "further"),
     [
-        ("mpirun", "mixed"),
-        ("msrun", "float32"),
-        pytest.param("mpirun", "float32", marks=pytest.mark.full),
-        pytest.param("msrun", "mixed", marks=pytest.mark.full),
+        ("mpirun", "mixed", (1, 2), []),
+        ("msrun", "float32", (1,), ["accumulate_steps=2"]),
+        pytest.param("mpirun", "float32", (1, 2), [], marks=pytest.mark.full),
+        pytest.param("msrun", "mixed", (1, 2), [], marks=pytest.mark.full),
     ],
 )
-def test_two_cards(folder, standin, launcher, precision):
-    """Each with validation, then a resume."""
+def test_two_cards(folder, standin, launcher, precision, epochs, further):
+    """Trains with validation up to each of `epochs`; all but the first resume."""
     if launcher == "mpirun" and not shutil.which("mpirun"):
         pytest.skip("needs OpenMPI's mpirun (Debian: apt-get install openmpi-bin)")
     task = f"{launcher}_{precision}"
     variables = {"PYTHON": sys.executable, "DEVICE_TARGET": "GPU", "WAIT": "1"}
     script, *devices = TWO_CARDS[launcher]
     command = ["bash", ROOT / "scripts" / script, *devices, "data", "train.csv", *VALIDATE]
-    command += settings(f"task={task}", f"precision={precision}", "val_interval=1")
-    for epochs, resume in ((1, "0"), (2, "1")):
-        words = [*command, "--set", f"epochs={epochs}"]
-        printed = run(words, folder, standin, RESUME=resume, **variables)
+    command += settings(f"task={task}", f"precision={precision}", "val_interval=1", *further)
+    for last in epochs:
+        words = [*command, "--set", f"epochs={last}"]
+        printed = run(words, folder, standin, RESUME=str(int(last > 1)), **variables)
         assert printed.endswith("all ranks have finished\n")
     path, history = trained(folder, task)
-    assert history["epoch"].tolist() == [1, 2] and history["val_dice"].notna().all()
-    assert history["step"].tolist() == [2, 4]  # three cases on two cards
+    assert history["epoch"].tolist() == list(epochs) and history["val_dice"].notna().all()
+    # Three cases on two cards are two batches for each, or one step of two accumulated batches.
+    steps = 1 if further else 2
+    assert history["step"].tolist() == [steps * epoch for epoch in epochs]
 
 
 # ------------------------------------------------------------------- a machine that lacks something

@@ -168,8 +168,9 @@ def test_addresses_that_cannot_be_meant(hosts, callers, node, variables, message
 # ------------------------------------------------------------------------- for real
 
 
-def test_a_death_a_cut_cable_and_a_resume(hosts, tmp_path, write_training):
-    """MindSpore's own heartbeat ends both hosts; RESUME=1 goes on with the run."""
+@pytest.mark.parametrize("fault", ["cut", pytest.param("death", marks=pytest.mark.full)])
+def test_a_lost_host_ends_both_and_a_resume_goes_on(hosts, tmp_path, write_training, fault):
+    """A cut cable or a killed rank: MindSpore's heartbeat ends both; RESUME=1 continues the run."""
     write_training(tmp_path, train=(0, 1, 2))
     folders = [tmp_path / "host0", tmp_path / "host1"]
     for folder in folders:
@@ -187,27 +188,19 @@ def test_a_death_a_cut_cable_and_a_resume(hosts, tmp_path, write_training):
         log = folders[0] / "train_msrun.log"
         wait_until(lambda: log.exists() and f"epoch: {epoch} " in log.read_text(), 200)
 
-    def outputs_of_failed(launchers):
-        texts = outputs(launchers)
-        assert 0 not in [launcher.returncode for launcher in launchers]
-        assert not processes(tmp_path)
-        return texts
-
     launchers = start(5000)
     wait_for_epoch(2)
-    (victim,) = (pid for pid, what in processes(tmp_path).items() if what == "train.py RANK_ID=1")
-    os.kill(victim, signal.SIGKILL)
-    first, second = outputs_of_failed(launchers)
-    assert "error: rank 1 was ended by SIGKILL, by hand or for want of memory" in second
-    assert LOST in first
-
-    launchers = start(5000, RESUME="1")
-    wait_for_epoch(5)
-    hosts.set_cable("down")
-    texts = outputs_of_failed(launchers)
+    if fault == "cut":
+        hosts.set_cable("down")
+    else:
+        (rank_1,) = (pid for pid, what in processes(tmp_path).items() if "RANK_ID=1" in what)
+        os.kill(rank_1, signal.SIGKILL)
+    first, second = outputs(launchers)
     hosts.set_cable("up")
-    for text in texts:
-        assert LOST in text
+    assert 0 not in [launcher.returncode for launcher in launchers]
+    assert not processes(tmp_path)
+    assert LOST in first
+    assert (LOST if fault == "cut" else "error: rank 1 was ended by SIGKILL") in second
     (run_folder,) = (folders[0] / "results" / "infer").iterdir()
     total = int(pd.read_csv(run_folder / "history.csv")["epoch"].max()) + 3
 
