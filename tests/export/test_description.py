@@ -431,7 +431,7 @@ def test_an_export_again_replaces_its_own_entry(tmp_path):
 # The model for MindSpore Lite -------------------------------------------------------------------
 
 
-def test_lite_reads_the_twin_of_a_plain_model(tmp_path, model):
+def test_lite_reads_the_lite_model_of_a_plain_model(tmp_path, model):
     lite_path = tmp_path / "vnet.v2_lite.mindir"
     put(lite_path, **LITE)
     assert find_lite_model(str(model)) == lite_path
@@ -441,13 +441,13 @@ def test_lite_reads_the_twin_of_a_plain_model(tmp_path, model):
 @pytest.mark.parametrize(
     "facts", [{"operators": "2-D", "mindir_version": 3}, {"operators": "3-D", "mindir_version": 1}]
 )
-def test_what_lite_reads_on_some_devices_only_has_a_twin_too(tmp_path, model, facts):
+def test_what_lite_reads_on_some_devices_only_has_a_lite_model_too(tmp_path, model, facts):
     put(model, **facts)
     put(tmp_path / "vnet.v2_lite.mindir", **LITE)
     assert find_lite_model(model) == tmp_path / "vnet.v2_lite.mindir"
 
 
-def test_a_model_of_2d_operators_and_version_1_needs_no_twin(model):
+def test_a_model_of_2d_operators_and_version_1_needs_no_lite_model(model):
     put(model, **LITE)
     assert find_lite_model(model) == model
 
@@ -462,7 +462,7 @@ def test_another_format_is_none_for_lite(tmp_path, file_format):
 
 
 @pytest.mark.parametrize("missing", ["vnet.v2_lite.mindir", "vnet.v2_lite.json"])
-def test_a_missing_twin_is_named_with_the_command_that_writes_it(tmp_path, model, missing):
+def test_a_missing_lite_model_is_named_with_the_command_that_writes_it(tmp_path, model, missing):
     put(tmp_path / "vnet.v2_lite.mindir", **LITE)
     (tmp_path / missing).unlink()
     message = one_line(find_lite_model, model)
@@ -471,7 +471,7 @@ def test_a_missing_twin_is_named_with_the_command_that_writes_it(tmp_path, model
     assert message.endswith(f"--file_format MINDIR --file_name {tmp_path / 'vnet.v2'}")
 
 
-def test_a_twin_of_another_checkpoint_is_refused(tmp_path, model):
+def test_a_lite_model_of_another_checkpoint_is_refused(tmp_path, model):
     lite_path = tmp_path / "vnet.v2_lite.mindir"
     put(lite_path, checkpoint="b" * 64, **LITE)
     message = one_line(find_lite_model, model)
@@ -492,7 +492,7 @@ def test_a_twin_of_another_checkpoint_is_refused(tmp_path, model):
         ("width=16", 2),
     ],
 )
-def test_a_twin_that_is_fed_or_read_otherwise_is_refused(tmp_path, model, item, batch_size):
+def test_a_lite_model_that_is_fed_or_read_otherwise_is_refused(tmp_path, model, item, batch_size):
     """Of the same checkpoint, but exported with other words."""
     lite_path = tmp_path / "vnet.v2_lite.mindir"
     put(lite_path, config_of(item), batch_size=batch_size, **LITE)
@@ -507,14 +507,14 @@ def test_a_twin_that_is_fed_or_read_otherwise_is_refused(tmp_path, model, item, 
 
 
 @pytest.mark.parametrize("facts", [PLAIN, LITE | {"mindir_version": 3}, {}])
-def test_a_twin_that_lite_cannot_read_is_refused(tmp_path, model, facts):
+def test_a_lite_model_that_lite_cannot_read_is_refused(tmp_path, model, facts):
     lite_path = tmp_path / "vnet.v2_lite.mindir"
     put(lite_path, **facts)
     message = one_line(find_lite_model, model)
     assert str(lite_path) in message and message.endswith(f"--file_name {tmp_path / 'vnet.v2'}")
 
 
-def test_a_damaged_twin_is_refused(tmp_path, model):
+def test_a_damaged_lite_model_is_refused(tmp_path, model):
     lite_path = tmp_path / "vnet.v2_lite.mindir"
     put(lite_path, **LITE)
     lite_path.write_text("cut")

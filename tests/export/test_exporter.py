@@ -131,7 +131,7 @@ def entry(path):
     return described(path)["files"][path.name]
 
 
-def answer_of(path, volume):
+def output_of(path, volume):
     """What MindSpore computes with an exported file."""
     return nn.GraphCell(ms.load(str(path)))(ms.Tensor(volume)).asnumpy()
 
@@ -202,13 +202,13 @@ def add_another_checkpoints_file(path):
 
 @pytest.fixture(scope="module")
 def expected(work):
-    """The answer of the network that was saved, to a volume of this test's own."""
-    answer = seeded_vnet("zoo", 2)(ms.Tensor(noise())).asnumpy()
-    assert answer.std() > 0.01, "a flat answer would hide a fault"
-    return answer
+    """The output of the network that was saved, to a volume of this test's own."""
+    output = seeded_vnet("zoo", 2)(ms.Tensor(noise())).asnumpy()
+    assert output.std() > 0.01, "a flat output would hide a fault"
+    return output
 
 
-def test_a_plain_mindir_comes_with_its_twin(work):
+def test_a_plain_mindir_comes_with_its_lite_model(work):
     assert sorted(tree(work.folder / "MINDIR")) == sorted([MANIFEST, *PAIR])
     assert work.left == ["MINDIR", "ONNX", "out", "run"]
 
@@ -220,13 +220,13 @@ def test_each_may_be_read_by_whom_the_user_lets_read(work):
 
 
 def test_each_computes_what_the_checkpoint_computes(work, expected):
-    found, of_twin = (
-        answer_of(work.folder / "MINDIR" / f"{name}.mindir", noise())
+    found, of_lite_model = (
+        output_of(work.folder / "MINDIR" / f"{name}.mindir", noise())
         for name in ("vnet", "vnet_lite")
     )
     assert found.shape == (1, *SIDES) and found.dtype == np.float32
     np.testing.assert_array_equal(found, expected)
-    assert_same_sums(of_twin, expected, seeded_vnet("zoo", 2), noise())
+    assert_same_sums(of_lite_model, expected, seeded_vnet("zoo", 2), noise())
 
 
 def test_the_onnx_beside_it_computes_the_same(work, expected):
@@ -270,7 +270,7 @@ def test_the_version_is_the_files_own(work, name):
     assert model.graph.input[0].name.endswith("volume")
 
 
-def test_lite_finds_the_twin(work):
+def test_lite_finds_the_lite_model(work):
     lite_path = work.folder / "ONNX" / "vnet_lite.mindir"
     assert find_lite_model(work.folder / "ONNX" / "vnet.mindir") == lite_path
 
@@ -321,7 +321,7 @@ def test_two_volumes_per_call(tmp_path, small_config, monkeypatch):
     network = seeded_vnet("paper", 2)
     expected = network(ms.Tensor(volume)).asnumpy()
     assert np.abs(expected[0] - expected[1]).max() > 0.1
-    assert_same_sums(answer_of(path, volume), expected, network, volume)
+    assert_same_sums(output_of(path, volume), expected, network, volume)
 
 
 # What goes wrong --------------------------------------------------------------------------------
@@ -375,7 +375,7 @@ def test_the_stand_in_exports_what_mindspore_exported(work, quick, tmp_path):
     ("change", "found", "earlier"),
     [(lambda bias: bias + 0.01, "e-0", True), (lambda bias: np.nan, "nan", False)],
 )
-def test_a_twin_that_computes_something_else_is_not_written(
+def test_a_lite_model_that_computes_something_else_is_not_written(
     work, quick, tmp_path, monkeypatch, change, found, earlier
 ):
     """Nor is the other file of the pair, which would be sound."""
@@ -401,8 +401,8 @@ def test_a_twin_that_computes_something_else_is_not_written(
 
 
 def test_a_checkpoint_of_nan_is_told_from_a_faulty_export(work, quick, tmp_path, monkeypatch):
-    answer = ms.Tensor(np.full((1, *SIDES), np.nan, np.float32))
-    monkeypatch.setattr(model_export, "load_network", lambda *_: lambda volume: answer)
+    output = ms.Tensor(np.full((1, *SIDES), np.nan, np.float32))
+    monkeypatch.setattr(model_export, "load_network", lambda *_: lambda volume: output)
     with pytest.raises(DataError, match="out/vnet.mindir: not written, .* its weights are NaN$"):
         export_pair(work)
     assert list(tmp_path.iterdir()) == []
@@ -430,9 +430,9 @@ def test_one_voxel_too_far_off_is_an_error(
     """The device decides: it computes in float32 with its own accuracy."""
 
     def almost(path, volume):
-        answer = work.network(ms.Tensor(volume)).asnumpy()
-        answer[0, 3, 20, 7] += off
-        return answer
+        output = work.network(ms.Tensor(volume)).asnumpy()
+        output[0, 3, 20, 7] += off
+        return output
 
     def stub(network, shape, path):
         path.write_bytes(b"model")

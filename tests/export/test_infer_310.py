@@ -271,7 +271,7 @@ def test_the_masks_and_metrics_are_those_of_an_evaluation(
     assert table["dice"].tolist() == pytest.approx([row["dice"] for row in rows], abs=1e-6)
 
 
-def test_the_mirrored_answer_counts(tmp_path, cases, config, run_program):
+def test_the_mirrored_output_counts(tmp_path, cases, config, run_program):
     """Otherwise the test above could not tell a mirrored output from the plain one."""
     settings = config("flip_average=true")
     outputs = run_program(settings)
@@ -286,7 +286,7 @@ def test_the_mirrored_answer_counts(tmp_path, cases, config, run_program):
         assert before[f"{case.case_id}_test.zraw"] != after[f"{case.case_id}_test.zraw"]
 
 
-def test_answers_of_other_cases_are_left_alone(tmp_path, cases, config, run_program):
+def test_outputs_of_other_cases_are_left_alone(tmp_path, cases, config, run_program):
     outputs = run_program(config())
     (outputs / "Case9_0.bin").write_bytes(b"of an earlier run")
     before = contents(outputs)
@@ -325,7 +325,7 @@ SPOILED = {
 
 @pytest.mark.parametrize("name", ["Case0", "Case0_mirrored"])
 @pytest.mark.parametrize("fault", SPOILED)
-def test_a_bad_answer_is_one_line_and_nothing_is_written(
+def test_a_bad_output_is_one_line_and_nothing_is_written(
     tmp_path, cases, config, run_program, fault, name
 ):
     settings = config("flip_average=true")
@@ -340,7 +340,7 @@ def test_a_bad_answer_is_one_line_and_nothing_is_written(
     assert not (tmp_path / "masks").exists()
 
 
-def test_answers_of_exactly_0_and_1_are_probabilities(tmp_path, cases, config, run_program):
+def test_outputs_of_exactly_0_and_1_are_probabilities(tmp_path, cases, config, run_program):
     outputs = run_program(config())
     for path in outputs.iterdir():
         np.repeat([0, 1], 32 * 48 * 8).astype("<f4").tofile(path)

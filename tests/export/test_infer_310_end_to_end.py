@@ -101,10 +101,10 @@ def test_the_310_path_ends_in_the_masks_of_eval(trained):
         expected = [foreground_probability(network, volume) for volume in volumes]
         moved = [foreground_probability(perturbed, volume) for volume in volumes]
         spread = np.abs(np.subtract(moved, expected)).max()
-        for answer, name in zip(expected, ("", "_mirrored"), strict=True):
+        for output, name in zip(expected, ("", "_mirrored"), strict=True):
             found = np.fromfile(folder / f"cpp/result_Files/{case.case_id}{name}_0.bin", "<f4")
-            assert answer.max() > 0.5
-            assert np.abs(found.reshape(answer.shape) - answer).max() < spread < 0.01
+            assert output.max() > 0.5
+            assert np.abs(found.reshape(output.shape) - output).max() < spread < 0.01
         masks = []
         for path, table in zip((python, cpp), tables, strict=True):
             mask = sitk.ReadImage(str(path / f"{case.case_id}_test.mhd"))
