@@ -1,6 +1,6 @@
 # V-Net for prostate MR on a CPU:
 #   docker build -t vnet .
-#   docker run --rm -v "$PWD:/work" vnet predict --device_target CPU --ckpt_path vnet_prostate --input scan.nii.gz
+#   docker run --rm -v "$PWD:/data" vnet predict --ckpt_path vnet_prostate --input scan.nii.gz
 # For research; not a medical device. MindSpore on GPU or Ascend needs an image with CUDA or CANN.
 FROM python:3.11-slim
 
@@ -16,6 +16,6 @@ RUN ln -s src vnet_mindspore \
     && pip install --no-cache-dir '.[onnx]' \
     && rm -rf /package
 
-WORKDIR /work
+WORKDIR /data
 ENTRYPOINT ["vnet"]
 CMD ["--help"]
