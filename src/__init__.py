@@ -3,7 +3,7 @@
     model = vnet_mindspore.load("vnet_prostate")
     mask = model.segment(SimpleITK.ReadImage("scan.nii.gz"))
 
-docs/python.md shows all of it. MindSpore is imported with the first function that needs it.
+See docs/python.md. MindSpore is imported when a function first needs it.
 """
 
 from typing import TYPE_CHECKING

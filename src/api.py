@@ -35,7 +35,8 @@ class Model:
 
     Attributes:
         network: in evaluation mode.
-        config: of its training, with the overrides of `load`; see docs/configuration.md.
+        config: configuration of its training, with the overrides of `load`; see
+            docs/configuration.md.
         checkpoint: the file that its weights come from.
         device_target: "Ascend", "GPU" or "CPU".
     """
@@ -51,15 +52,15 @@ class Model:
         Args:
             image: a 3-D scalar T2-weighted image of any voxel type and orientation; or the path of
                 an image file or of DICOM (a file, a folder, a .zip of one study).
-            series: which DICOM series of a path: number, UID or a pattern on its description; by
-                default the axial T2.
+            series: the DICOM series to read from a path: its number, its UID or a pattern for its
+                description; by default the axial T2.
 
         Returns:
             uint8, 1 in the prostate and 0 elsewhere, on the image's own grid.
 
         Raises:
-            DataError: no 3-D scalar image, one slice, NaN, one value everywhere, a label map, a
-                sheared geometry, or a file that cannot be read.
+            DataError: the image is not 3-D scalar, has a single slice, NaN, the same value
+                everywhere or a sheared geometry, is a label map, or cannot be read.
         """
         return self._segment(image, series)[0]
 
@@ -98,8 +99,8 @@ def load(
 
     Args:
         path: a checkpoint, the folder of a run, or a released folder.
-        device_target: "Ascend", "GPU" or "CPU"; "auto" takes the first of these that is there. A
-            process has one device: the first call decides.
+        device_target: "Ascend", "GPU" or "CPU"; "auto" takes the first of these that is available.
+            The first call fixes the device of the process.
         device_id: number of the card.
         overrides: configuration keys to change, such as {"threshold": 0.4, "flip_average": True};
             or `--set` texts, such as ["threshold=0.4"].
@@ -108,8 +109,9 @@ def load(
         The model, ready to segment.
 
     Raises:
-        DataError: no such checkpoint, one that is damaged or of another network, or no such device.
-        UsageError: an unknown key or wrong value, or another device than the process has.
+        DataError: the checkpoint is missing, damaged or of another network, or there is no such
+            device.
+        UsageError: an unknown key, a wrong value, or another device than the process already uses.
     """
     checkpoint = find_checkpoint(path)
     config = config_of_checkpoint(checkpoint, _override_texts(overrides))
@@ -141,7 +143,8 @@ def evaluate(
         A row per case: "case" and the columns of metrics.csv, see docs/evaluation.md.
 
     Raises:
-        DataError: a file is at fault, or the folder holds other files of these names.
+        DataError: a file is missing or cannot be used, or `output_path` holds files of these names
+            that this program did not write.
         UsageError: see `load`.
     """
     if not isinstance(model, Model):
@@ -169,18 +172,19 @@ def train(
     Args:
         data_path: folder with `img/` and `gt/`.
         train_split: file with the names of the training cases, or a folder with such files.
-        val_split: those of the validation cases; None: no validation and no `best.ckpt`.
+        val_split: the same for the validation cases; None: no validation and no `best.ckpt`.
         preset: "accurate" or "compact"; None: the zoo's settings.
-        resume: the folder of a run to go on with; True: the newest.
+        resume: folder of the run to continue; True: the newest run.
         device_target, device_id: see `load`.
         overrides: configuration keys to change, see `load`.
-        device_num: how many processes train together, which a launcher started; None: this one.
+        device_num: number of processes that a launcher started to train together; None: this
+            process trains alone.
 
     Returns:
         The folder of the run, which `load` takes. With several processes None on all but the first.
 
     Raises:
-        DataError: a file or device is at fault, memory is too small, or the loss became NaN.
+        DataError: a file or the device cannot be used, memory is too small, or the loss became NaN.
         UsageError: an unknown key or wrong value, or nothing left to train.
     """
     texts = preset_overrides(preset, bool(resume)) + _override_texts(overrides)
@@ -193,7 +197,7 @@ def train(
 
 
 def _override_texts(overrides: Mapping[str, object] | Sequence[str]) -> list[str]:
-    """Overrides as `--set` has them."""
+    """Converts overrides to the "key=value" texts of `--set`."""
     if not isinstance(overrides, Mapping):
         return list(overrides)
 
@@ -204,7 +208,7 @@ def _override_texts(overrides: Mapping[str, object] | Sequence[str]) -> list[str
 
 
 def _start_device(target: str, device_id: int) -> str:
-    """Starts the device of this process unless it runs already; returns its kind."""
+    """Starts the device of this process unless it is started; returns "Ascend", "GPU" or "CPU"."""
     if not _started:
         chosen = device.choose_device(target)
         device.start_device(chosen, device_id)

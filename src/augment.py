@@ -28,7 +28,7 @@ STREAM = 2  # random stream of the seed; src.dataset uses others
 # BSplineTransform; a mesh of n cells has n + 3 control points along an axis.
 DEFORM_MESH = 2
 DEFORM_SIGMA_MM = (15.0, 15.0, 22.5)
-# The others' ranges are usual for MR volumes (nnU-Net, TorchIO).
+# The other ranges are usual for MR volumes (nnU-Net, TorchIO).
 ROTATION_DEGREES = 10.0  # +-, about each axis
 SCALE = (0.7, 1.4)
 ASPECT = (0.9, 1.1)  # further scaling, for each axis by itself
@@ -40,7 +40,7 @@ LOW_RESOLUTION = (1.5, 3.0)  # times coarser, along one axis
 BLUR_SIGMA_MM = (0.5, 1.5)
 NOISE_SIGMA = (0.0, 0.25)  # relative to the standard deviation of the intensities
 QUANTILES = 256  # of histogram matching
-QUANTILE_STEP = 7  # they are measured on every seventh voxel, for speed
+QUANTILE_STEP = 7  # quantiles are those of every seventh voxel, for speed
 
 
 # --- random parameters ---------------------------------------------------------------------------
@@ -53,10 +53,11 @@ def draw(
 
     Args:
         config: `seed` and the probabilities `augment_NAME`.
-        epoch: from 0.
+        epoch: counted from 0.
         case: index of the training case.
         case_count: number of training cases; with one there is no histogram matching.
-        repeat: number of earlier samples of this case in the epoch (its last batch is filled up).
+        repeat: number of earlier samples of this case in the epoch; cases are repeated to fill the
+            last batch.
 
     Returns:
         {name: parameters} of the chosen transforms, in the order of `TRANSFORMS`. The parameters
@@ -139,12 +140,15 @@ def apply(
 def augment_case(
     volumes: list[TrainingVolume], case: int, epoch: int, config: EasyDict, repeat: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns a case as an epoch trains on it: `draw`, then `apply`.
+    """Returns the sample of a case in an epoch: `draw`, then `apply`.
 
     Args:
         volumes, case: see `apply`.
         epoch, repeat: see `draw`.
         config: `seed`, `dstRes` and the probabilities `augment_NAME`.
+
+    Returns:
+        Intensity and mask, see `apply`.
     """
     params = draw(config, epoch, case, len(volumes), repeat)
     return apply(params, volumes, case, config.dstRes)
@@ -227,7 +231,7 @@ def spline_basis(count: int, mesh: int) -> np.ndarray:
 def spline_field(control: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Returns the field (X, Y, Z) float32 of cubic B-splines with control points (n, n, n)."""
     field = control.astype(np.float32)
-    for side in shape:  # each turn replaces the first axis by the voxels' and puts it last
+    for side in shape:  # each pass turns the first axis into voxels and moves it to the end
         field = np.tensordot(field, spline_basis(side, control.shape[0] - 3), axes=(0, 1))
     return field
 
@@ -252,8 +256,11 @@ def resample_mask(mask: np.ndarray, positions: np.ndarray) -> np.ndarray:
 def match_histogram(intensity: np.ndarray, reference: np.ndarray) -> np.ndarray:
     """Maps the quantiles of the voxels above 0 to those of a reference; 0 stays 0.
 
-    The paper matches histograms of training cases; here piecewise linearly, between `QUANTILES`
+    As in the paper, the reference is another training case. The map is linear between `QUANTILES`
     quantiles.
+
+    Args:
+        intensity, reference: (X, Y, Z), may differ in shape.
     """
     inside = intensity > 0
     own, other = (v[v > 0][::QUANTILE_STEP] for v in (intensity, reference))
@@ -282,8 +289,8 @@ def apply_bias_field(intensity: np.ndarray, control: np.ndarray) -> np.ndarray:
 def lower_resolution(intensity: np.ndarray, axis: int, factor: float) -> np.ndarray:
     """Simulates a scan that is `factor` times coarser along an axis.
 
-    Samples linearly at the coarse positions and interpolates linearly back. Voxels of 0 stay 0:
-    otherwise the rim that interpolation makes around the image would count as tissue.
+    Samples linearly at the coarse positions and interpolates linearly back. Voxels of 0 stay 0,
+    since the rim that interpolation creates around the image would count as tissue.
     """
     side = intensity.shape[axis]
     voxels, coarse = np.arange(side), np.linspace(0, side - 1, max(2, round(side / factor)))

@@ -53,7 +53,7 @@ class TrainingCells(NamedTuple):
 
     @property
     def scored(self) -> nn.Cell:
-        """The network that is validated and whose weights are kept: `average` if there is one."""
+        """The network that is validated and saved as a checkpoint: `average` if there is one."""
         return self.network if self.average is None else self.average
 
 
@@ -64,7 +64,7 @@ def _pending(path):
 
 @contextmanager
 def _without_log():
-    """Silences MindSpore's log: it guesses at a cause, and the exception that follows names it."""
+    """Silences MindSpore's log, which only guesses at the cause that the exception names."""
     disabled = logging.root.manager.disable
     logging.disable()
     try:
@@ -86,18 +86,18 @@ def _write(entries, path, extra=None):
         raise DataError(f"{path}: cannot be written ({reason_of(error, -1)})") from None
 
 
-def _named(network, prefix=""):
+def _parameters_by_name(network, prefix=""):
     return {prefix + parameter.name: parameter for parameter in network.get_parameters()}
 
 
 def _state_parameters(cells):
     """Name -> parameter of everything that an epoch changes outside the network."""
-    weights = _named(cells.network)
+    weights = _parameters_by_name(cells.network)
     return {
         name: parameter
-        for name, parameter in _named(cells.training_cell).items()
+        for name, parameter in _parameters_by_name(cells.training_cell).items()
         if name not in weights and not LEFT_OUT.match(name)
-    } | ({} if cells.average is None else _named(cells.average, AVERAGE))
+    } | ({} if cells.average is None else _parameters_by_name(cells.average, AVERAGE))
 
 
 def _entries(parameters):
@@ -117,21 +117,21 @@ def save_weights(network: nn.Cell, path: str | Path, half: bool = False) -> None
         DataError: the folder cannot be written, the disk is full, or a weight exceeds float16.
     """
     path = Path(path)
-    parameters = _named(network)
+    parameters = _parameters_by_name(network)
     if half:
-        parameters |= _halved({n: p for n, p in parameters.items() if n.endswith(".weight")}, path)
+        parameters |= _to_float16(
+            {n: p for n, p in parameters.items() if n.endswith(".weight")}, path
+        )
     with replace_file(path) as temporary:
         _write(_entries(parameters), temporary)
 
 
-def _halved(weights, path):
+def _to_float16(weights, path):
     with np.errstate(over="ignore"):
         halved = {name: weight.asnumpy().astype(np.float16) for name, weight in weights.items()}
     for name, values in halved.items():
         if not np.isfinite(values).all():
-            raise DataError(
-                f"{path}: {name} goes beyond float16's 65,504; share the checkpoint itself"
-            )
+            raise DataError(f"{path}: {name} exceeds float16's 65,504; share the checkpoint itself")
     return {name: ms.Tensor(values) for name, values in halved.items()}
 
 
@@ -150,7 +150,7 @@ def save_last(folder: str | Path, cells: TrainingCells, progress: dict[str, Any]
     last, state = folder / LAST, folder / STATE
     others = _state_parameters(cells)
     try:
-        _write(_entries(_named(cells.network)), _pending(last))
+        _write(_entries(_parameters_by_name(cells.network)), _pending(last))
         _write(_entries(others), _pending(state), {PROGRESS: json.dumps(progress)})
     except DataError:
         recover(folder)
@@ -231,11 +231,11 @@ def epoch_and_step(path: str | Path) -> tuple[int, int]:
 
 
 def find_checkpoint(path: str | Path) -> Path:
-    """Returns the checkpoint that a path means; of a folder, the log says which.
+    """Returns the checkpoint file that a path refers to; logs which one of a folder it is.
 
     Args:
-        path: a checkpoint; a run's folder or its `ckpt/`, of which `best.ckpt` is taken, or without
-            it the newest numbered checkpoint; or a released folder, of which `vnet.ckpt` is taken.
+        path: a checkpoint file; a run's folder or its `ckpt/`, where `best.ckpt` is taken, or the
+            newest numbered checkpoint if there is none; or a released folder with `vnet.ckpt`.
 
     Raises:
         DataError: nothing there, or a folder without any of these.
@@ -256,7 +256,7 @@ def find_checkpoint(path: str | Path) -> Path:
             f"{path}: no checkpoint in this folder, which holds {shown or 'nothing'}; expected "
             f"a run with ckpt/{BEST} or ckpt/{PREFIX}-EPOCH_STEP.ckpt, or a release with {RELEASED}"
         )
-    log.info(f"{path}: taking its {found.relative_to(path)}")
+    log.info(f"{path}: using its {found.relative_to(path)}")
     return found
 
 
@@ -278,8 +278,8 @@ def _read(path):
             entries = ms.load_checkpoint(str(path))
     except (ValueError, RuntimeError, TypeError, OSError) as error:
         raise DataError(
-            f"{path}: not a whole MindSpore checkpoint ({reason_of(error)}); copy it again or take "
-            "another"
+            f"{path}: not a complete MindSpore checkpoint ({reason_of(error)}); copy it again or "
+            "use another"
         ) from None
     return entries
 
@@ -292,7 +292,7 @@ def load_weights(network: nn.Cell, path: str | Path) -> None:
     """
     found = _read(path)
     if PROGRESS in found:
-        raise DataError(f"{path}: the state of an optimizer, not weights; take {LAST} beside it")
+        raise DataError(f"{path}: the state of an optimizer, not weights; use {LAST} beside it")
     found = {name: value for name, value in found.items() if isinstance(value, ms.Parameter)}
     expected = {parameter.name: parameter for parameter in network.get_parameters()}
     wrong = next(
@@ -312,7 +312,7 @@ def load_weights(network: nn.Cell, path: str | Path) -> None:
 
 
 def _mismatch(name, expected, found):
-    """Returns words on what a checkpoint holds instead of what was expected."""
+    """Describes how a checkpoint differs from the network."""
     fitting = fitting_architecture({key: tuple(value.shape) for key, value in found.items()})
     if fitting:
         variant, width = fitting
@@ -325,7 +325,7 @@ def _mismatch(name, expected, found):
             f"has no parameter {name}; expected a V-Net checkpoint, whole and of this configuration"
         )
     if name not in expected:
-        return f"has a parameter {name} that this V-Net has not; expected a V-Net checkpoint"
+        return f"has a parameter {name} that this V-Net does not have; expected a V-Net checkpoint"
     return f"{name} has shape {found[name].shape}, expected {expected[name].shape}"
 
 

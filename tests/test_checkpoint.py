@@ -213,7 +213,7 @@ def test_a_failure_is_said_once(tmp_path, full_disk, capfd):
     with full_disk(500), pytest.raises(DataError):
         checkpoint.save_weights(Pair().network, tmp_path / "best.ckpt")
     (tmp_path / "cut.ckpt").write_bytes(b"rubbish")
-    with pytest.raises(DataError, match="not a whole MindSpore checkpoint"):
+    with pytest.raises(DataError, match="not a complete MindSpore checkpoint"):
         checkpoint.load_weights(Pair().network, tmp_path / "cut.ckpt")
     assert capfd.readouterr() == ("", "")
 
@@ -326,7 +326,7 @@ def test_other_programs_files_are_refused(tmp_path):
     )
     network = VNet(width=2, **VARIANTS["zoo"])
     before = network.in_tr.conv.weight.asnumpy().copy()
-    for path, says in ((text, "not a whole MindSpore"), (foreign, "has no parameter in_tr")):
+    for path, says in ((text, "not a complete MindSpore"), (foreign, "has no parameter in_tr")):
         with pytest.raises(DataError, match=says):
             checkpoint.load_weights(network, path)
     with pytest.raises(DataError, match="no such checkpoint"):

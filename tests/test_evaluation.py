@@ -359,8 +359,8 @@ def test_fast_and_plain_convolutions_give_the_same_masks(data, tmp_path, config)
         (["width=4"], None, "variant=zoo, width=2, not of this configuration"),
         (["variant=monai"], None, "use --set variant=zoo --set width=2"),
         ([], lambda content: content[:-100], "copy it again"),
-        ([], lambda _: b"PK\x03\x04 of another program", "not a whole MindSpore checkpoint"),
-        ([], lambda _: b"", "not a whole MindSpore checkpoint"),
+        ([], lambda _: b"PK\x03\x04 of another program", "not a complete MindSpore checkpoint"),
+        ([], lambda _: b"", "not a complete MindSpore checkpoint"),
     ],
 )
 def test_a_checkpoint_that_does_not_fit_is_one_line(

@@ -62,10 +62,10 @@ PREDICT = [*EVAL, "--input", "scan.mhd"]
         ("eval", [*EVAL, "--set", "VolSize=64,64,30"], 2, "multiples of 16"),
         ("eval", [*EVAL, "--eval_split_file_path", "no.csv"], 1, "no.csv: no such split"),
         ("eval", [*EVAL, "--data_path", "nowhere"], 1, "nowhere/img: no such folder"),
-        ("eval", [*EVAL, "--data_path", "data"], 1, "a.ckpt: not a whole MindSpore checkpoint"),
+        ("eval", [*EVAL, "--data_path", "data"], 1, "a.ckpt: not a complete MindSpore checkpoint"),
         ("predict", EVAL, 2, "--input"),
         ("predict", [*PREDICT, "--set", "lr"], 2, "--set lr: expected key=value"),
-        ("predict", PREDICT, 1, "a.ckpt: not a whole MindSpore checkpoint"),
+        ("predict", PREDICT, 1, "a.ckpt: not a complete MindSpore checkpoint"),
         ("predict", [*PREDICT, "--ckpt_path", "b.ckpt"], 1, "b.ckpt: no such checkpoint"),
     ],
 )
