@@ -63,8 +63,8 @@ class Ranks:
                 parameter.set_data(ms.Tensor(self.sum(value), parameter.dtype))
 
     def text_from_first(self, text: str | None) -> str:
-        """Returns rank 0's text on every rank; the other ranks pass None."""
-        content = np.frombuffer((text or "").encode(), np.uint8)
+        """Returns rank 0's text on every rank; that of other ranks is ignored and may be None."""
+        content = np.frombuffer((text or "").encode() if self.is_first else b"", np.uint8)
         size = int(self.sum(np.array([content.size]))[0])
         if not self.is_first:
             content = np.zeros(size, np.uint8)

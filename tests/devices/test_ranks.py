@@ -1,6 +1,6 @@
 """Two processes that train together, under msrun, against one process that does it alone.
 
-`two_ranks.py` is what each rank runs; all of it in one start, since a start takes long.
+`rank_program.py` is what each rank runs; all of it in one start, since a start takes long.
 """
 
 import os
@@ -19,7 +19,7 @@ from src.evaluation import load_network, mean_dice
 from src.promise12.splits import split_cases
 from src.training.trainer import train
 from src.vnet import create_vnet
-from tests.devices.two_ranks import PAPER, Weights, config_of
+from tests.devices.rank_program import PAPER, Weights, config_of
 from tests.helpers import ROOT
 from tests.rounding import assert_trained_alike
 
@@ -47,7 +47,7 @@ def ranks(folder):
     }
     options = ["--worker_num=2", "--local_worker_num=2", f"--master_port={port}", "--join=True"]
     ended = subprocess.run(
-        [scripts / "msrun", *options, f"--log_dir={folder}", TESTS / "two_ranks.py", folder],
+        [scripts / "msrun", *options, f"--log_dir={folder}", TESTS / "rank_program.py", folder],
         cwd=folder,
         env=environment,
         capture_output=True,

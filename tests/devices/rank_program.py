@@ -1,4 +1,4 @@
-"""What each of two ranks does for test_ranks.py, under msrun: `python two_ranks.py FOLDER`.
+"""The program of each rank of test_ranks.py, under msrun: `python rank_program.py FOLDER`.
 
 Leaves FOLDER/rank_N.npz with what it computed, and the first rank's runs in FOLDER/results.
 """
@@ -117,7 +117,7 @@ def main():
     found["sum"] = ranks.sum(np.array([1.5, ranks.rank]))
     found["mean"] = ranks.mean(3.0 + ranks.rank)
     found["gather"] = ranks.gather([10.0 * item for item in ranks.share(range(5))], 5)
-    found["text"] = ranks.text_from_first("größer {}" if ranks.is_first else None)
+    found["text"] = ranks.text_from_first("größer {}" if ranks.is_first else "ignored")
     pair = [ms.Parameter(ms.Tensor(np.full(3, 0.1 + ranks.rank, np.float32)), name="a")]
     pair.append(ms.Parameter(ms.Tensor(7 + ranks.rank, ms.int32), name="b"))
     ranks.copy_from_first(pair)
