@@ -33,7 +33,7 @@ def assert_same_sums(found, expected, network, volume, error=None):
     """Compares another library's output for a volume with a network's own.
 
     The allowed difference is that of the network after `perturb`, which changes its weights for
-    good. Pass the network that computed `expected`, so that MindSpore need not compile again.
+    good.
 
     A float32 sum of n random terms, one after the other, errs by sqrt(n / 6) half units in the last
     place of its standard deviation, since the roundings add up as in a random walk; any other order

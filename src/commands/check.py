@@ -63,7 +63,7 @@ class Table:
             )
 
     def near(self, check: str, found: object, golden: object, tolerance: float) -> None:
-        """Adds a check that the largest difference is small relative to the largest golden value."""
+        """Adds a check that differences are small relative to the largest golden value."""
         golden = np.asarray(golden, np.float64)
         difference = np.abs(np.asarray(found, np.float64) - golden).max()
         share = difference / max(np.abs(golden).max(), 1e-30)
