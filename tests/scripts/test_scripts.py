@@ -119,6 +119,13 @@ def test_the_whole_command(caller, script):
     assert caller.log(script).read_text().splitlines() == ["out ", "err", "last words"]
 
 
+@pytest.mark.parametrize("script", EVALUATORS)
+def test_the_checkpoint_may_be_the_folder_of_a_run(caller, script):
+    process = caller.run(script, "0", "my data", "my data", "train set.csv")
+    assert process.returncode == 0
+    assert caller.call()["argv"][5:7] == ["--ckpt_path", "my data"]
+
+
 def test_create_csv_runs_in_the_foreground(caller):
     further = ["--folds", "5", "--data_path", "my data"]
     process = caller.run("create_csv.sh", "out folder", "1", *further, EXIT=7)
@@ -311,7 +318,6 @@ USAGE = {
         ("train_standalone.sh", ["0", "best.ckpt", "train set.csv"], "DATA_PATH 'best.ckpt' is"),
         ("train_standalone_gpu.sh", ["0", "my data", "no.csv"], "TRAIN_SPLIT_FILE_PATH 'no.csv'"),
         ("eval.sh", ["0", "best.ckpt", "my data"], None),
-        ("eval.sh", ["0", "my data", "my data", "train set.csv"], "CKPT_PATH 'my data' is not"),
         ("eval.sh", ["0", "no.ckpt", "my data", "train set.csv"], "CKPT_PATH 'no.ckpt' is not"),
         ("eval_gpu.sh", ["x", "best.ckpt", "my data", "train set.csv"], "DEVICE_ID 'x' is not"),
         ("eval_gpu.sh", ["0", "best.ckpt", "no", "train set.csv"], "DATA_PATH 'no' is not"),
