@@ -113,8 +113,18 @@ def load(
             device.
         UsageError: an unknown key, a wrong value, or another device than the process already uses.
     """
+    return _load(*_find(path, overrides), device_target, device_id)
+
+
+def _find(
+    path: str | Path, overrides: Mapping[str, object] | Sequence[str]
+) -> tuple[Path, EasyDict]:
+    """Returns the checkpoint file at a path, and its configuration with the overrides."""
     checkpoint = find_checkpoint(path)
-    config = config_of_checkpoint(checkpoint, _override_texts(overrides))
+    return checkpoint, config_of_checkpoint(checkpoint, _override_texts(overrides))
+
+
+def _load(checkpoint: Path, config: EasyDict, device_target: str, device_id: int) -> Model:
     target = _start_device(device_target, device_id)
     network = evaluation.load_network(checkpoint, config, target)
     return Model(network, config, checkpoint, target)
@@ -147,12 +157,15 @@ def evaluate(
             that this program did not write.
         UsageError: see `load`.
     """
-    if not isinstance(model, Model):
-        model = load(model, device_target, device_id, overrides)
-    config = EasyDict(model.config)
+    if isinstance(model, Model):
+        checkpoint, config = model.checkpoint, EasyDict(model.config)
+    else:
+        checkpoint, config = _find(model, overrides)
     config.dirPredictionImage = str(output_path or config.dirPredictionImage)
-    cases = split_cases(data_path, split, "val", config.fold)
-    rows = evaluation.evaluate(model.network, cases, config, {"checkpoint": str(model.checkpoint)})
+    cases = split_cases(data_path, split, "val", config.fold)  # before the device starts
+    if not isinstance(model, Model):
+        model = _load(checkpoint, config, device_target, device_id)
+    rows = evaluation.evaluate(model.network, cases, config, {"checkpoint": str(checkpoint)})
     return pd.DataFrame(rows).drop(columns="findings_text")
 
 

@@ -35,10 +35,10 @@ class Key(NamedTuple):
     """One key of the configuration.
 
     Attributes:
-        name: of the key; those of the model zoo are spelled as there.
-        default: used where nothing else is said.
+        name: of the key; the model zoo's keys keep their spelling.
+        default: the value unless it is overridden.
         kind: type of the values.
-        rule: what the values must meet beyond their type.
+        rule: condition on the values, in addition to their type.
         group: heading under which the documentation lists the key.
         help: what the key does, in one line.
     """
@@ -61,8 +61,8 @@ ZOO_LR, ZOO_LR_ON_GPU = 0.001, 0.0005
 TABLE = (
     # The model zoo's keys.
     Key("task", "promise12", str, file_name_part(), FILES, "part of the run's name"),
-    Key("fold", 0, int, at_least(0), FILES, "which fold a folder of splits means"),
-    Key("dirResult", "results/infer", str, ANYTHING, FILES, "folder where runs are made"),
+    Key("fold", 0, int, at_least(0), FILES, "fold to take from a folder of splits"),
+    Key("dirResult", "results/infer", str, ANYTHING, FILES, "folder of the runs"),
     Key("dirPredictionImage", "results/prediction", str, ANYTHING, FILES,
         "folder of masks, metrics and reports"),
     Key("normDir", False, bool, ANYTHING, GRID,
@@ -76,53 +76,53 @@ TABLE = (
     Key("lr", ZOO_LR, float, above(0), TRAINING,
         f"highest learning rate; on a GPU {ZOO_LR_ON_GPU} unless set"),
     Key("weight_decay", 1e-4, float, at_least(0), TRAINING, "L2, on convolution weights only"),
-    Key("momentum", 0.99, float, SHARE, TRAINING, "of optimizer=momentum"),
+    Key("momentum", 0.99, float, SHARE, TRAINING, "momentum of optimizer=momentum"),
     Key("warmup_step", 120, int, at_least(0), TRAINING,
         "steps of linear warm-up, at most half of the training; a cosine follows"),
     Key("warmup_ratio", 0.3, float, PROBABILITY, TRAINING,
         "learning rate at the start of the warm-up, as a share of lr"),
-    # Ours.
+    # Keys that the zoo does not have.
     Key("intensity", "rescale", str, one_of("rescale", "equalize"), GRID,
-        "rescale: darkest voxel to 0, brightest to 1; equalize: without the coil's field, "
-        "histogram equalized"),
+        "rescale: darkest voxel to 0, brightest to 1; equalize: remove the coil's field and "
+        "equalize the histogram"),
     Key("channel", -1, int, at_least(-1), GRID,
-        "which volume of a 4-D file is the T2 image, from 0; -1: files are 3-D"),
+        "index of the T2 image in 4-D files, from 0; -1: files are 3-D"),
     Key("labels", [], list[int], distinct_labels(), GRID,
-        "mask values that together are the prostate, such as 1,2; none: masks hold 0 and 1"),
+        "mask values that together are the prostate, such as 1,2; empty: masks hold 0 and 1"),
     Key("plane", "auto", str, one_of("auto", "sagittal", "coronal", "axial"), GRID,
-        "plane of acquisition of the training cases; images of another are listed; auto: that of "
-        "most cases, kept in the run"),
+        "acquisition plane of the training cases; images in another plane are listed; auto: that "
+        "of most cases, saved with the run"),
     Key("variant", "zoo", str, one_of("zoo", "monai", "paper", "instance"), NETWORK,
-        "which V-Net"),
+        "architecture of the network"),
     Key("width", 16, int, at_least(1), NETWORK, "channels of the first stage"),
     Key("dropout", 0.5, float, SHARE, NETWORK,
         "share of the channels dropped in training, in the variants with dropout"),
     Key("fast_conv3d", "auto", str, one_of("auto", "on", "off"), NETWORK,
-        "fast convolution on CPU; auto: where it can be built; on: or fail; off: never"),
+        "fast convolution on CPU; auto: if it can be built; on: fail if it cannot; off: never"),
     Key("accumulate_steps", 1, int, at_least(1), TRAINING,
         "batches whose mean gradient makes one step"),
     Key("sync_batch_norm", False, bool, ANYTHING, TRAINING,
         "batch norm over all devices' batches; Ascend only"),
     Key("seed", 1, int, at_least(0), TRAINING,
-        "decides weights, order, augmentation and dropout"),
-    Key("optimizer", "adam", str, one_of("adam", "momentum"), TRAINING, "which optimizer"),
+        "seed of weights, order of cases, augmentation and dropout"),
+    Key("optimizer", "adam", str, one_of("adam", "momentum"), TRAINING, "optimizer"),
     Key("loss", "dice", str, one_of("dice", "dice_ce"), TRAINING, "dice_ce: plus cross-entropy"),
     Key("ema_decay", 0.0, float, SHARE, TRAINING,
         "moving average of the weights, updated once per epoch; 0: off"),
     Key("precision", "auto", str, one_of("auto", "float32", "mixed"), TRAINING,
         "auto: mixed on Ascend and GPU, float32 on CPU"),
     Key("loss_scale", 256.0, float, above(0), TRAINING,
-        "start of the dynamic loss scale in mixed precision"),
+        "initial value of the dynamic loss scale in mixed precision"),
     Key("dataset_sink", "auto", str, AUTO_OR_OFF, TRAINING,
-        "auto: whole epochs go to an Ascend or GPU at once; CPU has no sink"),
+        "auto: an Ascend or GPU gets a whole epoch at once; CPU has no sink"),
     Key("num_workers", 0, int, at_least(0), TRAINING,
         "threads that read and augment cases, never more than cores; 0: one per core, at most 8"),
     Key("val_interval", 10, int, at_least(1), TRAINING,
         "epochs between validations; there is one after the last epoch too"),
     Key("save_interval", 1, int, at_least(1), TRAINING, "epochs between checkpoints"),
     Key("early_stop", 0, int, at_least(0), TRAINING,
-        "validations without a better Dice until training ends; 0: never"),
-    Key("keep_checkpoint_max", 10, int, at_least(1), TRAINING, "numbered checkpoints kept"),
+        "validations without a better Dice after which training ends; 0: never"),
+    Key("keep_checkpoint_max", 10, int, at_least(1), TRAINING, "number of checkpoints to keep"),
     Key("cache_dir", "auto", str, ANYTHING, FILES,
         "folder of preprocessed cases; auto: the user's cache folder; off: none"),
     # Probability of each transform of a training sample, see src/augment.py.
@@ -136,22 +136,21 @@ TABLE = (
         "match the histogram of another training case, as the paper does"),
     Key("augment_gamma", 0.0, float, PROBABILITY, AUGMENTATION, "change the gamma"),
     Key("augment_bias", 0.0, float, PROBABILITY, AUGMENTATION,
-        "multiply by a smooth field, as of a coil"),
+        "multiply by a smooth bias field"),
     Key("augment_low_resolution", 0.0, float, PROBABILITY, AUGMENTATION, "lower the resolution"),
     Key("augment_blur", 0.0, float, PROBABILITY, AUGMENTATION, "blur"),
     Key("augment_noise", 0.0, float, PROBABILITY, AUGMENTATION, "add noise"),
     Key("threshold", 0.5, float, SHARE, PREDICTION,
-        "foreground is where the probability is above it"),
+        "voxels with a probability above it are foreground"),
     Key("flip_average", False, bool, ANYTHING, PREDICTION,
-        "average every prediction over a left-right flip, also those of validation and of exported "
-        "models"),
+        "average every prediction over a left-right flip, in validation and exported models too"),
 )  # fmt: skip
 KEYS = {key.name: key for key in TABLE}
 vnet_cfg = EasyDict({key.name: key.default for key in TABLE})
 CHOICES = {key.name: key.rule.choices for key in TABLE if key.rule.choices}
 AUGMENT_KEYS = tuple(key.name for key in TABLE if key.group == AUGMENTATION)
 
-# Settings that were tried together; docs/accuracy.md says how they were found.
+# Tested combinations of settings; docs/accuracy.md says how they were found.
 PRESETS: dict[str, dict[str, Any]] = {
     "accurate": {
         "variant": "instance",
@@ -183,7 +182,7 @@ PRESETS["compact"] = {
 
 CONFIG_NAME = "config.json"
 FIXED_BY_WEIGHTS = ("variant", "width", "intensity")
-# A resumed run continues what these keys determined.
+# A resume must not change these keys: the steps already trained depend on them.
 FIXED_BY_RUN = (
     *FIXED_BY_WEIGHTS,
     *("VolSize", "dstRes", "normDir", "channel", "labels"),
@@ -211,7 +210,7 @@ def _key(name: str) -> Key:
 
 
 def _parse(key: Key, text: str) -> Any:
-    """The value of `key` that a text such as "64,64,32" stands for.
+    """Converts a text such as "64,64,32" to a value of `key`.
 
     Raises:
         ValueError: not of the key's type.
@@ -241,7 +240,7 @@ def _has_kind(value: Any, kind: Any) -> bool:
 
 
 def _check(key: Key, value: Any) -> None:
-    """Raises a UsageError for a value of another type, or against the key's rule."""
+    """Raises a UsageError for a value of another type, or one that breaks the key's rule."""
     if not _has_kind(value, key.kind):
         raise UsageError(
             f"{key.name} is {value!r}, expected {KIND_WORDS[key.kind]}, such as {key.default!r}"
@@ -254,11 +253,12 @@ def _check(key: Key, value: Any) -> None:
 
 
 def override_config(config: dict, overrides: list[str]) -> EasyDict:
-    """A copy of `config` with `key=value` texts applied, all of it checked.
+    """Applies `key=value` overrides to a copy of `config`, and checks all of its values.
 
     Args:
         config: with the keys of `vnet_cfg`.
-        overrides: such as ["VolSize=64,64,32", "lr=0.01"]; the last of a key counts.
+        overrides: such as ["VolSize=64,64,32", "lr=0.01"]; of several for one key the last
+            counts.
 
     Raises:
         UsageError: unknown key (the nearest is named), a value of the wrong type or out of range.
@@ -291,7 +291,7 @@ def preset_overrides(name: str | None, resumes: bool = False) -> list[str]:
     if name not in PRESETS:
         raise UsageError(f"--preset {name}: expected one of {', '.join(PRESETS)}")
     if resumes:
-        log.info(f"the run keeps its own settings, --preset {name} is left out")
+        log.info(f"--preset {name} is ignored: the resumed run keeps its own settings")
         return []
     return [f"{key}={_as_text(value)}" for key, value in PRESETS[name].items()]
 
@@ -340,7 +340,7 @@ def _json_values(text: str) -> dict[str, Any]:
 
 
 def _yaml_overrides(path: Path, text: str) -> list[str]:
-    """Reads every scalar as `--set` reads it: YAML itself would make `off` false, `1e-4` a text."""
+    """Parses every scalar as `--set` does: YAML would make `off` false and `1e-4` a string."""
     try:
         root = yaml.compose(text, yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
@@ -361,7 +361,7 @@ def _yaml_overrides(path: Path, text: str) -> list[str]:
         if not all(isinstance(part, yaml.ScalarNode) for part in (name, *parts)):
             raise UsageError(f"{where}: expected a key with a value or a list, such as epochs: 100")
         if name.value in overrides:
-            raise UsageError(f"{where}: {name.value} a second time")
+            raise UsageError(f"{where}: {name.value} appears twice")
         text = ",".join(part.value for part in parts)
         overrides[name.value] = f"{name.value}=[{text}]" if is_list else f"{name.value}={text}"
         try:
@@ -402,7 +402,8 @@ def save_config(config: EasyDict, path: str | Path) -> None:
 
 
 def load_config(path: str | Path) -> EasyDict:
-    """The configuration that `save_config` wrote; keys that came later get their defaults.
+    """The configuration that `save_config` wrote; keys added in later versions get their
+    defaults.
 
     Raises:
         DataError: not JSON, an unknown key, or a value out of range.
@@ -435,15 +436,16 @@ def config_path_of(checkpoint_path: str | Path) -> Path | None:
 def config_of_checkpoint(checkpoint_path: str | Path, overrides: list[str]) -> EasyDict:
     """The configuration that fits a checkpoint's weights, with `overrides` on top.
 
-    A checkpoint without `config.json` (the zoo's own) gets the defaults, and a line says so.
+    A checkpoint without `config.json` (the zoo's own) gets the defaults, which is logged.
 
     Raises:
-        UsageError: an override of what the weights fix (variant, width, intensity).
+        UsageError: an override changes a key that the weights determine (variant, width,
+            intensity).
     """
     path = config_path_of(checkpoint_path)
     if path is None:
         log.info(
-            f"{checkpoint_path}: no {CONFIG_NAME} near it, taking the defaults, --config and --set"
+            f"{checkpoint_path}: no {CONFIG_NAME} near it, using the defaults, --config and --set"
         )
         return override_config(vnet_cfg, overrides)
     return override_unfixed(FIXED_BY_WEIGHTS, load_config(path), path, overrides)
@@ -453,7 +455,7 @@ def config_of_run(run_folder: str | Path, overrides: list[str]) -> EasyDict:
     """The configuration to resume a run with: its own, with `overrides` on top.
 
     Raises:
-        UsageError: an override of what the run's earlier steps fix.
+        UsageError: an override changes a key of `FIXED_BY_RUN`.
         DataError: not the folder of a run.
     """
     path = Path(run_folder, CONFIG_NAME)

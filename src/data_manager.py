@@ -1,7 +1,7 @@
-"""Cases: find them, resample to the network grid and back, cache what is preprocessed.
+"""Cases: finds them, resamples them to the network grid and back, caches the result.
 
 Images are SimpleITK images (x, y, z in LPS mm); arrays here have axes (X, Y, Z), as in the
-network's input. Each direction is one linear resampling.
+network's input. Resampling is linear, once to the network grid and once back.
 """
 
 import hashlib
@@ -109,7 +109,7 @@ def network_grid(image: sitk.Image, config: EasyDict) -> sitk.Image:
     With `normDir` they are the patient axes themselves.
 
     Args:
-        image: 3-D scalar; the grid has its centre.
+        image: 3-D scalar; the grid has the same centre.
         config: `VolSize` (voxels, X Y Z), `dstRes` (mm, X Y Z), `normDir`.
 
     Raises:

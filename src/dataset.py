@@ -36,7 +36,9 @@ def epoch_order(case_count: int, epoch: int, seed: int, global_batch_size: int) 
         ValueError: `case_count` or `global_batch_size` is below 1.
     """
     if case_count < 1 or global_batch_size < 1:
-        raise ValueError(f"{case_count} cases in batches of {global_batch_size}, expected some")
+        raise ValueError(
+            f"{case_count} cases in batches of {global_batch_size}, expected 1 or more"
+        )
     order = np.random.default_rng((seed, ORDER_STREAM, epoch)).permutation(case_count)
     return np.resize(order, -(-case_count // global_batch_size) * global_batch_size)
 
@@ -88,7 +90,7 @@ class TrainingSamples:
     ) -> None:
         shapes = {np.shape(array) for volume in volumes for array in volume[:2]}
         if len(shapes) != 1 or len(*shapes) != 3:
-            raise ValueError(f"volumes of shapes {sorted(shapes)}, expected one (X, Y, Z) of all")
+            raise ValueError(f"volumes of shapes {sorted(shapes)}, expected the same (X, Y, Z)")
         self.volumes = volumes
         self.batch_size = config.batch_size
         self.global_batch_size = config.batch_size * config.accumulate_steps * ranks
@@ -125,8 +127,15 @@ class TrainingSamples:
 class EpochSampler(ds.Sampler):
     """Yields the sample indices of one rank, epoch after epoch, starting with `first_epoch`.
 
-    The batches of an epoch are dealt to the ranks in turn. As neighbours in the epoch's order are
-    different cases, no rank's batch holds a case twice unless it is larger than their number.
+    The batches of an epoch are dealt to the ranks in turn. Consecutive samples are different cases,
+    so no rank's batch holds a case twice unless it is larger than the number of cases.
+
+    Args:
+        per_epoch: samples per epoch, of all ranks.
+        first_epoch: number of epochs already trained.
+        batch_size: samples per batch and rank.
+        rank: of this process, below `ranks`.
+        ranks: number of processes.
     """
 
     def __init__(

@@ -70,7 +70,7 @@ def mean_dice(
         network: in evaluation mode.
         cases: with reference masks.
         config: see `segment`.
-        ranks: that call this function with the same cases.
+        ranks: the processes; all of them call this function with the same cases.
     """
     scores = []
     for case in ranks.share(cases):
@@ -97,7 +97,10 @@ def evaluate(
         network: from `load_network`.
         cases: with reference masks.
         config: see `segment` and `evaluate_masks`.
-        metadata: of the network; the configuration is added.
+        metadata: see `evaluate_masks`; the configuration is added.
+
+    Returns:
+        See `evaluate_masks`.
     """
 
     def predict_mask(_: Case, image: sitk.Image) -> sitk.Image:

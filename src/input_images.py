@@ -21,8 +21,8 @@ SINGLE_FILE_SUFFIXES = (".zip", ".dcm", ".dicom", ".ima")  # not part of a case'
 def find_images(inputs: Iterable[str | Path]) -> dict[str, Path | DataError]:
     """Finds the images that a command line names.
 
-    Masks and images of other contrasts, by their names, and our own earlier results are left out of
-    folders; log lines say how many.
+    In folders, files that are masks or other contrasts by their names and this program's earlier
+    results are left out; their number is logged.
 
     Args:
         inputs: image files, folders of image files, and DICOM: a file, a folder tree or a .zip of
@@ -84,13 +84,13 @@ def _images_in(folder: Path) -> list[Path]:
         )
     _log_left_out(folder, masks, "mask(s) left out, by name or folder")
     zips = sorted(folder.glob("*.zip"))
-    _log_left_out(folder, zips, ".zip file(s) left out", "; give them themselves")
+    _log_left_out(folder, zips, ".zip file(s) left out", "; name them as inputs if they are meant")
     if dicom:
         return [folder]
     here = [path for path in images if path.parent == folder]
     if images:
         kind = "image(s) of another contrast or plane left out, by name"
-        _log_left_out(folder, others, kind, "; give them themselves if they are meant")
+        _log_left_out(folder, others, kind, "; name them as inputs if they are meant")
     if not here:
         found = _describe(masks, others, images)
         raise DataError(

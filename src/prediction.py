@@ -67,7 +67,7 @@ def predict(
         config: network grid, threshold, flip averaging, `dirPredictionImage`.
         metadata: origin of the masks, for volumes.json and the report, such as "checkpoint".
         save_probability: also write the foreground probability (float32).
-        series: which DICOM series, see `src.images.dicom.choose_series`.
+        series: the DICOM series to read, see `src.images.dicom.choose_series`.
         skip_existing: keep existing masks of the same images, checkpoint and settings, and the
             rows of other images.
 
@@ -144,8 +144,8 @@ class _Segmenter(NamedTuple):
             source: its path, or what is wrong with it.
             outputs: see `_outputs`.
             earlier: the image's row of an earlier prediction, if there is one.
-            image: the image if it is the only one and read already; an error is then raised, while
-                an error of one among several becomes its row's "problem".
+            image: the image if there is only this one, which is read already. Its error is raised;
+                with several images, an error becomes the "problem" of the image's row.
 
         Returns:
             The image's row in the table, and whether the earlier mask was kept.
@@ -233,13 +233,13 @@ def _warn(row: dict) -> None:
 def _draw(folder: Path, table: VolumesTable, metadata: dict) -> None:
     """Writes overlays.png and report.html of all rows of the table.
 
-    Under the folder's lock: of several predictions, the last one draws the images of all.
+    Holds the folder's lock, so that the last of several predictions draws the images of all.
     """
 
     def overlay_cases() -> Iterator[OverlayCase]:
         for row in rows:
             if row["problem"] is None:
-                with suppress(DataError):  # removed or changed since: no picture
+                with suppress(DataError):  # no picture of a file that was removed or changed since
                     image = read_image(row["image"], row["channel"], row["series"])
                     mask = read_volume(folder / row["mask"])
                     check_same_grid(image, row["image"], mask, row["mask"])

@@ -134,7 +134,9 @@ def segment_outputs(
     """
     expected = 1 + config.flip_average
     if len(outputs) != expected:
-        raise ValueError(f"{len(outputs)} outputs, expected {expected} with this flip_average")
+        raise ValueError(
+            f"{len(outputs)} outputs, expected {expected} with flip_average={config.flip_average}"
+        )
     if config.flip_average:
         outputs = [average_over_flip(outputs)]
     probability = probability_to_case_grid(outputs[0], image, config)

@@ -40,7 +40,7 @@ with open(path + ".new", "w") as file:
     json.dump(call, file)
 os.rename(path + ".new", path)
 if rank != "scheduler":
-    print("run: results/infer/vnet.x" if rank == "0" else f"run: rank {rank} of one")
+    print("run: results/infer/vnet.x" if rank == "0" else f"run: rank {rank} of 2")
     print("\\n".join(f"line {number} of rank {rank}" for number in range(30)), flush=True)
 if os.environ.get("VNET_STATUS_FILE"):
     with open(os.environ["VNET_STATUS_FILE"], "w") as file:

@@ -336,7 +336,7 @@ def test_other_programs_files_are_refused(tmp_path):
 
 def test_the_optimizers_state_is_not_taken_for_weights(tmp_path):
     save(tmp_path, 1)
-    with pytest.raises(DataError, match=r"state of an optimizer, not weights; take last\.ckpt"):
+    with pytest.raises(DataError, match=r"state of an optimizer, not weights; use last\.ckpt"):
         checkpoint.load_weights(VNet(width=2, **VARIANTS["zoo"]), tmp_path / "last_state.ckpt")
 
 

@@ -228,9 +228,7 @@ def test_the_compact_preset_is_the_accurate_one_of_fewer_channels_and_voxels():
 
 def test_a_resumed_run_keeps_its_own_settings(capsys):
     assert preset_overrides("accurate", resumes=True) == []
-    assert (
-        "the run keeps its own settings, --preset accurate is left out" in capsys.readouterr().out
-    )
+    assert "--preset accurate is ignored" in capsys.readouterr().out
     assert preset_overrides(None, resumes=True) == []
     assert capsys.readouterr().out == ""
 
@@ -407,7 +405,7 @@ def test_no_file_and_an_empty_one(tmp_path):
         ("a.yaml", "epochs: 7\nwidht: 8\n", ["line 2", "'widht'", "did you mean 'width'"]),
         ("a.yaml", "\nepochs: many\n", ["line 2", "epochs=many", "a whole number", "500"]),
         ("a.yaml", "width: 8\nVolSize: [20, 16, 16]\n", ["line 2", "multiples of 16"]),
-        ("a.yaml", "width: 8\nwidth: 4\n", ["line 2", "width", "second time"]),
+        ("a.yaml", "width: 8\nwidth: 4\n", ["line 2", "width", "twice"]),
         ("a.yaml", "width:\n  first: 8\n", ["line 1", "a value or a list"]),
         ("a.yaml", "VolSize: [[1, 2], 3]\n", ["line 1", "a value or a list"]),
         ("a.yaml", "width: 8\n  lr: [\n", ["line 2"]),
@@ -605,7 +603,7 @@ def test_a_checkpoint_alone_gets_the_defaults_and_a_line(tmp_path, capsys):
     config = config_of_checkpoint(checkpoint, ["width=8", "variant=monai"])
     assert config == override_config(vnet_cfg, ["width=8", "variant=monai"])
     assert capsys.readouterr().out == (
-        f"{checkpoint}: no config.json near it, taking the defaults, --config and --set\n"
+        f"{checkpoint}: no config.json near it, using the defaults, --config and --set\n"
     )
 
 

@@ -80,7 +80,7 @@ def seeded_dropout_mask(network):
     for name, place, column in columns:
         if column is not None:
             start, stop = column
-            dropout_mask[:, start:stop] = seeded.keep(name, place, stop - start)
+            dropout_mask[:, start:stop] = seeded.dropout_mask(name, place, stop - start)
     return ms.Tensor(dropout_mask)
 
 

@@ -1,7 +1,7 @@
 """The commands: each is a module here, a script at the top level and a word after `vnet`.
 
 A command's module has its description as docstring, `add_arguments(parser)` and `execute(args)`.
-It imports what computes in `execute` only: `--help` and wrong arguments do not wait for MindSpore.
+It imports MindSpore only in `execute`, so that `--help` and wrong arguments are answered at once.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def command_parser(command: str, prog: str) -> argparse.ArgumentParser:
 
     Args:
         command: a key of `COMMANDS`.
-        prog: what the usage line calls it.
+        prog: name of the command in the usage line.
     """
     module = import_module(f".{command}", __name__)
     parser = new_parser(module.__doc__, prog)
@@ -56,7 +56,7 @@ def _run_command(command: str, prog: str, arguments: Sequence[str]) -> None:
 
 
 def vnet_parser() -> argparse.ArgumentParser:
-    """The argument parser of `vnet`, which leaves the command's own arguments to the command."""
+    """The argument parser of `vnet`; the command parses the arguments that follow its name."""
     summaries = "\n".join(f"  {name:<12} {summary}" for name, summary in COMMANDS.items())
     parser = new_parser(
         f"V-Net for prostate MR volumes on MindSpore.\n\ncommands:\n{summaries}\n\n"

@@ -22,7 +22,7 @@ def add_device_arguments(parser: ArgumentParser, id_flag: str) -> None:
         "--device_target",
         choices=("auto", *DEVICES),
         default="auto",
-        help="device that computes; auto: Ascend, else GPU, else CPU (default: auto)",
+        help="device to compute on; auto: Ascend, else GPU, else CPU (default: auto)",
     )
     parser.add_argument(
         id_flag, type=int, default=0, metavar="N", help="number of the device (default: 0)"
@@ -51,7 +51,7 @@ def add_case_arguments(parser: ArgumentParser, split_flag: str) -> None:
         split_flag,
         default="./split/val.csv",
         metavar="FILE",
-        help="cases to take, or a folder of splits (default: ./split/val.csv)",
+        help="file that lists the cases, or a folder of splits (default: ./split/val.csv)",
     )
 
 
@@ -62,8 +62,7 @@ def add_model_arguments(parser: ArgumentParser) -> None:
         "--mindir_path",
         default="./vnet.mindir",
         metavar="FILE",
-        help="exported model; the .json beside it says how volumes are prepared "
-        "(default: ./vnet.mindir)",
+        help="exported model; the .json beside it describes its inputs (default: ./vnet.mindir)",
     )
     add_config_arguments(parser, "labels", "channel")
 
@@ -73,20 +72,20 @@ def add_config_arguments(parser: ArgumentParser, *shortcuts: str, has_preset: bo
 
     Args:
         parser: of the command.
-        shortcuts: keys that have an argument of their own, such as `--labels 1,2`.
-        has_preset: adds `--preset`, and lists all keys.
+        shortcuts: keys that get an argument of their own, such as `--labels 1,2`.
+        has_preset: whether to add `--preset`, and a list of all keys.
     """
     if has_preset:
         parser.add_argument(
             "--preset",
             metavar="NAME",
-            help=f"settings that were tried together: {', '.join(PRESETS)}",
+            help=f"tested combination of settings: {', '.join(PRESETS)}",
         )
     parser.add_argument(
         "--config",
         metavar="FILE",
         help="YAML or JSON file of configuration keys, such as a run's config.json; --set and its "
-        "short forms come on top",
+        "short forms override it",
     )
     where = "listed below" if has_preset else "see docs/configuration.md"
     parser.add_argument(
@@ -124,11 +123,11 @@ def _key_lines(group: str) -> str:
 
 
 def overrides_of(args: Namespace, resumes: bool = False) -> list[str]:
-    """What preset, file and `--set` say, in the order in which they count.
+    """Returns the overrides of `--preset`, `--config` and `--set`; of several, the last counts.
 
     Args:
         args: of a parser with `add_config_arguments`.
-        resumes: whether a run is resumed, which leaves the preset out.
+        resumes: whether a run is resumed, which ignores the preset.
     """
     arguments: dict[str, Any] = vars(args)
     return [

@@ -6,7 +6,7 @@ r"""Segments images without reference masks.
 --input takes image files, folders of images, and DICOM: a file, a folder tree or a .zip of a study,
 of which --series chooses the series. Each mask has the geometry and format of its image;
 volumes.csv and volumes.json list the prostate volumes in ml and what to look at, report.html shows
-them. An image that cannot be segmented does not keep the others from it.
+them. The other images are segmented even if one cannot be.
 """
 
 from argparse import ArgumentParser, Namespace

@@ -22,7 +22,11 @@ from ..utils.errors import UsageError
 
 
 def label_values(text: str) -> tuple[int, ...]:
-    """The labels of a text: `1,2` -> (1, 2)."""
+    """Parses labels: `1,2` -> (1, 2).
+
+    Raises:
+        ValueError: not whole numbers above 0.
+    """
     labels = tuple(int(value) for value in text.split(","))
     if min(labels) < 1:
         raise ValueError
@@ -63,7 +67,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--channel",
         type=int,
         metavar="N",
-        help="which volume of 4-D files, or which channel of nnU-Net's, is the T2 image, from 0",
+        help="index of the T2 image in 4-D files, or its channel in nnU-Net's, from 0",
     )
     parser.add_argument(
         "--series",
@@ -89,13 +93,13 @@ def execute(args: Namespace) -> None:
 
     if args.export_nnunet:
         if args.data_path is None:
-            raise UsageError("--export_nnunet: --data_path is needed to say what is exported")
+            raise UsageError("--export_nnunet: --data_path is needed, the folder to export")
         export_nnunet(args.data_path, args.export_nnunet, args.labels, args.channel)
         return
     channel = args.channel
     if not args.check:
         if args.out_path is None:
-            raise UsageError("--out_path is needed to say where the data goes")
+            raise UsageError("--out_path is needed, the folder for the data")
         options = Options(args.labels, channel, args.series, args.image_pattern, args.mask_pattern)
         lay_out(args.source or download(args.out_path / "download"), args.out_path, options)
     print_report(check(args.check or args.out_path, args.labels, channel))

@@ -29,7 +29,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="0: validate on the model zoo's ten cases (default); 1: on 20 %% drawn at random",
     )
     parser.add_argument(
-        "--folds", type=int, metavar="K", help="K folds drawn at random, without regard to --random"
+        "--folds", type=int, metavar="K", help="K folds drawn at random; --random has no effect"
     )
     parser.add_argument(
         "--data_path",

@@ -2,7 +2,7 @@ r"""Trains a V-Net.
 
     python train.py --data_path data --train_split_file_path split/train.csv \
         --val_split_file_path split/val.csv --set epochs=100 --set batch_size=2
-    python train.py ... --preset accurate        our settings instead of the model zoo's
+    python train.py ... --preset accurate        this project's settings, not the model zoo's
     python train.py ... --preset compact         the same for a smaller network
     python train.py ... --config settings.yaml   settings from a file
     python train.py ... --resume                 continue the newest run
@@ -45,12 +45,13 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--train_split_file_path",
         default="./split/train.csv",
         metavar="FILE",
-        help="training cases, or a folder of splits (default: ./split/train.csv)",
+        help="file that lists the training cases, or a folder of splits "
+        "(default: ./split/train.csv)",
     )
     parser.add_argument(
         "--val_split_file_path",
         metavar="FILE",
-        help="validation cases, or a folder of splits; without it there is no validation",
+        help="the same for the validation cases; without it there is no validation",
     )
     parser.add_argument(
         "--resume",

@@ -1,4 +1,4 @@
-"""Starts the device and the communication between ranks; sets the precision."""
+"""Starts the device and the communication of ranks (HCCL, NCCL); sets the precision."""
 
 import logging
 import os

@@ -1,4 +1,4 @@
-"""Communication between the ranks of a data-parallel training.
+"""Exchange of values between the ranks of a training, which `device.start_communication` joined.
 
 All of it is AllReduce in float32, the only collective that MindSpore has on CPU, GPU and Ascend. A
 broadcast is a sum to which all ranks but one add zeros.

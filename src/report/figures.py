@@ -1,6 +1,6 @@
 """Training curves and box plots, and what all figures share: colours and PNG files.
 
-Figures are built without pyplot, whose global state would belong to a user's notebook.
+Figures are built without pyplot, to leave its global state to the user's notebook.
 """
 
 from io import BytesIO
@@ -159,7 +159,7 @@ def add_line_legend(
     """Adds a legend of lines, side by side.
 
     Args:
-        figure: to add it to.
+        figure: the figure to change.
         lines: label, colour and width in points of each.
         corner: upper right corner of the legend, in shares of the figure.
         fontsize: of the labels.

@@ -1,7 +1,7 @@
 """Findings: rules that tell which masks are probably wrong and should be looked at.
 
-Each function returns {code: text}. Programs may rely on the codes; the texts are for people, after
-a case's Dice or volume. No rule is a clinical limit.
+Functions return {code: text}. The codes are stable, for programs; the texts are for people, shown
+after a case's Dice or volume. No rule is a clinical limit.
 """
 
 import numpy as np
@@ -29,7 +29,7 @@ def plane_findings(image: sitk.Image, config: EasyDict) -> dict[str, str]:
     """Finds whether the slices of an image lie in another plane than those of the training.
 
     Args:
-        image: to segment.
+        image: the image to segment.
         config: `plane`; "auto" counts as axial.
     """
     trained = "axial" if config.plane == "auto" else config.plane

@@ -18,18 +18,18 @@ from ..promise12.phantom import phantom_case
 from ..utils.files import write_files
 from .figures import PREDICTION_COLOUR, REFERENCE_COLOUR, add_line_legend
 
-CASES = 3  # phantoms; the first is shown, the last lends its histogram
+CASES = 3  # phantoms; the first is shown, the last is the reference of histogram matching
 SAMPLES = 3  # with all transforms on
 COLUMNS = 5
-# Layout in inches: a view, between views, the caption below a view, the title above all.
+# Layout in inches: side of a view, gap between views, caption below a view, title at the top.
 CELL, GAP, CAPTION, TITLE = 2.2, 0.14, 0.5, 0.5
 DPI = 100
 GRID_MM = 16  # spacing of the grid lines that show how the original was deformed
-# Lines: the outline of the mask after and before the transform, the grid.
+# Line styles: outline of the mask after and before the transform, grid lines.
 AFTER: dict[str, Any] = {"colors": REFERENCE_COLOUR, "linewidths": 2.0, "alpha": 1}
 BEFORE: dict[str, Any] = {"colors": PREDICTION_COLOUR, "linewidths": 1.2, "alpha": 1}
 GRID: dict[str, Any] = {"colors": "white", "linewidths": 0.7, "alpha": 0.5}
-SMOOTHING = 0.8  # Gaussian sigma in voxels, against the steps of an outline
+SMOOTHING = 0.8  # Gaussian sigma in voxels; smooths the steps that voxels make in an outline
 
 
 class Panel(NamedTuple):
@@ -42,7 +42,7 @@ class Panel(NamedTuple):
     caption: str  # the parameters
     intensity: np.ndarray  # (X, Y, Z)
     mask: np.ndarray  # (X, Y, Z)
-    positions: np.ndarray | None  # (3, X, Y, Z): from where in the original, in voxels
+    positions: np.ndarray | None  # (3, X, Y, Z): sampling positions, voxels of the original
 
 
 def write_gallery(path: str | Path, seed: int) -> None:
@@ -106,7 +106,7 @@ def strong_parameters(params: dict[str, Any], case_count: int) -> dict[str, Any]
 
     Args:
         params: from `augment.draw` with all transforms on; deformation and noise are kept.
-        case_count: number of cases, of which the last lends its histogram.
+        case_count: number of cases; the last is the reference of histogram matching.
 
     Returns:
         {transform: parameters} at the end of the range that `augment.draw` draws from.

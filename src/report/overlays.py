@@ -21,7 +21,7 @@ REFERENCE_LINE_PT, PREDICTION_LINE_PT = 3.2, 1.6
 OVERLAY_ROWS = 12
 OVERLAY_MARGIN_MM = 15  # around the masks, to show the tissue next to the gland
 SCALE_BAR_MM = 20
-# Layout of the overlays in inches: a view, between views, the title above a row, the legend.
+# Layout in inches: side of a view, gap between views, title above a row, legend.
 VIEW, GAP, TITLE, LEGEND = 3.0, 0.1, 0.36, 0.3
 
 
@@ -99,7 +99,7 @@ def _overlay_row(case: OverlayCase) -> _Row:
 
 
 def orient_to_lps(case: OverlayCase) -> Volumes:
-    """Brings a case into LPS, by exchanging and flipping its axes, without interpolation.
+    """Reorients a case to LPS by permuting and flipping its axes, without interpolation.
 
     In LPS the rows of an axial slice run from anterior to posterior and its columns from right to
     left, as radiologists view it. The grey range is the 1st to the 99th percentile of the image.
@@ -111,7 +111,7 @@ def orient_to_lps(case: OverlayCase) -> Volumes:
         mask = getattr(case, name)
         difference = "" if mask is None else grid_difference(case.image, mask)
         if difference:
-            raise ValueError(f"{case.case}: {name} with {difference} as its image")
+            raise ValueError(f"{case.case}: {name} on another grid than its image: {difference}")
     image = sitk.DICOMOrient(case.image, "LPS")
     image_zyx = sitk.GetArrayFromImage(image)
     prediction, reference = (
@@ -186,7 +186,7 @@ def _plane(
     )
     spacing_mm = volumes.spacing_mm[[rows, columns]]
     centre = (volumes.low + volumes.high)[[rows, columns]] / 2
-    if rows == 0:  # z: turned over, so that the head is at the top
+    if rows == 0:  # z: flipped, so that the head is at the top
         image, prediction, reference = image[::-1], prediction[::-1], reference[::-1]
         centre[0] = len(volumes.image) - centre[0]
     return Plane(

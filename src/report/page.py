@@ -197,7 +197,7 @@ def _as_text(value: Any) -> str:
 
 
 def _report_cases(rows: list[dict]) -> tuple[list[ReportCase], list[ReportCase]]:
-    """The cases in the order of the rows, and the worst first: by Dice, or failed ones first."""
+    """Returns the cases in the order of the rows, and sorted: by Dice, or failed ones first."""
     failures = [[row["problem"]] if row.get("problem") else row["findings_text"] for row in rows]
     order = sorted(range(len(rows)), key=lambda i: rows[i].get("dice", not failures[i]))
     pictured = [i for i in order if not rows[i].get("problem")][:PICTURED_CASES]
@@ -250,15 +250,15 @@ def _evaluation_statistics(rows: list[dict]) -> dict:
             _box_plot_picture(
                 metric.label,
                 metric.unit,
-                {part: _measured(rows, prefix, metric) for prefix, part in PARTS.items()},
+                {part: _metric_values(rows, prefix, metric) for prefix, part in PARTS.items()},
             )
             for metric in GLAND_METRICS
         ],
     }
 
 
-def _measured(rows: list[dict], prefix: str, metric: Metric) -> list[float]:
-    """The values of a metric; an empty mask has no distances, only a convention."""
+def _metric_values(rows: list[dict], prefix: str, metric: Metric) -> list[float]:
+    """Returns the values of a metric, without the distances of empty masks, a mere convention."""
     return [
         row[prefix + metric.key]
         for row in rows

@@ -1,4 +1,4 @@
-"""What eval.py, postprocess.py and predict.py write alike: volumes, warnings, pictures, report."""
+"""The results that eval.py, postprocess.py and predict.py write: volumes, pictures, report."""
 
 import logging
 import platform
@@ -54,7 +54,13 @@ def write_volumes(
 
 
 def warn_about_case(case_id: str, texts: Iterable[str], kind: str = "warning") -> None:
-    """Logs on one line what somebody should look at; a progress bar is redrawn below it."""
+    """Logs the findings about a case in one line, above a progress bar if there is one.
+
+    Args:
+        case_id: name of the case.
+        texts: the findings; nothing is logged without one.
+        kind: first word of the line.
+    """
     if text := "; ".join(texts):
         with tqdm.external_write_mode(file=sys.stderr):
             log.warning(f"{kind}: {case_id}: {text}")

@@ -13,7 +13,7 @@ from ..utils.files import write_files
 METRICS_CSV, METRICS_JSON = "metrics.csv", "metrics.json"
 VOLUMES_CSV, VOLUMES_JSON = "volumes.csv", "volumes.json"
 CSV_COLUMNS = ["case", "prostate_ml", "mask", "findings", "problem"]  # of volumes.csv
-# What each case of volumes.json has.
+# Keys of each case in volumes.json.
 JSON_KEYS = {*CSV_COLUMNS, "image", "series", "channel", "findings_text", "fingerprint"}
 
 
@@ -58,7 +58,8 @@ def zoo_lines(rows: list[dict]) -> list[str]:
     """The last two lines of the model zoo's evaluation: mean Hausdorff distance (mm), mean Dice.
 
     The zoo measures the distance between masks (SimpleITK), this project the one between surfaces:
-    they are equal for convex shapes, and the latter is larger where the other mask fills a dent.
+    they are equal for convex shapes, and the latter is larger where one mask fills a concavity of
+    the other.
     """
     statistics = summarize(rows)
     return [
@@ -88,8 +89,8 @@ class VolumesTable:
         """Begins a prediction, with an empty table unless rows are to be kept.
 
         Args:
-            alone: no other process is adding rows; otherwise the table stays as it is.
-            keep: keep the rows of masks that an earlier prediction wrote.
+            alone: whether no other process is adding rows; otherwise the table is not changed.
+            keep: whether to keep the rows of masks that an earlier prediction wrote.
 
         Returns:
             {case: row} of these earlier masks if `keep`, otherwise nothing.

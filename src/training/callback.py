@@ -98,7 +98,7 @@ class TrainingCallback(ms.Callback):
 
 
 def last_good_checkpoint(run_folder: Path | None) -> str:
-    """Returns words that name the last checkpoint of a run."""
+    """Returns the part of a message that names the last checkpoint of a run."""
     if run_folder is None:
         return "the last good checkpoint is rank 0's"
     path = run_folder / "ckpt" / checkpoint.LAST
@@ -118,7 +118,7 @@ def is_finite(cell: nn.Cell) -> bool:
 
 
 def restore_signal_handlers() -> None:
-    """Restores Python's handling of SIGINT and SIGTERM, which MindSpore replaces in a first step.
+    """Restores Python's handling of SIGINT and SIGTERM, which MindSpore replaces in the first step.
 
     MindSpore's handlers end the process without cleaning up, and with exit code 0 at SIGTERM.
     """

@@ -39,13 +39,13 @@ class EpochEnd:
     Args:
         config: `val_interval`, `epochs`, `save_interval`, `keep_checkpoint_max`, `early_stop`,
             `ema_decay`.
-        cells: what is trained and saved.
-        progress: updated here.
+        cells: the network and the other cells to save.
+        progress: of the training; updated after each epoch.
         learning_rates: rate of each global step.
         score: returns the mean Dice of the validation cases, given a network in evaluation mode;
             None: no validation.
         run_folder: gets history, curve and checkpoints; None on all ranks but the first.
-        ranks: that train together.
+        ranks: the processes that train together.
     """
 
     def __init__(
@@ -69,7 +69,10 @@ class EpochEnd:
         self.history = [] if run_folder is None else read_history(run_folder, progress.epoch)
 
     def run(self, steps: EpochSteps) -> bool:
-        """Ends an epoch; the checkpoint comes after the history, because a resume relies on it.
+        """Ends an epoch; writes the history before the checkpoint, whose resume reads it.
+
+        Args:
+            steps: of the epoch, on this rank.
 
         Returns:
             Whether the training stops early.
@@ -95,7 +98,7 @@ class EpochEnd:
             self.save(self.run_folder)
 
     def is_due(self, interval: int) -> bool:
-        """Whether something happens after this epoch: every `interval` epochs and the last."""
+        """Whether this epoch is a multiple of `interval` or the last one."""
         return self.progress.epoch % interval == 0 or self.progress.epoch == self.config.epochs
 
     def count(self, steps: EpochSteps) -> dict[str, float]:
@@ -129,7 +132,7 @@ class EpochEnd:
             )
 
     def validate(self, score: Callable[[nn.Cell], float]) -> float:
-        """Scores the weights; keeps them as best.ckpt if they are the best. Returns the Dice."""
+        """Validates the weights and saves the best as best.ckpt; returns the mean Dice."""
         progress, network = self.progress, self.cells.scored
         was_training = network.training
         dice = score(network.set_train(False))

@@ -1,4 +1,4 @@
-"""Checks before a training starts that it fits into memory."""
+"""The memory that a training needs, checked before it starts."""
 
 from functools import partial
 from pathlib import Path
@@ -62,7 +62,7 @@ def check_training_fits(config: EasyDict, network: nn.Cell, case_count: int) -> 
 
     Args:
         config: see `training_bytes`; `batch_size`.
-        network: to train.
+        network: the network to train.
         case_count: number of training cases.
 
     Raises:

@@ -1,4 +1,4 @@
-"""How far a training is, and the history of its epochs."""
+"""The progress of a training and the history of its epochs."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +12,7 @@ HISTORY_COLUMNS = ("epoch", "step", "learning_rate", "train_loss", "epoch_time_s
 
 @dataclass
 class Progress:
-    """How far a training is, and on which cases and devices; all of it is saved for a resume."""
+    """The state of a training besides its parameters; saved with the checkpoint for a resume."""
 
     epoch: int = 0  # epochs done
     step: int = 0  # global steps done

@@ -111,7 +111,7 @@ def configure_run(
 
 @contextmanager
 def lock_run(run_folder: str | Path) -> Iterator[None]:
-    """Locks a run's folder while it is trained; the lock ends with the process in any case.
+    """Locks a run's folder while it is trained; a process that is killed releases it too.
 
     Raises:
         DataError: another process trains this run.
@@ -123,7 +123,11 @@ def lock_run(run_folder: str | Path) -> Iterator[None]:
 
 
 def restore_run(
-    run_folder: Path, config: EasyDict, cells: TrainingCells, fresh: Progress, has_validation: bool
+    run_folder: Path,
+    config: EasyDict,
+    cells: TrainingCells,
+    initial_progress: Progress,
+    has_validation: bool,
 ) -> Progress:
     """Restores a run from its last checkpoint, and saves the configuration it continues with.
 
@@ -131,8 +135,8 @@ def restore_run(
         run_folder: the run, locked by this process.
         config: to continue with.
         cells: get the run's values.
-        fresh: progress of a new run with the same arguments: its cases and number of devices must
-            be the run's, and a run without a checkpoint starts with it again.
+        initial_progress: of a new run with the same arguments. Its cases and number of devices
+            must be those of the run; a run without a checkpoint starts from it.
         has_validation: whether there are validation cases; without them nothing stops early.
 
     Returns:
@@ -142,10 +146,10 @@ def restore_run(
         UsageError: all epochs are trained, or the run was stopped early.
         DataError: other cases, another number of devices, or a checkpoint that does not match.
     """
-    progress = fresh
+    progress = initial_progress
     if checkpoint.can_resume(run_folder / "ckpt"):
         progress = Progress(**checkpoint.load_last(run_folder / "ckpt", cells))
-        check_can_continue(run_folder, config, progress, fresh, has_validation)
+        check_can_continue(run_folder, config, progress, initial_progress, has_validation)
         log.info(f"resuming {run_folder} after epoch {progress.epoch}")
     else:
         log.info(f"resuming {run_folder} from its beginning: it has no checkpoint yet")
@@ -154,19 +158,25 @@ def restore_run(
 
 
 def check_can_continue(
-    run_folder: Path, config: EasyDict, progress: Progress, fresh: Progress, has_validation: bool
+    run_folder: Path,
+    config: EasyDict,
+    progress: Progress,
+    initial_progress: Progress,
+    has_validation: bool,
 ) -> None:
     """Raises an error if a run cannot continue from its progress; arguments as `restore_run`."""
-    if progress.case_ids != fresh.case_ids:
-        differing = sorted(set(progress.case_ids) ^ set(fresh.case_ids)) or ["their order"]
+    if progress.case_ids != initial_progress.case_ids:
+        differing = sorted(set(progress.case_ids) ^ set(initial_progress.case_ids)) or [
+            "their order"
+        ]
         raise DataError(
             f"{run_folder}: was started with other training cases ({differing[0]} differs); "
             "resume with the same split"
         )
-    if progress.device_num != fresh.device_num:
+    if progress.device_num != initial_progress.device_num:
         raise DataError(
             f"{run_folder}: was started on {progress.device_num} device(s), not "
-            f"{fresh.device_num}; resume on as many"
+            f"{initial_progress.device_num}; resume on as many"
         )
     if progress.epoch >= config.epochs:
         raise UsageError(
@@ -185,7 +195,7 @@ def open_run(
     run_folder: str | Path | None,
     config: EasyDict,
     cells: TrainingCells,
-    fresh: Progress,
+    initial_progress: Progress,
     val_ids: list[str],
     ranks: Ranks,
 ) -> Iterator[tuple[Path | None, Progress]]:
@@ -196,9 +206,9 @@ def open_run(
 
     Args:
         run_folder: of a run to resume; None: a new one.
-        config, cells, fresh: see `restore_run`.
+        config, cells, initial_progress: see `restore_run`.
         val_ids: validation cases, which must be the same on every rank.
-        ranks: of this training.
+        ranks: the processes that train together.
 
     Yields:
         The folder, None on all ranks but the first, and the progress.
@@ -210,13 +220,13 @@ def open_run(
     if ranks.is_first:
         folder = new_run_folder(config) if run_folder is None else Path(run_folder)
     with nullcontext() if folder is None else lock_run(folder):
-        progress = fresh
+        progress = initial_progress
         if folder is not None and run_folder is not None:
-            progress = restore_run(folder, config, cells, fresh, bool(val_ids))
+            progress = restore_run(folder, config, cells, initial_progress, bool(val_ids))
         first = ranks.text_from_first(json.dumps([asdict(progress), val_ids]))
         numbers, first_val_ids = json.loads(first)
         progress = Progress(**numbers)
-        if (progress.case_ids, first_val_ids) != (fresh.case_ids, val_ids):
+        if (progress.case_ids, first_val_ids) != (initial_progress.case_ids, val_ids):
             raise DataError(
                 f"rank {ranks.rank} was given other cases than rank 0; give every host the same "
                 "splits and data"

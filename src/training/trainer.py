@@ -1,4 +1,4 @@
-"""Training: `train` is the whole of it, `src.training.epoch_end` the end of each epoch."""
+"""Training: `train` runs it from start to end; `src.training.epoch_end` ends each epoch."""
 
 import logging
 from collections import Counter
@@ -73,7 +73,7 @@ def training_plane(config: EasyDict, cases: list[Case], volumes: list[TrainingVo
     Args:
         config: `plane`.
         cases: training cases.
-        volumes: theirs, in the same order.
+        volumes: of `cases`, in the same order.
 
     Returns:
         `plane`, or for "auto" the plane of most cases, axial if none has one.
@@ -84,13 +84,13 @@ def training_plane(config: EasyDict, cases: list[Case], volumes: list[TrainingVo
         plane = max(planes, key=lambda name: planes[name], default="axial")
     for case, volume in zip(cases, volumes, strict=True):
         if volume.plane not in ("", plane):
-            log.info(f"note: {case.image_path}: {volume.plane} stack, the training's are {plane}")
+            log.info(f"note: {case.image_path}: {volume.plane} stack, training is on {plane} ones")
     return plane
 
 
 @contextmanager
 def report_lost_ranks(ranks: Ranks) -> Iterator[None]:
-    """Turns MindSpore's error of a failed exchange with other ranks into one line.
+    """Turns MindSpore's error about a failed exchange with other ranks into one line.
 
     Raises:
         DataError: an exchange failed.
@@ -101,13 +101,13 @@ def report_lost_ranks(ranks: Ranks) -> Iterator[None]:
         if ranks.count == 1 or "AllReduce" not in str(error):
             raise
         raise DataError(
-            f"rank {ranks.rank}: {mindspore_reason(error)}; another rank is gone, see the other "
-            "logs, or the network to it is cut"
+            f"rank {ranks.rank}: {mindspore_reason(error)}; another rank ended, see the other "
+            "logs, or the network to it failed"
         ) from None
 
 
 def check_batch_norm(config: EasyDict, device_target: str) -> None:
-    """Raises a UsageError if `sync_batch_norm` is on where it cannot be."""
+    """Raises a UsageError if `sync_batch_norm` is on where it is not supported."""
     if config.sync_batch_norm and device_target != "Ascend":
         raise UsageError(
             f"sync_batch_norm=True: MindSpore has it on Ascend, not on {device_target}"
@@ -125,7 +125,7 @@ def find_cases(
     shared = {case.case_id for case in cases} & {case.case_id for case in val_cases}
     if shared:
         log.info(
-            f"note: {len(shared)} validation case(s) are also trained on, {min(shared)} for one"
+            f"note: {len(shared)} validation case(s) are also training cases, such as {min(shared)}"
         )
     return cases, val_cases
 
@@ -177,14 +177,17 @@ def train(
     )
     cells = create_cells(network, config, device_target, rates)
 
-    fresh = Progress(case_ids=[case.case_id for case in cases], device_num=ranks.count)
+    initial_progress = Progress(case_ids=[case.case_id for case in cases], device_num=ranks.count)
     val_ids = [case.case_id for case in val_cases]
-    with open_run(run_folder, config, cells, fresh, val_ids, ranks) as (folder, progress):
+    with open_run(run_folder, config, cells, initial_progress, val_ids, ranks) as (
+        folder,
+        progress,
+    ):
         score = partial(mean_dice, cases=val_cases, config=config, ranks=ranks)
         epoch_end = EpochEnd(
             config, cells, progress, rates, score if val_cases else None, folder, ranks
         )
-        log.info(f"run: {folder}" if ranks.is_first else f"run: rank {ranks.rank} of one")
+        log.info(f"run: {folder}" if ranks.is_first else f"run: rank {ranks.rank} of {ranks.count}")
         write_status("running", run_folder=str(folder.absolute()) if folder else None)
         log.info(f"============== Starting Training fold {config.fold} ==============")
         with report_lost_ranks(ranks):

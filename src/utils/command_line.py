@@ -1,4 +1,4 @@
-"""What the entry points have in common on the command line."""
+"""The command line of all entry points: argument parser, error messages, exit codes."""
 
 import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
@@ -15,11 +15,13 @@ MINDIR_VERSIONS = (3, 1)  # what MindSpore 2.10 writes; what MindSpore Lite 2.0 
 
 
 def new_parser(description: str | None, prog: str | None = None) -> ArgumentParser:
-    """An argument parser that shows its description line by line and ends with the disclaimer.
+    """Returns an argument parser that keeps the line breaks of its description.
+
+    Its help ends with the disclaimer.
 
     Args:
         description: usually the docstring of the command's module.
-        prog: what the usage line calls the command; without it the script's name.
+        prog: name of the command in the usage line; None: that of the script.
     """
     return ArgumentParser(
         prog=prog,
@@ -30,9 +32,10 @@ def new_parser(description: str | None, prog: str | None = None) -> ArgumentPars
 
 
 def run(main: Callable[[], None]) -> None:
-    """Runs an entry point: its errors become one line and an exit code, 2 for usage and 1 else.
+    """Runs an entry point; an error is printed as one line and sets the exit code.
 
-    A reader of the output that goes away, such as `head`, does not end the work.
+    The exit code is 2 for a `UsageError`, 130 for Ctrl-C and 1 for other errors. When the reader of
+    standard output exits, such as `head`, the work continues.
     """
     prepare_streams()
     prepare_matplotlib()
@@ -42,31 +45,32 @@ def run(main: Callable[[], None]) -> None:
         main()
         lost = output_error()
     except UsageError as error:
-        sys.exit(_line(error, 2))
+        sys.exit(_report_error(error, 2))
     except DataError as error:
-        sys.exit(_line(error, 1))
+        sys.exit(_report_error(error, 1))
     except ModuleNotFoundError as error:
         remedy = "pip install -r requirements.txt, or activate the environment that has it"
-        sys.exit(_line(f"{sys.executable} has no module {error.name}; {remedy}", 1))
+        sys.exit(_report_error(f"{sys.executable} has no module {error.name}; {remedy}", 1))
     except OSError as error:
-        sys.exit(_line(f"{error.filename or 'a file'}: {reason_of(error)}", 1))
+        sys.exit(_report_error(f"{error.filename or 'a file'}: {reason_of(error)}", 1))
     except UnicodeEncodeError as error:
-        remedy = "no name of a file or folder for this; rename it, or start with LC_ALL=C.UTF-8"
+        remedy = "not a file name in this locale; rename the file, or start with LC_ALL=C.UTF-8"
         name = error.object[max(0, error.start - 40) : error.end + 40]
-        sys.exit(_line(f"{name}: {remedy}", 1))
+        sys.exit(_report_error(f"{name}: {remedy}", 1))
     except (MemoryError, RuntimeError) as error:
         reason = reason_of(error) if str(error) else "out of memory"
         if "memory" not in reason.lower():
             raise
-        sys.exit(_line(f"{reason}; a smaller batch_size or VolSize needs less", 1))
+        sys.exit(_report_error(f"{reason}; a smaller batch_size or VolSize needs less", 1))
     except KeyboardInterrupt:
-        sys.exit(_line("interrupted", 130))
+        sys.exit(_report_error("interrupted", 130))
     if lost is not None:
-        sys.exit(_line(f"standard output: {reason_of(lost)}; the work itself is done", 1))
+        sys.exit(_report_error(f"standard output: {reason_of(lost)}; the work itself is done", 1))
     write_status("finished")
 
 
-def _line(error, code):
+def _report_error(error, code):
+    """Prints an error as one line, writes it to the status file, and returns `code`."""
     sys.stdout.flush()
     message = " ".join(str(error).split())
     write_status("failed", exit_code=code, error=message)

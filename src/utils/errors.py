@@ -1,4 +1,4 @@
-"""Exceptions that end a command, and what to say of others.
+"""Exceptions that end a command, and the parts of their messages.
 
 `command_line.run` prints the message in one line and sets the exit code.
 """
@@ -32,8 +32,8 @@ def reason_of(error: Exception, line: int = 0) -> str:
     """Returns the reason of an error in one line.
 
     Args:
-        error: one of the operating system gives its description, with a remedy where there is one.
-        line: which line of another error's message to return.
+        error: an OSError gives the system's description and, from `REMEDIES`, what to do.
+        line: index of the line of another error's message to return.
     """
     if isinstance(error, OSError) and error.errno:
         remedy = next((text for numbers, text in REMEDIES.items() if error.errno in numbers), "")
@@ -43,7 +43,7 @@ def reason_of(error: Exception, line: int = 0) -> str:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """The end of a message about an unknown word: the known one nearest to it, or all of them."""
+    """Returns the end of a message about an unknown word: the most similar known one, or all."""
     known = list(known)
     found = difflib.get_close_matches(word, known, n=1, cutoff=0.3)
     return f"; did you mean {found[0]!r}?" if found else f"; known: {', '.join(known)}"

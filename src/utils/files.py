@@ -71,7 +71,7 @@ def write_files(files: dict[Path, bytes]) -> None:
     """Writes all files under temporary names beside them, then renames each to its own name.
 
     Args:
-        files: path -> content; missing folders are made.
+        files: path -> content; missing folders are created.
 
     Raises:
         DataError: the folder cannot be written or the disk is full; earlier files are unchanged.
@@ -109,7 +109,7 @@ def replace_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def remove_if_empty(folder: Path) -> Iterator[None]:
-    """Removes `folder` and its parents at the end, those that are new since the start and empty."""
+    """Removes `folder` and its parents at the end, if they are empty and were not there before."""
     new = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         yield
@@ -137,7 +137,12 @@ def temporary_folder(folder: Path, prefix: str = WRITING) -> Iterator[Path]:
 
 
 def follow_umask(path: Path, executable: bool = False) -> None:
-    """Gives a file or folder the permissions of any new one; some libraries make theirs private."""
+    """Sets the permissions that the umask gives new files; some libraries write private ones.
+
+    Args:
+        path: of the file or folder.
+        executable: whether it is a program or a folder.
+    """
     umask = os.umask(0o077)
     os.umask(umask)
     path.chmod((0o777 if executable else 0o666) & ~umask)
@@ -156,22 +161,22 @@ def sync(path: Path) -> None:
 
 
 class Lock:
-    """An advisory lock of a file or folder (flock); it ends with the process, however that ends.
+    """An advisory lock on a file or folder (flock); released even if the process is killed.
 
     On a file system without locks, `acquire` succeeds as if no other process were there.
     """
 
     def __init__(self, path: Path) -> None:
-        """Opens a folder, or a file that is made if absent; nothing is locked yet."""
+        """Opens a folder, or a file that is created if absent; does not lock it yet."""
         flags = os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT  # NFS locks need O_RDWR
         self._descriptor = os.open(path, flags, 0o666)
 
     def acquire(self, shared: bool = False, wait: bool = True) -> bool:
-        """Locks, or changes the lock between exclusive and shared.
+        """Acquires the lock, or changes it between exclusive and shared.
 
         Args:
-            shared: with others that hold it shared; otherwise alone.
-            wait: until the others release it.
+            shared: whether other processes may have a shared lock at the same time.
+            wait: whether to wait until other processes release theirs.
 
         Returns:
             Whether it is locked now; False only without `wait`.
@@ -185,8 +190,8 @@ class Lock:
             pass
         return True
 
-    def is_of(self, path: Path) -> bool:
-        """Whether `path` still names the opened file: another process may have removed it."""
+    def still_locks(self, path: Path) -> bool:
+        """Whether `path` is still the opened file, which another process may have removed."""
         try:
             return os.path.samestat(os.fstat(self._descriptor), path.stat())
         except OSError:

@@ -121,14 +121,14 @@ def acquire(folder: str | Path, cases: Collection[str] | None = None) -> Iterato
 
     Args:
         folder: created if absent, removed again if nothing was written.
-        cases: that this process writes; None: it must be the only process.
+        cases: the cases that this process writes; None: it must be the only process.
 
     Yields:
-        Whether no other process writes there; then the remains of killed processes are removed.
+        Whether no other process writes there; if so, leftovers of killed processes are removed.
 
     Raises:
-        DataError: another process writes there and must be the only one, or has one of these cases;
-            the folder cannot be written.
+        DataError: another process writes there, and one of the two must be the only one or both
+            write the same case; or the folder cannot be written.
     """
     folder = Path(folder)
     with ExitStack() as cleanup:
@@ -141,7 +141,7 @@ def acquire(folder: str | Path, cases: Collection[str] | None = None) -> Iterato
 
 
 def _start(folder: Path, running: Lock, cases: Collection[str] | None) -> bool:
-    """Acquires the lock, exclusive or shared, and notes the cases; returns whether it is alone."""
+    """Acquires the lock, exclusive or shared, and records the cases; returns if it is alone."""
     running_file = folder / RUNNING
     alone = running.acquire(wait=False)
     if not alone and (cases is None or not running.acquire(shared=True, wait=False)):
@@ -182,7 +182,7 @@ def _tidy(folder: Path) -> None:
 
 @contextmanager
 def lock(folder: str | Path) -> Iterator[None]:
-    """Locks a folder, created if absent, for the moment of a change; other processes wait.
+    """Locks a folder, created if absent, while its list or table changes; other processes wait.
 
     Raises:
         DataError: the folder cannot be written.
@@ -191,9 +191,9 @@ def lock(folder: str | Path) -> Iterator[None]:
     while True:
         opened = _open_lock(path)
         opened.acquire()
-        if opened.is_of(path):
+        if opened.still_locks(path):
             break
-        opened.close()  # the process that held it has removed the file
+        opened.close()  # the process that had the lock has removed the file
     try:
         yield
     finally:

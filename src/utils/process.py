@@ -1,6 +1,6 @@
-"""The surroundings of a process: standard streams, Matplotlib's folder, the current folder.
+"""The environment of a process: standard streams, Matplotlib's folder, the current folder.
 
-A command goes on where these are missing: closed streams, a full disk behind them, no home folder.
+A command works without them, too: with closed streams, output to a full disk, or no home folder.
 """
 
 import atexit
@@ -86,7 +86,7 @@ def output_error() -> OSError | None:
 def prepare_matplotlib() -> None:
     """Sets a temporary MPLCONFIGDIR where the user's own folders cannot be written.
 
-    To be called before Matplotlib is imported; it would warn on standard error in three lines.
+    Must be called before Matplotlib is imported, which would print warnings about these folders.
     """
     if os.environ.get("MPLCONFIGDIR"):
         return
@@ -114,7 +114,7 @@ def change_folder(folder: Path) -> Iterator[None]:
 
 
 def _is_writable(folder: Path) -> bool:
-    """Whether a folder, which may not exist yet, can be made and files in it."""
+    """Whether files can be written to a folder, which is created if absent."""
     try:
         nearest = next(path for path in (folder, *folder.parents) if path.exists())
     except OSError:

@@ -1,4 +1,4 @@
-"""Rules for values, each with the words that follow "expected" in a message."""
+"""Rules for values, each with the text that follows "expected" in an error message."""
 
 import re
 from collections.abc import Callable
@@ -64,7 +64,7 @@ def multiples_of(step: int, count: int) -> Rule:
 
 
 def distinct_labels() -> Rule:
-    """Values of a mask that stand for an organ: above 0, none of them twice."""
+    """Values of a mask: above 0, none of them twice."""
     return Rule(
         "different whole numbers above 0",
         lambda value: len(set(value)) == len(value) and all(label > 0 for label in value),

@@ -1,6 +1,6 @@
-"""A small JSON file that says how far a command is, for launchers and job schedulers.
+"""The status file: the state of a command as JSON, for launchers and job schedulers.
 
-The environment variable VNET_STATUS_FILE names it; without one nothing is written. Its entries:
+The environment variable VNET_STATUS_FILE names the file; if unset, none is written. Entries:
 
 state       "starting", "running" (all checks before the work have passed), "finished" or "failed"
 pid         of the process
@@ -9,7 +9,7 @@ results     folder of an evaluation's results, from "running" on
 exit_code   of a command that failed
 error       its message
 
-A process that is killed writes nothing more: whoever reads the file watches the process, too.
+A process that is killed cannot write its end: readers of the file must watch the process, too.
 """
 
 import json
@@ -24,7 +24,7 @@ STATUS_FILE = "VNET_STATUS_FILE"
 
 
 def write_status(state: str, **details: str | int | None) -> None:
-    """Replaces the status file, if one is asked for; its folder must exist.
+    """Replaces the status file, if VNET_STATUS_FILE names one in an existing folder.
 
     Args:
         state: "starting", "running", "finished" or "failed".

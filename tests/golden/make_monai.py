@@ -33,10 +33,12 @@ class Keep(torch.nn.Module):
 
     def __init__(self, stage, place, channels):
         super().__init__()
-        self.keep = torch.tensor(seeded.keep(stage, place, channels))[:, :, None, None, None]
+        self.dropout_mask = torch.tensor(seeded.dropout_mask(stage, place, channels))[
+            :, :, None, None, None
+        ]
 
     def forward(self, x):
-        return x * self.keep
+        return x * self.dropout_mask
 
 
 def seeded_net(**options):
@@ -65,7 +67,7 @@ def dice_loss(p, g, epsilon=1e-5):
 
 
 def dropout_probability(net, volume):
-    """The evaluated probability with the channels dropped that `seeded.keep` says."""
+    """The evaluated probability with the channels dropped that `seeded.dropout_mask` says."""
     for stage in ("down_tr128", "down_tr256", "up_tr256", "up_tr128", "up_tr64", "up_tr32"):
         cell = getattr(net, stage)
         if stage.startswith("down"):

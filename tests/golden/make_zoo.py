@@ -23,10 +23,12 @@ class Keep(nn.Cell):
 
     def __init__(self, stage, place, channels):
         super().__init__()
-        self.keep = ms.Tensor(seeded.keep(stage, place, channels)[:, :, None, None, None])
+        self.dropout_mask = ms.Tensor(
+            seeded.dropout_mask(stage, place, channels)[:, :, None, None, None]
+        )
 
     def construct(self, x):
-        return x * self.keep, None
+        return x * self.dropout_mask, None
 
 
 def zoo_module(path):
@@ -50,7 +52,7 @@ def dice_loss(p, g, epsilon=1e-5):
 
 
 def dropout_probability(net, volume):
-    """The evaluated probability with the channels dropped that `seeded.keep` says."""
+    """The evaluated probability with the channels dropped that `seeded.dropout_mask` says."""
     for stage in ("down_tr128", "down_tr256", "up_tr256", "up_tr128"):
         cell = getattr(net, stage)
         cell.dropout = True

@@ -94,12 +94,12 @@ def test_ranks_that_were_started_differently_are_told(small_config, overrides, r
 
 
 def test_a_run_is_locked_while_it_is_open(small_config):
-    config, fresh = small_config("dirResult=runs"), Progress(case_ids=["a"])
-    with open_run(None, config, dense_cells(), fresh, [], Ranks()) as (folder, progress):
-        assert progress == fresh
+    config, initial_progress = small_config("dirResult=runs"), Progress(case_ids=["a"])
+    with open_run(None, config, dense_cells(), initial_progress, [], Ranks()) as (folder, progress):
+        assert progress == initial_progress
         with (
             pytest.raises(DataError, match="another process is training this run"),
-            open_run(folder, config, dense_cells(), fresh, [], Ranks()),
+            open_run(folder, config, dense_cells(), initial_progress, [], Ranks()),
         ):
             pass
     with lock_run(folder):
@@ -137,13 +137,13 @@ def test_a_run_is_restored_with_its_weights_and_the_new_configuration(run, capsy
 
 def test_a_run_without_a_checkpoint_starts_from_its_beginning(run, capsys):
     folder, config = run(saved=False)
-    fresh = Progress(case_ids=["a"])
-    assert restore_run(folder, config, dense_cells(), fresh, True) == fresh
+    initial_progress = Progress(case_ids=["a"])
+    assert restore_run(folder, config, dense_cells(), initial_progress, True) == initial_progress
     assert f"{folder} from its beginning" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
-    ("settings", "fresh", "error", "words"),
+    ("settings", "initial_progress", "error", "words"),
     [
         ([], {"case_ids": ["a", "c"]}, DataError, ["(b differs)", "same split"]),
         ([], {"case_ids": ["b", "a"]}, DataError, ["(their order differs)"]),
@@ -152,12 +152,12 @@ def test_a_run_without_a_checkpoint_starts_from_its_beginning(run, capsys):
         (["early_stop=2"], {}, UsageError, ["epoch 7", "0.5000", "--set early_stop=N"]),
     ],
 )
-def test_a_run_that_cannot_go_on_is_left_as_it_is(run, settings, fresh, error, words):
+def test_a_run_that_cannot_go_on_is_left_as_it_is(run, settings, initial_progress, error, words):
     folder, config = run(*settings)
     before = tree(folder)
     with pytest.raises(error) as raised:
-        fresh = Progress(**{"case_ids": ["a", "b"], **fresh})
-        restore_run(folder, config, dense_cells(), fresh, True)
+        initial_progress = Progress(**{"case_ids": ["a", "b"], **initial_progress})
+        restore_run(folder, config, dense_cells(), initial_progress, True)
     assert all(word in str(raised.value) for word in [str(folder), *words])
     assert tree(folder) == before
 
@@ -167,17 +167,17 @@ def test_a_run_that_cannot_go_on_is_left_as_it_is(run, settings, fresh, error, w
 )
 def test_early_stop_does_not_keep_other_runs_from_going_on(run, settings, has_validation):
     folder, config = run(settings)
-    fresh = Progress(case_ids=["a", "b"])
-    assert restore_run(folder, config, dense_cells(), fresh, has_validation) == DONE
+    initial_progress = Progress(case_ids=["a", "b"])
+    assert restore_run(folder, config, dense_cells(), initial_progress, has_validation) == DONE
 
 
 def test_ranks_with_other_cases_than_the_first_are_told(small_config):
     first = json.dumps([vars(Progress(case_ids=["a"])), ["v"]])
     second = SimpleNamespace(rank=1, count=2, is_first=False, text_from_first=lambda text: first)
     for case_ids, val_ids in ((["b"], ["v"]), (["a"], ["w"])):
-        fresh = Progress(case_ids=case_ids)
+        initial_progress = Progress(case_ids=case_ids)
         with (
             pytest.raises(DataError, match="rank 1 was given other cases than rank 0"),
-            open_run(None, small_config(), dense_cells(), fresh, val_ids, second),
+            open_run(None, small_config(), dense_cells(), initial_progress, val_ids, second),
         ):
             pass

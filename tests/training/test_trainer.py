@@ -564,6 +564,6 @@ def test_a_lost_rank_is_one_line(count, message, told):
         raise RuntimeError(message)
     if told:
         assert str(error.value) == (
-            "rank 0: Launch kernel failed: Default/optimizer-Adam/AllReduce-op23; another rank is "
-            "gone, see the other logs, or the network to it is cut"
+            "rank 0: Launch kernel failed: Default/optimizer-Adam/AllReduce-op23; another rank "
+            "ended, see the other logs, or the network to it failed"
         )

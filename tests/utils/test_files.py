@@ -147,11 +147,11 @@ def test_a_lock_ends_with_its_process(tmp_path):
 def test_a_lock_knows_whether_its_file_is_still_there(tmp_path):
     path = tmp_path / "lock"
     with Lock(path) as lock:
-        assert lock.is_of(path)
+        assert lock.still_locks(path)
         path.unlink()
-        assert not lock.is_of(path)
+        assert not lock.still_locks(path)
         path.touch()
-        assert not lock.is_of(path)
+        assert not lock.still_locks(path)
 
 
 # Hashes, the cache ------------------------------------------------------------------------------

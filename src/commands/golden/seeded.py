@@ -1,7 +1,7 @@
-"""Weights, inputs and summaries that an oracle's script and a test make alike, from NumPy only.
+"""Weights, inputs and summaries that golden files and tests share, generated with NumPy only.
 
-An array depends on the seed and on its name, nothing else: the two sides need no common order, and
-a layer that stands in the wrong place gets the wrong weights.
+An array depends only on the seed and on its name. So both sides may generate arrays in any order,
+and a layer in the wrong place gets the wrong weights.
 """
 
 import json
@@ -19,14 +19,14 @@ GRADIENT_PROJECTIONS = 4
 
 
 def generator(name: str) -> np.random.Generator:
-    """A random stream of `name`'s own."""
+    """Returns the random generator that belongs to a name."""
     return np.random.default_rng((SEED, zlib.crc32(name.encode())))
 
 
 def parameter(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """A float32 array for a parameter of PyTorch's or MindSpore's name and shape.
+    """Returns a float32 array for a parameter with PyTorch's or MindSpore's name and shape.
 
-    The scales keep activations of order one, and no normalisation is trivial.
+    The scales are such that activations stay of order one and no normalization is the identity.
     """
     random = generator(name)
     last = name.rsplit(".", 1)[-1]
@@ -44,25 +44,25 @@ def parameter(name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def volume() -> np.ndarray:
-    """The input, (BATCH, 1, X, Y, Z) float32."""
+    """Returns the input, (BATCH, 1, X, Y, Z) float32."""
     return generator("volume").standard_normal((BATCH, 1, *SIDES), dtype=np.float32)
 
 
 def mask() -> np.ndarray:
-    """The reference, (BATCH, X, Y, Z) float32 of 0 and 1."""
+    """Returns the reference, (BATCH, X, Y, Z) float32 of 0 and 1."""
     return (generator("mask").random((BATCH, *SIDES)) < 0.3).astype(np.float32)
 
 
-def keep(stage: str, place: str, channels: int) -> np.ndarray:
-    """Dropout's factors at one place of a stage: (BATCH, channels) float32 of 0 and 2."""
+def dropout_mask(stage: str, place: str, channels: int) -> np.ndarray:
+    """Returns the dropout mask at a place of a stage, (BATCH, channels) float32 of 0 and 2."""
     return (generator(f"{stage} {place}").random((BATCH, channels)) < 0.5).astype(np.float32) * 2
 
 
 def projections(name: str, array: np.ndarray, count: int) -> np.ndarray:
-    """The products of an array with `count` random arrays of unit variance.
+    """Returns the inner products of an array with `count` random arrays of unit variance.
 
-    Their mean square is the array's squared norm, so that what two arrays' projections differ by
-    measures the norm of their difference.
+    Their mean square estimates the squared norm of the array, so that the difference of the
+    projections of two arrays estimates the norm of the difference of the arrays.
     """
     random = generator(f"projection {name}")
     flat = np.asarray(array, np.float64).ravel()
@@ -72,7 +72,7 @@ def projections(name: str, array: np.ndarray, count: int) -> np.ndarray:
 
 
 def probability_summary(probability: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What a golden file keeps of a (BATCH, X, Y, Z) probability.
+    """Returns the summary of a (BATCH, X, Y, Z) probability in a golden file.
 
     Returns:
         Every third voxel along each axis as float32, and projections of the whole, scaled so that
@@ -99,11 +99,11 @@ def write(
     Args:
         path: of the .npz file.
         versions: library -> version, for the reader.
-        shapes: name -> shape of all that the oracle's checkpoint holds.
+        shapes: name -> shape of each parameter in the oracle's checkpoint.
         probabilities: "eval", "train" and "dropout" -> (BATCH, X, Y, Z).
-        loss: in training.
-        gradients: name -> array, in training.
-        moving: name -> moving statistics after that one step.
+        loss: of one training step.
+        gradients: parameter name -> gradient in that step.
+        moving: name -> moving statistics after that step.
     """
     arrays = {
         "meta": json.dumps({"versions": versions, "shapes": shapes}),
