@@ -31,13 +31,13 @@ from .arguments import DEVICES
 from .golden import GOLDEN, seeded
 
 PACKAGE = __package__.split(".")[0]
-ROOT = Path(__file__).resolve().parents[2]  # of a checkout, or what the package lies in
+ROOT = Path(__file__).resolve().parents[2]  # the checkout, or the folder of the package
 GROUP_SECONDS = 240  # time-out of a group of checks
 RANKS_SECONDS = 300
 # Largest difference from a golden value, as a share of the largest golden value. A GPU may compute
 # float32 convolutions with TensorFloat-32's 11 bits.
 TOLERANCE = {("CPU", "float32"): 1e-4, ("GPU", "float32"): 5e-3}
-MIXED_TOLERANCE = 2e-2  # float16 has 11 bits, which the depth of the network adds up
+MIXED_TOLERANCE = 2e-2  # float16 has 11 bits; rounding errors add up over the layers
 PUBLISHED_MS = {"Ascend": "1080 (zoo, Ascend 910)", "GPU": "1870 (zoo, V100)", "CPU": "-"}
 SPEED = "step at 128x128x64, batch 4, ms"
 SKIPPED = "skipped"
@@ -72,7 +72,7 @@ class Table:
         )
 
     @contextmanager
-    def guarded(self, check: str) -> Iterator[None]:
+    def record_errors(self, check: str) -> Iterator[None]:
         """Turns an exception in the block into a failed check, so that the others still run."""
         from ..devices.device import mindspore_reason
 
@@ -98,14 +98,14 @@ def tolerance(target: str, precision: str) -> float:
 
 
 def configuration(precision: str, *overrides: str) -> EasyDict:
-    """The default configuration with a precision, without the fast convolution."""
+    """Returns the default configuration with a precision, without the fast convolution."""
     from ..config import override_config, vnet_cfg
 
     fixed = (f"precision={precision}", "fast_conv3d=off", "dropout=0.5")
     return override_config(vnet_cfg, [*fixed, *overrides])
 
 
-def layer(name: str, shapes: list[tuple[int, ...]]) -> Any:
+def create_layer(name: str, shapes: list[tuple[int, ...]]) -> Any:
     """Returns a layer of the network by its name in tests/golden/make_layers.py."""
     from mindspore import nn
 
@@ -160,27 +160,29 @@ def check_layers(target: str, table: Table, golden_path: Path = GOLDEN / "layers
     for precision in precisions(target):
         for number, name in enumerate(golden["names"]):
             check = f"{name}, {precision}"
-            with table.guarded(check):
-                of = {
+            with table.record_errors(check):
+                arrays = {
                     key.partition(" ")[2]: v
                     for key, v in golden.items()
                     if key.startswith(f"{number} ")
                 }
-                parameters = [of[key] for key in sorted(of) if key.startswith("parameter")]
+                parameters = [arrays[key] for key in sorted(arrays) if key.startswith("parameter")]
                 network = nn.SequentialCell(
-                    layer(name, [of["x"].shape, *(p.shape for p in parameters)])
+                    create_layer(name, [arrays["x"].shape, *(p.shape for p in parameters)])
                 )
-                for mine, value in zip(network.trainable_params(), parameters, strict=True):
-                    mine.set_data(ms.Tensor(value))
+                for parameter, value in zip(network.trainable_params(), parameters, strict=True):
+                    parameter.set_data(ms.Tensor(value))
                 apply_precision(network, configuration(precision), target)
                 network.set_train()
                 y, (inputs, weights) = Backward(Float32(network))(
-                    ms.Tensor(of["x"]), ms.Tensor(of["upstream"])
+                    ms.Tensor(arrays["x"]), ms.Tensor(arrays["upstream"])
                 )
-                table.near(f"{check}, forward", y.asnumpy(), of["y"], tolerance(target, precision))
+                table.near(
+                    f"{check}, forward", y.asnumpy(), arrays["y"], tolerance(target, precision)
+                )
                 for place, gradient in enumerate((*inputs, *weights)):
                     what = "input" if place == 0 else f"parameter {place}"
-                    expected = of[f"gradient{place}"]
+                    expected = arrays[f"gradient{place}"]
                     table.near(
                         f"{check}, gradient of its {what}",
                         gradient.asnumpy(),
@@ -190,7 +192,7 @@ def check_layers(target: str, table: Table, golden_path: Path = GOLDEN / "layers
 
 
 def seeded_network(config: EasyDict) -> Any:
-    """A network whose weights are the same on every device."""
+    """Creates a network whose weights are the same on every device."""
     import mindspore as ms
 
     from ..vnet import create_vnet
@@ -212,7 +214,7 @@ def check_network(target: str, table: Table, small: bool) -> dict[str, np.ndarra
 
     for precision in precisions(target):
         for variant in ("zoo",) if small else ("zoo", "monai"):
-            with table.guarded(f"network {variant}, {precision}"):
+            with table.record_errors(f"network {variant}, {precision}"):
                 config = configuration(precision, f"variant={variant}", "VolSize=48,32,32")
                 with np.load(GOLDEN / f"{variant}.npz") as file:
                     golden = dict(file)
@@ -238,7 +240,7 @@ def check_network(target: str, table: Table, small: bool) -> dict[str, np.ndarra
                 )
     found = {}
     for precision in precisions(target):
-        with table.guarded(f"network instance, {precision}"):
+        with table.record_errors(f"network instance, {precision}"):
             config = configuration(precision, "variant=instance", "width=4", "VolSize=48,32,32")
             network = seeded_network(config)
             apply_precision(network, config, target)
@@ -255,8 +257,8 @@ def check_steps(target: str, table: Table) -> dict[str, np.ndarray]:
     from ..loss import DiceLoss
     from ..training.step import create_training_cell
 
-    with table.guarded("Dice loss"):
-        # Half a million voxels of probability 1/2, a quarter of them foreground: 1 - 1/4 : 1/2.
+    with table.record_errors("Dice loss"):
+        # p is 1/2 everywhere, a quarter of the voxels are foreground: 1 - (2 / 8) / (1/4 + 1/4).
         mask = np.zeros((2, 64, 64, 128), np.float32)
         mask[:, ::2, ::2] = 1
         probability = ms.Tensor(np.full(mask.shape, 0.5, np.float32))
@@ -264,17 +266,17 @@ def check_steps(target: str, table: Table) -> dict[str, np.ndarray]:
         table.near("Dice loss of 524,288 voxels", [loss], [0.5], 1e-5)
     found = {}
     for precision in precisions(target):
-        with table.guarded(f"three training steps, {precision}"):
+        with table.record_errors(f"three training steps, {precision}"):
             config = configuration(precision, "width=4", "VolSize=48,32,32")
             network = seeded_network(config)
             optimizer = nn.SGD(network.trainable_params(), 0.01)
             step = create_training_cell(network, optimizer, config, target)
-            keep = np.ones((seeded.BATCH, network.dropout_channels), np.float32)
-            batch = [ms.Tensor(array) for array in (seeded.volume(), seeded.mask(), keep)]
+            dropout_mask = np.ones((seeded.BATCH, network.dropout_channels), np.float32)
+            batch = [ms.Tensor(array) for array in (seeded.volume(), seeded.mask(), dropout_mask)]
             losses = []
             for _ in range(3):
-                answer = step(*batch)
-                losses.append(float((answer[0] if isinstance(answer, tuple) else answer).asnumpy()))
+                output = step(*batch)
+                losses.append(float((output[0] if isinstance(output, tuple) else output).asnumpy()))
             found[f"losses {precision}"] = np.array(losses)
     return found
 
@@ -294,12 +296,12 @@ def check_scale(target: str, table: Table) -> None:
         def construct(self, x):
             return (self.w * x).mean()
 
-    with table.guarded("loss scale"):
+    with table.record_errors("loss scale"):
         network = Mean()
         optimizer = nn.SGD(network.trainable_params(), 0.5)
         scale = nn.DynamicLossScaleUpdateCell(256.0, scale_factor=2, scale_window=3)
         step, found = LossScaledStep(network, optimizer, scale).set_train(), []
-        for value in (1, 3e38, 2, 1, 1):  # the second overflows with its scale
+        for value in (1, 3e38, 2, 1, 1):  # the second overflows when it is scaled
             step(ms.Tensor(np.full((2, 3), value, np.float32)))
             found.append((float(network.w.asnumpy()[0]), float(step.scale_sense.asnumpy())))
         expected = [(0.5, 256), (0.5, 128), (-0.5, 128), (-1.0, 128), (-1.5, 256)]
@@ -314,7 +316,7 @@ def check_speed(target: str, table: Table) -> None:
     from ..training.trainer import create_optimizer
     from ..vnet import create_vnet
 
-    with table.guarded(SPEED):
+    with table.record_errors(SPEED):
         config = configuration("auto")
         network = create_vnet(config)
         optimizer = create_optimizer(network, config, np.full(100, 1e-4, np.float32))
@@ -323,11 +325,11 @@ def check_speed(target: str, table: Table) -> None:
         shape = (config.batch_size, 1, *config.VolSize)
         image = ms.Tensor(random.normal(size=shape).astype(np.float32))
         mask = ms.Tensor((random.random((shape[0], *shape[2:])) < 0.1).astype(np.float32))
-        keep = ms.Tensor(np.ones((shape[0], network.dropout_channels), np.float32))
+        dropout_mask = ms.Tensor(np.ones((shape[0], network.dropout_channels), np.float32))
         times = []
         for _ in range(8):
             begin = time.perf_counter()
-            step(image, mask, keep)
+            step(image, mask, dropout_mask)
             ms.runtime.synchronize()
             times.append(1000 * (time.perf_counter() - begin))
         table.add(SPEED, PUBLISHED_MS[target], f"{np.median(times[3:]):.0f}", True)
@@ -361,9 +363,9 @@ def check_rank(target: str, device_num: int, small: bool, folder: Path) -> None:
     random = np.random.default_rng(ranks.rank)  # each rank has its own batch
     image = random.normal(size=(1, 1, *config.VolSize)).astype(np.float32)
     mask = (random.random((1, *config.VolSize)) < 0.3).astype(np.float32)
-    keep = np.ones((1, network.dropout_channels), np.float32)
+    dropout_mask = np.ones((1, network.dropout_channels), np.float32)
     for _ in range(3):
-        step(*map(ms.Tensor, (image, mask, keep)))
+        step(*map(ms.Tensor, (image, mask, dropout_mask)))
     trained = [p for p in step.get_parameters() if "moving" not in p.name]
     found |= {f"weight {p.name}": p.asnumpy() for p in trained}
     np.savez(folder / f"rank_{ranks.rank}.npz", **found)
@@ -378,7 +380,7 @@ def compare_ranks(folder: Path, device_num: int, table: Table) -> None:
     for rank in range(device_num):
         path = folder / f"rank_{rank}.npz"
         if not path.is_file():
-            table.add(f"rank {rank}", "finishes", "left nothing", False)
+            table.add(f"rank {rank}", "finishes", "wrote no results", False)
             return
         with np.load(path) as file:
             found.append(dict(file))
@@ -400,10 +402,10 @@ def compare_ranks(folder: Path, device_num: int, table: Table) -> None:
     )
 
 
-def versions(target: str, table: Table) -> None:
+def check_versions(target: str, table: Table) -> None:
     """Adds the installed versions and what the driver reports about the devices."""
 
-    def said(*command):
+    def output_of(*command):
         try:
             ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
         except (OSError, subprocess.TimeoutExpired) as error:
@@ -418,18 +420,18 @@ def versions(target: str, table: Table) -> None:
     table.add("system", "-", f"{system}, NumPy {np.__version__}", True)
     if target == "GPU":
         query = "--query-gpu=name,driver_version,memory.total"
-        table.add("driver", "-", said("nvidia-smi", query, "--format=csv,noheader"), True)
+        table.add("driver", "-", output_of("nvidia-smi", query, "--format=csv,noheader"), True)
         home = os.environ.get("CUDA_HOME")
-        nvcc = said(f"{home}/bin/nvcc", "--version") if home else "CUDA_HOME is not set"
+        nvcc = output_of(f"{home}/bin/nvcc", "--version") if home else "CUDA_HOME is not set"
         table.add(
             "toolkit", "CUDA 11.1, 11.6 or 11.8", nvcc, bool(re.search(r"release 11\.[168]", nvcc))
         )
     elif target == "Ascend":
-        table.add("driver", "-", said("npu-smi", "info"), True)
+        table.add("driver", "-", output_of("npu-smi", "info"), True)
         table.add("toolkit", "-", os.environ.get("ASCEND_TOOLKIT_HOME", "CANN is not set"), True)
 
 
-def child(words: list[str], target: str, table: Table, check: str, seconds: int) -> bool:
+def run_command(words: list[str], target: str, table: Table, check: str, seconds: int) -> bool:
     """Runs a command; adds a failed check with its last line where it fails. Returns success."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     modules = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
@@ -450,7 +452,9 @@ def child(words: list[str], target: str, table: Table, check: str, seconds: int)
     return ended.returncode == 0
 
 
-def group(name: str, target: str, table: Table, small: bool, folder: Path) -> dict[str, np.ndarray]:
+def start_group(
+    name: str, target: str, table: Table, small: bool, folder: Path
+) -> dict[str, np.ndarray]:
     """Runs a group of checks on a device in its own process; returns the arrays it computed."""
     report = folder / f"{name}_{target}.json"
     words = [
@@ -464,7 +468,7 @@ def group(name: str, target: str, table: Table, small: bool, folder: Path) -> di
         folder,
     ]
     words += ["--small"] * small
-    ran = child(list(map(str, words)), target, table, name, GROUP_SECONDS)
+    ran = run_command(list(map(str, words)), target, table, name, GROUP_SECONDS)
     for row in json.loads(report.read_text()) if ran else []:
         table.add(
             row["check"],
@@ -481,14 +485,14 @@ def group(name: str, target: str, table: Table, small: bool, folder: Path) -> di
 
 def check_against_cpu(name: str, target: str, table: Table, small: bool, folder: Path) -> None:
     """Runs a group on the device and on the CPU, and compares their arrays."""
-    found = group(name, target, table, small, folder)
+    found = start_group(name, target, table, small, folder)
     reference = found
     if target != "CPU" and found:
-        reference = group(name, "CPU", Table(quiet=True), small, folder)
+        reference = start_group(name, "CPU", Table(quiet=True), small, folder)
     for key, value in found.items():
         golden = reference.get(f"{key.split()[0]} float32")
         if golden is None:
-            table.add(f"{key} against the CPU", "its values", "the CPU gave none", False)
+            table.add(f"{key} against the CPU", "the CPU's values", "the CPU computed none", False)
         elif name != "steps" or np.isfinite(value).all():
             precision = key.split()[1]
             limit = 5 * tolerance(target, precision)
@@ -521,7 +525,7 @@ def check_programs(target: str, table: Table, folder: Path) -> None:
         steps["its export, loaded back"] += ["--ckpt_file"]
         for check, words in steps.items():
             words = [*words, checkpoint] if words[-1].startswith("--ck") else words
-            if not child(words, target, table, check, GROUP_SECONDS):
+            if not run_command(words, target, table, check, GROUP_SECONDS):
                 return
             checkpoint = str(next(Path("results/infer").glob("vnet.*/ckpt/best.ckpt"), checkpoint))
             table.add(check, "exit code 0", "exit code 0", True)
@@ -571,7 +575,7 @@ def check_ranks(target: str, device_num: int, table: Table, small: bool, folder:
             "--",
         ]
         words += [*start, python, str(ranks), "run", "--log", log, "--", *rank]
-        if child(words, target, table, f"{device_num} ranks by {engine}", RANKS_SECONDS):
+        if run_command(words, target, table, f"{device_num} ranks by {engine}", RANKS_SECONDS):
             table.add(f"{device_num} ranks by {engine}", "finish", "finished", True)
             compare_ranks(own, device_num, table)
 
@@ -595,7 +599,7 @@ def check_310(target: str, table: Table, folder: Path) -> None:
         return
     words = ["bash", str(script), "vnet.mindir", "data", "split.csv"]
     with change_folder(folder):
-        if child(words, target, table, check, GROUP_SECONDS):
+        if run_command(words, target, table, check, GROUP_SECONDS):
             table.add(check, "exit code 0", "exit code 0", True)
 
 
@@ -624,11 +628,11 @@ def run_group(args: argparse.Namespace) -> None:
 def check_machine(target: str, device_num: int, small: bool, report: Path) -> int:
     """Runs all checks; returns how many failed."""
     table = Table()
-    versions(target, table)
+    check_versions(target, table)
     with tempfile.TemporaryDirectory(prefix="check_device_") as name:
         folder = Path(name)
         for one in ("layers", "scale"):
-            group(one, target, table, small, folder)
+            start_group(one, target, table, small, folder)
         for one in ("network", "steps"):
             check_against_cpu(one, target, table, small, folder)
         check_programs(target, table, folder)
@@ -638,7 +642,7 @@ def check_machine(target: str, device_num: int, small: bool, report: Path) -> in
             cpu = "a CPU takes minutes for one; benchmarks/ has its times"
             table.add(SPEED, PUBLISHED_MS[target], cpu if target == "CPU" else "small", None)
         else:
-            group("speed", target, table, small, folder)
+            start_group("speed", target, table, small, folder)
     content = json.dumps({"target": target, "checks": table.rows}, indent=2)
     write_files({report: f"{content}\n".encode()})
     print(f"the table for a bug report: {report.resolve()}")
@@ -655,15 +659,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         nargs="?",
         default=1,
-        help="above 1: check that as many devices train together too (default: 1)",
+        help="number of devices; above 1: check training on all of them, too (default: 1)",
     )
-    parser.add_argument("--small", action="store_true", help="less of each check; for the tests")
+    parser.add_argument("--small", action="store_true", help="smaller checks, for the tests")
     parser.add_argument("--group", help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
 
 
 def execute(args: argparse.Namespace) -> None:
-    """Checks."""
+    """Runs the checks; exits with 1 if one failed."""
     if args.group:
         run_group(args)
     elif check_machine(

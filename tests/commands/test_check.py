@@ -67,7 +67,7 @@ def test_a_cpu_passes(tmp_path):
 
 def test_a_device_that_is_not_there_fails_each_group(tmp_path):
     table = Table(quiet=True)
-    device_check.group("scale", "Ascend", table, True, tmp_path)
+    device_check.start_group("scale", "Ascend", table, True, tmp_path)
     (row,) = table.rows
     assert row["verdict"] == "failed"
     assert row["found"].startswith(
@@ -123,14 +123,14 @@ def test_a_wrong_value_of_a_layer_fails(tmp_path, monkeypatch, key, failing):
 
 def test_a_layer_that_raises_fails_alone(tmp_path, monkeypatch):
     np.savez(tmp_path / "layers.npz", **golden_of_layers(2, 6, 8))
-    made = device_check.layer
+    made = device_check.create_layer
 
     def without_elu(name, shapes):
         if name == "ELU":
             raise RuntimeError("\n- Cuda error:\n---\nno kernel for Elu\n- C++ Call Stack: (x)\n")
         return made(name, shapes)
 
-    monkeypatch.setattr(device_check, "layer", without_elu)
+    monkeypatch.setattr(device_check, "create_layer", without_elu)
     table = Table(quiet=True)
     check_layers("CPU", table, tmp_path / "layers.npz")
     assert {row["check"].partition(",")[0] for row in table.rows} == {
@@ -159,7 +159,7 @@ def test_a_device_that_misses_an_overflow_fails(monkeypatch):
 def test_other_losses_than_the_cpus_fail(tmp_path, monkeypatch):
     answers = {"GPU": np.array([0.9, 0.8, 0.7]), "CPU": np.array([0.9, 0.8, 0.6])}
     monkeypatch.setattr(
-        device_check, "group", lambda name, target, *_: {"losses float32": answers[target]}
+        device_check, "start_group", lambda name, target, *_: {"losses float32": answers[target]}
     )
     table = Table(quiet=True)
     device_check.check_against_cpu("steps", "GPU", table, True, tmp_path)
@@ -198,7 +198,7 @@ def test_a_rank_that_differs_fails(tmp_path, fault, failing):
 
 def test_a_command_that_hangs_fails(tmp_path):
     table = Table(quiet=True)
-    assert not device_check.child(["sleep", "60"], "CPU", table, "a sleeper", 1)
+    assert not device_check.run_command(["sleep", "60"], "CPU", table, "a sleeper", 1)
     assert table.rows[0]["found"] == "hangs"
 
 
