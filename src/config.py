@@ -226,7 +226,7 @@ def _parse(key: Key, text: str) -> Any:
 
 
 def _as_text(value: Any) -> str:
-    """A value as `_parse` reads it."""
+    """Returns a value as a text that `_parse` reads."""
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
@@ -281,7 +281,11 @@ def override_config(config: dict, overrides: list[str]) -> EasyDict:
 
 
 def preset_overrides(name: str | None, resumes: bool = False) -> list[str]:
-    """The overrides of one of `PRESETS`; none without a name, or for a run that is resumed.
+    """Returns the overrides of a preset; none without a name, or if a run is resumed.
+
+    Args:
+        name: one of `PRESETS`, or None.
+        resumes: whether a run is resumed, which keeps its own settings.
 
     Raises:
         UsageError: no such preset.
@@ -297,7 +301,7 @@ def preset_overrides(name: str | None, resumes: bool = False) -> list[str]:
 
 
 def file_overrides(path: str | Path | None) -> list[str]:
-    """The overrides that a YAML or JSON file holds, such as a run's `config.json`.
+    """Returns the overrides in a YAML or JSON file, such as a run's `config.json`.
 
     Args:
         path: of the file, JSON where it ends in .json; None for no overrides.
@@ -325,7 +329,7 @@ def _json_overrides(path: Path, text: str) -> list[str]:
 
 
 def _json_values(text: str) -> dict[str, Any]:
-    """The keys and values of a JSON text, all of them checked.
+    """Returns the keys and values of a JSON text, all of them checked.
 
     Raises:
         ValueError: not JSON.
@@ -372,7 +376,7 @@ def _yaml_overrides(path: Path, text: str) -> list[str]:
 
 
 def training_config(device_target: str, overrides: list[str]) -> EasyDict:
-    """`vnet_cfg` with `overrides`; on a GPU the zoo's lower learning rate, unless one was chosen.
+    """Returns `vnet_cfg` with overrides; a GPU has the zoo's lower `lr` unless one was chosen.
 
     Args:
         device_target: "Ascend", "GPU" or "CPU".
@@ -402,8 +406,7 @@ def save_config(config: EasyDict, path: str | Path) -> None:
 
 
 def load_config(path: str | Path) -> EasyDict:
-    """The configuration that `save_config` wrote; keys added in later versions get their
-    defaults.
+    """Reads the file of `save_config`; keys added in later versions get their defaults.
 
     Raises:
         DataError: not JSON, an unknown key, or a value out of range.
@@ -425,7 +428,7 @@ def load_config(path: str | Path) -> EasyDict:
 
 
 def config_path_of(checkpoint_path: str | Path) -> Path | None:
-    """The `config.json` of a checkpoint: beside it or one folder up, None if there is none."""
+    """Returns the `config.json` beside a checkpoint or one folder up, None if there is none."""
     folder = Path(checkpoint_path).absolute().parent
     return next(
         (path for path in (folder / CONFIG_NAME, folder.parent / CONFIG_NAME) if path.is_file()),
@@ -434,9 +437,13 @@ def config_path_of(checkpoint_path: str | Path) -> Path | None:
 
 
 def config_of_checkpoint(checkpoint_path: str | Path, overrides: list[str]) -> EasyDict:
-    """The configuration that fits a checkpoint's weights, with `overrides` on top.
+    """Returns the configuration that a checkpoint was trained with, changed by overrides.
 
     A checkpoint without `config.json` (the zoo's own) gets the defaults, which is logged.
+
+    Args:
+        checkpoint_path: of the checkpoint file.
+        overrides: see `override_config`.
 
     Raises:
         UsageError: an override changes a key that the weights determine (variant, width,
@@ -452,7 +459,11 @@ def config_of_checkpoint(checkpoint_path: str | Path, overrides: list[str]) -> E
 
 
 def config_of_run(run_folder: str | Path, overrides: list[str]) -> EasyDict:
-    """The configuration to resume a run with: its own, with `overrides` on top.
+    """Returns the configuration to resume a run with: its own, changed by overrides.
+
+    Args:
+        run_folder: of the run.
+        overrides: see `override_config`.
 
     Raises:
         UsageError: an override changes a key of `FIXED_BY_RUN`.
@@ -467,7 +478,7 @@ def config_of_run(run_folder: str | Path, overrides: list[str]) -> EasyDict:
 def override_unfixed(
     fixed: tuple[str, ...], saved: EasyDict, path: str | Path, overrides: list[str]
 ) -> EasyDict:
-    """A saved configuration with `overrides`, which must not change some of its keys.
+    """Returns a saved configuration with overrides, which must not change some of its keys.
 
     Args:
         fixed: keys that must stay as they are.
@@ -492,17 +503,17 @@ def override_unfixed(
 
 
 def default_text(key: Key) -> str:
-    """The default of a key as `--set` takes it."""
+    """Returns the default of a key as `--set` takes it."""
     return _as_text(key.default)
 
 
 def group_keys(group: str) -> list[Key]:
-    """The keys of one of `GROUPS`."""
+    """Returns the keys of one of `GROUPS`."""
     return [key for key in TABLE if key.group == group]
 
 
 def markdown_table(group: str) -> str:
-    """The keys of a group as a table for docs/configuration.md."""
+    """Returns the keys of a group as a Markdown table for docs/configuration.md."""
     rows = ["| key | default | values | meaning |", "|---|---|---|---|"]
     for key in group_keys(group):
         values = key.rule.words or KIND_WORDS[key.kind]

@@ -125,7 +125,7 @@ class TrainingSamples:
 
 
 class EpochSampler(ds.Sampler):
-    """Yields the sample indices of one rank, epoch after epoch, starting with `first_epoch`.
+    """Yields the sample indices of one rank; each iteration is an epoch, from `first_epoch` on.
 
     The batches of an epoch are dealt to the ranks in turn. Consecutive samples are different cases,
     so no rank's batch holds a case twice unless it is larger than the number of cases.

@@ -38,7 +38,7 @@ def run_script(command: str) -> None:
 
 
 def command_parser(command: str, prog: str) -> argparse.ArgumentParser:
-    """The argument parser of a command.
+    """Returns the argument parser of a command.
 
     Args:
         command: a key of `COMMANDS`.
@@ -56,7 +56,7 @@ def _run_command(command: str, prog: str, arguments: Sequence[str]) -> None:
 
 
 def vnet_parser() -> argparse.ArgumentParser:
-    """The argument parser of `vnet`; the command parses the arguments that follow its name."""
+    """Returns the argument parser of `vnet`, which does not parse the command's own arguments."""
     summaries = "\n".join(f"  {name:<12} {summary}" for name, summary in COMMANDS.items())
     parser = new_parser(
         f"V-Net for prostate MR volumes on MindSpore.\n\ncommands:\n{summaries}\n\n"

@@ -173,13 +173,13 @@ def gallery_figure(shown: list[Panel], voxel_mm: list[float]) -> Figure:
             figure.text(left / width, (bottom - below) / height, text, **style)
     figure.text(
         *(GAP / width, 1 - 0.31 / height),
-        "One case, as training may meet it",
+        "Augmentations of one training case",
         fontsize=14,
         weight="bold",
     )
     lines = [
         ("prostate", REFERENCE_COLOUR, AFTER["linewidths"]),
-        ("where it was", PREDICTION_COLOUR, BEFORE["linewidths"]),
+        ("prostate of the original", PREDICTION_COLOUR, BEFORE["linewidths"]),
         (f"{GRID_MM} mm grid of the original", "#999999", GRID["linewidths"]),
     ]
     add_line_legend(figure, lines, (1 - GAP / width, 1 - 0.1 / height), fontsize=10)

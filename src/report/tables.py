@@ -55,7 +55,7 @@ def _write(csv_path, csv, json_path, content):
 
 
 def zoo_lines(rows: list[dict]) -> list[str]:
-    """The last two lines of the model zoo's evaluation: mean Hausdorff distance (mm), mean Dice.
+    """Returns the last two lines of the zoo's evaluation: mean Hausdorff distance (mm), mean Dice.
 
     The zoo measures the distance between masks (SimpleITK), this project the one between surfaces:
     they are equal for convex shapes, and the latter is larger where one mask fills a concavity of
@@ -69,7 +69,7 @@ def zoo_lines(rows: list[dict]) -> list[str]:
 
 
 def volumes_frame(rows: list[dict]) -> pd.DataFrame:
-    """The rows of a prediction as a table with `CSV_COLUMNS`."""
+    """Returns the rows of a prediction as a table with `CSV_COLUMNS`."""
     rows = [{**row, "findings": ";".join(row["findings"])} for row in rows]
     return pd.DataFrame(rows, columns=CSV_COLUMNS)
 
