@@ -14,7 +14,7 @@ from mindspore.ops import constexpr
 
 from .utils.errors import UsageError
 
-SIDE_MULTIPLE = 16  # four halvings on the way down
+SIDE_MULTIPLE = 16  # the encoder halves each side four times
 
 # The options of the known V-Nets and ours. `dropout_on` names the tensors whose channels are
 # dropped in training: "down" the input of a stage's residual block, "up" the output of the stage
@@ -71,7 +71,7 @@ PAPER: dict[str, Any] = {
 # Ours: instance norm, because MR intensities have no common scale across volumes, and because the
 # statistics of batches of one or two volumes differ from the moving statistics that batch norm uses
 # for prediction. The head is the paper's: a norm over the two output channels would remove the
-# information how large the prostate is.
+# information about the size of the prostate.
 INSTANCE: dict[str, Any] = {
     **ZOO,
     "norm": "instance",
@@ -155,7 +155,7 @@ class LayerFactory(NamedTuple):
         return (SyncBatchNorm3d if self.sync_batch_norm else nn.BatchNorm3d)(channels)
 
     def units(self, depth: int, channels: int, bias: bool) -> nn.Cell:
-        """Returns the convolutions of a residual block.
+        """Returns the `depth` convolution units of a residual block.
 
         A single convolution is not wrapped in a `SequentialCell`, since the zoo's parameter names
         have no index for it.
@@ -189,7 +189,7 @@ def drop_channels(x: Tensor, dropout_mask: Tensor) -> Tensor:
 
 
 def mask_columns(dropout_mask: Tensor | None, place: tuple[int, int] | None) -> Tensor | None:
-    """The columns (start, stop) of `dropout_mask`, None if either is None."""
+    """Returns the columns (start, stop) of `dropout_mask`; None if either argument is None."""
     return None if dropout_mask is None or place is None else dropout_mask[:, place[0] : place[1]]
 
 
@@ -207,7 +207,7 @@ class ConvUnit(nn.Cell):
 
 
 class InputStage(nn.Cell):
-    """A convolution from one channel to `width`; the volume is added to each output channel."""
+    """A convolution from 1 to `width` channels; the volume is added to each output channel."""
 
     def __init__(self, width: int, bias: bool, layers: LayerFactory) -> None:
         super().__init__()
@@ -276,7 +276,7 @@ class UpStage(nn.Cell):
 
 
 class Head(nn.Cell):
-    """The last convolutions: the foreground's logit or probability, (batch, X, Y, Z) float32."""
+    """The last convolutions; returns the foreground's probability, (batch, X, Y, Z) float32."""
 
     def __init__(
         self,
@@ -303,7 +303,10 @@ class Head(nn.Cell):
         self.foreground = foreground
 
     def logits(self, x: Tensor) -> Tensor:
-        """The foreground's logit minus the background's, whose sigmoid is their softmax."""
+        """The foreground's logit minus the background's, (batch, X, Y, Z) float32.
+
+        Its sigmoid is the softmax of both.
+        """
         both = ops.cast(self.conv2(self.relu(self.bn(self.conv1(x)))), mstype.float32)
         return both[:, self.foreground] - both[:, 1 - self.foreground]
 
@@ -321,8 +324,8 @@ def dropout_slices(
         dropout_on: stage name -> places, see `VNet`.
 
     Returns:
-        ((down,) of each stage down, (up, skip) of each stage up, number of columns); a place is
-        (start, stop), or None without dropout.
+        ((down,) of each stage down, (up, skip) of each stage up, number of columns); down, up and
+        skip are columns (start, stop), or None without dropout.
     """
     total = 0
 
@@ -443,7 +446,7 @@ class VNet(nn.Cell):
         return x
 
     def logits(self, volume: Tensor, dropout_mask: Tensor | None = None) -> Tensor:
-        """The logit of the foreground, whose sigmoid `construct` returns; for the losses."""
+        """The foreground's logit, (batch, X, Y, Z) float32; `construct` returns its sigmoid."""
         return self.out_tr.logits(self.features(volume, dropout_mask))
 
     def construct(self, volume: Tensor, dropout_mask: Tensor | None = None) -> Tensor:
@@ -451,7 +454,11 @@ class VNet(nn.Cell):
 
 
 def create_vnet(config: EasyDict, sync_batch_norm: bool = False) -> VNet:
-    """Creates the network of a configuration (`variant`, `width`).
+    """Creates the network of a configuration.
+
+    Args:
+        config: `variant`, `width`, and `VolSize` for a check.
+        sync_batch_norm: see `VNet`.
 
     Raises:
         UsageError: the lowest level has a single voxel, which instance norm would set to 0.

@@ -32,7 +32,7 @@ SOURCES = Path(__file__).with_name("native")
 LIBRARY = "libfast_conv3d.so"
 LOG = "build.log"
 UNFINISHED = ".building-"
-KEPT = 4  # libraries in the cache, for different machines, compilers and versions
+CACHED_LIBRARIES = 4  # at most, for different machines, compilers and versions
 COMPILE_SECONDS = 15  # on one core of a server
 COMPILERS = ("g++", "c++", "clang++")
 FLAGS: tuple[str, ...] = (
@@ -64,7 +64,7 @@ def library_path() -> Path:
     """
     if sys.platform != "linux":
         raise BuildError(
-            f"fast_conv3d: builds on Linux, this is {sys.platform}; use a Linux machine"
+            f"fast_conv3d: builds on Linux only, this is {sys.platform}; use a Linux machine"
         )
     folder = cache_folder()
     try:
@@ -81,11 +81,11 @@ def library_path() -> Path:
                     _compile(command, library)
                     _remove_old_libraries(library)
         with suppress(OSError):  # a read-only cache
-            os.utime(library.parent)  # the libraries used last are kept
+            os.utime(library.parent)  # the least recently used libraries are removed first
     except OSError as error:
         raise BuildError(
-            f"fast_conv3d: {error.filename or folder}: {error.strerror}; let the cache {folder} be "
-            "a folder with space where you may write, or name another, FAST_CONV3D_CACHE=FOLDER"
+            f"fast_conv3d: {error.filename or folder}: {error.strerror}; make the cache {folder} a "
+            "writable folder with free space, or name another, FAST_CONV3D_CACHE=FOLDER"
         ) from None
     return library
 
@@ -114,7 +114,7 @@ def _compiler():
         commands = [shlex.split(chosen)] if chosen.strip() else [[name] for name in COMPILERS]
     except ValueError as error:
         raise BuildError(
-            f"fast_conv3d: CXX '{chosen}' is no command ({error}); correct it"
+            f"fast_conv3d: CXX '{chosen}' is not a command ({error}); correct it"
         ) from None
     for name, *arguments in commands:
         command = [shutil.which(name), *arguments]
@@ -153,7 +153,7 @@ def _key(command, version):
 def _compile(command, library):
     """Compiles the library; its folder appears in the cache only when complete."""
     folder = library.parents[1]
-    for leftover in folder.glob(f"{UNFINISHED}*"):  # of a process that was killed
+    for leftover in folder.glob(f"{UNFINISHED}*"):  # left by a killed process
         shutil.rmtree(leftover, ignore_errors=True)
     # A unique name: the compiler of a killed process may still be writing.
     with temporary_folder(folder, UNFINISHED) as work:
@@ -204,10 +204,10 @@ def _reason(result):
 
 
 def _remove_old_libraries(library):
-    """Removes all but the last used libraries. Processes that have one loaded are not affected."""
+    """Removes all but the most recently used libraries; processes that loaded one keep it."""
     others = [other.parent for other in library.parents[1].glob(f"*/{LIBRARY}") if other != library]
     others.sort(key=lambda folder: folder.stat().st_mtime, reverse=True)
-    for folder in others[KEPT - 1 :]:
+    for folder in others[CACHED_LIBRARIES - 1 :]:
         shutil.rmtree(folder, ignore_errors=True)
 
 

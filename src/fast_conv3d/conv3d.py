@@ -24,7 +24,8 @@ class Conv3d(nn.Cell):
 
     Equivalent to `nn.Conv3d(in_channels, out_channels, 5, pad_mode="pad", padding=2)`, with the
     same parameters (`weight`, (out_channels, in_channels, 5, 5, 5), and `bias`) and initial values,
-    for any batch size, channel counts and volume size.
+    for any batch size, channel counts and volume size. `construct(x)` maps (batch, in_channels, X,
+    Y, Z) to (batch, out_channels, X, Y, Z).
 
     Args:
         in_channels: channels of the input.

@@ -57,16 +57,16 @@ class Unit(nn.Cell):
     Args:
         kind: of the convolution, see `UnitSpec`.
         conv: a convolution of the plain network.
-        norm: what follows it, or `nn.Identity`.
+        norm: the norm that follows it, or `nn.Identity`.
         first: the activation before the sum with the residual, `nn.Identity` or None.
         residual: see `UnitSpec`.
         second: the activation after the sum, `nn.Identity` or None.
         skip_channels: see `UnitSpec`.
 
     `construct(x, residual, skip, dropout_mask)` takes blocked tensors (FEW_INPUT: x is a plain
-    volume) and `dropout_mask`, (batch, skip_channels). Training updates the moving statistics. With
-    instance norm the batch size must be 1: it is computed as batch norm with the statistics of the
-    batch, in evaluation mode too.
+    volume) and a `dropout_mask` of (batch, skip_channels), and returns a blocked tensor. Training
+    updates the moving statistics. Instance norm is computed as batch norm with the statistics of
+    the batch, in evaluation mode too; the batch size must therefore be 1.
     """
 
     def __init__(
@@ -222,7 +222,7 @@ class FastUpStage(ResidualStage):
 
 
 class FastHead(nn.Cell):
-    """`src.vnet.Head`; after its first convolution the tensors are plain."""
+    """`src.vnet.Head` for a blocked input; its first convolution returns a plain tensor."""
 
     def __init__(self, head: nn.Cell) -> None:
         super().__init__(auto_prefix=False)
@@ -234,7 +234,7 @@ class FastHead(nn.Cell):
         self.spec = Tensor([conv.in_channels, 2, 1, conv.has_bias], mstype.float32)
         self.convolve = operators.convolution()
         self.bn, self.relu = head.bn, head.relu
-        # Without a unit the convolution already gives the logits.
+        # Without a unit this convolution returns the logits, and the last one is the identity.
         identity = Tensor([[1.0, 0.0], [0.0, 1.0]], mstype.float32).reshape((2, 2, 1, 1, 1))
         self.last_weight = last.weight if self.has_unit else identity
         has_bias = self.has_unit and last.has_bias
@@ -246,7 +246,7 @@ class FastHead(nn.Cell):
         self.last_convolution_spec = Tensor([2, 2, 0, has_bias], mstype.float32)
 
     def first(self, x: Tensor) -> Tensor:
-        """Two plain channels: the logits, or with a unit the input of the last convolution."""
+        """The input of the last convolution, or without a unit the logits: (batch, 2, X, Y, Z)."""
         y = self.convolve(x, self.weight, self.bias, self.spec)
         return self.relu(self.bn(y)) if self.has_unit else y
 
@@ -267,8 +267,9 @@ class FastVNet(nn.Cell):
     Args:
         network: the plain network, which owns the parameters.
 
-    `construct(volume, dropout_mask=None)` is that of `VNet`. Gradients exist in training mode only,
-    and the gradient of the volume is always zero: use the plain network if you need it.
+    `construct(volume, dropout_mask=None)` takes and returns what `VNet`'s does. Gradients exist in
+    training mode only, and the gradient of the volume is always zero: use the plain network if you
+    need it.
 
     Raises:
         BuildError: the native library cannot be built on this machine.
@@ -304,14 +305,14 @@ class FastVNet(nn.Cell):
         self.out_tr = FastHead(network.out_tr)
 
     def logits(self, volume: Tensor, dropout_mask: Tensor | None = None) -> Tensor:
-        """The logit of the foreground, as `VNet.logits`."""
+        """The foreground's logit, (batch, X, Y, Z), as `VNet.logits`."""
         return self.outputs(volume, dropout_mask, True)
 
     def construct(self, volume: Tensor, dropout_mask: Tensor | None = None) -> Tensor:
         return self.outputs(volume, dropout_mask, False)
 
     def outputs(self, volume: Tensor, dropout_mask: Tensor | None, of_logits: bool) -> Tensor:
-        """Logits or probabilities of a batch, computed volume by volume where the variant asks."""
+        """Logits or probabilities of a batch; with instance norm computed volume by volume."""
         check_volume_shape(volume.shape)
         check_input(volume.dtype, volume.shape, 1)
         if dropout_mask is not None and self.dropout_channels:
@@ -353,13 +354,13 @@ def to_fast_vnet(network: VNet, config: EasyDict, device_target: str) -> nn.Cell
         UsageError: `fast_conv3d` is "on" for another device than CPU or in mixed precision.
         BuildError: it is "on" and the native library cannot be built.
     """
-    suits = device_target == "CPU" and not uses_mixed_precision(config, device_target)
-    if config.fast_conv3d == "on" and not suits:
+    is_supported = device_target == "CPU" and not uses_mixed_precision(config, device_target)
+    if config.fast_conv3d == "on" and not is_supported:
         raise UsageError(
             f"fast_conv3d=on computes in float32 on CPU, not on {device_target} with "
             f"precision={config.precision}; leave it out"
         )
-    if config.fast_conv3d == "off" or not suits:
+    if config.fast_conv3d == "off" or not is_supported:
         return network
     try:
         return FastVNet(network)

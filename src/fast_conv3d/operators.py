@@ -64,10 +64,10 @@ class UnitSpec(NamedTuple):
     second: int = NO_ACTIVATION
     has_bias: bool = False
     has_norm: bool = False
-    skip_channels: int = 0  # of a blocked tensor that is concatenated to the output
+    skip_channels: int = 0  # of a blocked tensor that is concatenated to the output; 0: none
     has_dropout_mask: bool = False  # whether the skip's channels are multiplied by factors
     epsilon: float = 0.0  # of batch norm
-    momentum: float = 0.0  # of its moving statistics
+    momentum: float = 0.0  # weight of the old moving statistics in an update
 
     def tensor(self) -> ms.Tensor:
         """The fields as the tensor that the operators read."""
@@ -136,9 +136,9 @@ def unit_training(spec: UnitSpec) -> ops.Custom:
         return (x, x, mstype.float64, mstype.float64, x, x)
 
     # (x, .., spec, output, y, mean, variance, d_output) -> gradients of x .. beta, of both slopes,
-    # residual and skip. It overwrites y, which no other operator reads, see below. Output shapes
-    # depend on the inputs only: MindSpore caches one parsed `bprop` for all units, so `backward` is
-    # always that of the first unit.
+    # residual and skip. It overwrites y, which no other operator reads, see below. MindSpore parses
+    # `bprop` once and uses it, with the first unit's `backward`, for all units: the output shapes
+    # must therefore depend on the inputs, not on `spec`.
     backward = ops.Custom(
         f"{library()}:unit_backward",
         lambda *shapes: (*shapes[:5], *shapes[7:11]),
@@ -151,7 +151,7 @@ def unit_training(spec: UnitSpec) -> ops.Custom:
         out, d_out,
     ):  # fmt: skip
         d_x, d_weight, d_bias, d_gamma, d_beta, d_first, d_second, d_residual, d_skip = backward(
-            # The moving statistics are not used here: bias takes their places.
+            # The moving statistics are not used here: bias is passed in their places.
             *(x, weight, bias, gamma, beta, bias, bias, first, second, residual, skip, mask),
             *(numbers, out[0], out[1], out[2], out[3], d_out[0]),
         )
@@ -161,7 +161,7 @@ def unit_training(spec: UnitSpec) -> ops.Custom:
         )
 
     forward = ops.Custom(f"{library()}:unit_forward", outputs, dtypes, "aot", bprop)
-    # Otherwise the compiler merges calls with equal inputs, and their gradients overwrite one y.
+    # Without this the compiler merges calls with equal inputs, and both gradients overwrite one y.
     forward.add_prim_attr("side_effect_hidden", True)
     return forward
 

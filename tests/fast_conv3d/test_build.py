@@ -213,7 +213,7 @@ def test_which_compiler(fake):
         ("", "no C++ compiler (g++, c++, clang++) on PATH", "apt-get install g++"),
         (" ", "no C++ compiler (g++, c++, clang++) on PATH", "apt-get install g++"),
         ("no_such_g++ -O1", "CXX 'no_such_g++ -O1' cannot be run", "or unset it"),
-        ("g++ '", "CXX 'g++ '' is no command", "mend it"),
+        ("g++ '", "CXX 'g++ '' is not a command", "correct it"),
     ],
 )
 def test_no_compiler(fake, chosen, reason, remedy):
@@ -361,7 +361,7 @@ def test_the_libraries_used_last_are_kept(fake):
     foreign = fake.cache / "photos"
     foreign.mkdir(parents=True)
     libraries = []
-    for number in range(build.KEPT):
+    for number in range(build.CACHED_LIBRARIES):
         fake.set("VERSION", str(number))
         libraries.append(fake.library())
         os.utime(libraries[-1].parent, (1e9 + number, 1e9 + number))
@@ -399,7 +399,7 @@ def test_a_user_without_a_home(homeless, monkeypatch):
 
 def test_another_operating_system(fake, monkeypatch):
     monkeypatch.setattr(sys, "platform", "darwin")
-    with pytest.raises(build.BuildError, match="builds on Linux, this is darwin"):
+    with pytest.raises(build.BuildError, match="Linux only, this is darwin"):
         fake.library()
 
 

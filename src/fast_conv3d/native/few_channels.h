@@ -385,8 +385,8 @@ inline void add_row(const float* blocked, int count, const float* plain, size_t 
   int done = 0;
   for (; done + kRun <= count; done += kRun) {
     add_run<kRun>(blocked + done * kLanes, plain + done, plain_row, sum);
-    // Hides from the compiler that consecutive runs read overlapping plain values: it would hold
-    // them in registers, which the sums need.
+    // Hides from the compiler that consecutive runs read overlapping plain values: it would keep
+    // these in registers that the sums need.
     __asm__("" : "+r"(plain));
   }
   for (; done < count; ++done) add_run<1>(blocked + done * kLanes, plain + done, plain_row, sum);

@@ -240,7 +240,7 @@ FC3D_EXPORT int unit_forward(int, void** data, int*, int64_t** shapes, const cha
     const Arguments arguments{data, shapes};
     const Unit unit(arguments);
     float* y = arguments.get(kY);
-    // Batch norm subtracts the bias again, so that it only changes the moving mean.
+    // Batch norm would subtract the bias again: it is not added to y, only to the moving mean.
     const float* bias = unit.has_bias ? arguments.get(kBias) : nullptr;
     unit.convolution(pool, workspace, arguments, y,
                      AddBias(unit.has_norm ? nullptr : bias, unit.y));
@@ -343,7 +343,7 @@ FC3D_EXPORT int unit_backward(int, void** data, int*, int64_t** shapes, const ch
         weight_gradient(pool, workspace, x, arguments.get(kX), y, d_y, d_weights);
         break;
       }
-      case Kind::kFewInput:  // the input is the image, whose gradient is not needed
+      case Kind::kFewInput:  // the input is the image: its gradient is not needed
         std::fill_n(d_x, x.batch * x.voxels(), 0.f);
         few_channels::weight_gradient(few_channels::Conv::kPlainToBlocked, d_y, y,
                                       arguments.get(kX), 1, d_weights, nullptr, nullptr, pool,
@@ -433,12 +433,12 @@ struct Conv5 {
   // Calls copy(index in the weights, index in the zero-padded weights) for each weight.
   template <typename Copy>
   void for_taps(const Copy& copy) const {
-    const int side = kernel_side, margin = (kTaps - side) / 2;
+    const int side = kernel_side, padding = (kTaps - side) / 2;
     for (size_t filter = 0; filter < filters(); ++filter)
       for (int tap = 0; tap < side * side * side; ++tap) {
-        const int i = tap / side / side + margin, j = tap / side % side + margin;
+        const int i = tap / side / side + padding, j = tap / side % side + padding;
         copy(filter * side * side * side + tap,
-             filter * kVolumeTaps + (i * kTaps + j) * kTaps + tap % side + margin);
+             filter * kVolumeTaps + (i * kTaps + j) * kTaps + tap % side + padding);
       }
   }
   // The weights with 5x5x5 kernels.

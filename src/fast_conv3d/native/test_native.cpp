@@ -111,7 +111,7 @@ Tensor blocked(const Shape& shape, const Doubles& plain) {
   return result;
 }
 
-// Back to plain; the lanes past the last channel have to hold zeros.
+// Returns a blocked tensor as plain; checks that the lanes past the last channel are zero.
 Doubles unblocked(const std::string& name, const Shape& shape, const Tensor& from) {
   Doubles plain(plain_size(shape));
   Floats rest = from.values;
@@ -131,8 +131,8 @@ Doubles doubles(const Tensor& from) { return {from.values.begin(), from.values.e
 
 using Operator = int (*)(int, void**, int*, int64_t**, const char**, void*, void*);
 
-// Calls an operator, whose outputs are filled with NaN before; with three threads twice, which must
-// give the same bits. `outputs` are the sides in floats (a double counts as two).
+// Calls an operator on outputs filled with NaN. With three threads it is called twice, and the bits
+// of both results must be equal. `outputs` are the sides in floats (a double counts as two).
 std::vector<Tensor> run(const std::string& name, Operator function,
                         const std::vector<Tensor>& inputs,
                         const std::vector<std::vector<int64_t>>& outputs) {
@@ -168,13 +168,13 @@ void for_products(Kind kind, const Shape& x, const Shape& y, int side, const Vis
   // Of the two grids, the one whose voxels are visited, and the weights' two axes of channels.
   const Shape& coarse = kind == Kind::kConvUp2 ? x : y;
   const Shape& fine = kind == Kind::kConvUp2 ? y : x;
-  const int margin = same_size ? side / 2 : 0, step = same_size ? 1 : 2;
+  const int padding = same_size ? side / 2 : 0, step = same_size ? 1 : 2;
   for (int image = 0; image < coarse.batch; ++image)
     for (int k = 0; k < coarse.channels; ++k)
       for (int c = 0; c < fine.channels; ++c)
         for (int tap = 0; tap < side * side * side; ++tap) {
-          const int i = tap / side / side - margin, j = tap / side % side - margin;
-          const int l = tap % side - margin;
+          const int i = tap / side / side - padding, j = tap / side % side - padding;
+          const int l = tap % side - padding;
           const size_t weight = (static_cast<size_t>(k) * fine.channels + c) * side * side * side;
           for (int a = std::max(0, -i); a < std::min(coarse.x, coarse.x * step - i); ++a)
             for (int b = std::max(0, -j); b < std::min(coarse.y, coarse.y * step - j); ++b)

@@ -62,8 +62,8 @@ FC3D_INLINE Vec operator-(Vec a) {
 FC3D_INLINE Vec& operator+=(Vec& a, Vec b) { return a = a + b; }
 
 FC3D_INLINE Vec broadcast(float value) {
-  Vec result;  // x - 0 == x for every x, so the compiler drops the subtraction; 0 + x turns -0 into
-               // 0
+  Vec result;
+  // The compiler removes the subtraction, since x - 0 == x for every x. Not 0 + x: it maps -0 to 0.
   for (int i = 0; i < kParts; ++i) result.part[i] = value - Register{};
   return result;
 }

@@ -13,12 +13,12 @@
 // That is 8 multiplications per output and pair of channels instead of 125.
 //
 // There are two loop orders, chosen by the number of tiles in the batch:
-// * many tiles: the weights are transformed once; each thread takes blocks of tiles through all
+// - many tiles: the weights are transformed once; each thread takes blocks of tiles through all
 //   steps.
-// * few tiles (the deep stages, which have many weights): the input is transformed once; each
-// thread
-//   takes 16 output channels and transforms their weights when it needs them. Transformed weights
-//   are 4 times as large, so storing and reloading all of them would cost more than the arithmetic.
+// - few tiles (the deep stages, which have many weights): the input is transformed once; each
+//   thread takes 16 output channels and transforms their weights when it needs them. Transformed
+//   weights are 4 times as large, so storing and reloading all of them would cost more than the
+//   arithmetic.
 //
 // The input gradient is the same convolution with flipped and transposed weights; the weight
 // gradient is dw = Gt [ sum over tiles of (A dy) * (Bt x) ]. See docs/fast_conv3d.md.
@@ -42,8 +42,8 @@ constexpr int kPoints3 = kPoints2 * kPoints;
 // The tile of the micro-kernel, in registers: kMR tiles of voxels by kNR blocks of output channels.
 constexpr int kMR = kRegisterFloats == 16 ? 12 : 6;
 constexpr int kNR = kRegisterFloats == 16 ? 2 : 1;
-constexpr size_t kPad =
-    kLanes;  // keeps arrays that are read in parallel out of the same cache sets
+// Extra floats per stride, so that arrays that are read together do not map to the same cache sets.
+constexpr size_t kPad = kLanes;
 constexpr size_t kPrefetchVoxels = 32;  // prefetch distance
 constexpr int kFewTiles = 64;           // up to here the few-tiles loop order is faster
 
@@ -722,7 +722,8 @@ void convolve_few_tiles(ThreadPool& pool, Workspace& workspace, const Shape& in,
   transform_all_tiles<InputTransform>(pool, workspace, in, x, values, point_stride);
 
   const std::vector<TileBlock> images = tile_blocks(in, image_tiles);
-  // With very few tiles the products stay in the caches, and keeping the slices in L1 is faster.
+  // With very few tiles the products fit in the caches; a channel count whose slices fit in L1 is
+  // then faster.
   const int channels = tiles <= kSliceChannels ? kSliceChannels : kLanes;
   const size_t z_stride = BlockScratch::out_z_stride(images[0], 1);
   const size_t y_stride = BlockScratch::out_y_stride(images[0], 1);
