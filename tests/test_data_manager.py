@@ -57,7 +57,7 @@ def test_of_two_files_of_a_stem_the_named_one_is_taken(tmp_path):
         (
             ["Case00.mha", "Case00.nii"],
             [],
-            ["Case00.mha and Case00.nii are one case by name, Case00"],
+            ["Case00.mha and Case00.nii have the same case name, Case00"],
         ),
         (
             ["Case00.mhd"],

@@ -1,4 +1,4 @@
-"""Diagnosis of CUDA for MindSpore, which only says that it finds no GPU, not why."""
+"""Diagnosis of CUDA: why MindSpore, which gives no reason, finds no GPU."""
 
 import ctypes
 import os
@@ -16,10 +16,10 @@ PLUGINS = {"11.1": "11.1", "11.6": "11.6", "11.8": "11.6"}
 def nvcc_version(nvcc: str | Path) -> str | None:
     """Returns the CUDA release that nvcc reports, such as "11.6"; None if it reports none."""
     try:
-        answer = subprocess.run([nvcc, "--version"], capture_output=True, text=True, timeout=20)
+        result = subprocess.run([nvcc, "--version"], capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    found = re.search(r"release (\d+\.\d+)", answer.stdout)
+    found = re.search(r"release (\d+\.\d+)", result.stdout)
     return found and found[1]
 
 
@@ -33,14 +33,14 @@ def loader_error(plugin: Path) -> str | None:
 
 
 def diagnose() -> str:
-    """Returns what of CUDA is missing or wrong and what MindSpore needs, as one line.
+    """Returns one line: what is missing or wrong in the CUDA installation, what MindSpore needs.
 
     Checks what MindSpore's own loader checks: the variable CUDA_HOME, the version of its nvcc, and
     the libraries that the plug-in for that version needs.
     """
     plugins = Path(ms.__file__).parent / "lib" / "plugin"
     if not list(plugins.glob("libmindspore_gpu.so.*")):
-        return f"this MindSpore has no GPU plug-in (in {plugins}); the x86-64 wheel of 2.10 has"
+        return f"this MindSpore has no GPU plug-in (in {plugins}); the x86-64 wheel of 2.10 has one"
     wanted = f"MindSpore needs CUDA {', '.join(PLUGINS)} with cuDNN 8"
     home = os.environ.get("CUDA_HOME")
     if not home:

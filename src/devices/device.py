@@ -18,8 +18,8 @@ from .ranks import Ranks
 
 log = logging.getLogger(__name__)
 
-# Set by msrun and by mpirun in the environment of each rank. MindSpore 2.10 starts no ranks by an
-# HCCL rank table.
+# Set by msrun and by mpirun in the environment of each rank. MindSpore 2.10 cannot start ranks from
+# an HCCL rank table.
 RANK_VARIABLES = ("MS_ROLE", "OMPI_COMM_WORLD_RANK")
 DRY_RUN = "MS_SIMULATION_LEVEL"  # MindSpore's dry run, which needs no device
 # Launcher's variable -> the variable with the number of the process on its machine.
@@ -39,10 +39,11 @@ FUSED_MB = 1 << 20  # gradients up to this size share one AllReduce; more than a
 
 
 def choose_device(target: str) -> str:
-    """The device that `--device_target` means, before `start_device`; the log says which auto is.
+    """Returns the device of `--device_target`; call it before `start_device`.
 
     Args:
-        target: "Ascend", "GPU", "CPU", or "auto": the first of these that MindSpore can use here.
+        target: "Ascend", "GPU", "CPU", or "auto": the first of these that MindSpore can use here,
+            which is logged.
     """
     if target != "auto":
         return target
@@ -60,7 +61,7 @@ def choose_device(target: str) -> str:
 
 def _is_available(target: str) -> bool:
     """Whether MindSpore can use a kind of device on this machine."""
-    logging.disable(logging.WARNING)  # MindSpore's, about each library that it could not load
+    logging.disable(logging.WARNING)  # MindSpore warns of each library that it could not load
     try:
         with explain_errors(f"device {target}", DRIVER_HINTS[target]):
             return getattr(device_context, target.lower()).is_available()
@@ -73,7 +74,7 @@ def _device_count(target: str) -> int:
 
 
 def _device_files(target: str) -> list[Path]:
-    """The files in /dev that the driver makes, one for each card."""
+    """Returns the driver's files in /dev, one for each card."""
     return list(Path("/dev").glob(DEVICE_FILES[target]))
 
 
@@ -89,7 +90,7 @@ def start_device(target: str, device_id: int = 0) -> None:
         DataError: the device is missing or does not start.
     """
     for launcher, local_rank in LOCAL_RANK_VARIABLES.items():
-        if os.environ.get(launcher, "MS_SCHED") != "MS_SCHED":  # msrun's scheduler takes no card
+        if os.environ.get(launcher, "MS_SCHED") != "MS_SCHED":  # msrun's scheduler uses no card
             device_id = int(os.environ.get(local_rank, device_id))
     if not _is_available(target):
         raise DataError(
@@ -132,7 +133,7 @@ def explain_errors(what: str, remedy: str) -> Iterator[None]:
         yield
     except (DataError, UsageError):
         raise
-    except Exception as error:  # RuntimeError, ValueError, TypeError, and whatever plug-ins raise
+    except Exception as error:  # MindSpore and its plug-ins raise exceptions of many types
         raise DataError(f"{what}: {mindspore_reason(error)}; {remedy}") from None
 
 
@@ -143,8 +144,8 @@ def mindspore_reason(error: Exception) -> str:
         if heading in text:
             text = text.partition(heading)[2]
     lines = [line.strip() for line in text.splitlines()]
-    said = [line for line in lines if line and not line.startswith("- ") and set(line) != {"-"}]
-    return (said or [type(error).__name__])[0].rstrip(".")
+    texts = [line for line in lines if line and not line.startswith("- ") and set(line) != {"-"}]
+    return (texts or [type(error).__name__])[0].rstrip(".")
 
 
 def _diagnose(target):

@@ -34,11 +34,12 @@ def read_rank_table(path: str | Path, device_num: int) -> list[str]:
         The device ids, in the order of the ranks.
 
     Raises:
-        DataError: the first fault found.
+        DataError: the table cannot be read, is invalid, or has another number of devices; the
+            message names the first fault.
     """
 
-    def expect(holds, found, expected):
-        if not holds:
+    def expect(condition, found, expected):
+        if not condition:
             remedy = "scripts/create_hccl.py writes such a table"
             raise DataError(f"{path}: {found}, expected {expected}; {remedy}")
 
@@ -103,7 +104,7 @@ def _several_hosts_remedy(servers):
     """Returns the commands that train on several servers: msrun needs no rank table."""
     counts = {len(server["device"]) for server in servers}
     if len(counts) > 1:
-        return f"with {min(counts)} to {max(counts)} devices; msrun needs as many on each"
+        return f"with {min(counts)} to {max(counts)} devices; msrun needs the same number on each"
     ranks = len(servers) * counts.pop()
     master = servers[0]["server_id"]
     commands = [
@@ -143,7 +144,7 @@ def parse_device_ids(text: str) -> list[str]:
         )
     value, times = Counter(ids).most_common(1)[0]
     if times > 1:
-        raise UsageError(f"--device_num '{text}': device {value} is there {times} times")
+        raise UsageError(f"--device_num '{text}': device {value} is listed {times} times")
     return ids
 
 
@@ -208,7 +209,7 @@ def _is_number(text):
 
 
 def is_address(text: str) -> bool:
-    """Whether a text is an IP address."""
+    """Whether a text is an IPv4 or IPv6 address."""
     try:
         ipaddress.ip_address(text)
     except ValueError:

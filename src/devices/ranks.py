@@ -17,7 +17,7 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process, rank `rank` of `count`. A single rank communicates with nobody."""
+    """This process: rank `rank` of `count`. With a single rank nothing is communicated."""
 
     rank: int = 0
     count: int = 1
@@ -43,7 +43,15 @@ class Ranks:
         return float(self.sum(np.array([value]))[0]) / self.count
 
     def gather(self, share: Sequence[float], total: int) -> np.ndarray:
-        """Returns the values of all `total` items in order; this rank has those of its share."""
+        """Gathers one number per item from all ranks; all ranks call this.
+
+        Args:
+            share: this rank's numbers, for the items of `Ranks.share` in order.
+            total: number of items of all ranks.
+
+        Returns:
+            (total,) float32, in the order of the items.
+        """
         table = np.zeros(total, np.float32)
         table[self.rank :: self.count] = share
         return self.sum(table)

@@ -37,7 +37,7 @@ def write_air(
     Args:
         checkpoint_path: its weights must match `config`.
         config: variant, width and grid.
-        conv2d: use 2-D operators only.
+        conv2d: whether to use 2-D operators only.
         shape: of the input, (batch, 1, X, Y, Z).
         path: of the file.
         device_id: of the Ascend device.
@@ -45,7 +45,7 @@ def write_air(
     Raises:
         DataError: the device cannot be used, or the export fails.
     """
-    # MindSpore accepts few characters in a file name.
+    # MindSpore rejects many characters in a file name.
     written = Path(path).with_name("mindspore_model.air").resolve()
     request = {
         "checkpoint": str(Path(checkpoint_path).resolve()),

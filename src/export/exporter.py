@@ -45,13 +45,20 @@ TOLERANCE = {"CPU": 1e-4, "GPU": 2e-2}
 
 
 def comparison_device(target: str) -> str:
-    """The device on which outputs are compared in float32: `target`, but a CPU for Ascend."""
+    """Returns the device on which outputs are compared in float32: the CPU instead of an Ascend."""
     return "CPU" if target == "Ascend" else target
 
 
 @dataclass(frozen=True)
 class Export:
-    """One model file to write."""
+    """One model file to write.
+
+    Attributes:
+        path: of the file.
+        file_format: one of `src.utils.command_line.MODEL_FORMATS`.
+        conv2d: whether it has 2-D operators only.
+        mindir_version: of a MINDIR; None for other formats.
+    """
 
     path: Path
     file_format: str
@@ -81,7 +88,7 @@ def plan_exports(
     Args:
         file_format: one of `src.utils.command_line.MODEL_FORMATS`.
         file_name: path of the model file, with or without suffix.
-        conv2d: use 2-D operators only.
+        conv2d: whether to use 2-D operators only.
         mindir_version: one of `src.utils.command_line.MINDIR_VERSIONS`.
         device_target: "Ascend", "GPU" or "CPU"; AIR needs Ascend.
         batch_size: volumes per call of the model.
@@ -150,7 +157,7 @@ def export_model(
             checkpoint's.
     """
     folder = exports[0].path.parent
-    check_name(exports[0].path.absolute())  # MindSpore and ONNX Runtime accept no other names
+    check_name(exports[0].path.absolute())  # MindSpore and ONNX Runtime need UTF-8
     # The reference uses MindSpore's convolutions in float32, as the exported model does.
     plain = EasyDict({**config, "fast_conv3d": "off", "precision": "float32"})
     device = comparison_device(device_target)
@@ -244,7 +251,7 @@ def _write_model(export, network, volume, path):
         return (INPUT, OUTPUT), run_onnx(path, volume)
     if export.conv2d:
         network = LoweredVNet(network, volume.shape).set_train(False)
-    # MindSpore writes files that only their owner can read, and accepts few characters in a path.
+    # MindSpore writes files that only their owner can read, and rejects many characters in a path.
     work = Path(tempfile.mkdtemp(prefix="mindspore-", dir=path.parent))
     mindir = work / "model.mindir"
     with change_folder(work):

@@ -1,6 +1,6 @@
 """A V-Net with 2-D operators only, for runtimes without 3-D convolution.
 
-MindSpore Lite on a CPU and the Ascend inference chips have none. The stages are those of
+MindSpore Lite on a CPU and the Ascend inference chips do not support it. The stages are those of
 `src.vnet`; only their layers are replaced. A volume with C channels is a matrix
 (batch * X, C * Y * Z) with one row per slice: adding matrices adds the volumes, and concatenating
 them along axis 1 concatenates the channels. Convolutions and PReLUs reshape it to images

@@ -23,7 +23,7 @@ PRELU = {"weight": "w"}
 
 
 def monai_names() -> dict[str, str]:
-    """MONAI's parameter name -> ours, for the parameters of all 3-D configurations of its VNet."""
+    """Returns MONAI's parameter name -> ours, for every 3-D configuration of its VNet."""
     shape = VARIANTS["monai"]
     convs = {"out_tr.conv2": "out_tr.conv2"}
     norms = {}

@@ -33,10 +33,10 @@ def export_onnx(network: VNet, shape: tuple[int, int, int, int, int], path: Path
     """
     import onnx  # optional
 
-    # Another name, since the file is incomplete, and MindSpore accepts few characters in a name.
+    # Another name, since the file is incomplete, and MindSpore rejects many characters in a name.
     exported = path.with_name("mindspore_model.onnx")
     has_elu = _replace_elu_by_relu(network)
-    with change_folder(path.parent):  # nor does it accept all characters in a path
+    with change_folder(path.parent):  # it rejects many characters in a path too
         ms.onnx.export(
             network,
             ms.Tensor(np.zeros(shape, np.float32)),
@@ -64,7 +64,15 @@ def export_onnx(network: VNet, shape: tuple[int, int, int, int, int], path: Path
 
 
 def run_onnx(path: Path, volume: np.ndarray) -> np.ndarray:
-    """Runs a model in ONNX Runtime on a CPU, (batch, 1, X, Y, Z) -> (batch, X, Y, Z)."""
+    """Runs a model in ONNX Runtime on a CPU.
+
+    Args:
+        path: of the .onnx file.
+        volume: (batch, 1, X, Y, Z) float32.
+
+    Returns:
+        The foreground's probability, (batch, X, Y, Z) float32.
+    """
     import onnxruntime  # optional
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])

@@ -16,7 +16,7 @@ MASK_FOLDER = re.compile(r"(labels?|masks?)(tr|ts|val)?|gt|segmentations?", re.I
 
 
 def suffix_of(path: str | PurePath) -> str | None:
-    """Returns which of `SUFFIXES` a file name ends with, case aside; None for any other."""
+    """Returns which of `SUFFIXES` a file name ends with, in any case; None for others."""
     return next((suffix for suffix in SUFFIXES if Path(path).name.lower().endswith(suffix)), None)
 
 
@@ -58,7 +58,7 @@ def only_file(paths: Sequence[Path]) -> Path:
     """
     if len(paths) > 1:
         raise DataError(
-            f"{paths[0].parent}: {' and '.join(path.name for path in paths)} are one case by name, "
-            f"{stem(paths[0])}; keep one of them"
+            f"{paths[0].parent}: {' and '.join(path.name for path in paths)} have the same case "
+            f"name, {stem(paths[0])}; keep one of them"
         )
     return paths[0]

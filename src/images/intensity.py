@@ -5,7 +5,7 @@ import SimpleITK as sitk
 
 # Of `equalize`.
 LOG_OFFSET = 0.01  # added to intensities in 0..1, so that the logarithm is finite
-FIELD_SIGMA_MM = 20.0  # standard deviation of the Gaussian that estimates the coil's field
+FIELD_SIGMA_MM = 20.0  # standard deviation of the Gaussian that estimates the coil's bias field
 SMALLEST_WEIGHT = 1e-4  # lower bound of the share of the Gaussian that lies on tissue
 HISTOGRAM_STEPS = 1024
 
@@ -21,7 +21,9 @@ def check_scalar_3d(image: sitk.Image) -> None:
 
 
 def to_float32(image: sitk.Image) -> sitk.Image:
-    """Converts an image of any voxel type to float32: filters would round integers to 0 and 1.
+    """Converts an image of any voxel type to float32.
+
+    Filters return the voxel type of their input: rescaled to 0..1, integers would be rounded.
 
     Raises:
         ValueError: not a 3-D scalar image, or NaN or infinity in it.
@@ -34,7 +36,7 @@ def to_float32(image: sitk.Image) -> sitk.Image:
 
 
 def equalize(image: sitk.Image) -> sitk.Image:
-    """Removes the field of the receive coil and equalizes the histogram.
+    """Removes the bias field of the receive coil and equalizes the histogram.
 
     The logarithm of the intensities minus its Gaussian mean is each voxel's contrast to its
     surroundings. A voxel becomes the share of voxels with a lower contrast, interpolated linearly

@@ -218,8 +218,8 @@ def _decompress(content, header, voxels, alone):
         raise DataError(
             f"{voxels}: its compressed data is truncated or damaged; get the file again"
         )
-    # MetaIO decompresses that many bytes (without the entry, the whole file), and leaves the memory
-    # of the voxels uninitialized if this fails.
+    # MetaIO decompresses CompressedDataSize bytes (the whole file if the entry is missing). If that
+    # fails, it returns voxels in uninitialized memory.
     stated = int(header.get("CompressedDataSize", 0))
     found = len(content) - len(decompressor.unused_data)
     if stated != found and not (stated == 0 and alone):

@@ -29,8 +29,8 @@ def direction_matrix(image: sitk.Image) -> np.ndarray:
 def nearest_patient_axes(image: sitk.Image) -> tuple[list[int], list[int]]:
     """Returns the permutation and flips that bring the image's axes closest to L, P and S.
 
-    Of the 48 possibilities the one with the largest sum of cosines to L, P and S. Ties are resolved
-    by the directions of the axes, so the result does not depend on the storage order.
+    Chooses the one of the 48 possibilities with the largest sum of cosines to L, P and S. Ties are
+    resolved by the directions of the axes, so the result does not depend on the storage order.
 
     Returns:
         Axes (the image axis for each of L, P, S) and signs (-1 for an axis to be flipped).
@@ -74,8 +74,8 @@ def to_patient_order(array_xyz: np.ndarray, image: sitk.Image) -> np.ndarray:
 def reorder_like(image: sitk.Image, like: sitk.Image) -> sitk.Image:
     """Permutes and flips the axes of an image to the storage order of another.
 
-    No voxel moves in patient space and no value changes. An image that is rotated by 45 degrees, so
-    that no order is the nearest, is returned as it is.
+    No voxel moves in patient space and no value changes. Where no order is the nearest, as for an
+    image that is rotated by 45 degrees, it is returned unchanged.
     """
     cosines = direction_matrix(like).T @ direction_matrix(image)
     order = np.abs(cosines).argmax(axis=1)
@@ -86,9 +86,9 @@ def reorder_like(image: sitk.Image, like: sitk.Image) -> sitk.Image:
 
 
 def acquisition_plane(image: sitk.Image) -> str | None:
-    """Returns the plane perpendicular to the coarsest axis, one of `PLANES`.
+    """Returns the plane perpendicular to the axis with the largest spacing, one of `PLANES`.
 
-    None if no axis is coarser than both others by `STACK_RATIO`.
+    None unless that spacing is at least `STACK_RATIO` times both others.
     """
     spacing_mm = np.array(image.GetSpacing())
     coarsest = int(np.argmax(spacing_mm))

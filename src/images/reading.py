@@ -18,10 +18,10 @@ from .orientation import direction_matrix, reorder_like
 LARGEST_SHEAR_DEG = 0.3  # largest deviation of two axes from perpendicular
 LABEL_TOLERANCE = 1e-3  # largest difference of a mask's values from whole numbers
 SHOWN_LABELS = 20
-# A volume with at most so many values, all whole numbers, and on average at least so many voxels of
-# each is a label map: even 8-bit scans have some hundred values.
-LABEL_MAP_VALUES = 16
-VOXELS_PER_LABEL = 16
+# A label map has few different values, all whole numbers, and many voxels of each; even an 8-bit
+# scan has some hundred values.
+LABEL_MAP_VALUES = 16  # at most
+VOXELS_PER_LABEL = 16  # at least, on average
 SAMPLED_VOXELS = 10_000  # enough to tell most images from a label map
 
 sitk.ProcessObject.SetGlobalWarningDisplay(False)  # ITK's warnings would mix with our messages
@@ -68,7 +68,7 @@ def check_volume(image: sitk.Image, name: str | Path) -> None:
 
     Args:
         image: of any voxel type.
-        name: what messages call it, such as its path.
+        name: for messages, such as its path.
     """
     pixels, count = image.GetPixelIDTypeAsString(), image.GetNumberOfComponentsPerPixel()
     if image.GetDimension() != 3 or count != 1 or "vector" in pixels or "complex" in pixels:
@@ -176,11 +176,11 @@ def read_image(path: str | Path, channel: int | None = None, series: str = "") -
 
 
 def mr_image(volume: sitk.Image, name: str | Path) -> sitk.Image:
-    """A volume as an MR image, float32 in its own intensities.
+    """Returns a volume as a float32 MR image, with its intensities unchanged.
 
     Args:
         volume: one that passes `check_volume`.
-        name: what messages call it, such as its path.
+        name: for messages, such as its path.
 
     Raises:
         DataError: one slice, values beyond float32, a label map, or voxels that all have one value.

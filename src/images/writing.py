@@ -45,7 +45,8 @@ def write_volume(image: sitk.Image, path: str | Path, like: str | Path | None = 
 def move_volumes(source: Path, target: Path) -> None:
     """Moves all files below `source` to the same places below `target`, headers after voxels.
 
-    So a `.mhd` never exists without the file of its voxels. Both folders are on one file system.
+    A `.mhd` therefore never exists without the file of its voxels. Both folders must be on one file
+    system.
     """
     files = [path for path in source.rglob("*") if path.is_file()]
     for file in sorted(files, key=lambda file: suffix_of(file) == ".mhd"):

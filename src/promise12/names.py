@@ -1,6 +1,6 @@
-"""Rules on names of files and folders: set, mask, lesion, T2.
+"""What the names of files and folders say: set, mask, lesion, T2.
 
-All rules are about words: a name is split at blanks, dots, `_` and `-`; case does not count.
+The rules look at words: a name is split at blanks, dots, `_` and `-`, and case is ignored.
 """
 
 import re
@@ -53,7 +53,7 @@ def set_named(folder_name: str) -> str | None:
 
 
 def set_of_path(path: PurePath) -> str | None:
-    """Returns the set of the nearest folder whose name is that of one, else None."""
+    """Returns the set of the nearest folder whose name names one, else None."""
     return next(filter(None, map(set_named, reversed(path.parts[:-1]))), None)
 
 

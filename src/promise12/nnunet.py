@@ -56,9 +56,9 @@ def export_nnunet(
     training, test = _cases(data_path)
     with temporary_folder(out_path.parent, ".exporting-") as staging:
         folder = staging / out_path.name
-        for tail, cases in (("Tr", training), ("Ts", test)):
-            for name, (image, mask) in tqdm(cases.items(), f"Exporting {tail}", disable=None):
-                _write(folder, tail, name, image, mask, labels, channel)
+        for part, cases in (("Tr", training), ("Ts", test)):
+            for name, (image, mask) in tqdm(cases.items(), f"Exporting {part}", disable=None):
+                _write(folder, part, name, image, mask, labels, channel)
         metadata = {
             "channel_names": {"0": "T2"},
             "labels": {"background": 0, "prostate": 1},
@@ -92,10 +92,10 @@ def _cases(data_path):
     return training, test
 
 
-def _write(folder, tail, name, image_path, mask_path, labels, channel):
+def _write(folder, part, name, image_path, mask_path, labels, channel):
     image = read_volume(image_path, channel if is_stack(image_path) else None)
-    write_volume(image, folder / f"images{tail}" / f"{name}_0000{FILE_ENDING}", image_path)
+    write_volume(image, folder / f"images{part}" / f"{name}_0000{FILE_ENDING}", image_path)
     if mask_path is None:
         return
     mask = read_mask(mask_path, image, image_path, labels)
-    write_volume(mask, folder / f"labels{tail}" / f"{name}{FILE_ENDING}", image_path)
+    write_volume(mask, folder / f"labels{part}" / f"{name}{FILE_ENDING}", image_path)

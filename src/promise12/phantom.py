@@ -357,5 +357,5 @@ def write_phantom(out_path: str | Path, cases: int, seed: int, first: int = 0) -
             move_volumes(folder, out_path)
     except OSError as error:
         raise DataError(
-            f"{out_path}: cannot be written ({reason_of(error)}), or choose another folder"
+            f"{out_path}: cannot be written ({reason_of(error)}); choose another folder"
         ) from None

@@ -24,11 +24,11 @@ def lay_out(sources: list[Path], out_path: Path, options: Options | None = None)
     """Copies volumes to `out_path/SET/img` and `out_path/SET/gt`, SET being a key of `SETS`.
 
     The layout of a source is detected, see `src.promise12.layouts`. The set of a volume follows
-    from the names of its folders and its source: train..., test..., live...; if none says it,
+    from the names of its folders and its source: train..., test..., live...; if no name says it,
     sources with masks become TrainData, others TestData. Files are copied byte for byte, except 4-D
     and DICOM images and masks with other labels than 0 and 1, which are converted and keep their
     geometry, and detached MetaImage headers under a new name. Existing files with the same content
-    are kept. Nothing is written unless all files can be.
+    are not written again. If one file cannot be written, none is.
 
     Args:
         sources: zip files and folders; they are not changed.

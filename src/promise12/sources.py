@@ -54,7 +54,7 @@ class Member:
             return file.read(START_BYTES)
 
     def local(self, folder: Path) -> Path:
-        """Returns the file on disk; unpacks a zip's below `folder`."""
+        """Returns the file on disk; one in a zip is unpacked below `folder`."""
         if self.file:
             return self.file
         unpacked = folder / self.path
@@ -122,10 +122,10 @@ class Source:
 
     Args:
         path: of the folder or zip.
-        exclude: a folder whose files do not count: the output.
+        exclude: a folder to ignore: that of the output.
 
     Attributes:
-        members: all files, by path; hidden ones aside.
+        members: all files but hidden ones, by path.
         set_aside: volumes that `--mask_pattern` has matched; no longer in `volumes`.
 
     Raises:
@@ -176,7 +176,9 @@ class Source:
         ]
 
     def dicom_folder(self, path: PurePosixPath) -> Dicom:
-        """Returns a folder of DICOM files with all of its files: damaged ones may look like others.
+        """Returns a folder of DICOM files with all of its files but volumes.
+
+        Files that are not recognized as DICOM are included, since they may be damaged slices.
 
         Args:
             path: see `Member.path`.
@@ -259,9 +261,9 @@ def _read_with_program(source: Path, entry: zipfile.ZipInfo) -> bytes:
     command = [tool, *UNPACKERS[tool], str(source.resolve()), entry.filename]
     result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True)
     if len(result.stdout) != entry.file_size or zlib.crc32(result.stdout) != entry.CRC:
-        said = " ".join(result.stderr.decode(errors="replace").split())
+        reason = " ".join(result.stderr.decode(errors="replace").split())
         raise DataError(
-            f"{source}: {tool} cannot unpack {entry.filename} ({said or 'size or CRC differs'}); "
+            f"{source}: {tool} cannot unpack {entry.filename} ({reason or 'size or CRC differs'}); "
             "fetch the archive again"
         )
     return result.stdout

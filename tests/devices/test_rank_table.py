@@ -151,7 +151,7 @@ def test_several_servers_get_the_command_for_each(write):
     )
     table["server_list"][1]["device"].pop()
     with pytest.raises(
-        DataError, match="expected 1; with 2 to 3 devices; msrun needs as many on e"
+        DataError, match="expected 1; with 2 to 3 devices; msrun needs the same number"
     ):
         read_rank_table(write(table), 5)
 

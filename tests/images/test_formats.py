@@ -66,5 +66,7 @@ def test_a_name_that_is_not_utf8_is_refused_in_words_that_can_be_printed(name):
 
 def test_a_case_has_one_file():
     assert only_file([Path("img/a.mhd")]) == Path("img/a.mhd")
-    with pytest.raises(DataError, match="^img: a.mhd and a.nii.gz are one case by name, a; keep"):
+    with pytest.raises(
+        DataError, match="^img: a.mhd and a.nii.gz have the same case name, a; keep"
+    ):
         only_file([Path("img/a.mhd"), Path("img/a.nii.gz")])

@@ -76,7 +76,7 @@ FAULTS = {
     ),
     "two images": (
         lambda d: make_volume(d / f"{IMAGE}.nrrd"),
-        "Case01.mhd and Case01.nrrd are one case by name",
+        "Case01.mhd and Case01.nrrd have the same case name",
     ),
     "voxels elsewhere, absolute": (
         lambda d: changed_header(d / f"{IMAGE}.mhd", "Case01.raw", f"{d}/{IMAGE}.raw"),

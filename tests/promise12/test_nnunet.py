@@ -111,7 +111,7 @@ def test_export_of_one_set_merges_labels(tmp_path, data):
         (lambda d: (d / "TrainData/img/Case00.mhd").unlink(), "0 image.* 1 mask"),
         (
             lambda d: make_volume(d / "TrainData/img/Case00.nrrd"),
-            "Case00.* and Case00.nrrd are one case by name",
+            "Case00.* and Case00.nrrd have the same case name",
         ),
         (
             lambda d: make_volume(d / "TrainData/gt/Case01_segmentation.nii.gz", size=(6, 5, 5)),

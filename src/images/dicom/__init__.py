@@ -2,7 +2,7 @@
 
 The geometry comes from the positions and orientations of the slices. Slice thickness, spacing
 between slices and instance numbers are not used: they are often wrong. A series that is not one
-regular stack of MR slices is refused with a message of one line.
+regular stack of MR slices raises a DataError.
 """
 
 from pathlib import Path

@@ -15,7 +15,7 @@ def choose_series(series: list[Series], wanted: str, path: str | Path) -> Series
     Args:
         series: all series found, see `find_series`.
         wanted: a SeriesInstanceUID, a series number, or a pattern on the description (`*t2*tra*`,
-            or a part of it), case aside. Empty: the only axial T2, or the only image series if
+            or a part of it), in any case. Empty: the only axial T2, or the only image series if
             nothing contradicts that it is one.
         path: where they were found, for messages.
 

@@ -89,7 +89,10 @@ def _codestream_format(frame: bytes) -> tuple[int, int, int, int]:
 
 
 def _decode_file(content: bytes, log: BinaryIO) -> np.ndarray:
-    """Decodes one file; `log` is what the C libraries print. Damaged files raise many kinds."""
+    """Decodes one file; `log` receives what the C libraries print.
+
+    Exceptions of many types are raised for damaged files.
+    """
     ds = pydicom.dcmread(io.BytesIO(content), force=True)
     count = int(ds.get("NumberOfFrames") or 1)
     for frame in generate_frames(ds.PixelData, number_of_frames=count):
@@ -123,7 +126,7 @@ def main() -> None:
             try:
                 np.save(result, _decode_file(content, log), allow_pickle=False)
                 kind, output_bytes = b"A", result.getvalue()
-            except Exception as error:  # pydicom and GDCM raise many kinds
+            except Exception as error:  # pydicom and GDCM raise exceptions of many types
                 kind, output_bytes = b"E", str(error).encode()
             output.write(kind + struct.pack("<Q", len(output_bytes)) + output_bytes)
             output.flush()

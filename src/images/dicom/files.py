@@ -98,7 +98,10 @@ def _names_below(folder):
 
 
 def starts_like_dicom(start: bytes) -> bool:
-    """Whether 132 first bytes are those of part 10, or of a data set: group 0002 or 0008."""
+    """Whether the first 132 bytes are those of a DICOM file.
+
+    These are the preamble of part 10, or a data set that starts with group 0002 or 0008.
+    """
     plain = (b"\x02\x00", b"\x08\x00", b"\x00\x02", b"\x00\x08")
     return start[128:132] == b"DICM" or (len(start) == 132 and start[:2] in plain)
 
@@ -126,7 +129,7 @@ def is_dicom(path: str | Path) -> bool:
             return is_image_without_preamble(
                 pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=IMAGE_TAGS)
             )
-    except Exception:  # pydicom raises many kinds on other files
+    except Exception:  # pydicom raises exceptions of many types for other files
         return False
 
 

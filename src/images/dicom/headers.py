@@ -19,8 +19,8 @@ MR_CLASSES = (  # MR Image, Enhanced MR Image, Legacy Converted Enhanced MR Imag
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"  # and multi-frame classes; used by converters
 DIRECTORY_CLASS = "1.2.840.10008.1.3.10"
 PIXEL_TAGS = (b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10")  # little and big endian
-# All slices of a volume have the same value of each.
-OF_ONE_VOLUME = (
+# Attributes that have the same value in all slices of a volume.
+VOLUME_KEYWORDS = (
     "EchoTime",
     "EchoNumbers",
     "DiffusionBValue",
@@ -31,7 +31,7 @@ OF_ONE_VOLUME = (
 )
 # Attributes that may distinguish two slices at one position, the most informative first.
 DISTINGUISHING = (
-    *OF_ONE_VOLUME,
+    *VOLUME_KEYWORDS,
     "DiffusionGradientOrientation",
     "ImageType",
     "FrameType",
@@ -143,7 +143,8 @@ def read_header(files: Files, name: str) -> Header | None:
     """Reads the header of a file.
 
     Returns:
-        None for a DICOMDIR or a file that is not DICOM. A file that cannot be read has a `problem`.
+        The header, with a `problem` if the file cannot be used; None for a DICOMDIR or a file that
+        is not DICOM.
     """
     header = Header(name)
     try:
@@ -175,7 +176,7 @@ def read_header(files: Files, name: str) -> Header | None:
         remedy = "; check its permissions" if error.strerror else GET_AGAIN
         reason = error.strerror or one_line(error)
         return Header(name, problem=f"cannot be read ({reason}){remedy}")
-    except Exception as error:  # pydicom raises many kinds on damaged files
+    except Exception as error:  # pydicom raises exceptions of many types for damaged files
         return Header(name, problem=f"its header cannot be read ({one_line(error)}){GET_AGAIN}")
     return header
 
@@ -247,7 +248,7 @@ def _series_values(ds):
 
 
 class _Groups:
-    """Attributes of one frame, looked up in its functional groups, the shared ones, the file.
+    """Attributes of one frame, from its functional groups, else the shared ones, else the file.
 
     An enhanced MR file has the position of each frame in its own groups only.
     """

@@ -12,16 +12,16 @@ from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRL
 from ...utils.errors import DataError
 from . import codec
 from .files import Files, one_line, quiet
-from .headers import DISTINGUISHING, GET_AGAIN, OF_ONE_VOLUME, Malformed, whole_number
+from .headers import DISTINGUISHING, GET_AGAIN, VOLUME_KEYWORDS, Malformed, whole_number
 from .series import Series, list_values, number_or_none
 
 # Largest differences between the slices of one volume.
 DIRECTION_TOLERANCE = 1e-3  # of direction cosines, their length and their scalar product
 PIXEL_SPACING_TOLERANCE_MM = 1e-3
 SAME_POSITION_MM = 0.05  # slices closer than this have the same position
-STEP_TOLERANCE_MM = 0.1  # of a slice's position to the regular grid ...
-STEP_TOLERANCE_SHARE = 0.05  # ... and no more than this share of a step
-IN_PLANE_DRIFT_MM = 0.1  # of a slice's corner to the line along the normal through the first
+STEP_TOLERANCE_MM = 0.1  # distance of a slice from its position on the regular grid ...
+STEP_TOLERANCE_SHARE = 0.05  # ... but at most this share of a step
+IN_PLANE_DRIFT_MM = 0.1  # distance of a slice's corner from the normal through the first one's
 ECHO_TIME_TOLERANCE_MS = 1.0
 SYNTAX_OF_ENCODING = {  # of (implicit VR, little endian), for files without a meta header
     (True, True): ImplicitVRLittleEndian,
@@ -170,7 +170,7 @@ def _check_single_volume(series, frames, along_mm):
             f"two slices at {along_mm[same[0]]:.2f} mm ({first.label}; {second.label}), "
             f"{_difference(first, second)}; {where}{kind}; keep one slice for each position"
         )
-    for keyword in OF_ONE_VOLUME:
+    for keyword in VOLUME_KEYWORDS:
         values = [frame.tags.get(keyword, "") for frame in frames]
         numbers = [number for number in map(number_or_none, values) if number is not None]
         if keyword == "EchoTime" and len(numbers) == len(values):
@@ -252,7 +252,7 @@ def _stored_values(files, labels):
     """
     stored, shapes, compressed = {}, {}, {}
     for name in labels:
-        with _errors_name(labels[name]):
+        with _name_in_errors(labels[name]):
             ds = _read_dataset(files, name)
             shapes[name] = (whole_number(ds, "NumberOfFrames", 1), int(ds.Rows), int(ds.Columns))
             if ds.file_meta.TransferSyntaxUID in codec.SYNTAXES:
@@ -262,7 +262,7 @@ def _stored_values(files, labels):
                 stored[name] = _pixels(ds, shapes[name])
     decoded = codec.decode(list(compressed.values())) if compressed else []
     for name, values in zip(compressed, decoded, strict=False):  # ends at a damaged file
-        with _errors_name(labels[name]):
+        with _name_in_errors(labels[name]):
             if isinstance(values, str):
                 raise ValueError(values)
             stored[name] = values
@@ -279,13 +279,13 @@ def _stored_values(files, labels):
 
 
 @contextmanager
-def _errors_name(label):
+def _name_in_errors(label):
     """Turns any exception into a Malformed that names the slice."""
     try:
         yield
     except Malformed as error:
         raise Malformed(f"{label}: {error}") from None
-    except Exception as error:  # pydicom and its decoders raise many kinds
+    except Exception as error:  # pydicom and its decoders raise exceptions of many types
         raise Malformed(
             f"{label}: its pixel data cannot be read, damaged or truncated "
             f"({one_line(error, 200)}){GET_AGAIN}"

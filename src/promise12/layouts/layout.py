@@ -48,11 +48,13 @@ class Layout:
     Attributes:
         name: of the layout, for the user.
         images, masks: candidates; there must be one image and at most one mask per case.
-        lone_masks: what to do with masks without an image: "refuse", "keep" or "leave".
+        lone_masks: what to do with masks without an image: "refuse" raises an error, "keep" places
+            them, "leave" leaves them out with a remark.
         channel: index of the T2 image in 4-D files.
-        is_own: NAME and NAME_segmentation; their faults are reported by the check, case by case.
+        is_own: whether it is this project's, NAME and NAME_segmentation; faults of such files are
+            left to the check, which reports them case by case.
         remarks: lines for the user.
-        mentioned: volumes that a remark is about.
+        mentioned: volumes that a remark names.
     """
 
     name: str

@@ -36,10 +36,10 @@ def find_channel_folders(source: Source, options: Options) -> Layout | None:
     metadata = _dataset_json(source, root)
     sets = {"Tr": "TrainData", "Ts": "TestData"}
     masks = group(
-        ((sets[tail], stem(volume.path)), volume)
-        for tail in sets
+        ((sets[part], stem(volume.path)), volume)
+        for part in sets
         for volume in source.volumes
-        if volume.path.parent == root / f"labels{tail}"
+        if volume.path.parent == root / f"labels{part}"
     )
     images = group(
         ((sets[volume.path.parent.name[-2:]], stem(volume.path)), volume) for volume in inside
