@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Builds ascend310_infer/out/main.
 #   bash ascend310_infer/build.sh [arguments for cmake]
-# LITE_HOME=FOLDER before it names MindSpore Lite: an unpacked official package
-# (mindspore-lite-VERSION-linux-ARCH) or wheel (mindspore_lite). Without it, on x86-64 Linux, the
-# wheel of version 2.0.0 is downloaded once into ascend310_infer/lite, with the pip of PYTHON.
+# The variable LITE_HOME is the folder of MindSpore Lite: an unpacked official package
+# (mindspore-lite-VERSION-linux-ARCH) or wheel (mindspore_lite). If it is not set, on x86-64 Linux,
+# the wheel of version 2.0.0 is downloaded once into ascend310_infer/lite, with the pip of PYTHON.
 # shellcheck source=scripts/common.sh
 source "$(dirname -- "${BASH_SOURCE[0]}")/../scripts/common.sh"
 HERE=$ROOT/ascend310_infer
@@ -19,7 +19,7 @@ package for it from mindspore.cn and set LITE_HOME to its folder"
   rm -rf -- "$download"
   mkdir -- "$download"
   echo "downloading MindSpore Lite 2.0.0 into $HERE/lite (169 MB, once)"
-  # The version's other wheels hold libraries for Arm, whatever their names say.
+  # The other wheels of this version contain libraries for Arm, despite their names.
   "$python" -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: \
     --python-version 3.7 --implementation cp --platform manylinux1_x86_64 --dest "$download" \
     mindspore-lite==2.0.0 ||
@@ -29,7 +29,7 @@ LITE_HOME to the folder of an unpacked MindSpore Lite"
   sha256sum --check --status <<<"$sha256  $wheel" ||
     fail 1 "$wheel is not the MindSpore Lite that was expected, of SHA-256 $sha256: check the \
 package index that pip uses"
-  # All but the GPU's plug-ins, a third of it, and what is for Python.
+  # Without the GPU plug-ins, a third of the size, and the Python files.
   "$python" - "$wheel" "$download" <<'EOF' || fail 1 "$wheel cannot be unpacked: see above"
 import re, sys, zipfile
 
@@ -38,7 +38,7 @@ with zipfile.ZipFile(wheel) as files:
     wanted = re.compile(r"mindspore_lite/(include/|lib/lib(?!tensorrt|transformer))")
     files.extractall(folder, filter(wanted.match, files.namelist()))
 EOF
-  mv -- "$download/mindspore_lite" "$HERE/lite" # all of it, or nothing
+  mv -- "$download/mindspore_lite" "$HERE/lite" # atomic: the folder is complete or absent
 }
 
 # The library in LITE_HOME, in an official package or a wheel.
@@ -77,7 +77,7 @@ library=$(lite_library)
 # CMake refuses the build folder of a repository that has moved.
 grep -qsxF "CMAKE_HOME_DIRECTORY:INTERNAL=$HERE" "$HERE/build/CMakeCache.txt" ||
   rm -rf -- "$HERE/build/CMakeCache.txt" "$HERE/build/CMakeFiles"
-# The defaults are given, since CMake remembers what an earlier run was told.
+# Defaults are passed explicitly, since CMake caches the options of an earlier run.
 cmake -S "$HERE" -B "$HERE/build" -DLITE_LIBRARY="$library" \
   -DCMAKE_RUNTIME_OUTPUT_DIRECTORY="$HERE/out" -DCMAKE_BUILD_TYPE=Release -DVNET_SANITIZE=OFF "$@"
 cmake --build "$HERE/build" --parallel "$(nproc)"

@@ -33,7 +33,7 @@ from src.utils.files import write_files
 
 TITLES = {"ours": "this project", "monai": "MONAI", "torchio": "TorchIO"}
 ROUNDS = 7
-CASES = 2  # one of which lends its histogram
+CASES = 2  # the second is the reference of histogram matching
 SEED = 1
 
 
@@ -50,7 +50,7 @@ def write_cases(folder: str | Path) -> None:
 
 
 def measure(pythons: dict[str, str], folder: str, rounds: int) -> dict[str, dict]:
-    """Implementation -> what `summary` keeps, with its `version`.
+    """Returns implementation -> its `summary` and `version`.
 
     Args:
         pythons: implementation -> interpreter.
@@ -95,7 +95,7 @@ def check_shapes(title: str, shapes: list[list[int]]) -> None:
 
 
 def report_text(measured: dict[str, dict], machine: dict) -> str:
-    """What is printed at the end."""
+    """Returns the text that is printed at the end."""
     rows = [
         [
             f"{TITLES[name]} ({of['version']})",

@@ -25,7 +25,7 @@ class Implementation:
         self.library = library
 
     def load(self, folder: str) -> str:
-        """Takes volumes.npy (cases, X, Y, Z) and masks.npy of them; returns what is measured."""
+        """Loads volumes.npy and masks.npy, both (cases, X, Y, Z); returns the library's version."""
         volumes, masks = (np.load(Path(folder, f"{name}.npy")) for name in ("volumes", "masks"))
         self.augment, version = {"ours": _ours, "monai": _monai, "torchio": _torchio}[self.library](
             volumes, masks
@@ -33,7 +33,7 @@ class Implementation:
         return version
 
     def sample(self, number: int) -> dict:
-        """One augmented image and mask; core seconds, so that waiting for a core does not count."""
+        """Augments one image and mask; returns core seconds, without waiting for a core."""
         started = time.process_time()
         image, mask = self.augment(number)
         seconds = time.process_time() - started

@@ -51,11 +51,11 @@ def predicted_step_s(
 ) -> float:
     """Time of a step on many devices: the step of one, then the all-reduce of its gradient.
 
-    The gradient is summed inside each machine and between the machines in turn, each device with
-    its share of the machine's network, and nothing of it overlaps with the backward pass.
+    The gradient is summed inside each machine, then between the machines, where each device uses
+    its share of the machine's network. Neither overlaps with the backward pass.
 
     Args:
-        devices: how many, `per_machine` in each machine.
+        devices: number of devices, `per_machine` in each machine.
         step_s: of one device alone.
         inside, outside: bytes/s of a device within its machine and to other machines.
         per_machine: devices of a machine.
@@ -80,7 +80,7 @@ def prediction_table() -> str:
 
 
 def measure(count: int, folder: Path, steps: int, size: tuple[int, int, int]) -> dict:
-    """What the first of `count` ranks wrote."""
+    """Runs distributed_rank.py on `count` ranks; returns the measurements of the first."""
     arguments = [str(RANK), str(folder), str(count), str(steps), ",".join(map(str, size))]
     scripts = Path(sys.executable).parent
     environment = {

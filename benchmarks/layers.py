@@ -16,7 +16,7 @@ class Layer(NamedTuple):
         kind: "conv5" (5x5x5, same size), "down" (2x2x2, stride 2) or "up" (its transpose).
         in_channels, out_channels: of the convolution.
         sides: X, Y, Z of its input.
-        count: how many of them V-Net (variants `monai` and `zoo`) has.
+        count: number of such convolutions in V-Net (variants `monai` and `zoo`).
     """
 
     kind: str
@@ -33,7 +33,7 @@ class Layer(NamedTuple):
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """What a training step computes of it; the gradient of the input volume is not needed."""
+        """The parts that a training step computes; the input volume needs no gradient."""
         return PARTS if self.in_channels > 1 else (PARTS[0], PARTS[2])
 
     @property
@@ -62,7 +62,7 @@ def vnet_layers(size: tuple[int, int, int]) -> list[Layer]:
     layers += [
         Layer("down", WIDTH << level, 2 * WIDTH << level, sides(level), 1) for level in range(4)
     ]
-    # What a stage up returns is as wide as the level below its own; the deepest brings 16 * WIDTH.
+    # A stage up returns as many channels as the level below it has; the deepest returns 16 * WIDTH.
     layers += [
         Layer("up", min(4 * WIDTH << level, 16 * WIDTH), WIDTH << level, sides(level + 1), 1)
         for level in range(4)
@@ -71,7 +71,7 @@ def vnet_layers(size: tuple[int, int, int]) -> list[Layer]:
 
 
 def layer_arrays(layer: Layer, batch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Input, weight and the gradient that comes back to the output, drawn from a fixed seed.
+    """Draws input, weight and gradient of the output from a fixed seed.
 
     Returns:
         (batch, in, X, Y, Z); (out, in, k, k, k), or (in, out, k, k, k) of a transpose;
@@ -85,7 +85,7 @@ def layer_arrays(layer: Layer, batch: int) -> tuple[np.ndarray, np.ndarray, np.n
     }[layer.kind]
     channels = (layer.out_channels, layer.in_channels)
     kernel = (channels[::-1] if layer.kind == "up" else channels) + (layer.kernel,) * 3
-    # Each output voxel of a transposed convolution of stride 2 sums over the channels alone.
+    # Each output voxel of a 2x2x2 transposed convolution of stride 2 sums over the channels only.
     fan_in = layer.in_channels * (1 if layer.kind == "up" else layer.kernel**3)
     x = random.standard_normal((batch, layer.in_channels, *layer.sides), dtype=np.float32)
     weight = random.standard_normal(kernel, dtype=np.float32) / np.float32(np.sqrt(fan_in))
@@ -94,7 +94,7 @@ def layer_arrays(layer: Layer, batch: int) -> tuple[np.ndarray, np.ndarray, np.n
 
 
 def sample(array: np.ndarray) -> list[float]:
-    """Some values from all over an array, enough to tell another result."""
+    """Returns SAMPLES evenly spaced values of an array, for comparison."""
     flat = array.ravel()
     places = np.linspace(0, flat.size - 1, SAMPLES).astype(int)
     return flat[places].tolist()

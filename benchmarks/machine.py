@@ -8,7 +8,7 @@ import numpy as np
 
 STATUS = Path("/proc/self/status")
 CLEAR_REFERENCES = Path("/proc/self/clear_refs")
-RESET_PEAK = "5"  # proc(5): sets VmHWM to what is resident now
+RESET_PEAK = "5"  # proc(5): sets VmHWM to the current resident memory
 
 
 def usable_cores() -> int:

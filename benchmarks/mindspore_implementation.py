@@ -29,9 +29,9 @@ STEPS = 1000  # more than any benchmark trains
 
 
 class Gradient(nn.Cell):
-    """The gradient of one convolution with respect to its input or its weight, without forward.
+    """The gradient of one convolution with respect to its input or its weight.
 
-    `construct(x, dy)` takes input and gradient of the output.
+    `construct(x, dy)` takes the input and the gradient of the output; the forward pass is not run.
     """
 
     def __init__(self, cell: nn.Cell, by_weight: bool) -> None:
@@ -80,7 +80,7 @@ class Implementation:
         }
 
     def load(self, folder: str, training: bool) -> dict:
-        """Takes volume.npy, mask.npy and, if there, weights.npz; memory counts from here on."""
+        """Loads volume.npy, mask.npy and weights.npz if it exists; resets the peak of memory."""
         started = time.perf_counter()
         self.volume = np.load(Path(folder, "volume.npy"))
         self.mask = np.load(Path(folder, "mask.npy"))
@@ -100,30 +100,30 @@ class Implementation:
         return {"seconds": time.perf_counter() - started, "parameters": parameters}
 
     def infer(self) -> dict:
-        """From the volume to its probability, both in NumPy."""
+        """Times the way from the volume to its probability, both NumPy arrays."""
         started = time.perf_counter()
         self.probability = self.network(ms.Tensor(self.volume)).asnumpy()
         return {"seconds": time.perf_counter() - started}
 
     def write_probability(self, path: str) -> None:
-        """Writes what the last `infer` gave, (batch, X, Y, Z)."""
+        """Writes the probability of the last `infer` as .npy, (batch, X, Y, Z)."""
         np.save(path, self.probability)
 
     def train_step(self, drop: bool) -> dict:
-        """Forward, loss, backward, Adam; dropping no channel where losses are compared."""
+        """Runs forward, loss, backward and Adam; without dropout unless `drop`."""
         started = time.perf_counter()
-        batch = tuple(ms.Tensor(array) for array in (self.volume, self.mask, self._keep(drop)))
+        batch = tuple(ms.Tensor(array) for array in (self.volume, self.mask, self._mask(drop)))
         loss = float(self.training_cell(*batch).asnumpy())
         seconds = time.perf_counter() - started
         self.step += 1
         return {"loss": loss, "seconds": seconds}
 
     def peak_memory(self) -> int:
-        """In bytes, since `load`."""
+        """The peak of memory since `load`, in bytes."""
         return peak_memory_bytes()
 
     def load_layer(self, batch: int, **layer) -> str:
-        """Makes one convolution; returns what it is made by."""
+        """Creates one convolution; returns the name of the module that implements it."""
         layer = Layer(**layer)
         x, weight, dy = layer_arrays(layer, batch)
         cell = self._convolution(layer)
@@ -138,14 +138,14 @@ class Implementation:
         return type(cell).__module__
 
     def run_layer(self, part: str) -> dict:
-        """One of `benchmarks.layers.PARTS`; values of its result for comparison."""
+        """Times one of `benchmarks.layers.PARTS`; also returns some values of its result."""
         started = time.perf_counter()
         result = self.parts[part]().asnumpy()  # no copy; waits for the result
         seconds = time.perf_counter() - started
         return {"seconds": seconds, "sample": sample(result)}
 
-    def _keep(self, drop):
-        """Dropout's factors of one step, (batch, channels), as training draws them."""
+    def _mask(self, drop):
+        """The dropout mask of one step, (batch, channels), as training draws it; or all ones."""
         channels, batch = self.network.dropout_channels, len(self.volume)
         if not drop:
             return np.ones((batch, channels), np.float32)

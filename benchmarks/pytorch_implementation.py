@@ -48,8 +48,8 @@ class Implementation:
     def write_weights(self, folder: str, seed: int) -> None:
         """Draws weights as MONAI does, and writes them to weights.npz.
 
-        Batch norms get the statistics of `folder`'s volume, as a training would give them: with the
-        initial 0 and 1 the answer would be close to one half everywhere, whatever the convolutions.
+        Batch norms get the statistics of `folder`'s volume, as in a training: with the initial 0
+        and 1 the probability would be close to one half everywhere, whatever the convolutions.
         """
         torch.manual_seed(seed)
         self.net = VNet(out_channels=2).train()
@@ -63,7 +63,7 @@ class Implementation:
         np.savez(Path(folder, "weights.npz"), **state)
 
     def load(self, folder: str, training: bool) -> dict:
-        """Takes volume.npy, mask.npy and weights.npz; memory counts from here on."""
+        """Loads volume.npy, mask.npy and weights.npz; resets the peak of memory."""
         started = time.perf_counter()
         self.volume = np.load(Path(folder, "volume.npy"))
         self.mask = np.load(Path(folder, "mask.npy"))
@@ -76,18 +76,18 @@ class Implementation:
         return {"seconds": time.perf_counter() - started, "parameters": parameters}
 
     def infer(self) -> dict:
-        """From the volume to its probability, both in NumPy."""
+        """Times the way from the volume to its probability, both NumPy arrays."""
         started = time.perf_counter()
         with torch.inference_mode():
             self.probability = self._probability().numpy()
         return {"seconds": time.perf_counter() - started}
 
     def write_probability(self, path: str) -> None:
-        """Writes what the last `infer` gave, (batch, X, Y, Z)."""
+        """Writes the probability of the last `infer` as .npy, (batch, X, Y, Z)."""
         np.save(path, self.probability)
 
     def train_step(self, drop: bool) -> dict:
-        """Forward, loss, backward, Adam; dropping no channel where losses are compared."""
+        """Runs forward, loss, backward and Adam; without dropout unless `drop`."""
         self._drop(drop)
         started = time.perf_counter()
         self.optimizer.zero_grad()
@@ -97,11 +97,11 @@ class Implementation:
         return {"loss": loss.item(), "seconds": time.perf_counter() - started}
 
     def peak_memory(self) -> int:
-        """In bytes, since `load`."""
+        """The peak of memory since `load`, in bytes."""
         return peak_memory_bytes()
 
     def load_layer(self, batch: int, **layer) -> str:
-        """Makes one convolution; returns what it is made by."""
+        """Creates one convolution; returns the name of the module that implements it."""
         layer = Layer(**layer)
         arrays = layer_arrays(layer, batch)
         self.x, self.weight, self.dy = (torch.from_numpy(array) for array in arrays)
@@ -112,11 +112,11 @@ class Implementation:
             "down": lambda: conv3d(self.x, self.weight, stride=2),
             "up": lambda: conv_transpose3d(self.x, self.weight, stride=2),
         }[layer.kind]
-        self.y = self.convolve()  # what the gradients go back from
+        self.y = self.convolve()  # the output from which gradients are computed
         return "torch"
 
     def run_layer(self, part: str) -> dict:
-        """One of `benchmarks.layers.PARTS`; values of its result for comparison."""
+        """Times one of `benchmarks.layers.PARTS`; also returns some values of its result."""
         started = time.perf_counter()
         if part == "forward":
             with torch.inference_mode():

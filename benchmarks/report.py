@@ -19,7 +19,7 @@ def alternate(calls: dict[str, tuple[Callable[[], float], int]]) -> dict[str, li
     """Measures in turns A B C, A B C, ...: a slow phase of the machine then affects all of them.
 
     Args:
-        calls: name -> (returns the time that it took, how often).
+        calls: name -> (function that returns the time it took, number of calls).
 
     Returns:
         name -> times in order.
@@ -48,18 +48,18 @@ def summary(first_call_s: float, times_s: list[float]) -> dict[str, float | list
 
 
 def ratio(measured: dict[str, dict], theirs: str = "pytorch", ours: str = "ours") -> float:
-    """How many times as fast ours is: the other's median over ours."""
+    """Returns the speed-up: the other's median time over ours."""
     return measured[theirs]["median_s"] / measured[ours]["median_s"]
 
 
 def time_text(summary_: dict) -> str:
-    """A median and the range it comes from."""
+    """Formats the median and the range of the times."""
     times = summary_["times_s"]
     return f"{median(times):.3f} s ({min(times):.3f} .. {max(times):.3f})"
 
 
 def memory_text(summary_: dict) -> str:
-    """The peak in GB, of 1e9 bytes."""
+    """Formats the peak of memory in GB (1e9 bytes)."""
     return f"{summary_['peak_bytes'] / 1e9:.2f} GB"
 
 
@@ -79,7 +79,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def network_table(measured: dict) -> str:
-    """The whole network: times, peaks of memory, PyTorch over ours; what first calls cost more."""
+    """The whole network: times, peaks of memory, first call's extra; PyTorch's over ours."""
     names = list(measured["inference"])
 
     def row(title, phase, key, text):
@@ -124,7 +124,7 @@ def layers_table(layers: list[dict]) -> str:
 
 
 def report_text(measured: dict) -> str:
-    """What is printed at the end."""
+    """Returns the text that is printed at the end."""
     machine, compared = measured["machine"], measured["compared"]
     processes = {name: of["process"] for name, of in measured["inference"].items()}
     shape = "x".join(map(str, (measured["batch"], 1, *measured["size"])))

@@ -7,7 +7,7 @@
 Each size is measured with one volume on all cores, then the base size with each batch and with
 each number of threads (OMP_NUM_THREADS, on as many cores). Every line has a process of its own for
 inference and one for training, so that each shows its own peak of memory (VmHWM, after the weights
-are loaded). A line that needs more memory than there is says so, and the others go on.
+are loaded). A line that runs out of memory is marked as failed, and the others are measured.
 """
 
 import argparse
@@ -33,7 +33,7 @@ SIZES = ((32, 32, 32), (64, 64, 32), (96, 96, 48), (128, 128, 64))
 
 
 class Point(NamedTuple):
-    """What one line of the table is measured with."""
+    """The settings of one line of the table."""
 
     size: tuple[int, int, int]
     batch: int
@@ -45,7 +45,7 @@ class Point(NamedTuple):
 
 
 def points(sizes, batches, threads, base, cores: int) -> list[Point]:
-    """The lines of the table: sizes, batches and threads, one of them varied at a time."""
+    """Returns the lines of the table: one of size, batch and threads is varied at a time."""
     lines = [Point(size, 1, cores) for size in sizes]
     lines += [Point(base, batch, cores) for batch in batches]
     lines += [Point(base, 1, count) for count in threads]
@@ -53,7 +53,7 @@ def points(sizes, batches, threads, base, cores: int) -> list[Point]:
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line, checked.
+    """Parses and checks the command line.
 
     Raises:
         UsageError: values that cannot be measured.
@@ -88,7 +88,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def measure(point: Point, phase: str, reps: int) -> dict:
-    """What `summary` keeps of inference or training, with peak_bytes; or why there is nothing."""
+    """Returns the `summary` of inference or training, with peak_bytes; on failure the `error`."""
     method, undropped, timed = CALLS[phase]
     try:
         with (
@@ -116,7 +116,7 @@ def measure(point: Point, phase: str, reps: int) -> dict:
 
 
 def scaling_table(measured: list[dict]) -> str:
-    """One line per point: time, time per million voxels, peak, what the first call took more."""
+    """One line per point: time, time per million voxels, peak of memory, first call's extra."""
     header = ["size", "batch", "threads"]
     for title in PHASES.values():
         header += [title, "per Mvoxel", "peak", "first call"]

@@ -27,7 +27,7 @@ def write_volume(folder: str | Path, size: tuple[int, int, int], batch: int) -> 
 
 
 def volume_size(text: str) -> tuple[int, int, int]:
-    """Three multiples of 16 from "X,Y,Z"."""
+    """Parses "X,Y,Z", three multiples of 16."""
     try:
         size = tuple(int(side) for side in text.split(","))
     except ValueError:

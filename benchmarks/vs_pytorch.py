@@ -46,7 +46,7 @@ TOLERANCE = 1e-3  # of a probability, a loss, a layer's values in units of their
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line, checked.
+    """Parses and checks the command line.
 
     Raises:
         UsageError: values that cannot be measured.
@@ -58,7 +58,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--size", type=volume_size, default="128,128,64", metavar="X,Y,Z")
     parser.add_argument("--batch", type=int, default=1, help="volumes at once")
     parser.add_argument(
-        "--pairs", type=int, default=PAIRS, help="how often each is timed, in alternation"
+        "--pairs", type=int, default=PAIRS, help="timed calls of each, in alternation"
     )
     parser.add_argument(
         "--torch_python",
@@ -71,7 +71,7 @@ def parse_arguments() -> argparse.Namespace:
         type=int,
         default=0,
         metavar="REPS",
-        help="time stock MindSpore too, this often; it is slow",
+        help="timed calls of stock MindSpore, which is slow; 0: none",
     )
     parser.add_argument("--layers", action="store_true", help="time each convolution by itself too")
     parser.add_argument(
@@ -98,7 +98,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def start(name: str, args: argparse.Namespace) -> Worker:
-    """An implementation's process."""
+    """Starts the process of an implementation."""
     if name == "pytorch":
         return Worker(
             TITLES[name],
@@ -119,13 +119,13 @@ def start(name: str, args: argparse.Namespace) -> Worker:
 
 
 def repetitions(args: argparse.Namespace) -> dict[str, int]:
-    """Implementation -> how often it is timed."""
+    """Returns implementation -> number of timed calls."""
     counts = {"ours": args.pairs, "pytorch": args.pairs, "stock": args.stock}
     return {name: count for name, count in counts.items() if count}
 
 
 def measure_phase(phase: str, args: argparse.Namespace, folder: Path) -> tuple[dict, dict, float]:
-    """Inference or training, in processes of its own, so that each has its own peak of memory.
+    """Measures inference or training, in new processes, so that each has its own peak of memory.
 
     Args:
         phase: "inference" or "train_step".
@@ -133,8 +133,9 @@ def measure_phase(phase: str, args: argparse.Namespace, folder: Path) -> tuple[d
         folder: with volume, mask and weights.
 
     Returns:
-        Implementation -> what `summary` keeps, with load_s, parameters, process, peak_bytes and, in
-        training, the losses without dropout; what was compared; cores that other processes took.
+        Implementation -> its `summary` with load_s, parameters, process, peak_bytes and, in
+        training, the losses without dropout; name of a comparison -> its value; mean number of
+        cores that other processes used.
 
     Raises:
         DataError: the implementations do not compute the same.
@@ -160,7 +161,7 @@ def measure_phase(phase: str, args: argparse.Namespace, folder: Path) -> tuple[d
                 worker.call("write_probability", path=str(folder / f"{name}.npy"))
         compared = compare_losses(losses) if training else compare_probabilities(counts, folder)
         for name, worker in workers.items():
-            if name != "stock":  # it would take minutes for what its first call did already
+            if name != "stock":  # a second call takes minutes and only repeats the first
                 losses[name].append(worker.call(method, **undropped).get("loss"))
         if training:
             measured = {name: {**of, "losses": losses[name]} for name, of in measured.items()}
@@ -178,7 +179,7 @@ def measure_phase(phase: str, args: argparse.Namespace, folder: Path) -> tuple[d
 def take_turns(
     workers: dict[str, Worker], counts: dict[str, int], method: str, arguments: dict
 ) -> dict[str, list[float]]:
-    """Implementation -> times of a method, called in alternation."""
+    """Returns implementation -> times in s of a method, called in alternation."""
 
     def timed_call(worker):
         return lambda: worker.call(method, **arguments)["seconds"]
@@ -187,16 +188,16 @@ def take_turns(
 
 
 def load_until_now(workers: dict[str, Worker]) -> np.ndarray:
-    """(seconds on the clock, core seconds of all processes, core seconds of these workers)."""
+    """Returns seconds on the clock, core seconds of all processes, and of these workers."""
     own_s = sum(worker.cpu_s for worker in workers.values())
     return np.array([time.perf_counter(), busy_core_seconds(), own_s])
 
 
 def compare_probabilities(names, folder: Path) -> dict[str, float]:
-    """Largest differences to PyTorch's probabilities, which must be small.
+    """Returns the largest differences to PyTorch's probabilities.
 
     Raises:
-        DataError: they are not.
+        DataError: one exceeds TOLERANCE.
     """
     theirs = np.load(folder / "pytorch.npy")
     compared = {
@@ -211,10 +212,10 @@ def compare_probabilities(names, folder: Path) -> dict[str, float]:
 
 
 def compare_losses(losses: dict[str, list[float]]) -> dict[str, float]:
-    """Differences to PyTorch's loss of the first training step, which must be small.
+    """Returns the differences to PyTorch's loss of the first training step.
 
     Raises:
-        DataError: they are not.
+        DataError: one exceeds TOLERANCE.
     """
     theirs = losses["pytorch"][0]
     return {
@@ -225,7 +226,7 @@ def compare_losses(losses: dict[str, list[float]]) -> dict[str, float]:
 
 
 def checked(difference: float, name: str, what: str) -> float:
-    """`difference`, if it is below the tolerance; NaN is not."""
+    """Returns `difference`; raises a DataError if it is not below TOLERANCE, or NaN."""
     if difference < TOLERANCE:
         return float(difference)
     raise DataError(
@@ -235,7 +236,7 @@ def checked(difference: float, name: str, what: str) -> float:
 
 
 def measure_layers(args: argparse.Namespace) -> list[dict]:
-    """Each convolution of the network by itself.
+    """Measures each convolution of the network by itself.
 
     Raises:
         DataError: results differ.
@@ -256,7 +257,7 @@ def measure_layers(args: argparse.Namespace) -> list[dict]:
 
 
 def measure_part(layer: Layer, part: str, workers: dict, counts: dict) -> dict[str, dict]:
-    """Implementation -> what `summary` keeps of one part of one layer."""
+    """Returns implementation -> `summary` of one part of one layer."""
     first = {name: worker.call("run_layer", part=part) for name, worker in workers.items()}
     for name in workers:
         difference = relative_difference(first[name]["sample"], first["pytorch"]["sample"])
@@ -266,7 +267,7 @@ def measure_part(layer: Layer, part: str, workers: dict, counts: dict) -> dict[s
 
 
 def result(args: argparse.Namespace, machine: dict, compared: dict, phases: dict, layers) -> dict:
-    """All that was measured, as --json writes it."""
+    """Returns all measurements in the form that --json writes."""
     return {
         "ratio_inference": ratio(phases["inference"]),
         "ratio_train_step": ratio(phases["train_step"]),

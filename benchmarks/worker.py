@@ -46,13 +46,13 @@ class Worker:
         module: has the class `Implementation`.
         threads: cores it may use, as OMP_NUM_THREADS and as affinity.
         keep_onednn_limits: whether it sees ONEDNN_MAX_CPU_ISA of this environment.
-        arguments: for `Implementation`, all of them JSON.
+        arguments: for `Implementation`, values that JSON can represent.
 
     Attributes:
         cpu_s: core seconds that the process took until the end of the last call.
 
     Raises:
-        DataError: it does not start, a package is missing for one.
+        DataError: it does not start, for example because a package is missing.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Worker:
             text=True,
             start_new_session=True,  # so that signals reach what an interpreter's wrapper starts
         )
-        # Before it has threads, which inherit this.
+        # Before it starts threads, which inherit the affinity.
         os.sched_setaffinity(self._process.pid, sorted(os.sched_getaffinity(0))[:threads])
         try:
             self.call("__init__", **arguments)
@@ -97,7 +97,7 @@ class Worker:
         self.close()
 
     def call(self, method: str, **arguments):
-        """What the implementation's method returns.
+        """Calls a method of the implementation and returns its result.
 
         Raises:
             DataError: the method failed, or the process died.
@@ -106,23 +106,23 @@ class Worker:
         try:
             self._process.stdin.write(json.dumps([method, arguments]) + "\n")
             self._process.stdin.flush()
-            answer = self._process.stdout.readline()
+            line = self._process.stdout.readline()
         except BrokenPipeError:
-            answer = ""
-        if not answer:
+            line = ""
+        if not line:
             code = self._process.wait()
             cause = signal.Signals(-code).name if code < 0 else f"exit code {code}"
             remedy = "; out of memory? a smaller --size or --batch needs less" if code < 0 else ""
             raise DataError(f"{self.name}: its process ended in {method} ({cause}){remedy}")
         self._signal(signal.SIGSTOP)
-        answer = json.loads(answer)
-        self.cpu_s = answer["cpu_s"]
-        if "error" in answer:
-            raise DataError(f"{self.name}: {answer['error']}")
-        return answer["result"]
+        reply = json.loads(line)
+        self.cpu_s = reply["cpu_s"]
+        if "error" in reply:
+            raise DataError(f"{self.name}: {reply['error']}")
+        return reply["result"]
 
     def close(self) -> None:
-        """Ends the process; there is nothing of it to keep."""
+        """Kills the process; it has no state to save."""
         self._signal(signal.SIGKILL)
         with self._process:  # closes the pipes and waits
             pass
@@ -133,10 +133,10 @@ class Worker:
 
 
 def serve(module: str) -> None:
-    """The child's side, until its standard input ends."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # a stopped child would stay for ever
+    """Runs the child: answers calls until its standard input ends."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # a stopped child would never end
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print is no reply
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # libraries must not print among the replies
     implementation = None
     for line in sys.stdin:
         method, arguments = json.loads(line)
@@ -146,20 +146,18 @@ def serve(module: str) -> None:
                 result = None
             else:
                 result = getattr(implementation, method)(**arguments)
-            answer = {"result": result}
+            reply = {"result": result}
         except ModuleNotFoundError as error:
-            answer = {
+            reply = {
                 "error": f"{sys.executable} has no module {error.name}; see "
                 "benchmarks/requirements.txt for PyTorch, requirements.txt for MindSpore"
             }
         except (DataError, UsageError) as error:
-            answer = {"error": str(error)}
-        except Exception as error:  # the parent says it in one line, with its implementation's name
+            reply = {"error": str(error)}
+        except Exception as error:  # the parent prints one line with the implementation's name
             traceback.print_exc()
-            answer = {
-                "error": f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-            }
-        print(json.dumps({**answer, "cpu_s": time.process_time()}), file=replies, flush=True)
+            reply = {"error": f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"}
+        print(json.dumps({**reply, "cpu_s": time.process_time()}), file=replies, flush=True)
 
 
 if __name__ == "__main__":

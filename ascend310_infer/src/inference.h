@@ -26,7 +26,8 @@ class Network {
   // Throws DataError if the file does not have the size of the model's input.
   void check(const std::filesystem::path& volume) const;
 
-  // Throws DataError as check(), or if an output is not finite.
+  // Returns the output for a volume of float32. Throws DataError if the file cannot be read, if the
+  // inference fails, or if a value of the output is not finite.
   Prediction run(const std::filesystem::path& volume);
 
  private:

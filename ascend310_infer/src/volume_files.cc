@@ -24,7 +24,7 @@ DataError unwritable(const fs::path& path, const std::error_code& error) {
                    "): check that its folder is a folder, allows writing and has space left");
 }
 
-// Of a stream; whoever asks has set errno to 0 before.
+// The error of the last stream operations; set errno to 0 before them.
 std::error_code last_error() { return {errno != 0 ? errno : EIO, std::generic_category()}; }
 
 }  // namespace

@@ -10,14 +10,16 @@ namespace vnet {
 // The files NAME.bin of a folder, sorted, without hidden ones. Throws DataError if there are none.
 std::vector<std::filesystem::path> list_volumes(const std::filesystem::path& folder);
 
+// The size of a file. Throws DataError if it cannot be read.
 size_t size_bytes(const std::filesystem::path& file);
 
-// Reads the first `size` bytes.
+// Reads the first `size` bytes. Throws DataError if there are fewer.
 void read_file(const std::filesystem::path& file, void* data, size_t size);
 
-// Writes the file atomically.
+// Writes a file atomically. Throws DataError if it cannot be written.
 void write_file(const std::filesystem::path& file, const void* data, size_t size);
 
+// Creates a folder and its parents, unless it exists. Throws DataError.
 void make_folder(const std::filesystem::path& folder);
 
 }  // namespace vnet
