@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Compiles the fast CPU convolution ahead of its first use and prints where the library lies.
+# Compiles the fast CPU convolution ahead of its first use and prints the library's path.
 #   bash scripts/build_fast_conv3d.sh
-# CXX=/path/to/g++ before it picks the compiler, FAST_CONV3D_CACHE=FOLDER the place.
+# The variable CXX=/path/to/g++ chooses the compiler, FAST_CONV3D_CACHE=FOLDER the place.
 # shellcheck source=scripts/common.sh
 source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
 python=$(find_python)

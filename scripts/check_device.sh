@@ -2,8 +2,8 @@
 # Checks that everything works on a device of this machine, in minutes, with nothing but this checkout.
 #   bash scripts/check_device.sh TARGET [DEVICE_NUM]
 # TARGET is Ascend, GPU or CPU; DEVICE_NUM above 1 also checks that several devices train together. Prints a
-# table and writes it to check_device_TARGET.json in the caller's folder, for a bug report; the last line counts.
-# PYTHON=... before it takes another Python.
+# table and writes it to check_device_TARGET.json in the caller's folder, for a bug report; the last line sums
+# it up. The variable PYTHON=... chooses another Python.
 # shellcheck source=scripts/common.sh
 source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
 check_arguments TARGET DEVICE_NUM "$@"

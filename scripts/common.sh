@@ -4,12 +4,13 @@ set -euo pipefail
 unset CDPATH
 ROOT=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 
-# Closed streams lead nowhere: an echo would fail, and the next file to be opened get their number.
+# Opens closed standard streams on /dev/null: an echo would fail, and the next file to be opened would get
+# the number of such a stream.
 [[ -e /dev/fd/0 ]] || exec </dev/null
 [[ -e /dev/fd/1 ]] || exec >/dev/null
 [[ -e /dev/fd/2 ]] || exec 2>/dev/null
 
-# Whoever reads the output may leave (head); what must go on ignores the signal of that.
+# The reader of the output may end early (head): echo must not end the script then.
 echo() { builtin echo "$@" 2>/dev/null || true; }
 
 fail() { # fail EXIT_CODE MESSAGE
@@ -22,7 +23,7 @@ print_help() { awk 'NR == 1 { next } !/^#/ || /^# shellcheck/ { exit } { print s
 
 # ---------------------------------------------------------------------------- launchers
 
-# check_arguments "NAME ..." OPTIONAL "$@": the names say what each argument has to be.
+# check_arguments "NAME ..." OPTIONAL "$@": checks each argument by its name, DEVICE_ID for example.
 check_arguments() {
   local names usage="usage: bash scripts/${0##*/} $1 [$2]"
   read -ra names <<<"$1"
@@ -75,9 +76,9 @@ device_target() { # device_target DEFAULT: the environment's DEVICE_TARGET comes
   echo "$target"
 }
 
-# keep_earlier LOG: an earlier log becomes LOG.1, LOG.2, ... (the first free number) by renaming, so
-# the log of a run that is still going goes on under its new name.
-keep_earlier() {
+# rename_earlier LOG: renames an earlier log to LOG.1, LOG.2, ... (the first free number). A run that
+# still writes to it continues to do so under the new name.
+rename_earlier() {
   local number=1
   [[ -e $1 ]] || return 0
   while [[ -e $1.$number ]]; do ((number += 1)); done
@@ -88,12 +89,12 @@ keep_earlier() {
 open_log() { # open_log LOG: opens a new log as descriptor 3
   until { set -o noclobber; exec 3>"$1"; } 2>/dev/null; do
     [[ -f $1 ]] || fail 1 "cannot write the log $1: start from a folder where you may write"
-    keep_earlier "$1"
+    rename_earlier "$1"
   done
   set +o noclobber
 }
 
-# Ends the started process and its children: the signal first, KILL after STOP_SECONDS.
+# Ends the started process and its children: sends SIGNAL, and KILL after STOP_SECONDS.
 stop() { # stop SIGNAL EXIT_CODE
   trap '' INT TERM HUP
   child=${child:-${!:-}}
@@ -106,16 +107,16 @@ stop() { # stop SIGNAL EXIT_CODE
   exit "$2"
 }
 
-# launch LOG NAME PYTHON ARGUMENT...: starts Python in the caller's folder, detached from the terminal,
-# and watches it until its work begins, START_SECONDS at most: it says so in VNET_STATUS_FILE, see
-# src/utils/status.py. WAIT=1 shows its output and waits for its end.
+# launch LOG NAME PYTHON ARGUMENT...: starts Python in the caller's folder, detached from the terminal.
+# Waits until its work has begun, which it writes to VNET_STATUS_FILE (see src/utils/status.py), but at
+# most START_SECONDS. With WAIT=1 shows its output and waits for its end.
 launch() {
   local log=$PWD/$1 entry=$2 python=$3 code=0
   export PYTHONUNBUFFERED=1
   shift 3
   trap '' PIPE
   open_log "$log"
-  flock --nonblock 3 || true # held for as long as the process has its output there
+  flock --nonblock 3 || true # locked as long as the process has the log open
   trap 'stop INT 130' INT
   trap 'stop TERM 143' TERM
   if [[ ${WAIT:-0} != 1 ]]; then
@@ -123,7 +124,7 @@ launch() {
     trap 'rm -rf -- "${VNET_STATUS_FILE%/*}"' EXIT
     export VNET_STATUS_FILE
   fi
-  # Job control gives the process a group of its own, out of reach of the terminal's Ctrl-C.
+  # Job control gives the process its own group, which the terminal's Ctrl-C does not reach.
   set -m
   nohup "$python" "$@" </dev/null >&3 2>&1 3>&- &
   child=$!
@@ -136,7 +137,7 @@ launch() {
     trap 'stop TERM 129' HUP
     tail -n +1 -f -s 0.2 --pid="$child" -- "$log" 2>/dev/null &
   fi
-  { # without bash's own notice of a process that a signal ended
+  { # hides bash's message about a process that a signal ended
     while [[ $foreground != 1 ]] && kill -0 "$child"; do
       if ((SECONDS >= deadline)) || grep -qs '"state": "running"' "$VNET_STATUS_FILE"; then exit 0; fi
       sleep 0.1
@@ -179,8 +180,8 @@ evaluate() { # evaluate DEFAULT_DEVICE_TARGET LOG "$@"
 
 # --------------------------------------------------------------------- launchers, many ranks
 
-# set_training TARGET PYTHON RANKS DATA_PATH TRAIN_SPLIT_FILE_PATH FURTHER...: makes `training` what every
-# rank runs, from any folder.
+# set_training TARGET PYTHON RANKS DATA_PATH TRAIN_SPLIT_FILE_PATH FURTHER...: sets `training` to the command
+# of every rank, with absolute paths, since ranks run in other folders.
 set_training() {
   local word option=""
   training=("$2" "$ROOT/train.py" --device_target "$1" --run_distribute 1 --device_num "$3"
@@ -197,10 +198,11 @@ set_training() {
   export DEVICE_NUM=$3 RANK_SIZE=$3
 }
 
-is_taken() { (exec 9<>"/dev/tcp/$1/$2") 2>/dev/null; } # is_taken ADDRESS PORT: whether somebody listens
+is_taken() { (exec 9<>"/dev/tcp/$1/$2") 2>/dev/null; } # is_taken ADDRESS PORT: whether a process listens
 
-# set_msrun PYTHON RANKS LOCAL_RANKS MASTER_ADDR MASTER_PORT [NODE_RANK]: makes `engine` the command that
-# starts this host's ranks, up to theirs. MASTER_PORT 0 is a free one. Its logs are in train_msrun_logs.
+# set_msrun PYTHON RANKS LOCAL_RANKS MASTER_ADDR MASTER_PORT [NODE_RANK]: sets `engine` to the command that
+# starts this host's ranks; the command of a rank follows it. MASTER_PORT 0: any free port. The logs are in
+# train_msrun_logs.
 set_msrun() {
   local msrun=${1%/*}/msrun node=${6:-0} port=$5 rank
   [[ -x $msrun ]] || msrun=$(type -P msrun) ||
@@ -209,19 +211,19 @@ set_msrun() {
   ((node > 0)) || ! is_taken "$4" "$port" ||
     fail 1 "port $port of $4 is taken, perhaps by another training: choose another MASTER_PORT"
   for ((rank = node * $3; rank < (node + 1) * $3; rank++)); do
-    keep_earlier "train_msrun_logs/worker_$rank.log"
+    rename_earlier "train_msrun_logs/worker_$rank.log"
   done
-  ((node > 0)) || keep_earlier train_msrun_logs/scheduler.log
+  ((node > 0)) || rename_earlier train_msrun_logs/scheduler.log
   export PATH=${1%/*}:$PATH # for the python3 that msrun starts
-  # What another launcher may have left would number the ranks anew.
+  # Variables that another launcher has left would change the numbers of the ranks.
   unset RANK_TABLE_FILE MINDSPORE_HCCL_CONFIG_PATH "${!OMPI_COMM_WORLD_@}"
   # shellcheck disable=SC2034  # for the launchers
   engine=("$msrun" --worker_num "$2" --local_worker_num "$3" --master_addr "$4" --master_port "$port"
-    ${6:+--node_rank "$6"} --log_dir train_msrun_logs --join True --tail_worker_log "$2" # which is none
+    ${6:+--node_rank "$6"} --log_dir train_msrun_logs --join True --tail_worker_log "$2" # there is no rank of this number
     python3)
 }
 
-# refuse_second LOG: a launcher locks its log for as long as its ranks run.
+# refuse_second LOG: fails if the ranks of an earlier launch still run, which lock LOG.
 refuse_second() {
   [[ ! -f $1 ]] || flock --nonblock -- "$1" true ||
     fail 1 "a training that was started here still runs, see $PWD/$1: stop it, or start from another folder"
@@ -230,7 +232,7 @@ refuse_second() {
 # launch_ranks LOG PYTHON ARGUMENT...: runs scripts/ranks.py with these arguments.
 launch_ranks() {
   local shown_lines=30
-  # MindSpore's warnings, of every attempt to connect for one, would hide what ranks say at their end.
+  # MindSpore's warnings, such as one for each attempt to connect, would hide the last lines of the ranks.
   export GLOG_v=${GLOG_v:-3} START_SECONDS=${START_SECONDS:-60}
   launch "$1" train.py "$2" "$ROOT/scripts/ranks.py" start "${@:3}"
 }
@@ -251,7 +253,7 @@ system_package() { # system_package DEBIAN_PACKAGE...
     fail 1 "apt-get could not install $*"
 }
 
-# optional_package PROGRAMS WHAT_NEEDS_THEM DEBIAN_PACKAGE...: installs them, or says what is skipped without.
+# optional_package PROGRAMS WHAT_NEEDS_THEM DEBIAN_PACKAGE...: installs them, or prints what is skipped.
 optional_package() {
   local programs
   read -ra programs <<<"$1"
@@ -260,7 +262,7 @@ optional_package() {
   echo "no $1: $2 is skipped (Debian, Ubuntu: sudo apt-get install ${*:3})" >&2
 }
 
-# Whether src/fast_conv3d/build.py has a compiler; one that CXX names is the user's own affair.
+# Whether src/fast_conv3d/build.py finds a compiler; one that CXX names is not checked.
 has_compiler() {
   local candidate
   for candidate in g++ c++ clang++; do
@@ -284,9 +286,9 @@ supported_python() {
 install one (Debian, Ubuntu: python3 and python3-venv) or name one, PYTHON=/path/to/python3 bash $0"
 }
 
-# prepare_environment REQUIREMENTS_FILE...: makes .venv hold these packages and activates it.
-# .venv/vnet-packages says that the folder is ours and which files are installed, by their hash. It
-# is empty while pip runs, so that an interrupted install counts for nothing and is made anew.
+# prepare_environment REQUIREMENTS_FILE...: installs these packages in .venv and activates it.
+# .venv/vnet-packages marks the folder as made by this script and lists the hashes of the installed files.
+# It is empty while pip runs, so that an interrupted installation is repeated.
 prepare_environment() {
   local venv=$ROOT/.venv python version file lines=() missing=() requirements=()
   local installed=$venv/vnet-packages
@@ -304,7 +306,7 @@ prepare_environment() {
     grep -qsxF -- "${lines[-1]}" "$installed" || missing+=("$file")
   done
   if ((${#missing[@]})); then
-    # The first file holds what the project runs on: when it changes, nothing old stays behind.
+    # The first file has the packages of the project itself: when it changes, .venv is made anew.
     if [[ ${missing[0]} == "$1" ]]; then
       create_venv "$python" "$venv"
     fi
@@ -316,7 +318,7 @@ prepare_environment() {
   fi
   exec 9>&-
 
-  # MindSpore's wheel leaves this library to the system.
+  # MindSpore needs this library, but its wheel does not contain it.
   "$venv/bin/python" -c 'import ctypes; ctypes.CDLL("libgomp.so.1")' 2>/dev/null ||
     system_package libgomp1
   export VIRTUAL_ENV=$venv PATH=$venv/bin:$PATH
@@ -330,7 +332,7 @@ create_venv() { # create_venv PYTHON FOLDER
     mkdir -- "$2"
     : >"$2/vnet-packages"
     if "$1" -m venv "$2" >/dev/null; then return; fi
-    # Debian keeps the part of Python that makes environments in a package of its own.
+    # On Debian Python's venv module needs a separate package.
     ((attempt == 2)) ||
       system_package "$("$1" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')"
   done

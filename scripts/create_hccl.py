@@ -28,7 +28,7 @@ from src.utils.files import write_files
 
 
 def server_address():
-    """This machine's own address, as its name resolves."""
+    """Returns the IP address to which this machine's host name resolves."""
     try:
         return socket.gethostbyname(socket.gethostname())
     except OSError as error:
@@ -44,9 +44,13 @@ def main():
     parser.add_argument(
         "--device_num", default="[0,8)", help="device ids: '[0,8)' or a list (default: [0,8))"
     )
-    parser.add_argument("--device_ip", help="their addresses, a list in the same order")
-    parser.add_argument("--hccn_conf", default=HCCN_CONF, help="or a file that has them")
-    parser.add_argument("--server_ip", help="this server's address (default: its name's)")
+    parser.add_argument("--device_ip", help="addresses of the devices, in the same order")
+    parser.add_argument(
+        "--hccn_conf", default=HCCN_CONF, help="file with the addresses (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--server_ip", help="this server's address (default: that of its host name)"
+    )
     parser.add_argument("--out_path", default=".", help="folder for the table")
     args = parser.parse_args()
 
@@ -67,7 +71,7 @@ def main():
     path = Path(args.out_path, f"hccl_{len(ids)}p_{''.join(ids)}_{server}.json")
     if path.exists() and path.read_bytes() != content:
         raise DataError(
-            f"{path}: there already with other content, and stays; move it away or choose "
+            f"{path}: exists with other content and is not replaced; move it away or choose "
             "another --out_path"
         )
     write_files({path: content})

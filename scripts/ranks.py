@@ -1,10 +1,10 @@
-"""Starts one host's ranks by msrun or mpirun, which end all when one fails; says how it ended.
+"""Starts one host's ranks by msrun or mpirun, ends all when one fails, and prints how they ended.
 
     python ranks.py start --ranks N --log PATTERN [--first RANK] [--follow_all] -- msrun ... \
         python3 ranks.py run --log PATTERN [--folder PATTERN] [--device_ids 4,5] -- COMMAND...
 
-`run` is one rank; {rank} in a pattern stands for its number. `start` follows the first rank's log,
-bounds how long msrun and mpirun may take to end, and leaves no process behind.
+`run` runs one rank; {rank} in a pattern stands for its number. `start` prints the first rank's log,
+limits the time that msrun and mpirun may take to end, and leaves no process behind.
 """
 
 import argparse
@@ -19,48 +19,49 @@ import tempfile
 import time
 from pathlib import Path
 
-# Environment variables: the folder where ranks say how they ended; this host's first rank; see
-# src/utils/status.py.
+# Environment variables: the folder to which ranks write their exit status; this host's first rank;
+# the status file, see src/utils/status.py.
 JOB, FIRST_RANK, STATUS_FILE = "VNET_JOB", "VNET_FIRST_RANK", "VNET_STATUS_FILE"
 LINES_SHOWN = 20  # of the log of the rank that failed
-END_SECONDS = 3  # for msrun or mpirun to end once a rank has failed
-LINGER_SECONDS = 60  # and once all have finished: msrun waits for its scheduler without a bound
-KILL_SECONDS = 10  # until a process counts as one that cannot be ended
+END_SECONDS = 3  # for msrun or mpirun to end after a rank has failed
+LINGER_SECONDS = 60  # the same after all have finished: msrun may wait for its scheduler for ever
+KILL_SECONDS = 10  # for a killed process to disappear
 SET_PDEATHSIG, SET_CHILD_SUBREAPER = 1, 36  # of Linux' prctl
-# What MindSpore says when ranks of another host do not answer any more.
+# Words of MindSpore's messages when ranks on another host do not respond.
 LOST = re.compile("timed out|meta server|AllReduce|unreachable|HCCL|NCCL")
-LIBC = ctypes.CDLL(None)  # loaded before any fork, after which little is allowed
+LIBC = ctypes.CDLL(None)  # loaded before a fork: `preexec_fn` should not load libraries
 
 
 def die_with_parent():
+    """Makes the kernel kill this process when its parent ends."""
     LIBC.prctl(SET_PDEATHSIG, signal.SIGKILL)
 
 
 def exit_code(status):
-    """The shell's exit code for what subprocess says: minus N where signal N ended the process."""
+    """Converts subprocess's return code (-N: ended by signal N) to the shell's (128 + N)."""
     return status if status >= 0 else 128 - status
 
 
 def describe_exit(name, status):
-    """In words how a process ended; status None: nobody knows."""
+    """Describes how a process ended, by the return code of subprocess; None: unknown."""
     if status is None:
-        return f"{name} is gone without a word"
+        return f"{name} disappeared without an exit code"
     if status >= 0:
         return f"{name} ended with exit code {status}"
-    reason = ", by hand or for want of memory" if status == -signal.SIGKILL else ""
+    reason = ", by a user or for lack of memory" if status == -signal.SIGKILL else ""
     return f"{name} was ended by {signal.Signals(-status).name}{reason}"
 
 
 def run(args):
-    """Runs one rank's command, its output in the rank's log, and tells `start` how it ended."""
+    """Runs one rank's command with its log, and writes its exit status for `start`."""
     parent, job = os.getppid(), os.environ[JOB]
-    if os.environ.get("MS_ROLE") == "MS_SCHED":  # msrun's meeting point, which trains nothing
+    if os.environ.get("MS_ROLE") == "MS_SCHED":  # msrun's scheduler, which does not train
         die_with_parent()
         os.environ.pop(STATUS_FILE, None)
         os.execvp(args.command[0], args.command)
     rank = os.environ.get("OMPI_COMM_WORLD_RANK") or os.environ["RANK_ID"]
     os.environ["RANK_ID"] = rank
-    if rank != os.environ[FIRST_RANK]:  # one rank tells the launcher how far the training is
+    if rank != os.environ[FIRST_RANK]:  # only the first rank writes the status
         os.environ.pop(STATUS_FILE, None)
     if args.device_ids:
         os.environ["DEVICE_ID"] = args.device_ids.split(",")[int(rank)]
@@ -74,7 +75,7 @@ def run(args):
             stderr=subprocess.STDOUT,
             preexec_fn=die_with_parent,
         )
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # mpirun's, which the child has got as well
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # mpirun sends it to the child too
     Path(job, f"{rank}.pid").write_text(str(os.getpid()))
     while child.poll() is None:
         if os.getppid() != parent:  # msrun or mpirun is gone
@@ -86,29 +87,32 @@ def run(args):
 
 
 def ended_ranks(job):
-    """[rank, status] of those that have ended, the first one first, then those that vanished."""
+    """Returns (rank, status) of the ranks that ended, in this order, then of those that vanished.
+
+    A rank vanished if its `run` is gone without a status, which is then None.
+    """
     pids = {path.stem: path.read_text() for path in Path(job).glob("*.pid")}
     gone = [rank for rank, pid in pids.items() if pid and not Path("/proc", pid).exists()]
-    told = [path for path in Path(job).iterdir() if not path.suffix and path.stat().st_size]
-    told.sort(key=lambda path: path.stat().st_mtime_ns)
-    ended = {path.name: int(path.read_text()) for path in told}
+    written = [path for path in Path(job).iterdir() if not path.suffix and path.stat().st_size]
+    written.sort(key=lambda path: path.stat().st_mtime_ns)
+    ended = {path.name: int(path.read_text()) for path in written}
     return list((ended | {rank: None for rank in gone if rank not in ended}).items())
 
 
-def copy_logs(done):
-    """Prints the new whole lines of logs; log -> how much of it is printed."""
-    for log in done:
+def print_new_lines(printed):
+    """Prints the new complete lines of logs; `printed` is {log: bytes that are printed already}."""
+    for log in printed:
         with contextlib.suppress(FileNotFoundError), log.open("rb") as file:
-            file.seek(done[log])
+            file.seek(printed[log])
             lines = b"".join(file.read().rpartition(b"\n")[:2])
             sys.stdout.buffer.write(lines)
-            done[log] += len(lines)
+            printed[log] += len(lines)
     sys.stdout.flush()
 
 
 def end_children():
-    """Kills all that is left; the orphans of a child are this process's own children."""
-    import psutil  # as msrun does; ranks may be started by a Python that has none
+    """Kills all remaining descendants; as a subreaper this process has inherited orphans."""
+    import psutil  # MindSpore requires it; the Python that starts `run` may not have it
 
     deadline = time.monotonic() + KILL_SECONDS
     while (left := psutil.Process().children(recursive=True)) and time.monotonic() < deadline:
@@ -121,11 +125,12 @@ def end_children():
 
 
 def log_of(args, rank):
+    """Returns the log of a rank."""
     return Path(args.log.replace("{rank}", str(rank)))
 
 
 def start(args):
-    """Runs the job to its end, and says how it ended."""
+    """Runs the job until it ends and prints how it ended; returns its exit code."""
     LIBC.prctl(SET_CHILD_SUBREAPER, 1)
     stops, deadline = [], None
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -137,11 +142,11 @@ def start(args):
             args.command,
             env=os.environ | {JOB: job, FIRST_RANK: str(args.first)},
             stdin=subprocess.DEVNULL,
-            start_new_session=True,  # out of reach of signals that are meant for this process
+            start_new_session=True,  # signals to this process's group do not reach it
             preexec_fn=die_with_parent,
         )
         while engine.poll() is None and (deadline is None or time.monotonic() < deadline):
-            copy_logs(logs)
+            print_new_lines(logs)
             ended = ended_ranks(job)
             if deadline is None and (stops or any(status != 0 for _, status in ended)):
                 deadline = time.monotonic() + END_SECONDS
@@ -152,11 +157,11 @@ def start(args):
             time.sleep(0.2)
         ended = ended_ranks(job)
         end_children()
-    copy_logs(logs)
-    return tell_end(args, stops, ended, engine.returncode)
+    print_new_lines(logs)
+    return print_end(args, stops, ended, engine.returncode)
 
 
-def tell_end(args, stops, ended, status):
+def print_end(args, stops, ended, status):
     """Prints how the job ended; returns its exit code."""
     failed = [(rank, status) for rank, status in ended if status != 0]
     if len(ended) == args.ranks and not (stops or failed):
@@ -170,26 +175,27 @@ def tell_end(args, stops, ended, status):
         lines = log.read_text(errors="replace").splitlines()[-400:]
         message = describe_exit(f"rank {rank}", status)
         if args.hosts > 1 and LOST.search("\n".join(lines)):
-            message += (
-                " as ranks on another host are gone: see the logs there, or is the network cut?"
-            )
+            message += " since ranks on another host do not respond: see the logs there, or "
+            message += "check the network"
         message = "\n".join([f"{message}; the end of {log}:", *lines[-LINES_SHOWN:]])
     else:
-        message = describe_exit(Path(args.command[0]).name, status) + " before its ranks have"
+        message = describe_exit(Path(args.command[0]).name, status) + ", before its ranks"
     print(f"error: {message}")
-    print("RESUME=1 before the same command goes on with a training that had begun")
+    print("to continue a training that had begun, run the same command with RESUME=1")
     return exit_code(status or 1)
 
 
 def main():
     parser = argparse.ArgumentParser(description="Run the ranks of a training on this host")
     parser.add_argument("mode", choices=("start", "run"))
-    parser.add_argument("--log", required=True, help="of a rank; {rank} is its number")
-    parser.add_argument("--ranks", type=int, help="how many run on this host")
-    parser.add_argument("--hosts", type=int, default=1, help="of this training")
+    parser.add_argument("--log", required=True, help="log of a rank; {rank} is its number")
+    parser.add_argument("--ranks", type=int, help="number of ranks on this host")
+    parser.add_argument("--hosts", type=int, default=1, help="number of hosts of this training")
     parser.add_argument("--first", type=int, default=0, help="number of this host's first rank")
-    parser.add_argument("--follow_all", action="store_true", help="show all logs, not the first's")
-    parser.add_argument("--folder", default=".", help="changed to; {rank} is the rank")
+    parser.add_argument("--follow_all", action="store_true", help="print the logs of all ranks")
+    parser.add_argument(
+        "--folder", default=".", help="working folder of a rank; {rank} is its number"
+    )
     parser.add_argument("--device_ids", help="device of each rank (default: DEVICE_ID)")
     parser.add_argument("command", nargs="+")
     args = parser.parse_args()

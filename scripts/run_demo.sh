@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # The whole path on synthetic cases, on the CPU: data, split, training, evaluation, report, in some minutes.
 #   bash scripts/run_demo.sh [FOLDER]
-# Everything goes to FOLDER (default: vnet_demo in the caller's folder). What is there already stays
-# as it is: another demo takes FOLDER_2, FOLDER_3, ...
+# Everything is written to FOLDER (default: vnet_demo in the caller's folder). If that folder exists and is
+# not empty, FOLDER_2, FOLDER_3, ... is used instead.
 #
-# Needs Linux and Python 3.10, 3.11 or 3.12; PYTHON=/path/to/python3.11 before it picks one.
+# Needs Linux and Python 3.10, 3.11 or 3.12; the variable PYTHON=/path/to/python3.11 chooses one.
 # Makes the environment .venv in the repository and installs requirements.txt there with pip (once).
 # System packages that are missing are installed with apt-get if you are root on Debian or Ubuntu, with a
 # line for each: python3-venv and libgomp1, which are needed, and g++, without which training is slower.
-# VNET_NO_SYSTEM_PACKAGES=1 before it forbids that; what is missing is then named.
+# The variable VNET_NO_SYSTEM_PACKAGES=1 forbids that; missing packages are then named.
 # shellcheck source=scripts/common.sh
 source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
 

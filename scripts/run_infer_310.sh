@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Segments the cases of a split with the C++ program of ascend310_infer/, and evaluates the masks.
 #   bash scripts/run_infer_310.sh MINDIR_PATH DATA_PATH SPLIT_FILE_PATH [DEVICE_ID [further arguments for pre- and postprocess.py]]
-# DEVICE_TARGET=CPU before it takes the CPU instead of an Ascend device. LITE_HOME=FOLDER names MindSpore
-# Lite (see ascend310_infer/build.sh), PYTHON=... a Python. All that is written lies in the caller's folder.
+# Variables: DEVICE_TARGET=CPU uses the CPU instead of an Ascend device, LITE_HOME=FOLDER is the folder of
+# MindSpore Lite (see ascend310_infer/build.sh), PYTHON=... a Python. All files are written to the caller's
+# folder.
 # shellcheck source=scripts/common.sh
 source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
 
@@ -26,7 +27,7 @@ target=$(device_target Ascend)
 device_id=${4:-0}
 [[ $device_id =~ ^[0-9]+$ ]] || fail 2 "DEVICE_ID '$device_id' is not a number (it comes fourth)"
 python=$(find_python)
-python=$(realpath --no-symlinks -- "$python") # absolute, but through the environment's own link
+python=$(realpath --no-symlinks -- "$python") # absolute, without resolving the environment's link
 mindir=$(realpath -- "$1")
 # MindSpore Lite reads NAME_lite.mindir, which the export writes beside NAME.mindir.
 model=$(cd -- "$ROOT" && "$python" -m src.export.description "$mindir")
@@ -40,7 +41,7 @@ step inference infer.log "$ROOT/ascend310_infer/out/main" --mindir_path "$model"
   --dataset_path results/bin_data --output_path result_Files \
   --device_type "$target" --device_id "$device_id"
 step postprocess acc.log "$python" "$ROOT/postprocess.py" --result_path result_Files "${cases[@]}"
-{ # all is done, whether anybody reads it or not
+{ # only a summary: the results are written even if this fails
   tail -n 1 -- time_Result/test_perform_static.txt
   grep -E '^(avg_|predictions, )' acc.log
 } 2>/dev/null || true

@@ -3,12 +3,12 @@
 #   bash scripts/run_tests.sh [arguments for pytest]
 #   bash scripts/run_tests.sh tests/test_metrics.py -k dice     part of the tests
 #
-# Needs Linux and Python 3.10, 3.11 or 3.12; PYTHON=/path/to/python3.11 before it picks one.
+# Needs Linux and Python 3.10, 3.11 or 3.12; the variable PYTHON=/path/to/python3.11 chooses one.
 # Makes the environment .venv in the repository and installs requirements*.txt there with pip (once).
 # System packages that are missing are installed with apt-get if you are root on Debian or Ubuntu, with a
 # line for each: python3-venv, libgomp1 and g++, which are needed, and for tests that are skipped without
 # them g++-aarch64-linux-gnu, qemu-user, iproute2, openmpi-bin, chromium and chromium-driver.
-# VNET_NO_SYSTEM_PACKAGES=1 before it forbids that; what is missing is then named.
+# The variable VNET_NO_SYSTEM_PACKAGES=1 forbids that; missing packages are then named.
 # shellcheck source=scripts/common.sh
 source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
 if [[ ${1:-} == -h || ${1:-} == --help ]]; then

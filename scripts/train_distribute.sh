@@ -3,8 +3,8 @@
 #   bash scripts/train_distribute.sh RANK_TABLE_FILE DEVICE_NUM DATA_PATH TRAIN_SPLIT_FILE_PATH [further arguments for train.py]
 # Rank N runs in train_parallelN of the caller's folder and logs to train_parallelN/train_distribute.log; the
 # run is in train_parallel0/results. train_distribute.log holds what rank 0 prints and how the job ends.
-# scripts/create_hccl.py writes rank tables; only the devices are taken from it, as ASCEND_RT_VISIBLE_DEVICES,
-# since MindSpore 2.10 starts no ranks by a table. WAIT=1, RESUME=1, PYTHON as in train_standalone.sh;
+# scripts/create_hccl.py writes rank tables; only the devices are read from it, as ASCEND_RT_VISIBLE_DEVICES,
+# since MindSpore 2.10 cannot start ranks from a table. WAIT=1, RESUME=1, PYTHON as in train_standalone.sh;
 # DEVICE_TARGET=CPU takes as many processes on the CPU.
 # shellcheck source=scripts/common.sh
 source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
@@ -22,7 +22,7 @@ set_training "$target" "$python" "${@:2}"
 for ((rank = 0; rank < $2; rank++)); do
   mkdir -p -- "train_parallel$rank" 2>/dev/null ||
     fail 1 "cannot make the folder $PWD/train_parallel$rank: start from a folder where you may write"
-  keep_earlier "train_parallel$rank/train_distribute.log"
+  rename_earlier "train_parallel$rank/train_distribute.log"
 done
 set_msrun "$python" "$2" "$2" 127.0.0.1 0
 [[ $target == CPU ]] || export ASCEND_RT_VISIBLE_DEVICES=${devices% *}

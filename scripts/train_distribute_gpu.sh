@@ -36,6 +36,6 @@ else
   ((EUID == 0)) || as_root=()
   engine=("$mpirun" -n "$1" "${as_root[@]}" --bind-to none --map-by :OVERSUBSCRIBE "$python")
 fi
-keep_earlier log_output
+rename_earlier log_output
 launch_ranks train_distribute_gpu.log "$python" --ranks "$1" --log "$log" --follow_all -- \
   "${engine[@]}" "$ROOT/scripts/ranks.py" run --log "$log" -- "${training[@]}"

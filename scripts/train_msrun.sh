@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Trains on several devices of any kind, on one host or several, started by MindSpore's msrun.
 #   bash scripts/train_msrun.sh WORKER_NUM DATA_PATH TRAIN_SPLIT_FILE_PATH [further arguments for train.py]
-# WORKER_NUM counts the ranks on all hosts. On several, start it once on each with
+# WORKER_NUM counts the ranks on all hosts. For several hosts, start it once on each with the variables
 #   NODES=2 NODE_RANK=0 MASTER_ADDR=10.0.0.1    NODE_RANK from 0, MASTER_ADDR the address of node 0
-# before it. MASTER_PORT (8118) must be free on node 0 and open to the others; on one host any free port is
-# taken. All ranks run in the caller's folder; train_msrun.log (on node N from 1: train_msrun_nodeN.log)
+# MASTER_PORT (8118) must be free on node 0 and open to the others; on one host any free port is
+# used. All ranks run in the caller's folder; train_msrun.log (on node N from 1: train_msrun_nodeN.log)
 # holds what the first rank of the host prints and how the job ends, train_msrun_logs/worker_RANK.log what
 # each prints. DEVICE_TARGET is Ascend unless set to GPU or CPU.
 # WAIT=1, RESUME=1, PYTHON as in train_standalone.sh.
@@ -25,15 +25,15 @@ else
     fail 2 "NODE_RANK '$node' is not a number from 0 to $((nodes - 1)), as NODES=$nodes needs"
   port=${port:-8118}
   ((node == 0)) || log=train_msrun_node$node.log
-  # A heartbeat of another host that stays away for so long ends the training. With MindSpore's own 30 s a busy
-  # machine took longer than a minute to end.
+  # The training ends after so many seconds without a heartbeat from another host. With MindSpore's default of
+  # 30 s a busy machine took longer than a minute to end.
   export MS_NODE_TIMEOUT=${MS_NODE_TIMEOUT:-20}
 fi
 if [[ -n $master ]]; then
   address=$(getent ahosts "$master" | awk 'NR == 1 {print $1}') || address=""
-  [[ -n $address ]] || fail 2 "MASTER_ADDR '$master' is no host's name or address"
+  [[ -n $address ]] || fail 2 "MASTER_ADDR '$master' is not a host name or address"
   [[ $nodes == 1 || $address != 127.* && $address != ::1 ]] ||
-    fail 2 "MASTER_ADDR '$master' is a host's name for itself: give the address by which the other hosts reach the one of NODE_RANK=0"
+    fail 2 "MASTER_ADDR '$master' is a loopback address: give the address by which the other hosts reach the one of NODE_RANK=0"
   mine=no
   [[ $address != 127.* && $address != ::1 && " $(hostname -I) " != *" $address "* ]] || mine=yes
   [[ $mine == yes || $node != 0 ]] ||

@@ -228,8 +228,8 @@ def test_device_ids(text, ids):
         ("[8,0)", "expected '\\[0,8\\)'"),
         ("0;1", "expected '\\[0,8\\)'"),
         ("", "expected '\\[0,8\\)'"),
-        ("0,1,0", "device 0 is there 2 times"),
-        ("1,01", "device 1 is there 2 times"),
+        ("0,1,0", "device 0 is listed 2 times"),
+        ("1,01", "device 1 is listed 2 times"),
     ],
 )
 def test_device_ids_that_are_none(text, reason):
@@ -358,5 +358,5 @@ def test_another_file_of_that_name_stays(tmp_path):
     arguments = ["--device_num", "[0,1)", "--device_ip", "10.1.0.1", "--server_ip", "10.0.0.1"]
     process = create(tmp_path, *arguments)
     assert process.returncode == 1
-    assert process.stderr.startswith(f"error: {path.name}: there already with other content")
+    assert process.stderr.startswith(f"error: {path.name}: exists with other content")
     assert path.read_text() == "theirs"

@@ -79,7 +79,7 @@ def test_a_killed_rank_and_a_resume(folder, uninterrupted):
     log = (folder / "train_distribute.log").read_text()
     own = folder / "train_parallel1" / "train_distribute.log"
     assert (
-        f"error: rank 1 was ended by SIGKILL, by hand or for want of memory; the end of {own}"
+        f"error: rank 1 was ended by SIGKILL, by a user or for lack of memory; the end of {own}"
         in log
     )
     assert f"epoch: {EPOCHS} " not in log

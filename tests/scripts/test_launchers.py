@@ -276,7 +276,7 @@ def test_a_rank_that_fails_ends_the_others(caller, script, rank):
     tail += [f"last words of rank {rank}"]
     assert output.partition(message)[2].splitlines() == [
         *tail,
-        "RESUME=1 before the same command goes on with a training that had begun",
+        "to continue a training that had begun, run the same command with RESUME=1",
     ]
 
 
@@ -297,9 +297,9 @@ def test_an_early_failure_is_told_without_wait(caller):
 
 # Who is killed -> exit code of the job, and what the launcher says.
 VICTIMS = {
-    "train.py": (137, "error: rank 1 was ended by SIGKILL, by hand or for want of memory"),
-    "ranks.py run": (1, "error: rank 1 is gone without a word; the end of "),
-    "engine": (137, "was ended by SIGKILL, by hand or for want of memory before its ranks have"),
+    "train.py": (137, "error: rank 1 was ended by SIGKILL, by a user or for lack of memory"),
+    "ranks.py run": (1, "error: rank 1 disappeared without an exit code; the end of "),
+    "engine": (137, "was ended by SIGKILL, by a user or for lack of memory, before its ranks"),
     "ranks.py start": (137, ""),
 }
 
@@ -439,7 +439,7 @@ def test_bad_arguments(caller, script, arguments, complaint):
             {"MASTER_ADDR": "no.host.invalid"},
             "MASTER_ADDR 'no.host.invalid' is n",
         ),
-        ("train_msrun.sh", LOCAL_HOST, "MASTER_ADDR 'localhost' is a host's name for itself"),
+        ("train_msrun.sh", LOCAL_HOST, "MASTER_ADDR 'localhost' is a loopback address"),
         (
             "train_distribute_gpu.sh",
             {"CUDA_VISIBLE_DEVICES": "0,1,2"},

@@ -16,7 +16,9 @@ from tests.helpers import ROOT, wait_until
 from tests.launchers import SETTINGS, RanksCaller, processes, train_command
 
 ADDRESSES = ["10.213.77.1", "10.213.77.2"]
-LOST = " as ranks on another host are gone: see the logs there, or is the network cut?; the end"
+LOST = (
+    " since ranks on another host do not respond: see the logs there, or check the network; the end"
+)
 
 pytestmark = [pytest.mark.launchers, pytest.mark.two_hosts]
 
@@ -147,7 +149,7 @@ def test_commands(hosts, callers):
     [
         (0, {"MASTER_ADDR": ADDRESSES[1]}, f"MASTER_ADDR '{ADDRESSES[1]}' is not this host's"),
         (1, {"MASTER_ADDR": ADDRESSES[1]}, f"MASTER_ADDR '{ADDRESSES[1]}' is this host, which"),
-        (0, {"MASTER_ADDR": "127.0.0.1"}, "MASTER_ADDR '127.0.0.1' is a host's name for itself"),
+        (0, {"MASTER_ADDR": "127.0.0.1"}, "MASTER_ADDR '127.0.0.1' is a loopback address"),
     ],
 )
 def test_addresses_that_cannot_be_meant(hosts, callers, node, variables, message):
