@@ -4,6 +4,8 @@ The package exports it: `import vnet_mindspore; model = vnet_mindspore.load("vne
 commands call the same functions.
 """
 
+import os
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +29,7 @@ from .training.run_folder import configure_run
 from .utils.errors import UsageError
 
 _started: list[tuple[str, int]] = []  # the device of this process, once it is chosen
+_computing = threading.RLock()  # MindSpore crashes where two threads compute
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,7 @@ class Model:
         Raises:
             DataError: the image is not 3-D scalar, has a single slice, NaN, the same value
                 everywhere or a sheared geometry, is a label map, or cannot be read.
+            UsageError: neither an image nor a path.
         """
         return self._segment(image, series)[0]
 
@@ -74,7 +78,7 @@ class Model:
             float32 in 0..1, on the image's own grid; 0 outside the network grid.
 
         Raises:
-            DataError: see `segment`.
+            DataError, UsageError: see `segment`.
         """
         return self._segment(image, series)[1]
 
@@ -85,8 +89,10 @@ class Model:
             check_volume(image, "the image")
             image = mr_image(image, "the image")
         else:
+            _check_path(image, "image", "a SimpleITK image or a path")
             image = read_image(image, channel_of(self.config), series)
-        return segment(self.network, image, self.config)
+        with _computing:
+            return segment(self.network, image, self.config)
 
 
 def load(
@@ -113,6 +119,7 @@ def load(
             device.
         UsageError: an unknown key, a wrong value, or another device than the process already uses.
     """
+    _check_path(path, "path")
     return _load(*_find(path, overrides), device_target, device_id)
 
 
@@ -125,8 +132,9 @@ def _find(
 
 
 def _load(checkpoint: Path, config: EasyDict, device_target: str, device_id: int) -> Model:
-    target = _start_device(device_target, device_id)
-    network = evaluation.load_network(checkpoint, config, target)
+    with _computing:
+        target = _start_device(device_target, device_id)
+        network = evaluation.load_network(checkpoint, config, target)
     return Model(network, config, checkpoint, target)
 
 
@@ -157,15 +165,21 @@ def evaluate(
             that this program did not write.
         UsageError: see `load`.
     """
+    _check_path(data_path, "data_path")
+    _check_path(split, "split")
     if isinstance(model, Model):
+        if overrides:
+            raise UsageError(f"overrides={overrides!r}: the model is loaded; give them to load")
         checkpoint, config = model.checkpoint, EasyDict(model.config)
     else:
+        _check_path(model, "model", "a Model of load, or a path")
         checkpoint, config = _find(model, overrides)
     config.dirPredictionImage = str(output_path or config.dirPredictionImage)
     cases = split_cases(data_path, split, "val", config.fold)  # before the device starts
     if not isinstance(model, Model):
         model = _load(checkpoint, config, device_target, device_id)
-    rows = evaluation.evaluate(model.network, cases, config, {"checkpoint": str(checkpoint)})
+    with _computing:
+        rows = evaluation.evaluate(model.network, cases, config, {"checkpoint": str(checkpoint)})
     return pd.DataFrame(rows).drop(columns="findings_text")
 
 
@@ -200,28 +214,54 @@ def train(
         DataError: a file or the device cannot be used, memory is too small, or the loss became NaN.
         UsageError: an unknown key or wrong value, or nothing left to train.
     """
+    _check_path(data_path, "data_path")
+    _check_path(train_split, "train_split")
+    if val_split is not None:
+        _check_path(val_split, "val_split")
+    if not isinstance(resume, bool | None):
+        _check_path(resume, "resume", "True, False or the folder of a run")
     texts = preset_overrides(preset, bool(resume)) + _override_texts(overrides)
     training_config(device_target, texts)  # wrong settings fail before the device starts
-    target = _start_device(device_target, device_id)
-    ranks = Ranks() if device_num is None else device.start_communication(device_num)
-    run = None if resume is False else "" if resume is True else resume  # "" is the newest
-    config, run_folder = configure_run(run, target, texts, ranks)
-    return trainer.train(config, target, data_path, train_split, val_split, run_folder, ranks=ranks)
+    with _computing:
+        target = _start_device(device_target, device_id)
+        ranks = Ranks() if device_num is None else device.start_communication(device_num)
+        run = None if resume is False else "" if resume is True else resume  # "" is the newest
+        config, run_folder = configure_run(run, target, texts, ranks)
+        return trainer.train(
+            config, target, data_path, train_split, val_split, run_folder, ranks=ranks
+        )
+
+
+def _check_path(value: object, name: str, expected: str = "a path") -> None:
+    """Raises a UsageError for an argument that is no path."""
+    if not isinstance(value, str | os.PathLike):
+        raise UsageError(f"{name} is of type {type(value).__name__}, expected {expected}")
+    if not os.fspath(value):
+        raise UsageError(f"{name} is empty, expected {expected}")
 
 
 def _override_texts(overrides: Mapping[str, object] | Sequence[str]) -> list[str]:
     """Converts overrides to the "key=value" texts of `--set`."""
-    if not isinstance(overrides, Mapping):
-        return list(overrides)
 
     def text(value: object) -> str:
         return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
-    return [f"{key}={text(value)}" for key, value in overrides.items()]
+    if isinstance(overrides, Mapping):
+        return [f"{key}={text(value)}" for key, value in overrides.items()]
+    is_list = isinstance(overrides, Sequence) and not isinstance(overrides, str)
+    if not is_list or not all(isinstance(item, str) for item in overrides):
+        raise UsageError(
+            f"overrides={overrides!r}: expected keys and values such as {{'threshold': 0.4}}, or a "
+            "list such as ['threshold=0.4']"
+        )
+    return list(overrides)
 
 
 def _start_device(target: str, device_id: int) -> str:
     """Starts the device of this process unless it is started; returns "Ascend", "GPU" or "CPU"."""
+    targets = ("auto", *device.DRIVER_HINTS)
+    if target not in targets:
+        raise UsageError(f"device_target {target!r}: expected one of {', '.join(targets)}")
     if not _started:
         chosen = device.choose_device(target)
         device.start_device(chosen, device_id)

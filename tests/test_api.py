@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -168,6 +169,7 @@ def with_one(value, dtype=np.float32):
         (sitk.GetImageFromArray(noise(1, 9, 10)), ["one slice"]),
         (sitk.GetImageFromArray(np.full((8, 9, 10), 7.0)), ["every voxel is 7"]),
         (sitk.GetImageFromArray((noise(8, 9, 10) > 100).astype(np.uint8)), ["label map"]),
+        (sitk.Image(10, 9, 8, sitk.sitkLabelUInt8), ["label of 8-bit", "3-D scalar"]),
     ],
 )
 @pytest.mark.parametrize("method", ["segment", "probability"])
@@ -180,6 +182,29 @@ def test_images_that_cannot_be_segmented(model, method, image, words):
 def test_a_path_with_nothing_there(model, tmp_path):
     with pytest.raises(DataError, match=r"scan\.nii\.gz: no such file"):
         model.segment(tmp_path / "scan.nii.gz")
+
+
+@pytest.mark.parametrize(
+    ("image", "words"),
+    [
+        (None, ["image", "NoneType", "SimpleITK image or a path"]),
+        (noise(8, 9, 10), ["image", "ndarray", "SimpleITK image or a path"]),
+        (b"scan.mha", ["image", "bytes"]),
+        ("", ["image", "empty"]),
+    ],
+)
+def test_what_is_no_image(model, image, words):
+    with pytest.raises(UsageError) as error:
+        model.segment(image)
+    assert all(word in str(error.value) for word in words)
+
+
+def test_threads_take_turns(model, images):
+    expected = voxels(model.probability(images["int16"]))
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(model.probability, [images["int16"]] * 6))
+    for probability in found:
+        np.testing.assert_array_equal(voxels(probability), expected)
 
 
 # Models ------------------------------------------------------------------------------------------
@@ -221,6 +246,9 @@ def test_overrides(run_folder, model, images, overrides):
         ({"treshold": 0.4}, ["treshold", "threshold"]),
         ({"threshold": 2}, ["threshold", "2"]),
         ({"width": 8}, ["width", "config.json"]),
+        (None, ["overrides=None", "'threshold': 0.4"]),
+        ("threshold=0.4", ["overrides='threshold=0.4'", "['threshold=0.4']"]),
+        ([0.4], ["overrides=[0.4]"]),
     ],
 )
 def test_wrong_overrides(run_folder, overrides, words):
@@ -233,6 +261,31 @@ def test_a_path_without_a_checkpoint(tmp_path):
     for path in (tmp_path / "none.ckpt", tmp_path):
         with pytest.raises(DataError, match=str(path)):
             vnet_mindspore.load(path, "CPU")
+
+
+@pytest.mark.parametrize("path", [None, 5, b"run", ["run"], ""])
+def test_what_is_no_path(model, path):
+    calls = {
+        "path": lambda: vnet_mindspore.load(path, "CPU"),
+        "model": lambda: vnet_mindspore.evaluate(path, "data", "val.csv"),
+        "data_path": lambda: vnet_mindspore.evaluate(model, path, "val.csv"),
+        "split": lambda: vnet_mindspore.evaluate(model, "data", path),
+        "train_split": lambda: vnet_mindspore.train("data", path),
+    }
+    for name, call_it in calls.items():
+        with pytest.raises(UsageError, match=f"^{name} is (of type|empty).*expected .*a path"):
+            call_it()
+
+
+@pytest.mark.parametrize("target", ["cpu", "TPU", None])
+def test_a_device_of_another_name(run_folder, target):
+    with pytest.raises(UsageError, match=f"{target}.*auto, Ascend, GPU, CPU"):
+        vnet_mindspore.load(run_folder, target)
+
+
+def test_overrides_of_a_loaded_model_are_not_left_out_silently(model):
+    with pytest.raises(UsageError, match="threshold.*give them to load"):
+        vnet_mindspore.evaluate(model, "data", "val.csv", overrides={"threshold": 0.4})
 
 
 def test_a_process_has_one_device(run_folder):

@@ -70,7 +70,10 @@ def check_volume(image: sitk.Image, name: str | Path) -> None:
         image: of any voxel type.
         name: for messages, such as its path.
     """
-    pixels, count = image.GetPixelIDTypeAsString(), image.GetNumberOfComponentsPerPixel()
+    pixels = image.GetPixelIDTypeAsString()
+    if "label" in pixels:  # SimpleITK ends the process where a LabelMap is asked for its components
+        raise DataError(f"{name}: {pixels}; expected a 3-D scalar volume")
+    count = image.GetNumberOfComponentsPerPixel()
     if image.GetDimension() != 3 or count != 1 or "vector" in pixels or "complex" in pixels:
         raise DataError(
             f"{name}: size {image.GetSize()} with {count} component(s) per voxel, {pixels}; "
