@@ -181,6 +181,7 @@ PRESETS["compact"] = {
 }
 
 CONFIG_NAME = "config.json"
+LARGEST_FILE = 100_000  # bytes of a file for --config, which has some thousand
 FIXED_BY_WEIGHTS = ("variant", "width", "intensity")
 # A resume must not change these keys: the steps already trained depend on them.
 FIXED_BY_RUN = (
@@ -200,6 +201,8 @@ KIND_WORDS = {
     list[int]: "a list of whole numbers",
     list[float]: "a list of numbers",
 }
+YAML_NULL = "tag:yaml.org,2002:null"
+LARGEST_INT = 2**31 - 1  # MindSpore and NumPy take no seed above 2**32, for one
 BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 
 
@@ -241,6 +244,9 @@ def _has_kind(value: Any, kind: Any) -> bool:
 
 def _check(key: Key, value: Any) -> None:
     """Raises a UsageError for a value of another type, or one that breaks the key's rule."""
+    for part in value if isinstance(value, list) else [value]:
+        if isinstance(part, int) and abs(part) > LARGEST_INT:
+            raise UsageError(f"{key.name} is {value!r}, expected at most {LARGEST_INT}")
     if not _has_kind(value, key.kind):
         raise UsageError(
             f"{key.name} is {value!r}, expected {KIND_WORDS[key.kind]}, such as {key.default!r}"
@@ -315,10 +321,25 @@ def file_overrides(path: str | Path | None) -> list[str]:
         return []
     path = Path(path)
     try:
-        text = path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        with path.open("rb") as file:
+            content = file.read(LARGEST_FILE + 1)
+        text = content.decode("utf-8-sig")
+    except OSError as error:
         raise DataError(f"--config {path}: cannot be read ({reason_of(error)})") from None
-    return _json_overrides(path, text) if path.suffix == ".json" else _yaml_overrides(path, text)
+    except UnicodeDecodeError:
+        raise DataError(
+            f"--config {path}: cannot be read (not UTF-8 text); save it as UTF-8, YAML or JSON"
+        ) from None
+    if len(content) > LARGEST_FILE:
+        raise DataError(
+            f"--config {path}: larger than {LARGEST_FILE} bytes, expected a file of configuration "
+            "keys"
+        )
+    try:
+        is_json = path.suffix.lower() == ".json"
+        return _json_overrides(path, text) if is_json else _yaml_overrides(path, text)
+    except RecursionError:
+        raise UsageError(f"--config {path}: nested too deeply; expected keys and values") from None
 
 
 def _json_overrides(path: Path, text: str) -> list[str]:
@@ -335,11 +356,20 @@ def _json_values(text: str) -> dict[str, Any]:
         ValueError: not JSON.
         UsageError: no object, an unknown key, a value of the wrong type or out of range.
     """
-    values = json.loads(text)
+    values = json.loads(text, object_pairs_hook=_without_repeats)
     if not isinstance(values, dict):
         raise UsageError("expected an object of keys and values")
     for name, value in values.items():
         _check(_key(name), value)
+    return values
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Returns a JSON object as a dict; raises a UsageError for a key that appears twice."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise UsageError(f"{next(n for n in names if names.count(n) > 1)} appears twice")
     return values
 
 
@@ -366,6 +396,8 @@ def _yaml_overrides(path: Path, text: str) -> list[str]:
             raise UsageError(f"{where}: expected a key with a value or a list, such as epochs: 100")
         if name.value in overrides:
             raise UsageError(f"{where}: {name.value} appears twice")
+        if any(part.tag == YAML_NULL for part in parts):  # not a folder called null
+            raise UsageError(f"{where}: {name.value} has no value; give one or remove the line")
         text = ",".join(part.value for part in parts)
         overrides[name.value] = f"{name.value}=[{text}]" if is_list else f"{name.value}={text}"
         try:
@@ -412,8 +444,8 @@ def load_config(path: str | Path) -> EasyDict:
         DataError: not JSON, an unknown key, or a value out of range.
     """
     try:
-        saved = _json_values(Path(path).read_text())
-    except (ValueError, UsageError) as error:
+        saved = _json_values(Path(path).read_text("utf-8-sig"))
+    except (ValueError, UsageError, RecursionError) as error:
         raise DataError(
             f"{path}: not a configuration of this version ({error}); restore it, or move it away"
         ) from None

@@ -252,6 +252,8 @@ WRONG = [
     ("VolSize=64,x,32", "--set VolSize=64,x,32: expected a list of whole numbers"),
     ("VolSize=64,64,32.0", "--set VolSize=64,64,32.0: expected a list of whole numbers"),
     ("channel=-2", "channel is -2, expected at least -1"),
+    (f"seed={2**32}", "seed is 4294967296, expected at most 2147483647"),
+    (f"labels=1,{10**20}", "labels is [1, 100000000000000000000], expected at most 2147483647"),
     ("labels=1,0", "labels is [1, 0], expected different whole numbers above 0"),
     ("labels=2,2", "labels is [2, 2], expected different whole numbers above 0"),
     ("labels=1,prostate", "--set labels=1,prostate: expected a list of whole numbers"),
@@ -412,6 +414,12 @@ def test_no_file_and_an_empty_one(tmp_path):
         ("a.yaml", "width: [8]\n", ["line 1", "a whole number"]),
         ("a.yaml", "- width\n- 8\n", ["such as `epochs: 100`"]),
         ("a.yaml", "width: \x01\n", ["a.yaml"]),
+        ("a.yaml", "width: 8\ncache_dir: ~\n", ["line 2", "cache_dir", "no value"]),
+        ("a.yaml", "width: 8\ndirResult:\n", ["line 2", "dirResult", "no value"]),
+        ("a.json", "[" * 100_000, ["nested too deeply"]),
+        ("a.json", '{"width": 8, "width": 4}', ["width", "second time"]),
+        ("a.json", f'{{"lr": {10**400}}}', ["lr is 1000", "at most 2147483647"]),
+        ("A.JSON", '{"width": "8"}', ["width is '8'", "a whole number"]),
         ("a.json", '{"widht": 8}', ["'widht'", "did you mean 'width'"]),
         ("a.json", '{"width": "8"}', ["width is '8'", "a whole number"]),
         ("a.json", '{"lr": NaN}', ["lr is nan"]),
@@ -437,6 +445,27 @@ def test_an_unreadable_file_is_named(tmp_path, content):
         path.write_bytes(content)
     with pytest.raises(DataError, match="a.yaml: cannot be read"):
         file_overrides(path)
+
+
+def test_a_file_of_another_kind_is_not_read_to_its_end(tmp_path):
+    path = tmp_path / "scan.mha"
+    path.write_text("# no configuration\n" * 100_000)
+    with pytest.raises(DataError, match="scan.mha: larger than"):
+        file_overrides(path)
+    with pytest.raises(DataError, match="/dev/zero: larger than"):
+        file_overrides("/dev/zero")
+
+
+@pytest.mark.parametrize(("name", "content"), [("a.yaml", "width: 8"), ("a.json", '{"width": 8}')])
+def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path, name, content):
+    (tmp_path / name).write_text(content, "utf-8-sig")
+    assert file_overrides(tmp_path / name) == ["width=8"]
+
+
+def test_a_configuration_that_an_editor_saved_with_a_byte_order_mark(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text('{"width": 8}', "utf-8-sig")
+    assert load_config(path).width == 8
 
 
 def test_a_rate_of_a_file_is_the_users_choice(tmp_path):
@@ -549,6 +578,9 @@ def test_keys_that_came_later_get_their_defaults(tmp_path):
         ('{"variant": ["zoo"]}', "variant is ['zoo']"),
         ('{"variant": "unet"}', "variant is 'unet', expected one of"),
         (b"\xff\xfe\x00binary", "codec can't decode"),
+        ("[" * 100_000, "recursion"),
+        ('{"width": 8, "width": 4}', "width a second time"),
+        (f'{{"lr": {10**400}}}', "lr is 1000"),
     ],
 )
 def test_foreign_and_corrupt_files_are_named(tmp_path, content, finding):

@@ -1,6 +1,7 @@
 """The memory that a training needs, checked before it starts."""
 
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -74,7 +75,7 @@ def check_training_fits(config: EasyDict, network: nn.Cell, case_count: int) -> 
     needed = partial(training_bytes, config, parameters, fast=fast, case_count=case_count)
     if needed(config.batch_size) <= available:
         return
-    fitting = [b for b in range(1, config.batch_size) if needed(b) <= available]
+    fitting = list(takewhile(lambda b: needed(b) <= available, range(1, config.batch_size)))
     remedy = f"batch_size={fitting[-1]} fits" if fitting else "use a smaller VolSize or width"
     raise DataError(
         f"memory: batch_size={config.batch_size} at VolSize={config.VolSize} with {case_count} "
