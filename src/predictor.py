@@ -9,6 +9,7 @@ from scipy import ndimage
 
 from .data_manager import LEFT_RIGHT_AXIS, image_to_network_grid, probability_to_case_grid
 from .images.orientation import to_patient_order
+from .utils.errors import DataError
 
 
 def network_inputs(image: sitk.Image, config: EasyDict) -> list[np.ndarray]:
@@ -43,13 +44,20 @@ def foreground_probability(network: nn.Cell, volume: np.ndarray) -> np.ndarray:
 
     Raises:
         ValueError: `volume` is not 3-D, or the network is in training mode.
+        DataError: NaN or infinity in the output.
     """
     if np.ndim(volume) != 3:
         raise ValueError(f"a volume of shape {np.shape(volume)}, expected (X, Y, Z)")
     if getattr(network, "training", False):
         raise ValueError("a network in training mode, expected set_train(False)")
     batch = np.ascontiguousarray(volume[None, None], dtype=np.float32)
-    return network(ms.Tensor(batch)).asnumpy()[0]
+    probability = network(ms.Tensor(batch)).asnumpy()[0]
+    if not np.isfinite(probability).all():
+        raise DataError(
+            "the network's output has NaN or infinity: its weights are damaged, or its training "
+            "diverged; take another checkpoint, or train with a lower lr"
+        )
+    return probability
 
 
 def average_over_flip(outputs: list[np.ndarray]) -> np.ndarray:

@@ -579,7 +579,7 @@ def test_keys_that_came_later_get_their_defaults(tmp_path):
         ('{"variant": "unet"}', "variant is 'unet', expected one of"),
         (b"\xff\xfe\x00binary", "codec can't decode"),
         ("[" * 100_000, "recursion"),
-        ('{"width": 8, "width": 4}', "width a second time"),
+        ('{"width": 8, "width": 4}', "width appears twice"),
         (f'{{"lr": {10**400}}}', "lr is 1000"),
     ],
 )

@@ -20,6 +20,7 @@ from src.predictor import (
     segment,
     segment_outputs,
 )
+from src.utils.errors import DataError
 from tests.volumes import STORAGE_ORDERS, geometry_error, geometry_of, stored_in_order
 
 # Slices run to the left.
@@ -107,6 +108,14 @@ def test_the_network_gets_a_batch_of_one():
     np.testing.assert_array_equal(seen[0, 0], volume.astype(np.float32))
     assert probability.shape == (3, 4, 5) and probability.dtype == np.float32
     assert probability[2, 3, 4] == pytest.approx(0.5 * volume[2, 3, 4] + 0.2 + 0.03 + 0.004)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_an_output_of_damaged_weights_is_an_error_of_the_checkpoint(value):
+    output = np.full((1, 4, 3, 2), 0.5, np.float32)
+    output[0, 1, 2, 0] = value
+    with pytest.raises(DataError, match="NaN or infinity.*another checkpoint"):
+        foreground_probability(lambda batch: ms.Tensor(output), np.zeros((4, 3, 2), np.float32))
 
 
 def test_flips_are_averaged_voxel_by_voxel():

@@ -65,7 +65,8 @@ def vnet_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=_Version, help="print the version and exit")
     parser.add_argument("command", metavar="COMMAND", help="one of the commands above")
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="its arguments")
+    arguments = parser.add_argument("arguments", nargs=argparse.REMAINDER, help="its arguments")
+    arguments.required = False  # or argparse asks for them where the command is missing
     return parser
 
 

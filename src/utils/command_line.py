@@ -62,6 +62,10 @@ def run(main: Callable[[], None]) -> None:
         if "memory" not in reason.lower():
             raise
         sys.exit(_report_error(f"{reason}; a smaller batch_size or VolSize needs less", 1))
+    except SystemExit as end:  # of argparse, which has printed why
+        if end.code:
+            write_status("failed", exit_code=2, error="wrong arguments, see standard error")
+        raise
     except KeyboardInterrupt:
         sys.exit(_report_error("interrupted", 130))
     if lost is not None:

@@ -37,6 +37,10 @@ run(main)
             "raise UsageError('no such key')",
             {"state": "failed", "exit_code": 2, "error": "no such key"},
         ),
+        (
+            "import argparse; argparse.ArgumentParser().error('no such argument')",
+            {"state": "failed", "exit_code": 2, "error": "wrong arguments, see standard error"},
+        ),
     ],
 )
 def test_a_command_says_how_far_it_is(tmp_path, ending, last):
