@@ -417,7 +417,7 @@ def test_no_file_and_an_empty_one(tmp_path):
         ("a.yaml", "width: 8\ncache_dir: ~\n", ["line 2", "cache_dir", "no value"]),
         ("a.yaml", "width: 8\ndirResult:\n", ["line 2", "dirResult", "no value"]),
         ("a.json", "[" * 100_000, ["nested too deeply"]),
-        ("a.json", '{"width": 8, "width": 4}', ["width", "second time"]),
+        ("a.json", '{"width": 8, "width": 4}', ["width", "twice"]),
         ("a.json", f'{{"lr": {10**400}}}', ["lr is 1000", "at most 2147483647"]),
         ("A.JSON", '{"width": "8"}', ["width is '8'", "a whole number"]),
         ("a.json", '{"widht": 8}', ["'widht'", "did you mean 'width'"]),
