@@ -363,7 +363,7 @@ def test_default_architecture_is_the_zoos():
             "run",
             "run/ckpt/checkpoint_vnet-10_100.ckpt",
         ),
-        (["release/vnet.ckpt", "release/SHA256SUMS"], "release", "release/vnet.ckpt"),
+        (["release/vnet.ckpt"], "release", "release/vnet.ckpt"),
     ],
 )
 def test_a_checkpoint_is_found_in_a_run_and_a_release(tmp_path, capsys, files, path, found):

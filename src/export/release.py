@@ -5,7 +5,7 @@ from pathlib import Path
 
 from easydict import EasyDict
 
-from ..checkpoint import RELEASED, load_weights, save_weights
+from ..checkpoint import CHECKSUMS, RELEASED, load_weights, save_weights
 from ..config import CONFIG_NAME, config_path_of, save_config, vnet_cfg
 from ..utils import output_folder
 from ..utils.errors import DataError
@@ -14,7 +14,6 @@ from ..vnet import create_vnet
 
 log = logging.getLogger(__name__)
 
-CHECKSUMS = "SHA256SUMS"
 # Keys that describe the machine of the training; a release has their defaults.
 MACHINE_KEYS = (
     *("dirResult", "dirPredictionImage", "cache_dir", "num_workers"),

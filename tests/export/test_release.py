@@ -6,7 +6,7 @@ import mindspore as ms
 import numpy as np
 import pytest
 
-from src.checkpoint import save_weights
+from src.checkpoint import find_checkpoint, save_weights
 from src.config import config_of_checkpoint, load_config, save_config
 from src.evaluation import load_network
 from src.export.release import release
@@ -91,3 +91,40 @@ def test_a_checkpoint_without_configuration_is_refused(checkpoint, tmp_path):
     with pytest.raises(DataError, match=r"no config\.json"):
         release(alone, config, tmp_path / "release")
     assert not (tmp_path / "release").exists()
+
+
+def flip_a_byte(path):
+    content = bytearray(path.read_bytes())
+    content[20] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["vnet.ckpt", "config.json", "SHA256SUMS"])
+@pytest.mark.parametrize("damage", ["flipped", "missing"])
+def test_a_damaged_release_is_refused(checkpoint, tmp_path, name, damage):
+    folder = packed(checkpoint, tmp_path / "release")
+    assert find_checkpoint(folder) == find_checkpoint(folder / "vnet.ckpt") == folder / "vnet.ckpt"
+    if damage == "flipped":
+        flip_a_byte(folder / name)
+    else:
+        (folder / name).unlink()
+    if (name, damage) == ("SHA256SUMS", "missing"):
+        assert find_checkpoint(folder) == folder / "vnet.ckpt"  # nothing to compare with
+        return
+    with pytest.raises(DataError) as error:
+        find_checkpoint(folder)
+    expected = (
+        "no checkpoint in this folder" if not (folder / "vnet.ckpt").exists() else "SHA256SUMS"
+    )
+    assert expected in str(error.value)
+
+
+def test_a_release_changed_on_purpose_is_taken_with_new_sums(checkpoint, tmp_path):
+    folder = packed(checkpoint, tmp_path / "release")
+    save_config(load_config(folder / "config.json") | {"threshold": 0.3}, folder / "config.json")
+    with pytest.raises(DataError, match="sha256sum vnet.ckpt config.json > SHA256SUMS"):
+        find_checkpoint(folder)
+    subprocess.run(
+        "sha256sum vnet.ckpt config.json > SHA256SUMS", shell=True, cwd=folder, check=True
+    )
+    assert find_checkpoint(folder) == folder / "vnet.ckpt"
