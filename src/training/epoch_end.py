@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import mindspore as ms
 import numpy as np
 import pandas as pd
 from easydict import EasyDict
@@ -20,6 +21,7 @@ from .progress import Progress, read_history, write_history
 log = logging.getLogger(__name__)
 
 WAIT_WARNING_SHARE = 0.05  # of an epoch's time: longer waits for data are reported
+AVERAGED_AT_ONCE = 1 << 15  # weights: these and their average stay in a core's cache
 
 
 @dataclass
@@ -190,5 +192,21 @@ def update_weight_average(average: nn.Cell, network: nn.Cell, epoch: int, decay:
         decay: `ema_decay`.
     """
     decay = min(decay, (epoch - 1) / (epoch + 9))
+    on_cpu = ms.get_context("device_target") == "CPU"
     for mean, weight in zip(average.get_parameters(), network.get_parameters(), strict=True):
-        mean.set_data(decay * mean + (1 - decay) * weight)
+        values = mean.asnumpy()  # on a CPU the parameter's own memory
+        average_in_place(values, weight.asnumpy(), decay)
+        if not on_cpu:
+            mean.set_data(ms.Tensor(values))
+
+
+def average_in_place(mean: np.ndarray, values: np.ndarray, decay: float) -> None:
+    """Sets `mean` to `decay * mean + (1 - decay) * values`, float32, in one pass over both."""
+    mean, values = mean.reshape(-1), values.reshape(-1)
+    scaled = np.empty(AVERAGED_AT_ONCE, np.float32)
+    for start in range(0, mean.size, AVERAGED_AT_ONCE):
+        part = mean[start : start + AVERAGED_AT_ONCE]
+        added = scaled[: part.size]
+        np.multiply(values[start : start + AVERAGED_AT_ONCE], 1 - decay, out=added)
+        part *= decay
+        part += added

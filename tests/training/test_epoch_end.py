@@ -172,6 +172,38 @@ def test_the_average_is_exponential_once_the_first_epochs_are_over():
         assert cells.average.weight.asnumpy() == pytest.approx(expected, rel=1e-6)
 
 
+def test_the_average_is_updated_in_place_to_the_last_bit():
+    """A weight of several parts, in networks that have computed before: they use the new values."""
+    random = np.random.default_rng(0)
+    size = (3, epoch_end.AVERAGED_AT_ONCE - 5)
+    average, network = (nn.Dense(size[1], size[0], has_bias=False) for _ in range(2))
+    first, second = random.standard_normal((2, *size), np.float32)
+    volume = ms.Tensor(random.standard_normal((1, size[1]), np.float32))
+    average.weight.set_data(ms.Tensor(first))
+    network.weight.set_data(ms.Tensor(second))
+    before = average(volume).asnumpy().copy()
+    update_weight_average(average, network, epoch=2, decay=0.9)
+    expected = np.float32(1 / 11) * first + np.float32(10 / 11) * second
+    np.testing.assert_array_equal(average.weight.asnumpy(), expected)
+    np.testing.assert_array_equal(network.weight.asnumpy(), second)
+    np.testing.assert_allclose(average(volume).asnumpy(), volume.asnumpy() @ expected.T, atol=0.02)
+    assert (average(volume).asnumpy() != before).all()
+
+
+@pytest.mark.parametrize("device_target", ["CPU", "Ascend"])
+def test_the_average_reaches_every_device(monkeypatch, device_target):
+    """Where `asnumpy` is a copy, it is written back."""
+    cells, kept = dense_cells(with_average=True), []
+    set_weight(cells.network, 3.0)
+    set_weight(cells.average, 1.0)
+    monkeypatch.setattr(epoch_end.ms, "get_context", {"device_target": device_target}.get)
+    mean = cells.average.weight
+    parameter = SimpleNamespace(asnumpy=lambda: mean.asnumpy().copy(), set_data=kept.append)
+    average = SimpleNamespace(get_parameters=lambda: [parameter])
+    update_weight_average(average, cells.network, epoch=11, decay=0.5)
+    assert [tensor.asnumpy().item() for tensor in kept] == [2.0] * (device_target == "Ascend")
+
+
 @pytest.mark.parametrize(
     ("dices", "patience", "stops"),
     [
