@@ -119,7 +119,9 @@ TABLE = (
         "threads that read and augment cases, never more than cores; 0: one per core, at most 8"),
     Key("val_interval", 10, int, at_least(1), TRAINING,
         "epochs between validations; there is one after the last epoch too"),
-    Key("save_interval", 1, int, at_least(1), TRAINING, "epochs between checkpoints"),
+    Key("save_interval", 0, int, at_least(0), TRAINING,
+        "epochs between checkpoints; 0: as often as takes at most 2 % of the training's time; "
+        "there is one after the last epoch too"),
     Key("early_stop", 0, int, at_least(0), TRAINING,
         "validations without a better Dice after which training ends; 0: never"),
     Key("keep_checkpoint_max", 10, int, at_least(1), TRAINING, "number of checkpoints to keep"),

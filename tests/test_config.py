@@ -270,7 +270,7 @@ WRONG = [
         ("dropout", 1.0), ("dropout", -0.1), ("momentum", 1.0), ("momentum", -0.1),
         ("threshold", 1.0), ("threshold", -0.1), ("warmup_ratio", 1.1), ("warmup_ratio", -0.1),
         ("batch_size", 0), ("accumulate_steps", 0), ("epochs", 0), ("width", 0),
-        ("val_interval", 0), ("save_interval", 0), ("keep_checkpoint_max", 0),
+        ("val_interval", 0), ("save_interval", -1), ("keep_checkpoint_max", 0),
         ("fold", -1), ("weight_decay", -0.1), ("warmup_step", -1), ("seed", -1),
         ("num_workers", -1), ("early_stop", -1), ("lr", 0.0), ("lr", -0.1), ("loss_scale", 0.0),
         ("ema_decay", 1.0), ("ema_decay", -0.1),

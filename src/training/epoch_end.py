@@ -1,6 +1,7 @@
 """The end of an epoch: `EpochEnd.run` is all that happens, in order."""
 
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from .progress import Progress, read_history, write_history
 log = logging.getLogger(__name__)
 
 WAIT_WARNING_SHARE = 0.05  # of an epoch's time: longer waits for data are reported
+SAVE_SHARE = 0.02  # of the training's time: what checkpoints may take with save_interval=0
 AVERAGED_AT_ONCE = 1 << 15  # weights: these and their average stay in a core's cache
 
 
@@ -69,6 +71,9 @@ class EpochEnd:
         self.run_folder = run_folder
         self.ranks = ranks
         self.history = [] if run_folder is None else read_history(run_folder, progress.epoch)
+        self.saved_epoch = progress.epoch
+        self.saved_at_s = time.monotonic()
+        self.save_took_s = 0.0  # unknown until the first checkpoint, which is due at once
 
     def run(self, steps: EpochSteps) -> bool:
         """Ends an epoch; writes the history before the checkpoint, whose resume reads it.
@@ -90,18 +95,28 @@ class EpochEnd:
         if self.run_folder is not None:
             self.history.append(row)
             write_history(self.run_folder, self.history)
-            if steps.epoch % self.config.save_interval == 0:
+            if self.is_save_due():
                 self.save(self.run_folder)
         return self.score is not None and self.stops_early()
 
     def finish(self) -> None:
-        """Saves the last epoch of a training, unless `save_interval` already has."""
-        if self.run_folder is not None and self.progress.epoch % self.config.save_interval:
+        """Saves the last epoch of a training, unless it is saved."""
+        if self.run_folder is not None and self.progress.epoch != self.saved_epoch:
             self.save(self.run_folder)
 
     def is_due(self, interval: int) -> bool:
         """Whether this epoch is a multiple of `interval` or the last one."""
         return self.progress.epoch % interval == 0 or self.progress.epoch == self.config.epochs
+
+    def is_save_due(self) -> bool:
+        """Whether `save_interval` asks for a checkpoint after this epoch.
+
+        With 0, one is due when the training since the last took long enough for that one's time to
+        be within `SAVE_SHARE` of it. Only the rank that writes may ask: clocks differ.
+        """
+        if self.config.save_interval:
+            return self.progress.epoch % self.config.save_interval == 0
+        return self.save_took_s <= SAVE_SHARE * (time.monotonic() - self.saved_at_s)
 
     def count(self, steps: EpochSteps) -> dict[str, float]:
         """Updates the progress; returns the epoch's row of the history, without validation."""
@@ -151,13 +166,16 @@ class EpochEnd:
         return dice
 
     def save(self, run_folder: Path) -> None:
-        """Writes a numbered checkpoint, what a resume needs, and the curve."""
+        """Writes a numbered checkpoint, what a resume needs, and the curve; takes the time."""
+        started_s = time.monotonic()
         folder = run_folder / "ckpt"
         name = f"{checkpoint.PREFIX}-{self.progress.epoch}_{self.steps_per_epoch}.ckpt"
         checkpoint.save_weights(self.cells.scored, folder / name)
         checkpoint.prune(folder, self.config.keep_checkpoint_max)
         checkpoint.save_last(folder, self.cells, asdict(self.progress))
         plot_progress(pd.DataFrame(self.history), run_folder / "progress.png")
+        self.saved_epoch, self.saved_at_s = self.progress.epoch, time.monotonic()
+        self.save_took_s = self.saved_at_s - started_s
 
     def stops_early(self) -> bool:
         """Whether `early_stop` validations brought no better Dice; logs it if so."""

@@ -145,6 +145,48 @@ def test_checkpoints_come_every_save_interval_and_after_the_last_epoch(run_folde
     assert Progress(**saved) == ended.progress == Progress(5, 15, case_ids=["a", "b"])
 
 
+@pytest.mark.parametrize(
+    ("save_s", "saved"),
+    [
+        (0.001, [1, 2, 3, 4, 5, 6, 7]),
+        (0.5, [1, 4, 7]),  # due 25 s later: three epochs of 10 s
+        (0.6, [1, 4, 7]),  # 30 s
+        (0.61, [1, 5, 7]),
+        (1000, [1, 7]),
+    ],
+)
+@pytest.mark.parametrize("early_stop", [0, 7])
+def test_checkpoints_take_two_percent_of_the_time(
+    run_folder, monkeypatch, save_s, saved, early_stop
+):
+    """Of the training between them; the last epoch, also of an early stop, is saved once."""
+    now_s = 5.0
+
+    def save(seconds):
+        nonlocal now_s
+        now_s += seconds
+
+    monkeypatch.setattr(epoch_end.time, "monotonic", lambda: now_s)
+    monkeypatch.setattr(epoch_end, "plot_progress", lambda *_: save(save_s))
+    epochs = 7 if early_stop == 0 else 100
+    ended = end(run_folder, dices=[-1] * 7, save_interval=0, epochs=epochs, early_stop=early_stop)
+    stops = []
+    for epoch in range(1, 8):
+        now_s += 10
+        stops.append(ended.run(steps_of(epoch)))
+    ended.finish()
+    assert stops == [False] * 6 + [early_stop == 7]
+    names = [f"checkpoint_vnet-{epoch}_{STEPS}.ckpt" for epoch in saved]
+    assert names_in(run_folder / "ckpt") == [*names, checkpoint.LAST, checkpoint.STATE]
+    assert now_s == pytest.approx(75 + save_s * len(saved))
+    assert checkpoint.load_last(run_folder / "ckpt", dense_cells())["epoch"] == 7
+
+
+def test_a_resume_that_trains_nothing_saves_nothing(run_folder, tmp_path):
+    end(run_folder, save_interval=2, progress=Progress(epoch=3)).finish()
+    assert names_in(run_folder / "ckpt") == []
+
+
 def test_the_average_is_what_is_scored_and_kept(run_folder):
     """A resume needs the latest weights too: `last.ckpt`."""
     cells = dense_cells(with_average=True)

@@ -36,6 +36,7 @@ from tests.rounding import LAYER_ERROR, assert_trained_alike, perturb
 
 SETTINGS = (
     "val_interval=3",
+    "save_interval=1",
     "keep_checkpoint_max=2",
     "lr=0.002",
     "warmup_step=5",
@@ -277,10 +278,11 @@ def test_a_run_resumes_with_and_without_fast_conv3d(data):
 
 def test_a_killed_run_resumes_on_the_same_trajectory(data):
     """kill -9 of the real command at random moments, then --resume, until it is through."""
+    saved = (*SMALL, "val_interval=3", "save_interval=1")
     arguments = [sys.executable, ROOT / "train.py", "--device_target", "CPU", "--data_path", data]
     arguments += ["--train_split_file_path", data / "train.csv"]
     arguments += ["--val_split_file_path", data / "val.csv"]
-    arguments += [word for setting in (*SMALL, "val_interval=3") for word in ("--set", setting)]
+    arguments += [word for setting in saved for word in ("--set", setting)]
     subprocess.run([*arguments, "--set", "dirResult=whole"], check=True, capture_output=True)
     random = np.random.default_rng(3)
     for attempt in range(3):
