@@ -4,17 +4,15 @@ import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import SimpleITK as sitk
 from easydict import EasyDict
 from mindspore import nn
 
 from .checkpoint import load_weights
-from .data_manager import Case, read_case, xyz
+from .data_manager import Case, read_case
 from .devices.device import apply_precision
-from .devices.ranks import Ranks
 from .fast_conv3d.network import to_fast_vnet
-from .metrics import case_metrics, dice
+from .metrics import case_metrics
 from .predictor import segment
 from .report.findings import finding_fields, metric_findings, plane_findings
 from .report.overlays import OverlayCase
@@ -56,28 +54,6 @@ def load_network(checkpoint_path: str | Path, config: EasyDict, device_target: s
     load_weights(network, checkpoint_path)
     apply_precision(network, config, device_target)
     return to_fast_vnet(network, config, device_target).set_train(False)
-
-
-def mean_dice(
-    network: nn.Cell,
-    cases: list[Case],
-    config: EasyDict,
-    ranks: Ranks = Ranks(),  # noqa: B008, it is frozen
-) -> float:
-    """Returns the mean Dice of cases on their own grids; each rank segments a share of them.
-
-    Args:
-        network: in evaluation mode.
-        cases: with reference masks.
-        config: see `segment`.
-        ranks: the processes; all of them call this function with the same cases.
-    """
-    scores = []
-    for case in ranks.share(cases):
-        image, reference = _read_pair(case, config)
-        mask, _ = segment(network, image, config)
-        scores.append(dice(xyz(reference) > 0, xyz(mask) > 0))
-    return float(np.mean(ranks.gather(scores, len(cases))))
 
 
 def _read_pair(case: Case, config: EasyDict) -> tuple[sitk.Image, sitk.Image]:

@@ -22,6 +22,7 @@ BYTES_PER_AVERAGED_PARAMETER = 4
 FAST_BYTES_PER_VOXEL_AND_CHANNEL = 85
 BYTES_PER_VOXEL_AND_CHANNEL = 360
 BYTES_PER_PREPROCESSED_VOXEL = 5  # float32 intensity, bool mask
+VALIDATION_BYTES = 1e9  # validation cases kept in memory, at most
 CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -58,13 +59,16 @@ def available_bytes() -> int:
     return min(available, limit - used + int(statistics.get("inactive_file", 0)))
 
 
-def check_training_fits(config: EasyDict, network: nn.Cell, case_count: int) -> None:
+def check_training_fits(config: EasyDict, network: nn.Cell, case_count: int) -> float:
     """Checks that a CPU training fits into the available memory.
 
     Args:
         config: see `training_bytes`; `batch_size`.
         network: the network to train.
         case_count: number of training cases.
+
+    Returns:
+        The memory that it leaves available, in bytes.
 
     Raises:
         DataError: it needs more than is available; the message says what would fit.
@@ -74,7 +78,7 @@ def check_training_fits(config: EasyDict, network: nn.Cell, case_count: int) -> 
     fast = isinstance(network, FastVNet)
     needed = partial(training_bytes, config, parameters, fast=fast, case_count=case_count)
     if needed(config.batch_size) <= available:
-        return
+        return available - needed(config.batch_size)
     fitting = list(takewhile(lambda b: needed(b) <= available, range(1, config.batch_size)))
     remedy = f"batch_size={fitting[-1]} fits" if fitting else "use a smaller VolSize or width"
     raise DataError(

@@ -4,7 +4,6 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 import mindspore as ms
@@ -13,11 +12,10 @@ from easydict import EasyDict
 from mindspore import nn
 
 from ..checkpoint import TrainingCells
-from ..data_manager import Case, TrainingVolume, load_training_volumes, read_case, worker_count
+from ..data_manager import Case, TrainingVolume, load_training_volumes, worker_count
 from ..dataset import TrainingSamples, create_dataset
 from ..devices.device import apply_precision, mindspore_reason
 from ..devices.ranks import Ranks
-from ..evaluation import mean_dice
 from ..fast_conv3d.network import to_fast_vnet
 from ..lr_schedule import learning_rates
 from ..promise12.splits import split_cases
@@ -26,10 +24,11 @@ from ..utils.status import write_status
 from ..vnet import VARIANTS, create_vnet
 from .callback import TrainingCallback
 from .epoch_end import EpochEnd
-from .memory import check_training_fits
+from .memory import VALIDATION_BYTES, check_training_fits
 from .progress import Progress
 from .run_folder import open_run
 from .step import create_training_cell
+from .validation import ValidationSet
 
 log = logging.getLogger(__name__)
 
@@ -165,10 +164,10 @@ def train(
     ms.set_seed(config.seed)
     network = create_vnet(config, sync_batch_norm=config.sync_batch_norm and ranks.count > 1)
     network = to_fast_vnet(network, config, device_target)
+    budget_bytes = VALIDATION_BYTES
     if device_target == "CPU":
-        check_training_fits(config, network, len(cases))
-    for case in ranks.share(val_cases):
-        read_case(case, config)  # a broken file stops the run now, not after the first epochs
+        budget_bytes = min(budget_bytes, check_training_fits(config, network, len(cases)))
+    validation = ValidationSet(val_cases, config, budget_bytes, ranks)
     volumes = load_training_volumes(cases, config)
     config.plane = training_plane(config, cases, volumes)
     samples = TrainingSamples(volumes, config, network.dropout_channels, ranks.count)
@@ -183,10 +182,8 @@ def train(
         folder,
         progress,
     ):
-        score = partial(mean_dice, cases=val_cases, config=config, ranks=ranks)
-        epoch_end = EpochEnd(
-            config, cells, progress, rates, score if val_cases else None, folder, ranks
-        )
+        score = validation.mean_dice if val_cases else None
+        epoch_end = EpochEnd(config, cells, progress, rates, score, folder, ranks)
         log.info(f"run: {folder}" if ranks.is_first else f"run: rank {ranks.rank} of {ranks.count}")
         write_status("running", run_folder=str(folder.absolute()) if folder else None)
         log.info(f"============== Starting Training fold {config.fold} ==============")

@@ -15,9 +15,10 @@ import pandas as pd
 import pytest
 
 from src.devices.ranks import Ranks
-from src.evaluation import load_network, mean_dice
+from src.evaluation import load_network
 from src.promise12.splits import split_cases
 from src.training.trainer import train
+from src.training.validation import ValidationSet
 from src.vnet import create_vnet
 from tests.devices.rank_program import PAPER, Weights, config_of
 from tests.helpers import ROOT
@@ -145,7 +146,7 @@ def test_the_validation_score_is_the_mean_over_all_ranks(ranks, folder):
     (path,) = (folder / "results" / "paper").glob("vnet.*/ckpt/best.ckpt")
     config = config_of(*PAPER)
     cases = split_cases(folder / "data", folder / "val.csv", "val", 0)
-    score = mean_dice(load_network(path, config, "CPU"), cases, config)
+    score = ValidationSet(cases, config, 1e9).mean_dice(load_network(path, config, "CPU"))
     assert history_of(folder, "paper")["val_dice"].iloc[-1] == pytest.approx(score)
 
 

@@ -23,7 +23,8 @@ def test_the_largest_fitting_batch_is_named(monkeypatch, fast_conv3d):
     monkeypatch.setattr(memory, "available_bytes", lambda: fitting + 1)
     with pytest.raises(DataError, match=r"batch_size=8 .* 40 cases .* batch_size=3 fits"):
         memory.check_training_fits(config, network, 40)
-    memory.check_training_fits(override_config(config, ["batch_size=3"]), network, 40)
+    left = memory.check_training_fits(override_config(config, ["batch_size=3"]), network, 40)
+    assert left == 1
     with pytest.raises(DataError, match=r"41 cases .* batch_size=2 fits"):
         memory.check_training_fits(override_config(config, ["batch_size=3"]), network, 41)
     monkeypatch.setattr(memory, "available_bytes", lambda: 0)

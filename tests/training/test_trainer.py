@@ -18,9 +18,10 @@ from src import checkpoint
 from src.config import load_config, override_config, vnet_cfg
 from src.data_manager import Case, TrainingVolume
 from src.devices.ranks import Ranks
-from src.evaluation import load_network, mean_dice
+from src.evaluation import load_network
 from src.lr_schedule import learning_rates
 from src.promise12.splits import split_cases
+from src.training.memory import VALIDATION_BYTES
 from src.training.run_folder import configure_run, new_run_folder
 from src.training.trainer import (
     create_optimizer,
@@ -29,6 +30,7 @@ from src.training.trainer import (
     training_plane,
     uses_dataset_sink,
 )
+from src.training.validation import ValidationSet
 from src.utils.errors import DataError, UsageError
 from src.vnet import create_vnet
 from tests.helpers import ROOT
@@ -188,7 +190,8 @@ def test_a_moving_average_is_what_is_scored_and_kept(data, whole_run):
     network = load_network(folder / "ckpt" / "checkpoint_vnet-4_3.ckpt", config, "CPU")
     cases = split_cases(data, data / "val.csv", "val", 0)
     history = pd.read_csv(folder / "history.csv")
-    assert mean_dice(network, cases, config) == pytest.approx(history["val_dice"].iloc[-1])
+    score = ValidationSet(cases, config, VALIDATION_BYTES).mean_dice(network)
+    assert score == pytest.approx(history["val_dice"].iloc[-1])
 
 
 def test_a_resumed_run_has_the_same_losses_as_an_uninterrupted_one(data, whole_run):

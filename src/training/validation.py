@@ -1,0 +1,96 @@
+"""The validation of a training: the mean Dice of cases that are prepared once."""
+
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import SimpleITK as sitk
+from easydict import EasyDict
+from mindspore import nn
+
+from ..data_manager import Case, read_case, worker_count, xyz
+from ..devices.ranks import Ranks
+from ..metrics import dice
+from ..predictor import foreground_probability, network_inputs, segment_outputs
+
+
+class PreparedCase(NamedTuple):
+    """What a validation needs of a case."""
+
+    inputs: list[np.ndarray]  # `network_inputs` of the image
+    reference: sitk.Image  # uint8, 0 and 1, with the image's geometry
+
+    @property
+    def nbytes(self) -> int:
+        """Memory in bytes; the mirror image of `flip_average` shares that of the volume."""
+        return self.inputs[0].nbytes + self.reference.GetNumberOfPixels()
+
+
+def prepare_case(case: Case, config: EasyDict) -> PreparedCase:
+    """Reads a case and prepares it for the network.
+
+    Args:
+        case: with a reference mask.
+        config: see `read_case` and `network_inputs`.
+
+    Raises:
+        DataError: see `read_case`.
+        ValueError: the case has no mask.
+    """
+    image, reference = read_case(case, config)
+    if reference is None:
+        raise ValueError(f"case {case.case_id} without a mask, expected one for validation")
+    return PreparedCase(network_inputs(image, config), reference)
+
+
+class ValidationSet:
+    """Cases on which a network is scored again and again.
+
+    All are read and prepared at the start, so that a broken file stops a training there; they are
+    kept in memory up to a bound. Cases beyond it are read and prepared at each validation.
+
+    Args:
+        cases: with reference masks; each rank keeps its share.
+        config: see `prepare_case`, `segment_outputs`; `num_workers`.
+        budget_bytes: of memory for the prepared cases of this rank.
+        ranks: that validate together, with the same cases.
+
+    Raises:
+        DataError: a case cannot be read.
+        ValueError: a case has no mask.
+    """
+
+    def __init__(
+        self,
+        cases: list[Case],
+        config: EasyDict,
+        budget_bytes: float,
+        ranks: Ranks = Ranks(),  # noqa: B008, it is frozen
+    ) -> None:
+        self.config = config
+        self.ranks = ranks
+        self.case_count = len(cases)
+        self.share: list[Case | PreparedCase] = []
+        own = ranks.share(cases)
+        with ThreadPoolExecutor(worker_count(config)) as pool:
+            prepared_cases = pool.map(partial(prepare_case, config=config), own)
+            for case, prepared in zip(own, prepared_cases, strict=True):
+                budget_bytes -= prepared.nbytes
+                self.share.append(prepared if budget_bytes >= 0 else case)
+
+    def mean_dice(self, network: nn.Cell) -> float:
+        """Returns the mean Dice of the cases on their own grids; all ranks call this together.
+
+        Args:
+            network: in evaluation mode.
+        """
+        scores = [self._dice(network, case) for case in self.share]
+        return float(np.mean(self.ranks.gather(scores, self.case_count)))
+
+    def _dice(self, network: nn.Cell, case: Case | PreparedCase) -> float:
+        if isinstance(case, Case):
+            case = prepare_case(case, self.config)
+        outputs = [foreground_probability(network, volume) for volume in case.inputs]
+        mask, _ = segment_outputs(outputs, case.reference, self.config)
+        return dice(xyz(case.reference) > 0, xyz(mask) > 0)
