@@ -122,7 +122,7 @@ def test_training_volumes_have_masks(small_config, tmp_path):
 def test_training_volumes_are_of_one_shape(small_config, second):
     shapes = [] if second is None else [(4, 5, 6), second]
     volumes = [TrainingVolume(np.zeros(s, np.float32), np.zeros(s, bool), "") for s in shapes]
-    with pytest.raises(ValueError, match="expected one \\(X, Y, Z\\) of all"):
+    with pytest.raises(ValueError, match="expected the same \\(X, Y, Z\\)"):
         TrainingSamples(volumes, small_config(), 0)
 
 
@@ -152,6 +152,6 @@ def test_a_loss_does_not_broadcast(loss, mode, mask_shape):
 )
 def test_overlays_are_of_one_grid(tmp_path, which, change, words):
     masks = {"prediction": WHOLE, "reference": WHOLE, which: change(WHOLE)}
-    with pytest.raises(ValueError, match=f"Case7: {which} with {words}"):
+    with pytest.raises(ValueError, match=f"Case7: {which} on another grid .*{words}"):
         overlays.plot_overlays([overlays.OverlayCase("Case7", HALF, **masks)], tmp_path / "a.png")
     assert list(tmp_path.iterdir()) == []
