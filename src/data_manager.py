@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 LEFT_RIGHT_AXIS = 0  # of the network grid: flipping it swaps the patient's left and right
 MIN_SHARE_ON_GRID = 0.95  # of the prostate's voxels; below it a line is logged
-CACHE_VERSION = 4  # raise it when preprocessing the same case gives another result
+CACHE_VERSION = 5  # raise it when preprocessing the same case gives another result
 
 
 @dataclass(frozen=True)

@@ -198,8 +198,7 @@ def test_who_follows_the_words_gets_the_networks_input(make_image, oblique, over
     followed = Reader(image, describe(config, 1, {})).preprocessed()
     volume = image_to_network_grid(image, config)
     assert volume.std() > 0.5
-    approximate = "intensity=equalize" in overrides  # ITK's Gaussian is a recursive filter
-    np.testing.assert_allclose(volume, followed, atol=5e-3 if approximate else 1e-3)
+    np.testing.assert_allclose(volume, followed, atol=1e-3)
 
 
 @pytest.mark.parametrize("order", ORDERS)
