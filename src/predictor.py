@@ -9,6 +9,7 @@ from scipy import ndimage
 
 from .data_manager import LEFT_RIGHT_AXIS, image_to_network_grid, probability_to_case_grid
 from .images.orientation import to_patient_order
+from .metrics import bounding_box
 from .utils.errors import DataError
 
 
@@ -85,11 +86,14 @@ def largest_component(mask: np.ndarray) -> np.ndarray:
     """
     if np.ndim(mask) != 3 or mask.dtype != bool:
         raise ValueError(f"{mask.dtype} of shape {mask.shape}, expected bool with three axes")
-    labels, count = ndimage.label(mask, structure=np.ones((3, 3, 3)))
+    box = bounding_box(mask)
+    labels, count = ndimage.label(mask[box], structure=np.ones((3, 3, 3)))
     if count < 2:
         return mask
     sizes = np.bincount(labels.ravel())
-    return labels == 1 + np.argmax(sizes[1:])
+    largest = np.zeros_like(mask)
+    largest[box] = labels == 1 + np.argmax(sizes[1:])
+    return largest
 
 
 def mask_of_probability(probability: sitk.Image, threshold: float = 0.5) -> sitk.Image:
@@ -110,16 +114,16 @@ def mask_of_probability(probability: sitk.Image, threshold: float = 0.5) -> sitk
         raise ValueError(f"a threshold of {threshold}, expected 0 to 1")
     if probability.GetPixelID() not in (sitk.sitkFloat32, sitk.sitkFloat64):
         raise ValueError(f"a {probability.GetPixelIDTypeAsString()}, expected probabilities")
-    values = sitk.GetArrayFromImage(probability).T
+    values = sitk.GetArrayViewFromImage(probability)
     if not np.isfinite(values).all():
         raise ValueError("a probability with NaN or infinity, expected 0 to 1")
     above = values > threshold
     foreground = np.zeros(above.shape, np.uint8)
     # Of two equally large components the kept one must not depend on the voxels' storage order.
-    to_patient_order(foreground, probability).T[...] = largest_component(
-        to_patient_order(above, probability).T
+    to_patient_order(foreground.T, probability).T[...] = largest_component(
+        to_patient_order(above.T, probability).T
     )
-    mask = sitk.GetImageFromArray(foreground.T)
+    mask = sitk.GetImageFromArray(foreground)
     mask.CopyInformation(probability)
     return mask
 

@@ -244,14 +244,14 @@ def read_mask(
         ) from None
     check_same_grid(image, image_path, mask, path)
     values = sitk.GetArrayViewFromImage(mask)
-    whole = np.rint(values)
+    whole = np.rint(values) if values.dtype.kind == "f" else values
     if values.dtype.kind == "f" and np.abs(values - whole).max() > LABEL_TOLERANCE:
         odd = np.unique(values[np.abs(values - whole) > LABEL_TOLERANCE])
         raise DataError(
             f"{path}: values {_shown(odd)}, expected whole numbers; if these are probabilities, "
             "write a mask of them"
         )
-    found = np.unique(whole).astype(np.int64)
+    found = _distinct(whole).astype(np.int64)
     if not labels and not np.isin(found, (0, 1)).all():
         above = found[found > 0]
         example = above[0] if len(above) == 1 and above[0] > LABEL_MAP_VALUES else "1,2"
@@ -267,6 +267,13 @@ def read_mask(
     foreground = sitk.GetImageFromArray(np.isin(whole, labels or (1,)).astype(np.uint8))
     foreground.CopyInformation(image)
     return foreground
+
+
+def _distinct(values):
+    """Sorted distinct values, as `np.unique`; only those other than 0 and 1 are sorted."""
+    zeros, ones = values == 0, values == 1
+    common = [value for value, where in ((0, zeros), (1, ones)) if where.any()]
+    return np.union1d(values[~(zeros | ones)], common)
 
 
 def _shown(values):

@@ -9,9 +9,9 @@ import SimpleITK as sitk
 from easydict import EasyDict
 from scipy import ndimage
 
-from ..data_manager import probability_to_case_grid, xyz
+from ..data_manager import network_grid, xyz
 from ..images.orientation import acquisition_plane, nearest_patient_axes
-from ..metrics import volume_ml
+from ..metrics import bounding_box, mask_array, volume_ml
 
 LOW_DICE = 0.8
 # A healthy adult's prostate has some 20 ml, after treatment rarely less than 10; above 200 ml is
@@ -68,12 +68,18 @@ def touches_border(mask: sitk.Image, config: EasyDict) -> bool:
         mask: uint8, 0 and 1.
         config: network grid.
     """
-    seen = xyz(probability_to_case_grid(np.ones(config.VolSize), mask, config)) > 0
+    box = bounding_box(mask_array(mask))[::-1]  # x, y, z
+    if box[0].stop == 0:  # an empty mask
+        return False
+    # Around the mask, with a neighbour of each of its voxels, except at the border of the image.
+    near = mask[tuple(slice(max(0, side.start - 1), side.stop + 1) for side in box)]
+    ones = network_grid(mask, config) + 1
+    seen = sitk.Resample(ones, near, sitk.Transform(), sitk.sitkLinear, 0.0, sitk.sitkFloat32)
     # One more slice at both ends, so that the erosion leaves the first and the last one.
     padding = [int(axis == _slice_axis(mask)) for axis in range(3)]
-    inside = ndimage.binary_erosion(np.pad(seen, [(n, n) for n in padding], mode="edge"))
+    inside = ndimage.binary_erosion(np.pad(xyz(seen) > 0, [(n, n) for n in padding], mode="edge"))
     inside = inside[tuple(slice(n, -n or None) for n in padding)]
-    return bool((xyz(mask) > 0)[~inside].any())
+    return bool((xyz(near) > 0)[~inside].any())
 
 
 def _slice_axis(image: sitk.Image) -> int:

@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from scipy import ndimage
 
 from src.config import override_config
+from src.data_manager import probability_to_case_grid, xyz
 from src.report.findings import (
     LOW_DICE,
     PLAUSIBLE_ML,
@@ -96,6 +98,30 @@ def test_only_borders_beyond_which_the_gland_may_go_on(
         expected = axis != 2 or seen[axis] < size[axis] * spacing_mm[axis]
         mask = _stored(array, spacing_mm, stored, make_image)
         assert touches_border(mask, config) == expected, (axis, end)
+
+
+def touches_border_of_all_voxels(mask, config):
+    """The definition, on every voxel of the image."""
+    seen = xyz(probability_to_case_grid(np.ones(config.VolSize), mask, config)) > 0
+    seen = np.pad(seen, [(0, 0), (0, 0), (1, 1)], mode="edge")
+    inside = ndimage.binary_erosion(seen)[:, :, 1:-1]
+    return bool((xyz(mask) > 0)[~inside].any())
+
+
+@pytest.mark.parametrize("grid_mm", [(100, 100, 100), (22, 24, 21)])
+def test_the_border_is_searched_near_the_mask_only(small_config, make_image, oblique, grid_mm):
+    config = small_config("dstRes=" + ",".join(str(side / 16) for side in grid_mm), "normDir=true")
+    rng = np.random.default_rng(0)
+    found = []
+    for _ in range(40):
+        array = np.zeros((9, 28, 30), np.uint8)
+        low = rng.integers(0, (7, 24, 26))
+        high = low + rng.integers(1, 5, 3)
+        array[tuple(slice(*ends) for ends in zip(low, high, strict=True))] = 1
+        mask = make_image(array, (1, 1, 3), direction=oblique)
+        found.append(touches_border(mask, config))
+        assert found[-1] == touches_border_of_all_voxels(mask, config)
+    assert 0 < sum(found) < 40
 
 
 def _stored(array_xyz, spacing_mm, axes, make_image):
