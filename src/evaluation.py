@@ -1,7 +1,7 @@
 """Evaluation on cases with reference masks: predicted masks, metrics, report."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import SimpleITK as sitk
@@ -14,6 +14,7 @@ from .devices.device import apply_precision
 from .fast_conv3d.network import to_fast_vnet
 from .metrics import case_metrics
 from .predictor import segment
+from .report.album import Album
 from .report.findings import finding_fields, metric_findings, plane_findings
 from .report.overlays import OverlayCase
 from .report.results import (
@@ -114,21 +115,24 @@ def evaluate_masks(
         _read_pair(case, config)  # a broken file stops the evaluation before anything is written
     files = [*volume_files(map(_mask_name, cases)), *EVALUATION_FILES]
 
-    def overlay_cases() -> Iterator[OverlayCase]:
-        for case in cases:
-            image, reference = _read_pair(case, config)
-            mask = sitk.ReadImage(str(folder / _mask_name(case)))
-            yield OverlayCase(case.case_id, image, mask, reference)
+    album = Album()
+    case_of = {case.case_id: case for case in cases}
+
+    def read_again(row: dict) -> OverlayCase:
+        case = case_of[row["case"]]
+        image, reference = _read_pair(case, config)
+        mask = sitk.ReadImage(str(folder / _mask_name(case)))
+        return OverlayCase(case.case_id, image, mask, reference)
 
     output_folder.check(folder, files)
     with output_folder.acquire(folder):
         output_folder.announce(folder, files)
         log.info(f"evaluating {len(cases)} cases")
         write_status("running", results=str(folder.absolute()))
-        rows = [_evaluate_case(predict_mask, case, config, folder) for case in cases]
+        rows = [_evaluate_case(predict_mask, case, config, folder, album) for case in cases]
         with output_folder.register(folder, EVALUATION_FILES):
             write_metrics(rows, folder, metadata)
-            write_pictures(folder, rows, overlay_cases, metadata)
+            write_pictures(folder, rows, album, read_again, metadata)
     for line in zoo_lines(rows):
         log.info(line)
     log.info(f"predictions and metrics, shown in {folder / REPORT}")
@@ -144,8 +148,9 @@ def _evaluate_case(
     case: Case,
     config: EasyDict,
     folder: Path,
+    album: Album,
 ) -> dict:
-    """Writes the mask of a case; returns its metrics and findings, which are also logged."""
+    """Writes the mask of a case and draws it; returns metrics and findings, also logged."""
     image, reference = _read_pair(case, config)
     mask = predict_mask(case, image)
     write_volumes(folder, {_mask_name(case): mask})
@@ -153,4 +158,6 @@ def _evaluate_case(
     metrics = case_metrics(reference, mask)
     findings = finding_fields(metric_findings(metrics) | plane_findings(image, config))
     warn_about_case(case.case_id, findings["findings_text"])
-    return {"case": case.case_id, **metrics, **findings}
+    row = {"case": case.case_id, **metrics, **findings}
+    album.add(row, OverlayCase(case.case_id, image, mask, reference))
+    return row

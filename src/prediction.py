@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +19,7 @@ from .images.grid import check_same_grid
 from .images.reading import read_image, read_volume
 from .metrics import volume_ml
 from .predictor import segment
+from .report.album import Album
 from .report.findings import finding_fields, mask_findings, plane_findings
 from .report.overlays import OverlayCase
 from .report.results import (
@@ -53,6 +53,7 @@ def predict(
     save_probability: bool = False,
     series: str = "",
     skip_existing: bool = False,
+    report: bool = True,
 ) -> pd.DataFrame:
     """Segments images without references, each in its own geometry and format.
 
@@ -70,6 +71,7 @@ def predict(
         series: the DICOM series to read, see `src.images.dicom.choose_series`.
         skip_existing: keep existing masks of the same images, checkpoint and settings, and the
             rows of other images.
+        report: write overlays.png and report.html; without, earlier ones are removed.
 
     Returns:
         A row per image: `src.report.tables.CSV_COLUMNS`.
@@ -85,7 +87,8 @@ def predict(
     outputs = {name: _outputs(name, source, save_probability) for name, source in images.items()}
     files = volume_files(file for names in outputs.values() for file in names.values())
     output_folder.check(folder, [*files, *PREDICTION_FILES])
-    segmenter = _Segmenter(network, config, folder, series, _network_id(metadata))
+    album = Album() if report else None
+    segmenter = _Segmenter(network, config, folder, series, _network_id(metadata), album)
     # A single image that cannot be read is an error before anything is written.
     only = segmenter.read(*images.values()) if len(images) == 1 else None
     with (
@@ -103,8 +106,11 @@ def predict(
             rows.append(row)
             table.add(row)
             _warn(row)
-        _draw(folder, table, metadata)
-    return _summarize(folder, rows, kept_count)
+        if album is not None:
+            _draw(folder, table, album, metadata)
+        elif alone:
+            output_folder.remove(folder, output_folder.list_outputs(folder) & {OVERLAYS, REPORT})
+    return _summarize(folder, rows, kept_count, report)
 
 
 def _outputs(name: str, source: Path | DataError, save_probability: bool) -> dict[str, str]:
@@ -123,6 +129,7 @@ class _Segmenter(NamedTuple):
     folder: Path
     series: str
     network_id: str
+    album: Album | None
 
     def read(self, source: Path | DataError) -> sitk.Image:
         if isinstance(source, DataError):
@@ -168,7 +175,10 @@ class _Segmenter(NamedTuple):
         mask = results[0]
         findings = plane_findings(image, self.config) | mask_findings(mask, self.config)
         volume = {"mask": outputs["test"], "prostate_ml": round(volume_ml(mask), 3)}
-        return {**row, **volume, **finding_fields(findings)}, False
+        row |= {**volume, **finding_fields(findings)}
+        if self.album is not None:
+            self.album.add(row, OverlayCase(name, image, mask))
+        return row, False
 
     def _empty_row(self, name: str, source: Path | DataError) -> dict:
         return {
@@ -230,34 +240,31 @@ def _warn(row: dict) -> None:
         warn_about_case(row["case"], row["findings_text"])
 
 
-def _draw(folder: Path, table: VolumesTable, metadata: dict) -> None:
+def _draw(folder: Path, table: VolumesTable, album: Album, metadata: dict) -> None:
     """Writes overlays.png and report.html of all rows of the table.
 
     Holds the folder's lock, so that the last of several predictions draws the images of all.
     """
 
-    def overlay_cases() -> Iterator[OverlayCase]:
-        for row in rows:
-            if row["problem"] is None:
-                with suppress(DataError):  # no picture of a file that was removed or changed since
-                    image = read_image(row["image"], row["channel"], row["series"])
-                    mask = read_volume(folder / row["mask"])
-                    check_same_grid(image, row["image"], mask, row["mask"])
-                    yield OverlayCase(row["case"], image, mask)
+    def read_again(row: dict) -> OverlayCase:
+        image = read_image(row["image"], row["channel"], row["series"])
+        mask = read_volume(folder / row["mask"])
+        check_same_grid(image, row["image"], mask, row["mask"])
+        return OverlayCase(row["case"], image, mask)
 
     with output_folder.lock(folder):
-        rows = table.rows()
-        write_pictures(folder, rows, overlay_cases, metadata)
+        write_pictures(folder, table.rows(), album, read_again, metadata)
 
 
-def _summarize(folder: Path, rows: list[dict], kept_count: int) -> pd.DataFrame:
+def _summarize(folder: Path, rows: list[dict], kept_count: int, report: bool) -> pd.DataFrame:
     """Logs the rows of the images; raises a DataError if one has no mask."""
     table = volumes_frame(rows)
     empty = [name for name in ("findings", "problem") if not table[name].any()]
     log.info(table.drop(columns=empty).fillna("-").to_string(index=False))
     if kept_count:
         log.info(f"{kept_count} of {len(rows)} masks are of an earlier run")
-    log.info(f"masks and volumes, shown in {folder / REPORT}")
+    shown = f"shown in {folder / REPORT}" if report else f"listed in {folder / VOLUMES_CSV}"
+    log.info(f"masks and volumes, {shown}")
     failed = int(table["problem"].notna().sum())
     if failed:
         raise DataError(

@@ -251,8 +251,7 @@ def test_whatever_an_image_does_to_the_network(data, results, config, error):
     assert problems == ["", str(error).split("\n")[0] or type(error).__name__, ""]
 
 
-@pytest.mark.usefixtures("undrawn")
-def test_every_image_is_read_once_for_its_mask(data, config, monkeypatch):
+def test_every_image_is_read_once_for_mask_and_pictures(data, results, config, monkeypatch):
     read = []
 
     def noted(path, *words):
@@ -265,6 +264,23 @@ def test_every_image_is_read_once_for_its_mask(data, config, monkeypatch):
     predict(bright, images, config, {})
     predict(bright, {"Case0": images["Case0"]}, config, {})
     assert read == [*images.values(), images["Case0"]]
+    assert (results / "report.html").read_text("utf-8").count('alt="Case0, axial slice') > 3
+
+
+def test_without_a_report_there_are_masks_and_lists(data, results, config, capsys, monkeypatch):
+    """And an earlier report, which would show other masks, is removed."""
+    images = find_images([data / "img"])
+    predict(bright, images, config, {})
+    whole = tree(results)
+    capsys.readouterr()
+    monkeypatch.setattr(prediction, "Album", lambda: pytest.fail("drawn"))
+    predict(bright, images, config, {}, report=False)
+    said = capsys.readouterr().out
+    assert said.splitlines()[-1].endswith(f" {results / 'volumes.csv'}")
+    assert f"{results}: removing 2 file(s) of an earlier run" in said
+    left = {*whole} - {"overlays.png", "report.html"}
+    assert {*tree(results)} == left and list_outputs(results) == left - {MANIFEST}
+    assert all(tree(results)[name] == whole[name] for name in left if "volumes" in name)
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -1,7 +1,7 @@
 r"""Segments images without reference masks.
 
     python predict.py --ckpt_path RUN --input scan.nii.gz --output_path masks \
-        [--save_probability] [--skip_existing] [--set flip_average=true]
+        [--save_probability] [--skip_existing] [--no_report] [--set flip_average=true]
 
 --input takes image files, folders of images, and DICOM: a file, a folder tree or a .zip of a study,
 of which --series chooses the series. Each mask has the geometry and format of its image;
@@ -49,6 +49,11 @@ def add_arguments(parser: ArgumentParser) -> None:
         action="store_true",
         help="keep earlier masks of the same images, checkpoint and settings",
     )
+    parser.add_argument(
+        "--no_report",
+        action="store_true",
+        help="write masks and lists only, without overlays.png and report.html",
+    )
     add_config_arguments(parser, "channel")
 
 
@@ -70,4 +75,5 @@ def execute(args: Namespace) -> None:
         args.save_probability,
         args.series,
         args.skip_existing,
+        report=not args.no_report,
     )

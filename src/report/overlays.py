@@ -1,6 +1,5 @@
 """Pictures of cases: slices of the image with the outlines of reference and prediction."""
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -64,30 +63,37 @@ class Volumes(NamedTuple):
     grey_range: tuple[float, float]
 
 
-class _Row(NamedTuple):
+class OverlayRow(NamedTuple):
+    """A row of overlays.png; `dice` is NaN without a reference."""
+
     title: str
     dice: float
     planes: list[Plane]
 
 
-def plot_overlays(cases: Iterable[OverlayCase], path: str | Path) -> None:
+def write_overlays(rows: list[OverlayRow], count: int, path: str | Path) -> None:
     """Writes a PNG of the masks' outlines on the image, a row per case, the lowest Dice first.
 
     A row has the three `central_planes`. Of more than `OVERLAY_ROWS` cases the worst are shown.
 
     Args:
-        cases: may be a generator; only three slices of each case are kept in memory.
+        rows: from `overlay_row`.
+        count: of all cases, of which `rows` may be the worst.
         path: of the PNG.
 
     Raises:
         DataError: the file cannot be written.
-        ValueError: a mask has another grid than its image.
     """
-    save_png(_overlay_figure([_overlay_row(case) for case in cases]), path)
+    save_png(_overlay_figure(rows, count), path)
 
 
-def _overlay_row(case: OverlayCase) -> _Row:
-    volumes = orient_to_lps(case)
+def overlay_row(case: OverlayCase, volumes: Volumes) -> OverlayRow:
+    """Cuts the slices of a case for overlays.png, and writes the title above them.
+
+    Args:
+        case: to draw.
+        volumes: the same, from `orient_to_lps`.
+    """
     title, score = f"{case.case}   prediction {volume_ml(case.prediction):.1f} ml", np.nan
     if case.reference is not None:
         score = dice(volumes.reference, volumes.prediction)
@@ -95,7 +101,7 @@ def _overlay_row(case: OverlayCase) -> _Row:
             f"{case.case}   Dice {score:.3f}   reference {volume_ml(case.reference):.1f} ml, "
             f"prediction {volume_ml(case.prediction):.1f} ml"
         )
-    return _Row(title, score, central_planes(volumes))
+    return OverlayRow(title, score, central_planes(volumes))
 
 
 def orient_to_lps(case: OverlayCase) -> Volumes:
@@ -202,8 +208,29 @@ def _plane(
     )
 
 
-def _overlay_figure(rows: list[_Row]) -> Figure:
-    shown = sorted(rows, key=lambda row: (np.isnan(row.dice), row.dice))[:OVERLAY_ROWS]
+def lowest_dice(rows: list[dict]) -> list[dict]:
+    """Sorts rows by their "dice"; those without one, or with NaN, come last."""
+
+    def key(row):
+        dice = row.get("dice", np.nan)
+        return (bool(np.isnan(dice)), dice)
+
+    return sorted(rows, key=key)
+
+
+def overlay_cases(rows: list[dict]) -> list[str]:
+    """Names the cases of overlays.png: `OVERLAY_ROWS` of those with a mask, the lowest Dice first.
+
+    Args:
+        rows: of the results, see `src.report.page.write_report`.
+    """
+    segmented = [row for row in rows if not row.get("problem")]
+    return [row["case"] for row in lowest_dice(segmented)[:OVERLAY_ROWS]]
+
+
+def _overlay_figure(rows: list[OverlayRow], count: int) -> Figure:
+    order = lowest_dice([{"dice": row.dice, "row": row} for row in rows])
+    shown = [item["row"] for item in order[:OVERLAY_ROWS]]
     has_reference = any(not np.isnan(row.dice) for row in shown)
     width, height = 3 * (VIEW + GAP) + GAP, len(shown) * (VIEW + TITLE) + LEGEND + GAP
     figure = Figure(figsize=(width, height), facecolor="white")
@@ -221,9 +248,9 @@ def _overlay_figure(rows: list[_Row]) -> Figure:
     if has_reference:
         lines.insert(0, ("reference", REFERENCE_COLOUR, REFERENCE_LINE_PT))
     add_line_legend(figure, lines, (1 - GAP / width, 1 - 0.05 / height), fontsize=11)
-    if len(rows) > len(shown):
+    if count > len(shown):
         kind = "lowest Dice" if has_reference else "first"
-        text = f"{len(shown)} of {len(rows)} cases, {kind}"
+        text = f"{len(shown)} of {count} cases, {kind}"
         figure.text(GAP / width, 1 - 0.26 / height, text, fontsize=11)
     return figure
 

@@ -8,7 +8,7 @@ contains, can make a browser load or run something.
 import base64
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,13 +23,12 @@ from ..utils.files import write_files
 from .figures import box_plot_figure, progress_figure
 from .findings import LOW_DICE, PLAUSIBLE_ML
 from .overlays import (
-    OverlayCase,
     Plane,
+    Volumes,
     annotate_plane,
     axial_planes,
     central_planes,
     draw_plane,
-    orient_to_lps,
 )
 from .tables import METRICS_CSV, VOLUMES_CSV
 
@@ -106,7 +105,7 @@ class ReportCase(NamedTuple):
 def write_report(
     path: str | Path,
     rows: list[dict],
-    overlay_cases: Iterable[OverlayCase],
+    pictures: Mapping[str, CasePictures],
     metadata: dict,
     history: pd.DataFrame | None = None,
 ) -> None:
@@ -117,28 +116,30 @@ def write_report(
         rows: a dict per case. Of an evaluation {"case": id, **case_metrics(...)}, of a prediction
             {"case": id, "prostate_ml": volume, "problem": why there is no mask, or None}; both with
             "findings_text", a list of the texts of `src.report.findings`.
-        overlay_cases: images and masks of these cases, in any order; may be a generator, since only
-            the pictures are kept in memory.
+        pictures: of these cases, from `case_pictures`; those of more than `PICTURED_CASES`, the
+            worst, are not shown.
         metadata: origin of the results, such as the checkpoint; under "configuration" a dict.
         history: training curves to show, as `src.report.figures.plot_progress` takes them.
 
     Raises:
         DataError: the file cannot be written.
     """
-    page = render_page(rows, overlay_cases, metadata, history)
+    page = render_page(rows, pictures, metadata, history)
     # Bytes of a file name that are not UTF-8 become question marks.
     write_files({Path(path): page.encode(errors="replace")})
 
 
 def render_page(
     rows: list[dict],
-    overlay_cases: Iterable[OverlayCase],
+    pictures: Mapping[str, CasePictures],
     metadata: dict,
     history: pd.DataFrame | None,
 ) -> str:
     """Renders the report as HTML; for the arguments see `write_report`."""
     is_evaluation = "dice" in rows[0]
-    cases, worst_first = _report_cases(rows)
+    cases = _report_cases(rows)
+    case_of = {id(case.row): case for case in cases}
+    ordered = [case_of[id(row)] for row in worst_first(rows)]
     style, script = ((FOLDER / name).read_text("utf-8") for name in ("page.css", "page.js"))
     origin = {key: value for key, value in metadata.items() if key != "configuration"}
     template = _environment().get_template("page.html")
@@ -146,10 +147,10 @@ def render_page(
         is_evaluation=is_evaluation,
         **(_evaluation_statistics(rows) if is_evaluation else _prediction_statistics(rows)),
         cases=cases,
-        worst_first=worst_first,
-        failed=[case for case in worst_first if case.failures],
-        pictured=[case for case in worst_first if case.anchor],
-        pictures=_pictures(cases, overlay_cases),
+        worst_first=ordered,
+        failed=[case for case in ordered if case.failures],
+        pictured=[case for case in ordered if case.anchor],
+        pictures=pictures,
         training=_training_picture(history),
         configuration=metadata.get("configuration", {}),
         origin=origin,
@@ -196,34 +197,47 @@ def _as_text(value: Any) -> str:
 # --- cases ---------------------------------------------------------------------------------------
 
 
-def _report_cases(rows: list[dict]) -> tuple[list[ReportCase], list[ReportCase]]:
-    """Returns the cases in the order of the rows, and sorted: by Dice, or failed ones first."""
-    failures = [[row["problem"]] if row.get("problem") else row["findings_text"] for row in rows]
-    order = sorted(range(len(rows)), key=lambda i: rows[i].get("dice", not failures[i]))
-    pictured = [i for i in order if not rows[i].get("problem")][:PICTURED_CASES]
-    cases = [
-        ReportCase(row, failures[i], f"case-{i + 1}" if i in pictured else "")
-        for i, row in enumerate(rows)
+def worst_first(rows: list[dict]) -> list[dict]:
+    """Sorts the rows of the results: by Dice, or of a prediction the failed ones first."""
+    return sorted(rows, key=lambda row: row.get("dice", not _failures(row)))
+
+
+def report_cases(rows: list[dict]) -> list[str]:
+    """Names the cases with pictures in report.html: `PICTURED_CASES` with a mask, the worst first.
+
+    Args:
+        rows: of the results, see `write_report`.
+    """
+    segmented = [row for row in rows if not row.get("problem")]
+    return [row["case"] for row in worst_first(segmented)[:PICTURED_CASES]]
+
+
+def _failures(row: dict) -> list[str]:
+    return [row["problem"]] if row.get("problem") else row["findings_text"]
+
+
+def _report_cases(rows: list[dict]) -> list[ReportCase]:
+    """The cases in the order of the rows."""
+    pictured = report_cases(rows)
+    return [
+        ReportCase(row, _failures(row), f"case-{i}" if row["case"] in pictured else "")
+        for i, row in enumerate(rows, 1)
     ]
-    return cases, [cases[i] for i in order]
 
 
-def _pictures(
-    cases: list[ReportCase], overlay_cases: Iterable[OverlayCase]
-) -> dict[str, CasePictures]:
-    """Draws the pictures of the cases that have an anchor, {case: pictures}."""
-    pictured = {case.row["case"] for case in cases if case.anchor}
-    return {case.case: _case_pictures(case) for case in overlay_cases if case.case in pictured}
+def case_pictures(name: str, volumes: Volumes) -> CasePictures:
+    """Draws the pictures of a case.
 
-
-def _case_pictures(case: OverlayCase) -> CasePictures:
-    volumes = orient_to_lps(case)
+    Args:
+        name: of the case, for their descriptions.
+        volumes: from `orient_to_lps`.
+    """
     views = [
-        _plane_picture(plane, f"{case.case}, {plane.name} plane with outlines", VIEW_STYLE)
+        _plane_picture(plane, f"{name}, {plane.name} plane with outlines", VIEW_STYLE)
         for plane in central_planes(volumes)
     ]
     slices = {
-        plane.name: _plane_picture(plane, f"{case.case}, axial slice {plane.name}", SLICE_STYLE)
+        plane.name: _plane_picture(plane, f"{name}, axial slice {plane.name}", SLICE_STYLE)
         for plane in axial_planes(volumes, AXIAL_SLICES)
     }
     return CasePictures(views, slices)

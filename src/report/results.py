@@ -4,6 +4,7 @@ import logging
 import platform
 import sys
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -16,9 +17,11 @@ from tqdm import tqdm
 from ..config import config_path_of
 from ..images.writing import write_volume
 from ..utils import output_folder
+from ..utils.errors import DataError
+from .album import Album, Drawing, draw_case
 from .figures import PLOTTED_COLUMNS
-from .overlays import OverlayCase, plot_overlays
-from .page import write_report
+from .overlays import OverlayCase, overlay_cases, write_overlays
+from .page import report_cases, write_report
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +72,8 @@ def warn_about_case(case_id: str, texts: Iterable[str], kind: str = "warning") -
 def write_pictures(
     folder: Path,
     rows: list[dict],
-    overlay_cases: Callable[[], Iterable[OverlayCase]],
+    album: Album,
+    read_case: Callable[[dict], OverlayCase],
     metadata: dict,
 ) -> None:
     """Writes overlays.png, unless no case has a mask, and report.html.
@@ -77,15 +81,20 @@ def write_pictures(
     Args:
         folder: of the results.
         rows: of the cases, see `write_report`.
-        overlay_cases: reads images and masks of the cases; called once for each of the two files.
+        album: drawings of cases.
+        read_case: reads image and masks of a row's case that is to be shown and not in the album; a
+            DataError of it leaves the case without pictures.
         metadata: origin of the results. The report shows the training curves of the run that a
             "checkpoint" comes from.
 
     Raises:
         DataError: a file cannot be written.
     """
-    if not all(row.get("problem") for row in rows):
-        plot_overlays(overlay_cases(), folder / OVERLAYS)
+    drawings = _drawings(rows, album, read_case)
+    segmented = [row for row in rows if not row.get("problem")]
+    if segmented:
+        shown = [drawings[name].overlay for name in overlay_cases(rows) if name in drawings]
+        write_overlays(shown, len(segmented), folder / OVERLAYS)
     versions = {
         "written": f"{datetime.now():%Y-%m-%d %H:%M}",
         "Python": platform.python_version(),
@@ -94,7 +103,24 @@ def write_pictures(
         "SimpleITK": sitk.__version__,
     }
     history = read_history_of(metadata["checkpoint"]) if "checkpoint" in metadata else None
-    write_report(folder / REPORT, rows, overlay_cases(), {**metadata, **versions}, history)
+    pictures = {name: drawing.pictures for name, drawing in drawings.items()}
+    write_report(folder / REPORT, rows, pictures, {**metadata, **versions}, history)
+
+
+def _drawings(
+    rows: list[dict], album: Album, read_case: Callable[[dict], OverlayCase]
+) -> dict[str, Drawing]:
+    """The drawings of the cases that are to be shown, {case: drawing}."""
+    shown = {*overlay_cases(rows), *report_cases(rows)}
+    drawings = {}
+    for row in rows:
+        name = row["case"]
+        if name in album.drawings:
+            drawings[name] = album.drawings[name]
+        elif name in shown:
+            with suppress(DataError):
+                drawings[name] = draw_case(read_case(row))
+    return drawings
 
 
 def read_history_of(checkpoint_path: str | Path) -> pd.DataFrame | None:

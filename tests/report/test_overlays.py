@@ -7,15 +7,23 @@ from matplotlib.image import imread
 
 from src.report import overlays
 from src.report.figures import PREDICTION_COLOUR, REFERENCE_COLOUR
-from src.report.overlays import OverlayCase, plot_overlays
+from src.report.overlays import OverlayCase
 from tests.report.made import SHAPE_ZYX, SPACING_XYZ_MM, box_mask, grey_image, near, on_grid
+
+
+def row_of(case):
+    return overlays.overlay_row(case, overlays.orient_to_lps(case))
+
+
+def figure_of(cases):
+    return overlays._overlay_figure([row_of(case) for case in cases], len(cases))
 
 
 def drawn(cases, path):
     """The PNG of some cases and, for each of its views, its pixels, mm per pixel and upper left."""
-    plot_overlays(cases, path)
+    overlays.write_overlays([row_of(case) for case in cases], len(cases), path)
     picture = imread(path)[..., :3]
-    figure = overlays._overlay_figure([overlays._overlay_row(case) for case in cases])
+    figure = figure_of(cases)
     figure.set_dpi(110)
     views = []
     for panel in figure.axes:
@@ -101,7 +109,7 @@ def test_views_face_the_patient_as_radiologists_expect(tmp_path, orientation):
         ]
         quarters.append(np.unravel_index(np.argmax(mean), (2, 2)))
     assert quarters == [(0, 1), (0, 0), (0, 1)]  # axial, sagittal (face to the left), coronal
-    figure = overlays._overlay_figure([overlays._overlay_row(case)])
+    figure = figure_of([case])
     letters = [[text.get_text() for text in panel.texts[:4]] for panel in figure.axes]
     assert letters == [list("RLAP"), list("APSI"), list("RLSI")]
 
@@ -126,7 +134,7 @@ def test_slices_go_through_the_centre_of_the_reference_or_else_of_the_prediction
         case = OverlayCase(
             "a", image, on_grid(prediction), None if truth is None else on_grid(truth)
         )
-        slices.append(np.unique(overlays._overlay_row(case).planes[0].image).tolist())
+        slices.append(np.unique(row_of(case).planes[0].image).tolist())
     assert slices == [[10], [3], [3]]
 
 
@@ -162,7 +170,7 @@ def test_a_montage_without_masks_shows_the_whole_image(count, expected):
 def test_grey_values_run_from_the_first_to_the_99th_percentile(tmp_path):
     array = np.random.default_rng(0).permutation(np.prod(SHAPE_ZYX)).reshape(SHAPE_ZYX)
     case = OverlayCase("a", on_grid(array.astype(np.float32)), on_grid(box_mask()))
-    (shown,) = overlays._overlay_figure([overlays._overlay_row(case)]).axes[0].images
+    (shown,) = figure_of([case]).axes[0].images
     assert shown.get_clim() == pytest.approx(((array.size - 1) * 0.01, (array.size - 1) * 0.99))
 
 
@@ -182,7 +190,7 @@ def test_rows_run_from_the_worst_dice_and_cases_without_reference_come_last():
         )
         for case, shift in shifts.items()
     ]
-    titles = row_titles(overlays._overlay_figure([overlays._overlay_row(case) for case in cases]))
+    titles = row_titles(figure_of(cases))
     assert [title.split()[0] for title in titles] == ["worst", "middle", "good", "unknown"]
     assert "Dice 0.571" in titles[0]  # 2 * 10 / (10 + 25)
     assert "Dice" not in titles[3]
@@ -197,7 +205,7 @@ def test_of_many_cases_the_worst_twelve_are_shown():
         OverlayCase(f"Case{i:02}", image, on_grid(box_mask(x=(25 + i, 50))), reference)
         for i in range(14)
     ]
-    figure = overlays._overlay_figure([overlays._overlay_row(case) for case in cases])
+    figure = figure_of(cases)
     titles = row_titles(figure)
     assert len(figure.axes) == 3 * 12
     assert [title.split()[0] for title in titles[:12]] == [f"Case{i:02}" for i in range(13, 1, -1)]

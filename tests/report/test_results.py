@@ -7,20 +7,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from src.report.album import draw_case
 from src.report.figures import plot_progress
-from src.report.overlays import OverlayCase, plot_overlays
+from src.report.overlays import OverlayCase, write_overlays
 from src.report.results import read_history_of, volume_files, warn_about_case
 from src.report.tables import write_metrics
 from src.utils.errors import DataError
 from tests.report.made import ROWS, box_mask, grey_image, history, on_grid
 
+DRAWING = draw_case(OverlayCase("a", grey_image(), on_grid(box_mask())))
 WRITERS = {
     "metrics.csv": lambda path: write_metrics(ROWS, path.parent),
     "metrics.json": lambda path: write_metrics(ROWS, path.parent),
     "progress.png": lambda path: plot_progress(history(3), path),
-    "overlays.png": lambda path: plot_overlays(
-        iter([OverlayCase("a", grey_image(), on_grid(box_mask()))]), path
-    ),
+    "overlays.png": lambda path: write_overlays([DRAWING.overlay], 1, path),
 }
 
 
