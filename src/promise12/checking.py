@@ -4,12 +4,15 @@ import math
 import shutil
 import textwrap
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
 import SimpleITK as sitk
 from tqdm import tqdm
 
+from ..config import vnet_cfg
+from ..data_manager import worker_count
 from ..images.formats import MASK_SUFFIX, list_images, only_file
 from ..images.reading import read_image, read_mask
 from ..metrics import volume_ml
@@ -19,7 +22,7 @@ from .names import SETS, set_named
 
 
 def check(data_path: Path, labels: Sequence[int] = (), channel: int | None = None) -> pd.DataFrame:
-    """Reads all volumes and collects their problems.
+    """Reads all volumes, several at a time, and collects their problems.
 
     Args:
         data_path: a folder with img/ and, except for test images, gt/; or one with such folders
@@ -44,9 +47,13 @@ def check(data_path: Path, labels: Sequence[int] = (), channel: int | None = Non
             f"{data_path}: no volumes in img/; lay them out with prepare_data.py --source "
             f"{data_path} --out_path DIR"
         )
-    rows = []
-    for prefix, case in tqdm(cases, "Checking", disable=None):
-        rows.append({"case": prefix + case[0], **_check_case(*case, labels, channel)})
+
+    def row_of(prefix_and_case):
+        prefix, case = prefix_and_case
+        return {"case": prefix + case[0], **_check_case(*case, labels, channel)}
+
+    with ThreadPoolExecutor(worker_count(vnet_cfg)) as pool:
+        rows = list(tqdm(pool.map(row_of, cases), "Checking", len(cases), disable=None))
     return pd.DataFrame(rows)
 
 

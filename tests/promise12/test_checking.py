@@ -1,12 +1,13 @@
 """What the check finds, and its table."""
 
 import shutil
+import threading
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from src.promise12 import check, format_table, print_report
+from src.promise12 import check, checking, format_table, print_report
 from src.utils.errors import DataError
 from tests.volumes import make_pairs, make_volume
 
@@ -189,3 +190,27 @@ def test_report(data, capsys):
     with pytest.raises(DataError, match="1 of 2 cases have problems"):
         print_report(check(data))
     assert "  ! Case01.mhd: image without a mask" in capsys.readouterr().out
+
+
+def test_volumes_are_read_side_by_side_and_listed_in_order(tmp_path, monkeypatch):
+    """Two images wait for one another."""
+    make_pairs(tmp_path / "all", [f"Case{number:02d}" for number in range(6)])
+    for path in (tmp_path / "all").iterdir():
+        folder = tmp_path / "data" / ("gt" if "_segmentation" in path.name else "img")
+        folder.mkdir(parents=True, exist_ok=True)
+        path.rename(folder / path.name)
+    (tmp_path / "data/img/Case03.raw").unlink()
+    monkeypatch.setattr(checking, "worker_count", lambda _: 1)
+    alone = check(tmp_path / "data")
+    both = threading.Barrier(2, timeout=60)
+    read_image = checking.read_image
+
+    def together(path, channel):
+        both.wait()  # raises where the other never comes
+        return read_image(path, channel)
+
+    monkeypatch.setattr(checking, "read_image", together)
+    monkeypatch.setattr(checking, "worker_count", lambda _: 2)
+    pd.testing.assert_frame_equal(check(tmp_path / "data"), alone)
+    assert alone["case"].tolist() == [f"Case{number:02d}" for number in range(6)]
+    assert [bool(problem) for problem in alone["problems"]] == [n == 3 for n in range(6)]
