@@ -263,25 +263,42 @@ def draw_plane(panel: Axes, plane: Plane, line_scale: float = 1) -> None:
         plane: the slice.
         line_scale: factor of the line widths.
     """
-    size_mm = np.array(plane.image.shape) * plane.spacing_mm
+    shown = _shown_voxels(plane)
+    # From the upper left corner of the slice: top, left, bottom, right.
+    top_mm, left_mm = (
+        side.start * step for side, step in zip(shown, plane.spacing_mm, strict=True)
+    )
+    bottom_mm, right_mm = (
+        side.stop * step for side, step in zip(shown, plane.spacing_mm, strict=True)
+    )
     panel.imshow(
-        plane.image,
+        plane.image[shown],
         cmap="gray",
         vmin=plane.grey_range[0],
         vmax=plane.grey_range[1],
-        extent=(0, size_mm[1], size_mm[0], 0),
+        extent=(left_mm, right_mm, bottom_mm, top_mm),
         interpolation="bilinear",
     )
     for mask, colour, line in (
         (plane.reference, REFERENCE_COLOUR, REFERENCE_LINE_PT),
         (plane.prediction, PREDICTION_COLOUR, PREDICTION_LINE_PT),
     ):
-        if mask.any():
-            _outline(panel, mask, plane.spacing_mm, colors=colour, linewidths=line_scale * line)
+        if mask[shown].any():
+            style = {"colors": colour, "linewidths": line_scale * line}
+            _outline(panel, mask[shown], plane.spacing_mm, (top_mm, left_mm), **style)
     panel.set(facecolor="black", xticks=[], yticks=[])
     half = plane.width_mm / 2
     panel.set_xlim(plane.centre_mm[1] - half, plane.centre_mm[1] + half)
     panel.set_ylim(plane.centre_mm[0] + half, plane.centre_mm[0] - half)
+
+
+def _shown_voxels(plane: Plane) -> tuple[slice, slice]:
+    """The voxels in the square to show, and two more on each side for interpolation."""
+    first = np.floor((plane.centre_mm - plane.width_mm / 2) / plane.spacing_mm).astype(int) - 2
+    last = np.ceil((plane.centre_mm + plane.width_mm / 2) / plane.spacing_mm).astype(int) + 2
+    sides = zip(first.clip(0), np.minimum(last, plane.image.shape), strict=True)
+    rows, columns = (slice(int(start), int(stop)) for start, stop in sides)
+    return rows, columns
 
 
 def annotate_plane(panel: Axes, plane: Plane) -> None:
@@ -301,10 +318,13 @@ def annotate_plane(panel: Axes, plane: Plane) -> None:
     panel.text(0.97, 0.055, f"{SCALE_BAR_MM} mm", ha="right", va="bottom", **style)
 
 
-def _outline(panel: Axes, mask: np.ndarray, spacing_mm: np.ndarray, **style) -> None:
+def _outline(
+    panel: Axes, mask: np.ndarray, spacing_mm: np.ndarray, corner_mm: tuple[float, float], **style
+) -> None:
     """Draws the border of a mask, half-way between the centres of inner and outer voxels."""
     padded = np.pad(mask, 1).astype(float)  # closes the outline at the edge of the image
     y_mm, x_mm = (
-        (np.arange(n) - 0.5) * step for n, step in zip(padded.shape, spacing_mm, strict=True)
+        start + (np.arange(n) - 0.5) * step
+        for n, step, start in zip(padded.shape, spacing_mm, corner_mm, strict=True)
     )
     panel.contour(x_mm, y_mm, padded, levels=[0.5], **style)

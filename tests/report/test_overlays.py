@@ -240,3 +240,18 @@ def test_missing_and_empty_masks_are_drawn_as_what_they_are(
     legend = picture[:40]
     assert near(legend, PREDICTION_COLOUR).any()
     assert near(legend, REFERENCE_COLOUR).any() == (reference is not None)
+
+
+def test_only_the_shown_square_is_drawn(tmp_path, monkeypatch):
+    """The pixels are those of the whole slice, but for rounding in its interpolation."""
+    image = on_grid(np.random.default_rng(0).normal(500, 20, SHAPE_ZYX).astype(np.float32))
+    case = OverlayCase("a", image, on_grid(box_mask(x=(0, 9), y=(0, 6))), on_grid(box_mask()))
+    monkeypatch.setattr(overlays, "OVERLAY_MARGIN_MM", 2)
+    quick, _ = drawn([case], tmp_path / "quick.png")
+    first = overlays._shown_voxels(row_of(case).planes[0])
+    assert first != (slice(0, 60), slice(0, 70))
+    monkeypatch.setattr(
+        overlays, "_shown_voxels", lambda plane: tuple(slice(0, n) for n in plane.image.shape)
+    )
+    whole, _ = drawn([case], tmp_path / "whole.png")
+    assert np.abs(quick - whole).max() < 0.02
