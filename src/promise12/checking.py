@@ -49,8 +49,11 @@ def check(data_path: Path, labels: Sequence[int] = (), channel: int | None = Non
         )
 
     def row_of(prefix_and_case):
-        prefix, case = prefix_and_case
-        return {"case": prefix + case[0], **_check_case(*case, labels, channel)}
+        prefix, (name, images, masks, required) = prefix_and_case
+        return {
+            "case": prefix + name,
+            **_check_case(name, images, masks, required, labels, channel),
+        }
 
     with ThreadPoolExecutor(worker_count(vnet_cfg)) as pool:
         rows = list(tqdm(pool.map(row_of, cases), "Checking", len(cases), disable=None))
