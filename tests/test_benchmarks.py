@@ -4,8 +4,9 @@ from argparse import Namespace
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 
-from benchmarks import augmentation, distributed, scaling, vs_pytorch
+from benchmarks import augmentation, distributed, pipeline, scaling, vs_pytorch
 from benchmarks.augmentation_implementation import Implementation
 from benchmarks.layers import layer_arrays, relative_difference, sample, vnet_layers
 from benchmarks.machine import busy_core_seconds, describe_machine
@@ -13,7 +14,9 @@ from benchmarks.report import alternate, ratio, report_text, summary, table
 from benchmarks.volume import write_volume
 from benchmarks.worker import Worker
 from src import augment
+from src.commands import command_parser
 from src.config import override_config, vnet_cfg
+from src.data_manager import find_cases, read_case
 from src.utils.command_line import run
 from src.utils.errors import DataError
 from src.vnet import create_vnet
@@ -336,3 +339,40 @@ def test_augmentation_needs_a_sample(monkeypatch, capsys):
         run(augmentation.main)
     assert stop.value.code == 2
     assert "--rounds 0: expected at least 1" in capsys.readouterr().err
+
+
+# The whole path of native cases -------------------------------------------------------------------
+
+
+def test_a_further_case_takes_the_difference_of_the_medians():
+    one = [{"wall_s": s, "cpu_s": 2 * s} for s in (4.0, 9.0, 5.0)]
+    several = [{"wall_s": s, "cpu_s": 2 * s} for s in (8.0, 7.0, 30.0)]
+    assert pipeline.summarize(one, several, 4) == {
+        "first": {"wall_s": 5.0, "cpu_s": 10.0},
+        "further": {"wall_s": 1.0, "cpu_s": 2.0},
+    }
+
+
+@pytest.mark.parametrize("command", ["predict", "eval"])
+def test_native_cases_and_the_commands_for_them(tmp_path, command):
+    names = pipeline.write_cases(tmp_path, 2, (20, 24, 11))
+    cases = find_cases(tmp_path, names)
+    for case in cases:
+        image, mask = read_case(case, vnet_cfg)
+        assert image.GetSize() == (20, 24, 11) and image.GetSpacing() == (0.4, 0.4, 2)
+        assert sitk.GetArrayViewFromImage(mask).any()  # about the centre, where the gland is
+    words = pipeline.command_line(command, "best.ckpt", tmp_path, names[:1], tmp_path / "out")
+    args = command_parser(command, f"{command}.py").parse_args(list(map(str, words[2:])))
+    if command == "predict":
+        assert args.input == [str(cases[0].image_path)] and args.output_path == f"{tmp_path}/out"
+    else:
+        split = (tmp_path / "out.csv").read_text()
+        assert split == "Case00.mhd\n" and args.eval_split_file_path == f"{tmp_path}/out.csv"
+
+
+def test_a_command_that_fails_is_told_with_its_reason(tmp_path):
+    words = pipeline.command_line("predict", "none.ckpt", tmp_path, ["a"], tmp_path / "out")
+    with pytest.raises(DataError, match=r"predict\.py: error: .*a\.mhd|predict\.py: .*none\.ckpt"):
+        pipeline.seconds_of(words)
+    seconds = pipeline.seconds_of([sys.executable, "-c", "sum(range(10**6))"])
+    assert 0 < seconds["cpu_s"] < 60 and seconds["wall_s"] > 0
