@@ -62,7 +62,7 @@ def test_of_two_files_of_a_stem_the_named_one_is_taken(tmp_path):
         (
             ["Case00.mhd"],
             ["Case00_segmentation.mhd", "Case00_segmentation.mha"],
-            ["Case00_segmentation.mha and Case00_segmentation.mhd are one case"],
+            ["Case00_segmentation.mha and Case00_segmentation.mhd have the same case name"],
         ),
     ],
 )

@@ -115,7 +115,7 @@ def test_zoo_split_of_the_cases_that_are_there(tmp_path):
         (["Case00.raw", "notes.txt"], [], "no images"),
         (["a.mhd", "b.mhd", "c.mhd"], ["b_segmentation.nrrd"], "no mask for a, c"),
         (["a.mhd"], ["a.mhd"], r"gt: no mask for a; expected e.g. a_segmentation.mhd"),
-        (["a.mhd", "a.nii.gz"], None, "a.mhd and a.nii.gz are one case"),
+        (["a.mhd", "a.nii.gz"], None, "a.mhd and a.nii.gz have the same case name"),
         (["a,1.mhd", "b.mhd"], None, "cannot hold this name"),
         (numbered(range(9)), [], "Case04 and 4 more"),
     ],
@@ -245,7 +245,7 @@ def test_a_split_line_means_the_file_with_its_suffix(tmp_path, line, image, mask
 def test_a_split_line_without_its_file_is_ambiguous(tmp_path):
     make_cases(tmp_path, ["Case03.mha", "Case03.nii"], ["Case03_segmentation.mha"])
     (tmp_path / "val.csv").write_text("Case03.mhd\n")
-    with pytest.raises(DataError, match="Case03.mha and Case03.nii are one case"):
+    with pytest.raises(DataError, match="Case03.mha and Case03.nii have the same case name"):
         split_cases(tmp_path, tmp_path / "val.csv", "val", 0)
 
 
