@@ -149,7 +149,6 @@ TABLE = (
 )  # fmt: skip
 KEYS = {key.name: key for key in TABLE}
 vnet_cfg = EasyDict({key.name: key.default for key in TABLE})
-CHOICES = {key.name: key.rule.choices for key in TABLE if key.rule.choices}
 AUGMENT_KEYS = tuple(key.name for key in TABLE if key.group == AUGMENTATION)
 
 # Tested combinations of settings; docs/accuracy.md says how they were found.

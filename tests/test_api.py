@@ -8,10 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pydicom
 import pytest
 import SimpleITK as sitk
-from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
 import src as vnet_mindspore
 from src.checkpoint import save_weights
@@ -22,6 +20,7 @@ from src.export.release import release
 from src.images.reading import read_volume
 from src.utils.errors import DataError, UsageError
 from src.vnet import create_vnet
+from tests.dicom_study import write_series
 from tests.helpers import ROOT, tree
 from tests.volumes import geometry_error, stored_in_order
 
@@ -46,31 +45,6 @@ def model(run_folder):
     return vnet_mindspore.load(run_folder, "CPU")
 
 
-def dicom_series(folder, array_zyx):
-    """An axial T2-weighted series of one study, a file for each slice."""
-    folder.mkdir(parents=True)
-    study, series = generate_uid(), generate_uid()
-    for k, plane in enumerate(array_zyx.astype(np.uint16)):
-        item = pydicom.Dataset()
-        item.SOPClassUID, item.SOPInstanceUID = MRImageStorage, generate_uid()
-        item.StudyInstanceUID, item.SeriesInstanceUID = study, series
-        item.Modality, item.PatientID, item.SeriesDescription = "MR", "p", "t2_tse_tra"
-        item.SeriesNumber, item.InstanceNumber = 1, k + 1
-        item.EchoTime, item.RepetitionTime = 100, 4000
-        item.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
-        item.ImagePositionPatient = [-15, -15, 2.5 * k]
-        item.PixelSpacing, item.SliceThickness = [1.25, 1.25], 2.5
-        item.Rows, item.Columns = plane.shape
-        item.SamplesPerPixel, item.PhotometricInterpretation = 1, "MONOCHROME2"
-        item.BitsAllocated = item.BitsStored = 16
-        item.HighBit, item.PixelRepresentation = 15, 0
-        item.PixelData = plane.tobytes()
-        item.file_meta = pydicom.dataset.FileMetaDataset()
-        item.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-        item.save_as(folder / f"IM{k:04d}.dcm", enforce_file_format=True)
-    return folder
-
-
 @pytest.fixture(scope="module")
 def images(tmp_path_factory, write_case, oblique):
     """{name: path} of images in several voxel types, orientations and formats."""
@@ -88,7 +62,7 @@ def images(tmp_path_factory, write_case, oblique):
     for name, (image, suffix) in paths.items():
         paths[name] = folder / f"{name}{suffix}"
         sitk.WriteImage(image, str(paths[name]))
-    return paths | {"dicom": dicom_series(folder / "dicom", sitk.GetArrayFromImage(source))}
+    return paths | {"dicom": write_series(folder / "dicom", sitk.GetArrayFromImage(source))}
 
 
 def call(monkeypatch, command, *arguments):

@@ -15,7 +15,6 @@ from src.augment import TRANSFORMS
 from src.config import (
     ANYTHING,
     AUGMENT_KEYS,
-    CHOICES,
     GROUPS,
     KEYS,
     PRESETS,
@@ -39,6 +38,8 @@ from src.promise12.splits import draw_splits, split_file, write_splits
 from src.utils.errors import DataError, UsageError
 from src.vnet import SIDE_MULTIPLE, VARIANTS, create_vnet
 from tests.helpers import ROOT
+
+CHOICES = {key.name: key.rule.choices for key in TABLE if key.rule.choices}
 
 # Key -> the test that shows its effect.
 EFFECTS = {
