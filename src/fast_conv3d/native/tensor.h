@@ -1,16 +1,11 @@
-// The shape of a blocked tensor, and scratch memory.
+// The shape of a blocked tensor.
 #pragma once
 
 #include <cstddef>
-#include <cstdint>
-#include <cstdlib>
-#include <new>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
+#include "scratch.h"
 #include "vector.h"
+#include "view.h"
 
 namespace fast_conv3d {
 
@@ -26,37 +21,11 @@ struct Shape {
   size_t floats() const { return image_floats() * batch; }
 };
 
-// A buffer that grows to the largest request and is reused. It asks for huge pages, because the
-// kernels read from many distant addresses at once and would miss in the TLB. Not thread-safe.
-class Scratch {
- public:
-  Scratch() = default;
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-  ~Scratch() { std::free(data_); }
-
-  // Returns at least `floats` floats, uninitialized. Throws std::bad_alloc.
-  float* get(size_t floats) {
-    if (floats > size_) {
-      std::free(data_);
-      size_ = 0;
-      data_ = nullptr;
-      const size_t bytes = floats * sizeof(float);
-      void* memory = nullptr;
-      if (posix_memalign(&memory, kAlignment, bytes) != 0) throw std::bad_alloc();
-      data_ = static_cast<float*>(memory);
-#if defined(__linux__)
-      madvise(data_, bytes, MADV_HUGEPAGE);
-#endif
-      size_ = floats;
-    }
-    return data_;
-  }
-
- private:
-  static constexpr size_t kAlignment = size_t{2} << 20;
-  float* data_ = nullptr;
-  size_t size_ = 0;
-};
+// One image of a blocked tensor: [channel block][x][y][z].
+template <typename T>
+View<4, T> image_view(T* data, const Shape& shape, int image) {
+  return View<4, T>::packed(data + image * shape.image_floats(),
+                            {shape.blocks(), shape.x, shape.y, shape.z});
+}
 
 }  // namespace fast_conv3d
