@@ -14,16 +14,16 @@ from ..vnet import DOWN_NAMES, UP_NAMES, InstanceNorm3d, VNet, check_volume_shap
 from . import operators
 from .build import BuildError
 from .conv3d import check_input
-from .operators import UnitSpec
+from .protocol import Activation, ConvSpec, HeadSpec, Kind, Residual, UnitSpec
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 ACTIVATIONS = {
-    nn.ELU: operators.ELU,
-    nn.PReLU: operators.PRELU,
-    nn.Identity: operators.NO_ACTIVATION,
-    type(None): operators.NO_ACTIVATION,
+    nn.ELU: Activation.ELU,
+    nn.PReLU: Activation.PRELU,
+    nn.Identity: Activation.NONE,
+    type(None): Activation.NONE,
 }
 
 
@@ -71,11 +71,11 @@ class Unit(nn.Cell):
 
     def __init__(
         self,
-        kind: int,
+        kind: Kind,
         conv: nn.Cell,
         norm: nn.Cell,
         first: nn.Cell | None = None,
-        residual: int = operators.NO_RESIDUAL,
+        residual: Residual = Residual.NONE,
         second: nn.Cell | None = None,
         skip_channels: int = 0,
     ) -> None:
@@ -85,7 +85,7 @@ class Unit(nn.Cell):
         self.unused = unused
         self.has_instance_norm = isinstance(norm, InstanceNorm3d)
         self.has_statistics = has_norm and not self.has_instance_norm
-        self.takes_residual = residual == operators.TENSOR_RESIDUAL
+        self.takes_residual = residual == Residual.TENSOR
         self.weight = conv.weight
         self.bias = conv.bias if conv.has_bias else unused
         norm = norm.bn2d if self.has_statistics else norm
@@ -109,8 +109,8 @@ class Unit(nn.Cell):
             epsilon=norm.eps if has_norm else 0.0,
             momentum=1.0 - norm.momentum if self.has_statistics else 0.0,
         )
-        self.spec = spec.tensor()
-        self.spec_with_mask = spec._replace(has_dropout_mask=True).tensor()
+        self.spec = operators.spec_tensor(spec)
+        self.spec_with_mask = operators.spec_tensor(spec._replace(has_dropout_mask=True))
         self.train_unit = operators.unit_training(spec)
         self.infer_unit = operators.unit_inference(spec)
 
@@ -138,27 +138,27 @@ class Unit(nn.Cell):
         return out
 
 
-def residual_block(block: nn.Cell, last: nn.Cell, residual: int) -> list[Unit]:
+def residual_block(block: nn.Cell, last: nn.Cell, residual: Residual) -> list[Unit]:
     """Returns the units of a residual block.
 
     Args:
         block: a stage's `ops`: one or several convolution units of `src.vnet`.
         last: the activation after the sum.
-        residual: INPUT_RESIDUAL if the block's residual is also its input, else TENSOR_RESIDUAL. A
+        residual: Residual.INPUT if the block's residual is also its input, else Residual.TENSOR. A
             block of several convolutions always takes its residual as a tensor.
     """
     units = list(block) if isinstance(block, nn.SequentialCell) else [block]
     if len(units) > 1:
-        residual = operators.TENSOR_RESIDUAL
-    fused = [Unit(operators.CONV5, unit.conv, unit.bn, unit.relu) for unit in units[:-1]]
+        residual = Residual.TENSOR
+    fused = [Unit(Kind.CONV5, unit.conv, unit.bn, unit.relu) for unit in units[:-1]]
     end = units[-1]
-    return [*fused, Unit(operators.CONV5, end.conv, end.bn, end.relu, residual, last)]
+    return [*fused, Unit(Kind.CONV5, end.conv, end.bn, end.relu, residual, last)]
 
 
 class ResidualStage(nn.Cell):
     """Base class of `FastDownStage` and `FastUpStage`: the residual block."""
 
-    def __init__(self, stage: nn.Cell, residual: int) -> None:
+    def __init__(self, stage: nn.Cell, residual: Residual) -> None:
         super().__init__(auto_prefix=False)
         units = residual_block(stage.ops, stage.relu2, residual)
         for number, unit in enumerate(units):
@@ -181,10 +181,8 @@ class FastDownStage(ResidualStage):
     """
 
     def __init__(self, stage: nn.Cell, has_dropout: bool) -> None:
-        super().__init__(
-            stage, operators.TENSOR_RESIDUAL if has_dropout else operators.INPUT_RESIDUAL
-        )
-        self.down = Unit(operators.CONV_DOWN2, stage.down_conv, stage.bn, stage.relu1)
+        super().__init__(stage, Residual.TENSOR if has_dropout else Residual.INPUT)
+        self.down = Unit(Kind.CONV_DOWN2, stage.down_conv, stage.bn, stage.relu1)
         self.scale = operators.channel_scaling()
 
     def construct(self, x: Tensor, dropout_mask: Tensor | None = None) -> Tensor:
@@ -202,9 +200,9 @@ class FastUpStage(ResidualStage):
     """
 
     def __init__(self, stage: nn.Cell, skip_channels: int) -> None:
-        super().__init__(stage, operators.INPUT_RESIDUAL)
+        super().__init__(stage, Residual.INPUT)
         self.up = Unit(
-            operators.CONV_UP2, stage.up_conv, stage.bn, stage.relu1, skip_channels=skip_channels
+            Kind.CONV_UP2, stage.up_conv, stage.bn, stage.relu1, skip_channels=skip_channels
         )
         self.scale = operators.channel_scaling()
 
@@ -231,7 +229,7 @@ class FastHead(nn.Cell):
         conv, last = (head.conv1 if self.has_unit else head.conv2), head.conv2
         self.weight = conv.weight
         self.bias = conv.bias if conv.has_bias else absent
-        self.spec = Tensor([conv.in_channels, 2, 1, conv.has_bias], mstype.float32)
+        self.spec = operators.spec_tensor(ConvSpec(conv.in_channels, 2, True, conv.has_bias))
         self.convolve = operators.convolution()
         self.bn, self.relu = head.bn, head.relu
         # Without a unit this convolution returns the logits, and the last one is the identity.
@@ -239,11 +237,11 @@ class FastHead(nn.Cell):
         self.last_weight = last.weight if self.has_unit else identity
         has_bias = self.has_unit and last.has_bias
         self.last_bias = last.bias if has_bias else absent
-        self.last_spec = Tensor([head.foreground, has_bias], mstype.float32)
+        self.last_spec = operators.spec_tensor(HeadSpec(head.foreground, has_bias))
         self.probability = operators.head_probability()
         self.foreground = head.foreground
         self.last_convolution = operators.convolution()
-        self.last_convolution_spec = Tensor([2, 2, 0, has_bias], mstype.float32)
+        self.last_convolution_spec = operators.spec_tensor(ConvSpec(2, 2, False, has_bias))
 
     def first(self, x: Tensor) -> Tensor:
         """The input of the last convolution, or without a unit the logits: (batch, 2, X, Y, Z)."""
@@ -267,14 +265,14 @@ class FastVNet(nn.Cell):
     Args:
         network: the plain network, which owns the parameters.
 
-    `construct(volume, dropout_mask=None)` takes and returns what `VNet`'s does. Gradients exist in
-    training mode only, and the gradient of the volume is always zero: use the plain network if you
-    need it.
+    `construct(volume, dropout_mask=None)` takes and returns what `VNet`'s does. Gradients, also of
+    the volume and of dropout_mask, exist in training mode only.
 
     Raises:
         BuildError: the native library cannot be built on this machine.
         TypeError: the volume is not float32, or the network has unsupported layers.
-        ValueError: the shape of the volume or of dropout_mask is wrong, see `VNet`.
+        ValueError: the shape of the volume or of dropout_mask is wrong, see `VNet`; or a gradient
+            is asked for in evaluation mode.
     """
 
     def __init__(self, network: VNet) -> None:
@@ -285,10 +283,10 @@ class FastVNet(nn.Cell):
         first = network.in_tr
         self.per_volume = isinstance(first.bn, InstanceNorm3d)
         self.in_tr = Unit(
-            operators.FEW_INPUT,
+            Kind.FEW_INPUT,
             first.conv,
             first.bn,
-            residual=operators.INPUT_RESIDUAL,
+            residual=Residual.INPUT,
             second=first.relu,
         )
         self.down_stages = tuple(

@@ -7,22 +7,21 @@ channels, X, Y, Z).
 """
 
 import ctypes
+import inspect
 import os
+from collections.abc import Callable
 from functools import cache
-from typing import NamedTuple
 
 import mindspore as ms
 import numpy as np
 from mindspore import dtype as mstype
 from mindspore import ops
+from mindspore.ops import constexpr
 
 from .build import BuildError, library_path
+from .protocol import OPERATORS, VERSION, ConvSpec, HeadSpec, Kind, UnitSpec
 
 LANES = 16
-# The values of the enums in native/ops.cpp.
-CONV5, FEW_INPUT, CONV_DOWN2, CONV_UP2 = range(4)
-NO_ACTIVATION, ELU, PRELU = range(3)
-NO_RESIDUAL, INPUT_RESIDUAL, TENSOR_RESIDUAL = range(3)
 
 
 def thread_count() -> int:
@@ -41,61 +40,55 @@ def library() -> str:
     """The path of the native library; builds it if needed and sets its number of threads.
 
     Raises:
-        BuildError: it cannot be built or loaded on this machine.
+        BuildError: it cannot be built or loaded on this machine, or has another protocol.
     """
     path = library_path()
     try:
-        ctypes.CDLL(str(path)).set_threads(thread_count())
+        native = ctypes.CDLL(str(path))
     except OSError as error:
         raise BuildError(
             f"fast_conv3d: {path} cannot be loaded ({error}); delete {path.parent} and start again"
         ) from None
+    found = native.protocol_version() if hasattr(native, "protocol_version") else "none"
+    if found != VERSION:
+        raise BuildError(
+            f"fast_conv3d: {path} has operator protocol {found}, this program {VERSION}; install "
+            "it again, or after a change of protocol.py run python -m src.fast_conv3d.protocol"
+        )
+    native.set_threads(thread_count())
     return str(path)
 
 
-class UnitSpec(NamedTuple):
-    """A unit: y = conv(x) + bias; out = concat(second(first(norm(y)) + residual), skip)."""
+def spec_tensor(spec: UnitSpec | ConvSpec | HeadSpec) -> ms.Tensor:
+    """The fields of a spec as the tensor that the operators read."""
+    return ms.Tensor(np.array(spec, np.float32))
 
-    kind: int  # CONV5, FEW_INPUT (of a plain one-channel volume), CONV_DOWN2 or CONV_UP2
-    in_channels: int
-    out_channels: int
-    first: int = NO_ACTIVATION
-    residual: int = NO_RESIDUAL
-    second: int = NO_ACTIVATION
-    has_bias: bool = False
-    has_norm: bool = False
-    skip_channels: int = 0  # of a blocked tensor that is concatenated to the output; 0: none
-    has_dropout_mask: bool = False  # whether the skip's channels are multiplied by factors
-    epsilon: float = 0.0  # of batch norm
-    momentum: float = 0.0  # weight of the old moving statistics in an update
 
-    def tensor(self) -> ms.Tensor:
-        """The fields as the tensor that the operators read."""
-        return ms.Tensor(np.array(self, np.float32))
+def y_shape(spec: UnitSpec, x_shape: list[int]) -> list[int]:
+    """The blocked shape of the output of a unit's convolution.
 
-    def y_shape(self, x_shape: list[int]) -> list[int]:
-        """The blocked shape of the convolution's output.
+    Args:
+        spec: the unit.
+        x_shape: of the input.
 
-        Args:
-            x_shape: of the input.
+    Raises:
+        ValueError: CONV_DOWN2 of an odd side.
+    """
+    sides = x_shape[2:5]
+    if spec.kind == Kind.CONV_DOWN2:
+        if any(side % 2 for side in sides):
+            raise ValueError(f"a stride of 2 needs even sides, got {tuple(sides)}")
+        sides = [side // 2 for side in sides]
+    elif spec.kind == Kind.CONV_UP2:
+        sides = [2 * side for side in sides]
+    return [x_shape[0], blocks(spec.out_channels), *sides, LANES]
 
-        Raises:
-            ValueError: CONV_DOWN2 of an odd side.
-        """
-        sides = x_shape[2:5]
-        if self.kind == CONV_DOWN2:
-            if any(side % 2 for side in sides):
-                raise ValueError(f"a stride of 2 needs even sides, got {tuple(sides)}")
-            sides = [side // 2 for side in sides]
-        elif self.kind == CONV_UP2:
-            sides = [2 * side for side in sides]
-        return [x_shape[0], blocks(self.out_channels), *sides, LANES]
 
-    def out_shape(self, x_shape: list[int]) -> list[int]:
-        """The blocked shape of the unit's output."""
-        shape = self.y_shape(x_shape)
-        shape[1] = blocks(self.out_channels + self.skip_channels)
-        return shape
+def out_shape(spec: UnitSpec, x_shape: list[int]) -> list[int]:
+    """The blocked shape of a unit's output."""
+    shape = y_shape(spec, x_shape)
+    shape[1] = blocks(spec.out_channels + spec.skip_channels)
+    return shape
 
 
 def blocks(channels: int) -> int:
@@ -107,60 +100,122 @@ def _zeros_like(*tensors):
     return tuple(ops.zeros_like(tensor) for tensor in tensors)
 
 
+@constexpr
+def _refuse_gradient():
+    raise ValueError(
+        "the fast CPU V-Net has gradients in training mode only: call set_train() first, "
+        "or use the plain network (fast_conv3d=off)"
+    )
+
+
+Shapes = dict[str, list[int]]
+
+
+def _custom(
+    name: str, bprop: Callable | None = None, **shapes: Callable[[Shapes], list[int]]
+) -> ops.Custom:
+    """The operator `name` of `OPERATORS`.
+
+    Its tensors are float32, except the statistics `mean` and `variance`.
+
+    Args:
+        name: of the function in native/ops.cpp.
+        bprop: its gradient.
+        shapes: for each output a function of the inputs' shapes by name. The gradient "d_NAME" has
+            the shape of the input NAME if it is not given.
+    """
+    inputs, outputs = OPERATORS[name]
+    if bprop is not None and tuple(inspect.signature(bprop).parameters) != (
+        *inputs,
+        "out",
+        "d_out",
+    ):
+        raise TypeError(f"the bprop of {name} must take {inputs}, out and d_out")
+
+    def single(values):
+        return values[0] if len(values) == 1 else tuple(values)
+
+    def infer_shapes(*arguments):
+        given = dict(zip(inputs, arguments, strict=True))
+        return single(
+            [
+                shapes[output](given) if output in shapes else given[output.removeprefix("d_")]
+                for output in outputs
+            ]
+        )
+
+    def infer_dtypes(x, *_):
+        return single([mstype.float64 if n in ("mean", "variance") else x for n in outputs])
+
+    return ops.Custom(f"{library()}:{name}", infer_shapes, infer_dtypes, "aot", bprop)
+
+
 def unit_inference(spec: UnitSpec) -> ops.Custom:
     """The operator of a unit in evaluation mode, with batch norm's moving statistics.
 
-    It takes (x, weight, bias, gamma, beta, moving_mean, moving_variance, first_slopes,
-    second_slopes, residual, skip, dropout_mask, spec tensor) and returns the output. Inputs that
-    the unit does not use may be any tensor.
+    Asking for a gradient raises a ValueError when the graph is compiled.
     """
-    return ops.Custom(
-        f"{library()}:unit_infer",
-        lambda x, *others: spec.out_shape(x),
-        lambda x, *others: x,
-        "aot",
-    )
+
+    def bprop(
+        x, weight, bias, gamma, beta, moving_mean, moving_variance,
+        first_slopes, second_slopes, residual, skip, dropout_mask, spec, out, d_out,
+    ):  # fmt: skip
+        _refuse_gradient()
+        return (
+            *(x, weight, bias, gamma, beta, moving_mean, moving_variance),
+            *(first_slopes, second_slopes, residual, skip, dropout_mask, spec),
+        )
+
+    return _custom("unit_infer", bprop, out=lambda given: out_shape(spec, given["x"]))
 
 
 def unit_training(spec: UnitSpec) -> ops.Custom:
     """The operator of a unit in training mode; its inputs are those of `unit_inference`.
 
-    It returns (output, y, mean, variance, new moving mean, new moving variance).
+    Gradients of a volume and of a dropout mask have operators of their own, which the graph
+    compiler removes where nobody uses them. In training the output does not depend on the moving
+    statistics.
     """
-    channels = [spec.out_channels]
-
-    def outputs(x, *_):
-        return (spec.out_shape(x), spec.y_shape(x), *[channels] * 4)
-
-    def dtypes(x, *_):
-        return (x, x, mstype.float64, mstype.float64, x, x)
-
-    # (x, .., spec, output, y, mean, variance, d_output) -> gradients of x .. beta, of both slopes,
-    # residual and skip. It overwrites y, which no other operator reads, see below. MindSpore parses
-    # `bprop` once and uses it, with the first unit's `backward`, for all units: the output shapes
-    # must therefore depend on the inputs, not on `spec`.
-    backward = ops.Custom(
-        f"{library()}:unit_backward",
-        lambda *shapes: (*shapes[:5], *shapes[7:11]),
-        lambda *dtypes: (dtypes[0],) * 9,
-        "aot",
-    )
+    # It overwrites y, which no other operator reads, see below. MindSpore parses `bprop` once and
+    # uses it, with the first unit's operators, for all units: the output shapes of these must
+    # therefore depend on the inputs, not on `spec`.
+    backward = _custom("unit_backward")
+    volume_gradient = _custom("unit_volume_gradient")
+    mask_gradient = _custom("unit_mask_gradient")
 
     def bprop(
-        x, weight, bias, gamma, beta, mean, variance, first, second, residual, skip, mask, numbers,
-        out, d_out,
+        x, weight, bias, gamma, beta, moving_mean, moving_variance,
+        first_slopes, second_slopes, residual, skip, dropout_mask, spec, out, d_out,
     ):  # fmt: skip
-        d_x, d_weight, d_bias, d_gamma, d_beta, d_first, d_second, d_residual, d_skip = backward(
-            # The moving statistics are not used here: bias is passed in their places.
-            *(x, weight, bias, gamma, beta, bias, bias, first, second, residual, skip, mask),
-            *(numbers, out[0], out[1], out[2], out[3], d_out[0]),
+        # The backward operators do not use the moving statistics: bias is passed in their places.
+        inputs = (
+            *(x, weight, bias, gamma, beta, bias, bias, first_slopes, second_slopes),
+            *(residual, skip, dropout_mask, spec),
         )
+        d_x, d_weight, d_bias, d_gamma, d_beta, d_first, d_second, d_residual, d_skip = backward(
+            *inputs, out[0], out[1], out[2], out[3], d_out[0]
+        )
+        if len(x.shape) == 5:  # a volume
+            d_x = volume_gradient(*inputs, out[0], out[2], out[3], d_out[0])
+        d_mask = mask_gradient(skip, dropout_mask, spec, d_out[0])
         return (
-            *(d_x, d_weight, d_bias, d_gamma, d_beta, *_zeros_like(mean, variance)),
-            *(d_first, d_second, d_residual, d_skip, *_zeros_like(mask, numbers)),
+            *(d_x, d_weight, d_bias, d_gamma, d_beta, *_zeros_like(moving_mean, moving_variance)),
+            *(d_first, d_second, d_residual, d_skip, d_mask, ops.zeros_like(spec)),
         )
 
-    forward = ops.Custom(f"{library()}:unit_forward", outputs, dtypes, "aot", bprop)
+    def channels(_):
+        return [spec.out_channels]
+
+    forward = _custom(
+        "unit_forward",
+        bprop,
+        out=lambda given: out_shape(spec, given["x"]),
+        y=lambda given: y_shape(spec, given["x"]),
+        mean=channels,
+        variance=channels,
+        new_moving_mean=channels,
+        new_moving_variance=channels,
+    )
     # Without this the compiler merges calls with equal inputs, and both gradients overwrite one y.
     forward.add_prim_attr("side_effect_hidden", True)
     return forward
@@ -169,52 +224,32 @@ def unit_training(spec: UnitSpec) -> ops.Custom:
 def convolution() -> ops.Custom:
     """The operator of a convolution with a 5x5x5, 3x3x3 or 1x1x1 kernel, same padding.
 
-    It takes (x, weight, bias, spec tensor of (in_channels, out_channels, x_is_blocked, has_bias))
-    and returns a plain tensor. x may be blocked where there are few output channels.
+    Its spec is a `ConvSpec`; it returns a plain tensor.
     """
-    backward = ops.Custom(
-        f"{library()}:conv_backward",
-        lambda x, weight, d_y, spec: (x, weight, [weight[0]]),
-        lambda x, *others: (x, x, x),
-        "aot",
-    )
+    backward = _custom("conv_backward", d_bias=lambda given: given["weight"][:1])
 
     def bprop(x, weight, bias, spec, out, d_out):
         d_x, d_weight, d_bias = backward(x, weight, d_out, spec)
         return d_x, d_weight, d_bias, ops.zeros_like(spec)
 
-    return ops.Custom(
-        f"{library()}:conv_forward",
-        lambda x, weight, bias, spec: [x[0], weight[0], *x[2:5]],
-        lambda x, *others: x,
-        "aot",
-        bprop,
+    return _custom(
+        "conv_forward", bprop, y=lambda given: [given["x"][0], given["weight"][0], *given["x"][2:5]]
     )
 
 
 def head_probability() -> ops.Custom:
     """The operator of the last convolution, with two output channels, and a softmax.
 
-    It takes (x, weight, bias, spec tensor of (foreground channel, has_bias)), x plain, and returns
-    the foreground's probability, (batch, X, Y, Z).
+    Its spec is a `HeadSpec`, x is plain; it returns the foreground's probability, (batch, X, Y, Z).
     """
-    backward = ops.Custom(
-        f"{library()}:head_backward",
-        lambda x, weight, probability, d_probability, spec: (x, weight, [2]),
-        lambda x, *others: (x, x, x),
-        "aot",
-    )
+    backward = _custom("head_backward", d_bias=lambda given: [2])
 
     def bprop(x, weight, bias, spec, out, d_out):
         d_x, d_weight, d_bias = backward(x, weight, out, d_out, spec)
         return d_x, d_weight, d_bias, ops.zeros_like(spec)
 
-    return ops.Custom(
-        f"{library()}:head_forward",
-        lambda x, weight, bias, spec: [x[0], *x[2:]],
-        lambda x, *others: x,
-        "aot",
-        bprop,
+    return _custom(
+        "head_forward", bprop, probability=lambda given: [given["x"][0], *given["x"][2:]]
     )
 
 
@@ -224,17 +259,13 @@ def channel_scaling() -> ops.Custom:
     It takes (blocked x, dropout_mask of (batch, channels)) and returns a tensor shaped like x.
     """
 
+    def like_x(given):
+        return given["x"]
+
+    scale = _custom("scale_channels", y=like_x)
+    mask_gradient = _custom("scale_mask_gradient")
+
     def bprop(x, dropout_mask, out, d_out):
-        return scale(d_out, dropout_mask), ops.zeros_like(dropout_mask)
+        return scale(d_out, dropout_mask), mask_gradient(x, dropout_mask, d_out)
 
-    def make(bprop=None):
-        return ops.Custom(
-            f"{library()}:scale_channels",
-            lambda x, dropout_mask: x,
-            lambda x, dropout_mask: x,
-            "aot",
-            bprop,
-        )
-
-    scale = make()
-    return make(bprop)
+    return _custom("scale_channels", bprop, y=like_x)

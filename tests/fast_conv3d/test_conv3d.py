@@ -14,6 +14,7 @@ from mindspore import nn
 
 from src.fast_conv3d import operators
 from src.fast_conv3d.conv3d import Conv3d
+from src.fast_conv3d.protocol import Kind, UnitSpec
 from tests.helpers import ROOT
 from tests.rounding import LAYER_ERROR
 
@@ -470,8 +471,8 @@ def in_eights(fine):
 @pytest.mark.parametrize(
     ("unit_kind", "fine_channels", "coarse_channels", "sides", "kind"),
     with_inputs(
-        [(operators.CONV_DOWN2, *layer) for layer in HALVES]
-        + [(operators.CONV_UP2, *layer) for layer in DOUBLES]
+        [(Kind.CONV_DOWN2, *layer) for layer in HALVES]
+        + [(Kind.CONV_UP2, *layer) for layer in DOUBLES]
     ),
 )
 def test_accuracy_of_a_strided_layer(
@@ -483,15 +484,15 @@ def test_accuracy_of_a_strided_layer(
     coarse = np.float32(generator.standard_normal((coarse_channels, *sides)))
     weight = generator.standard_normal((coarse_channels, fine_channels, 2, 2, 2))
     fine, weight = np.float32(fine), np.float32(weight)
-    halves = unit_kind == operators.CONV_DOWN2
+    halves = unit_kind == Kind.CONV_DOWN2
     x, d_y = (fine, coarse) if halves else (coarse, fine)
     x = INPUTS[kind](x)
     fine, coarse = (x, d_y) if halves else (d_y, x)
-    spec = operators.UnitSpec(unit_kind, len(x), len(d_y))
+    spec = UnitSpec(unit_kind, len(x), len(d_y))
     unit, absent = operators.unit_training(spec), ms.Tensor([0.0], ms.float32)
 
     def loss(x, weight):
-        value = unit(x, weight, *[absent] * 10, spec.tensor())[0]
+        value = unit(x, weight, *[absent] * 10, operators.spec_tensor(spec))[0]
         return (value * blocked(d_y)).sum(), value
 
     (_, value), (d_x, d_weight) = ms.value_and_grad(loss, (0, 1), has_aux=True)(

@@ -20,6 +20,7 @@ from src.dataset import TrainingSamples
 from src.fast_conv3d import build, operators
 from src.fast_conv3d.build import BuildError
 from src.fast_conv3d.network import FastVNet, Unit, to_fast_vnet
+from src.fast_conv3d.protocol import Kind, UnitSpec
 from src.loss import DiceLoss
 from src.promise12.phantom import phantom_case
 from src.training.step import create_training_cell
@@ -135,9 +136,14 @@ def evaluation_of(volume, dropout_mask):
 
 
 class Gradients:
-    """One training step's forward and backward pass; compiled once in graph mode."""
+    """One training step's forward and backward pass; compiled once in graph mode.
 
-    def __init__(self, network):
+    Args:
+        network: plain or fast.
+        of_inputs: whether the gradients of volume and dropout_mask are wanted.
+    """
+
+    def __init__(self, network, of_inputs=False):
         self.network = network
         self.parameters = network.trainable_params()
         loss_cell = DiceLoss()
@@ -146,17 +152,24 @@ class Gradients:
             probability = network(volume, dropout_mask)
             return loss_cell(probability, mask), probability
 
-        self.function = ms.value_and_grad(forward, None, self.parameters, has_aux=True)
+        inputs = (0, 2) if of_inputs else None
+        self.of_inputs = of_inputs
+        self.function = ms.value_and_grad(forward, inputs, self.parameters, has_aux=True)
 
     def __call__(self, volume, mask, dropout_mask=None):
         self.network.set_train(True)
         (loss, probability), gradients = self.function(volume, mask, dropout_mask)
+        of_inputs, gradients = gradients if self.of_inputs else ((), gradients)
         return SimpleNamespace(
             loss=float(loss.asnumpy()),
             probability=probability.asnumpy().copy(),
             gradients={
                 parameter.name: gradient.asnumpy().copy()
                 for parameter, gradient in zip(self.parameters, gradients, strict=True)
+            }
+            | {
+                name: gradient.asnumpy().copy()
+                for name, gradient in zip(("volume", "dropout_mask"), of_inputs, strict=False)
             },
         )
 
@@ -278,6 +291,42 @@ def test_every_place_of_dropout_acts(pynative_mode):
         dropped = evaluated(fast, volume, ms.Tensor(dropout_mask))
         np.testing.assert_array_equal(dropped[0], whole[0])
         assert np.abs(dropped[1] - whole[1]).max() > 1e-4, (start, stop)
+
+
+@pytest.mark.parametrize(
+    ("mode", "variant", "options"),
+    [
+        ("graph", "monai", {}),
+        ("pynative", "instance", {"width": 3}),
+        # dropout in all places, of which some concatenate within a block of 16 channels
+        ("pynative", "zoo", {"dropout_on": dict.fromkeys(UP_NAMES, ("up", "skip"))}),
+        ("pynative", "zoo", {"norm": None, "encoder_bias": True}),
+    ],
+)
+def test_gradients_of_volume_and_dropout_mask(mode, variant, options):
+    """They are computed where somebody asks for them, see `operators.unit_training`."""
+    ms.set_context(mode=MODES[mode])
+    options = {"width": 2, "dropout_on": {"down_tr32": ("down",), "up_tr32": ("skip",)}} | options
+    plain, fast = seeded_vnet(variant, **options), FastVNet(seeded_vnet(variant, **options))
+    volume, mask = batch_of(2, (32, 16, 48))
+    inputs = (volume, mask, dropout_mask_of(plain, 2))
+    found, expected = (Gradients(network, True)(*inputs).gradients for network in (fast, plain))
+    for name in ("volume", "dropout_mask"):
+        assert np.linalg.norm(expected[name]) > 0
+        error = np.linalg.norm(found[name] - expected[name]) / np.linalg.norm(expected[name])
+        assert error < GRADIENT_ERROR, name
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_gradients_in_evaluation_mode_are_refused(mode):
+    ms.set_context(mode=MODES[mode])
+    fast = FastVNet(seeded_vnet("zoo", 1)).set_train(False)
+    volume, _ = batch_of(1, (16, 16, 16))
+    gradient = ms.value_and_grad(fast, 0)
+    with pytest.raises(
+        ValueError, match=r"^the fast CPU V-Net has gradients in training mode only"
+    ):
+        gradient(volume)
 
 
 @pytest.mark.parametrize("variant", ["zoo", "paper", "instance"])  # monai has those of zoo
@@ -520,7 +569,7 @@ class CalledTwice(nn.Cell):
 
 def test_equal_calls_do_not_share_what_the_backward_overwrites():
     conv = nn.Conv3d(16, 16, 5, pad_mode="pad", padding=2, has_bias=True)
-    unit = Unit(operators.CONV5, conv, nn.Identity(), nn.ELU()).set_train()
+    unit = Unit(Kind.CONV5, conv, nn.Identity(), nn.ELU()).set_train()
     generator = np.random.default_rng(0)
     inputs = [
         ms.Tensor(generator.standard_normal((1, 1, 8, 8, 8, 16), dtype=np.float32))
@@ -548,9 +597,9 @@ def test_unfit_factors_are_refused(mask_shape, dtype):
 def test_unknown_layers_and_odd_sides_are_refused():
     conv = nn.Conv3d(16, 32, 2, stride=2, pad_mode="valid")
     with pytest.raises(TypeError, match="supports ELU, PReLU, Identity, NoneType, not ReLU"):
-        Unit(operators.CONV_DOWN2, conv, nn.Identity(), nn.ReLU())
+        Unit(Kind.CONV_DOWN2, conv, nn.Identity(), nn.ReLU())
     with pytest.raises(ValueError, match="even sides"):
-        operators.UnitSpec(operators.CONV_DOWN2, 16, 32).y_shape([1, 1, 4, 5, 4, 16])
+        operators.y_shape(UnitSpec(Kind.CONV_DOWN2, 16, 32), [1, 1, 4, 5, 4, 16])
 
 
 def test_a_broken_library_is_a_build_error(monkeypatch, tmp_path):

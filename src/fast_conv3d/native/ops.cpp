@@ -1,6 +1,6 @@
 // The operators that MindSpore's ops.Custom calls. Each takes the data pointers and shapes of its
 // inputs and then of its outputs, and returns 0, or an error code that MindSpore turns into an
-// exception. conv3d.py and network.py check dtypes and shapes.
+// exception. conv3d.py and network.py check dtypes and shapes; protocol.h tells their order.
 #include <algorithm>
 #include <cassert>
 #include <cstdio>
@@ -12,6 +12,7 @@
 #include "few_channels.h"
 #include "head.h"
 #include "post_ops.h"
+#include "protocol.h"
 #include "strided.h"
 #include "winograd.h"
 
@@ -67,96 +68,60 @@ struct Arguments {
 
 // ------------------------------------------------------------------------------------------ units
 
-enum class Kind { kConv5, kFewInput, kConvDown2, kConvUp2 };
-enum class Residual { kNone, kInput, kTensor };
+// A unit, from the inputs that all unit operators share (those of UnitInfer).
+struct Unit : UnitSpec {
+  using Input = UnitInfer;
 
-// Inputs of the unit operators, in order. Inputs that a unit does not use may be any tensor.
-enum Input {
-  kX,
-  kWeight,
-  kBias,
-  kGamma,
-  kBeta,
-  kMovingMean,
-  kMovingVariance,
-  kFirstSlopes,
-  kSecondSlopes,
-  kResidual,
-  kSkip,
-  kDropoutMask,
-  kSpec,
-  kInputs
-};
-// Outputs of unit_forward; the first four are inputs of unit_backward.
-enum Output { kOut = kInputs, kY, kMean, kVariance, kNewMovingMean, kNewMovingVariance };
-// The last input of unit_backward, and its outputs.
-enum Gradient {
-  kDOut = kVariance + 1,
-  kDX,
-  kDWeight,
-  kDBias,
-  kDGamma,
-  kDBeta,
-  kDFirstSlopes,
-  kDSecondSlopes,
-  kDResidual,
-  kDSkip
-};
-
-// A unit as UnitSpec in operators.py describes it: the numbers in `spec` are its fields, in order.
-struct Unit {
-  Kind kind;
-  Residual residual;
-  bool has_bias, has_norm, has_skip, has_dropout_mask;
-  float momentum;
+  bool has_skip;
   Shape x, y;
   PostOps post_ops;
 
-  explicit Unit(const Arguments& arguments) {
-    const float* spec = arguments.get(kSpec);
-    kind = static_cast<Kind>(static_cast<int>(spec[0]));
-    const int in_channels = static_cast<int>(spec[1]), out_channels = static_cast<int>(spec[2]);
-    post_ops.first = static_cast<Activation>(static_cast<int>(spec[3]));
-    residual = static_cast<Residual>(static_cast<int>(spec[4]));
-    post_ops.second = static_cast<Activation>(static_cast<int>(spec[5]));
-    has_bias = spec[6] != 0;
-    has_norm = spec[7] != 0;
-    const int skip_channels = static_cast<int>(spec[8]);
+  explicit Unit(const Arguments& arguments) : UnitSpec(arguments.get(Input::kSpec)) {
     has_skip = skip_channels > 0;
-    has_dropout_mask = spec[9] != 0;
-    post_ops.epsilon = spec[10];
-    momentum = spec[11];
-
-    x = arguments.shape(kX, in_channels);
+    x = arguments.shape(Input::kX, in_channels);
     y = x;
     y.channels = out_channels;
     if (kind == Kind::kConvDown2) y = {x.batch, out_channels, x.x / 2, x.y / 2, x.z / 2};
     if (kind == Kind::kConvUp2) y = strided::fine_shape(x, out_channels);
-
-    assert(x.valid() && y.valid());
-    [[maybe_unused]] const int64_t* x_sides = arguments.shapes[kX];
-    assert(kind == Kind::kFewInput ? in_channels == 1
-                                   : x_sides[1] == x.blocks() && x_sides[5] == kLanes);
-    [[maybe_unused]] const int64_t* weight_sides = arguments.shapes[kWeight];
-    assert(weight_sides[0] == (kind == Kind::kConvUp2 ? in_channels : out_channels));
-    assert(weight_sides[1] == (kind == Kind::kConvUp2 ? out_channels : in_channels));
+    check_shapes(arguments);
 
     post_ops.shape = y;
+    post_ops.epsilon = epsilon;
+    post_ops.first = first;
+    post_ops.second = second;
     if (has_norm) {
-      post_ops.gamma = arguments.get(kGamma);
-      post_ops.beta = arguments.get(kBeta);
+      post_ops.gamma = arguments.get(Input::kGamma);
+      post_ops.beta = arguments.get(Input::kBeta);
     }
-    if (post_ops.first == Activation::kPrelu) post_ops.first_slopes = arguments.get(kFirstSlopes);
-    if (post_ops.second == Activation::kPrelu)
-      post_ops.second_slopes = arguments.get(kSecondSlopes);
-    if (residual == Residual::kTensor) post_ops.residual = arguments.get(kResidual);
-    if (residual == Residual::kInput) post_ops.residual = arguments.get(kX);
+    if (first == Activation::kPrelu) post_ops.first_slopes = arguments.get(Input::kFirstSlopes);
+    if (second == Activation::kPrelu) post_ops.second_slopes = arguments.get(Input::kSecondSlopes);
+    if (residual == Residual::kTensor) post_ops.residual = arguments.get(Input::kResidual);
+    if (residual == Residual::kInput) post_ops.residual = arguments.get(Input::kX);
     post_ops.residual_is_volume = residual == Residual::kInput && kind == Kind::kFewInput;
     if (has_skip) {
-      post_ops.skip = arguments.get(kSkip);
+      post_ops.skip = arguments.get(Input::kSkip);
       post_ops.skip_channels = skip_channels;
-      if (has_dropout_mask) post_ops.dropout_mask = arguments.get(kDropoutMask);
+      if (has_dropout_mask) post_ops.dropout_mask = arguments.get(Input::kDropoutMask);
     }
+  }
+
+  void check_shapes([[maybe_unused]] const Arguments& arguments) const {
+    assert(x.valid() && y.valid());
+    [[maybe_unused]] const int64_t* x_sides = arguments.shapes[Input::kX];
+    assert(kind == Kind::kFewInput ? in_channels == 1
+                                   : x_sides[1] == x.blocks() && x_sides[5] == kLanes);
+    [[maybe_unused]] const int64_t* weight_sides = arguments.shapes[Input::kWeight];
+    assert(weight_sides[0] == (kind == Kind::kConvUp2 ? in_channels : out_channels));
+    assert(weight_sides[1] == (kind == Kind::kConvUp2 ? out_channels : in_channels));
+  }
+
+  // Whether the convolution's input gradient is added to the residual's, in place.
+  bool adds_residual_gradient() const {
+    return residual == Residual::kInput && kind == Kind::kConv5;
+  }
+
+  const float* bias(const Arguments& arguments) const {
+    return has_bias ? arguments.get(Input::kBias) : nullptr;
   }
 
   // target = epilogue(convolution of x), where epilogue(value, image, block, voxel) returns the
@@ -164,8 +129,8 @@ struct Unit {
   template <typename Epilogue>
   void convolution(ThreadPool& pool, Workspace& workspace, const Arguments& arguments,
                    float* target, const Epilogue& epilogue) const {
-    const float* source = arguments.get(kX);
-    const float* weights = arguments.get(kWeight);
+    const float* source = arguments.get(Input::kX);
+    const float* weights = arguments.get(Input::kWeight);
     switch (kind) {
       case Kind::kConv5:
         return convolve(pool, workspace, x, source,
@@ -230,136 +195,197 @@ struct NoEpilogue {
   FC3D_INLINE Vec operator()(Vec value, int, int, size_t) const { return value; }
 };
 
+// Writes the moving statistics after a step of training.
+void update_statistics(const Unit& unit, const Arguments& arguments, const double* mean,
+                       const double* variance) {
+  using Tensor = UnitForward;
+  const float* bias = unit.bias(arguments);
+  const double count = static_cast<double>(unit.y.voxels()) * unit.y.batch;
+  const double unbiased = count > 1 ? count / (count - 1) : 1;
+  const auto update = [&](int from, int to, int channel, double value) {
+    arguments.get(to)[channel] = static_cast<float>(unit.momentum * arguments.get(from)[channel] +
+                                                    (1 - unit.momentum) * value);
+  };
+  for (int channel = 0; channel < unit.y.channels; ++channel) {
+    // The mean of y lacks the bias.
+    update(Tensor::kMovingMean, Tensor::kNewMovingMean, channel,
+           mean[channel] + (bias == nullptr ? 0.f : bias[channel]));
+    update(Tensor::kMovingVariance, Tensor::kNewMovingVariance, channel,
+           variance[channel] * unbiased);
+  }
+}
+
+// Where unit_backward writes the gradients of the post-ops; d_y overwrites y.
+PostOpsGradients post_ops_gradients(const Unit& unit, const Arguments& arguments) {
+  using Tensor = UnitBackward;
+  PostOpsGradients gradients;
+  gradients.y = arguments.get(Tensor::kY);
+  if (unit.has_norm) {
+    gradients.gamma = arguments.get(Tensor::kDGamma);
+    gradients.beta = arguments.get(Tensor::kDBeta);
+  } else if (unit.has_bias) {
+    gradients.beta = arguments.get(Tensor::kDBias);
+  }
+  if (unit.first == Activation::kPrelu)
+    gradients.first_slopes = arguments.get(Tensor::kDFirstSlopes);
+  if (unit.second == Activation::kPrelu)
+    gradients.second_slopes = arguments.get(Tensor::kDSecondSlopes);
+  if (unit.adds_residual_gradient()) gradients.residual = arguments.get(Tensor::kDX);
+  if (unit.residual == Residual::kTensor) gradients.residual = arguments.get(Tensor::kDResidual);
+  if (unit.has_skip) gradients.skip = arguments.get(Tensor::kDSkip);
+  return gradients;
+}
+
+// d_x and d_weights of a unit's convolution from d_y. The gradient of a volume is that of
+// unit_volume_gradient.
+void convolution_backward(Runtime& shared, const Unit& unit, const Arguments& arguments,
+                          const float* d_y) {
+  using Tensor = UnitBackward;
+  ThreadPool& pool = shared.pool;
+  Workspace& workspace = shared.workspace;
+  const Shape &x = unit.x, &y = unit.y;
+  const float *source = arguments.get(Tensor::kX), *weights = arguments.get(Tensor::kWeight);
+  float *d_x = arguments.get(Tensor::kDX), *d_weights = arguments.get(Tensor::kDWeight);
+  switch (unit.kind) {
+    case Kind::kConv5: {
+      const Weights transposed = Weights::input_gradient(weights, y.channels, x.channels);
+      if (unit.adds_residual_gradient())
+        convolve(pool, workspace, y, d_y, transposed, d_x, AddToTarget{d_x, x});
+      else
+        convolve(pool, workspace, y, d_y, transposed, d_x, NoEpilogue());
+      return weight_gradient(pool, workspace, x, source, y, d_y, d_weights);
+    }
+    case Kind::kFewInput:
+      return few_channels::weight_gradient(few_channels::Conv::kPlainToBlocked, d_y, y, source, 1,
+                                           d_weights, nullptr, nullptr, pool, workspace.shared);
+    case Kind::kConvDown2:
+      strided::conv_up2(d_y, y, weights, d_x, x.channels, NoEpilogue(), pool, workspace.shared);
+      return strided::weight_gradient(d_y, y, source, x.channels, d_weights, nullptr, nullptr, pool,
+                                      workspace.shared);
+    case Kind::kConvUp2:
+      strided::conv_down2(d_y, y.channels, weights, d_x, x, NoEpilogue(), pool, workspace.shared);
+      return strided::weight_gradient(source, x, d_y, y.channels, d_weights, nullptr, nullptr, pool,
+                                      workspace.shared);
+  }
+}
+
 }  // namespace
 
 // Training: the unit's output, the tensors that unit_backward needs, and the new moving statistics.
 FC3D_EXPORT int unit_forward(int, void** data, int*, int64_t** shapes, const char**, void*, void*) {
   return with_runtime([&](Runtime& shared) {
-    ThreadPool& pool = shared.pool;
-    Workspace& workspace = shared.workspace;
+    using Tensor = UnitForward;
     const Arguments arguments{data, shapes};
     const Unit unit(arguments);
-    float* y = arguments.get(kY);
+    float* y = arguments.get(Tensor::kY);
     // Batch norm would subtract the bias again: it is not added to y, only to the moving mean.
-    const float* bias = unit.has_bias ? arguments.get(kBias) : nullptr;
-    unit.convolution(pool, workspace, arguments, y,
-                     AddBias(unit.has_norm ? nullptr : bias, unit.y));
-    double* mean = arguments.get<double>(kMean);
-    double* variance = arguments.get<double>(kVariance);
+    unit.convolution(shared.pool, shared.workspace, arguments, y,
+                     AddBias(unit.has_norm ? nullptr : unit.bias(arguments), unit.y));
+    double* mean = arguments.get<double>(Tensor::kMean);
+    double* variance = arguments.get<double>(Tensor::kVariance);
     if (unit.has_norm) {
-      batch_statistics(pool, y, unit.y, mean, variance);
-      const double count = static_cast<double>(unit.y.voxels()) * unit.y.batch;
-      const double unbiased = count > 1 ? count / (count - 1) : 1;
-      const auto update = [&](int from, int to, int channel, double value) {
-        arguments.get(to)[channel] = static_cast<float>(
-            unit.momentum * arguments.get(from)[channel] + (1 - unit.momentum) * value);
-      };
-      for (int channel = 0; channel < unit.y.channels; ++channel) {
-        update(kMovingMean, kNewMovingMean, channel,
-               mean[channel] + (bias == nullptr ? 0.f : bias[channel]));
-        update(kMovingVariance, kNewMovingVariance, channel, variance[channel] * unbiased);
-      }
+      batch_statistics(shared.pool, y, unit.y, mean, variance);
+      update_statistics(unit, arguments, mean, variance);
     }
-    post_ops_forward(pool, unit.post_ops, y, mean, variance, arguments.get(kOut));
+    post_ops_forward(shared.pool, unit.post_ops, y, mean, variance, arguments.get(Tensor::kOut));
   });
 }
 
 // Evaluation: the unit's output, with the post-ops fused into the convolution.
 FC3D_EXPORT int unit_infer(int, void** data, int*, int64_t** shapes, const char**, void*, void*) {
   return with_runtime([&](Runtime& shared) {
-    ThreadPool& pool = shared.pool;
-    Workspace& workspace = shared.workspace;
+    using Tensor = UnitInfer;
     const Arguments arguments{data, shapes};
     const Unit unit(arguments);
-    const PostOpsEpilogue epilogue(unit.post_ops, arguments.get(kMovingMean),
-                                   arguments.get(kMovingVariance),
-                                   unit.has_bias ? arguments.get(kBias) : nullptr);
-    float* out = arguments.get(kOut);
+    const PostOpsEpilogue epilogue(unit.post_ops, arguments.get(Tensor::kMovingMean),
+                                   arguments.get(Tensor::kMovingVariance), unit.bias(arguments));
+    float* out = arguments.get(Tensor::kOut);
     if (!unit.has_skip || unit.y.batch == 1) {
-      unit.convolution(pool, workspace, arguments, out, epilogue);
+      unit.convolution(shared.pool, shared.workspace, arguments, out, epilogue);
     } else {  // the convolution assumes contiguous images, but out has the skip's blocks in between
       for (int image = 0; image < unit.y.batch; ++image) {
         Unit one = unit;
         one.x.batch = one.y.batch = 1;
-        void* inputs[kInputs];
-        std::copy_n(data, static_cast<int>(kInputs), inputs);
-        inputs[kX] = arguments.get(kX) + image * unit.x.image_floats();
-        one.convolution(pool, workspace, {inputs, shapes},
+        void* inputs[Tensor::kInputs];
+        std::copy_n(data, Tensor::kInputs, inputs);
+        inputs[Tensor::kX] = arguments.get(Tensor::kX) + image * unit.x.image_floats();
+        one.convolution(shared.pool, shared.workspace, {inputs, shapes},
                         out + image * unit.post_ops.out_shape().image_floats(),
                         [&](Vec value, int, int block, size_t voxel) {
                           return epilogue(value, image, block, voxel);
                         });
       }
     }
-    if (unit.has_skip) concat_forward(pool, unit.post_ops, out);
+    if (unit.has_skip) concat_forward(shared.pool, unit.post_ops, out);
   });
 }
 
-// Training: the gradients of the unit's inputs.
+// Training: the gradients of the unit's inputs. d_y overwrites y, which is not needed afterwards:
+// this saves a tensor of the size of the largest activations.
 FC3D_EXPORT int unit_backward(int, void** data, int*, int64_t** shapes, const char**, void*,
                               void*) {
   return with_runtime([&](Runtime& shared) {
-    ThreadPool& pool = shared.pool;
-    Workspace& workspace = shared.workspace;
+    using Tensor = UnitBackward;
     const Arguments arguments{data, shapes};
     const Unit unit(arguments);
-    const Shape &x = unit.x, &y = unit.y;
-    const float* weights = arguments.get(kWeight);
-    float* d_x = arguments.get(kDX);
-    float* d_weights = arguments.get(kDWeight);
-    // d_y overwrites y, which is not needed afterwards. This saves a tensor of the size of the
-    // largest activations.
-    float* d_y = arguments.get(kY);
+    float* y = arguments.get(Tensor::kY);
+    if (unit.has_norm)  // batch norm subtracts the bias
+      std::fill_n(arguments.get(Tensor::kDBias), unit.has_bias ? unit.y.channels : 1, 0.f);
+    post_ops_backward(shared.pool, unit.post_ops, y, arguments.get(Tensor::kOut),
+                      arguments.get<double>(Tensor::kMean),
+                      arguments.get<double>(Tensor::kVariance), arguments.get(Tensor::kDOut),
+                      post_ops_gradients(unit, arguments));
+    convolution_backward(shared, unit, arguments, y);
+  });
+}
 
+// The gradient of a unit's volume. Training does not need it. y is computed anew, since
+// unit_backward may have overwritten it.
+FC3D_EXPORT int unit_volume_gradient(int, void** data, int*, int64_t** shapes, const char**, void*,
+                                     void*) {
+  return with_runtime([&](Runtime& shared) {
+    using Tensor = UnitVolumeGradient;
+    const Arguments arguments{data, shapes};
+    const Unit unit(arguments);
+    assert(unit.kind == Kind::kFewInput && !unit.has_skip);
+    const size_t voxels = unit.x.voxels() * unit.x.batch;
     PostOpsGradients gradients;
-    gradients.y = d_y;
-    if (unit.has_norm) {
-      gradients.gamma = arguments.get(kDGamma);
-      gradients.beta = arguments.get(kDBeta);
-      std::fill_n(arguments.get(kDBias), unit.has_bias ? y.channels : 1, 0.f);
-    } else if (unit.has_bias) {
-      gradients.beta = arguments.get(kDBias);
-    }
-    if (unit.post_ops.first == Activation::kPrelu)
-      gradients.first_slopes = arguments.get(kDFirstSlopes);
-    if (unit.post_ops.second == Activation::kPrelu)
-      gradients.second_slopes = arguments.get(kDSecondSlopes);
-    // The convolution's input gradient is added to the residual's, in place.
-    const bool adds = unit.residual == Residual::kInput && unit.kind == Kind::kConv5;
-    if (adds) gradients.residual = d_x;
-    if (unit.residual == Residual::kTensor) gradients.residual = arguments.get(kDResidual);
-    if (unit.has_skip) gradients.skip = arguments.get(kDSkip);
-    post_ops_backward(pool, unit.post_ops, arguments.get(kY), arguments.get(kOut),
-                      arguments.get<double>(kMean), arguments.get<double>(kVariance),
-                      arguments.get(kDOut), gradients);
+    float* y = gradients.y = shared.blocked_y.get(unit.y.floats());
+    if (unit.post_ops.residual_is_volume) gradients.residual = shared.blocked_x.get(voxels);
+    unit.convolution(shared.pool, shared.workspace, arguments, y,
+                     AddBias(unit.has_norm ? nullptr : unit.bias(arguments), unit.y));
+    post_ops_backward(shared.pool, unit.post_ops, y, arguments.get(Tensor::kOut),
+                      arguments.get<double>(Tensor::kMean),
+                      arguments.get<double>(Tensor::kVariance), arguments.get(Tensor::kDOut),
+                      gradients);
+    float* d_x = arguments.get(Tensor::kDX);
+    few_channels::conv_few_output(few_channels::Conv::kPlainToBlocked, y, unit.y,
+                                  arguments.get(Tensor::kWeight), d_x, 1, NoEpilogue(), shared.pool,
+                                  shared.workspace.shared);
+    if (gradients.residual != nullptr)
+      for (size_t voxel = 0; voxel < voxels; ++voxel) d_x[voxel] += gradients.residual[voxel];
+  });
+}
 
-    switch (unit.kind) {
-      case Kind::kConv5: {
-        const Weights transposed = Weights::input_gradient(weights, y.channels, x.channels);
-        if (adds)
-          convolve(pool, workspace, y, d_y, transposed, d_x, AddToTarget{d_x, x});
-        else
-          convolve(pool, workspace, y, d_y, transposed, d_x, NoEpilogue());
-        weight_gradient(pool, workspace, x, arguments.get(kX), y, d_y, d_weights);
-        break;
-      }
-      case Kind::kFewInput:  // the input is the image: its gradient is not needed
-        std::fill_n(d_x, x.batch * x.voxels(), 0.f);
-        few_channels::weight_gradient(few_channels::Conv::kPlainToBlocked, d_y, y,
-                                      arguments.get(kX), 1, d_weights, nullptr, nullptr, pool,
-                                      workspace.shared);
-        break;
-      case Kind::kConvDown2:
-        strided::conv_up2(d_y, y, weights, d_x, x.channels, NoEpilogue(), pool, workspace.shared);
-        strided::weight_gradient(d_y, y, arguments.get(kX), x.channels, d_weights, nullptr, nullptr,
-                                 pool, workspace.shared);
-        break;
-      case Kind::kConvUp2:
-        strided::conv_down2(d_y, y.channels, weights, d_x, x, NoEpilogue(), pool, workspace.shared);
-        strided::weight_gradient(arguments.get(kX), x, d_y, y.channels, d_weights, nullptr, nullptr,
-                                 pool, workspace.shared);
-        break;
+// The gradient of the dropout mask of a unit's skip. Training does not need it.
+FC3D_EXPORT int unit_mask_gradient(int, void** data, int*, int64_t** shapes, const char**, void*,
+                                   void*) {
+  return with_runtime([&](Runtime& shared) {
+    using Tensor = UnitMaskGradient;
+    const Arguments arguments{data, shapes};
+    const UnitSpec spec(arguments.get(Tensor::kSpec));
+    float* d_mask = arguments.get(Tensor::kDDropoutMask);
+    if (!spec.has_dropout_mask) {  // the unused tensor in its place
+      *d_mask = 0;
+      return;
     }
+    PostOps concat;
+    concat.shape = arguments.shape(Tensor::kDOut, spec.out_channels);
+    concat.skip_channels = spec.skip_channels;
+    float* d_scaled = shared.blocked_x.get(concat.skip_shape().floats());
+    concat_backward(shared.pool, concat, arguments.get(Tensor::kDOut), d_scaled);
+    scale_mask_gradient(shared.pool, concat.skip_shape(), arguments.get(Tensor::kSkip), d_scaled,
+                        d_mask);
   });
 }
 
@@ -413,18 +439,17 @@ struct Conv5 {
   int kernel_side;
   bool x_is_blocked, has_bias, few_input, few_output;
 
-  // spec: input channels, output channels, whether x is blocked, whether there is a bias.
-  Conv5(const Arguments& arguments, const float* spec)
-      : x(arguments.shape(0, 0)),
-        y(x),
-        kernel_side(static_cast<int>(arguments.shapes[1][2])),
-        x_is_blocked(spec[2] != 0),
-        has_bias(spec[3] != 0) {
-    x.channels = static_cast<int>(spec[0]);
-    y.channels = static_cast<int>(spec[1]);
+  // x and weight are the first two inputs of both operators.
+  Conv5(const Arguments& arguments, const ConvSpec& spec)
+      : x(arguments.shape(ConvForward::kX, spec.in_channels)),
+        y(arguments.shape(ConvForward::kX, spec.out_channels)),
+        kernel_side(static_cast<int>(arguments.shapes[ConvForward::kWeight][2])),
+        x_is_blocked(spec.x_is_blocked),
+        has_bias(spec.has_bias) {
     assert(x.valid() && y.valid());
     assert(kernel_side == 1 || kernel_side == 3 || kernel_side == kTaps);
-    assert(arguments.shapes[1][0] == y.channels && arguments.shapes[1][1] == x.channels);
+    assert(arguments.shapes[ConvForward::kWeight][0] == y.channels);
+    assert(arguments.shapes[ConvForward::kWeight][1] == x.channels);
     few_input = x.channels <= kFewChannels && !x_is_blocked;
     few_output = !few_input && (y.channels <= kFewChannels || x_is_blocked);
   }
@@ -463,17 +488,66 @@ struct Conv5 {
   }
 };
 
+// The tensors of conv_backward, with 5x5x5 kernels; d_bias is null without bias.
+struct ConvTensors {
+  const float *x, *weights, *d_y;
+  float *d_x, *d_weights, *d_bias;
+};
+
+void backward_of_few_input(Runtime& shared, const Conv5& conv, const ConvTensors& tensors) {
+  const auto kind = few_channels::Conv::kPlainToBlocked;
+  const float* blocked = conv.blocked_y(shared, tensors.d_y);
+  few_channels::conv_few_output(kind, blocked, conv.y, tensors.weights, tensors.d_x,
+                                conv.x.channels, NoEpilogue(), shared.pool,
+                                shared.workspace.shared);
+  few_channels::weight_gradient(kind, blocked, conv.y, tensors.x, conv.x.channels,
+                                tensors.d_weights, tensors.d_bias, nullptr, shared.pool,
+                                shared.workspace.shared);
+}
+
+void backward_of_few_output(Runtime& shared, const Conv5& conv, const ConvTensors& tensors) {
+  const auto kind = few_channels::Conv::kBlockedToPlain;
+  const float* blocked_x = conv.blocked_x(shared, tensors.x);
+  few_channels::weight_gradient(kind, blocked_x, conv.x, tensors.d_y, conv.y.channels,
+                                tensors.d_weights, nullptr, tensors.d_bias, shared.pool,
+                                shared.workspace.shared);
+  float* target = conv.x_is_blocked ? tensors.d_x : shared.blocked_x.get(conv.x.floats());
+  few_channels::conv_few_input(kind, tensors.d_y, conv.y.channels, tensors.weights, target, conv.x,
+                               NoEpilogue(), shared.pool, shared.workspace.shared);
+  if (!conv.x_is_blocked) to_plain(shared.pool, target, conv.x, tensors.d_x);
+}
+
+void backward_of_many(Runtime& shared, const Conv5& conv, const ConvTensors& tensors) {
+  const float* blocked_x = conv.blocked_x(shared, tensors.x);
+  const float* blocked_y = conv.blocked_y(shared, tensors.d_y);
+  weight_gradient(shared.pool, shared.workspace, conv.x, blocked_x, conv.y, blocked_y,
+                  tensors.d_weights);
+  if (tensors.d_bias != nullptr) {
+    PostOps none;  // the bias gradient is that of beta without norm
+    none.shape = conv.y;
+    PostOpsGradients sums;
+    sums.beta = tensors.d_bias;
+    post_ops_backward(shared.pool, none, blocked_y, nullptr, nullptr, nullptr, blocked_y, sums);
+  }
+  float* target = shared.blocked_x.get(conv.x.floats());
+  convolve(shared.pool, shared.workspace, conv.y, blocked_y,
+           Weights::input_gradient(tensors.weights, conv.y.channels, conv.x.channels), target,
+           NoEpilogue());
+  to_plain(shared.pool, target, conv.x, tensors.d_x);
+}
+
 }  // namespace
 
-// x, weight, bias, spec -> y.
+// A convolution of plain tensors, or of a blocked x with few output channels.
 FC3D_EXPORT int conv_forward(int, void** data, int*, int64_t** shapes, const char**, void*, void*) {
   return with_runtime([&](Runtime& shared) {
+    using Tensor = ConvForward;
     const Arguments arguments{data, shapes};
-    const Conv5 conv(arguments, arguments.get(3));
-    const float* x = arguments.get(0);
-    const float* weights = conv.full_weights(shared, arguments.get(1));
-    const float* bias = conv.has_bias ? arguments.get(2) : nullptr;
-    float* y = arguments.get(4);
+    const Conv5 conv(arguments, ConvSpec(arguments.get(Tensor::kSpec)));
+    const float* x = arguments.get(Tensor::kX);
+    const float* weights = conv.full_weights(shared, arguments.get(Tensor::kWeight));
+    const float* bias = conv.has_bias ? arguments.get(Tensor::kBias) : nullptr;
+    float* y = arguments.get(Tensor::kY);
     if (conv.few_output)
       return few_channels::conv_few_output(
           few_channels::Conv::kBlockedToPlain, conv.blocked_x(shared, x), conv.x, weights, y,
@@ -491,100 +565,100 @@ FC3D_EXPORT int conv_forward(int, void** data, int*, int64_t** shapes, const cha
   });
 }
 
-// x, weight, d_y, spec -> d_x, d_weight, d_bias.
+// The gradients of conv_forward.
 FC3D_EXPORT int conv_backward(int, void** data, int*, int64_t** shapes, const char**, void*,
                               void*) {
   return with_runtime([&](Runtime& shared) {
+    using Tensor = ConvBackward;
     const Arguments arguments{data, shapes};
-    const Conv5 conv(arguments, arguments.get(3));
-    const float *x = arguments.get(0), *d_y = arguments.get(2);
-    const float* weights = conv.full_weights(shared, arguments.get(1));
-    float *d_x = arguments.get(4), *d_kernel = arguments.get(5);
+    const Conv5 conv(arguments, ConvSpec(arguments.get(Tensor::kSpec)));
+    float* d_kernel = arguments.get(Tensor::kDWeight);
     const bool whole = conv.kernel_side == kTaps;
-    float* d_weights = whole ? d_kernel : shared.weights_gradient.get(conv.filters() * kVolumeTaps);
-    float* d_bias = conv.has_bias ? arguments.get(6) : nullptr;
-    ThreadPool& pool = shared.pool;
-    Scratch& scratch = shared.workspace.shared;
-    if (conv.few_input) {
-      const auto kind = few_channels::Conv::kPlainToBlocked;
-      const float* blocked = conv.blocked_y(shared, d_y);
-      few_channels::conv_few_output(kind, blocked, conv.y, weights, d_x, conv.x.channels,
-                                    AddChannelBias{nullptr}, pool, scratch);
-      few_channels::weight_gradient(kind, blocked, conv.y, x, conv.x.channels, d_weights, d_bias,
-                                    nullptr, pool, scratch);
-    } else if (conv.few_output) {
-      const float* blocked_x = conv.blocked_x(shared, x);
-      const auto kind = few_channels::Conv::kBlockedToPlain;
-      few_channels::weight_gradient(kind, blocked_x, conv.x, d_y, conv.y.channels, d_weights,
-                                    nullptr, d_bias, pool, scratch);
-      float* target = conv.x_is_blocked ? d_x : shared.blocked_x.get(conv.x.floats());
-      few_channels::conv_few_input(kind, d_y, conv.y.channels, weights, target, conv.x,
-                                   NoEpilogue(), pool, scratch);
-      if (!conv.x_is_blocked) to_plain(pool, target, conv.x, d_x);
-    } else {
-      const float* blocked_x = conv.blocked_x(shared, x);
-      const float* blocked_y = conv.blocked_y(shared, d_y);
-      weight_gradient(pool, shared.workspace, conv.x, blocked_x, conv.y, blocked_y, d_weights);
-      if (conv.has_bias) {
-        PostOps none;  // the bias gradient is that of beta without norm
-        none.shape = conv.y;
-        PostOpsGradients sums;
-        sums.beta = d_bias;
-        post_ops_backward(pool, none, blocked_y, nullptr, nullptr, nullptr, blocked_y, sums);
-      }
-      float* target = shared.blocked_x.get(conv.x.floats());
-      convolve(pool, shared.workspace, conv.y, blocked_y,
-               Weights::input_gradient(weights, conv.y.channels, conv.x.channels), target,
-               NoEpilogue());
-      to_plain(pool, target, conv.x, d_x);
-    }
+    const ConvTensors tensors{
+        arguments.get(Tensor::kX),
+        conv.full_weights(shared, arguments.get(Tensor::kWeight)),
+        arguments.get(Tensor::kDY),
+        arguments.get(Tensor::kDX),
+        whole ? d_kernel : shared.weights_gradient.get(conv.filters() * kVolumeTaps),
+        conv.has_bias ? arguments.get(Tensor::kDBias) : nullptr};
+    if (conv.few_input)
+      backward_of_few_input(shared, conv, tensors);
+    else if (conv.few_output)
+      backward_of_few_output(shared, conv, tensors);
+    else
+      backward_of_many(shared, conv, tensors);
     if (!whole)
-      conv.for_taps([&](size_t tap, size_t full_tap) { d_kernel[tap] = d_weights[full_tap]; });
+      conv.for_taps(
+          [&](size_t tap, size_t full_tap) { d_kernel[tap] = tensors.d_weights[full_tap]; });
   });
 }
 
-// x (blocked), dropout_mask (batch, channels) -> x times the factor of each channel.
+// A blocked x times the factor of each channel.
 FC3D_EXPORT int scale_channels(int, void** data, int*, int64_t** shapes, const char**, void*,
                                void*) {
   return with_runtime([&](Runtime& shared) {
+    using Tensor = ScaleChannels;
     const Arguments arguments{data, shapes};
-    const Shape shape = arguments.shape(0, static_cast<int>(shapes[1][1]));
-    scale_channels(shared.pool, shape, arguments.get(0), arguments.get(1), arguments.get(2));
+    const int channels = static_cast<int>(shapes[Tensor::kDropoutMask][1]);
+    scale_channels(shared.pool, arguments.shape(Tensor::kX, channels), arguments.get(Tensor::kX),
+                   arguments.get(Tensor::kDropoutMask), arguments.get(Tensor::kY));
+  });
+}
+
+// The gradient of the factors of scale_channels.
+FC3D_EXPORT int scale_mask_gradient(int, void** data, int*, int64_t** shapes, const char**, void*,
+                                    void*) {
+  return with_runtime([&](Runtime& shared) {
+    using Tensor = ScaleMaskGradient;
+    const Arguments arguments{data, shapes};
+    const int channels = static_cast<int>(shapes[Tensor::kDropoutMask][1]);
+    scale_mask_gradient(shared.pool, arguments.shape(Tensor::kX, channels),
+                        arguments.get(Tensor::kX), arguments.get(Tensor::kDY),
+                        arguments.get(Tensor::kDDropoutMask));
   });
 }
 
 namespace {
 
-// spec: the foreground channel, whether there is a bias.
-head::Head head_of(const Arguments& arguments, int spec_index, const float* bias) {
-  const float* spec = arguments.get(spec_index);
-  const int64_t* kernel = arguments.shapes[1];
-  return {arguments.shape(0, static_cast<int>(kernel[1])), static_cast<int>(kernel[2]),
-          static_cast<int>(spec[0]), arguments.get(1), spec[1] != 0 ? bias : nullptr};
+// x and weight are the first two inputs of both operators.
+head::Head head_of(const Arguments& arguments, const HeadSpec& spec, const float* bias) {
+  const int64_t* kernel = arguments.shapes[HeadForward::kWeight];
+  return {arguments.shape(HeadForward::kX, static_cast<int>(kernel[1])),
+          static_cast<int>(kernel[2]), spec.foreground, arguments.get(HeadForward::kWeight),
+          spec.has_bias ? bias : nullptr};
 }
 
 }  // namespace
 
-// x, weight, bias, spec -> probability.
+// The last convolution and softmax: the probability of the foreground.
 FC3D_EXPORT int head_forward(int, void** data, int*, int64_t** shapes, const char**, void*, void*) {
   return with_runtime([&](Runtime& shared) {
+    using Tensor = HeadForward;
     const Arguments arguments{data, shapes};
-    const head::Head head = head_of(arguments, 3, arguments.get(2));
-    head::forward(shared.pool, shared.workspace.shared, head, arguments.get(0), arguments.get(4));
+    const head::Head head =
+        head_of(arguments, HeadSpec(arguments.get(Tensor::kSpec)), arguments.get(Tensor::kBias));
+    head::forward(shared.pool, shared.workspace.shared, head, arguments.get(Tensor::kX),
+                  arguments.get(Tensor::kProbability));
   });
 }
 
-// x, weight, probability, d_probability, spec -> d_x, d_weight, d_bias.
+// The gradients of head_forward.
 FC3D_EXPORT int head_backward(int, void** data, int*, int64_t** shapes, const char**, void*,
                               void*) {
   return with_runtime([&](Runtime& shared) {
+    using Tensor = HeadBackward;
     const Arguments arguments{data, shapes};
-    const head::Head head = head_of(arguments, 4, arguments.get(7));
-    head::backward(shared.pool, shared.workspace.shared, head, arguments.get(0), arguments.get(2),
-                   arguments.get(3), arguments.get(5), arguments.get(6),
-                   head.bias == nullptr ? nullptr : arguments.get(7));
+    const HeadSpec spec(arguments.get(Tensor::kSpec));
+    head::backward(shared.pool, shared.workspace.shared, head_of(arguments, spec, nullptr),
+                   arguments.get(Tensor::kX), arguments.get(Tensor::kProbability),
+                   arguments.get(Tensor::kDProbability), arguments.get(Tensor::kDX),
+                   arguments.get(Tensor::kDWeight),
+                   spec.has_bias ? arguments.get(Tensor::kDBias) : nullptr);
   });
 }
+
+// The version of protocol.h, which operators.py compares with its own.
+FC3D_EXPORT int protocol_version() { return kProtocolVersion; }
 
 // Sets the number of threads; may be called between any two operators.
 FC3D_EXPORT void set_threads(int threads) {

@@ -13,6 +13,7 @@
 #include <cstring>
 #include <vector>
 
+#include "protocol.h"
 #include "tensor.h"
 #include "thread_pool.h"
 #include "vector.h"
@@ -63,8 +64,6 @@ FC3D_INLINE Vec elu(Vec x) {
 }
 
 // ---- Description -------------------------------------------------------------------------------
-
-enum class Activation { kNone, kElu, kPrelu };
 
 // Which operations follow a convolution, with their parameters.
 struct PostOps {
@@ -369,6 +368,23 @@ inline void scale_channels(ThreadPool& pool, const Shape& shape, const float* x,
          at += kLanes) {
       store(out + at, load(x + at) * factors);
     }
+  });
+}
+
+// The gradient of the factors: for each image and channel the sum over voxels of x * d_out.
+inline void scale_mask_gradient(ThreadPool& pool, const Shape& shape, const float* x,
+                                const float* d_out, float* d_dropout_mask) {
+  assert(shape.valid() && x != nullptr && d_out != nullptr && d_dropout_mask != nullptr);
+  pool.for_each(shape.batch * shape.blocks(), [&](int item, int) {
+    const int image = item / shape.blocks(), block = item % shape.blocks();
+    const size_t offset = block_offset(shape, image, block);
+    double sums[kLanes] = {};
+    for (size_t at = offset; at < offset + shape.block_floats(); at += kLanes)
+      add_to(sums, load(x + at) * load(d_out + at));
+    const int count = std::min(kLanes, shape.channels - block * kLanes);
+    for (int lane = 0; lane < count; ++lane)
+      d_dropout_mask[static_cast<size_t>(image) * shape.channels + block * kLanes + lane] =
+          static_cast<float>(sums[lane]);
   });
 }
 
