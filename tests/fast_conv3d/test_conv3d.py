@@ -1,9 +1,11 @@
 """The fast convolution against direct sums in float64, which NumPy does without MindSpore."""
 
 import ctypes
+import multiprocessing
 import os
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 
@@ -337,27 +339,57 @@ def test_not_more_threads_than_mindspore_has(monkeypatch):
     assert operators.thread_count() == 30
 
 
-def test_python_threads_that_call_at_once(pynative):
-    """By the C interface: MindSpore itself may let one after the other in."""
+def native_forward(case):
+    """y of a convolution by the C interface, without MindSpore."""
+    x, weight, bias, y = drawn(case)
+    spec = np.float32([case[1], case[2], 0, 1])
+    arrays = [x, weight, bias, spec, np.full_like(y, np.nan)]
+    data = (ctypes.c_void_p * 5)(*(array.ctypes.data for array in arrays))
+    shapes = [(ctypes.c_int64 * array.ndim)(*array.shape) for array in arrays]
+    sides = (ctypes.c_void_p * 5)(*(ctypes.addressof(shape) for shape in shapes))
     function = ctypes.CDLL(operators.library()).conv_forward
-    cases = [(1, 5, 17, 17, 13, 16), (2, 17, 5, 5, 3, 7), (1, 1, 16, 9, 9, 9), (1, 32, 2, 7, 9, 9)]
+    assert function(5, data, None, sides, None, None, None) == 0
+    return arrays[-1]
 
-    def forward(case):
-        x, weight, bias, y = drawn(case)
-        spec = np.float32([case[1], case[2], 0, 1])
-        arrays = [x, weight, bias, spec, np.full_like(y, np.nan)]
-        data = (ctypes.c_void_p * 5)(*(array.ctypes.data for array in arrays))
-        shapes = [(ctypes.c_int64 * array.ndim)(*array.shape) for array in arrays]
-        sides = (ctypes.c_void_p * 5)(*(ctypes.addressof(shape) for shape in shapes))
-        assert function(5, data, None, sides, None, None, None) == 0
-        return arrays[-1]
 
-    expected = [forward(case) for case in cases]
+NATIVE_CASES = [
+    (1, 5, 17, 17, 13, 16),
+    (2, 17, 5, 5, 3, 7),
+    (1, 1, 16, 9, 9, 9),
+    (1, 32, 2, 7, 9, 9),
+]
+
+
+def test_python_threads_that_call_at_once(pynative):
+    """MindSpore itself may let one after the other in."""
+    cases = NATIVE_CASES
+    expected = [native_forward(case) for case in cases]
     for case, y in zip(cases, expected, strict=True):
         assert_close([y], [oracle(*drawn(case)[:3])], ["y"])
     with ThreadPoolExecutor(4) as callers:
-        for case, y in zip(cases * 8, callers.map(forward, cases * 8), strict=True):
+        for case, y in zip(cases * 8, callers.map(native_forward, cases * 8), strict=True):
             np.testing.assert_array_equal(y, expected[cases.index(case)])
+
+
+def test_forked_processes_have_threads_of_their_own():
+    """While other threads of the parent compute, as the workers of a data loader are forked."""
+    expected = [native_forward(case) for case in NATIVE_CASES]
+    busy = threading.Event()
+
+    def compute():
+        while not busy.is_set():
+            native_forward(NATIVE_CASES[0])
+
+    with ThreadPoolExecutor(1) as parent:
+        parent.submit(compute)
+        try:
+            for _ in range(3):
+                with multiprocessing.get_context("fork").Pool(2) as children:
+                    found = children.map_async(native_forward, NATIVE_CASES).get(timeout=60)
+                for y, same in zip(found, expected, strict=True):
+                    np.testing.assert_array_equal(y, same)
+        finally:
+            busy.set()
 
 
 def test_cells_in_python_threads(pynative):

@@ -1,7 +1,10 @@
 // The operators that MindSpore's ops.Custom calls. Each takes the data pointers and shapes of its
 // inputs and then of its outputs, and returns 0, or an error code that MindSpore turns into an
 // exception. conv3d.py and network.py check dtypes and shapes; protocol.h tells their order.
+#include <unistd.h>
+
 #include <algorithm>
+#include <atomic>
 #include <cassert>
 #include <cstdio>
 #include <exception>
@@ -30,18 +33,35 @@ struct Runtime {
   Scratch weights, weights_gradient;  // smaller kernels, zero-padded to 5x5x5
 };
 
-std::mutex mutex;
-std::unique_ptr<Runtime> runtime;
-int thread_count = 1;
+// The runtime of a process, created by its first operator.
+struct State {
+  const pid_t process = getpid();
+  std::mutex mutex;  // MindSpore may call several operators at once
+  std::atomic<int> threads{1};
+  std::unique_ptr<Runtime> runtime;
+};
 
-// Calls work(runtime) under a lock, since MindSpore may call several operators at once. Returns an
-// error code instead of throwing.
+std::atomic<State*> current{new State};  // not deleted: workers may wait in it until the end
+
+// The state of this process. A forked child gets one of its own: in its copy of the parent's the
+// mutex may be locked and the scratch memory in use, by threads that the child does not have.
+State& state() {
+  State* known = current.load();
+  if (known->process == getpid()) return *known;
+  auto own = std::make_unique<State>();
+  own->threads = known->threads.load();
+  // Another thread of the child may have been first.
+  return current.compare_exchange_strong(known, own.get()) ? *own.release() : *known;
+}
+
+// Calls work(runtime) under a lock. Returns an error code instead of throwing.
 template <typename Work>
 int with_runtime(const Work& work) {
-  const std::lock_guard<std::mutex> lock(mutex);
   try {
-    if (runtime == nullptr) runtime = std::make_unique<Runtime>(thread_count);
-    work(*runtime);
+    State& shared = state();
+    const std::lock_guard<std::mutex> lock(shared.mutex);
+    if (shared.runtime == nullptr) shared.runtime = std::make_unique<Runtime>(shared.threads);
+    work(*shared.runtime);
     return 0;
   } catch (const std::exception& error) {
     std::fprintf(stderr, "fast_conv3d: %s\n", error.what());
@@ -662,9 +682,10 @@ FC3D_EXPORT int protocol_version() { return kProtocolVersion; }
 
 // Sets the number of threads; may be called between any two operators.
 FC3D_EXPORT void set_threads(int threads) {
-  const std::lock_guard<std::mutex> lock(mutex);
-  thread_count = std::max(1, threads);
-  runtime.reset();
+  State& shared = state();
+  const std::lock_guard<std::mutex> lock(shared.mutex);
+  shared.threads = std::max(1, threads);
+  shared.runtime.reset();
 }
 
 }  // namespace fast_conv3d

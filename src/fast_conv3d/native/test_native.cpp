@@ -5,7 +5,10 @@
 // tests/fast_conv3d/test_native.py does so with sanitizers and for several processors. Prints a
 // line for each failure; the exit code is then 1. Tensors are plain here, (batch, channels, x, y,
 // z), and converted to blocked tensors for the operators.
+#include <sys/wait.h>
+
 #include <cmath>
+#include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -136,7 +139,7 @@ using Operator = int (*)(int, void**, int*, int64_t**, const char**, void*, void
 std::vector<Tensor> run(const std::string& name, Operator function,
                         const std::vector<Tensor>& inputs,
                         const std::vector<std::vector<int64_t>>& outputs) {
-  std::vector<std::vector<Tensor>> results(thread_count == 3 ? 2 : 1);
+  std::vector<std::vector<Tensor>> results(state().threads == 3 ? 2 : 1);
   for (std::vector<Tensor>& result : results) {
     for (const auto& sides : outputs)
       result.push_back({sides, Floats(count(sides), std::numeric_limits<float>::quiet_NaN())});
@@ -362,6 +365,9 @@ struct Reference {
     const auto out_at = [&](size_t i) {
       return i + image(i) * shape.voxels() * static_cast<size_t>(c.skip);
     };
+    const auto x_at = [&](size_t i) {  // of one channel: for all of y's
+      return c.in == 1 ? image(i) * shape.voxels() + i % shape.voxels() : i;
+    };
     y = convolution(c.kind, x_shape, shape, c.side(), v.x, v.weight);
     Doubles z = y;  // with the bias
     if (c.bias) add_per_channel(shape, v.bias, z);
@@ -398,8 +404,7 @@ struct Reference {
       affine[i] = c.norm ? normal[i] * v.gamma[channel(i)] + v.beta[channel(i)] : normal[i];
       sum[i] = activated(c.first, first_slope(i), affine[i]);
       if (c.residual == Residual::kTensor) sum[i] += v.residual[i];
-      if (c.residual == Residual::kInput)  // of one channel: for all of y's
-        sum[i] += v.x[c.in == 1 ? image(i) * shape.voxels() + i % shape.voxels() : i];
+      if (c.residual == Residual::kInput) sum[i] += v.x[x_at(i)];
       out[out_at(i)] = activated(c.second, second_slope(i), sum[i]);
     }
     const size_t skip_floats = shape.voxels() * c.skip;  // of an image
@@ -423,7 +428,7 @@ struct Reference {
       const double d_sum = d_value * derivative(c.second, second_slope(i), sum[i]);
       if (sum[i] < 0) d.second_slopes[k] += d_value * sum[i];
       d.residual[i] = d_sum;
-      if (c.residual == Residual::kInput && c.in > 1) d.x[i] += d_sum;
+      if (c.residual == Residual::kInput) d.x[x_at(i)] += d_sum;
       const double d_affine = d_sum * derivative(c.first, first_slope(i), affine[i]);
       if (affine[i] < 0) d.first_slopes[k] += d_sum * affine[i];
       d.beta[k] += d_affine;
@@ -442,8 +447,12 @@ struct Reference {
     if (c.norm) d.bias.assign(c.out, 0);  // exactly
     convolution_backward(c.kind, x_shape, shape, c.side(), v.x, v.weight, d_y, d.x, d.weight);
     d.skip.resize(skip_size);
-    for (size_t i = 0; i < skip_size; ++i)
-      d.skip[i] = (*d_out)[skip_at(i)] * (c.dropout_mask ? v.dropout_mask[i / shape.voxels()] : 1);
+    d.dropout_mask.assign(v.dropout_mask.size(), 0);
+    for (size_t i = 0; i < skip_size; ++i) {
+      const double gradient = (*d_out)[skip_at(i)];
+      d.skip[i] = gradient * (c.dropout_mask ? v.dropout_mask[i / shape.voxels()] : 1);
+      if (c.dropout_mask) d.dropout_mask[i / shape.voxels()] += gradient * v.skip[i];
+    }
   }
 };
 
@@ -475,7 +484,7 @@ void test_reference(const UnitCase& c, const Values& values, const Doubles& d_ou
     check(std::abs(found - expected) <= 1e-5 * scale, c.name() + ", the reference's d_" + field,
           "is " + std::to_string(found) + ", by finite differences " + std::to_string(expected));
   };
-  along("x", &Values::x, c.kind != Kind::kFewInput);
+  along("x", &Values::x, true);
   along("weight", &Values::weight, true);
   along("bias", &Values::bias, c.bias);
   along("gamma", &Values::gamma, c.norm);
@@ -484,6 +493,7 @@ void test_reference(const UnitCase& c, const Values& values, const Doubles& d_ou
   along("second_slopes", &Values::second_slopes, c.second == Activation::kPrelu);
   along("residual", &Values::residual, c.residual == Residual::kTensor);
   along("skip", &Values::skip, c.skip > 0);
+  along("dropout_mask", &Values::dropout_mask, c.dropout_mask);
 }
 
 void test_unit(const UnitCase& c) {
@@ -539,18 +549,25 @@ void test_unit(const UnitCase& c) {
     backward_inputs.insert(backward_inputs.end(), forward.begin(), forward.begin() + 4);
     backward_inputs.push_back(blocked(out, d_out));
     std::vector<std::vector<int64_t>> gradient_sides;
-    for (const int input :
-         {kX, kWeight, kBias, kGamma, kBeta, kFirstSlopes, kSecondSlopes, kResidual, kSkip})
+    using Input = UnitInfer;
+    for (const Input::Tensor input :
+         {Input::kX, Input::kWeight, Input::kBias, Input::kGamma, Input::kBeta, Input::kFirstSlopes,
+          Input::kSecondSlopes, Input::kResidual, Input::kSkip})
       gradient_sides.push_back(inputs[input].sides);
     const std::vector<Tensor> found =
         run(name + "backward", unit_backward, backward_inputs, gradient_sides);
     const auto compare_with = [&](const char* field, const Doubles& values, const Doubles& wanted) {
       compare(name + field, values, wanted, kTolerance);
     };
-    if (c.kind == Kind::kFewInput)
-      compare_with("d_x", doubles(found[0]), Doubles(v.x.size(), 0.));  // not computed
-    else
+    if (c.kind == Kind::kFewInput) {
+      std::vector<Tensor> without_y = backward_inputs;
+      without_y.erase(without_y.begin() + UnitBackward::kY);
+      const Tensor d_x =
+          run(name + "d_volume", unit_volume_gradient, without_y, {inputs[Input::kX].sides})[0];
+      compare_with("d_volume", doubles(d_x), expected.x);
+    } else {
       compare_with("d_x", unblocked(name + "d_x", x, found[0]), expected.x);
+    }
     compare_with("d_weight", doubles(found[1]), expected.weight);
     if (c.bias) compare_with("d_bias", doubles(found[2]), expected.bias);
     if (c.norm) compare_with("d_gamma", doubles(found[3]), expected.gamma);
@@ -563,6 +580,12 @@ void test_unit(const UnitCase& c) {
       compare_with("d_residual", unblocked(name + "d_residual", y, found[7]), expected.residual);
     if (c.skip > 0)
       compare_with("d_skip", unblocked(name + "d_skip", skip, found[8]), expected.skip);
+    const Tensor& mask = inputs[Input::kDropoutMask];
+    const Tensor d_mask =
+        run(name + "d_dropout_mask", unit_mask_gradient,
+            {inputs[Input::kSkip], mask, inputs[Input::kSpec], backward_inputs.back()},
+            {mask.sides})[0];
+    compare_with("d_dropout_mask", doubles(d_mask), expected.dropout_mask);
   }
 }
 
@@ -614,10 +637,14 @@ void test_head(const Shape& shape, int side, int foreground, bool has_bias) {
 }
 
 void test_scaling(const Shape& shape) {
-  const Doubles x = random_values(plain_size(shape));
+  const Doubles x = random_values(plain_size(shape)), d_y = random_values(plain_size(shape));
   const Doubles dropout_mask = random_values(static_cast<size_t>(shape.batch) * shape.channels);
   Doubles expected = x;
-  for (size_t i = 0; i < x.size(); ++i) expected[i] *= dropout_mask[i / shape.voxels()];
+  Doubles expected_gradient(dropout_mask.size());
+  for (size_t i = 0; i < x.size(); ++i) {
+    expected[i] *= dropout_mask[i / shape.voxels()];
+    expected_gradient[i / shape.voxels()] += x[i] * d_y[i];
+  }
   for (const int threads : thread_counts) {
     set_threads(threads);
     const std::string name = "scaling of " + std::to_string(shape.channels) + " channels";
@@ -626,6 +653,10 @@ void test_scaling(const Shape& shape) {
             {blocked(shape, x), tensor(dropout_mask, {shape.batch, shape.channels})},
             {blocked_sides(shape)})[0];
     compare(name, unblocked(name, shape, found), expected, 1e-6);
+    const Tensor mask = tensor(dropout_mask, {shape.batch, shape.channels});
+    const Tensor gradient = run(name + ", gradient", scale_mask_gradient,
+                                {blocked(shape, x), mask, blocked(shape, d_y)}, {mask.sides})[0];
+    compare(name + ", gradient", doubles(gradient), expected_gradient, 1e-6);
   }
 }
 
@@ -657,6 +688,39 @@ void test_threads() {
       check(by_item == once, "ThreadPool", std::to_string(count) + " items are not done once each");
     }
   }
+}
+
+// A child process that is forked while an operator runs has threads of its own.
+void test_fork() {
+  const Shape x{1, 5, 7, 5, 4};
+  const std::vector<Tensor> inputs{tensor(random_values(plain_size(x)), plain_sides(x)),
+                                   tensor(random_values(size_t{5} * 5 * 125), {5, 5, 5, 5, 5}),
+                                   unused(), tensor({5, 5, 0, 0})};
+  const auto forward = [&] {
+    return run("fork", conv_forward, inputs, {plain_sides(x)})[0].values;
+  };
+  set_threads(3);
+  const Floats expected = forward();
+  auto pool = std::make_unique<ThreadPool>(3);
+  const auto sum = [&] {
+    std::atomic<int> sum{0};
+    pool->for_each(100, [&](int item, int) { sum += item; });
+    return sum.load();
+  };
+  check(sum() == 4950, "fork", "the parent's pool fails");
+  state().mutex.lock();
+  const pid_t child = fork();
+  if (child == 0) {
+    alarm(60);
+    const bool equal = sum() == 4950 && forward() == expected;
+    pool.reset();
+    _exit(equal ? 0 : 1);
+  }
+  state().mutex.unlock();
+  int status = 0;
+  check(waitpid(child, &status, 0) == child && status == 0, "fork",
+        "the child ends with status " + std::to_string(status));
+  check(sum() == 4950 && forward() == expected, "fork", "the parent is disturbed");
 }
 
 // MindSpore calls operators from several threads.
@@ -764,6 +828,7 @@ const UnitCase kUnits[] = {
 
 int test_all() {
   test_threads();
+  test_fork();
   test_elu();
   for (const ConvolutionCase& c : kConvolutions) test_convolution(c);
   for (const UnitCase& c : kUnits) test_unit(c);
