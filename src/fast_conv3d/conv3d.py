@@ -48,7 +48,7 @@ class Conv3d(nn.Cell):
         self.weight = reference.weight
         self.bias = reference.bias if has_bias else None
         self.unused = Tensor([0.0], mstype.float32)
-        self.spec = operators.spec_tensor(ConvSpec(in_channels, out_channels, False, has_bias))
+        self.spec = operators.spec_tensor(ConvSpec(in_channels, out_channels, has_bias))
         self.convolve = operators.convolution()
 
     def construct(self, x: Tensor) -> Tensor:

@@ -219,40 +219,53 @@ class FastUpStage(ResidualStage):
         return self.block(joined, joined)
 
 
+class Convolution(nn.Cell):
+    """A convolution of `src.vnet` with a plain output."""
+
+    def __init__(self, conv: nn.Cell) -> None:
+        super().__init__(auto_prefix=False)
+        self.weight = conv.weight
+        self.bias = conv.bias if conv.has_bias else Tensor([0.0], mstype.float32)
+        spec = ConvSpec(conv.in_channels, conv.out_channels, conv.has_bias)
+        self.spec = operators.spec_tensor(spec)
+        self.convolve = operators.convolution()
+
+    def construct(self, x: Tensor) -> Tensor:
+        return self.convolve(x, self.weight, self.bias, self.spec)
+
+
 class FastHead(nn.Cell):
-    """`src.vnet.Head` for a blocked input; its first convolution returns a plain tensor."""
+    """`src.vnet.Head`; the last convolution and the sigmoid are one operator.
+
+    Without a unit, the convolution returns the logits, and the last one is the identity.
+    """
 
     def __init__(self, head: nn.Cell) -> None:
         super().__init__(auto_prefix=False)
-        self.has_unit = not isinstance(head.conv1, nn.Identity)
         absent = Tensor([0.0, 0.0], mstype.float32)
-        conv, last = (head.conv1 if self.has_unit else head.conv2), head.conv2
-        self.weight = conv.weight
-        self.bias = conv.bias if conv.has_bias else absent
-        self.spec = operators.spec_tensor(ConvSpec(conv.in_channels, 2, True, conv.has_bias))
-        self.convolve = operators.convolution()
-        self.bn, self.relu = head.bn, head.relu
-        # Without a unit this convolution returns the logits, and the last one is the identity.
-        identity = Tensor([[1.0, 0.0], [0.0, 1.0]], mstype.float32).reshape((2, 2, 1, 1, 1))
-        self.last_weight = last.weight if self.has_unit else identity
-        has_bias = self.has_unit and last.has_bias
+        last = head.conv2
+        has_bias = last.has_bias
+        self.last_weight = last.weight
         self.last_bias = last.bias if has_bias else absent
+        self.has_unit = not isinstance(head.conv1, nn.Identity)
+        if self.has_unit:
+            self.first = Unit(Kind.CONV5, head.conv1, head.bn, head.relu)
+        else:
+            self.first = Convolution(last)
+            identity = Tensor([[1.0, 0.0], [0.0, 1.0]], mstype.float32)
+            self.last_weight, self.last_bias = identity.reshape((2, 2, 1, 1, 1)), absent
+            has_bias = False
         self.last_spec = operators.spec_tensor(HeadSpec(head.foreground, has_bias))
         self.probability = operators.head_probability()
         self.foreground = head.foreground
-        self.last_convolution = operators.convolution()
-        self.last_convolution_spec = operators.spec_tensor(ConvSpec(2, 2, False, has_bias))
-
-    def first(self, x: Tensor) -> Tensor:
-        """The input of the last convolution, or without a unit the logits: (batch, 2, X, Y, Z)."""
-        y = self.convolve(x, self.weight, self.bias, self.spec)
-        return self.relu(self.bn(y)) if self.has_unit else y
+        self.convolution = operators.convolution()
+        self.convolution_spec = operators.spec_tensor(ConvSpec(2, 2, has_bias))
 
     def logits(self, x: Tensor) -> Tensor:
         both = self.first(x)
         if self.has_unit:
-            last = (self.last_weight, self.last_bias, self.last_convolution_spec)
-            both = self.last_convolution(both, *last)
+            last = (self.last_weight, self.last_bias, self.convolution_spec)
+            both = self.convolution(both, *last)
         return both[:, self.foreground] - both[:, 1 - self.foreground]
 
     def construct(self, x: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
 """The operators of native/ops.cpp as MindSpore's `ops.Custom`, with their gradients.
 
 A *unit* is a convolution fused with its norm, activations, residual and concatenation; `UnitSpec`
-describes it. Tensors between units are *blocked*: (batch, ceil(channels / 16), X, Y, Z, 16),
-float32, with zeros past the last channel; see native/vector.h. A *plain* tensor is (batch,
-channels, X, Y, Z).
+describes it. Tensors between units are float32 and *blocked*, (batch, ceil(channels / 16), X, Y, Z,
+16) with zeros past the last channel, or with few channels *plain*, (batch, channels, X, Y, Z); see
+`shape_between_units`.
 """
 
 import ctypes
@@ -19,9 +19,16 @@ from mindspore import ops
 from mindspore.ops import constexpr
 
 from .build import BuildError, library_path
-from .protocol import OPERATORS, VERSION, ConvSpec, HeadSpec, Kind, UnitSpec
-
-LANES = 16
+from .protocol import (
+    LANES,
+    OPERATORS,
+    PLAIN_CHANNELS,
+    VERSION,
+    ConvSpec,
+    HeadSpec,
+    Kind,
+    UnitSpec,
+)
 
 
 def thread_count() -> int:
@@ -65,7 +72,7 @@ def spec_tensor(spec: UnitSpec | ConvSpec | HeadSpec) -> ms.Tensor:
 
 
 def y_shape(spec: UnitSpec, x_shape: list[int]) -> list[int]:
-    """The blocked shape of the output of a unit's convolution.
+    """The shape of the output of a unit's convolution.
 
     Args:
         spec: the unit.
@@ -81,19 +88,25 @@ def y_shape(spec: UnitSpec, x_shape: list[int]) -> list[int]:
         sides = [side // 2 for side in sides]
     elif spec.kind == Kind.CONV_UP2:
         sides = [2 * side for side in sides]
-    return [x_shape[0], blocks(spec.out_channels), *sides, LANES]
+    return shape_between_units(x_shape[0], spec.out_channels, sides)
 
 
 def out_shape(spec: UnitSpec, x_shape: list[int]) -> list[int]:
-    """The blocked shape of a unit's output."""
-    shape = y_shape(spec, x_shape)
-    shape[1] = blocks(spec.out_channels + spec.skip_channels)
-    return shape
+    """The shape of a unit's output."""
+    sides = y_shape(spec, x_shape)[2:5]
+    return shape_between_units(x_shape[0], spec.out_channels + spec.skip_channels, sides)
 
 
-def blocks(channels: int) -> int:
-    """The number of blocks of 16 channels."""
-    return -(-channels // LANES)
+def shape_between_units(batch: int, channels: int, sides: list[int]) -> list[int]:
+    """The shape of a tensor between units: plain if it has few channels, else blocked.
+
+    Args:
+        batch, channels: of the tensor.
+        sides: X, Y, Z. The rows of a plain tensor along Z are whole vectors.
+    """
+    if channels <= PLAIN_CHANNELS and sides[2] % LANES == 0:
+        return [batch, channels, *sides]
+    return [batch, -(-channels // LANES), *sides, LANES]
 
 
 def _zeros_like(*tensors):
@@ -195,7 +208,7 @@ def unit_training(spec: UnitSpec) -> ops.Custom:
         d_x, d_weight, d_bias, d_gamma, d_beta, d_first, d_second, d_residual, d_skip = backward(
             *inputs, out[0], out[1], out[2], out[3], d_out[0]
         )
-        if len(x.shape) == 5:  # a volume
+        if len(x.shape) == 5 and x.shape[1] == 1 and weight.shape[2] == 5:  # a volume
             d_x = volume_gradient(*inputs, out[0], out[2], out[3], d_out[0])
         d_mask = mask_gradient(skip, dropout_mask, spec, d_out[0])
         return (
@@ -256,7 +269,7 @@ def head_probability() -> ops.Custom:
 def channel_scaling() -> ops.Custom:
     """The operator that multiplies channels by factors, for dropout.
 
-    It takes (blocked x, dropout_mask of (batch, channels)) and returns a tensor shaped like x.
+    It takes (x, dropout_mask of (batch, channels)) and returns a tensor shaped like x.
     """
 
     def like_x(given):

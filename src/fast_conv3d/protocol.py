@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import NamedTuple, get_type_hints
 
 HEADER = Path(__file__).parent / "native" / "protocol.h"
+LANES = 16  # floats of a vector
+PLAIN_CHANNELS = 8  # up to here tensors between units are plain: blocks would be half empty
 
 
 class Kind(IntEnum):
@@ -48,18 +50,17 @@ class UnitSpec(NamedTuple):
     second: Activation = Activation.NONE
     has_bias: bool = False
     has_norm: bool = False
-    skip_channels: int = 0  # of a blocked tensor that is concatenated to the output; 0: none
+    skip_channels: int = 0  # of a tensor that is concatenated to the output; 0: none
     has_dropout_mask: bool = False  # whether the skip's channels are multiplied by factors
     epsilon: float = 0.0  # of batch norm
     momentum: float = 0.0  # weight of the old moving statistics in an update
 
 
 class ConvSpec(NamedTuple):
-    """A convolution of plain tensors; x may be blocked where there are few output channels."""
+    """A convolution of a plain or blocked x to a plain y."""
 
     in_channels: int
     out_channels: int
-    x_is_blocked: bool
     has_bias: bool
 
 
@@ -151,7 +152,10 @@ def _operator(name: str) -> str:
 def _body() -> str:
     enums = "".join(_enum(enum) for enum in (Kind, Activation, Residual))
     specs = [_spec(spec) for spec in (UnitSpec, ConvSpec, HeadSpec)]
-    return "\n".join((enums, *specs, *(_operator(name) for name in OPERATORS)))
+    constants = (
+        f"constexpr int kLanes = {LANES};\nconstexpr int kPlainChannels = {PLAIN_CHANNELS};\n"
+    )
+    return "\n".join((constants, enums, *specs, *(_operator(name) for name in OPERATORS)))
 
 
 VERSION = zlib.crc32(_body().encode()) >> 1  # fits a C int

@@ -342,13 +342,14 @@ def test_not_more_threads_than_mindspore_has(monkeypatch):
 def native_forward(case):
     """y of a convolution by the C interface, without MindSpore."""
     x, weight, bias, y = drawn(case)
-    spec = np.float32([case[1], case[2], 0, 1])
+    spec = np.float32([case[1], case[2], 1])
     arrays = [x, weight, bias, spec, np.full_like(y, np.nan)]
     data = (ctypes.c_void_p * 5)(*(array.ctypes.data for array in arrays))
     shapes = [(ctypes.c_int64 * array.ndim)(*array.shape) for array in arrays]
     sides = (ctypes.c_void_p * 5)(*(ctypes.addressof(shape) for shape in shapes))
     function = ctypes.CDLL(operators.library()).conv_forward
-    assert function(5, data, None, sides, None, None, None) == 0
+    ranks = (ctypes.c_int * 5)(*(array.ndim for array in arrays))
+    assert function(5, data, ranks, sides, None, None, None) == 0
     return arrays[-1]
 
 

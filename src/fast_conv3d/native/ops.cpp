@@ -10,10 +10,12 @@
 #include <exception>
 #include <memory>
 #include <mutex>
+#include <numeric>
 #include <vector>
 
-#include "few_channels.h"
 #include "head.h"
+#include "plane_strided.h"
+#include "plane_winograd.h"
 #include "post_ops.h"
 #include "protocol.h"
 #include "strided.h"
@@ -29,7 +31,7 @@ struct Runtime {
   explicit Runtime(int threads) : pool(threads), workspace(threads) {}
   ThreadPool pool;
   Workspace workspace;
-  Scratch blocked_x, blocked_y;       // blocked copies of plain tensors
+  Scratch copy_of_x, copy_of_y;       // in another layout
   Scratch weights, weights_gradient;  // smaller kernels, zero-padded to 5x5x5
 };
 
@@ -72,6 +74,7 @@ int with_runtime(const Work& work) {
 // The inputs and outputs of one call.
 struct Arguments {
   void** data;
+  const int* ranks;
   int64_t** shapes;
 
   template <typename T = float>
@@ -81,12 +84,53 @@ struct Arguments {
   // The shape of a plain (batch, channels, x, y, z) or a blocked tensor.
   Shape shape(int index, int channels) const {
     const int64_t* sides = shapes[index];
-    return {static_cast<int>(sides[0]), channels, static_cast<int>(sides[2]),
-            static_cast<int>(sides[3]), static_cast<int>(sides[4])};
+    const bool plain = ranks[index] == 5;
+    assert(plain ? sides[1] == channels : sides[1] * kLanes >= channels && sides[5] == kLanes);
+    return {static_cast<int>(sides[0]), channels,
+            static_cast<int>(sides[2]), static_cast<int>(sides[3]),
+            static_cast<int>(sides[4]), plain};
   }
 };
 
 // ------------------------------------------------------------------------------------------ units
+
+// The convolutions, by the layout of their tensors. `in` and `out` are the shapes of x and y.
+template <typename Epilogue>
+void convolve5(ThreadPool& pool, Workspace& workspace, const Shape& in, const float* x,
+               const Weights& weights, const Shape& out, float* y, const Epilogue& epilogue) {
+  if (in.plain || out.plain)
+    plane::convolve(pool, workspace, in, x, weights, out, y, epilogue);
+  else
+    convolve(pool, workspace, in, x, weights, y, epilogue);
+}
+void weight_gradient5(ThreadPool& pool, Workspace& workspace, const Shape& in, const float* x,
+                      const Shape& out, const float* dy, float* dw) {
+  const auto gradient = in.plain || out.plain ? plane::weight_gradient : weight_gradient;
+  gradient(pool, workspace, in, x, out, dy, dw);
+}
+template <typename Epilogue>
+void down2(ThreadPool& pool, Workspace& workspace, const Shape& fine, const float* x,
+           const float* weights, const Shape& coarse, float* y, const Epilogue& epilogue) {
+  const auto down =
+      fine.plain ? plane_strided::conv_down2<Epilogue> : strided::conv_down2<Epilogue>;
+  down(x, fine.channels, weights, y, coarse, epilogue, pool, workspace.shared);
+}
+template <typename Epilogue>
+void up2(ThreadPool& pool, Workspace& workspace, const Shape& coarse, const float* x,
+         const float* weights, const Shape& fine, float* y, const Epilogue& epilogue) {
+  const auto up = fine.plain ? plane_strided::conv_up2<Epilogue> : strided::conv_up2<Epilogue>;
+  up(x, coarse, weights, y, fine.channels, epilogue, pool, workspace.shared);
+}
+void weight_gradient2(ThreadPool& pool, Workspace& workspace, const Shape& coarse,
+                      const float* coarse_data, const Shape& fine, const float* fine_data,
+                      float* dw) {
+  if (fine.plain)
+    plane_strided::weight_gradient(coarse_data, coarse, fine_data, fine.channels, dw, pool,
+                                   workspace.shared);
+  else
+    strided::weight_gradient(coarse_data, coarse, fine_data, fine.channels, dw, nullptr, nullptr,
+                             pool, workspace.shared);
+}
 
 // A unit, from the inputs that all unit operators share (those of UnitInfer).
 struct Unit : UnitSpec {
@@ -99,10 +143,10 @@ struct Unit : UnitSpec {
   explicit Unit(const Arguments& arguments) : UnitSpec(arguments.get(Input::kSpec)) {
     has_skip = skip_channels > 0;
     x = arguments.shape(Input::kX, in_channels);
-    y = x;
-    y.channels = out_channels;
-    if (kind == Kind::kConvDown2) y = {x.batch, out_channels, x.x / 2, x.y / 2, x.z / 2};
-    if (kind == Kind::kConvUp2) y = strided::fine_shape(x, out_channels);
+    const auto scaled = [&](int side) {
+      return kind == Kind::kConvDown2 ? side / 2 : kind == Kind::kConvUp2 ? 2 * side : side;
+    };
+    y = Shape::between_units(x.batch, out_channels, scaled(x.x), scaled(x.y), scaled(x.z));
     check_shapes(arguments);
 
     post_ops.shape = y;
@@ -127,9 +171,7 @@ struct Unit : UnitSpec {
 
   void check_shapes([[maybe_unused]] const Arguments& arguments) const {
     assert(x.valid() && y.valid());
-    [[maybe_unused]] const int64_t* x_sides = arguments.shapes[Input::kX];
-    assert(kind == Kind::kFewInput ? in_channels == 1
-                                   : x_sides[1] == x.blocks() && x_sides[5] == kLanes);
+    assert(kind != Kind::kFewInput || (in_channels == 1 && x.plain));
     [[maybe_unused]] const int64_t* weight_sides = arguments.shapes[Input::kWeight];
     assert(weight_sides[0] == (kind == Kind::kConvUp2 ? in_channels : out_channels));
     assert(weight_sides[1] == (kind == Kind::kConvUp2 ? out_channels : in_channels));
@@ -153,17 +195,13 @@ struct Unit : UnitSpec {
     const float* weights = arguments.get(Input::kWeight);
     switch (kind) {
       case Kind::kConv5:
-        return convolve(pool, workspace, x, source,
-                        Weights::forward(weights, y.channels, x.channels), target, epilogue);
       case Kind::kFewInput:
-        return few_channels::conv_few_input(few_channels::Conv::kPlainToBlocked, source, 1, weights,
-                                            target, y, epilogue, pool, workspace.shared);
+        return convolve5(pool, workspace, x, source,
+                         Weights::forward(weights, y.channels, x.channels), y, target, epilogue);
       case Kind::kConvDown2:
-        return strided::conv_down2(source, x.channels, weights, target, y, epilogue, pool,
-                                   workspace.shared);
+        return down2(pool, workspace, x, source, weights, y, target, epilogue);
       case Kind::kConvUp2:
-        return strided::conv_up2(source, x, weights, target, y.channels, epilogue, pool,
-                                 workspace.shared);
+        return up2(pool, workspace, x, source, weights, y, target, epilogue);
     }
   }
 };
@@ -171,15 +209,16 @@ struct Unit : UnitSpec {
 // An epilogue that adds a bias, unless null.
 class AddBias {
  public:
-  AddBias(const float* bias, const Shape& shape) : lanes_(shape.blocks() * kLanes, 0.f) {
-    if (bias != nullptr) std::copy_n(bias, shape.channels, lanes_.begin());
+  AddBias(const float* bias, const Shape& shape) {
+    for (int block = 0; block < shape.blocks(); ++block)
+      blocks_.push_back(block_parameters(shape, bias, block));
   }
   FC3D_INLINE Vec operator()(Vec value, int, int block, size_t) const {
-    return value + load(lanes_.data() + block * kLanes);
+    return value + blocks_[block];
   }
 
  private:
-  std::vector<float> lanes_;
+  std::vector<Vec> blocks_;
 };
 
 // An epilogue that applies the post-ops with the moving statistics, for inference.
@@ -187,17 +226,18 @@ class PostOpsEpilogue {
  public:
   PostOpsEpilogue(const PostOps& post_ops, const float* mean, const float* variance,
                   const float* bias)
-      : blocks_(post_ops.shape.blocks()) {
+      : blocks_(post_ops.shape.blocks()), vector_voxels_(post_ops.shape.plain ? kLanes : 1) {
     for (int image = 0; image < post_ops.shape.batch; ++image)
       for (int block = 0; block < blocks_; ++block)
         post_ops_.emplace_back(post_ops, image, block, mean, variance, bias);
   }
   FC3D_INLINE Vec operator()(Vec value, int image, int block, size_t voxel) const {
-    return post_ops_[image * blocks_ + block](value, voxel);
+    return post_ops_[image * blocks_ + block](value, voxel / vector_voxels_);
   }
 
  private:
   int blocks_;
+  size_t vector_voxels_;
   std::vector<BlockPostOps> post_ops_;
 };
 
@@ -206,7 +246,7 @@ struct AddToTarget {
   const float* target;
   Shape shape;
   FC3D_INLINE Vec operator()(Vec value, int image, int block, size_t voxel) const {
-    return value + load(target + block_offset(shape, image, block) + voxel * kLanes);
+    return value + load(target + block_offset(shape, image, block) + voxel * shape.voxel_floats());
   }
 };
 
@@ -270,32 +310,30 @@ void convolution_backward(Runtime& shared, const Unit& unit, const Arguments& ar
     case Kind::kConv5: {
       const Weights transposed = Weights::input_gradient(weights, y.channels, x.channels);
       if (unit.adds_residual_gradient())
-        convolve(pool, workspace, y, d_y, transposed, d_x, AddToTarget{d_x, x});
+        convolve5(pool, workspace, y, d_y, transposed, x, d_x, AddToTarget{d_x, x});
       else
-        convolve(pool, workspace, y, d_y, transposed, d_x, NoEpilogue());
-      return weight_gradient(pool, workspace, x, source, y, d_y, d_weights);
+        convolve5(pool, workspace, y, d_y, transposed, x, d_x, NoEpilogue());
+      return weight_gradient5(pool, workspace, x, source, y, d_y, d_weights);
     }
     case Kind::kFewInput:
-      return few_channels::weight_gradient(few_channels::Conv::kPlainToBlocked, d_y, y, source, 1,
-                                           d_weights, nullptr, nullptr, pool, workspace.shared);
+      return weight_gradient5(pool, workspace, x, source, y, d_y, d_weights);
     case Kind::kConvDown2:
-      strided::conv_up2(d_y, y, weights, d_x, x.channels, NoEpilogue(), pool, workspace.shared);
-      return strided::weight_gradient(d_y, y, source, x.channels, d_weights, nullptr, nullptr, pool,
-                                      workspace.shared);
+      up2(pool, workspace, y, d_y, weights, x, d_x, NoEpilogue());
+      return weight_gradient2(pool, workspace, y, d_y, x, source, d_weights);
     case Kind::kConvUp2:
-      strided::conv_down2(d_y, y.channels, weights, d_x, x, NoEpilogue(), pool, workspace.shared);
-      return strided::weight_gradient(source, x, d_y, y.channels, d_weights, nullptr, nullptr, pool,
-                                      workspace.shared);
+      down2(pool, workspace, y, d_y, weights, x, d_x, NoEpilogue());
+      return weight_gradient2(pool, workspace, x, source, y, d_y, d_weights);
   }
 }
 
 }  // namespace
 
 // Training: the unit's output, the tensors that unit_backward needs, and the new moving statistics.
-FC3D_EXPORT int unit_forward(int, void** data, int*, int64_t** shapes, const char**, void*, void*) {
+FC3D_EXPORT int unit_forward(int, void** data, int* ranks, int64_t** shapes, const char**, void*,
+                             void*) {
   return with_runtime([&](Runtime& shared) {
     using Tensor = UnitForward;
-    const Arguments arguments{data, shapes};
+    const Arguments arguments{data, ranks, shapes};
     const Unit unit(arguments);
     float* y = arguments.get(Tensor::kY);
     // Batch norm would subtract the bias again: it is not added to y, only to the moving mean.
@@ -312,14 +350,21 @@ FC3D_EXPORT int unit_forward(int, void** data, int*, int64_t** shapes, const cha
 }
 
 // Evaluation: the unit's output, with the post-ops fused into the convolution.
-FC3D_EXPORT int unit_infer(int, void** data, int*, int64_t** shapes, const char**, void*, void*) {
+FC3D_EXPORT int unit_infer(int, void** data, int* ranks, int64_t** shapes, const char**, void*,
+                           void*) {
   return with_runtime([&](Runtime& shared) {
     using Tensor = UnitInfer;
-    const Arguments arguments{data, shapes};
+    const Arguments arguments{data, ranks, shapes};
     const Unit unit(arguments);
     const PostOpsEpilogue epilogue(unit.post_ops, arguments.get(Tensor::kMovingMean),
                                    arguments.get(Tensor::kMovingVariance), unit.bias(arguments));
     float* out = arguments.get(Tensor::kOut);
+    if (unit.post_ops.interleaves()) {
+      float* y = shared.copy_of_y.get(unit.y.floats());
+      unit.convolution(shared.pool, shared.workspace, arguments, y, epilogue);
+      return interleave(
+          shared.pool, unit.post_ops, y, [](Vec value, int, int, size_t) { return value; }, out);
+    }
     if (!unit.has_skip || unit.y.batch == 1) {
       unit.convolution(shared.pool, shared.workspace, arguments, out, epilogue);
     } else {  // the convolution assumes contiguous images, but out has the skip's blocks in between
@@ -329,7 +374,7 @@ FC3D_EXPORT int unit_infer(int, void** data, int*, int64_t** shapes, const char*
         void* inputs[Tensor::kInputs];
         std::copy_n(data, Tensor::kInputs, inputs);
         inputs[Tensor::kX] = arguments.get(Tensor::kX) + image * unit.x.image_floats();
-        one.convolution(shared.pool, shared.workspace, {inputs, shapes},
+        one.convolution(shared.pool, shared.workspace, {inputs, ranks, shapes},
                         out + image * unit.post_ops.out_shape().image_floats(),
                         [&](Vec value, int, int block, size_t voxel) {
                           return epilogue(value, image, block, voxel);
@@ -342,18 +387,19 @@ FC3D_EXPORT int unit_infer(int, void** data, int*, int64_t** shapes, const char*
 
 // Training: the gradients of the unit's inputs. d_y overwrites y, which is not needed afterwards:
 // this saves a tensor of the size of the largest activations.
-FC3D_EXPORT int unit_backward(int, void** data, int*, int64_t** shapes, const char**, void*,
+FC3D_EXPORT int unit_backward(int, void** data, int* ranks, int64_t** shapes, const char**, void*,
                               void*) {
   return with_runtime([&](Runtime& shared) {
     using Tensor = UnitBackward;
-    const Arguments arguments{data, shapes};
+    const Arguments arguments{data, ranks, shapes};
     const Unit unit(arguments);
     float* y = arguments.get(Tensor::kY);
     if (unit.has_norm)  // batch norm subtracts the bias
       std::fill_n(arguments.get(Tensor::kDBias), unit.has_bias ? unit.y.channels : 1, 0.f);
+    float* split = unit.post_ops.interleaves() ? shared.copy_of_y.get(unit.y.floats()) : nullptr;
     post_ops_backward(shared.pool, unit.post_ops, y, arguments.get(Tensor::kOut),
                       arguments.get<double>(Tensor::kMean),
-                      arguments.get<double>(Tensor::kVariance), arguments.get(Tensor::kDOut),
+                      arguments.get<double>(Tensor::kVariance), arguments.get(Tensor::kDOut), split,
                       post_ops_gradients(unit, arguments));
     convolution_backward(shared, unit, arguments, y);
   });
@@ -361,49 +407,55 @@ FC3D_EXPORT int unit_backward(int, void** data, int*, int64_t** shapes, const ch
 
 // The gradient of a unit's volume. Training does not need it. y is computed anew, since
 // unit_backward may have overwritten it.
-FC3D_EXPORT int unit_volume_gradient(int, void** data, int*, int64_t** shapes, const char**, void*,
-                                     void*) {
+FC3D_EXPORT int unit_volume_gradient(int, void** data, int* ranks, int64_t** shapes, const char**,
+                                     void*, void*) {
   return with_runtime([&](Runtime& shared) {
     using Tensor = UnitVolumeGradient;
-    const Arguments arguments{data, shapes};
+    const Arguments arguments{data, ranks, shapes};
     const Unit unit(arguments);
     assert(unit.kind == Kind::kFewInput && !unit.has_skip);
     const size_t voxels = unit.x.voxels() * unit.x.batch;
     PostOpsGradients gradients;
-    float* y = gradients.y = shared.blocked_y.get(unit.y.floats());
-    if (unit.post_ops.residual_is_volume) gradients.residual = shared.blocked_x.get(voxels);
+    float* y = gradients.y = shared.copy_of_y.get(unit.y.floats());
+    if (unit.post_ops.residual_is_volume) gradients.residual = shared.copy_of_x.get(voxels);
     unit.convolution(shared.pool, shared.workspace, arguments, y,
                      AddBias(unit.has_norm ? nullptr : unit.bias(arguments), unit.y));
     post_ops_backward(shared.pool, unit.post_ops, y, arguments.get(Tensor::kOut),
                       arguments.get<double>(Tensor::kMean),
                       arguments.get<double>(Tensor::kVariance), arguments.get(Tensor::kDOut),
-                      gradients);
+                      nullptr, gradients);
     float* d_x = arguments.get(Tensor::kDX);
-    few_channels::conv_few_output(few_channels::Conv::kPlainToBlocked, y, unit.y,
-                                  arguments.get(Tensor::kWeight), d_x, 1, NoEpilogue(), shared.pool,
-                                  shared.workspace.shared);
+    const Weights transposed =
+        Weights::input_gradient(arguments.get(Tensor::kWeight), unit.y.channels, 1);
+    convolve5(shared.pool, shared.workspace, unit.y, y, transposed, unit.x, d_x, NoEpilogue());
     if (gradients.residual != nullptr)
       for (size_t voxel = 0; voxel < voxels; ++voxel) d_x[voxel] += gradients.residual[voxel];
   });
 }
 
 // The gradient of the dropout mask of a unit's skip. Training does not need it.
-FC3D_EXPORT int unit_mask_gradient(int, void** data, int*, int64_t** shapes, const char**, void*,
-                                   void*) {
+FC3D_EXPORT int unit_mask_gradient(int, void** data, int* ranks, int64_t** shapes, const char**,
+                                   void*, void*) {
   return with_runtime([&](Runtime& shared) {
     using Tensor = UnitMaskGradient;
-    const Arguments arguments{data, shapes};
+    const Arguments arguments{data, ranks, shapes};
     const UnitSpec spec(arguments.get(Tensor::kSpec));
     float* d_mask = arguments.get(Tensor::kDDropoutMask);
     if (!spec.has_dropout_mask) {  // the unused tensor in its place
       *d_mask = 0;
       return;
     }
+    const Shape out = arguments.shape(Tensor::kDOut, spec.out_channels + spec.skip_channels);
     PostOps concat;
-    concat.shape = arguments.shape(Tensor::kDOut, spec.out_channels);
+    concat.shape = out.with_channels(spec.out_channels);
+    concat.skip = arguments.get(Tensor::kSkip);
     concat.skip_channels = spec.skip_channels;
-    float* d_scaled = shared.blocked_x.get(concat.skip_shape().floats());
-    concat_backward(shared.pool, concat, arguments.get(Tensor::kDOut), d_scaled);
+    float* d_scaled = shared.copy_of_x.get(concat.skip_shape().floats());
+    if (concat.interleaves())
+      split_gradient(shared.pool, concat, arguments.get(Tensor::kDOut),
+                     shared.copy_of_y.get(concat.shape.floats()), d_scaled);
+    else
+      concat_backward(shared.pool, concat, arguments.get(Tensor::kDOut), d_scaled);
     scale_mask_gradient(shared.pool, concat.skip_shape(), arguments.get(Tensor::kSkip), d_scaled,
                         d_mask);
   });
@@ -442,36 +494,40 @@ void to_plain(ThreadPool& pool, const float* blocked, const Shape& shape, float*
   });
 }
 
-// An epilogue of conv_few_output, which computes 16 voxels of one channel at a time.
-struct AddChannelBias {
-  const float* bias;
-  FC3D_INLINE Vec operator()(Vec values, int, int channel, size_t) const {
-    return bias == nullptr ? values : values + broadcast(bias[channel]);
-  }
-};
+// The sum of each channel of a plain tensor over batch and voxels.
+void channel_sums(ThreadPool& pool, const Shape& shape, const float* data, float* sums) {
+  pool.for_each(shape.channels, [&](int channel, int) {
+    double total = 0;
+    for (int image = 0; image < shape.batch; ++image) {
+      const float* source = data + block_offset(shape, image, channel);
+      for (size_t row = 0; row < shape.voxels(); row += shape.z)
+        total += std::accumulate(source + row, source + row + shape.z, 0.f);
+    }
+    sums[channel] = static_cast<float>(total);
+  });
+}
 
-// A convolution of plain tensors, or of a blocked x to a plain y with few channels. The kernel's
-// side is 5, 3 or 1; kernels of 3 and 1 are zero-padded to 5.
+// A convolution of plain tensors, or of a blocked x to a plain y. The kernel's side is 5, 3 or 1;
+// kernels of 3 and 1 are zero-padded to 5.
 struct Conv5 {
-  static constexpr int kFewChannels = 4;  // up to here direct sums are faster than transforms
-
   Shape x, y;
   int kernel_side;
-  bool x_is_blocked, has_bias, few_input, few_output;
+  bool has_bias;
+  bool few;  // channels: computed as it is, else with blocked copies of both tensors
 
   // x and weight are the first two inputs of both operators.
   Conv5(const Arguments& arguments, const ConvSpec& spec)
       : x(arguments.shape(ConvForward::kX, spec.in_channels)),
-        y(arguments.shape(ConvForward::kX, spec.out_channels)),
+        y(x),
         kernel_side(static_cast<int>(arguments.shapes[ConvForward::kWeight][2])),
-        x_is_blocked(spec.x_is_blocked),
         has_bias(spec.has_bias) {
+    y.channels = spec.out_channels;
+    y.plain = true;
+    few = !x.plain || std::min(x.channels, y.channels) <= kPlainChannels;
     assert(x.valid() && y.valid());
     assert(kernel_side == 1 || kernel_side == 3 || kernel_side == kTaps);
     assert(arguments.shapes[ConvForward::kWeight][0] == y.channels);
     assert(arguments.shapes[ConvForward::kWeight][1] == x.channels);
-    few_input = x.channels <= kFewChannels && !x_is_blocked;
-    few_output = !few_input && (y.channels <= kFewChannels || x_is_blocked);
   }
 
   size_t filters() const { return static_cast<size_t>(x.channels) * y.channels; }
@@ -494,131 +550,75 @@ struct Conv5 {
     for_taps([&](size_t tap, size_t full_tap) { full[full_tap] = weights[tap]; });
     return full;
   }
-
-  const float* blocked_x(Runtime& shared, const float* source) const {
-    if (x_is_blocked) return source;
-    float* blocked = shared.blocked_x.get(x.floats());
-    to_blocked(shared.pool, source, x, blocked);
-    return blocked;
-  }
-  const float* blocked_y(Runtime& shared, const float* source) const {
-    float* blocked = shared.blocked_y.get(y.floats());
-    to_blocked(shared.pool, source, y, blocked);
-    return blocked;
-  }
 };
 
-// The tensors of conv_backward, with 5x5x5 kernels; d_bias is null without bias.
-struct ConvTensors {
-  const float *x, *weights, *d_y;
-  float *d_x, *d_weights, *d_bias;
-};
-
-void backward_of_few_input(Runtime& shared, const Conv5& conv, const ConvTensors& tensors) {
-  const auto kind = few_channels::Conv::kPlainToBlocked;
-  const float* blocked = conv.blocked_y(shared, tensors.d_y);
-  few_channels::conv_few_output(kind, blocked, conv.y, tensors.weights, tensors.d_x,
-                                conv.x.channels, NoEpilogue(), shared.pool,
-                                shared.workspace.shared);
-  few_channels::weight_gradient(kind, blocked, conv.y, tensors.x, conv.x.channels,
-                                tensors.d_weights, tensors.d_bias, nullptr, shared.pool,
-                                shared.workspace.shared);
-}
-
-void backward_of_few_output(Runtime& shared, const Conv5& conv, const ConvTensors& tensors) {
-  const auto kind = few_channels::Conv::kBlockedToPlain;
-  const float* blocked_x = conv.blocked_x(shared, tensors.x);
-  few_channels::weight_gradient(kind, blocked_x, conv.x, tensors.d_y, conv.y.channels,
-                                tensors.d_weights, nullptr, tensors.d_bias, shared.pool,
-                                shared.workspace.shared);
-  float* target = conv.x_is_blocked ? tensors.d_x : shared.blocked_x.get(conv.x.floats());
-  few_channels::conv_few_input(kind, tensors.d_y, conv.y.channels, tensors.weights, target, conv.x,
-                               NoEpilogue(), shared.pool, shared.workspace.shared);
-  if (!conv.x_is_blocked) to_plain(shared.pool, target, conv.x, tensors.d_x);
-}
-
-void backward_of_many(Runtime& shared, const Conv5& conv, const ConvTensors& tensors) {
-  const float* blocked_x = conv.blocked_x(shared, tensors.x);
-  const float* blocked_y = conv.blocked_y(shared, tensors.d_y);
-  weight_gradient(shared.pool, shared.workspace, conv.x, blocked_x, conv.y, blocked_y,
-                  tensors.d_weights);
-  if (tensors.d_bias != nullptr) {
-    PostOps none;  // the bias gradient is that of beta without norm
-    none.shape = conv.y;
-    PostOpsGradients sums;
-    sums.beta = tensors.d_bias;
-    post_ops_backward(shared.pool, none, blocked_y, nullptr, nullptr, nullptr, blocked_y, sums);
-  }
-  float* target = shared.blocked_x.get(conv.x.floats());
-  convolve(shared.pool, shared.workspace, conv.y, blocked_y,
-           Weights::input_gradient(tensors.weights, conv.y.channels, conv.x.channels), target,
-           NoEpilogue());
-  to_plain(shared.pool, target, conv.x, tensors.d_x);
+// Replaces a plain tensor by a blocked copy.
+void make_blocked(ThreadPool& pool, Scratch& copy, Shape* shape, const float** data) {
+  shape->plain = false;
+  float* blocked = copy.get(shape->floats());
+  to_blocked(pool, *data, *shape, blocked);
+  *data = blocked;
 }
 
 }  // namespace
 
-// A convolution of plain tensors, or of a blocked x with few output channels.
-FC3D_EXPORT int conv_forward(int, void** data, int*, int64_t** shapes, const char**, void*, void*) {
+// A convolution of plain tensors, or of a blocked x to a plain y.
+FC3D_EXPORT int conv_forward(int, void** data, int* ranks, int64_t** shapes, const char**, void*,
+                             void*) {
   return with_runtime([&](Runtime& shared) {
     using Tensor = ConvForward;
-    const Arguments arguments{data, shapes};
-    const Conv5 conv(arguments, ConvSpec(arguments.get(Tensor::kSpec)));
+    const Arguments arguments{data, ranks, shapes};
+    Conv5 conv(arguments, ConvSpec(arguments.get(Tensor::kSpec)));
     const float* x = arguments.get(Tensor::kX);
-    const float* weights = conv.full_weights(shared, arguments.get(Tensor::kWeight));
-    const float* bias = conv.has_bias ? arguments.get(Tensor::kBias) : nullptr;
     float* y = arguments.get(Tensor::kY);
-    if (conv.few_output)
-      return few_channels::conv_few_output(
-          few_channels::Conv::kBlockedToPlain, conv.blocked_x(shared, x), conv.x, weights, y,
-          conv.y.channels, AddChannelBias{bias}, shared.pool, shared.workspace.shared);
-    float* blocked = shared.blocked_y.get(conv.y.floats());
-    if (conv.few_input)
-      few_channels::conv_few_input(few_channels::Conv::kPlainToBlocked, x, conv.x.channels, weights,
-                                   blocked, conv.y, AddBias(bias, conv.y), shared.pool,
-                                   shared.workspace.shared);
-    else
-      convolve(shared.pool, shared.workspace, conv.x, conv.blocked_x(shared, x),
-               Weights::forward(weights, conv.y.channels, conv.x.channels), blocked,
-               AddBias(bias, conv.y));
-    to_plain(shared.pool, blocked, conv.y, y);
+    const float* full = conv.full_weights(shared, arguments.get(Tensor::kWeight));
+    const Weights weights = Weights::forward(full, conv.y.channels, conv.x.channels);
+    float* target = y;
+    if (!conv.few) {
+      make_blocked(shared.pool, shared.copy_of_x, &conv.x, &x);
+      conv.y.plain = false;
+      target = shared.copy_of_y.get(conv.y.floats());
+    }
+    const AddBias add_bias(conv.has_bias ? arguments.get(Tensor::kBias) : nullptr, conv.y);
+    convolve5(shared.pool, shared.workspace, conv.x, x, weights, conv.y, target, add_bias);
+    if (!conv.few) to_plain(shared.pool, target, conv.y, y);
   });
 }
 
 // The gradients of conv_forward.
-FC3D_EXPORT int conv_backward(int, void** data, int*, int64_t** shapes, const char**, void*,
+FC3D_EXPORT int conv_backward(int, void** data, int* ranks, int64_t** shapes, const char**, void*,
                               void*) {
   return with_runtime([&](Runtime& shared) {
     using Tensor = ConvBackward;
-    const Arguments arguments{data, shapes};
-    const Conv5 conv(arguments, ConvSpec(arguments.get(Tensor::kSpec)));
-    float* d_kernel = arguments.get(Tensor::kDWeight);
+    const Arguments arguments{data, ranks, shapes};
+    Conv5 conv(arguments, ConvSpec(arguments.get(Tensor::kSpec)));
+    const float *x = arguments.get(Tensor::kX), *d_y = arguments.get(Tensor::kDY);
+    float *d_x = arguments.get(Tensor::kDX), *d_kernel = arguments.get(Tensor::kDWeight);
     const bool whole = conv.kernel_side == kTaps;
-    const ConvTensors tensors{
-        arguments.get(Tensor::kX),
-        conv.full_weights(shared, arguments.get(Tensor::kWeight)),
-        arguments.get(Tensor::kDY),
-        arguments.get(Tensor::kDX),
-        whole ? d_kernel : shared.weights_gradient.get(conv.filters() * kVolumeTaps),
-        conv.has_bias ? arguments.get(Tensor::kDBias) : nullptr};
-    if (conv.few_input)
-      backward_of_few_input(shared, conv, tensors);
-    else if (conv.few_output)
-      backward_of_few_output(shared, conv, tensors);
-    else
-      backward_of_many(shared, conv, tensors);
+    float* d_weights = whole ? d_kernel : shared.weights_gradient.get(conv.filters() * kVolumeTaps);
+    if (conv.has_bias) channel_sums(shared.pool, conv.y, d_y, arguments.get(Tensor::kDBias));
+    if (!conv.few) {
+      make_blocked(shared.pool, shared.copy_of_x, &conv.x, &x);
+      make_blocked(shared.pool, shared.copy_of_y, &conv.y, &d_y);
+    }
+    weight_gradient5(shared.pool, shared.workspace, conv.x, x, conv.y, d_y, d_weights);
+    const float* full = conv.full_weights(shared, arguments.get(Tensor::kWeight));
+    float* target = conv.few ? d_x : shared.copy_of_x.get(conv.x.floats());
+    convolve5(shared.pool, shared.workspace, conv.y, d_y,
+              Weights::input_gradient(full, conv.y.channels, conv.x.channels), conv.x, target,
+              NoEpilogue());
+    if (!conv.few) to_plain(shared.pool, target, conv.x, d_x);
     if (!whole)
-      conv.for_taps(
-          [&](size_t tap, size_t full_tap) { d_kernel[tap] = tensors.d_weights[full_tap]; });
+      conv.for_taps([&](size_t tap, size_t full_tap) { d_kernel[tap] = d_weights[full_tap]; });
   });
 }
 
-// A blocked x times the factor of each channel.
-FC3D_EXPORT int scale_channels(int, void** data, int*, int64_t** shapes, const char**, void*,
+// x times the factor of each channel.
+FC3D_EXPORT int scale_channels(int, void** data, int* ranks, int64_t** shapes, const char**, void*,
                                void*) {
   return with_runtime([&](Runtime& shared) {
     using Tensor = ScaleChannels;
-    const Arguments arguments{data, shapes};
+    const Arguments arguments{data, ranks, shapes};
     const int channels = static_cast<int>(shapes[Tensor::kDropoutMask][1]);
     scale_channels(shared.pool, arguments.shape(Tensor::kX, channels), arguments.get(Tensor::kX),
                    arguments.get(Tensor::kDropoutMask), arguments.get(Tensor::kY));
@@ -626,11 +626,11 @@ FC3D_EXPORT int scale_channels(int, void** data, int*, int64_t** shapes, const c
 }
 
 // The gradient of the factors of scale_channels.
-FC3D_EXPORT int scale_mask_gradient(int, void** data, int*, int64_t** shapes, const char**, void*,
-                                    void*) {
+FC3D_EXPORT int scale_mask_gradient(int, void** data, int* ranks, int64_t** shapes, const char**,
+                                    void*, void*) {
   return with_runtime([&](Runtime& shared) {
     using Tensor = ScaleMaskGradient;
-    const Arguments arguments{data, shapes};
+    const Arguments arguments{data, ranks, shapes};
     const int channels = static_cast<int>(shapes[Tensor::kDropoutMask][1]);
     scale_mask_gradient(shared.pool, arguments.shape(Tensor::kX, channels),
                         arguments.get(Tensor::kX), arguments.get(Tensor::kDY),
@@ -651,10 +651,11 @@ head::Head head_of(const Arguments& arguments, const HeadSpec& spec, const float
 }  // namespace
 
 // The last convolution and softmax: the probability of the foreground.
-FC3D_EXPORT int head_forward(int, void** data, int*, int64_t** shapes, const char**, void*, void*) {
+FC3D_EXPORT int head_forward(int, void** data, int* ranks, int64_t** shapes, const char**, void*,
+                             void*) {
   return with_runtime([&](Runtime& shared) {
     using Tensor = HeadForward;
-    const Arguments arguments{data, shapes};
+    const Arguments arguments{data, ranks, shapes};
     const head::Head head =
         head_of(arguments, HeadSpec(arguments.get(Tensor::kSpec)), arguments.get(Tensor::kBias));
     head::forward(shared.pool, shared.workspace.shared, head, arguments.get(Tensor::kX),
@@ -663,11 +664,11 @@ FC3D_EXPORT int head_forward(int, void** data, int*, int64_t** shapes, const cha
 }
 
 // The gradients of head_forward.
-FC3D_EXPORT int head_backward(int, void** data, int*, int64_t** shapes, const char**, void*,
+FC3D_EXPORT int head_backward(int, void** data, int* ranks, int64_t** shapes, const char**, void*,
                               void*) {
   return with_runtime([&](Runtime& shared) {
     using Tensor = HeadBackward;
-    const Arguments arguments{data, shapes};
+    const Arguments arguments{data, ranks, shapes};
     const HeadSpec spec(arguments.get(Tensor::kSpec));
     head::backward(shared.pool, shared.workspace.shared, head_of(arguments, spec, nullptr),
                    arguments.get(Tensor::kX), arguments.get(Tensor::kProbability),

@@ -1,4 +1,4 @@
-// The operations of a unit that follow its convolution (oneDNN's post-ops), over blocked tensors:
+// The operations of a unit that follow its convolution (oneDNN's post-ops):
 //
 //   out = concat( second( first( batch norm(y) ) + residual ), skip )
 //
@@ -11,6 +11,7 @@
 #include <cassert>
 #include <cmath>
 #include <cstring>
+#include <numeric>
 #include <vector>
 
 #include "protocol.h"
@@ -77,39 +78,47 @@ struct PostOps {
   Activation first = Activation::kNone;
   const float* first_slopes = nullptr;  // (channels), of PReLU
 
-  // Blocked like y, or a plain (batch, x, y, z) volume that is added to every channel.
+  // Shaped like y, or a (batch, x, y, z) volume that is added to every channel.
   const float* residual = nullptr;
   bool residual_is_volume = false;
 
   Activation second = Activation::kNone;
   const float* second_slopes = nullptr;
 
-  // Concatenation: channel c of the blocked `skip`, times dropout_mask[batch, c] unless null,
+  // Concatenation: channel c of `skip`, times dropout_mask[batch, c] unless null,
   // becomes channel shape.channels + c of out.
   const float* skip = nullptr;
   int skip_channels = 0;
   const float* dropout_mask = nullptr;  // (batch, skip_channels)
 
-  Shape skip_shape() const { return with_channels(skip_channels); }
-  Shape out_shape() const { return with_channels(shape.channels + skip_channels); }
+  Shape skip_shape() const { return shape.with_channels(skip_channels); }
+  Shape out_shape() const {
+    return skip == nullptr ? shape : shape.with_channels(shape.channels + skip_channels);
+  }
+  // Whether y and the skip are plain, but out is blocked.
+  bool interleaves() const { return shape.plain && !out_shape().plain; }
 
   // Whether post_ops_backward reads `out`: the derivative of ELU is out + 1 where out < 0, so the
   // residual need not be read. In other cases reading out would save nothing.
   bool backward_reads_out() const {
     return second == Activation::kElu && residual != nullptr && !residual_is_volume;
   }
-
- private:
-  Shape with_channels(int channels) const {
-    return {shape.batch, channels, shape.x, shape.y, shape.z};
-  }
 };
 
-// The post-ops of one block of one image, with the parameters of its sixteen channels in vectors.
+// The per-channel parameters of a block's lanes: zeros past the last channel, and if there are
+// none.
+FC3D_INLINE Vec block_parameters(const Shape& shape, const float* parameters, int block) {
+  if (parameters == nullptr) return zero();
+  if (shape.plain) return broadcast(parameters[block]);
+  const int first = block * kLanes;
+  return load_first(parameters + first, std::min(kLanes, shape.channels - first));
+}
+
+// The post-ops of one block of one image, with the parameters of its lanes in vectors.
 // Convolutions apply it as the epilogue, to each vector before it is stored:
 //
 //   const BlockPostOps block_ops(post_ops, image, block, moving_mean, moving_variance, bias);
-//   store(out + voxel * kLanes, block_ops(value, voxel));
+//   store(out + vector * kLanes, block_ops(value, vector));
 //
 // Its branches are the same for all vectors. Make it a local constant, so that the compiler can
 // move them out of the loop.
@@ -125,11 +134,10 @@ class BlockPostOps {
         first_elu_(post_ops.first == Activation::kElu),
         second_elu_(post_ops.second == Activation::kElu) {
     const Shape& shape = post_ops.shape;
-    const int first_channel = block * kLanes;
-    const int count = std::min(kLanes, shape.channels - first_channel);
     float valid[kLanes] = {}, center[kLanes] = {}, scale[kLanes] = {}, shift[kLanes] = {};
-    for (int lane = 0; lane < count; ++lane) {
-      const int channel = first_channel + lane;
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const int channel = shape.channel(block, lane);
+      if (channel >= shape.channels) break;
       double exact_center = bias == nullptr ? 0. : -static_cast<double>(bias[channel]);
       double factor = 1, offset = 0;
       if (post_ops.gamma != nullptr) {
@@ -149,20 +157,19 @@ class BlockPostOps {
     center_ = load(center);
     scale_ = load(scale);
     shift_ = load(shift);
-    const auto slopes = [&](const float* source) {
-      return source == nullptr ? zero() : load_first(source + first_channel, count);
-    };
-    first_slope_ = slopes(post_ops.first_slopes);
-    second_slope_ = slopes(post_ops.second_slopes);
-    if (post_ops.residual != nullptr && post_ops.residual_is_volume)
+    first_slope_ = block_parameters(shape, post_ops.first_slopes, block);
+    second_slope_ = block_parameters(shape, post_ops.second_slopes, block);
+    if (post_ops.residual != nullptr && post_ops.residual_is_volume && shape.plain)
+      residual_ = post_ops.residual + image * shape.voxels();
+    else if (post_ops.residual != nullptr && post_ops.residual_is_volume)
       volume_ = post_ops.residual + image * shape.voxels();
     else if (post_ops.residual != nullptr)
       residual_ = post_ops.residual + image * shape.image_floats() + block * shape.block_floats();
   }
 
-  // The output at voxel number `voxel` of the image.
-  FC3D_INLINE Vec operator()(Vec y, size_t voxel) const {
-    const Vec sum = add_residual(first(normalized(centered(y))), voxel);
+  // The output at vector number `vector` of the block.
+  FC3D_INLINE Vec operator()(Vec y, size_t vector) const {
+    const Vec sum = add_residual(first(normalized(centered(y))), vector);
     if (!has_second_) return sum;
     return second_elu_ ? elu(sum) : where_positive(sum, sum, second_slope_ * sum);
   }
@@ -174,10 +181,10 @@ class BlockPostOps {
   // adds to the gradient of its PReLU slopes.
 
   // Through the second activation, whose input is recomputed.
-  FC3D_INLINE Vec second_backward(Vec d_out, Vec centered, size_t voxel, Vec* d_slope) const {
+  FC3D_INLINE Vec second_backward(Vec d_out, Vec centered, size_t vector, Vec* d_slope) const {
     d_out = valid_only(d_out);
     if (!has_second_) return d_out;
-    const Vec sum = add_residual(first(normalized(centered)), voxel);
+    const Vec sum = add_residual(first(normalized(centered)), vector);
     return activation_backward(second_elu_, second_slope_, d_out, sum, d_slope);
   }
   // Through a second activation that is ELU, from its output.
@@ -197,9 +204,9 @@ class BlockPostOps {
     if (!has_first_) return x;
     return first_elu_ ? elu(x) : where_positive(x, x, first_slope_ * x);
   }
-  FC3D_INLINE Vec add_residual(Vec x, size_t voxel) const {
-    if (residual_ != nullptr) return x + load(residual_ + voxel * kLanes);
-    if (volume_ != nullptr) return x + valid_only(broadcast(volume_[voxel]));
+  FC3D_INLINE Vec add_residual(Vec x, size_t vector) const {
+    if (residual_ != nullptr) return x + load(residual_ + vector * kLanes);
+    if (volume_ != nullptr) return x + valid_only(broadcast(volume_[vector]));
     return x;
   }
   FC3D_INLINE Vec valid_only(Vec x) const { return where_positive(valid_, x, zero()); }
@@ -212,23 +219,23 @@ class BlockPostOps {
 
   bool has_first_, has_second_, first_elu_, second_elu_;
   Vec valid_, center_, scale_, shift_, first_slope_, second_slope_;
-  const float* residual_ = nullptr;  // blocked
-  const float* volume_ = nullptr;
+  const float* residual_ = nullptr;  // its vectors are those of y
+  const float* volume_ = nullptr;    // its voxels are the vectors of y
 };
 
-// ---- Loops over blocked tensors ----------------------------------------------------------------
+// ---- Loops over tensors ------------------------------------------------------------------------
 
-// A part of one block of one image: voxels [begin, end).
+// A part of one block of one image: vectors [begin, end).
 struct Chunk {
   int index, image, block;
   size_t begin, end;
 };
 
-constexpr size_t kChunkVoxels = 2048;  // 128 KiB of each tensor: several of them fit into L2
-constexpr size_t kRunVoxels = 64;      // summed in float before the sums are added in double
+constexpr size_t kChunkVectors = 2048;  // 128 KiB of each tensor: several of them fit into L2
+constexpr size_t kRunVectors = 64;      // summed in float before the sums are added in double
 
 inline int chunks_per_block(const Shape& shape) {
-  return static_cast<int>((shape.voxels() + kChunkVoxels - 1) / kChunkVoxels);
+  return static_cast<int>((shape.vectors() + kChunkVectors - 1) / kChunkVectors);
 }
 inline int chunk_count(const Shape& shape) {
   return shape.batch * shape.blocks() * chunks_per_block(shape);
@@ -245,9 +252,9 @@ void for_each_chunk(ThreadPool& pool, const Shape& shape, Order order, const Tas
   pool.for_each(count, [&](int item, int) {
     const int index = order == Order::kForwards ? item : count - 1 - item;
     const int plane = index / per_block;
-    const size_t begin = index % per_block * kChunkVoxels;
+    const size_t begin = index % per_block * kChunkVectors;
     task(Chunk{index, plane / shape.blocks(), plane % shape.blocks(), begin,
-               std::min(begin + kChunkVoxels, shape.voxels())});
+               std::min(begin + kChunkVectors, shape.vectors())});
   });
 }
 
@@ -265,8 +272,9 @@ FC3D_INLINE void add_to(double* sums, Vec value) {
 
 // ---- Batch statistics --------------------------------------------------------------------------
 
-// Count, mean and sum of squared deviations of sixteen channels. Compute one per item of work, not
-// per thread, and merge them in a fixed order, so that the result does not depend on scheduling.
+// Count, mean and sum of squared deviations of the sixteen lanes of a block. Compute one per item
+// of work, not per thread, and merge them in a fixed order, so that the result does not depend on
+// scheduling.
 struct Moments {
   double count = 0;
   double mean[kLanes] = {}, squares[kLanes] = {};
@@ -276,8 +284,8 @@ struct Moments {
   // mean.
   void add(const float* source, size_t voxels) {
     constexpr int kSums = 4;  // independent sums, to hide the latency of additions
-    for (size_t begin = 0; begin < voxels; begin += 4 * kRunVoxels) {
-      const size_t run_voxels = std::min(4 * kRunVoxels, voxels - begin);
+    for (size_t begin = 0; begin < voxels; begin += 4 * kRunVectors) {
+      const size_t run_voxels = std::min(4 * kRunVectors, voxels - begin);
       const float* run = source + begin * kLanes;
       // Differences from the first voxel keep precision where the mean is large.
       const Vec start = load(run);
@@ -318,6 +326,18 @@ struct Moments {
     }
     count = total;
   }
+
+  // Merges all lanes, which belong to one channel, into the first.
+  void merge_lanes() {
+    for (int step = kLanes / 2; step > 0; step /= 2) {
+      for (int lane = 0; lane < step; ++lane) {
+        const double difference = mean[lane + step] - mean[lane];
+        mean[lane] += difference / 2;
+        squares[lane] += squares[lane + step] + difference * difference * count / 2;
+      }
+      count *= 2;
+    }
+  }
 };
 
 // Computes the mean and biased variance of each channel over batch and voxels, (channels) each, in
@@ -337,12 +357,13 @@ inline void batch_statistics(ThreadPool& pool, const float* y, const Shape& shap
     for (int image = 0; image < shape.batch; ++image)
       for (int chunk = 0; chunk < per_block; ++chunk)
         total.merge(moments[(image * shape.blocks() + block) * per_block + chunk]);
-    const int first_channel = block * kLanes;
-    const int channels = std::min(kLanes, shape.channels - first_channel);
-    for (int lane = 0; lane < channels; ++lane) {
-      mean[first_channel + lane] = total.mean[lane];
+    if (shape.plain) total.merge_lanes();
+    for (int lane = 0; lane < shape.block_channels(); ++lane) {
+      const int channel = shape.channel(block, lane);
+      if (channel >= shape.channels) break;
+      mean[channel] = total.mean[lane];
       // Rounding must not make it negative; std::max keeps NaN with arguments in this order.
-      variance[first_channel + lane] = std::max(total.squares[lane] / total.count, 0.);
+      variance[channel] = std::max(total.squares[lane] / total.count, 0.);
     }
   }
 }
@@ -351,10 +372,8 @@ inline void batch_statistics(ThreadPool& pool, const float* y, const Shape& shap
 
 // The dropout factors of one block, zeros in the lanes past the last channel; ones without a mask.
 FC3D_INLINE Vec block_factors(const Shape& shape, const float* dropout_mask, int image, int block) {
-  const int count = std::min(kLanes, shape.channels - block * kLanes);
   if (dropout_mask == nullptr) return broadcast(1);
-  return load_first(dropout_mask + static_cast<size_t>(image) * shape.channels + block * kLanes,
-                    count);
+  return block_parameters(shape, dropout_mask + static_cast<size_t>(image) * shape.channels, block);
 }
 
 // out = x * dropout_mask[image, channel]; dropout_mask is (batch, channels). Works in place.
@@ -381,10 +400,14 @@ inline void scale_mask_gradient(ThreadPool& pool, const Shape& shape, const floa
     double sums[kLanes] = {};
     for (size_t at = offset; at < offset + shape.block_floats(); at += kLanes)
       add_to(sums, load(x + at) * load(d_out + at));
+    float* target = d_dropout_mask + static_cast<size_t>(image) * shape.channels;
+    if (shape.plain) {
+      target[block] = static_cast<float>(std::accumulate(sums, sums + kLanes, 0.));
+      return;
+    }
     const int count = std::min(kLanes, shape.channels - block * kLanes);
     for (int lane = 0; lane < count; ++lane)
-      d_dropout_mask[static_cast<size_t>(image) * shape.channels + block * kLanes + lane] =
-          static_cast<float>(sums[lane]);
+      target[block * kLanes + lane] = static_cast<float>(sums[lane]);
   });
 }
 
@@ -392,7 +415,8 @@ inline void scale_mask_gradient(ThreadPool& pool, const Shape& shape, const floa
 // spans two blocks of out; the unit's own channels must already be in `out`.
 inline void concat_forward(ThreadPool& pool, const PostOps& post_ops, float* out) {
   const Shape skip_shape = post_ops.skip_shape(), out_shape = post_ops.out_shape();
-  const int lane = post_ops.shape.channels % kLanes, first_block = post_ops.shape.channels / kLanes;
+  const int lane = out_shape.plain ? 0 : post_ops.shape.channels % kLanes;
+  const int first_block = post_ops.shape.channels / out_shape.block_channels();
   for_each_chunk(pool, skip_shape, Order::kForwards, [&](const Chunk& chunk) {
     const int out_block = first_block + chunk.block;
     const float* source = post_ops.skip + block_offset(skip_shape, chunk.image, chunk.block);
@@ -421,7 +445,8 @@ inline void concat_forward(ThreadPool& pool, const PostOps& post_ops, float* out
 inline void concat_backward(ThreadPool& pool, const PostOps& post_ops, const float* d_out,
                             float* d_skip) {
   const Shape skip_shape = post_ops.skip_shape(), out_shape = post_ops.out_shape();
-  const int lane = post_ops.shape.channels % kLanes, first_block = post_ops.shape.channels / kLanes;
+  const int lane = out_shape.plain ? 0 : post_ops.shape.channels % kLanes;
+  const int first_block = post_ops.shape.channels / out_shape.block_channels();
   for_each_chunk(pool, skip_shape, Order::kForwards, [&](const Chunk& chunk) {
     const int out_block = first_block + chunk.block;
     const float* source = d_out + block_offset(out_shape, chunk.image, out_block);
@@ -443,6 +468,62 @@ inline void concat_backward(ThreadPool& pool, const PostOps& post_ops, const flo
   });
 }
 
+// Calls task(image, first vector of out, vector of y and skip) for each 16 voxels of an image,
+// which are one vector of a plain tensor and 16 of a blocked one.
+template <typename Task>
+void for_each_sixteen(ThreadPool& pool, const PostOps& post_ops, const Task& task) {
+  assert(post_ops.out_shape().blocks() == 1);
+  const Shape one_channel = post_ops.shape.with_channels(1);
+  for_each_chunk(pool, one_channel, Order::kForwards, [&](const Chunk& chunk) {
+    for (size_t vector = chunk.begin; vector < chunk.end; ++vector) task(chunk.image, vector);
+  });
+}
+
+// out = the channels of y, through `first(value, image, channel, vector)`, and of the skip; y and
+// the skip are plain, out has one block.
+template <typename First>
+void interleave(ThreadPool& pool, const PostOps& post_ops, const float* y, const First& first,
+                float* out) {
+  const Shape &shape = post_ops.shape, skip_shape = post_ops.skip_shape();
+  const Shape out_shape = post_ops.out_shape();
+  for_each_sixteen(pool, post_ops, [&](int image, size_t vector) {
+    Vec rows[kLanes];
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const int skip = lane - shape.channels;
+      if (skip < 0)
+        rows[lane] = first(load(y + block_offset(shape, image, lane) + vector * kLanes), image,
+                           lane, vector);
+      else if (skip < skip_shape.channels)
+        rows[lane] = load(post_ops.skip + block_offset(skip_shape, image, skip) + vector * kLanes) *
+                     block_factors(skip_shape, post_ops.dropout_mask, image, skip);
+      else
+        rows[lane] = zero();
+    }
+    transpose_lanes(rows);
+    float* target = out + block_offset(out_shape, image, 0) + vector * kLanes * kLanes;
+    for (int i = 0; i < kLanes; ++i) store(target + i * kLanes, rows[i]);
+  });
+}
+
+// The gradients of both parts of an interleaved out, d_own (shaped like y) and d_skip unless null.
+inline void split_gradient(ThreadPool& pool, const PostOps& post_ops, const float* d_out,
+                           float* d_own, float* d_skip) {
+  const Shape &shape = post_ops.shape, skip_shape = post_ops.skip_shape();
+  const Shape out_shape = post_ops.out_shape();
+  for_each_sixteen(pool, post_ops, [&](int image, size_t vector) {
+    Vec rows[kLanes];
+    const float* source = d_out + block_offset(out_shape, image, 0) + vector * kLanes * kLanes;
+    for (int i = 0; i < kLanes; ++i) rows[i] = load(source + i * kLanes);
+    transpose_lanes(rows);
+    for (int channel = 0; channel < shape.channels; ++channel)
+      store(d_own + block_offset(shape, image, channel) + vector * kLanes, rows[channel]);
+    for (int skip = 0; d_skip != nullptr && skip < skip_shape.channels; ++skip)
+      store(d_skip + block_offset(skip_shape, image, skip) + vector * kLanes,
+            rows[shape.channels + skip] *
+                block_factors(skip_shape, post_ops.dropout_mask, image, skip));
+  });
+}
+
 // ---- Forward and backward ----------------------------------------------------------------------
 
 // Computes out, of post_ops.out_shape(), from y in one pass. mean and variance are those of
@@ -455,12 +536,24 @@ inline void post_ops_forward(ThreadPool& pool, const PostOps& post_ops, const fl
   assert(shape.valid() && y != nullptr && out != nullptr);
   assert(post_ops.gamma == nullptr || (mean != nullptr && variance != nullptr));
   assert(out != y || post_ops.skip == nullptr);
+  if (post_ops.interleaves()) {
+    std::vector<BlockPostOps> blocks;
+    for (int image = 0; image < shape.batch; ++image)
+      for (int channel = 0; channel < shape.channels; ++channel)
+        blocks.emplace_back(post_ops, image, channel, mean, variance);
+    return interleave(
+        pool, post_ops, y,
+        [&](Vec value, int image, int channel, size_t vector) {
+          return blocks[image * shape.channels + channel](value, vector);
+        },
+        out);
+  }
   for_each_chunk(pool, shape, Order::kForwards, [&](const Chunk& chunk) {
     const BlockPostOps block(post_ops, chunk.image, chunk.block, mean, variance);
     const float* source = y + block_offset(shape, chunk.image, chunk.block);
     float* target = out + block_offset(out_shape, chunk.image, chunk.block);
-    for (size_t voxel = chunk.begin; voxel < chunk.end; ++voxel)
-      store(target + voxel * kLanes, block(load(source + voxel * kLanes), voxel));
+    for (size_t vector = chunk.begin; vector < chunk.end; ++vector)
+      store(target + vector * kLanes, block(load(source + vector * kLanes), vector));
   });
   if (post_ops.skip != nullptr) concat_forward(pool, post_ops, out);
 }
@@ -480,43 +573,61 @@ struct PostOpsGradients {
   float* skip = nullptr;
 };
 
-// The gradient of a plain residual volume. It needs its own loop: it sums over all channels.
+// The gradient of a residual volume. It needs its own loop: it sums over all channels.
 inline void volume_backward(ThreadPool& pool, const PostOps& post_ops, const float* y,
                             const double* mean, const double* variance, const float* d_out,
                             float* d_volume) {
   const Shape& shape = post_ops.shape;
   const Shape out_shape = post_ops.out_shape();
-  const Shape one_channel{shape.batch, 1, shape.x, shape.y, shape.z};
-  for_each_chunk(pool, one_channel, Order::kForwards, [&](const Chunk& chunk) {
+  Shape one_block = shape;
+  one_block.channels = 1;
+  for_each_chunk(pool, one_block, Order::kForwards, [&](const Chunk& chunk) {
     float* target = d_volume + chunk.image * shape.voxels();
-    std::fill(target + chunk.begin, target + chunk.end, 0.f);
+    const size_t step = shape.plain ? kLanes : 1;  // voxels of a vector
+    std::fill(target + chunk.begin * step, target + chunk.end * step, 0.f);
     for (int index = 0; index < shape.blocks(); ++index) {
       const BlockPostOps block(post_ops, chunk.image, index, mean, variance);
       const float* values = y + block_offset(shape, chunk.image, index);
       const float* gradients = d_out + block_offset(out_shape, chunk.image, index);
       Vec unused = zero();
-      for (size_t voxel = chunk.begin; voxel < chunk.end; ++voxel) {
+      for (size_t vector = chunk.begin; vector < chunk.end; ++vector) {
+        const Vec gradient =
+            block.second_backward(load(gradients + vector * kLanes),
+                                  block.centered(load(values + vector * kLanes)), vector, &unused);
+        float* voxels = target + vector * step;
+        if (shape.plain) {
+          store(voxels, load(voxels) + gradient);
+          continue;
+        }
         float lanes[kLanes];
-        store(lanes,
-              block.second_backward(load(gradients + voxel * kLanes),
-                                    block.centered(load(values + voxel * kLanes)), voxel, &unused));
-        for (int lane = 0; lane < kLanes; ++lane) target[voxel] += lanes[lane];
+        store(lanes, gradient);
+        for (int lane = 0; lane < kLanes; ++lane) *voxels += lanes[lane];
       }
     }
   });
 }
 
 // Computes the gradients in training, where mean and variance depend on y (null without norm).
-// `out` is only read if post_ops.backward_reads_out().
+// `out` is only read if post_ops.backward_reads_out(). `split` is memory of the size of y, which is
+// only used if post_ops.interleaves().
 inline void post_ops_backward(ThreadPool& pool, const PostOps& post_ops, const float* y,
                               const float* out, const double* mean, const double* variance,
-                              const float* d_out, const PostOpsGradients& gradients) {
+                              const float* d_out, float* split, const PostOpsGradients& gradients) {
   const Shape& shape = post_ops.shape;
-  const Shape out_shape = post_ops.out_shape();
   const bool has_norm = post_ops.gamma != nullptr, reads_out = post_ops.backward_reads_out();
   assert(shape.valid() && y != nullptr && d_out != nullptr);
   assert(!has_norm || (mean != nullptr && variance != nullptr));
   assert(!reads_out || out != nullptr);
+  if (post_ops.interleaves()) {
+    assert(!reads_out && split != nullptr);
+    split_gradient(pool, post_ops, d_out, split, gradients.skip);
+    PostOps own = post_ops;
+    own.skip = nullptr;
+    PostOpsGradients own_gradients = gradients;
+    own_gradients.skip = nullptr;
+    return post_ops_backward(pool, own, y, out, mean, variance, split, nullptr, own_gradients);
+  }
+  const Shape out_shape = post_ops.out_shape();
   // These read d_out, so they come before anything that may overwrite it.
   if (post_ops.skip != nullptr && gradients.skip != nullptr)
     concat_backward(pool, post_ops, d_out, gradients.skip);
@@ -536,15 +647,16 @@ inline void post_ops_backward(ThreadPool& pool, const PostOps& post_ops, const f
     const size_t offset = block_offset(shape, chunk.image, chunk.block);
     const size_t out_offset = block_offset(out_shape, chunk.image, chunk.block);
     Sums sums;
-    for (size_t run = chunk.begin; run < chunk.end; run += kRunVoxels) {
-      const size_t run_end = std::min(run + kRunVoxels, chunk.end);
+    for (size_t run = chunk.begin; run < chunk.end; run += kRunVectors) {
+      const size_t run_end = std::min(run + kRunVectors, chunk.end);
       Vec beta = zero(), gamma = zero(), first_slope = zero(), second_slope = zero();
-      for (size_t voxel = run; voxel < run_end; ++voxel) {
-        const size_t at = offset + voxel * kLanes, out_at = out_offset + voxel * kLanes;
+      for (size_t vector = run; vector < run_end; ++vector) {
+        const size_t at = offset + vector * kLanes, out_at = out_offset + vector * kLanes;
         const Vec centered = block.centered(load(y + at));
         const Vec d_sum =
-            reads_out ? block.second_elu_backward(load(d_out + out_at), load(out + out_at))
-                      : block.second_backward(load(d_out + out_at), centered, voxel, &second_slope);
+            reads_out
+                ? block.second_elu_backward(load(d_out + out_at), load(out + out_at))
+                : block.second_backward(load(d_out + out_at), centered, vector, &second_slope);
         const Vec d_normalized = block.first_backward(d_sum, centered, &first_slope);
         beta += d_normalized;
         gamma += d_normalized * centered;
@@ -566,16 +678,20 @@ inline void post_ops_backward(ThreadPool& pool, const PostOps& post_ops, const f
   const int per_block = chunks_per_block(shape);
   const double count = static_cast<double>(shape.batch) * static_cast<double>(shape.voxels());
   for (int channel = 0; channel < shape.channels; ++channel) {
-    const int block = channel / kLanes, lane = channel % kLanes;
+    const int block = channel / shape.block_channels();
+    // The lanes of a channel: one, or all of a plain tensor's block.
+    const int first_lane = channel % shape.block_channels();
+    const int lanes = kLanes / shape.block_channels();
     double beta = 0, gamma = 0, first_slope = 0, second_slope = 0;
     for (int image = 0; image < shape.batch; ++image) {
       const Sums* sums = chunk_sums.data() + (image * shape.blocks() + block) * per_block;
-      for (int chunk = 0; chunk < per_block; ++chunk) {
-        beta += sums[chunk].beta[lane];
-        gamma += sums[chunk].gamma[lane];
-        first_slope += sums[chunk].first_slope[lane];
-        second_slope += sums[chunk].second_slope[lane];
-      }
+      for (int chunk = 0; chunk < per_block; ++chunk)
+        for (int lane = first_lane; lane < first_lane + lanes; ++lane) {
+          beta += sums[chunk].beta[lane];
+          gamma += sums[chunk].gamma[lane];
+          first_slope += sums[chunk].first_slope[lane];
+          second_slope += sums[chunk].second_slope[lane];
+        }
     }
     if (has_norm) {
       const double center_rest = mean[channel] - static_cast<float>(mean[channel]);
@@ -583,8 +699,9 @@ inline void post_ops_backward(ThreadPool& pool, const PostOps& post_ops, const f
       const double scale = post_ops.gamma[channel] * inverse_std;
       gamma = (gamma - center_rest * beta) * inverse_std;
       const double slope = -scale * inverse_std * gamma / count;
-      slopes[channel] = static_cast<float>(slope);
-      constants[channel] = static_cast<float>(-scale * beta / count - slope * center_rest);
+      std::fill_n(slopes.begin() + block * kLanes + first_lane, lanes, static_cast<float>(slope));
+      std::fill_n(constants.begin() + block * kLanes + first_lane, lanes,
+                  static_cast<float>(-scale * beta / count - slope * center_rest));
     }
     const auto put = [channel](float* target, double value) {
       if (target != nullptr) target[channel] = static_cast<float>(value);
@@ -604,13 +721,13 @@ inline void post_ops_backward(ThreadPool& pool, const PostOps& post_ops, const f
     const Vec slope = load(slopes.data() + chunk.block * kLanes);
     const Vec constant = load(constants.data() + chunk.block * kLanes);
     Vec unused = zero();
-    for (size_t voxel = chunk.begin; voxel < chunk.end; ++voxel) {
-      const size_t at = offset + voxel * kLanes, out_at = out_offset + voxel * kLanes;
+    for (size_t vector = chunk.begin; vector < chunk.end; ++vector) {
+      const size_t at = offset + vector * kLanes, out_at = out_offset + vector * kLanes;
       const Vec centered = block.centered(load(y + at));
-      const Vec d_sum = d_residual != nullptr ? load(d_residual + at)
-                        : reads_out
-                            ? block.second_elu_backward(load(d_out + out_at), load(out + out_at))
-                            : block.second_backward(load(d_out + out_at), centered, voxel, &unused);
+      const Vec d_sum =
+          d_residual != nullptr ? load(d_residual + at)
+          : reads_out ? block.second_elu_backward(load(d_out + out_at), load(out + out_at))
+                      : block.second_backward(load(d_out + out_at), centered, vector, &unused);
       const Vec d_normalized = block.first_backward(d_sum, centered, &unused);
       store(gradients.y + at, block.scale() * d_normalized + slope * centered + constant);
     }

@@ -5,7 +5,10 @@
 // clang-format off
 namespace fast_conv3d {
 
-constexpr int kProtocolVersion = 660115142;
+constexpr int kProtocolVersion = 610691431;
+
+constexpr int kLanes = 16;
+constexpr int kPlainChannels = 8;
 
 enum class Kind { kConv5 = 0, kFewInput = 1, kConvDown2 = 2, kConvUp2 = 3 };
 enum class Activation { kNone = 0, kElu = 1, kPrelu = 2 };
@@ -43,14 +46,12 @@ struct UnitSpec {
 struct ConvSpec {
   int in_channels;
   int out_channels;
-  bool x_is_blocked;
   bool has_bias;
 
   explicit ConvSpec(const float* values)
       : in_channels(static_cast<int>(values[0])),
         out_channels(static_cast<int>(values[1])),
-        x_is_blocked(values[2] != 0),
-        has_bias(values[3] != 0) {}
+        has_bias(values[2] != 0) {}
 };
 
 struct HeadSpec {

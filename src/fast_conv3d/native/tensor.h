@@ -1,4 +1,4 @@
-// The shape of a blocked tensor.
+// The shapes of tensors.
 #pragma once
 
 #include <cstddef>
@@ -9,16 +9,33 @@
 
 namespace fast_conv3d {
 
-// The shape of a blocked tensor (batch, blocks(), x, y, z, 16); see vector.h.
+// The shape of a tensor between operators. It is blocked, (batch, blocks(), x, y, z, 16), see
+// vector.h; or plain, (batch, channels, x, y, z), where its blocks are its channels and a Vec holds
+// 16 neighbours along z.
 struct Shape {
   int batch, channels, x, y, z;
+  bool plain = false;
+
+  // As operators.shape_between_units.
+  static Shape between_units(int batch, int channels, int x, int y, int z) {
+    return {batch, channels, x, y, z, channels <= kPlainChannels && z % kLanes == 0};
+  }
+  // The shape between units of a tensor with the same voxels.
+  Shape with_channels(int count) const { return between_units(batch, count, x, y, z); }
 
   bool valid() const { return batch > 0 && channels > 0 && x > 0 && y > 0 && z > 0; }
-  int blocks() const { return (channels + kLanes - 1) / kLanes; }
   size_t voxels() const { return static_cast<size_t>(x) * y * z; }
-  size_t block_floats() const { return voxels() * kLanes; }
+  int blocks() const { return plain ? channels : (channels + kLanes - 1) / kLanes; }
+  int voxel_floats() const { return plain ? 1 : kLanes; }  // of a block
+  size_t block_floats() const { return voxels() * voxel_floats(); }
   size_t image_floats() const { return block_floats() * blocks(); }
   size_t floats() const { return image_floats() * batch; }
+
+  // The Vecs of a block, of a blocked tensor or of one between units.
+  size_t vectors() const { return block_floats() / kLanes; }
+  int block_channels() const { return plain ? 1 : kLanes; }
+  // The channel of a lane; in a blocked tensor it may be past the last one.
+  int channel(int block, int lane) const { return plain ? block : block * kLanes + lane; }
 };
 
 // One image of a blocked tensor: [channel block][x][y][z].

@@ -10,9 +10,9 @@
 #include <cstring>
 #include <utility>
 
-namespace fast_conv3d {
+#include "protocol.h"
 
-constexpr int kLanes = 16;
+namespace fast_conv3d {
 
 #if defined(__AVX512F__)
 constexpr int kRegisterFloats = 16;
@@ -113,6 +113,46 @@ FC3D_INLINE void swap_blocks(Register& a, Register& b, std::integer_sequence<int
   a = upper;
 }
 
+// The lanes of the pair (a, b) from `First` on in steps of `Step`, if Merge is false; else lanes of
+// a and b in turn, from half First of them on.
+template <bool Merge, int First, int... Lane>
+FC3D_INLINE Register pick_lanes(Register a, Register b, std::integer_sequence<int, Lane...>) {
+  constexpr int kN = kRegisterFloats;
+#if defined(__clang__)
+  return __builtin_shufflevector(
+      a, b, (Merge ? Lane / 2 + First * kN / 2 + Lane % 2 * kN : 2 * Lane + First)...);
+#else
+  return __builtin_shuffle(
+      a, b, IntRegister{(Merge ? Lane / 2 + First * kN / 2 + Lane % 2 * kN : 2 * Lane + First)...});
+#endif
+}
+
+// Separates 32 neighbours into the even and the odd ones, and merges them again.
+FC3D_INLINE void separate(Vec first, Vec second, Vec* even, Vec* odd) {
+  constexpr auto kAll = std::make_integer_sequence<int, kRegisterFloats>();
+  Register parts[2 * kParts];
+  for (int i = 0; i < kParts; ++i) {
+    parts[i] = first.part[i];
+    parts[kParts + i] = second.part[i];
+  }
+  for (int i = 0; i < kParts; ++i) {
+    even->part[i] = pick_lanes<false, 0>(parts[2 * i], parts[2 * i + 1], kAll);
+    odd->part[i] = pick_lanes<false, 1>(parts[2 * i], parts[2 * i + 1], kAll);
+  }
+}
+FC3D_INLINE void merge(Vec even, Vec odd, Vec* first, Vec* second) {
+  constexpr auto kAll = std::make_integer_sequence<int, kRegisterFloats>();
+  Register parts[2 * kParts];
+  for (int i = 0; i < kParts; ++i) {
+    parts[2 * i] = pick_lanes<true, 0>(even.part[i], odd.part[i], kAll);
+    parts[2 * i + 1] = pick_lanes<true, 1>(even.part[i], odd.part[i], kAll);
+  }
+  for (int i = 0; i < kParts; ++i) {
+    first->part[i] = parts[i];
+    second->part[i] = parts[kParts + i];
+  }
+}
+
 // Transposes a square matrix held in registers, one row each.
 template <int Step = kRegisterFloats / 2>
 FC3D_INLINE void transpose(Register (&rows)[kRegisterFloats]) {
@@ -121,6 +161,24 @@ FC3D_INLINE void transpose(Register (&rows)[kRegisterFloats]) {
       swap_blocks<Step>(rows[i], rows[i + Step],
                         std::make_integer_sequence<int, kRegisterFloats>());
   if constexpr (Step > 1) transpose<Step / 2>(rows);
+}
+
+// Transposes sixteen Vecs: lane i of row j becomes lane j of row i.
+FC3D_INLINE void transpose_lanes(Vec (&rows)[kLanes]) {
+  for (int i = 0; i < kParts; ++i)
+    for (int j = i; j < kParts; ++j) {
+      Register upper[kRegisterFloats], lower[kRegisterFloats];
+      for (int r = 0; r < kRegisterFloats; ++r) {
+        upper[r] = rows[i * kRegisterFloats + r].part[j];
+        lower[r] = rows[j * kRegisterFloats + r].part[i];
+      }
+      transpose(upper);
+      if (i != j) transpose(lower);
+      for (int r = 0; r < kRegisterFloats; ++r) {
+        rows[j * kRegisterFloats + r].part[i] = upper[r];
+        if (i != j) rows[i * kRegisterFloats + r].part[j] = lower[r];
+      }
+    }
 }
 
 }  // namespace fast_conv3d

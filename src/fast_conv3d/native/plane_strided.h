@@ -1,0 +1,265 @@
+// The 2x2x2 convolution with stride 2 and its transpose (see strided.h) where the fine tensor is
+// plain, because it has few channels. The coarse tensor may be plain or blocked. A Vec holds 16
+// coarse neighbours along z of one channel.
+#pragma once
+
+#include <algorithm>
+#include <cassert>
+#include <vector>
+
+#include "plane_winograd.h"
+#include "strided.h"
+
+namespace fast_conv3d {
+namespace plane_strided {
+
+using plane::load_row;
+using plane::store_row;
+using strided::kTaps;
+
+inline Shape fine_shape(const Shape& coarse, int channels) {
+  return Shape::between_units(coarse.batch, channels, 2 * coarse.x, 2 * coarse.y, 2 * coarse.z);
+}
+
+constexpr int kPlanes = kTaps / 2;  // pairs of taps along z
+constexpr int kMaxFine = kPlainChannels;
+// The sums that the kernels keep in registers, in Vecs.
+constexpr int kSums = kParts == 1 ? 16 : kParts == 2 ? 4 : 2;
+
+// A run of up to 16 coarse voxels along z.
+struct Run {
+  int image, x, y, z;
+
+  size_t coarse_voxel(const Shape& coarse) const {
+    return (static_cast<size_t>(x) * coarse.y + y) * coarse.z + z;
+  }
+  // The first fine voxel of a plane of taps, at the beginning of its row.
+  size_t fine_row(const Shape& fine, int plane) const {
+    return ((2 * static_cast<size_t>(x) + (plane >> 1)) * fine.y + 2 * y + (plane & 1)) * fine.z;
+  }
+};
+
+// Calls task(run, thread) for each run of the coarse tensor.
+template <typename Task>
+void for_each_run(ThreadPool& pool, const Shape& coarse, const Task& task) {
+  pool.for_each(coarse.batch * coarse.x, [&](int item, int thread) {
+    for (int y = 0; y < coarse.y; ++y)
+      for (int z = 0; z < coarse.z; z += kLanes)
+        task(Run{item / coarse.x, item % coarse.x, y, z}, thread);
+  });
+}
+
+// Loads the fine voxels of a run: taps[channel][tap]; zeros past the row's end.
+inline void load_fine(const float* image, const Shape& fine, const Run& run, Vec (*taps)[kTaps]) {
+  for (int channel = 0; channel < fine.channels; ++channel)
+    for (int plane = 0; plane < kPlanes; ++plane) {
+      const float* row = image + channel * fine.voxels() + run.fine_row(fine, plane);
+      const int z = 2 * run.z;
+      const Vec second = z + kLanes < fine.z ? load_row(row, z + kLanes, fine.z) : zero();
+      separate(load_row(row, z, fine.z), second, &taps[channel][2 * plane],
+               &taps[channel][2 * plane + 1]);
+    }
+}
+
+// Loads the coarse voxels of a run: channels[channel]; zeros past the row's end.
+inline void load_coarse(const float* image, const Shape& coarse, const Run& run, Vec* channels) {
+  const size_t voxel = run.coarse_voxel(coarse);
+  const int count = std::min(kLanes, coarse.z - run.z);
+  for (int block = 0; block < coarse.blocks(); ++block) {
+    const float* source = image + block * coarse.block_floats() + voxel * coarse.voxel_floats();
+    if (coarse.plain) {
+      channels[block] = load_first(source, count);
+      continue;
+    }
+    Vec rows[kLanes];
+    for (int i = 0; i < kLanes; ++i) rows[i] = i < count ? load(source + i * kLanes) : zero();
+    transpose_lanes(rows);
+    for (int lane = 0; lane < std::min(kLanes, coarse.channels - block * kLanes); ++lane)
+      channels[block * kLanes + lane] = rows[lane];
+  }
+}
+
+// Stores the coarse voxels of a run through epilogue(value, image, block, voxel).
+template <typename Epilogue>
+void store_coarse(float* image, const Shape& coarse, const Run& run, const Vec* channels,
+                  const Epilogue& epilogue) {
+  const size_t voxel = run.coarse_voxel(coarse);
+  const int count = std::min(kLanes, coarse.z - run.z);
+  for (int block = 0; block < coarse.blocks(); ++block) {
+    float* target = image + block * coarse.block_floats() + voxel * coarse.voxel_floats();
+    if (coarse.plain) {
+      store_row(target - run.z, run.z, coarse.z,
+                epilogue(channels[block], run.image, block, voxel));
+      continue;
+    }
+    Vec rows[kLanes];
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const int channel = block * kLanes + lane;
+      rows[lane] = channel < coarse.channels ? channels[channel] : zero();
+    }
+    transpose_lanes(rows);
+    for (int i = 0; i < count; ++i)
+      store(target + i * kLanes, epilogue(rows[i], run.image, block, voxel + i));
+  }
+}
+
+// sums[i] = sum over j of weights[j][i] * inputs[j], for kSums sums.
+FC3D_INLINE void multiply(const Vec* inputs, int count, const float* weights, Vec* sums) {
+  Vec sum[kSums];
+#pragma GCC unroll 16
+  for (int i = 0; i < kSums; ++i) sum[i] = zero();
+  for (int j = 0; j < count; ++j, weights += kSums) {
+    const Vec input = inputs[j];
+#pragma GCC unroll 16
+    for (int i = 0; i < kSums; ++i) sum[i] += weights[i] * input;
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < kSums; ++i) sums[i] = sum[i];
+}
+
+inline int groups_of(int outputs) { return (outputs + kSums - 1) / kSums; }
+
+// Packs weight(output, input) as [group of kSums outputs][input][output], zeros past the last.
+template <typename Weight>
+void pack(int outputs, int inputs, const Weight& weight, float* packed) {
+  for (int group = 0; group < groups_of(outputs); ++group)
+    for (int input = 0; input < inputs; ++input)
+      for (int i = 0; i < kSums; ++i) {
+        const int output = group * kSums + i;
+        *packed++ = output < outputs ? weight(output, input) : 0.f;
+      }
+}
+
+// coarse[k][v] = epilogue(sum over c, tap of weights[k][c][tap] * fine[c][2 v + tap]), as
+// strided::conv_down2.
+template <typename Epilogue>
+void conv_down2(const float* fine, int fine_channels, const float* weights, float* coarse,
+                const Shape& shape, const Epilogue& epilogue, ThreadPool& pool, Scratch& scratch) {
+  const Shape from = fine_shape(shape, fine_channels);
+  assert(shape.valid() && from.plain);
+  const int inputs = from.channels * kTaps, groups = groups_of(shape.channels);
+  float* packed = scratch.get(static_cast<size_t>(groups) * inputs * kSums);
+  pack(
+      shape.channels, inputs, [&](int k, int input) { return weights[k * inputs + input]; },
+      packed);
+  std::vector<Vec> sums(pool.size() * static_cast<size_t>(groups) * kSums);
+  for_each_run(pool, shape, [&](const Run& run, int thread) {
+    Vec taps[kMaxFine][kTaps];
+    load_fine(fine + run.image * from.image_floats(), from, run, taps);
+    Vec* channels = sums.data() + thread * static_cast<size_t>(groups) * kSums;
+    for (int group = 0; group < groups; ++group)
+      multiply(taps[0], inputs, packed + static_cast<size_t>(group) * inputs * kSums,
+               channels + group * kSums);
+    store_coarse(coarse + run.image * shape.image_floats(), shape, run, channels, epilogue);
+  });
+}
+
+// fine[c][2 v + tap] = epilogue(sum over k of weights[k][c][tap] * coarse[k][v]), as
+// strided::conv_up2.
+template <typename Epilogue>
+void conv_up2(const float* coarse, const Shape& shape, const float* weights, float* fine,
+              int fine_channels, const Epilogue& epilogue, ThreadPool& pool, Scratch& scratch) {
+  const Shape to = fine_shape(shape, fine_channels);
+  assert(shape.valid() && to.plain);
+  const int outputs = to.channels * kTaps, groups = groups_of(outputs);
+  float* packed = scratch.get(static_cast<size_t>(groups) * shape.channels * kSums);
+  pack(
+      outputs, shape.channels, [&](int output, int k) { return weights[k * outputs + output]; },
+      packed);
+  std::vector<Vec> inputs(pool.size() * static_cast<size_t>(shape.channels));
+  for_each_run(pool, shape, [&](const Run& run, int thread) {
+    Vec* channels = inputs.data() + thread * static_cast<size_t>(shape.channels);
+    load_coarse(coarse + run.image * shape.image_floats(), shape, run, channels);
+    Vec taps[kMaxFine * kTaps + kSums];
+    for (int group = 0; group < groups; ++group)
+      multiply(channels, shape.channels,
+               packed + static_cast<size_t>(group) * shape.channels * kSums, taps + group * kSums);
+    float* image = fine + run.image * to.image_floats();
+    for (int channel = 0; channel < to.channels; ++channel)
+      for (int plane = 0; plane < kPlanes; ++plane) {
+        Vec values[2];
+        merge(taps[channel * kTaps + 2 * plane], taps[channel * kTaps + 2 * plane + 1], &values[0],
+              &values[1]);
+        const size_t row = run.fine_row(to, plane);
+        for (int half = 0; half < 2; ++half) {
+          const int z = 2 * run.z + half * kLanes;
+          if (z < to.z)
+            store_row(image + channel * to.voxels() + row, z, to.z,
+                      epilogue(values[half], run.image, channel, row + z));
+        }
+      }
+  });
+}
+
+// Coarse channels and (channel, tap) pairs of the fine tensor whose gradients are in registers.
+constexpr int kGradientRows = kParts == 1 ? 4 : 2, kGradientTaps = kParts == 1   ? 4
+                                                                   : kParts == 2 ? 2
+                                                                                 : 1;
+
+// weights_gradient[k][c][tap] = sum over batch and voxels of coarse[k][v] * fine[c][2 v + tap], as
+// strided::weight_gradient.
+inline void weight_gradient(const float* coarse, const Shape& shape, const float* fine,
+                            int fine_channels, float* weights_gradient, ThreadPool& pool,
+                            Scratch& scratch) {
+  const Shape from = fine_shape(shape, fine_channels);
+  assert(shape.valid() && from.plain);
+  constexpr int kRuns = 16;  // summed in registers
+  const int inputs = from.channels * kTaps,
+            padded_rows = (shape.channels + kGradientRows - 1) / kGradientRows * kGradientRows;
+  const size_t sum_floats = static_cast<size_t>(padded_rows) * inputs;
+  const int planes = shape.batch * shape.x;
+  const int parts = std::min(planes, std::max(8, 2 * pool.size()));
+  const size_t row_vectors = static_cast<size_t>(padded_rows) * kRuns,
+               input_vectors = static_cast<size_t>(inputs) * kRuns;
+  std::vector<Vec> buffers(pool.size() * (row_vectors + input_vectors));
+  float* sums = scratch.get(parts * sum_floats);
+  std::fill(sums, sums + parts * sum_floats, 0.f);
+  pool.for_each(parts, [&](int part, int thread) {
+    Vec* rows = buffers.data() + thread * (row_vectors + input_vectors);  // [run][channel]
+    Vec* taps = rows + row_vectors;                                       // [run][channel, tap]
+    std::fill(rows, rows + row_vectors, zero());
+    int count = 0;
+    const auto flush = [&] {
+      for (int k = 0; k < padded_rows; k += kGradientRows)
+        for (int input = 0; input < inputs; input += kGradientTaps) {
+          Vec sum[kGradientRows * kGradientTaps];
+          for (Vec& value : sum) value = zero();
+          for (int run = 0; run < count; ++run)
+#pragma GCC unroll 4
+            for (int i = 0; i < kGradientRows; ++i)
+#pragma GCC unroll 4
+              for (int j = 0; j < kGradientTaps; ++j)
+                sum[i * kGradientTaps + j] +=
+                    rows[run * padded_rows + k + i] * taps[run * inputs + input + j];
+          for (int i = 0; i < kGradientRows; ++i)
+            for (int j = 0; j < kGradientTaps; ++j) {
+              float lanes[kLanes];
+              store(lanes, sum[i * kGradientTaps + j]);
+              float total = 0;
+              for (float lane : lanes) total += lane;
+              sums[part * sum_floats + static_cast<size_t>(k + i) * inputs + input + j] += total;
+            }
+        }
+      count = 0;
+    };
+    for (int plane = planes * part / parts; plane < planes * (part + 1) / parts; ++plane)
+      for (int y = 0; y < shape.y; ++y)
+        for (int z = 0; z < shape.z; z += kLanes) {
+          const Run run{plane / shape.x, plane % shape.x, y, z};
+          load_coarse(coarse + run.image * shape.image_floats(), shape, run,
+                      rows + count * padded_rows);
+          load_fine(fine + run.image * from.image_floats(), from, run,
+                    reinterpret_cast<Vec(*)[kTaps]>(taps + count * inputs));
+          if (++count == kRuns) flush();
+        }
+    flush();
+  });
+  for (size_t i = 0; i < static_cast<size_t>(shape.channels) * inputs; ++i) {
+    float total = 0;
+    for (int part = 0; part < parts; ++part) total += sums[part * sum_floats + i];
+    weights_gradient[i] = total;
+  }
+}
+
+}  // namespace plane_strided
+}  // namespace fast_conv3d
