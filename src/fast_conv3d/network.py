@@ -244,17 +244,16 @@ class FastHead(nn.Cell):
         super().__init__(auto_prefix=False)
         absent = Tensor([0.0, 0.0], mstype.float32)
         last = head.conv2
-        has_bias = last.has_bias
-        self.last_weight = last.weight
-        self.last_bias = last.bias if has_bias else absent
         self.has_unit = not isinstance(head.conv1, nn.Identity)
+        has_bias = self.has_unit and last.has_bias
         if self.has_unit:
             self.first = Unit(Kind.CONV5, head.conv1, head.bn, head.relu)
+            self.last_weight = last.weight
         else:
             self.first = Convolution(last)
             identity = Tensor([[1.0, 0.0], [0.0, 1.0]], mstype.float32)
-            self.last_weight, self.last_bias = identity.reshape((2, 2, 1, 1, 1)), absent
-            has_bias = False
+            self.last_weight = identity.reshape((2, 2, 1, 1, 1))
+        self.last_bias = last.bias if has_bias else absent
         self.last_spec = operators.spec_tensor(HeadSpec(head.foreground, has_bias))
         self.probability = operators.head_probability()
         self.foreground = head.foreground
