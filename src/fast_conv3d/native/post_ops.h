@@ -472,7 +472,7 @@ inline void concat_backward(ThreadPool& pool, const PostOps& post_ops, const flo
 // which are one vector of a plain tensor and 16 of a blocked one.
 template <typename Task>
 void for_each_sixteen(ThreadPool& pool, const PostOps& post_ops, const Task& task) {
-  assert(post_ops.out_shape().blocks() == 1);
+  assert(post_ops.skip_shape().plain && post_ops.out_shape().blocks() == 1);
   const Shape one_channel = post_ops.shape.with_channels(1);
   for_each_chunk(pool, one_channel, Order::kForwards, [&](const Chunk& chunk) {
     for (size_t vector = chunk.begin; vector < chunk.end; ++vector) task(chunk.image, vector);

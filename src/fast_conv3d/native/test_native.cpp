@@ -4,7 +4,7 @@
 //
 // tests/fast_conv3d/test_native.py does so with sanitizers and for several processors. Prints a
 // line for each failure; the exit code is then 1. Tensors are plain here, (batch, channels, x, y,
-// z), and converted to blocked tensors for the operators.
+// z), and converted to the layout of their shape for the operators.
 #include <sys/wait.h>
 
 #include <cmath>
@@ -71,12 +71,16 @@ size_t at(const Shape& shape, int image, int channel, int x, int y, int z) {
   return ((volume * shape.x + x) * shape.y + y) * shape.z + z;
 }
 
-// Calls visit(plain index, blocked index) for each value.
+// Calls visit(plain index, index in the shape's layout) for each value.
 template <typename Visit>
 void for_values(const Shape& shape, const Visit& visit) {
   for (size_t i = 0; i < plain_size(shape); ++i) {
     const size_t voxel = i % shape.voxels(), channel = i / shape.voxels() % shape.channels;
     const size_t image = i / shape.voxels() / shape.channels;
+    if (shape.plain) {
+      visit(i, i);
+      continue;
+    }
     const size_t block = image * shape.blocks() + channel / kLanes;
     visit(i, (block * shape.voxels() + voxel) * kLanes + channel % kLanes);
   }
@@ -103,19 +107,20 @@ Tensor unused() { return tensor({0}); }
 std::vector<int64_t> plain_sides(const Shape& shape) {
   return {shape.batch, shape.channels, shape.x, shape.y, shape.z};
 }
-std::vector<int64_t> blocked_sides(const Shape& shape) {
+std::vector<int64_t> sides_of(const Shape& shape) {
+  if (shape.plain) return plain_sides(shape);
   return {shape.batch, shape.blocks(), shape.x, shape.y, shape.z, kLanes};
 }
 
-Tensor blocked(const Shape& shape, const Doubles& plain) {
-  Tensor result{blocked_sides(shape), Floats(shape.floats(), 0.f)};
+Tensor laid_out(const Shape& shape, const Doubles& plain) {
+  Tensor result{sides_of(shape), Floats(shape.floats(), 0.f)};
   for_values(shape,
              [&](size_t from, size_t to) { result.values[to] = static_cast<float>(plain[from]); });
   return result;
 }
 
-// Returns a blocked tensor as plain; checks that the lanes past the last channel are zero.
-Doubles unblocked(const std::string& name, const Shape& shape, const Tensor& from) {
+// Returns a tensor as plain; checks that the lanes past the last channel are zero.
+Doubles plain_values(const std::string& name, const Shape& shape, const Tensor& from) {
   Doubles plain(plain_size(shape));
   Floats rest = from.values;
   for_values(shape, [&](size_t to, size_t at) {
@@ -145,14 +150,16 @@ std::vector<Tensor> run(const std::string& name, Operator function,
       result.push_back({sides, Floats(count(sides), std::numeric_limits<float>::quiet_NaN())});
     std::vector<Tensor> own_inputs = inputs;  // unit_backward overwrites y
     std::vector<void*> data;
+    std::vector<int> ranks;
     std::vector<int64_t*> shapes;
     for (std::vector<Tensor>* tensors : {&own_inputs, &result})
       for (Tensor& tensor : *tensors) {
         data.push_back(tensor.values.data());
+        ranks.push_back(static_cast<int>(tensor.sides.size()));
         shapes.push_back(tensor.sides.data());
       }
-    const int code = function(static_cast<int>(data.size()), data.data(), nullptr, shapes.data(),
-                              nullptr, nullptr, nullptr);
+    const int code = function(static_cast<int>(data.size()), data.data(), ranks.data(),
+                              shapes.data(), nullptr, nullptr, nullptr);
     check(code == 0, name, "returns " + std::to_string(code));
   }
   for (size_t i = 0; i < outputs.size(); ++i)
@@ -247,9 +254,9 @@ void test_convolution(const ConvolutionCase& c) {
   Doubles d_x, d_weights;
   convolution_backward(Kind::kConv5, x_shape, y_shape, c.side, x, weights, d_y, d_x, d_weights);
 
-  const Tensor x_tensor = c.blocked_x ? blocked(x_shape, x) : tensor(x, plain_sides(x_shape));
+  const Tensor x_tensor = c.blocked_x ? laid_out(x_shape, x) : tensor(x, plain_sides(x_shape));
   const Tensor weight_tensor = tensor(weights, {c.out, c.in, c.side, c.side, c.side});
-  const Tensor spec = tensor({double(c.in), double(c.out), double(c.blocked_x), double(c.bias)});
+  const Tensor spec = tensor({double(c.in), double(c.out), double(c.bias)});
   for (const int threads : thread_counts) {
     if (threads > 3 && x_shape.voxels() < kVoxelsForManyThreads) continue;
     set_threads(threads);
@@ -267,7 +274,7 @@ void test_convolution(const ConvolutionCase& c) {
             {x_tensor, weight_tensor, tensor(d_y, plain_sides(y_shape)), spec},
             {x_tensor.sides, weight_tensor.sides, {c.out}});
     compare(name + "d_x",
-            c.blocked_x ? unblocked(name + "d_x", x_shape, gradients[0]) : doubles(gradients[0]),
+            c.blocked_x ? plain_values(name + "d_x", x_shape, gradients[0]) : doubles(gradients[0]),
             d_x, kTolerance);
     compare(name + "d_weight", doubles(gradients[1]), d_weights, kTolerance);
     if (c.bias)
@@ -291,9 +298,13 @@ struct UnitCase {
   int side() const { return same_size() ? 5 : 2; }
   Shape grid(int channels, bool fine) const {
     const int step = fine ? 2 : 1;
-    return {batch, channels, step * x, step * y, step * z};
+    return Shape::between_units(batch, channels, step * x, step * y, step * z);
   }
-  Shape x_shape() const { return grid(in, kind == Kind::kConvDown2); }
+  Shape x_shape() const {
+    Shape shape = grid(in, kind == Kind::kConvDown2);
+    shape.plain |= kind == Kind::kFewInput;
+    return shape;
+  }
   Shape y_shape() const { return grid(out, kind == Kind::kConvUp2); }
   Shape skip_shape() const { return grid(skip, kind == Kind::kConvUp2); }
   Shape out_shape() const { return grid(out + skip, kind == Kind::kConvUp2); }
@@ -509,7 +520,7 @@ void test_unit(const UnitCase& c) {
   const int64_t k = c.kind == Kind::kConvUp2 ? c.in : c.out;
   const int64_t channels = c.kind == Kind::kConvUp2 ? c.out : c.in;
   std::vector<Tensor> inputs{
-      c.kind == Kind::kFewInput ? tensor(v.x, plain_sides(x)) : blocked(x, v.x),
+      laid_out(x, v.x),
       tensor(v.weight, {k, channels, side, side, side}),
       tensor(v.bias),
       tensor(v.gamma),
@@ -518,8 +529,8 @@ void test_unit(const UnitCase& c) {
       tensor(v.moving_variance),
       tensor(v.first_slopes),
       tensor(v.second_slopes),
-      has_residual ? blocked(y, v.residual) : unused(),
-      c.skip > 0 ? blocked(skip, v.skip) : unused(),
+      has_residual ? laid_out(y, v.residual) : unused(),
+      c.skip > 0 ? laid_out(skip, v.skip) : unused(),
       c.dropout_mask ? tensor(v.dropout_mask, {c.batch, c.skip}) : unused(),
       tensor({double(c.kind), double(c.in), double(c.out), double(c.first), double(c.residual),
               double(c.second), double(c.bias), double(c.norm), double(c.skip),
@@ -529,15 +540,15 @@ void test_unit(const UnitCase& c) {
     if (threads > 3 && x.voxels() < kVoxelsForManyThreads) continue;
     set_threads(threads);
     const std::string name = c.name() + ", " + std::to_string(threads) + " threads, ";
-    const Tensor inferred = run(name + "inference", unit_infer, inputs, {blocked_sides(out)})[0];
-    compare(name + "inference", unblocked(name + "inference", out, inferred), inference.out,
+    const Tensor inferred = run(name + "inference", unit_infer, inputs, {sides_of(out)})[0];
+    compare(name + "inference", plain_values(name + "inference", out, inferred), inference.out,
             kTolerance);
 
     const std::vector<int64_t> sides{c.out}, of_doubles{2 * c.out};
     const std::vector<Tensor> forward =
         run(name + "forward", unit_forward, inputs,
-            {blocked_sides(out), blocked_sides(y), of_doubles, of_doubles, sides, sides});
-    compare(name + "forward", unblocked(name + "forward", out, forward[0]), training.out,
+            {sides_of(out), sides_of(y), of_doubles, of_doubles, sides, sides});
+    compare(name + "forward", plain_values(name + "forward", out, forward[0]), training.out,
             kTolerance);
     if (c.norm) {
       compare(name + "moving mean", doubles(forward[4]), training.new_moving_mean, kTolerance);
@@ -547,7 +558,7 @@ void test_unit(const UnitCase& c) {
 
     std::vector<Tensor> backward_inputs = inputs;
     backward_inputs.insert(backward_inputs.end(), forward.begin(), forward.begin() + 4);
-    backward_inputs.push_back(blocked(out, d_out));
+    backward_inputs.push_back(laid_out(out, d_out));
     std::vector<std::vector<int64_t>> gradient_sides;
     using Input = UnitInfer;
     for (const Input::Tensor input :
@@ -566,7 +577,7 @@ void test_unit(const UnitCase& c) {
           run(name + "d_volume", unit_volume_gradient, without_y, {inputs[Input::kX].sides})[0];
       compare_with("d_volume", doubles(d_x), expected.x);
     } else {
-      compare_with("d_x", unblocked(name + "d_x", x, found[0]), expected.x);
+      compare_with("d_x", plain_values(name + "d_x", x, found[0]), expected.x);
     }
     compare_with("d_weight", doubles(found[1]), expected.weight);
     if (c.bias) compare_with("d_bias", doubles(found[2]), expected.bias);
@@ -577,9 +588,9 @@ void test_unit(const UnitCase& c) {
     if (c.second == Activation::kPrelu)
       compare_with("d_second_slopes", doubles(found[6]), expected.second_slopes);
     if (has_residual)
-      compare_with("d_residual", unblocked(name + "d_residual", y, found[7]), expected.residual);
+      compare_with("d_residual", plain_values(name + "d_residual", y, found[7]), expected.residual);
     if (c.skip > 0)
-      compare_with("d_skip", unblocked(name + "d_skip", skip, found[8]), expected.skip);
+      compare_with("d_skip", plain_values(name + "d_skip", skip, found[8]), expected.skip);
     const Tensor& mask = inputs[Input::kDropoutMask];
     const Tensor d_mask =
         run(name + "d_dropout_mask", unit_mask_gradient,
@@ -650,12 +661,12 @@ void test_scaling(const Shape& shape) {
     const std::string name = "scaling of " + std::to_string(shape.channels) + " channels";
     const Tensor found =
         run(name, scale_channels,
-            {blocked(shape, x), tensor(dropout_mask, {shape.batch, shape.channels})},
-            {blocked_sides(shape)})[0];
-    compare(name, unblocked(name, shape, found), expected, 1e-6);
+            {laid_out(shape, x), tensor(dropout_mask, {shape.batch, shape.channels})},
+            {sides_of(shape)})[0];
+    compare(name, plain_values(name, shape, found), expected, 1e-6);
     const Tensor mask = tensor(dropout_mask, {shape.batch, shape.channels});
     const Tensor gradient = run(name + ", gradient", scale_mask_gradient,
-                                {blocked(shape, x), mask, blocked(shape, d_y)}, {mask.sides})[0];
+                                {laid_out(shape, x), mask, laid_out(shape, d_y)}, {mask.sides})[0];
     compare(name + ", gradient", doubles(gradient), expected_gradient, 1e-6);
   }
 }
@@ -695,7 +706,7 @@ void test_fork() {
   const Shape x{1, 5, 7, 5, 4};
   const std::vector<Tensor> inputs{tensor(random_values(plain_size(x)), plain_sides(x)),
                                    tensor(random_values(size_t{5} * 5 * 125), {5, 5, 5, 5, 5}),
-                                   unused(), tensor({5, 5, 0, 0})};
+                                   unused(), tensor({5, 5, 0})};
   const auto forward = [&] {
     return run("fork", conv_forward, inputs, {plain_sides(x)})[0].values;
   };
@@ -735,7 +746,7 @@ void test_calls_at_once() {
     sides.push_back(plain_sides(y));
     inputs.push_back({tensor(random_values(plain_size(x)), plain_sides(x)),
                       tensor(random_values(size_t(x.channels) * 7 * 125), {7, x.channels, 5, 5, 5}),
-                      unused(), tensor({double(x.channels), 7, 0, 0})});
+                      unused(), tensor({double(x.channels), 7, 0})});
     alone.push_back(run("alone", conv_forward, inputs[caller], {sides[caller]})[0]);
   }
   std::vector<char> same(kCallers, 1);
@@ -745,14 +756,17 @@ void test_calls_at_once() {
       for (int call = 0; call < kCalls; ++call) {
         Floats y(count(sides[caller]));
         std::vector<void*> data;
+        std::vector<int> ranks;
         std::vector<int64_t*> shapes;
         for (Tensor& input : inputs[caller]) {
           data.push_back(input.values.data());
+          ranks.push_back(static_cast<int>(input.sides.size()));
           shapes.push_back(input.sides.data());
         }
         data.push_back(y.data());
+        ranks.push_back(5);
         shapes.push_back(sides[caller].data());
-        conv_forward(5, data.data(), nullptr, shapes.data(), nullptr, nullptr, nullptr);
+        conv_forward(5, data.data(), ranks.data(), shapes.data(), nullptr, nullptr, nullptr);
         same[caller] &= y == alone[caller].values;
       }
     });
@@ -824,6 +838,19 @@ const UnitCase kUnits[] = {
     {Kind::kConvUp2, 1, 16, 16, 3, 5, 2, kElu, kNoResidual, kNoActivation, true, false, 16, true},
     {Kind::kConvUp2, 3, 17, 40, 2, 7, 1, kNoActivation, kNoResidual, kNoActivation, false, false, 1,
      true},
+    // plain tensors: few channels, rows of whole vectors
+    {Kind::kConv5, 2, 5, 5, 7, 6, 16, kElu, kInputResidual, kElu, true, true},
+    {Kind::kConv5, 1, 8, 3, 2, 9, 48, kPrelu, kTensorResidual, kPrelu, false, true},
+    {Kind::kConv5, 1, 5, 33, 3, 2, 16, kElu, kNoResidual, kNoActivation, true, false},
+    {Kind::kConv5, 1, 33, 2, 5, 5, 16, kElu, kNoResidual, kNoActivation, false, true},
+    {Kind::kFewInput, 1, 1, 8, 5, 9, 32, kNoActivation, kInputResidual, kElu, false, true},
+    {Kind::kFewInput, 2, 1, 3, 3, 2, 16, kNoActivation, kInputResidual, kPrelu, true, true},
+    {Kind::kConvDown2, 2, 3, 5, 3, 2, 16, kPrelu, kNoResidual, kNoActivation, true, true},
+    {Kind::kConvDown2, 1, 8, 17, 2, 3, 8, kElu, kNoResidual, kNoActivation, false, true},
+    {Kind::kConvDown2, 1, 5, 40, 2, 1, 24, kElu, kNoResidual, kNoActivation, true, false},
+    {Kind::kConvUp2, 2, 17, 8, 2, 3, 8, kElu, kNoResidual, kNoActivation, true, true, 8, true},
+    {Kind::kConvUp2, 1, 33, 5, 1, 2, 24, kElu, kNoResidual, kNoActivation, false, true, 5},
+    {Kind::kConvUp2, 2, 8, 4, 3, 2, 16, kPrelu, kNoResidual, kNoActivation, false, true, 4, true},
 };
 
 int test_all() {
@@ -838,6 +865,7 @@ int test_all() {
   test_head({3, 5, 2, 7, 16}, 5, 0, true);
   test_scaling({1, 1, 1, 1, 1});
   test_scaling({2, 17, 3, 5, 7});
+  test_scaling({2, 5, 3, 5, 16, true});
   test_calls_at_once();
   std::printf("%d of %d checks failed\n", failures, checks);
   return failures == 0 ? 0 : 1;
