@@ -42,29 +42,37 @@ class Layer(NamedTuple):
         return 5 if self.kind == "conv5" else 2
 
 
-def vnet_layers(size: tuple[int, int, int]) -> list[Layer]:
-    """All different convolutions of the full-width network for a volume of X, Y, Z voxels."""
+def vnet_layers(
+    size: tuple[int, int, int], width: int = WIDTH, head_unit: bool = True
+) -> list[Layer]:
+    """All different 5x5x5 and 2x2x2 convolutions of a network.
+
+    Args:
+        size: X, Y, Z of a volume.
+        width: channels of the first stage.
+        head_unit: whether it ends with a 5x5x5 convolution to 2 channels, as `monai`.
+    """
 
     def sides(level):
         return tuple(side >> level for side in size)
 
     layers = [
-        Layer("conv5", 1, WIDTH, sides(0), 1),
-        Layer("conv5", 2 * WIDTH, 2, sides(0), 1),
-        Layer("conv5", 2 * WIDTH, 2 * WIDTH, sides(0), 1),
+        Layer("conv5", 1, width, sides(0), 1),
+        *([Layer("conv5", 2 * width, 2, sides(0), 1)] if head_unit else []),
+        Layer("conv5", 2 * width, 2 * width, sides(0), 1),
     ]
     # Convolutions of each stage, from the top; the stage up has twice the channels of its level.
     for level, (down, up) in enumerate(((1, 1), (2, 2), (3, 2), (2, 0)), start=1):
-        channels = WIDTH << level
+        channels = width << level
         layers.append(Layer("conv5", channels, channels, sides(level), down))
         if up:
             layers.append(Layer("conv5", 2 * channels, 2 * channels, sides(level), up))
     layers += [
-        Layer("down", WIDTH << level, 2 * WIDTH << level, sides(level), 1) for level in range(4)
+        Layer("down", width << level, 2 * width << level, sides(level), 1) for level in range(4)
     ]
-    # A stage up returns as many channels as the level below it has; the deepest returns 16 * WIDTH.
+    # A stage up returns as many channels as the level below it has; the deepest returns 16 * width.
     layers += [
-        Layer("up", min(4 * WIDTH << level, 16 * WIDTH), WIDTH << level, sides(level + 1), 1)
+        Layer("up", min(4 * width << level, 16 * width), width << level, sides(level + 1), 1)
         for level in range(4)
     ]
     return layers

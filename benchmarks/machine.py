@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 
 STATUS = Path("/proc/self/status")
+CPUINFO = Path("/proc/cpuinfo")
+BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # of x86, x86's matrix unit, Arm
 CLEAR_REFERENCES = Path("/proc/self/clear_refs")
 RESET_PEAK = "5"  # proc(5): sets VmHWM to the current resident memory
 
@@ -16,10 +18,16 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
+def has_bfloat16() -> bool:
+    """Whether the processor multiplies bfloat16; others convert to float32 and back."""
+    flags = _first_value(CPUINFO, "flags") or _first_value(CPUINFO, "Features") or ""
+    return bool(BFLOAT16_FLAGS & set(flags.split()))
+
+
 def describe_machine() -> dict[str, str | int | float | list[float]]:
     """Processor, cores, memory, system and load, for the record."""
     return {
-        "cpu": _first_value(Path("/proc/cpuinfo"), "model name") or platform.machine(),
+        "cpu": _first_value(CPUINFO, "model name") or platform.machine(),
         "usable_cores": usable_cores(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "system": platform.platform(),

@@ -14,7 +14,7 @@ from benchmarks.machine import (
     reset_peak_memory,
     usable_cores,
 )
-from benchmarks.worker import LEARNING_RATE
+from benchmarks.worker import FULL_WIDTH
 from src.config import override_config, vnet_cfg
 from src.dataset import draw_dropout_mask
 from src.devices.device import start_device
@@ -47,24 +47,36 @@ class Gradient(nn.Cell):
         return self.gradient(self.cell)(x, dy)
 
 
+def from_pytorch(state: dict[str, np.ndarray], variant: str) -> dict[str, np.ndarray]:
+    """Renames the weights of MONAI's network or of `benchmarks.pytorch_network`."""
+    if variant == "monai":
+        return from_monai(state)
+    leaves = {".bn.weight": ".bn.gamma", ".bn.bias": ".bn.beta"}
+    for theirs, ours in leaves.items():
+        state = {name.replace(theirs, ours): array for name, array in state.items()}
+    return state
+
+
 class Implementation:
-    """The full-width network of variant `monai`.
+    """A network on this process's cores.
 
     Args:
         size: X, Y, Z of a volume.
         batch: volumes at once.
         fast_conv3d: "on", or "off" for stock MindSpore.
+        network: as `benchmarks.worker.FULL_WIDTH`.
     """
 
-    def __init__(self, size: list[int], batch: int, fast_conv3d: str) -> None:
+    def __init__(
+        self, size: list[int], batch: int, fast_conv3d: str, network: dict = FULL_WIDTH
+    ) -> None:
         self.config = override_config(
             vnet_cfg,
             [
-                "variant=monai",
+                *(f"{key}={value}" for key, value in network.items()),
                 f"VolSize={','.join(map(str, size))}",
                 f"batch_size={batch}",
                 f"fast_conv3d={fast_conv3d}",
-                "weight_decay=0",
             ],
         )
         start_device(DEVICE)
@@ -88,11 +100,11 @@ class Implementation:
         self.network = to_fast_vnet(network, self.config, DEVICE).set_train(training)
         weights = Path(folder, "weights.npz")
         if weights.is_file():
-            arrays = from_monai(read_state_dict(weights))
+            arrays = from_pytorch(read_state_dict(weights), self.config.variant)
             for name, parameter in self.network.parameters_dict().items():
                 parameter.set_data(ms.Tensor(arrays.pop(name)))
         if training:
-            rates = np.full(STEPS, LEARNING_RATE, np.float32)
+            rates = np.full(STEPS, self.config.lr, np.float32)
             optimizer = create_optimizer(self.network, self.config, rates)
             self.training_cell = create_training_cell(self.network, optimizer, self.config, DEVICE)
         reset_peak_memory()

@@ -6,7 +6,14 @@ from statistics import median
 
 from benchmarks.layers import PARTS, Layer
 
-TITLES = {"ours": "this project", "pytorch": "PyTorch + MONAI", "stock": "stock MindSpore"}
+TITLES = {
+    "ours": "this project",
+    "pytorch": "PyTorch",
+    "pytorch_bfloat16": "PyTorch, bfloat16",
+    "openvino": "OpenVINO",
+    "openvino_bfloat16": "OpenVINO, bfloat16",
+    "stock": "stock MindSpore",
+}
 PHASES = {"inference": "inference", "train_step": "training step"}
 
 
@@ -78,24 +85,34 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([line(header), "-" * len(line(header)), *map(line, rows)])
 
 
-def network_table(measured: dict) -> str:
-    """The whole network: times, peaks of memory, first call's extra; PyTorch's over ours."""
-    names = list(measured["inference"])
-
-    def row(title, phase, key, text):
-        of = measured[phase]
-        quotient = f"{of['pytorch'][key] / of['ours'][key]:.2f}"
-        return [title, *(text(of[name]) for name in names), quotient]
-
-    rows = [row(title, phase, "median_s", time_text) for phase, title in PHASES.items()]
-    rows += [
-        row(f"{title}, peak of memory", phase, "peak_bytes", memory_text)
-        for phase, title in PHASES.items()
+def phase_table(phase: str, measured: dict[str, dict]) -> str:
+    """Inference or training of each implementation: time, over ours, peak memory, first call."""
+    header = [PHASES[phase], "median", "over ours", "peak memory", "first call's extra"]
+    rows = [
+        [
+            TITLES[name],
+            time_text(of),
+            f"{ratio(measured, name):.2f}",
+            memory_text(of),
+            f"{of['first_call_extra_s']:.2f} s",
+        ]
+        for name, of in measured.items()
     ]
-    for phase, title in PHASES.items():
-        extra = [f"{measured[phase][name]['first_call_extra_s']:.2f} s" for name in names]
-        rows.append([f"{title}, first call's extra", *extra, ""])
-    return table(["", *(TITLES[name] for name in names), "PyTorch / ours"], rows)
+    return table(header, rows)
+
+
+def ways_text(measured: dict[str, dict]) -> list[str]:
+    """What PyTorch chose, one line for each implementation in it."""
+    lines = []
+    for name, of in measured.items():
+        if "ways_median_s" in of:
+            ways = [
+                f"{way} {f'{found:.3f} s' if isinstance(found, float) else found}"
+                for way, found in of["ways_median_s"].items()
+            ]
+            on = [option for option, taken in of["process"]["how"].items() if taken]
+            lines.append(f"{TITLES[name]}: {'; '.join(ways)}; takes {', '.join(on)}")
+    return lines
 
 
 def layers_table(layers: list[dict]) -> str:
@@ -126,10 +143,11 @@ def layers_table(layers: list[dict]) -> str:
 def report_text(measured: dict) -> str:
     """Returns the text that is printed at the end."""
     machine, compared = measured["machine"], measured["compared"]
-    processes = {name: of["process"] for name, of in measured["inference"].items()}
+    phases = [phase for phase in PHASES if phase in measured]
+    processes = {name: of["process"] for phase in phases for name, of in measured[phase].items()}
     shape = "x".join(map(str, (measured["batch"], 1, *measured["size"])))
     others = " and ".join(f"{cores:.2f}" for cores in machine["others_cores"].values())
-    parameters = measured["inference"]["ours"]["parameters"] / 1e6
+    parameters = measured[phases[0]]["ours"]["parameters"] / 1e6
     lines = [
         f"{machine['cpu']}, {machine['usable_cores']} cores, {measured['threads']} threads each; "
         f"load average {machine['load_average'][0]:.2f} at the start",
@@ -138,7 +156,7 @@ def report_text(measured: dict) -> str:
     for name, process in processes.items():
         versions = [
             f"{library} {process[library]}"
-            for library in ("mindspore", "torch", "monai")
+            for library in ("mindspore", "torch", "monai", "openvino")
             if library in process
         ]
         lines.append(
@@ -150,16 +168,25 @@ def report_text(measured: dict) -> str:
         for key, value in compared.items()
         if "difference" in key
     )
+    lines.append(
+        f"compared before timing: {differences} (tolerance {measured['tolerance']:g}, bfloat16 "
+        f"{measured['bfloat16_tolerance']:g})"
+    )
+    if "probability_lowest" in compared:
+        lines.append(
+            f"probabilities span {compared['probability_lowest']:.3f} .. "
+            f"{compared['probability_highest']:.3f}"
+        )
+    settings = ", ".join(f"{key} {value}" for key, value in measured["network"].items())
     lines += [
-        f"compared before timing: {differences}; probabilities span "
-        f"{compared['probability_lowest']:.3f} .. {compared['probability_highest']:.3f}",
         "",
-        f"V-Net, {parameters:.1f} M parameters, {shape}: median (fastest .. slowest) of "
-        f"{measured['pairs']} in alternation",
-        network_table(measured),
+        f"V-Net, {parameters:.1f} M parameters, {shape}; {settings}",
+        f"median (fastest .. slowest) of {measured['pairs']} in alternation",
     ]
+    for phase in phases:
+        lines += ["", phase_table(phase, measured[phase]), *ways_text(measured[phase])]
     if "layers" in measured:
-        names = " / ".join(TITLES[name] for name in processes)
+        names = " / ".join(TITLES[name] for name in measured["layers"][0]["made_by"])
         lines += [
             "",
             f"Each convolution by itself: {names}, ms",

@@ -1,19 +1,26 @@
-"""Measures this project against PyTorch with MONAI's VNet, side by side on this machine's CPU.
+"""Measures this project against PyTorch and OpenVINO, side by side on this machine's CPU.
 
     python -m venv .venv_pytorch
     .venv_pytorch/bin/pip install --extra-index-url https://download.pytorch.org/whl/cpu \
         -r benchmarks/requirements.txt
     python benchmarks/vs_pytorch.py --torch_python .venv_pytorch/bin/python
-    python benchmarks/vs_pytorch.py --torch_python .venv_pytorch/bin/python --size 64,64,32
-    python benchmarks/vs_pytorch.py --torch_python .venv_pytorch/bin/python --stock 1 --layers \
-        --json measured.json
+    python benchmarks/vs_pytorch.py --torch_python .venv_pytorch/bin/python --preset accurate
+    python benchmarks/vs_pytorch.py --torch_python .venv_pytorch/bin/python --size 64,64,32 \
+        --stock 1 --layers --json measured.json
 
-Both compute the same network (45.6 M parameters, variant `monai`) with the same weights on the same
-volume, in float32 on all cores: inference up to the probability, and a training step of forward,
-Dice loss, backward and Adam with MONAI's dropout. Before anything is timed, probabilities and the
-loss of a training step without dropout have to agree. Each implementation is a process of its own
-that is stopped while another computes; they take turns, and medians are compared. Peak memory is
-the process's VmHWM after its weights are loaded.
+All compute the same network with the same weights on the same volume on all cores: inference up to
+the probability, and a training step of forward, loss, backward and Adam with dropout. Without
+--preset it is MONAI's full-width VNet (45.6 M parameters, variant `monai`) with Dice loss; with it,
+the preset's network on its grid with its loss, dropout, learning rate and weight decay. The weight
+average of a preset (`ema_decay`) is no part of a step, nor is the second, flipped volume of a
+prediction. Before anything is timed, probabilities and the loss of a training step without dropout
+have to agree.
+
+PyTorch takes the fastest of its ways: memory format, torch.compile, fused Adam (--pytorch default:
+none of them). Peers, where installed and where the processor has bfloat16: PyTorch with autocast to
+bfloat16, and OpenVINO in float32 and bfloat16 (inference). Each implementation is a process of its
+own that is stopped while another computes; they take turns, and medians are compared. Peak memory
+is the process's VmHWM after its weights are loaded.
 """
 
 import argparse
@@ -23,6 +30,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from contextlib import ExitStack
 from datetime import datetime, timezone
 from pathlib import Path
@@ -32,10 +40,11 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.layers import Layer, relative_difference, vnet_layers
-from benchmarks.machine import busy_core_seconds, describe_machine, usable_cores
+from benchmarks.machine import busy_core_seconds, describe_machine, has_bfloat16, usable_cores
 from benchmarks.report import PHASES, TITLES, alternate, progress, ratio, report_text, summary
 from benchmarks.volume import SIDE_MULTIPLE, volume_size, write_volume
-from benchmarks.worker import CALLS, Worker
+from benchmarks.worker import CALLS, FULL_WIDTH, Worker
+from src.config import PRESETS, vnet_cfg
 from src.utils.command_line import run
 from src.utils.errors import DataError, UsageError
 from src.utils.files import write_files
@@ -43,6 +52,10 @@ from src.utils.files import write_files
 PAIRS = 5
 SEED = 1
 TOLERANCE = 1e-3  # of a probability, a loss, a layer's values in units of their standard deviation
+BFLOAT16_TOLERANCE = 0.1  # of a probability or a loss; bfloat16 has 8 bits
+FULL_SIZE = (128, 128, 64)
+INFERENCE_ONLY = ("openvino", "openvino_bfloat16")
+PEERS = ("pytorch_bfloat16", *INFERENCE_ONLY)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -55,7 +68,13 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__.partition("\n")[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--size", type=volume_size, default="128,128,64", metavar="X,Y,Z")
+    parser.add_argument("--preset", choices=sorted(PRESETS), help="its network, grid and step")
+    parser.add_argument(
+        "--size",
+        type=volume_size,
+        metavar="X,Y,Z",
+        help="of a volume; without it 128,128,64 or the preset's",
+    )
     parser.add_argument("--batch", type=int, default=1, help="volumes at once")
     parser.add_argument(
         "--pairs", type=int, default=PAIRS, help="timed calls of each, in alternation"
@@ -65,6 +84,22 @@ def parse_arguments() -> argparse.Namespace:
         default=sys.executable,
         metavar="PYTHON",
         help="interpreter of the environment with benchmarks/requirements.txt",
+    )
+    parser.add_argument(
+        "--pytorch",
+        choices=("best", "eager", "default"),
+        default="best",
+        help="best: fastest memory format, torch.compile (takes minutes), fused Adam; eager: "
+        "without torch.compile; default: as PyTorch comes",
+    )
+    parser.add_argument(
+        "--peers",
+        nargs="*",
+        choices=PEERS,
+        help="further implementations; without it those that run here, --peers alone: none",
+    )
+    parser.add_argument(
+        "--phases", nargs="+", choices=tuple(PHASES), default=tuple(PHASES), help="what to time"
     )
     parser.add_argument(
         "--stock",
@@ -85,6 +120,7 @@ def parse_arguments() -> argparse.Namespace:
         help="write all measurements",
     )
     args = parser.parse_args()
+    args.size = args.size or tuple(PRESETS[args.preset]["VolSize"] if args.preset else FULL_SIZE)
     if args.batch < 1 or args.pairs < 1 or not 0 <= args.stock <= args.pairs:
         raise UsageError("--batch and --pairs are at least 1, --stock is 0 to --pairs")
     if not 1 <= args.threads <= usable_cores():
@@ -97,31 +133,77 @@ def parse_arguments() -> argparse.Namespace:
     return args
 
 
+def network_of(preset: str | None) -> dict[str, str | int | float]:
+    """The network and the training step, in the form of `benchmarks.worker.FULL_WIDTH`."""
+    config = {**vnet_cfg, **PRESETS[preset]} if preset else FULL_WIDTH
+    return {key: config[key] for key in FULL_WIDTH}
+
+
 def start(name: str, args: argparse.Namespace) -> Worker:
     """Starts the process of an implementation."""
-    if name == "pytorch":
+    network = network_of(args.preset)
+    if name in ("ours", "stock"):
         return Worker(
             TITLES[name],
-            args.torch_python,
-            "benchmarks.pytorch_implementation",
+            sys.executable,
+            "benchmarks.mindspore_implementation",
             args.threads,
-            keep_onednn_limits=False,
+            size=args.size,
+            batch=args.batch,
+            fast_conv3d="on" if name == "ours" else "off",
+            network=network,
         )
     return Worker(
         TITLES[name],
-        sys.executable,
-        "benchmarks.mindspore_implementation",
+        args.torch_python,
+        f"benchmarks.{name.partition('_')[0]}_implementation",
         args.threads,
-        size=args.size,
-        batch=args.batch,
-        fast_conv3d="on" if name == "ours" else "off",
+        keep_onednn_limits=False,
+        network=network,
+        bfloat16=name.endswith("_bfloat16"),
     )
 
 
-def repetitions(args: argparse.Namespace) -> dict[str, int]:
-    """Returns implementation -> number of timed calls."""
-    counts = {"ours": args.pairs, "pytorch": args.pairs, "stock": args.stock}
+def peers_here(has_openvino: bool) -> list[str]:
+    """The peers that this machine can run; bfloat16 only where the processor has it."""
+    return [
+        name
+        for name in PEERS
+        if (has_openvino or name not in INFERENCE_ONLY)
+        and (has_bfloat16() or not name.endswith("_bfloat16"))
+    ]
+
+
+def repetitions(args: argparse.Namespace, phase: str | None = None) -> dict[str, int]:
+    """Returns implementation -> number of timed calls in a phase; None: of one convolution."""
+    counts = {"ours": args.pairs, "pytorch": args.pairs}
+    if phase:
+        counts |= dict.fromkeys(args.peers, args.pairs)
+    if phase != "inference":
+        counts = {name: count for name, count in counts.items() if name not in INFERENCE_ONLY}
+    counts["stock"] = args.stock
     return {name: count for name, count in counts.items() if count}
+
+
+def choose_ways(
+    phase: str, names: Iterable[str], args: argparse.Namespace, folder: Path
+) -> dict[str, dict]:
+    """Returns implementation in PyTorch -> `choose` of `pytorch_implementation`.
+
+    It has a process of its own, because memory that its attempts take would count in the peak.
+    """
+    chosen = {}
+    for name in names:
+        if name.startswith("pytorch") and args.pytorch != "default":
+            progress(f"{PHASES[phase]}: fastest way of {TITLES[name]}")
+            with start(name, args) as worker:
+                chosen[name] = worker.call(
+                    "choose",
+                    folder=str(folder),
+                    training=phase == "train_step",
+                    may_compile=args.pytorch == "best",
+                )
+    return chosen
 
 
 def measure_phase(phase: str, args: argparse.Namespace, folder: Path) -> tuple[dict, dict, float]:
@@ -142,19 +224,22 @@ def measure_phase(phase: str, args: argparse.Namespace, folder: Path) -> tuple[d
     """
     training = phase == "train_step"
     method, undropped, timed = CALLS[phase]
-    counts = repetitions(args)
+    counts = repetitions(args, phase)
+    chosen = choose_ways(phase, counts, args, folder)
     with ExitStack() as stack:
         workers = {name: stack.enter_context(start(name, args)) for name in counts}
         measured, losses = {}, {}
         for name, worker in workers.items():
             progress(f"{PHASES[phase]}: first call of {TITLES[name]}")
-            loaded = worker.call("load", folder=str(folder), training=training)
+            how = {"how": chosen[name]["how"]} if name in chosen else {}
+            loaded = worker.call("load", folder=str(folder), training=training, **how)
             first = worker.call(method, **undropped)
             measured[name] = {
                 "load_s": loaded["seconds"],
                 "parameters": loaded["parameters"],
                 "process": worker.call("describe"),
                 "first_call_s": first["seconds"],
+                **({"ways_median_s": chosen[name]["median_s"]} if name in chosen else {}),
             }
             losses[name] = [first.get("loss")]
             if not training:
@@ -163,6 +248,8 @@ def measure_phase(phase: str, args: argparse.Namespace, folder: Path) -> tuple[d
         for name, worker in workers.items():
             if name != "stock":  # a second call takes minutes and only repeats the first
                 losses[name].append(worker.call(method, **undropped).get("loss"))
+                if training:  # with dropout torch.compile compiles again
+                    worker.call(method, **timed)
         if training:
             measured = {name: {**of, "losses": losses[name]} for name, of in measured.items()}
 
@@ -197,7 +284,7 @@ def compare_probabilities(names, folder: Path) -> dict[str, float]:
     """Returns the largest differences to PyTorch's probabilities.
 
     Raises:
-        DataError: one exceeds TOLERANCE.
+        DataError: one exceeds its tolerance.
     """
     theirs = np.load(folder / "pytorch.npy")
     compared = {
@@ -215,7 +302,7 @@ def compare_losses(losses: dict[str, list[float]]) -> dict[str, float]:
     """Returns the differences to PyTorch's loss of the first training step.
 
     Raises:
-        DataError: one exceeds TOLERANCE.
+        DataError: one exceeds its tolerance.
     """
     theirs = losses["pytorch"][0]
     return {
@@ -226,12 +313,13 @@ def compare_losses(losses: dict[str, list[float]]) -> dict[str, float]:
 
 
 def checked(difference: float, name: str, what: str) -> float:
-    """Returns `difference`; raises a DataError if it is not below TOLERANCE, or NaN."""
-    if difference < TOLERANCE:
+    """Returns `difference`; raises a DataError if it is not below the tolerance, or NaN."""
+    tolerance = BFLOAT16_TOLERANCE if name.endswith("_bfloat16") else TOLERANCE
+    if difference < tolerance:
         return float(difference)
     raise DataError(
         f"{TITLES[name]}: {what} differ from PyTorch's by {difference:.2g}, expected less than "
-        f"{TOLERANCE:g}; nothing was timed, since it would not be the same work"
+        f"{tolerance:g}; nothing was timed, since it would not be the same work"
     )
 
 
@@ -245,7 +333,9 @@ def measure_layers(args: argparse.Namespace) -> list[dict]:
     measured = []
     with ExitStack() as stack:
         workers = {name: stack.enter_context(start(name, args)) for name in counts}
-        for layer in vnet_layers(args.size):
+        network = network_of(args.preset)
+        has_unit = network["variant"] == "monai"
+        for layer in vnet_layers(args.size, network["width"], has_unit):
             progress(f"layer {layer.name}")
             made_by = {
                 name: worker.call("load_layer", batch=args.batch, **layer._asdict())
@@ -269,8 +359,15 @@ def measure_part(layer: Layer, part: str, workers: dict, counts: dict) -> dict[s
 def result(args: argparse.Namespace, machine: dict, compared: dict, phases: dict, layers) -> dict:
     """Returns all measurements in the form that --json writes."""
     return {
-        "ratio_inference": ratio(phases["inference"]),
-        "ratio_train_step": ratio(phases["train_step"]),
+        **{f"ratio_{phase}": ratio(of) for phase, of in phases.items()},
+        "ratios": {
+            phase: {name: ratio(of, name) for name in of if name != "ours"}
+            for phase, of in phases.items()
+        },
+        "preset": args.preset,
+        "network": network_of(args.preset),
+        "tolerance": TOLERANCE,
+        "bfloat16_tolerance": BFLOAT16_TOLERANCE,
         "size": list(args.size),
         "batch": args.batch,
         "pairs": args.pairs,
@@ -297,7 +394,9 @@ def main() -> None:
         with start("pytorch", args) as worker:
             progress("weights")
             worker.call("write_weights", folder=name, seed=SEED)
-        for phase in PHASES:
+            if args.peers is None:
+                args.peers = peers_here(worker.call("has_openvino"))
+        for phase in args.phases:
             phases[phase], of_phase, others[phase] = measure_phase(phase, args, folder)
             compared |= of_phase
     layers = measure_layers(args) if args.layers else None

@@ -32,7 +32,15 @@ CALLS = {
     "inference": ("infer", {}, {}),
     "train_step": ("train_step", {"drop": False}, {"drop": True}),
 }
-LEARNING_RATE = 1e-3  # of plain Adam, without weight decay
+# The network that is measured without --preset. `weight_decay` is L2 of the convolutions' weights.
+FULL_WIDTH = {
+    "variant": "monai",
+    "width": 16,
+    "dropout": 0.5,
+    "loss": "dice",
+    "lr": 1e-3,
+    "weight_decay": 0.0,
+}
 # Limits of oneDNN that MindSpore needs (src/devices/device.py) and PyTorch must not inherit.
 ONEDNN_LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
 

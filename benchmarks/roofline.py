@@ -1,0 +1,422 @@
+r"""What each kernel of the fast CPU V-Net reaches of this machine's rates, as Markdown tables.
+
+    python benchmarks/roofline.py                                 # four networks, about 3 minutes
+    python benchmarks/roofline.py --networks accurate 64,64,32 --repeats 9 --json roofline.json
+
+First the rates, on the cores that the network gets: multiply-adds on registers and a[i] = b[i] +
+s c[i] over memory, compiled with the flags of the kernels, and NumPy's matrix product. Then
+inference and training steps of whole networks, in which each operator and each kernel is timed
+(profile_kernels.cpp); the median of the repeats counts.
+
+A kernel's bound is the larger of two times: its multiplications at the register rate, and its
+compulsory bytes (input, weights and output once, in float32) at the memory rate. A 5x5x5
+convolution counts the 512 multiplications for 4x4x4 outputs of the Winograd transform, the others
+their direct sum. Transforms, norms and activations count nothing, so no kernel reaches 100 %.
+"""
+
+import argparse
+import ctypes
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.layers import PARTS, Layer, vnet_layers
+from benchmarks.machine import describe_machine
+from benchmarks.report import progress
+from benchmarks.volume import volume_size, write_volume
+from benchmarks.vs_pytorch import network_of
+from src.config import PRESETS
+from src.fast_conv3d import build
+from src.utils.command_line import run
+from src.utils.errors import DataError, UsageError
+from src.utils.files import write_files
+
+NETWORKS = ("128,128,64", "64,64,32", "accurate", "compact")
+SOURCE = Path(__file__).with_name("profile_kernels.cpp")
+EXPORTED = re.compile(r"(FC3D_EXPORT int )(\w+)(\(int, void\*\* data)")
+TILE, POINTS = 4, 8  # Winograd F(4, 5): 8 products for 4 outputs, along each axis
+PROBES = 3  # of each rate; the highest counts
+MATRIX_SIDE = 2048
+
+# Kernel of profile_kernels.cpp -> part of a convolution, in the forward operators and in backward.
+FORWARD_PARTS = dict.fromkeys(
+    ("convolve", "conv_few_input", "conv_few_output", "conv_down2", "conv_up2"), PARTS[0]
+)
+BACKWARD_PARTS = {**dict.fromkeys(FORWARD_PARTS, PARTS[1]), "weight_gradient": PARTS[2]}
+PASSES = {
+    "batch_statistics": "statistics",
+    "post_ops_forward": "norm, ELU, sum, concatenation",
+    "concat_forward": "norm, ELU, sum, concatenation",
+    "post_ops_backward": "the same, backward",
+}
+REST = "other operators"
+OUTSIDE = "outside (MindSpore, loss, Adam)"
+
+
+class RecordStruct(ctypes.Structure):
+    """`profile::Record`."""
+
+    _fields_ = (
+        ("name", ctypes.c_char_p),
+        ("is_operator", ctypes.c_int),
+        ("shape", ctypes.c_int64 * 5),
+        ("seconds", ctypes.c_double),
+    )
+
+
+class Record(NamedTuple):
+    """A call of an operator, or of a kernel inside the operator before it.
+
+    Attributes:
+        name: of the function.
+        is_operator: whether it is an operator.
+        shape: X, Y, Z of an operator's first input and two sides of its weights; zeros of a kernel.
+        seconds: that it took.
+    """
+
+    name: str
+    is_operator: bool
+    shape: tuple[int, ...]
+    seconds: float
+
+
+class Rates(NamedTuple):
+    """What the cores reach together.
+
+    Attributes:
+        flops: floating-point operations per second of multiply-adds on registers.
+        sgemm_flops: of NumPy's float32 matrix product.
+        bytes_per_s: of a[i] = b[i] + s c[i], counting three floats.
+    """
+
+    flops: float
+    sgemm_flops: float
+    bytes_per_s: float
+
+
+def compile_profile(folder: Path) -> Path:
+    """Compiles the kernels with timers into a folder; returns the library's path.
+
+    Raises:
+        DataError: it does not compile, for example since a kernel has another name now.
+    """
+    text = (build.SOURCES / "ops.cpp").read_text()
+    names = [name for _, name, _ in EXPORTED.findall(text)]
+    (folder / "untimed_ops.cpp").write_text(EXPORTED.sub(r"\1untimed_\2\3", text))
+    operators = " ".join(f"OPERATOR({name})" for name in names)
+    library = folder / "libprofile.so"
+    compiler, _ = build._compiler()
+    command = [*compiler, *build.FLAGS, build._native_flag(), f"-DPROFILED_OPERATORS={operators}"]
+    command += [f"-I{build.SOURCES}", f"-I{folder}", "-o", str(library), str(SOURCE)]
+    compiled = subprocess.run(command, capture_output=True, text=True, check=False)
+    if compiled.returncode:
+        errors = [line for line in compiled.stderr.splitlines() if "error:" in line]
+        raise DataError(f"{SOURCE.name} does not compile: {(errors or [compiled.stderr])[0]}")
+    return library
+
+
+def load_profile(path: Path) -> ctypes.CDLL:
+    """Loads the library of `compile_profile`."""
+    library = ctypes.CDLL(str(path))
+    library.profile_records.restype = ctypes.POINTER(RecordStruct)
+    library.peak_flops.restype = library.copy_rate.restype = ctypes.c_double
+    return library
+
+
+def measure_rates(library: ctypes.CDLL, threads: int) -> Rates:
+    """Measures the machine's rates; the highest of some probes, taken in turns."""
+    a, b = (np.random.default_rng(0).random((MATRIX_SIDE,) * 2, np.float32) for _ in range(2))
+    flops, sgemm_flops, bytes_per_s = [], [], []
+    a @ b  # starts NumPy's threads
+    for _ in range(PROBES):
+        flops.append(library.peak_flops(threads))
+        started = time.perf_counter()
+        a @ b
+        sgemm_flops.append(2 * MATRIX_SIDE**3 / (time.perf_counter() - started))
+        bytes_per_s.append(library.copy_rate(threads))
+    return Rates(max(flops), max(sgemm_flops), max(bytes_per_s))
+
+
+def calls_of(library: ctypes.CDLL, call: Callable[[], Any], repeats: int) -> list[list[Record]]:
+    """Returns the records of each of some calls."""
+    calls = []
+    for _ in range(repeats):
+        library.profile_clear()
+        call()
+        found = library.profile_records()[: library.profile_count()]
+        calls.append(
+            [Record(r.name.decode(), bool(r.is_operator), tuple(r.shape), r.seconds) for r in found]
+        )
+    return calls
+
+
+def medians_of(calls: list[list[Record]]) -> list[Record]:
+    """Returns the records with the median time of each; every call has to have the same ones.
+
+    Raises:
+        DataError: MindSpore ran the operators in another order or number.
+    """
+    keys = {tuple(record[:3] for record in records) for records in calls}
+    if len(keys) != 1:
+        raise DataError("the operators of two equal calls differ: they cannot be averaged")
+    return [
+        records[0]._replace(seconds=median(record.seconds for record in records))
+        for records in zip(*calls, strict=True)
+    ]
+
+
+def operators_of(records: list[Record]) -> list[tuple[Record, list[Record]]]:
+    """Returns each operator with its kernels."""
+    grouped: list[tuple[Record, list[Record]]] = []
+    for record in records:
+        if record.is_operator:
+            grouped.append((record, []))
+        else:
+            grouped[-1][1].append(record)
+    return grouped
+
+
+def part_seconds(records: list[Record]) -> dict[tuple, dict[str, list[float]]]:
+    """Returns shape of an operator -> part of its convolution -> times."""
+    found: dict[tuple, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for operator, kernels in operators_of(records):
+        parts = BACKWARD_PARTS if operator.name.endswith("_backward") else FORWARD_PARTS
+        for kernel in kernels:
+            if kernel.name in parts:
+                found[operator.shape][parts[kernel.name]].append(kernel.seconds)
+    return found
+
+
+def shape_of(layer: Layer) -> tuple[int, ...]:
+    """`Record.shape` of the operator of a convolution."""
+    channels = (layer.out_channels, layer.in_channels)
+    return (*layer.sides, *(channels[::-1] if layer.kind == "up" else channels))
+
+
+def flops_of(layer: Layer) -> float:
+    """Floating-point operations of any part of a convolution of one volume, see the module."""
+    filters = layer.in_channels * layer.out_channels
+    if layer.kind == "conv5" and min(layer.in_channels, layer.out_channels) > 2:
+        tiles = np.prod([-(-side // TILE) for side in layer.sides])
+        return float(2 * filters * tiles * POINTS**3)
+    sides = [side // 2 for side in layer.sides] if layer.kind == "down" else layer.sides
+    return float(2 * filters * np.prod(sides) * layer.kernel**3)
+
+
+def bytes_of(layer: Layer) -> float:
+    """Bytes of input, weights and output of any part of a convolution of one volume."""
+    voxels = np.prod(layer.sides)
+    scale = {"conv5": 1.0, "head": 1.0, "down": 1 / 8, "up": 8.0}[layer.kind]
+    weights = layer.in_channels * layer.out_channels * layer.kernel**3
+    return float(4 * (voxels * (layer.in_channels + scale * layer.out_channels) + weights))
+
+
+def bound_of(layer: Layer, rates: Rates) -> float:
+    """The least time of any part of a convolution, in s."""
+    return max(flops_of(layer) / rates.flops, bytes_of(layer) / rates.bytes_per_s)
+
+
+def layer_rows(layers: list[Layer], records: list[Record], rates: Rates) -> list[dict]:
+    """Returns a row for each convolution: bound_s and the mean seconds of each part."""
+    found = part_seconds(records)
+    return [
+        {
+            "name": layer.name,
+            "count": layer.count,
+            "gflop": flops_of(layer) / 1e9,
+            "mb": bytes_of(layer) / 1e6,
+            "bound_s": bound_of(layer, rates),
+            "seconds": {
+                part: float(np.mean(times)) for part, times in found[shape_of(layer)].items()
+            },
+        }
+        for layer in layers
+    ]
+
+
+def kind_of(operator: Record) -> str:
+    """The group of a convolution in "where the time goes"."""
+    if operator.shape[4] == 1:
+        return "1 to width"
+    if not operator.name.startswith("unit_"):
+        return "to 2 channels"
+    x_channels = operator.shape[3:]
+    return "5x5x5" if x_channels[0] == x_channels[1] else "2x2x2"
+
+
+def shares_of(records: list[Record], total_s: float) -> dict[str, float]:
+    """Returns where the time goes: group -> seconds, with what is outside the operators."""
+    groups: dict[str, float] = defaultdict(float)
+    for operator, kernels in operators_of(records):
+        parts = BACKWARD_PARTS if operator.name.endswith("_backward") else FORWARD_PARTS
+        for kernel in kernels:
+            if kernel.name in PASSES:
+                groups[PASSES[kernel.name]] += kernel.seconds
+            else:
+                groups[f"{kind_of(operator)} {parts[kernel.name]}"] += kernel.seconds
+        groups[REST] += operator.seconds - sum(kernel.seconds for kernel in kernels)
+    operators_s = sum(record.seconds for record in records if record.is_operator)
+    groups[OUTSIDE] = total_s - operators_s
+    return dict(groups)
+
+
+def measure(name: str, library: ctypes.CDLL, rates: Rates, repeats: int) -> dict:
+    """Measures one network of `--networks`."""
+    from benchmarks.mindspore_implementation import Implementation
+
+    network = network_of(name if name in PRESETS else None)
+    size = PRESETS[name]["VolSize"] if name in PRESETS else volume_size(name)
+    layers = vnet_layers(size, network["width"], network["variant"] == "monai")
+    result: dict[str, Any] = {"name": name, "size": list(size), "network": network}
+    with tempfile.TemporaryDirectory(prefix="vnet_benchmark_") as folder:
+        write_volume(folder, size, 1)
+        for phase in ("inference", "train_step"):
+            progress(f"{name}: {phase}")
+            implementation = Implementation(list(size), 1, "on", network)
+            implementation.load(folder, phase == "train_step")
+            timed = []
+
+            def call(phase=phase, implementation=implementation, timed=timed):
+                step = implementation.infer if phase == "inference" else training_step
+                timed.append(step()["seconds"])
+
+            def training_step(implementation=implementation):
+                return implementation.train_step(drop=True)
+
+            call()
+            call()
+            timed.clear()
+            records = medians_of(calls_of(library, call, repeats))
+            result[phase] = {
+                "median_s": median(timed),
+                "shares_s": shares_of(records, median(timed)),
+                "records": records,
+            }
+    result["layers"] = layer_rows(layers, result["train_step"]["records"], rates)
+    return result
+
+
+def rates_text(rates: Rates, machine: dict, threads: int) -> str:
+    """The rates as a sentence."""
+    return (
+        f"{machine['cpu']}, {threads} cores: {rates.flops / 1e9:.0f} GFLOPS in registers, "
+        f"{rates.sgemm_flops / 1e9:.0f} in NumPy's sgemm, {rates.bytes_per_s / 1e9:.1f} GB/s."
+    )
+
+
+def layers_markdown(measured: list[dict]) -> str:
+    """The table of the convolutions: bound, and of each part milliseconds and share of it."""
+    lines = [
+        "| network | convolution | GFLOP | MB | bound, ms | " + " | ".join(PARTS) + " |",
+        "|---" * (5 + len(PARTS)) + "|",
+    ]
+    for of in measured:
+        for row in of["layers"]:
+            cells = []
+            for part in PARTS:
+                seconds = row["seconds"].get(part)
+                share = f"{1e3 * seconds:.2f} ({row['bound_s'] / seconds:.0%})" if seconds else ""
+                cells.append(share)
+            name = f"{row['count']} x {row['name']}"
+            numbers = f"{row['gflop']:.2f} | {row['mb']:.1f} | {1e3 * row['bound_s']:.2f}"
+            lines.append(f"| {title_of(of)} | {name} | {numbers} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def shares_markdown(measured: list[dict], phase: str) -> str:
+    """The table of where inference or a training step goes, in ms."""
+    groups = list(dict.fromkeys(group for of in measured for group in of[phase]["shares_s"]))
+    groups.sort(key=lambda group: group in (REST, OUTSIDE))
+    lines = [
+        "| ms | " + " | ".join(map(title_of, measured)) + " |",
+        "|---" * (1 + len(measured)) + "|",
+    ]
+    for group in [*groups, None]:
+        seconds = [
+            of[phase]["median_s"] if group is None else of[phase]["shares_s"].get(group, 0.0)
+            for of in measured
+        ]
+        cells = [f"{1e3 * value:.1f}" if value else "" for value in seconds]
+        lines.append(f"| {group or 'all'} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def title_of(of: dict) -> str:
+    """The name of a network in a table."""
+    return of["name"].replace(",", "x")
+
+
+def report_text(rates: Rates, machine: dict, threads: int, measured: list[dict]) -> str:
+    """The Markdown that is printed."""
+    parts = [rates_text(rates, machine, threads), layers_markdown(measured)]
+    for phase, title in (("inference", "Inference"), ("train_step", "A training step")):
+        parts += [f"{title}:", shares_markdown(measured, phase)]
+    return "\n\n".join(parts)
+
+
+def network_name(text: str) -> str:
+    """Checks a value of --networks."""
+    if text not in PRESETS:
+        volume_size(text)
+    return text
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Parses and checks the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.partition("\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument(
+        "--networks",
+        nargs="+",
+        type=network_name,
+        default=NETWORKS,
+        metavar="NAME",
+        help="presets, or X,Y,Z of the full width",
+    )
+    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="timed calls of each")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all measurements")
+    args = parser.parse_args()
+    if args.repeats < 1:
+        raise UsageError(f"--repeats {args.repeats}: expected at least 1")
+    return args
+
+
+def main() -> None:
+    """Measures, prints Markdown, and writes --json."""
+    args = parse_arguments()
+    from src.fast_conv3d import operators
+
+    threads = operators.thread_count()
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    machine = describe_machine()
+    with tempfile.TemporaryDirectory(prefix="vnet_benchmark_") as folder:
+        progress("compiling")
+        path = compile_profile(Path(folder))
+        library = load_profile(path)
+        library.set_threads(threads)
+        operators.library = lambda: str(path)
+        rates = measure_rates(library, threads)
+        measured = [measure(name, library, rates, args.repeats) for name in args.networks]
+    print(report_text(rates, machine, threads, measured))
+    if args.json:
+        content = {"machine": machine, "rates": rates._asdict(), "measured": measured}
+        write_files({args.json: f"{json.dumps(content, indent=1)}\n".encode()})
+
+
+if __name__ == "__main__":
+    run(main)
