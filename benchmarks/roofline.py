@@ -3,15 +3,15 @@ r"""What each kernel of the fast CPU V-Net reaches of this machine's rates, as M
     python benchmarks/roofline.py                                 # four networks, about 3 minutes
     python benchmarks/roofline.py --networks accurate 64,64,32 --repeats 9 --json roofline.json
 
-First the rates, on the cores that the network gets: multiply-adds on registers and a[i] = b[i] +
-s c[i] over memory, compiled with the flags of the kernels, and NumPy's matrix product. Then
-inference and training steps of whole networks, in which each operator and each kernel is timed
-(profile_kernels.cpp); the median of the repeats counts.
+First and last it measures the rates of the cores that the networks get: multiply-adds on registers
+and a[i] = b[i] + s c[i] over memory, compiled with the flags of the kernels, and NumPy's matrix
+product. In between it runs inference and training steps of whole networks, in which each operator
+and each kernel is timed (profile_kernels.cpp); the median of the repeats counts.
 
 A kernel's bound is the larger of two times: its multiplications at the register rate, and its
 compulsory bytes (input, weights and output once, in float32) at the memory rate. A 5x5x5
 convolution counts the 512 multiplications for 4x4x4 outputs of the Winograd transform, the others
-their direct sum. Transforms, norms and activations count nothing, so no kernel reaches 100 %.
+their direct sum. Transforms and packing count nothing.
 """
 
 import argparse
@@ -46,6 +46,7 @@ from src.utils.files import write_files
 
 NETWORKS = ("128,128,64", "64,64,32", "accurate", "compact")
 SOURCE = Path(__file__).with_name("profile_kernels.cpp")
+TIMED = re.compile(r"^#define (\w+) timed_", re.MULTILINE)
 EXPORTED = re.compile(r"(FC3D_EXPORT int )(\w+)(\(int, void\*\* data)")
 TILE, POINTS = 4, 8  # Winograd F(4, 5): 8 products for 4 outputs, along each axis
 PROBES = 3  # of each rate; the highest counts
@@ -56,14 +57,21 @@ FORWARD_PARTS = dict.fromkeys(
     ("convolve", "conv_few_input", "conv_few_output", "conv_down2", "conv_up2"), PARTS[0]
 )
 BACKWARD_PARTS = {**dict.fromkeys(FORWARD_PARTS, PARTS[1]), "weight_gradient": PARTS[2]}
+STATISTICS, PASS, PASS_BACK = "statistics", "norm, ELU, sum, concatenation", "the same, backward"
 PASSES = {
-    "batch_statistics": "statistics",
-    "post_ops_forward": "norm, ELU, sum, concatenation",
-    "concat_forward": "norm, ELU, sum, concatenation",
-    "post_ops_backward": "the same, backward",
+    "batch_statistics": STATISTICS,
+    "post_ops_forward": PASS,
+    "concat_forward": PASS,
+    "post_ops_backward": PASS_BACK,
 }
-REST = "other operators"
-OUTSIDE = "outside (MindSpore, loss, Adam)"
+CONV5, CONV2, FIRST, HEAD = "5x5x5", "2x2x2", "1 to width", "to 2 channels"
+REST, OUTSIDE = "other operators", "outside: MindSpore, loss, Adam"
+# The rows of "where the time goes".
+GROUPS = (
+    *(f"{kind}, {part}" for kind in (CONV5, CONV2, FIRST, HEAD) for part in PARTS),
+    *(STATISTICS, PASS, PASS_BACK, REST, OUTSIDE),
+)
+PHASES = ("inference", "train_step")
 
 
 class RecordStruct(ctypes.Structure):
@@ -111,9 +119,12 @@ def compile_profile(folder: Path) -> Path:
     """Compiles the kernels with timers into a folder; returns the library's path.
 
     Raises:
-        DataError: it does not compile, for example since a kernel has another name now.
+        DataError: it does not compile, or a kernel that it times has another name now.
     """
     text = (build.SOURCES / "ops.cpp").read_text()
+    for name in TIMED.findall(SOURCE.read_text()):
+        if not re.search(rf"\b{name}\(", text):
+            raise DataError(f"{SOURCE.name} times {name}, which ops.cpp does not call; correct it")
     names = [name for _, name, _ in EXPORTED.findall(text)]
     (folder / "untimed_ops.cpp").write_text(EXPORTED.sub(r"\1untimed_\2\3", text))
     operators = " ".join(f"OPERATOR({name})" for name in names)
@@ -148,6 +159,11 @@ def measure_rates(library: ctypes.CDLL, threads: int) -> Rates:
         sgemm_flops.append(2 * MATRIX_SIDE**3 / (time.perf_counter() - started))
         bytes_per_s.append(library.copy_rate(threads))
     return Rates(max(flops), max(sgemm_flops), max(bytes_per_s))
+
+
+def highest(*rates: Rates) -> Rates:
+    """Returns the highest of each rate: other users of the machine only lower them."""
+    return Rates(*map(max, zip(*rates, strict=True)))
 
 
 def calls_of(library: ctypes.CDLL, call: Callable[[], Any], repeats: int) -> list[list[Record]]:
@@ -248,13 +264,13 @@ def layer_rows(layers: list[Layer], records: list[Record], rates: Rates) -> list
 
 
 def kind_of(operator: Record) -> str:
-    """The group of a convolution in "where the time goes"."""
-    if operator.shape[4] == 1:
-        return "1 to width"
+    """The group of an operator with a convolution in "where the time goes"."""
+    out_channels, in_channels = operator.shape[3:]
+    if in_channels == 1:
+        return FIRST
     if not operator.name.startswith("unit_"):
-        return "to 2 channels"
-    x_channels = operator.shape[3:]
-    return "5x5x5" if x_channels[0] == x_channels[1] else "2x2x2"
+        return HEAD
+    return CONV5 if out_channels == in_channels else CONV2
 
 
 def shares_of(records: list[Record], total_s: float) -> dict[str, float]:
@@ -266,24 +282,23 @@ def shares_of(records: list[Record], total_s: float) -> dict[str, float]:
             if kernel.name in PASSES:
                 groups[PASSES[kernel.name]] += kernel.seconds
             else:
-                groups[f"{kind_of(operator)} {parts[kernel.name]}"] += kernel.seconds
+                groups[f"{kind_of(operator)}, {parts[kernel.name]}"] += kernel.seconds
         groups[REST] += operator.seconds - sum(kernel.seconds for kernel in kernels)
     operators_s = sum(record.seconds for record in records if record.is_operator)
     groups[OUTSIDE] = total_s - operators_s
     return dict(groups)
 
 
-def measure(name: str, library: ctypes.CDLL, rates: Rates, repeats: int) -> dict:
+def measure(name: str, library: ctypes.CDLL, repeats: int) -> dict:
     """Measures one network of `--networks`."""
     from benchmarks.mindspore_implementation import Implementation
 
     network = network_of(name if name in PRESETS else None)
     size = PRESETS[name]["VolSize"] if name in PRESETS else volume_size(name)
-    layers = vnet_layers(size, network["width"], network["variant"] == "monai")
     result: dict[str, Any] = {"name": name, "size": list(size), "network": network}
     with tempfile.TemporaryDirectory(prefix="vnet_benchmark_") as folder:
         write_volume(folder, size, 1)
-        for phase in ("inference", "train_step"):
+        for phase in PHASES:
             progress(f"{name}: {phase}")
             implementation = Implementation(list(size), 1, "on", network)
             implementation.load(folder, phase == "train_step")
@@ -305,8 +320,13 @@ def measure(name: str, library: ctypes.CDLL, rates: Rates, repeats: int) -> dict
                 "shares_s": shares_of(records, median(timed)),
                 "records": records,
             }
-    result["layers"] = layer_rows(layers, result["train_step"]["records"], rates)
     return result
+
+
+def layers_of(of: dict) -> list[Layer]:
+    """The convolutions of a network that `measure` measured."""
+    network = of["network"]
+    return vnet_layers(tuple(of["size"]), network["width"], network["variant"] == "monai")
 
 
 def rates_text(rates: Rates, machine: dict, threads: int) -> str:
@@ -317,54 +337,53 @@ def rates_text(rates: Rates, machine: dict, threads: int) -> str:
     )
 
 
-def layers_markdown(measured: list[dict]) -> str:
-    """The table of the convolutions: bound, and of each part milliseconds and share of it."""
+def layers_markdown(of: dict) -> str:
+    """The table of a network's convolutions: bound, and of each part time and share of it."""
     lines = [
-        "| network | convolution | GFLOP | MB | bound, ms | " + " | ".join(PARTS) + " |",
-        "|---" * (5 + len(PARTS)) + "|",
+        f"| {title_of(of)} | GFLOP | MB | bound, ms | {', ms | '.join(PARTS)}, ms |",
+        "|---" * (4 + len(PARTS)) + "|",
     ]
-    for of in measured:
-        for row in of["layers"]:
-            cells = []
-            for part in PARTS:
-                seconds = row["seconds"].get(part)
-                share = f"{1e3 * seconds:.2f} ({row['bound_s'] / seconds:.0%})" if seconds else ""
-                cells.append(share)
-            name = f"{row['count']} x {row['name']}"
-            numbers = f"{row['gflop']:.2f} | {row['mb']:.1f} | {1e3 * row['bound_s']:.2f}"
-            lines.append(f"| {title_of(of)} | {name} | {numbers} | {' | '.join(cells)} |")
+    for row in of["layers"]:
+        cells = []
+        for part in PARTS:
+            seconds = row["seconds"].get(part)
+            share = f"{1e3 * seconds:.2f} ({row['bound_s'] / seconds:.0%})" if seconds else ""
+            cells.append(share)
+        name = row["name"].replace("->", " → ").replace(" @ ", ", ")
+        numbers = f"{row['gflop']:.3g} | {row['mb']:.3g} | {1e3 * row['bound_s']:.2g}"
+        lines.append(f"| {row['count']} × {name} | {numbers} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def shares_markdown(measured: list[dict], phase: str) -> str:
-    """The table of where inference or a training step goes, in ms."""
-    groups = list(dict.fromkeys(group for of in measured for group in of[phase]["shares_s"]))
-    groups.sort(key=lambda group: group in (REST, OUTSIDE))
+def shares_markdown(measured: list[dict]) -> str:
+    """The table of where inference and a training step go, in ms."""
     lines = [
-        "| ms | " + " | ".join(map(title_of, measured)) + " |",
+        "| inference / step, ms | " + " | ".join(map(title_of, measured)) + " |",
         "|---" * (1 + len(measured)) + "|",
     ]
-    for group in [*groups, None]:
-        seconds = [
-            of[phase]["median_s"] if group is None else of[phase]["shares_s"].get(group, 0.0)
-            for of in measured
-        ]
-        cells = [f"{1e3 * value:.1f}" if value else "" for value in seconds]
-        lines.append(f"| {group or 'all'} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+
+    def row(title, cells):
+        return f"| {title} | {' | '.join(' / '.join(cell) for cell in cells)} |"
+
+    for group in GROUPS:
+        found = [[of[phase]["shares_s"].get(group, 0.0) for phase in PHASES] for of in measured]
+        if np.any(found):
+            cells = [[f"{1e3 * s:.1f}" if s else "-" for s in pair] for pair in found]
+            lines.append(row(group, cells))
+    sums = [[f"{1e3 * of[phase]['median_s']:.0f}" for phase in PHASES] for of in measured]
+    return "\n".join([*lines, row("all", sums)])
 
 
 def title_of(of: dict) -> str:
     """The name of a network in a table."""
-    return of["name"].replace(",", "x")
+    sides = "x".join(map(str, of["size"]))
+    return sides if of["name"] not in PRESETS else f"`{of['name']}`, {sides}"
 
 
 def report_text(rates: Rates, machine: dict, threads: int, measured: list[dict]) -> str:
     """The Markdown that is printed."""
-    parts = [rates_text(rates, machine, threads), layers_markdown(measured)]
-    for phase, title in (("inference", "Inference"), ("train_step", "A training step")):
-        parts += [f"{title}:", shares_markdown(measured, phase)]
-    return "\n\n".join(parts)
+    parts = [rates_text(rates, machine, threads), shares_markdown(measured)]
+    return "\n\n".join([*parts, *map(layers_markdown, measured)])
 
 
 def network_name(text: str) -> str:
@@ -410,8 +429,11 @@ def main() -> None:
         library = load_profile(path)
         library.set_threads(threads)
         operators.library = lambda: str(path)
-        rates = measure_rates(library, threads)
-        measured = [measure(name, library, rates, args.repeats) for name in args.networks]
+        before = measure_rates(library, threads)
+        measured = [measure(name, library, args.repeats) for name in args.networks]
+        rates = highest(before, measure_rates(library, threads))
+    for of in measured:
+        of["layers"] = layer_rows(layers_of(of), of["train_step"]["records"], rates)
     print(report_text(rates, machine, threads, measured))
     if args.json:
         content = {"machine": machine, "rates": rates._asdict(), "measured": measured}

@@ -6,17 +6,19 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from benchmarks import augmentation, distributed, pipeline, scaling, vs_pytorch
+from benchmarks import augmentation, distributed, pipeline, roofline, scaling, vs_pytorch
 from benchmarks.augmentation_implementation import Implementation
-from benchmarks.layers import layer_arrays, relative_difference, sample, vnet_layers
+from benchmarks.layers import Layer, layer_arrays, relative_difference, sample, vnet_layers
 from benchmarks.machine import busy_core_seconds, describe_machine
-from benchmarks.report import alternate, ratio, report_text, summary, table
+from benchmarks.mindspore_implementation import from_pytorch
+from benchmarks.report import TITLES, alternate, ratio, report_text, summary, table
 from benchmarks.volume import write_volume
 from benchmarks.worker import Worker
 from src import augment
 from src.commands import command_parser
-from src.config import override_config, vnet_cfg
+from src.config import PRESETS, override_config, vnet_cfg
 from src.data_manager import find_cases, read_case
+from src.fast_conv3d import build
 from src.utils.command_line import run
 from src.utils.errors import DataError
 from src.vnet import create_vnet
@@ -26,6 +28,7 @@ SIZE = (32, 32, 16)
 
 def implementation(first, times, **more):
     process = {"threads": 2, "ONEDNN_MAX_CPU_ISA": "not set", "mindspore": "2.10.0"}
+    process["how"] = {"channels_last": True, "compile": False}
     of = {"load_s": 1.0, "parameters": 45_597_898, "process": process, "peak_bytes": 2_500_000_000}
     return {**of, **summary(first, times), **more}
 
@@ -36,7 +39,13 @@ def measured():
     phases = {
         "inference": {
             "ours": implementation(4.5, [2.0, 9.0, 1.0, 2.5, 2.0]),
-            "pytorch": implementation(13.0, [12.0, 12.5, 30.0, 11.0, 12.0], peak_bytes=10**9),
+            "pytorch": implementation(
+                13.0,
+                [12.0, 12.5, 30.0, 11.0, 12.0],
+                peak_bytes=10**9,
+                ways_median_s={"plain": 12.5, "channels_last": 12.0, "compiled": "no compiler"},
+            ),
+            "openvino_bfloat16": implementation(1.0, [1.0]),
         },
         "train_step": {
             "ours": implementation(15.0, [6.5, 7.0, 7.5], losses=[0.75, 0.5]),
@@ -60,7 +69,7 @@ def measured():
         "probability_difference_ours": 2e-6,
         "loss_difference_ours": 3e-8,
     }
-    args = Namespace(size=SIZE, batch=1, pairs=5, threads=2)
+    args = Namespace(size=SIZE, batch=1, pairs=5, threads=2, preset=None)
     return vs_pytorch.result(args, machine, compared, phases, layers)
 
 
@@ -68,6 +77,8 @@ def test_json_has_the_ratios_of_the_medians_and_every_time(measured):
     read = json.loads(json.dumps(measured))
     assert read["ratio_inference"] == 6.0
     assert read["ratio_train_step"] == 7.0
+    assert read["ratios"]["inference"] == {"pytorch": 6.0, "openvino_bfloat16": 0.5}
+    assert (read["network"]["variant"], read["network"]["loss"]) == ("monai", "dice")
     assert read["inference"]["ours"]["times_s"] == [2.0, 9.0, 1.0, 2.5, 2.0]
     assert read["inference"]["ours"]["first_call_extra_s"] == 2.5
     assert read["machine"]["usable_cores"] >= 1
@@ -77,14 +88,18 @@ def test_json_has_the_ratios_of_the_medians_and_every_time(measured):
 
 def test_report_shows_ratios_memory_and_what_disturbed(measured):
     text = report_text(measured)
-    rows = {line.split("  ")[0]: line.split() for line in text.splitlines()}
-    assert rows["inference"][-1] == "6.00"
-    assert rows["training step"][-1] == "7.00"
-    assert rows["inference, peak of memory"][-5:] == ["2.50", "GB", "1.00", "GB", "0.40"]
-    assert rows["inference, first call's extra"][-4:] == ["2.50", "s", "1.00", "s"]
+    lines = text.splitlines()
+    rows = {line.split("  ")[0]: line.split() for line in lines}
+    of_pytorch = [line.split() for line in lines if line.startswith("PyTorch  ")]
+    seconds = ["s", "(11.000", "..", "30.000)"]
+    assert of_pytorch[0] == ["PyTorch", "12.000", *seconds, "6.00", "1.00", "GB", "1.00", "s"]
+    assert of_pytorch[1][-5:] == ["7.00", "2.50", "GB", "1.00", "s"]
+    assert rows["OpenVINO, bfloat16"][-5:-4] == ["0.50"]
+    ways = "plain 12.500 s; channels_last 12.000 s; compiled no compiler; takes channels_last"
+    assert f"PyTorch: {ways}" in lines
     assert "other processes took 0.01 and 0.25 cores" in text
     assert "ONEDNN_MAX_CPU_ISA not set" in text
-    assert "45.6 M parameters, 1x1x32x32x16" in text
+    assert "45.6 M parameters, 1x1x32x32x16; variant monai, width 16" in text
     # Two layers of 10 and 70 ms; the first one's input gradient is nobody's.
     assert rows["sum over the network"][-12:] == [
         *("20.0", "/", "140.0", "(7.0x)"),
@@ -125,8 +140,69 @@ def test_implementations_that_differ_are_not_timed(difference):
     assert vs_pytorch.compare_losses({"ours": [0.5], "pytorch": [0.5]})
 
 
-def test_layers_are_those_of_the_network():
-    network = create_vnet(override_config(vnet_cfg, ["variant=monai"]))
+def test_bfloat16_may_differ_more():
+    losses = {"pytorch": [0.5], "pytorch_bfloat16": [0.55]}
+    assert vs_pytorch.compare_losses(losses) == pytest.approx(
+        {"loss_difference_pytorch_bfloat16": 0.05}
+    )
+    with pytest.raises(DataError, match="PyTorch, bfloat16: losses differ .* less than 0.1;"):
+        vs_pytorch.compare_losses({**losses, "pytorch_bfloat16": [0.7]})
+
+
+@pytest.mark.parametrize(
+    ("words", "size"),
+    [
+        ([], (128, 128, 64)),
+        (["--preset", "compact"], (64, 64, 32)),
+        (["--preset", "accurate"], (80, 80, 32)),
+        (["--preset", "accurate", "--size", "32,32,16"], (32, 32, 16)),
+    ],
+)
+def test_a_preset_has_its_grid(words, size, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["vs_pytorch.py", *words])
+    assert vs_pytorch.parse_arguments().size == size
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_is_measured_with_its_network_and_step(preset):
+    network = vs_pytorch.network_of(preset)
+    # The twin in PyTorch is written for these.
+    assert (network["variant"], network["loss"], network["dropout"]) == ("instance", "dice_ce", 0.2)
+    assert network["width"] == PRESETS[preset]["width"]
+    assert (network["lr"], network["weight_decay"]) == (0.002, 0.0001)
+    config = override_config(vnet_cfg, [f"{key}={value}" for key, value in network.items()])
+    names = [parameter.name for parameter in create_vnet(config).get_parameters()]
+    theirs = [name.replace("gamma", "weight").replace("beta", "bias") for name in names]
+    assert list(from_pytorch(dict.fromkeys(theirs), "instance")) == names
+
+
+@pytest.mark.parametrize(
+    ("has_openvino", "has_bfloat16", "peers"),
+    [
+        (True, True, ["pytorch_bfloat16", "openvino", "openvino_bfloat16"]),
+        (False, True, ["pytorch_bfloat16"]),
+        (True, False, ["openvino"]),
+        (False, False, []),
+    ],
+)
+def test_peers_are_those_that_run_here(has_openvino, has_bfloat16, peers, monkeypatch):
+    monkeypatch.setattr(vs_pytorch, "has_bfloat16", lambda: has_bfloat16)
+    assert vs_pytorch.peers_here(has_openvino) == peers
+    assert set(peers) < set(TITLES)
+
+
+def test_openvino_does_not_train_and_peers_have_no_layers():
+    args = Namespace(pairs=3, stock=1, peers=["pytorch_bfloat16", "openvino"])
+    both = {"ours": 3, "pytorch": 3, "stock": 1}
+    peer = {"pytorch_bfloat16": 3}
+    assert vs_pytorch.repetitions(args, "inference") == {**both, **peer, "openvino": 3}
+    assert vs_pytorch.repetitions(args, "train_step") == {**both, **peer}
+    assert vs_pytorch.repetitions(args) == both
+
+
+@pytest.mark.parametrize(("variant", "width"), [("monai", 16), ("instance", 4)])
+def test_layers_are_those_of_the_network(variant, width):
+    network = create_vnet(override_config(vnet_cfg, [f"variant={variant}", f"width={width}"]))
     convolutions = sorted(
         parameter.shape
         for parameter in network.trainable_params()
@@ -134,7 +210,7 @@ def test_layers_are_those_of_the_network():
     )
     listed = sorted(
         layer_arrays(layer, batch=1)[1].shape
-        for layer in vnet_layers((16, 16, 16))
+        for layer in vnet_layers((16, 16, 16), width, variant == "monai")
         for _ in range(layer.count)
     )
     assert listed == convolutions
@@ -241,12 +317,128 @@ def test_worker_needs_a_python(tmp_path):
         (["--pairs", "0"], "--batch and --pairs are at least 1"),
         (["--stock", "9"], "--stock is 0 to --pairs"),
         (["--threads", "100000"], "--threads 100000: this process may use 1 to"),
+        (["--preset", "best"], "argument --preset: invalid choice: 'best'"),
+        (["--peers", "tensorflow"], "argument --peers: invalid choice: 'tensorflow'"),
     ],
 )
 def test_bad_arguments_end_before_anything_is_measured(arguments, found, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["vs_pytorch.py", *arguments])
     with pytest.raises(SystemExit) as stop:
         run(vs_pytorch.main)
+    assert stop.value.code == 2
+    assert found in capsys.readouterr().err
+
+
+# Kernels against the machine's rates --------------------------------------------------------------
+
+RATES = roofline.Rates(flops=100e9, sgemm_flops=50e9, bytes_per_s=10e9)
+
+
+@pytest.mark.parametrize(
+    ("layer", "flops", "floats", "bound_ms"),
+    [
+        # 16 x 16 x 8 tiles of 512 products; bound by its products
+        (Layer("conv5", 32, 32, (64, 64, 32), 1), 2 * 2048 * 512 * 32**2, 2 * 32 * 2**17, 21.475),
+        # 2 x 2 x 1 tiles; bound by its weights
+        (Layer("conv5", 256, 256, (5, 8, 4), 1), 2 * 4 * 512 * 256**2, 2 * 256 * 160, 3.3096),
+        (Layer("conv5", 1, 16, (8, 8, 8), 1), 2 * 512 * 125 * 16, 17 * 512, 0.02048),
+        (Layer("conv5", 32, 2, (8, 8, 8), 1), 2 * 512 * 125 * 64, 34 * 512, 0.08192),
+        (Layer("down", 16, 32, (8, 8, 8), 1), 2 * 64 * 8 * 512, 16 * 512 + 32 * 64, 0.005734),
+        (Layer("up", 64, 16, (4, 4, 4), 1), 2 * 64 * 8 * 1024, 64 * 64 + 16 * 512, 0.01049),
+    ],
+)
+def test_the_bound_of_a_convolution(layer, flops, floats, bound_ms):
+    weights = layer_arrays(layer, 1)[1].size
+    assert roofline.flops_of(layer) == flops
+    assert roofline.bytes_of(layer) == 4 * (floats + weights)
+    assert 1e3 * roofline.bound_of(layer, RATES) == pytest.approx(bound_ms, rel=1e-3)
+
+
+def call_records(factor):
+    """What one step of a network with a single convolution of 8 to 16 channels records."""
+    down = (8, 8, 8, 16, 8)
+    rows = [
+        ("unit_forward", True, down, 6.0),
+        ("conv_down2", False, (0,) * 5, 3.0),
+        ("batch_statistics", False, (0,) * 5, 2.0),
+        ("unit_backward", True, down, 10.0),
+        ("conv_up2", False, (0,) * 5, 4.0),
+        ("weight_gradient", False, (0,) * 5, 5.0),
+    ]
+    return [roofline.Record(*row[:3], row[3] * factor) for row in rows]
+
+
+def test_kernels_are_told_apart():
+    records = roofline.medians_of([call_records(1), call_records(9), call_records(2)])
+    layer = Layer("down", 8, 16, (8, 8, 8), 1)
+    (row,) = roofline.layer_rows([layer], records, RATES)
+    assert row["seconds"] == {"forward": 6.0, "input gradient": 8.0, "weight gradient": 10.0}
+    assert roofline.shares_of(records, 50.0) == {
+        "2x2x2, forward": 6.0,
+        "2x2x2, input gradient": 8.0,
+        "2x2x2, weight gradient": 10.0,
+        "statistics": 4.0,
+        "other operators": 4.0,
+        "outside: MindSpore, loss, Adam": 18.0,
+    }
+
+
+def test_calls_with_other_operators_are_not_averaged():
+    with pytest.raises(DataError, match="operators of two equal calls differ"):
+        roofline.medians_of([call_records(1), call_records(1)[:-1]])
+
+
+def test_roofline_tables():
+    records = call_records(0.001)
+    layer = Layer("down", 8, 16, (8, 8, 8), 1)
+    phase = {"median_s": 0.02, "shares_s": roofline.shares_of(records, 0.02)}
+    measured = {
+        "name": "compact",
+        "size": [8, 8, 8],
+        "inference": {"median_s": 0.01, "shares_s": {}},
+        "train_step": phase,
+        "layers": roofline.layer_rows([layer], records, roofline.Rates(1e9, 1e9, 1e9)),
+    }
+    lines = roofline.report_text(RATES, {"cpu": "made"}, 2, [measured]).splitlines()
+    assert lines[0] == "made, 2 cores: 100 GFLOPS in registers, 50 in NumPy's sgemm, 10.0 GB/s."
+    assert "| 2x2x2, weight gradient | - / 5.0 |" in lines
+    assert "| all | 10 / 20 |" in lines
+    cells = "0.000131 | 0.0246 | 0.13 | 3.00 (4%) | 4.00 (3%) | 5.00 (3%) |"
+    assert lines[-1] == f"| 1 × down 8 → 16, 8x8x8 | {cells}"
+
+
+@pytest.fixture
+def only_checks_syntax(monkeypatch):
+    flags = ("-std=c++17", "-fsyntax-only", "-Wall", "-Wextra", "-Werror")
+    monkeypatch.setattr(build, "FLAGS", flags)
+
+
+def test_the_profile_follows_the_kernels(tmp_path, only_checks_syntax):
+    roofline.compile_profile(tmp_path)
+    untimed = (tmp_path / "untimed_ops.cpp").read_text()
+    for name in ("unit_forward", "unit_infer", "unit_backward", "conv_backward", "head_forward"):
+        assert f" untimed_{name}(int, void** data" in untimed
+
+
+def test_a_kernel_that_is_not_called_any_more_is_named(tmp_path, only_checks_syntax, monkeypatch):
+    source = tmp_path / "profile_kernels.cpp"
+    source.write_text("#define convolve_slowly timed_convolve_slowly\n")
+    monkeypatch.setattr(roofline, "SOURCE", source)
+    with pytest.raises(DataError, match="times convolve_slowly, which ops.cpp does not call"):
+        roofline.compile_profile(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        (["--networks", "best"], "best: expected three multiples of 16"),
+        (["--repeats", "0"], "--repeats 0: expected at least 1"),
+    ],
+)
+def test_roofline_refuses_bad_arguments(words, found, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["roofline.py", *words])
+    with pytest.raises(SystemExit) as stop:
+        run(roofline.main)
     assert stop.value.code == 2
     assert found in capsys.readouterr().err
 
