@@ -34,7 +34,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.layers import PARTS, Layer, vnet_layers
-from benchmarks.machine import describe_machine
+from benchmarks.machine import busy_core_seconds, describe_machine
 from benchmarks.report import progress
 from benchmarks.volume import volume_size, write_volume
 from benchmarks.vs_pytorch import network_of
@@ -329,11 +329,17 @@ def layers_of(of: dict) -> list[Layer]:
     return vnet_layers(tuple(of["size"]), network["width"], network["variant"] == "monai")
 
 
+def load_until_now() -> np.ndarray:
+    """Returns seconds on the clock, and core seconds of all other processes."""
+    return np.array([time.perf_counter(), busy_core_seconds() - time.process_time()])
+
+
 def rates_text(rates: Rates, machine: dict, threads: int) -> str:
     """The rates as a sentence."""
     return (
         f"{machine['cpu']}, {threads} cores: {rates.flops / 1e9:.0f} GFLOPS in registers, "
-        f"{rates.sgemm_flops / 1e9:.0f} in NumPy's sgemm, {rates.bytes_per_s / 1e9:.1f} GB/s."
+        f"{rates.sgemm_flops / 1e9:.0f} in NumPy's sgemm, {rates.bytes_per_s / 1e9:.1f} GB/s; "
+        f"other processes took {machine['others_cores']:.2f} cores."
     )
 
 
@@ -428,10 +434,13 @@ def main() -> None:
         path = compile_profile(Path(folder))
         library = load_profile(path)
         library.set_threads(threads)
+        start = load_until_now()
         operators.library = lambda: str(path)
         before = measure_rates(library, threads)
         measured = [measure(name, library, args.repeats) for name in args.networks]
         rates = highest(before, measure_rates(library, threads))
+    wall_s, others_s = load_until_now() - start
+    machine["others_cores"] = max(0.0, others_s / wall_s)
     for of in measured:
         of["layers"] = layer_rows(layers_of(of), of["train_step"]["records"], rates)
     print(report_text(rates, machine, threads, measured))

@@ -399,8 +399,12 @@ def test_roofline_tables():
         "train_step": phase,
         "layers": roofline.layer_rows([layer], records, roofline.Rates(1e9, 1e9, 1e9)),
     }
-    lines = roofline.report_text(RATES, {"cpu": "made"}, 2, [measured]).splitlines()
-    assert lines[0] == "made, 2 cores: 100 GFLOPS in registers, 50 in NumPy's sgemm, 10.0 GB/s."
+    machine = {"cpu": "made", "others_cores": 0.25}
+    lines = roofline.report_text(RATES, machine, 2, [measured]).splitlines()
+    assert lines[0] == (
+        "made, 2 cores: 100 GFLOPS in registers, 50 in NumPy's sgemm, 10.0 GB/s; other processes "
+        "took 0.25 cores."
+    )
     assert "| 2x2x2, weight gradient | - / 5.0 |" in lines
     assert "| all | 10 / 20 |" in lines
     cells = "0.000131 | 0.0246 | 0.13 | 3.00 (4%) | 4.00 (3%) | 5.00 (3%) |"
