@@ -158,7 +158,7 @@ class Implementation:
         load_weights(self.net, folder)
         self.net.train(training)
         self.net.to(memory_format=self.format)
-        self.forward = torch.compile(self.net) if how["compile"] else self.net
+        self.forward = self._compiled() if how["compile"] else self.net
         self.optimizer = self._adam(how["fused_adam"])
         reset_peak_memory()
         parameters = sum(parameter.numel() for parameter in self.net.parameters())
@@ -221,6 +221,13 @@ class Implementation:
         volume = torch.from_numpy(self.volume).to(memory_format=self.format)
         with torch.autocast("cpu", torch.bfloat16, enabled=self.bfloat16):
             return self.forward(volume)
+
+    def _compiled(self):
+        """The network with torch.compile, whose helper processes would take cores from it."""
+        import torch._inductor.config
+
+        torch._inductor.config.compile_threads = 1
+        return torch.compile(self.net)
 
     def _adam(self, fused):
         """Adam with L2 on the convolutions' weights only, as `create_optimizer` has it."""
