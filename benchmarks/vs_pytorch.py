@@ -127,7 +127,7 @@ def parse_arguments() -> argparse.Namespace:
         raise UsageError(f"--threads {args.threads}: this process may use 1 to {usable_cores()}")
     if args.batch * np.prod(args.size) == SIDE_MULTIPLE**3:
         raise UsageError(
-            "--size 16,16,16: PyTorch's batch norm does not train on the single voxel that is left "
+            "--size 16,16,16: PyTorch's norms do not train on the single voxel that is left "
             "at the deepest level; take a larger one, or --batch 2"
         )
     return args

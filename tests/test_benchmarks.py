@@ -313,7 +313,7 @@ def test_worker_needs_a_python(tmp_path):
     [
         (["--size", "100,128,64"], "100,128,64: expected three multiples of 16 as X,Y,Z"),
         (["--size", "64"], "64: expected three multiples of 16 as X,Y,Z"),
-        (["--size", "16,16,16"], "--size 16,16,16: PyTorch's batch norm does not train"),
+        (["--size", "16,16,16"], "--size 16,16,16: PyTorch's norms do not train"),
         (["--pairs", "0"], "--batch and --pairs are at least 1"),
         (["--stock", "9"], "--stock is 0 to --pairs"),
         (["--threads", "100000"], "--threads 100000: this process may use 1 to"),
