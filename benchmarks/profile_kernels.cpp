@@ -1,18 +1,10 @@
 // The operators of ops.cpp, which also record when each of them and each kernel inside ran, and the
-// processor's peak rates. roofline.py compiles it with the flags of the library itself and defines
-// PROFILED_OPERATORS, a list of OPERATOR(name).
+// processor's peak rates. roofline.py compiles it with the flags of the library itself, beside
+// copies of the native sources in which the kernels start with a Timer and the operators are named
+// untimed_NAME; PROFILED_OPERATORS is the list of OPERATOR(NAME).
 #include <chrono>
-#include <thread>
-#include <utility>
+#include <cstdint>
 #include <vector>
-
-#include "few_channels.h"
-#include "head.h"
-#include "post_ops.h"
-#include "strided.h"
-#include "thread_pool.h"
-#include "vector.h"
-#include "winograd.h"
 
 namespace profile {
 
@@ -28,72 +20,50 @@ struct Record {
 };
 
 std::vector<Record> records;
+// Of this thread: 0 outside of operators, 1 in an operator, more in a kernel.
+thread_local int depth = 0;
 
 class Timer {
  public:
-  explicit Timer(const char* name, int64_t** shapes = nullptr) : start_(Clock::now()) {
-    index_ = records.size();
-    Record record{name, shapes != nullptr, {}, 0};
-    for (int i = 0; shapes != nullptr && i < 3; ++i) record.shape[i] = shapes[0][i + 2];
-    for (int i = 0; shapes != nullptr && i < 2; ++i) record.shape[i + 3] = shapes[1][i];
-    records.push_back(record);
+  // A kernel; inside another one, or on a worker thread, it is not recorded.
+  explicit Timer(const char* name) : Timer(name, depth == 1, {name, 0, {}, 0}) {}
+  // An operator, with the ranks and shapes of its tensors.
+  Timer(const char* name, const int* ranks, int64_t** shapes)
+      : Timer(name, depth == 0, {name, 1, {}, 0}) {
+    if (ranks[0] < 5 || ranks[1] < 2) return;
+    for (int i = 0; i < 3; ++i) records[index_].shape[i] = shapes[0][i + 2];
+    for (int i = 0; i < 2; ++i) records[index_].shape[i + 3] = shapes[1][i];
   }
+  Timer(const Timer&) = delete;
+  Timer& operator=(const Timer&) = delete;
   ~Timer() {
+    if (!counts_) return;
+    --depth;
     records[index_].seconds = std::chrono::duration<double>(Clock::now() - start_).count();
   }
 
  private:
+  Timer(const char*, bool counts, const Record& record) : counts_(counts) {
+    if (!counts) return;
+    ++depth;
+    index_ = records.size();
+    records.push_back(record);
+    start_ = Clock::now();
+  }
+
+  bool counts_;
+  size_t index_ = 0;
   Clock::time_point start_;
-  size_t index_;
 };
 
 }  // namespace profile
 
-// Defines timed_NAME, which ops.cpp then calls in place of NAME, in the namespace of both.
-#define TIMED(NAME)                              \
-  template <typename... Arguments>               \
-  void timed_##NAME(Arguments&&... arguments) {  \
-    const ::profile::Timer timer(#NAME);         \
-    NAME(std::forward<Arguments>(arguments)...); \
-  }
-
-namespace fast_conv3d {
-TIMED(convolve)
-TIMED(weight_gradient)
-TIMED(batch_statistics)
-TIMED(post_ops_forward)
-TIMED(post_ops_backward)
-TIMED(concat_forward)
-namespace few_channels {
-TIMED(conv_few_input)
-TIMED(conv_few_output)
-TIMED(weight_gradient)
-}  // namespace few_channels
-namespace strided {
-TIMED(conv_down2)
-TIMED(conv_up2)
-TIMED(weight_gradient)
-}  // namespace strided
-}  // namespace fast_conv3d
-
-#define convolve timed_convolve
-#define weight_gradient timed_weight_gradient
-#define batch_statistics timed_batch_statistics
-#define post_ops_forward timed_post_ops_forward
-#define post_ops_backward timed_post_ops_backward
-#define concat_forward timed_concat_forward
-#define conv_few_input timed_conv_few_input
-#define conv_few_output timed_conv_few_output
-#define conv_down2 timed_conv_down2
-#define conv_up2 timed_conv_up2
-
-// roofline.py renames the operators of this copy of ops.cpp to untimed_NAME.
-#include "untimed_ops.cpp"
+#include "ops.cpp"
 
 #define OPERATOR(NAME)                                                                           \
   FC3D_EXPORT int NAME(int count, void** data, int* ranks, int64_t** shapes, const char** types, \
                        void* stream, void* extra) {                                              \
-    const profile::Timer timer(#NAME, shapes);                                                   \
+    const profile::Timer timer(#NAME, ranks, shapes);                                            \
     return fast_conv3d::untimed_##NAME(count, data, ranks, shapes, types, stream, extra);        \
   }
 PROFILED_OPERATORS

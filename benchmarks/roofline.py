@@ -46,13 +46,13 @@ from src.utils.files import write_files
 
 NETWORKS = ("128,128,64", "64,64,32", "accurate", "compact")
 SOURCE = Path(__file__).with_name("profile_kernels.cpp")
-TIMED = re.compile(r"^#define (\w+) timed_", re.MULTILINE)
 EXPORTED = re.compile(r"(FC3D_EXPORT int )(\w+)(\(int, void\*\* data)")
 TILE, POINTS = 4, 8  # Winograd F(4, 5): 8 products for 4 outputs, along each axis
 PROBES = 3  # of each rate; the highest counts
 MATRIX_SIDE = 2048
 
-# Kernel of profile_kernels.cpp -> part of a convolution, in the forward operators and in backward.
+# Kernel, a function of the native code in any of its namespaces -> part of a convolution, in the
+# forward operators and in backward.
 FORWARD_PARTS = dict.fromkeys(
     ("convolve", "conv_few_input", "conv_few_output", "conv_down2", "conv_up2"), PARTS[0]
 )
@@ -64,6 +64,7 @@ PASSES = {
     "concat_forward": PASS,
     "post_ops_backward": PASS_BACK,
 }
+KERNELS = (*BACKWARD_PARTS, *PASSES)
 CONV5, CONV2, FIRST, HEAD = "5x5x5", "2x2x2", "1 to width", "to 2 channels"
 REST, OUTSIDE = "other operators", "outside: MindSpore, loss, Adam"
 # The rows of "where the time goes".
@@ -119,19 +120,27 @@ def compile_profile(folder: Path) -> Path:
     """Compiles the kernels with timers into a folder; returns the library's path.
 
     Raises:
-        DataError: it does not compile, or a kernel that it times has another name now.
+        DataError: it does not compile, or a kernel to time has another name now.
     """
-    text = (build.SOURCES / "ops.cpp").read_text()
-    for name in TIMED.findall(SOURCE.read_text()):
-        if not re.search(rf"\b{name}\(", text):
-            raise DataError(f"{SOURCE.name} times {name}, which ops.cpp does not call; correct it")
-    names = [name for _, name, _ in EXPORTED.findall(text)]
-    (folder / "untimed_ops.cpp").write_text(EXPORTED.sub(r"\1untimed_\2\3", text))
+    timed = "|".join(KERNELS)
+    definition = re.compile(rf"^((?:inline )?void ({timed})\([^{{}};]*\) {{\n)", re.MULTILINE)
+    found, names = set(), []
+    for path in [*build.SOURCES.glob("*.h"), build.SOURCES / "ops.cpp"]:
+        text = path.read_text()
+        found |= {name for _, name in definition.findall(text)}
+        names += [name for _, name, _ in EXPORTED.findall(text)]
+        text = definition.sub(r'\1  const ::profile::Timer timer("\2");\n', text)
+        (folder / path.name).write_text(EXPORTED.sub(r"\1untimed_\2\3", text))
+    if absent := set(KERNELS) - found:
+        raise DataError(
+            f"{build.SOURCES}: no function {', '.join(sorted(absent))} to time; correct the lists "
+            f"of kernels in {Path(__file__).name}"
+        )
     operators = " ".join(f"OPERATOR({name})" for name in names)
     library = folder / "libprofile.so"
     compiler, _ = build._compiler()
     command = [*compiler, *build.FLAGS, build._native_flag(), f"-DPROFILED_OPERATORS={operators}"]
-    command += [f"-I{build.SOURCES}", f"-I{folder}", "-o", str(library), str(SOURCE)]
+    command += [f"-I{folder}", "-o", str(library), str(SOURCE)]
     compiled = subprocess.run(command, capture_output=True, text=True, check=False)
     if compiled.returncode:
         errors = [line for line in compiled.stderr.splitlines() if "error:" in line]

@@ -419,16 +419,17 @@ def only_checks_syntax(monkeypatch):
 
 def test_the_profile_follows_the_kernels(tmp_path, only_checks_syntax):
     roofline.compile_profile(tmp_path)
-    untimed = (tmp_path / "untimed_ops.cpp").read_text()
+    operators = (tmp_path / "ops.cpp").read_text()
     for name in ("unit_forward", "unit_infer", "unit_backward", "conv_backward", "head_forward"):
-        assert f" untimed_{name}(int, void** data" in untimed
+        assert f" untimed_{name}(int, void** data" in operators
+    copies = "".join(path.read_text() for path in tmp_path.iterdir())
+    for name in roofline.KERNELS:
+        assert f'{{\n  const ::profile::Timer timer("{name}");\n' in copies
 
 
-def test_a_kernel_that_is_not_called_any_more_is_named(tmp_path, only_checks_syntax, monkeypatch):
-    source = tmp_path / "profile_kernels.cpp"
-    source.write_text("#define convolve_slowly timed_convolve_slowly\n")
-    monkeypatch.setattr(roofline, "SOURCE", source)
-    with pytest.raises(DataError, match="times convolve_slowly, which ops.cpp does not call"):
+def test_a_kernel_that_does_not_exist_any_more_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(roofline, "KERNELS", ("convolve", "convolve_slowly"))
+    with pytest.raises(DataError, match="no function convolve_slowly to time"):
         roofline.compile_profile(tmp_path)
 
 
