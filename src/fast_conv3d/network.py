@@ -14,7 +14,7 @@ from ..vnet import DOWN_NAMES, UP_NAMES, InstanceNorm3d, VNet, check_volume_shap
 from . import operators
 from .build import BuildError
 from .conv3d import check_input
-from .protocol import Activation, ConvSpec, HeadSpec, Kind, Residual, UnitSpec
+from .protocol import Activation, HeadSpec, Kind, Residual, UnitSpec
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -219,56 +219,30 @@ class FastUpStage(ResidualStage):
         return self.block(joined, joined)
 
 
-class Convolution(nn.Cell):
-    """A convolution of `src.vnet` with a plain output."""
-
-    def __init__(self, conv: nn.Cell) -> None:
-        super().__init__(auto_prefix=False)
-        self.weight = conv.weight
-        self.bias = conv.bias if conv.has_bias else Tensor([0.0], mstype.float32)
-        spec = ConvSpec(conv.in_channels, conv.out_channels, conv.has_bias)
-        self.spec = operators.spec_tensor(spec)
-        self.convolve = operators.convolution()
-
-    def construct(self, x: Tensor) -> Tensor:
-        return self.convolve(x, self.weight, self.bias, self.spec)
-
-
 class FastHead(nn.Cell):
-    """`src.vnet.Head`; the last convolution and the sigmoid are one operator.
-
-    Without a unit, the convolution returns the logits, and the last one is the identity.
-    """
+    """`src.vnet.Head`: its unit, if any, and one operator for the last convolution and softmax."""
 
     def __init__(self, head: nn.Cell) -> None:
         super().__init__(auto_prefix=False)
-        absent = Tensor([0.0, 0.0], mstype.float32)
+        has_unit = not isinstance(head.conv1, nn.Identity)
+        self.unit = Unit(Kind.CONV5, head.conv1, head.bn, head.relu) if has_unit else None
         last = head.conv2
-        self.has_unit = not isinstance(head.conv1, nn.Identity)
-        has_bias = self.has_unit and last.has_bias
-        if self.has_unit:
-            self.first = Unit(Kind.CONV5, head.conv1, head.bn, head.relu)
-            self.last_weight = last.weight
-        else:
-            self.first = Convolution(last)
-            identity = Tensor([[1.0, 0.0], [0.0, 1.0]], mstype.float32)
-            self.last_weight = identity.reshape((2, 2, 1, 1, 1))
-        self.last_bias = last.bias if has_bias else absent
-        self.last_spec = operators.spec_tensor(HeadSpec(head.foreground, has_bias))
-        self.probability = operators.head_probability()
-        self.foreground = head.foreground
-        self.convolution = operators.convolution()
-        self.convolution_spec = operators.spec_tensor(ConvSpec(2, 2, has_bias))
+        self.weight = last.weight
+        self.bias = last.bias if last.has_bias else Tensor([0.0], mstype.float32)
+        spec = HeadSpec(head.foreground, last.has_bias, logits=False)
+        self.spec = operators.spec_tensor(spec)
+        self.logits_spec = operators.spec_tensor(spec._replace(logits=True))
+        self.head = operators.head()
+
+    def first(self, x: Tensor) -> Tensor:
+        """The input of the last convolution."""
+        return x if self.unit is None else self.unit(x)
 
     def logits(self, x: Tensor) -> Tensor:
-        both = self.first(x)
-        if self.has_unit:
-            last = (self.last_weight, self.last_bias, self.convolution_spec)
-            both = self.convolution(both, *last)
-        return both[:, self.foreground] - both[:, 1 - self.foreground]
+        return self.head(self.first(x), self.weight, self.bias, self.logits_spec)
 
     def construct(self, x: Tensor) -> Tensor:
-        return self.probability(self.first(x), self.last_weight, self.last_bias, self.last_spec)
+        return self.head(self.first(x), self.weight, self.bias, self.spec)
 
 
 class FastVNet(nn.Cell):

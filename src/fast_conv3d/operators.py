@@ -235,10 +235,7 @@ def unit_training(spec: UnitSpec) -> ops.Custom:
 
 
 def convolution() -> ops.Custom:
-    """The operator of a convolution with a 5x5x5, 3x3x3 or 1x1x1 kernel, same padding.
-
-    Its spec is a `ConvSpec`; it returns a plain tensor.
-    """
+    """The operator of a 5x5x5 convolution of plain tensors, same padding; its spec a `ConvSpec`."""
     backward = _custom("conv_backward", d_bias=lambda given: given["weight"][:1])
 
     def bprop(x, weight, bias, spec, out, d_out):
@@ -246,14 +243,15 @@ def convolution() -> ops.Custom:
         return d_x, d_weight, d_bias, ops.zeros_like(spec)
 
     return _custom(
-        "conv_forward", bprop, y=lambda given: [given["x"][0], given["weight"][0], *given["x"][2:5]]
+        "conv_forward", bprop, y=lambda given: [given["x"][0], given["weight"][0], *given["x"][2:]]
     )
 
 
-def head_probability() -> ops.Custom:
+def head() -> ops.Custom:
     """The operator of the last convolution, with two output channels, and a softmax.
 
-    Its spec is a `HeadSpec`, x is plain; it returns the foreground's probability, (batch, X, Y, Z).
+    Its spec is a `HeadSpec`, x is plain or blocked; it returns the foreground's probability or the
+    difference of the logits, (batch, X, Y, Z).
     """
     backward = _custom("head_backward", d_bias=lambda given: [2])
 
@@ -261,9 +259,7 @@ def head_probability() -> ops.Custom:
         d_x, d_weight, d_bias = backward(x, weight, out, d_out, spec)
         return d_x, d_weight, d_bias, ops.zeros_like(spec)
 
-    return _custom(
-        "head_forward", bprop, probability=lambda given: [given["x"][0], *given["x"][2:]]
-    )
+    return _custom("head_forward", bprop, y=lambda given: [given["x"][0], *given["x"][2:5]])
 
 
 def channel_scaling() -> ops.Custom:

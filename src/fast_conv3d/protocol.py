@@ -57,7 +57,7 @@ class UnitSpec(NamedTuple):
 
 
 class ConvSpec(NamedTuple):
-    """A convolution of a plain or blocked x to a plain y."""
+    """A 5x5x5 convolution of plain tensors."""
 
     in_channels: int
     out_channels: int
@@ -65,10 +65,11 @@ class ConvSpec(NamedTuple):
 
 
 class HeadSpec(NamedTuple):
-    """The last convolution and softmax."""
+    """The last convolution and softmax; or without the softmax, the difference of the logits."""
 
     foreground: int
     has_bias: bool
+    logits: bool
 
 
 class Operator(NamedTuple):
@@ -98,10 +99,8 @@ OPERATORS = {
     "unit_mask_gradient": Operator(("skip", "dropout_mask", "spec", "d_out"), ("d_dropout_mask",)),
     "conv_forward": Operator(("x", "weight", "bias", "spec"), ("y",)),
     "conv_backward": Operator(("x", "weight", "d_y", "spec"), ("d_x", "d_weight", "d_bias")),
-    "head_forward": Operator(("x", "weight", "bias", "spec"), ("probability",)),
-    "head_backward": Operator(
-        ("x", "weight", "probability", "d_probability", "spec"), ("d_x", "d_weight", "d_bias")
-    ),
+    "head_forward": Operator(("x", "weight", "bias", "spec"), ("y",)),
+    "head_backward": Operator(("x", "weight", "y", "d_y", "spec"), ("d_x", "d_weight", "d_bias")),
     "scale_channels": Operator(("x", "dropout_mask"), ("y",)),
     "scale_mask_gradient": Operator(("x", "dropout_mask", "d_y"), ("d_dropout_mask",)),
 }

@@ -31,8 +31,7 @@ struct Runtime {
   explicit Runtime(int threads) : pool(threads), workspace(threads) {}
   ThreadPool pool;
   Workspace workspace;
-  Scratch copy_of_x, copy_of_y;       // in another layout
-  Scratch weights, weights_gradient;  // smaller kernels, zero-padded to 5x5x5
+  Scratch copy_of_x, copy_of_y;  // in another layout
 };
 
 // The runtime of a process, created by its first operator.
@@ -507,48 +506,22 @@ void channel_sums(ThreadPool& pool, const Shape& shape, const float* data, float
   });
 }
 
-// A convolution of plain tensors, or of a blocked x to a plain y. The kernel's side is 5, 3 or 1;
-// kernels of 3 and 1 are zero-padded to 5.
+// A 5x5x5 convolution of plain tensors.
 struct Conv5 {
   Shape x, y;
-  int kernel_side;
   bool has_bias;
   bool few;  // channels: computed as it is, else with blocked copies of both tensors
 
   // x and weight are the first two inputs of both operators.
   Conv5(const Arguments& arguments, const ConvSpec& spec)
       : x(arguments.shape(ConvForward::kX, spec.in_channels)),
-        y(x),
-        kernel_side(static_cast<int>(arguments.shapes[ConvForward::kWeight][2])),
-        has_bias(spec.has_bias) {
+        y(arguments.shape(ConvForward::kX, spec.in_channels)),
+        has_bias(spec.has_bias),
+        few(std::min(spec.in_channels, spec.out_channels) <= kPlainChannels) {
     y.channels = spec.out_channels;
-    y.plain = true;
-    few = !x.plain || std::min(x.channels, y.channels) <= kPlainChannels;
-    assert(x.valid() && y.valid());
-    assert(kernel_side == 1 || kernel_side == 3 || kernel_side == kTaps);
+    assert(x.valid() && y.valid() && x.plain);
     assert(arguments.shapes[ConvForward::kWeight][0] == y.channels);
     assert(arguments.shapes[ConvForward::kWeight][1] == x.channels);
-  }
-
-  size_t filters() const { return static_cast<size_t>(x.channels) * y.channels; }
-  // Calls copy(index in the weights, index in the zero-padded weights) for each weight.
-  template <typename Copy>
-  void for_taps(const Copy& copy) const {
-    const int side = kernel_side, padding = (kTaps - side) / 2;
-    for (size_t filter = 0; filter < filters(); ++filter)
-      for (int tap = 0; tap < side * side * side; ++tap) {
-        const int i = tap / side / side + padding, j = tap / side % side + padding;
-        copy(filter * side * side * side + tap,
-             filter * kVolumeTaps + (i * kTaps + j) * kTaps + tap % side + padding);
-      }
-  }
-  // The weights with 5x5x5 kernels.
-  const float* full_weights(Runtime& shared, const float* weights) const {
-    if (kernel_side == kTaps) return weights;
-    float* full = shared.weights.get(filters() * kVolumeTaps);
-    std::fill_n(full, filters() * kVolumeTaps, 0.f);
-    for_taps([&](size_t tap, size_t full_tap) { full[full_tap] = weights[tap]; });
-    return full;
   }
 };
 
@@ -562,7 +535,6 @@ void make_blocked(ThreadPool& pool, Scratch& copy, Shape* shape, const float** d
 
 }  // namespace
 
-// A convolution of plain tensors, or of a blocked x to a plain y.
 FC3D_EXPORT int conv_forward(int, void** data, int* ranks, int64_t** shapes, const char**, void*,
                              void*) {
   return with_runtime([&](Runtime& shared) {
@@ -570,18 +542,17 @@ FC3D_EXPORT int conv_forward(int, void** data, int* ranks, int64_t** shapes, con
     const Arguments arguments{data, ranks, shapes};
     Conv5 conv(arguments, ConvSpec(arguments.get(Tensor::kSpec)));
     const float* x = arguments.get(Tensor::kX);
-    float* y = arguments.get(Tensor::kY);
-    const float* full = conv.full_weights(shared, arguments.get(Tensor::kWeight));
-    const Weights weights = Weights::forward(full, conv.y.channels, conv.x.channels);
-    float* target = y;
+    float* target = arguments.get(Tensor::kY);
     if (!conv.few) {
       make_blocked(shared.pool, shared.copy_of_x, &conv.x, &x);
       conv.y.plain = false;
       target = shared.copy_of_y.get(conv.y.floats());
     }
     const AddBias add_bias(conv.has_bias ? arguments.get(Tensor::kBias) : nullptr, conv.y);
+    const Weights weights =
+        Weights::forward(arguments.get(Tensor::kWeight), conv.y.channels, conv.x.channels);
     convolve5(shared.pool, shared.workspace, conv.x, x, weights, conv.y, target, add_bias);
-    if (!conv.few) to_plain(shared.pool, target, conv.y, y);
+    if (!conv.few) to_plain(shared.pool, target, conv.y, arguments.get(Tensor::kY));
   });
 }
 
@@ -593,23 +564,19 @@ FC3D_EXPORT int conv_backward(int, void** data, int* ranks, int64_t** shapes, co
     const Arguments arguments{data, ranks, shapes};
     Conv5 conv(arguments, ConvSpec(arguments.get(Tensor::kSpec)));
     const float *x = arguments.get(Tensor::kX), *d_y = arguments.get(Tensor::kDY);
-    float *d_x = arguments.get(Tensor::kDX), *d_kernel = arguments.get(Tensor::kDWeight);
-    const bool whole = conv.kernel_side == kTaps;
-    float* d_weights = whole ? d_kernel : shared.weights_gradient.get(conv.filters() * kVolumeTaps);
+    float* target = arguments.get(Tensor::kDX);
     if (conv.has_bias) channel_sums(shared.pool, conv.y, d_y, arguments.get(Tensor::kDBias));
     if (!conv.few) {
       make_blocked(shared.pool, shared.copy_of_x, &conv.x, &x);
       make_blocked(shared.pool, shared.copy_of_y, &conv.y, &d_y);
     }
-    weight_gradient5(shared.pool, shared.workspace, conv.x, x, conv.y, d_y, d_weights);
-    const float* full = conv.full_weights(shared, arguments.get(Tensor::kWeight));
-    float* target = conv.few ? d_x : shared.copy_of_x.get(conv.x.floats());
-    convolve5(shared.pool, shared.workspace, conv.y, d_y,
-              Weights::input_gradient(full, conv.y.channels, conv.x.channels), conv.x, target,
-              NoEpilogue());
-    if (!conv.few) to_plain(shared.pool, target, conv.x, d_x);
-    if (!whole)
-      conv.for_taps([&](size_t tap, size_t full_tap) { d_kernel[tap] = d_weights[full_tap]; });
+    weight_gradient5(shared.pool, shared.workspace, conv.x, x, conv.y, d_y,
+                     arguments.get(Tensor::kDWeight));
+    if (!conv.few) target = shared.copy_of_x.get(conv.x.floats());
+    const Weights weights =
+        Weights::input_gradient(arguments.get(Tensor::kWeight), conv.y.channels, conv.x.channels);
+    convolve5(shared.pool, shared.workspace, conv.y, d_y, weights, conv.x, target, NoEpilogue());
+    if (!conv.few) to_plain(shared.pool, target, conv.x, arguments.get(Tensor::kDX));
   });
 }
 
@@ -644,22 +611,41 @@ namespace {
 head::Head head_of(const Arguments& arguments, const HeadSpec& spec, const float* bias) {
   const int64_t* kernel = arguments.shapes[HeadForward::kWeight];
   return {arguments.shape(HeadForward::kX, static_cast<int>(kernel[1])),
-          static_cast<int>(kernel[2]), spec.foreground, arguments.get(HeadForward::kWeight),
-          spec.has_bias ? bias : nullptr};
+          static_cast<int>(kernel[2]),
+          spec.foreground,
+          arguments.get(HeadForward::kWeight),
+          spec.has_bias ? bias : nullptr,
+          spec.logits};
+}
+
+// Whether `head` needs a plain copy of a blocked input. Makes its shape plain then.
+bool make_plain(head::Head* head) {
+  const bool copies = head->side > 1 && !head->shape.plain;
+  head->shape.plain |= copies;
+  return copies;
+}
+Shape blocked_shape(Shape shape) {
+  shape.plain = false;
+  return shape;
 }
 
 }  // namespace
 
-// The last convolution and softmax: the probability of the foreground.
+// The last convolution and softmax: the probability of the foreground, or its logit.
 FC3D_EXPORT int head_forward(int, void** data, int* ranks, int64_t** shapes, const char**, void*,
                              void*) {
   return with_runtime([&](Runtime& shared) {
     using Tensor = HeadForward;
     const Arguments arguments{data, ranks, shapes};
-    const head::Head head =
+    head::Head head =
         head_of(arguments, HeadSpec(arguments.get(Tensor::kSpec)), arguments.get(Tensor::kBias));
-    head::forward(shared.pool, shared.workspace.shared, head, arguments.get(Tensor::kX),
-                  arguments.get(Tensor::kProbability));
+    const float* x = arguments.get(Tensor::kX);
+    if (make_plain(&head)) {
+      float* plain = shared.copy_of_x.get(head.shape.floats());
+      to_plain(shared.pool, x, blocked_shape(head.shape), plain);
+      x = plain;
+    }
+    head::forward(shared.pool, shared.workspace.shared, head, x, arguments.get(Tensor::kY));
   });
 }
 
@@ -670,11 +656,20 @@ FC3D_EXPORT int head_backward(int, void** data, int* ranks, int64_t** shapes, co
     using Tensor = HeadBackward;
     const Arguments arguments{data, ranks, shapes};
     const HeadSpec spec(arguments.get(Tensor::kSpec));
-    head::backward(shared.pool, shared.workspace.shared, head_of(arguments, spec, nullptr),
-                   arguments.get(Tensor::kX), arguments.get(Tensor::kProbability),
-                   arguments.get(Tensor::kDProbability), arguments.get(Tensor::kDX),
-                   arguments.get(Tensor::kDWeight),
+    head::Head head = head_of(arguments, spec, nullptr);
+    const float* x = arguments.get(Tensor::kX);
+    float* d_x = arguments.get(Tensor::kDX);
+    const bool copies = make_plain(&head);
+    if (copies) {
+      float* plain = shared.copy_of_x.get(head.shape.floats());
+      to_plain(shared.pool, x, blocked_shape(head.shape), plain);
+      x = plain;
+      d_x = shared.copy_of_y.get(head.shape.floats());
+    }
+    head::backward(shared.pool, shared.workspace.shared, head, x, arguments.get(Tensor::kY),
+                   arguments.get(Tensor::kDY), d_x, arguments.get(Tensor::kDWeight),
                    spec.has_bias ? arguments.get(Tensor::kDBias) : nullptr);
+    if (copies) to_blocked(shared.pool, d_x, blocked_shape(head.shape), arguments.get(Tensor::kDX));
   });
 }
 

@@ -13,8 +13,6 @@
 namespace fast_conv3d {
 namespace plane_strided {
 
-using plane::load_row;
-using plane::store_row;
 using strided::kTaps;
 
 inline Shape fine_shape(const Shape& coarse, int channels) {

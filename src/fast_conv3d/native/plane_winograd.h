@@ -17,6 +17,7 @@
 #include <utility>
 #include <vector>
 
+#include "rows.h"
 #include "tensor.h"
 #include "thread_pool.h"
 #include "toom_cook.h"
@@ -97,16 +98,6 @@ void source_rows(const float* channel, const Shape& shape, const Block& block, i
     const bool inside = x >= 0 && x < shape.x && y >= 0 && y < shape.y;
     rows[j] = inside ? channel + (static_cast<size_t>(x) * shape.y + y) * row_floats : zeros;
   }
-}
-
-FC3D_INLINE Vec load_row(const float* row, int first, int z) {
-  return first + kLanes <= z ? load(row + first) : load_first(row + first, z - first);
-}
-FC3D_INLINE void store_row(float* row, int first, int z, Vec value) {
-  if (first + kLanes <= z) return store(row + first, value);
-  float lanes[kLanes];
-  store(lanes, value);
-  std::memcpy(row + first, lanes, (z - first) * sizeof(float));
 }
 
 // Along x: a chunk of the channels of an image -> after_x[point][channel][row][z].

@@ -5,7 +5,7 @@
 // clang-format off
 namespace fast_conv3d {
 
-constexpr int kProtocolVersion = 610691431;
+constexpr int kProtocolVersion = 1143292642;
 
 constexpr int kLanes = 16;
 constexpr int kPlainChannels = 8;
@@ -57,10 +57,12 @@ struct ConvSpec {
 struct HeadSpec {
   int foreground;
   bool has_bias;
+  bool logits;
 
   explicit HeadSpec(const float* values)
       : foreground(static_cast<int>(values[0])),
-        has_bias(values[1] != 0) {}
+        has_bias(values[1] != 0),
+        logits(values[2] != 0) {}
 };
 
 struct UnitInfer {
@@ -207,7 +209,7 @@ struct HeadForward {
     kWeight,
     kBias,
     kSpec,
-    kProbability,  // the outputs
+    kY,  // the outputs
   };
 };
 
@@ -216,8 +218,8 @@ struct HeadBackward {
   enum Tensor {
     kX,
     kWeight,
-    kProbability,
-    kDProbability,
+    kY,
+    kDY,
     kSpec,
     kDX,  // the outputs
     kDWeight,

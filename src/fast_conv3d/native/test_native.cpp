@@ -237,34 +237,32 @@ constexpr size_t kVoxelsForManyThreads = 500;
 
 struct ConvolutionCase {
   int batch, in, out, x, y, z;
-  int side;  // of the kernel
-  bool blocked_x, bias;
+  bool bias;
 };
 
 void test_convolution(const ConvolutionCase& c) {
   const Shape x_shape{c.batch, c.in, c.x, c.y, c.z}, y_shape{c.batch, c.out, c.x, c.y, c.z};
-  const int taps = c.side * c.side * c.side;
+  const int taps = kVolumeTaps;
   const Doubles x = random_values(plain_size(x_shape), 1, 0.5);
   const Doubles weights =
       random_values(static_cast<size_t>(c.in) * c.out * taps, 1 / std::sqrt(c.in * taps));
   const Doubles bias = c.bias ? random_values(c.out) : Doubles{0};
   const Doubles d_y = random_values(plain_size(y_shape));
-  Doubles y = convolution(Kind::kConv5, x_shape, y_shape, c.side, x, weights);
+  Doubles y = convolution(Kind::kConv5, x_shape, y_shape, kTaps, x, weights);
   if (c.bias) add_per_channel(y_shape, bias, y);
   Doubles d_x, d_weights;
-  convolution_backward(Kind::kConv5, x_shape, y_shape, c.side, x, weights, d_y, d_x, d_weights);
+  convolution_backward(Kind::kConv5, x_shape, y_shape, kTaps, x, weights, d_y, d_x, d_weights);
 
-  const Tensor x_tensor = c.blocked_x ? laid_out(x_shape, x) : tensor(x, plain_sides(x_shape));
-  const Tensor weight_tensor = tensor(weights, {c.out, c.in, c.side, c.side, c.side});
+  const Tensor x_tensor = tensor(x, plain_sides(x_shape));
+  const Tensor weight_tensor = tensor(weights, {c.out, c.in, kTaps, kTaps, kTaps});
   const Tensor spec = tensor({double(c.in), double(c.out), double(c.bias)});
   for (const int threads : thread_counts) {
     if (threads > 3 && x_shape.voxels() < kVoxelsForManyThreads) continue;
     set_threads(threads);
-    const std::string name =
-        "convolution " + std::to_string(c.in) + " -> " + std::to_string(c.out) + ", batch " +
-        std::to_string(c.batch) + ", " + std::to_string(c.x) + "x" + std::to_string(c.y) + "x" +
-        std::to_string(c.z) + ", kernel " + std::to_string(c.side) +
-        (c.blocked_x ? ", blocked x, " : ", ") + std::to_string(threads) + " threads, ";
+    const std::string name = "convolution " + std::to_string(c.in) + " -> " +
+                             std::to_string(c.out) + ", batch " + std::to_string(c.batch) + ", " +
+                             std::to_string(c.x) + "x" + std::to_string(c.y) + "x" +
+                             std::to_string(c.z) + ", " + std::to_string(threads) + " threads, ";
     const Tensor found =
         run(name + "y", conv_forward, {x_tensor, weight_tensor, tensor(bias), spec},
             {plain_sides(y_shape)})[0];
@@ -273,9 +271,7 @@ void test_convolution(const ConvolutionCase& c) {
         run(name + "gradients", conv_backward,
             {x_tensor, weight_tensor, tensor(d_y, plain_sides(y_shape)), spec},
             {x_tensor.sides, weight_tensor.sides, {c.out}});
-    compare(name + "d_x",
-            c.blocked_x ? plain_values(name + "d_x", x_shape, gradients[0]) : doubles(gradients[0]),
-            d_x, kTolerance);
+    compare(name + "d_x", doubles(gradients[0]), d_x, kTolerance);
     compare(name + "d_weight", doubles(gradients[1]), d_weights, kTolerance);
     if (c.bias)
       compare(name + "d_bias", doubles(gradients[2]), channel_sums(y_shape, d_y), kTolerance);
@@ -602,8 +598,8 @@ void test_unit(const UnitCase& c) {
 
 // ---------------------------------------------------------------------------------------- others
 
-// The last convolution, to two channels, and the softmax of a foreground.
-void test_head(const Shape& shape, int side, int foreground, bool has_bias) {
+// The last convolution, to two channels, and the softmax of a foreground, or its logit.
+void test_head(const Shape& shape, int side, int foreground, bool has_bias, bool logit) {
   const Shape logits_shape{shape.batch, 2, shape.x, shape.y, shape.z};
   const int taps = side * side * side;
   const Doubles x = random_values(plain_size(shape));
@@ -611,36 +607,37 @@ void test_head(const Shape& shape, int side, int foreground, bool has_bias) {
       random_values(size_t(2) * shape.channels * taps, 1 / std::sqrt(shape.channels * taps), 0.01);
   const Doubles bias = random_values(2);
   const size_t voxels = shape.voxels(), size = voxels * shape.batch;
-  const Doubles d_probability = random_values(size);
+  const Doubles d_output = random_values(size);
   Doubles logits = convolution(Kind::kConv5, shape, logits_shape, side, x, weights);
   if (has_bias) add_per_channel(logits_shape, bias, logits);
-  Doubles probability(size), d_logits(2 * size), d_x, d_weights;
+  Doubles output(size), d_logits(2 * size), d_x, d_weights;
   for (size_t i = 0; i < size; ++i) {
     const size_t front = i + (i / voxels + foreground) * voxels;
     const size_t back = i + (i / voxels + 1 - foreground) * voxels;
-    probability[i] = 1 / (1 + std::exp(logits[back] - logits[front]));
-    d_logits[front] = d_probability[i] * probability[i] * (1 - probability[i]);
+    const double probability = 1 / (1 + std::exp(logits[back] - logits[front]));
+    output[i] = logit ? logits[front] - logits[back] : probability;
+    d_logits[front] = d_output[i] * (logit ? 1 : probability * (1 - probability));
     d_logits[back] = -d_logits[front];
   }
   convolution_backward(Kind::kConv5, shape, logits_shape, side, x, weights, d_logits, d_x,
                        d_weights);
 
   const std::vector<int64_t> sides{shape.batch, shape.x, shape.y, shape.z};
-  const Tensor x_tensor = tensor(x, plain_sides(shape));
+  const Tensor x_tensor = laid_out(shape, x);
   const Tensor weight_tensor = tensor(weights, {2, shape.channels, side, side, side});
-  const Tensor spec = tensor({double(foreground), double(has_bias)});
+  const Tensor spec = tensor({double(foreground), double(has_bias), double(logit)});
   for (const int threads : thread_counts) {
     set_threads(threads);
     const std::string name = "head of " + std::to_string(shape.channels) + " channels, kernel " +
                              std::to_string(side) + ", " + std::to_string(threads) + " threads, ";
-    const Tensor found = run(name + "probability", head_forward,
+    const Tensor found = run(name + "output", head_forward,
                              {x_tensor, weight_tensor, tensor(bias), spec}, {sides})[0];
-    compare(name + "probability", doubles(found), probability, 1e-6);
+    compare(name + "output", doubles(found), output, 1e-6);
     const std::vector<Tensor> gradients =
         run(name + "gradients", head_backward,
-            {x_tensor, weight_tensor, found, tensor(d_probability, sides), spec},
+            {x_tensor, weight_tensor, found, tensor(d_output, sides), spec},
             {x_tensor.sides, weight_tensor.sides, {2}});
-    compare(name + "d_x", doubles(gradients[0]), d_x, 1e-5);
+    compare(name + "d_x", plain_values(name + "d_x", shape, gradients[0]), d_x, 1e-5);
     compare(name + "d_weight", doubles(gradients[1]), d_weights, 1e-5);
     if (has_bias)
       compare(name + "d_bias", doubles(gradients[2]), channel_sums(logits_shape, d_logits), 1e-5);
@@ -779,32 +776,27 @@ void test_calls_at_once() {
 
 // Batches of more than 64 tiles of 4x4x4 voxels take the loop order for many tiles.
 const ConvolutionCase kConvolutions[] = {
-    // few input channels
-    {1, 1, 1, 1, 1, 1, 5, false, true},
-    {2, 1, 16, 3, 5, 7, 5, false, true},
-    {1, 3, 17, 2, 3, 19, 5, false, true},
-    {1, 4, 33, 5, 1, 3, 5, false, false},
-    {1, 2, 5, 3, 3, 3, 1, false, true},
-    // few output channels
-    {1, 32, 2, 3, 5, 7, 5, true, true},
-    {2, 17, 3, 2, 19, 13, 5, false, true},
-    {1, 5, 4, 7, 1, 1, 5, false, false},
-    {1, 33, 1, 1, 1, 1, 5, true, false},
-    {1, 40, 7, 3, 2, 5, 5, true, true},
-    {1, 17, 2, 3, 5, 2, 3, true, true},
-    {2, 16, 2, 3, 3, 5, 1, true, true},
+    // few input channels: plain
+    {1, 1, 1, 1, 1, 1, true},
+    {2, 1, 16, 3, 5, 7, true},
+    {1, 3, 17, 2, 3, 19, true},
+    {1, 4, 33, 5, 1, 3, false},
+    // few output channels: plain
+    {1, 32, 2, 3, 5, 7, true},
+    {2, 17, 3, 2, 19, 13, true},
+    {1, 5, 4, 7, 1, 1, false},
+    {1, 33, 1, 1, 1, 1, false},
+    {1, 40, 7, 3, 2, 5, true},
     // transforms: few tiles
-    {1, 5, 5, 1, 1, 1, 5, false, true},
-    {3, 16, 16, 2, 1, 3, 5, false, true},
-    {1, 17, 33, 5, 7, 3, 5, false, true},
-    {2, 40, 5, 4, 4, 4, 5, false, false},
-    {1, 5, 6, 13, 16, 16, 5, false, true},
-    {1, 5, 18, 3, 5, 7, 3, false, true},
-    {2, 17, 5, 3, 2, 2, 1, false, true},
+    {1, 5, 5, 1, 1, 1, true},
+    {3, 16, 16, 2, 1, 3, true},
+    {1, 17, 33, 5, 7, 3, true},
+    {2, 40, 5, 4, 4, 4, false},
+    {1, 5, 6, 13, 16, 16, true},
     // many tiles
-    {1, 5, 6, 17, 13, 16, 5, false, true},
-    {1, 17, 33, 67, 1, 13, 5, false, true},
-    {3, 5, 17, 3, 1, 89, 5, false, false},
+    {1, 5, 6, 17, 13, 16, true},
+    {1, 17, 33, 67, 1, 13, true},
+    {3, 5, 17, 3, 1, 89, false},
 };
 
 constexpr Activation kNoActivation = Activation::kNone, kElu = Activation::kElu;
@@ -859,10 +851,15 @@ int test_all() {
   test_elu();
   for (const ConvolutionCase& c : kConvolutions) test_convolution(c);
   for (const UnitCase& c : kUnits) test_unit(c);
-  test_head({1, 1, 1, 1, 1}, 1, 0, true);
-  test_head({2, 2, 3, 5, 17}, 1, 1, true);
-  test_head({1, 2, 5, 1, 37}, 3, 1, false);
-  test_head({3, 5, 2, 7, 16}, 5, 0, true);
+  constexpr bool kPlain = true, kBlocked = false, kLogit = true, kProbability = false;
+  test_head({1, 1, 1, 1, 1, kPlain}, 1, 0, true, kProbability);
+  test_head({2, 2, 3, 5, 17, kPlain}, 1, 1, true, kProbability);
+  test_head({1, 8, 13, 11, 16, kPlain}, 1, 1, false, kLogit);
+  test_head({2, 5, 3, 5, 7, kBlocked}, 1, 0, true, kLogit);
+  test_head({1, 40, 13, 11, 16, kBlocked}, 1, 1, true, kProbability);
+  test_head({1, 2, 5, 1, 37, kPlain}, 3, 1, false, kProbability);
+  test_head({3, 5, 2, 7, 16, kPlain}, 5, 0, true, kLogit);
+  test_head({1, 17, 3, 2, 5, kBlocked}, 3, 0, true, kProbability);
   test_scaling({1, 1, 1, 1, 1});
   test_scaling({2, 17, 3, 5, 7});
   test_scaling({2, 5, 3, 5, 16, true});
