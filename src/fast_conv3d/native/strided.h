@@ -17,6 +17,7 @@
 #include <algorithm>
 #include <cassert>
 #include <cstddef>
+#include <cstring>
 
 #include "tensor.h"
 #include "thread_pool.h"
@@ -263,6 +264,98 @@ inline void accumulate_sum(const float* source, int voxels, int stride, float* t
   store(target, load(target) + sum);
 }
 
+// The sums of one part of the voxels.
+struct GradientSums {
+  static constexpr int kGroups = kTaps / kNR;
+
+  View<4> weights;  // [coarse block][fine block][group of kNR taps][row], kNR Vecs of fine channels
+  View<1> coarse, fine;  // [block], sums over voxels
+
+  GradientSums(float* data, int k_blocks, int c_blocks) {
+    weights = View<4>::packed(data, {k_blocks, c_blocks, kGroups, kLanes}, 0, kNR * kLanes);
+    coarse = View<1>::packed(data + weights.floats(), {k_blocks});
+    fine = View<1>::packed(coarse.data() + coarse.floats(), {c_blocks});
+  }
+  size_t floats() const { return weights.floats() + coarse.floats() + fine.floats(); }
+};
+
+// The work is split by voxels and, where there are few voxels and many weights, by coarse channels
+// too. Each part of the voxels has its own sums, which are added in a fixed order at the end.
+struct GradientSplit {
+  size_t image_runs, runs;  // of kGradientVoxels
+  int parts, k_parts;
+
+  GradientSplit(const Shape& coarse, size_t part_floats, int threads) {
+    constexpr size_t kMaxPartFloats = 1 << 20;
+    image_runs = (coarse.voxels() + kGradientVoxels - 1) / kGradientVoxels;
+    runs = image_runs * coarse.batch;
+    const size_t items = 4 * threads;
+    parts = static_cast<int>(
+        std::max<size_t>(1, std::min({runs, items, kMaxPartFloats / part_floats})));
+    k_parts = std::min<int>(coarse.blocks(), (static_cast<int>(items) + parts - 1) / parts);
+  }
+};
+
+// Copies the fine voxels of a group of kNR taps: target[voxel][tap].
+inline void copy_taps(const float* source, const Shape& fine, int group, const size_t* fine_voxels,
+                      int count, float* target) {
+  for (int i = 0; i < kNR; ++i) {
+    const size_t offset = tap_offset(fine, group * kNR + i);
+    for (int j = 0; j < count; ++j)
+      store(target + (j * kNR + i) * kLanes, load(source + (fine_voxels[j] + offset) * kLanes));
+  }
+}
+
+// Adds a run of coarse voxels of an image, from `voxel` on, to the sums, for coarse blocks in
+// [k_begin, k_end). `copy` is scratch; fine_sums tells whether to sum the fine channels.
+inline void add_run(const float* coarse, const Shape& shape, const float* fine, const Shape& from,
+                    size_t voxel, int k_begin, int k_end, float* copy, bool fine_sums,
+                    const GradientSums& sums) {
+  const int count = static_cast<int>(std::min<size_t>(kGradientVoxels, shape.voxels() - voxel));
+  size_t fine_voxels[kGradientVoxels];
+  first_tap_voxels(shape, voxel, count, fine_voxels);
+  for (int c_block = 0; c_block < from.blocks(); ++c_block)
+    for (int group = 0; group < GradientSums::kGroups; ++group) {
+      copy_taps(fine + c_block * from.block_floats(), from, group, fine_voxels, count, copy);
+      for (int i = 0; fine_sums && i < kNR; ++i)
+        accumulate_sum(copy + i * kLanes, count, kNR * kLanes, sums.fine(c_block));
+      for (int k_block = k_begin; k_block < k_end; ++k_block)
+        for (int row = 0; row < kLanes; row += kGradientMR)
+          gradient_microkernel(coarse + k_block * shape.block_floats() + voxel * kLanes + row, copy,
+                               count, sums.weights(k_block, c_block, group, row));
+    }
+}
+
+// Writes the sums of all parts as (coarse channels, fine channels, 2, 2, 2). `first` are those of
+// the first part.
+inline void write_weights(const PartSums& all, const GradientSums& first, int coarse_channels,
+                          int fine_channels, ThreadPool& pool, float* weights_gradient) {
+  const int c_blocks = first.fine.size(0);
+  pool.for_each(first.coarse.size(0) * c_blocks, [&](int pair, int) {
+    const int k_block = pair / c_blocks, c_block = pair % c_blocks;
+    const int k_first = k_block * kLanes, c_first = c_block * kLanes;
+    for (int row = 0; row < std::min(kLanes, coarse_channels - k_first); ++row) {
+      float taps[kTaps][kLanes];
+      for (int tap = 0; tap < kTaps; ++tap)
+        store(taps[tap],
+              all.total(first.weights(k_block, c_block, tap / kNR, row) + tap % kNR * kLanes));
+      float* target =
+          weights_gradient + (static_cast<size_t>(k_first + row) * fine_channels + c_first) * kTaps;
+      for (int c = 0; c < std::min(kLanes, fine_channels - c_first); ++c)
+        for (int tap = 0; tap < kTaps; ++tap) target[c * kTaps + tap] = taps[tap][c];
+    }
+  });
+}
+
+// Writes the sums of each channel, unless `target` is null.
+inline void write_sums(const PartSums& all, const View<1>& first, int channels, float* target) {
+  for (int block = 0; target != nullptr && block < first.size(0); ++block) {
+    const Vec sum = all.total(first(block));
+    const int count = std::min(kLanes, channels - block * kLanes);
+    std::memcpy(target + block * kLanes, &sum, count * sizeof(float));
+  }
+}
+
 // weights_gradient[k][c][tap] = sum over batch and voxels of coarse[k][v] * fine[c][2 v + tap].
 // Also the sums over batch and voxels of each channel of either tensor, unless null: coarse_sums is
 // the bias gradient of nn.Conv3d, fine_sums that of nn.Conv3dTranspose. `shape` is that of
@@ -274,90 +367,35 @@ inline void weight_gradient(const float* coarse, const Shape& shape, const float
   assert(coarse != nullptr && fine != nullptr && weights_gradient != nullptr);
   const Shape from = fine_shape(shape, fine_channels);
   const int k_blocks = shape.blocks(), c_blocks = from.blocks();
-  constexpr int kGroups = kTaps / kNR;
-  constexpr size_t kBlockFloats = kLanes * kTaps * kLanes;  // gradients of a pair of blocks
-  const size_t pair_floats = k_blocks * c_blocks * kBlockFloats;
-  const size_t item_floats = pair_floats + (k_blocks + c_blocks) * kLanes;
-  const size_t copy_floats = static_cast<size_t>(c_blocks) * kTaps * kGradientVoxels * kLanes;
+  const size_t part_floats = GradientSums(nullptr, k_blocks, c_blocks).floats();
+  const GradientSplit split(shape, part_floats, pool.size());
+  const int parts = split.parts, k_parts = split.k_parts;
+  constexpr size_t kCopyFloats = size_t{kGradientVoxels} * kNR * kLanes;
 
-  // The work is split by voxels and, where there are few voxels and many weights, by coarse
-  // channels too. Each part of the voxels has its own sums, which are added in a fixed order at the
-  // end.
-  constexpr size_t kMaxPartFloats = 1 << 20;
-  const size_t image_runs = (shape.voxels() + kGradientVoxels - 1) / kGradientVoxels;
-  const size_t runs = image_runs * shape.batch;
-  const size_t items = 4 * pool.size();
-  const int parts =
-      static_cast<int>(std::max<size_t>(1, std::min({runs, items, kMaxPartFloats / item_floats})));
-  const int k_parts = std::min<int>(k_blocks, (static_cast<int>(items) + parts - 1) / parts);
-
-  float* copies = scratch.get(pool.size() * copy_floats + parts * item_floats);
-  float* part_sums = copies + pool.size() * copy_floats;
-  std::fill_n(part_sums, parts * item_floats, 0.f);
+  float* copies = scratch.get(pool.size() * kCopyFloats + parts * part_floats);
+  float* part_sums = copies + pool.size() * kCopyFloats;
+  std::fill_n(part_sums, parts * part_floats, 0.f);
   pool.for_each(parts * k_parts, [&](int item, int thread) {
     const int part = item / k_parts, k_part = item % k_parts;
     const int k_begin = k_blocks * k_part / k_parts, k_end = k_blocks * (k_part + 1) / k_parts;
-    float* copy = copies + thread * copy_floats;
-    float* sums = part_sums + part * item_floats;
-    for (size_t run = runs * part / parts; run < runs * (part + 1) / parts; ++run) {
-      const size_t image = run / image_runs, voxel = run % image_runs * kGradientVoxels;
+    const GradientSums sums(part_sums + part * part_floats, k_blocks, c_blocks);
+    for (size_t run = split.runs * part / parts; run < split.runs * (part + 1) / parts; ++run) {
+      const size_t image = run / split.image_runs, voxel = run % split.image_runs * kGradientVoxels;
+      const float* k_source = coarse + image * shape.image_floats();
+      add_run(k_source, shape, fine + image * from.image_floats(), from, voxel, k_begin, k_end,
+              copies + thread * kCopyFloats, fine_sums != nullptr && k_part == 0, sums);
       const int count = static_cast<int>(std::min<size_t>(kGradientVoxels, shape.voxels() - voxel));
-      size_t fine_voxels[kGradientVoxels];
-      first_tap_voxels(shape, voxel, count, fine_voxels);
-      const float* k_source = coarse + image * shape.image_floats() + voxel * kLanes;
-      for (int c_block = 0; c_block < c_blocks; ++c_block) {
-        const float* c_source = fine + image * from.image_floats() + c_block * from.block_floats();
-        for (int group = 0; group < kGroups; ++group) {
-          float* target = copy + (c_block * kGroups + group) * kNR * kGradientVoxels * kLanes;
-          for (int i = 0; i < kNR; ++i) {
-            const size_t offset = tap_offset(from, group * kNR + i);
-            for (int j = 0; j < count; ++j)
-              store(target + (j * kNR + i) * kLanes,
-                    load(c_source + (fine_voxels[j] + offset) * kLanes));
-            if (fine_sums != nullptr && k_part == 0)
-              accumulate_sum(target + i * kLanes, count, kNR * kLanes,
-                             sums + pair_floats + (k_blocks + c_block) * kLanes);
-          }
-          for (int k_block = k_begin; k_block < k_end; ++k_block)
-            for (int row = 0; row < kLanes; row += kGradientMR)
-              gradient_microkernel(k_source + k_block * shape.block_floats() + row, target, count,
-                                   sums + (k_block * c_blocks + c_block) * kBlockFloats +
-                                       (group * kLanes + row) * kNR * kLanes);
-        }
-      }
       for (int k_block = k_begin; coarse_sums != nullptr && k_block < k_end; ++k_block)
-        accumulate_sum(k_source + k_block * shape.block_floats(), count, kLanes,
-                       sums + pair_floats + k_block * kLanes);
+        accumulate_sum(k_source + k_block * shape.block_floats() + voxel * kLanes, count, kLanes,
+                       sums.coarse(k_block));
     }
   });
 
-  const auto total = [&](size_t at) {
-    Vec sum = load(part_sums + at);
-    for (int part = 1; part < parts; ++part) sum += load(part_sums + part * item_floats + at);
-    return sum;
-  };
-  pool.for_each(k_blocks * c_blocks, [&](int pair, int) {
-    const int k_first = pair / c_blocks * kLanes, c_first = pair % c_blocks * kLanes;
-    for (int row = 0; row < std::min(kLanes, shape.channels - k_first); ++row) {
-      float taps[kTaps][kLanes];
-      for (int tap = 0; tap < kTaps; ++tap) {
-        const int vector = (tap / kNR * kLanes + row) * kNR + tap % kNR;
-        store(taps[tap], total(pair * kBlockFloats + vector * kLanes));
-      }
-      float* target =
-          weights_gradient + (static_cast<size_t>(k_first + row) * fine_channels + c_first) * kTaps;
-      for (int c = 0; c < std::min(kLanes, fine_channels - c_first); ++c)
-        for (int tap = 0; tap < kTaps; ++tap) target[c * kTaps + tap] = taps[tap][c];
-    }
-  });
-  const auto write_sums = [&](float* target, int channels, size_t from_block) {
-    for (int first = 0; target != nullptr && first < channels; first += kLanes) {
-      const Vec sum = total(pair_floats + from_block * kLanes + first);
-      std::memcpy(target + first, &sum, std::min(kLanes, channels - first) * sizeof(float));
-    }
-  };
-  write_sums(coarse_sums, shape.channels, 0);
-  write_sums(fine_sums, fine_channels, k_blocks);
+  const PartSums all{parts, part_floats};
+  const GradientSums first(part_sums, k_blocks, c_blocks);
+  write_weights(all, first, shape.channels, fine_channels, pool, weights_gradient);
+  write_sums(all, first.coarse, shape.channels, coarse_sums);
+  write_sums(all, first.fine, fine_channels, fine_sums);
 }
 
 }  // namespace strided

@@ -45,4 +45,17 @@ View<4, T> image_view(T* data, const Shape& shape, int image) {
                             {shape.blocks(), shape.x, shape.y, shape.z});
 }
 
+// Sums of several parts of the work, `floats` apart. They are added in a fixed order.
+struct PartSums {
+  int parts;
+  size_t floats;
+
+  // The total of 16 sums that the first part has at `lanes`.
+  Vec total(const float* lanes) const {
+    Vec sum = load(lanes);
+    for (int part = 1; part < parts; ++part) sum += load(lanes + part * floats);
+    return sum;
+  }
+};
+
 }  // namespace fast_conv3d
