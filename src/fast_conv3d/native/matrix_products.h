@@ -54,6 +54,7 @@ void gemm_tiles(int tiles, const float* input, size_t input_stride, int c_blocks
                 const float* weights, size_t weight_stride, float* product, size_t product_stride) {
   static constexpr auto kKernels =
       gemm_microkernels<NR, Accumulate>(std::make_integer_sequence<int, kMR>());
+  assert(tiles > 0 && c_blocks > 0 && channels > 0 && channels <= kLanes);
   const int chunks = ceil_div(tiles, kMR);
   for (int chunk = 0; chunk < chunks; ++chunk) {
     const int begin = tiles * chunk / chunks, end = tiles * (chunk + 1) / chunks;
@@ -66,6 +67,7 @@ void gemm_tiles(int tiles, const float* input, size_t input_stride, int c_blocks
 // product[k block][tile]. `weights` are those of the point in `PackedWeights`.
 inline void gemm_point(const ConstView<2>& input, const float* weights, const View<2>& product) {
   const int tiles = input.size(1), c_blocks = input.size(0), k_blocks = product.size(0);
+  assert(tiles > 0 && product.size(1) == tiles && weights != nullptr);
   for (int k = 0; k < k_blocks; k += kNR) {
     const float* group = weights + static_cast<size_t>(k) * c_blocks * kLanes * kLanes;
     const bool whole = k_blocks - k >= kNR;
@@ -82,6 +84,7 @@ void outer_products(int tiles, const float* input, int channels, const float* ou
                     size_t output_stride, float* gradient, size_t gradient_stride,
                     bool accumulate) {
   constexpr int kChannels = kRegisterFloats == 16 ? 8 : 4;
+  assert(tiles > 0 && channels % kChannels == 0);
   for (int c = 0; c < channels; c += kChannels) {
     float* target = gradient + c * gradient_stride;
     Vec sum[kChannels][NR];

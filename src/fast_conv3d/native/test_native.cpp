@@ -698,6 +698,28 @@ void test_threads() {
   }
 }
 
+void test_view() {
+  float data[64];
+  // Items of 4 floats; the stride of the first axis is padded.
+  const auto view = View<3>::packed(data, {2, 3, 2}, 1, 4);
+  check(view.stride(0) == 24 + kPad && view.stride(1) == 8 && view.stride(2) == 4, "view",
+        "wrong strides");
+  check(view(1, 2, 1) == data + view.stride(0) + 20, "view", "wrong item");
+  check(view[1](2, 1) == view(1, 2, 1) && view[1][2](1) == view(1, 2, 1), "view", "wrong part");
+#ifndef NDEBUG
+  for (const std::array<int, 3> wrong : {std::array<int, 3>{2, 0, 0}, {0, 3, 0}, {0, 0, -1}}) {
+    const pid_t child = fork();
+    if (child == 0) {
+      std::fclose(stderr);
+      _exit(view(wrong[0], wrong[1], wrong[2]) == data ? 1 : 0);
+    }
+    int status = 0;
+    waitpid(child, &status, 0);
+    check(WIFSIGNALED(status) && WTERMSIG(status) == SIGABRT, "view", "a wrong index is accepted");
+  }
+#endif
+}
+
 // A child process that is forked while an operator runs has threads of its own.
 void test_fork() {
   const Shape x{1, 5, 7, 5, 4};
@@ -847,6 +869,7 @@ const UnitCase kUnits[] = {
 
 int test_all() {
   test_threads();
+  test_view();
   test_fork();
   test_elu();
   for (const ConvolutionCase& c : kConvolutions) test_convolution(c);

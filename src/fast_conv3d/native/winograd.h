@@ -282,6 +282,7 @@ struct GradientScratch {
 // Adds the products of one point to its sums, or begins them. x and y are [channel block][tile].
 inline void add_products(const ConstView<2>& x, const ConstView<2>& y, int point, bool begin,
                          const PackedWeights& sums) {
+  assert(x.size(0) == sums.c_blocks && y.size(0) == sums.k_blocks && x.size(1) == y.size(1));
   for (int k = 0; k < sums.k_blocks; k += kNR)
     for (int c = 0; c < sums.c_blocks; ++c) {
       const View<1> sum = sums.block(point, k, c);

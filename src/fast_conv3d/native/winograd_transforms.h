@@ -10,6 +10,8 @@
 //   after_y   [point x][tile x][k block][y][z]
 #pragma once
 
+#include <cassert>
+
 #include "tiles.h"
 
 namespace fast_conv3d {
@@ -80,6 +82,8 @@ template <typename Transform>
 void transform_along_x(const ConstView<4>& image, const TileBlock& block, PointSet points,
                        const TransformScratch<Transform>& scratch) {
   const View<5>& after_x = scratch.after_x;
+  assert(points.first >= 0 && points.count == after_x.size(0));
+  assert(points.first + points.count <= kPoints && image.size(0) == after_x.size(2));
   const float* zeros = scratch.zeros.data();
   std::fill_n(scratch.zeros.data(), scratch.zeros.floats(), 0.f);
   const size_t point_stride = after_x.stride(0);
@@ -117,6 +121,7 @@ void transform_along_x(const ConstView<4>& image, const TileBlock& block, PointS
 template <typename Transform>
 void transform_along_y(const TileBlock& block, const ConstView<4>& after_x,
                        const View<4>& after_y) {
+  assert(after_x.size(1) == after_y.size(1) && after_x.size(3) == after_y.size(3));
   const size_t line = after_x.stride(2), point_stride = after_y.stride(0);
   for (int tile_x = 0; tile_x < block.count_x; ++tile_x)
     for (int channel = 0; channel < after_x.size(1); ++channel)
@@ -135,6 +140,8 @@ void transform_along_y(const TileBlock& block, const ConstView<4>& after_x,
 // Along z: one point's slice of after_y -> values.
 template <typename Transform>
 void transform_along_z(const TileBlock& block, const ConstView<3>& after_y, const View<3>& values) {
+  assert(values.size(0) == kPoints && values.size(1) == after_y.size(0));
+  assert(values.size(2) == block.tiles());
   const size_t point_stride = values.stride(0);
   for (int channel = 0; channel < after_y.size(0); ++channel)
     for (int row = 0; row < block.rows(); ++row) {
@@ -163,6 +170,8 @@ struct OutputScratch {
 // Along z: products -> one point's slice of after_z.
 inline void output_along_z(const TileBlock& block, const ConstView<3>& products,
                            const View<3>& after_z) {
+  assert(products.size(0) == kPoints && products.size(1) == after_z.size(0));
+  assert(products.size(2) == block.tiles());
   const size_t point_stride = products.stride(0);
   for (int k = 0; k < after_z.size(0); ++k) {
     const float* source = products(0, k, 0);
@@ -179,6 +188,7 @@ inline void output_along_z(const TileBlock& block, const ConstView<3>& products,
 // Along y: after_z -> one point's slice of after_y.
 inline void output_along_y(const TileBlock& block, const ConstView<4>& after_z,
                            const View<4>& after_y) {
+  assert(after_z.size(0) == kPoints && after_z.size(1) == after_y.size(1));
   const size_t line = after_y.stride(2), point_stride = after_z.stride(0);
   for (int tile_x = 0; tile_x < block.count_x; ++tile_x)
     for (int k = 0; k < after_y.size(1); ++k)
@@ -200,6 +210,7 @@ template <typename Epilogue>
 void output_along_x(const TileBlock& block, const ConstView<5>& after_y, int first_k_block,
                     const Epilogue& epilogue, const View<4>& image) {
   constexpr size_t kPrefetchVoxels = 32;  // prefetch distance
+  assert(after_y.size(0) == kPoints && first_k_block + after_y.size(2) <= image.size(0));
   const size_t point_stride = after_y.stride(0);
   const size_t plane = image.stride(1) / kLanes;
   const int last_y = std::min(block.out_y(), image.size(2) - kOutputs * block.y);

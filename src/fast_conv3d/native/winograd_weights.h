@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cassert>
 
 #include "matrix_products.h"
 #include "thread_pool.h"
@@ -204,6 +205,7 @@ struct PackedWeights {
 // Transforms all weights.
 inline void transform_weights(ThreadPool& pool, Workspace& workspace, const Weights& weights,
                               const PackedWeights& packed) {
+  assert(weights.k_blocks() == packed.k_blocks && weights.c_blocks() == packed.c_blocks);
   const int c_blocks = packed.c_blocks;
   pool.for_each(packed.k_blocks * c_blocks, [&](int item, int thread) {
     const int k = item / c_blocks, c = item % c_blocks;
@@ -223,6 +225,8 @@ inline void transform_weights(ThreadPool& pool, Workspace& workspace, const Weig
 // The transpose of `transform_weights`: dw (out_channels, in_channels, 5, 5, 5).
 inline void gradient_of_weights(ThreadPool& pool, Workspace& workspace, const PackedWeights& packed,
                                 int out_channels, int in_channels, float* dw) {
+  assert(ceil_div(out_channels, kLanes) == packed.k_blocks);
+  assert(ceil_div(in_channels, kLanes) == packed.c_blocks);
   const int c_blocks = packed.c_blocks;
   pool.for_each(packed.k_blocks * c_blocks, [&](int item, int thread) {
     const int k = item / c_blocks, c = item % c_blocks;
