@@ -9,24 +9,25 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pandas as pd
 import SimpleITK as sitk
 from easydict import EasyDict
-from mindspore import nn
 
 from . import evaluation
-from .checkpoint import find_checkpoint
+from .checkpoint_file import find_checkpoint
 from .config import config_of_checkpoint, preset_overrides, training_config
 from .data_manager import channel_of
-from .devices import device
-from .devices.ranks import Ranks
 from .images.reading import check_volume, mr_image, read_image
-from .predictor import segment
+from .predictor import LazyNetwork, segment
 from .promise12.splits import split_cases
-from .training import trainer
-from .training.run_folder import configure_run
+from .report.painter import Painter
 from .utils.errors import UsageError
+from .utils.process import no_garbage_collection
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from mindspore import nn
 
 _started: list[tuple[str, int]] = []  # the device of this process, once it is chosen
 _computing = threading.RLock()  # MindSpore crashes where two threads compute
@@ -44,7 +45,7 @@ class Model:
         device_target: "Ascend", "GPU" or "CPU".
     """
 
-    network: nn.Cell
+    network: "nn.Cell"
     config: EasyDict
     checkpoint: Path
     device_target: str
@@ -120,13 +121,20 @@ def load(
         UsageError: an unknown key, a wrong value, or another device than the process already uses.
     """
     _check_path(path, "path")
-    return _load(*_find(path, overrides), device_target, device_id)
+    return _load(*find_model(path, overrides), device_target, device_id)
 
 
-def _find(
+def find_model(
     path: str | Path, overrides: Mapping[str, object] | Sequence[str]
 ) -> tuple[Path, EasyDict]:
-    """Returns the checkpoint file at a path, and its configuration with the overrides."""
+    """Returns the checkpoint file at a path, and its configuration with the overrides.
+
+    Args:
+        path, overrides: see `load`.
+
+    Raises:
+        DataError, UsageError: see `load`.
+    """
     checkpoint = find_checkpoint(path)
     return checkpoint, config_of_checkpoint(checkpoint, _override_texts(overrides))
 
@@ -138,6 +146,23 @@ def _load(checkpoint: Path, config: EasyDict, device_target: str, device_id: int
     return Model(network, config, checkpoint, target)
 
 
+def lazy_network(
+    checkpoint: Path, config: EasyDict, device_target: str, device_id: int
+) -> LazyNetwork:
+    """Returns the network of a command, which is loaded once a first case is being read.
+
+    Args:
+        checkpoint, config: of `find_model`.
+        device_target, device_id: see `load`.
+    """
+
+    def load() -> "nn.Cell":
+        with no_garbage_collection():  # MindSpore is imported here, which takes a second
+            return _load(checkpoint, config, device_target, device_id).network
+
+    return LazyNetwork(load)
+
+
 def evaluate(
     model: Model | str | Path,
     data_path: str | Path,
@@ -146,7 +171,7 @@ def evaluate(
     device_target: str = "auto",
     device_id: int = 0,
     overrides: Mapping[str, object] | Sequence[str] = (),
-) -> pd.DataFrame:
+) -> "pd.DataFrame":
     """Evaluates a model on cases with reference masks.
 
     Args:
@@ -165,22 +190,47 @@ def evaluate(
             that this program did not write.
         UsageError: see `load`.
     """
+    import pandas as pd
+
+    rows = evaluate_rows(
+        model, data_path, split, output_path, device_target, device_id, overrides, None
+    )
+    return pd.DataFrame(rows).drop(columns="findings_text")
+
+
+def evaluate_rows(
+    model: Model | str | Path,
+    data_path: str | Path,
+    split: str | Path,
+    output_path: str | Path | None,
+    device_target: str,
+    device_id: int,
+    overrides: Mapping[str, object] | Sequence[str],
+    painter: Painter | None,
+) -> list[dict]:
+    """Evaluates a model, and returns a dict per case.
+
+    Args:
+        model, data_path, split, output_path, device_target, device_id, overrides: see `evaluate`.
+        painter: draws the pictures; None: this process does.
+
+    Raises:
+        DataError, UsageError: see `evaluate`.
+    """
     _check_path(data_path, "data_path")
     _check_path(split, "split")
     if isinstance(model, Model):
         if overrides:
             raise UsageError(f"overrides={overrides!r}: the model is loaded; give them to load")
-        checkpoint, config = model.checkpoint, EasyDict(model.config)
+        checkpoint, config, network = model.checkpoint, EasyDict(model.config), model.network
     else:
         _check_path(model, "model", "a Model of load, or a path")
-        checkpoint, config = _find(model, overrides)
+        checkpoint, config = find_model(model, overrides)
+        network = lazy_network(checkpoint, config, device_target, device_id)
     config.dirPredictionImage = str(output_path or config.dirPredictionImage)
     cases = split_cases(data_path, split, "val", config.fold)  # before the device starts
-    if not isinstance(model, Model):
-        model = _load(checkpoint, config, device_target, device_id)
     with _computing:
-        rows = evaluation.evaluate(model.network, cases, config, {"checkpoint": str(checkpoint)})
-    return pd.DataFrame(rows).drop(columns="findings_text")
+        return evaluation.evaluate(network, cases, config, {"checkpoint": str(checkpoint)}, painter)
 
 
 def train(
@@ -214,6 +264,11 @@ def train(
         DataError: a file or the device cannot be used, memory is too small, or the loss became NaN.
         UsageError: an unknown key or wrong value, or nothing left to train.
     """
+    from .devices import device
+    from .devices.ranks import Ranks
+    from .training import trainer
+    from .training.run_folder import configure_run
+
     _check_path(data_path, "data_path")
     _check_path(train_split, "train_split")
     if val_split is not None:
@@ -259,6 +314,8 @@ def _override_texts(overrides: Mapping[str, object] | Sequence[str]) -> list[str
 
 def _start_device(target: str, device_id: int) -> str:
     """Starts the device of this process unless it is started; returns "Ascend", "GPU" or "CPU"."""
+    from .devices import device
+
     targets = ("auto", *device.DRIVER_HINTS)
     if target not in targets:
         raise UsageError(f"device_target {target!r}: expected one of {', '.join(targets)}")

@@ -25,17 +25,12 @@ import mindspore as ms
 import numpy as np
 from mindspore import nn
 
-from .config import CONFIG_NAME
+from .checkpoint_file import epoch_and_step, is_numbered
 from .utils.errors import DataError, reason_of
-from .utils.files import follow_umask, hash_file, replace_file, sync
+from .utils.files import follow_umask, replace_file, sync
 from .vnet import VARIANTS, VNet
 
-log = logging.getLogger(__name__)
-
-PREFIX = "checkpoint_vnet"
-NUMBERED = re.compile(rf"{PREFIX}-\d+_\d+\.ckpt")
-BEST, LAST, STATE, COMMIT = "best.ckpt", "last.ckpt", "last_state.ckpt", "last.commit"
-RELEASED, CHECKSUMS = "vnet.ckpt", "SHA256SUMS"  # of a released folder, beside its config.json
+LAST, STATE, COMMIT = "last.ckpt", "last_state.ckpt", "last.commit"
 MINDSPORE_TEMPORARY = ".tmp"  # suffix under which save_checkpoint writes before it renames
 PROGRESS = "progress"  # entry of the state, JSON
 # Not in the state: the learning rates, which follow from the configuration (a resume may ask for
@@ -214,83 +209,9 @@ def prune(folder: str | Path, keep: int) -> None:
     """
     if keep < 1:
         raise ValueError(f"keep is {keep}, expected at least 1")
-    numbered = sorted(filter(_is_numbered, Path(folder).iterdir()), key=epoch_and_step)
+    numbered = sorted(filter(is_numbered, Path(folder).iterdir()), key=epoch_and_step)
     for path in numbered[:-keep]:
         path.unlink()
-
-
-def epoch_and_step(path: str | Path) -> tuple[int, int]:
-    """Returns (epoch, step) of a checkpoint named `checkpoint_vnet-EPOCH_STEP.ckpt`.
-
-    Raises:
-        ValueError: another name.
-    """
-    if not NUMBERED.fullmatch(Path(path).name):
-        raise ValueError(f"{path}: expected the name {PREFIX}-EPOCH_STEP.ckpt")
-    epoch, step = Path(path).stem.rsplit("-", 1)[1].split("_")
-    return int(epoch), int(step)
-
-
-def find_checkpoint(path: str | Path) -> Path:
-    """Returns the checkpoint file that a path refers to; logs which one of a folder it is.
-
-    Args:
-        path: a checkpoint file; a run's folder or its `ckpt/`, where `best.ckpt` is taken, or the
-            newest numbered checkpoint if there is none; or a released folder with `vnet.ckpt`.
-
-    Raises:
-        DataError: nothing there, a folder without any of these, or a release whose files differ
-            from its SHA256SUMS.
-    """
-    path = Path(path)
-    if not path.is_dir():
-        if not path.exists():
-            raise DataError(f"{path}: no such checkpoint or folder")
-        check_release(path)
-        return path
-    folder = path / "ckpt" if (path / "ckpt").is_dir() else path
-    numbered = sorted(filter(_is_numbered, folder.iterdir()), key=epoch_and_step)
-    candidates = [folder / BEST, *numbered[::-1], path / RELEASED]
-    found = next((file for file in candidates if file.is_file()), None)
-    if found is None:
-        names = sorted(file.name for file in path.iterdir())
-        shown = ", ".join(names[:5]) + (", ..." if names[5:] else "")
-        raise DataError(
-            f"{path}: no checkpoint in this folder, which holds {shown or 'nothing'}; expected "
-            f"a run with ckpt/{BEST} or ckpt/{PREFIX}-EPOCH_STEP.ckpt, or a release with {RELEASED}"
-        )
-    check_release(found)
-    log.info(f"{path}: using its {found.relative_to(path)}")
-    return found
-
-
-def check_release(checkpoint_path: Path) -> None:
-    """Compares a released checkpoint and its configuration with the SHA256SUMS beside them.
-
-    Args:
-        checkpoint_path: any checkpoint; one that is not named as a release, or has no SHA256SUMS
-            beside it, is not checked.
-
-    Raises:
-        DataError: a file is missing or differs.
-    """
-    sums = checkpoint_path.with_name(CHECKSUMS)
-    if checkpoint_path.name != RELEASED or not sums.is_file():
-        return
-    lines = sums.read_text(encoding="utf-8", errors="replace").splitlines()
-    expected = {name.strip(" *"): digest for digest, _, name in (x.partition(" ") for x in lines)}
-    for name in (RELEASED, CONFIG_NAME):
-        file = checkpoint_path.with_name(name)
-        if not file.is_file() or hash_file(file) != expected.get(name):
-            raise DataError(
-                f"{file}: {'differs from' if file.is_file() else 'missing, but listed in'} "
-                f"{CHECKSUMS} beside it; copy the release again, or if you changed it on purpose, "
-                f"run sha256sum {RELEASED} {CONFIG_NAME} > {CHECKSUMS} there"
-            )
-
-
-def _is_numbered(path):
-    return NUMBERED.fullmatch(path.name) is not None
 
 
 def _read(path):

@@ -3,39 +3,42 @@
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import SimpleITK as sitk
 from easydict import EasyDict
-from mindspore import nn
 
-from .checkpoint import load_weights
 from .data_manager import Case, read_case
-from .devices.device import apply_precision
-from .fast_conv3d.network import to_fast_vnet
+from .images.writing import move_volumes, write_volume
 from .metrics import case_metrics
-from .predictor import segment
+from .predictor import LazyNetwork, loaded, network_inputs, segment_inputs
 from .report.album import Album
 from .report.findings import finding_fields, metric_findings, plane_findings
-from .report.overlays import OverlayCase
+from .report.painter import Painter
+from .report.planes import OverlayCase
 from .report.results import (
     OVERLAYS,
     REPORT,
     volume_files,
     warn_about_case,
     write_pictures,
-    write_volumes,
 )
 from .report.tables import METRICS_CSV, METRICS_JSON, write_metrics, zoo_lines
 from .utils import output_folder
+from .utils.ahead import Ahead
+from .utils.files import temporary_folder
 from .utils.status import write_status
-from .vnet import create_vnet
+
+if TYPE_CHECKING:
+    from mindspore import nn
 
 log = logging.getLogger(__name__)
 
 EVALUATION_FILES = (METRICS_CSV, METRICS_JSON, OVERLAYS, REPORT)
 
 
-def load_network(checkpoint_path: str | Path, config: EasyDict, device_target: str) -> nn.Cell:
+def load_network(checkpoint_path: str | Path, config: EasyDict, device_target: str) -> "nn.Cell":
     """Creates the network of a configuration with the weights of a checkpoint, for prediction.
 
     Args:
@@ -51,39 +54,44 @@ def load_network(checkpoint_path: str | Path, config: EasyDict, device_target: s
             `fast_conv3d` is "on" and cannot be built.
         UsageError: `fast_conv3d` is "on" for another device than the CPU.
     """
+    from .checkpoint import load_weights
+    from .devices.device import apply_precision
+    from .fast_conv3d.network import to_fast_vnet
+    from .vnet import create_vnet
+
     network = create_vnet(config)
     load_weights(network, checkpoint_path)
     apply_precision(network, config, device_target)
     return to_fast_vnet(network, config, device_target).set_train(False)
 
 
-def _read_pair(case: Case, config: EasyDict) -> tuple[sitk.Image, sitk.Image]:
-    """Reads image and reference of a case."""
-    image, reference = read_case(case, config)
-    if reference is None:
-        raise ValueError(f"{case.case_id} without a mask, expected a case with a reference")
-    return image, reference
-
-
 def evaluate(
-    network: nn.Cell, cases: list[Case], config: EasyDict, metadata: dict
+    network: "nn.Cell | LazyNetwork",
+    cases: list[Case],
+    config: EasyDict,
+    metadata: dict,
+    painter: Painter | None = None,
 ) -> list[dict[str, str | float]]:
     """Segments cases with a network and evaluates the masks; see `evaluate_masks`.
 
     Args:
-        network: from `load_network`.
+        network: from `load_network`; a `LazyNetwork` is loaded while the first case is read.
         cases: with reference masks.
-        config: see `segment` and `evaluate_masks`.
+        config: see `segment_inputs` and `evaluate_masks`.
         metadata: see `evaluate_masks`; the configuration is added.
+        painter: see `evaluate_masks`.
 
     Returns:
         See `evaluate_masks`.
     """
+    with Ahead(lambda case: _Read.of(case, config, with_inputs=True), cases) as ready:
+        cell = loaded(network)
 
-    def predict_mask(_: Case, image: sitk.Image) -> sitk.Image:
-        return segment(network, image, config)[0]
+        def predict_mask(case: _Read) -> sitk.Image:
+            return segment_inputs(cell, case.inputs, case.image, config)[0]
 
-    return evaluate_masks(predict_mask, cases, config, {**metadata, "configuration": dict(config)})
+        metadata = {**metadata, "configuration": dict(config)}
+        return _evaluate(predict_mask, cases, ready, config, metadata, painter)
 
 
 def evaluate_masks(
@@ -95,7 +103,7 @@ def evaluate_masks(
     """Compares predicted masks with the references, and writes masks, metrics and report.
 
     `dirPredictionImage` gets NAME_test.mhd of each case, metrics.csv, metrics.json, overlays.png
-    and report.html.
+    and report.html; it does so at the end, once all cases could be read and segmented.
 
     Args:
         predict_mask: called once per case, with the case and its image; returns its mask.
@@ -110,29 +118,56 @@ def evaluate_masks(
         DataError: an image or mask cannot be read, a file of one of these names is there and was
             not written by this program, or another process writes results to the folder.
     """
+    with Ahead(lambda case: _Read.of(case, config), cases) as ready:
+        return _evaluate(
+            lambda read: predict_mask(read.case, read.image), cases, ready, config, metadata, None
+        )
+
+
+class _Read(NamedTuple):
+    """A case that is read."""
+
+    case: Case
+    image: sitk.Image
+    reference: sitk.Image
+    inputs: list[np.ndarray]  # `network_inputs` of the image, or nothing
+
+    @classmethod
+    def of(cls, case: Case, config: EasyDict, with_inputs: bool = False) -> "_Read":
+        image, reference = read_case(case, config)
+        if reference is None:
+            raise ValueError(f"{case.case_id} without a mask, expected a case with a reference")
+        return cls(case, image, reference, network_inputs(image, config) if with_inputs else [])
+
+
+def _evaluate(
+    predict_mask: Callable[[_Read], sitk.Image],
+    cases: list[Case],
+    ready: Ahead[Case, _Read],
+    config: EasyDict,
+    metadata: dict,
+    painter: Painter | None,
+) -> list[dict[str, str | float]]:
+    """`evaluate_masks` of cases that are read in another thread."""
     folder = Path(config.dirPredictionImage)
-    for case in cases:
-        _read_pair(case, config)  # a broken file stops the evaluation before anything is written
-    files = [*volume_files(map(_mask_name, cases)), *EVALUATION_FILES]
-
-    album = Album()
-    case_of = {case.case_id: case for case in cases}
-
-    def read_again(row: dict) -> OverlayCase:
-        case = case_of[row["case"]]
-        image, reference = _read_pair(case, config)
-        mask = sitk.ReadImage(str(folder / _mask_name(case)))
-        return OverlayCase(case.case_id, image, mask, reference)
-
+    masks = volume_files(map(_mask_name, cases))
+    files = [*masks, *EVALUATION_FILES]
     output_folder.check(folder, files)
-    with output_folder.acquire(folder):
+    if cases:
+        ready.peek()  # a broken first case stops before the folder is made
+    with output_folder.acquire(folder), temporary_folder(folder) as unfinished:
         output_folder.announce(folder, files)
         log.info(f"evaluating {len(cases)} cases")
         write_status("running", results=str(folder.absolute()))
-        rows = [_evaluate_case(predict_mask, case, config, folder, album) for case in cases]
-        with output_folder.register(folder, EVALUATION_FILES):
+        album = Album(painter, metadata.get("checkpoint"))
+        rows = [
+            _evaluate_case(predict_mask, future.result(), config, unfinished, album)
+            for future in ready
+        ]
+        with output_folder.register(folder, files):
+            move_volumes(unfinished, folder)
             write_metrics(rows, folder, metadata)
-            write_pictures(folder, rows, album, read_again, metadata)
+            write_pictures(folder, rows, album, metadata)
     for line in zoo_lines(rows):
         log.info(line)
     log.info(f"predictions and metrics, shown in {folder / REPORT}")
@@ -144,20 +179,20 @@ def _mask_name(case: Case) -> str:
 
 
 def _evaluate_case(
-    predict_mask: Callable[[Case, sitk.Image], sitk.Image],
-    case: Case,
+    predict_mask: Callable[[_Read], sitk.Image],
+    read: _Read,
     config: EasyDict,
     folder: Path,
     album: Album,
 ) -> dict:
     """Writes the mask of a case and draws it; returns metrics and findings, also logged."""
-    image, reference = _read_pair(case, config)
-    mask = predict_mask(case, image)
-    write_volumes(folder, {_mask_name(case): mask})
-    log.info(f"save predicted label for test '{case.case_id}'")
-    metrics = case_metrics(reference, mask)
-    findings = finding_fields(metric_findings(metrics) | plane_findings(image, config))
-    warn_about_case(case.case_id, findings["findings_text"])
-    row = {"case": case.case_id, **metrics, **findings}
-    album.add(row, OverlayCase(case.case_id, image, mask, reference))
+    case_id = read.case.case_id
+    mask = predict_mask(read)
+    write_volume(mask, folder / _mask_name(read.case))
+    log.info(f"save predicted label for test '{case_id}'")
+    metrics = case_metrics(read.reference, mask)
+    findings = finding_fields(metric_findings(metrics) | plane_findings(read.image, config))
+    warn_about_case(case_id, findings["findings_text"])
+    row = {"case": case_id, **metrics, **findings}
+    album.add(row, OverlayCase(case_id, read.image, mask, read.reference))
     return row

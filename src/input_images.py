@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from .images.dicom import dicom_files
 from .images.formats import SUFFIXES, is_named_as_mask, stem, suffix_of
 from .promise12.names import is_other_contrast
 from .utils import output_folder
@@ -71,6 +70,8 @@ def _images_of(item: Path) -> list[Path]:
 
 def _images_in(folder: Path) -> list[Path]:
     """The images directly in a folder, or the folder itself if it holds a DICOM study."""
+    from .images.dicom import dicom_files  # pydicom takes 0.1 s to import
+
     volumes = list(_volumes_below(folder))
     masks = [path for path in volumes if is_named_as_mask(path)]
     scans = [path for path in volumes if path not in masks]

@@ -3,14 +3,14 @@
 import hashlib
 import json
 import logging
+from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import pandas as pd
+import numpy as np
 import SimpleITK as sitk
 from easydict import EasyDict
-from mindspore import nn
 from tqdm import tqdm
 
 from .data_manager import channel_of
@@ -18,10 +18,11 @@ from .images.formats import suffix_of
 from .images.grid import check_same_grid
 from .images.reading import read_image, read_volume
 from .metrics import volume_ml
-from .predictor import segment
+from .predictor import LazyNetwork, loaded, network_inputs, segment_inputs
 from .report.album import Album
 from .report.findings import finding_fields, mask_findings, plane_findings
-from .report.overlays import OverlayCase
+from .report.painter import Painter
+from .report.planes import OverlayCase
 from .report.results import (
     OVERLAYS,
     REPORT,
@@ -32,8 +33,13 @@ from .report.results import (
 )
 from .report.tables import VOLUMES_CSV, VOLUMES_JSON, VolumesTable, volumes_frame
 from .utils import output_folder
+from .utils.ahead import Ahead
 from .utils.errors import DataError, reason_of
 from .utils.files import check_name, hash_file, printable
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from mindspore import nn
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +52,7 @@ MASK_KEYS = (
 
 
 def predict(
-    network: nn.Cell,
+    network: "nn.Cell | LazyNetwork",
     images: dict[str, Path | DataError],
     config: EasyDict,
     metadata: dict,
@@ -54,7 +60,8 @@ def predict(
     series: str = "",
     skip_existing: bool = False,
     report: bool = True,
-) -> pd.DataFrame:
+    painter: Painter | None = None,
+) -> "pd.DataFrame":
     """Segments images without references, each in its own geometry and format.
 
     `dirPredictionImage` gets NAME_test.<ext> (`.nii.gz` for DICOM), with `save_probability` also
@@ -63,7 +70,7 @@ def predict(
     at the same time; the tables and the report then hold the images of all.
 
     Args:
-        network: from `load_network`.
+        network: from `load_network`; a `LazyNetwork` is loaded while the first image is read.
         images: from `find_images`.
         config: network grid, threshold, flip averaging, `dirPredictionImage`.
         metadata: origin of the masks, for volumes.json and the report, such as "checkpoint".
@@ -72,6 +79,7 @@ def predict(
         skip_existing: keep existing masks of the same images, checkpoint and settings, and the
             rows of other images.
         report: write overlays.png and report.html; without, earlier ones are removed.
+        painter: draws them; None: one that does so in this process.
 
     Returns:
         A row per image: `src.report.tables.CSV_COLUMNS`.
@@ -87,29 +95,38 @@ def predict(
     outputs = {name: _outputs(name, source, save_probability) for name, source in images.items()}
     files = volume_files(file for names in outputs.values() for file in names.values())
     output_folder.check(folder, [*files, *PREDICTION_FILES])
-    album = Album() if report else None
-    segmenter = _Segmenter(network, config, folder, series, _network_id(metadata), album)
-    # A single image that cannot be read is an error before anything is written.
-    only = segmenter.read(*images.values()) if len(images) == 1 else None
-    with (
-        output_folder.acquire(folder, images) as alone,
-        output_folder.register(folder, PREDICTION_FILES),
-    ):
-        if alone and not skip_existing:
-            output_folder.announce(folder, files)
-        table = VolumesTable(folder, metadata)
-        earlier = table.start(alone, keep=skip_existing)
-        rows, kept_count = [], 0
-        for name, source in tqdm(images.items(), desc="predicting", disable=None):
-            row, is_kept = segmenter.process(name, source, outputs[name], earlier.get(name), only)
-            kept_count += is_kept
-            rows.append(row)
-            table.add(row)
-            _warn(row)
-        if album is not None:
-            _draw(folder, table, album, metadata)
-        elif alone:
-            output_folder.remove(folder, output_folder.list_outputs(folder) & {OVERLAYS, REPORT})
+    network_id = _network_id(metadata)
+    reader = _Reader(config, series, network_id, set(images) if skip_existing else set())
+    with Ahead(reader.prepare, images.items()) as prepared:
+        album = Album(painter, metadata.get("checkpoint")) if report else None
+        segmenter = _Segmenter(loaded(network), config, folder, series, album)
+        is_only = len(images) == 1
+        if is_only:  # one that cannot be read is an error before anything is written
+            prepared.peek()
+        with (
+            output_folder.acquire(folder, images) as alone,
+            output_folder.register(folder, PREDICTION_FILES),
+        ):
+            if alone and not skip_existing:
+                output_folder.announce(folder, files)
+            table = VolumesTable(folder, metadata)
+            earlier = table.start(alone, keep=skip_existing)
+            reader.perhaps_done.intersection_update(earlier)
+            rows, kept_count = [], 0
+            progress = tqdm(images.items(), desc="predicting", disable=None)
+            for (name, source), ready in zip(progress, prepared, strict=False):
+                row, is_kept = segmenter.process(
+                    name, source, outputs[name], earlier.get(name), ready, is_only
+                )
+                kept_count += is_kept
+                rows.append(row)
+                table.add(row)
+                _warn(row)
+            if album is not None:
+                _draw(folder, table, album, metadata)
+            elif alone:
+                pictures = output_folder.list_outputs(folder) & {OVERLAYS, REPORT}
+                output_folder.remove(folder, pictures)
     return _summarize(folder, rows, kept_count, report)
 
 
@@ -121,20 +138,42 @@ def _outputs(name: str, source: Path | DataError, save_probability: bool) -> dic
     return {kind: f"{name}_{kind}{suffix}" for kind in kinds}
 
 
+class _Prepared(NamedTuple):
+    """An image that is read."""
+
+    image: sitk.Image
+    fingerprint: str
+    volumes: list[np.ndarray] | None  # `network_inputs`, if they were made
+
+
+class _Reader(NamedTuple):
+    """Reads and prepares images, in another thread than the network's."""
+
+    config: EasyDict
+    series: str
+    network_id: str
+    perhaps_done: set[str]  # names of images whose earlier mask may stay: these are only read
+
+    def prepare(self, item: tuple[str, Path | DataError]) -> _Prepared:
+        name, source = item
+        if isinstance(source, DataError):
+            raise source
+        image = read_image(source, channel_of(self.config), self.series)
+        fingerprint, volumes = _fingerprint(image, self.network_id), None
+        if name not in self.perhaps_done:
+            with suppress(MemoryError, RuntimeError, ValueError):  # raised again by `process`
+                volumes = network_inputs(image, self.config)
+        return _Prepared(image, fingerprint, volumes)
+
+
 class _Segmenter(NamedTuple):
     """Segments the images of one prediction."""
 
-    network: nn.Cell
+    network: "nn.Cell"
     config: EasyDict
     folder: Path
     series: str
-    network_id: str
     album: Album | None
-
-    def read(self, source: Path | DataError) -> sitk.Image:
-        if isinstance(source, DataError):
-            raise source
-        return read_image(source, channel_of(self.config), self.series)
 
     def process(
         self,
@@ -142,7 +181,8 @@ class _Segmenter(NamedTuple):
         source: Path | DataError,
         outputs: dict[str, str],
         earlier: dict | None,
-        image: sitk.Image | None,
+        prepared: "Future[_Prepared]",
+        is_only: bool,
     ) -> tuple[dict, bool]:
         """Segments an image and writes its mask, or keeps an earlier mask.
 
@@ -151,26 +191,27 @@ class _Segmenter(NamedTuple):
             source: its path, or what is wrong with it.
             outputs: see `_outputs`.
             earlier: the image's row of an earlier prediction, if there is one.
-            image: the image if there is only this one, which is read already. Its error is raised;
-                with several images, an error becomes the "problem" of the image's row.
+            prepared: of `_Reader.prepare`.
+            is_only: whether it is the only image. Its error is raised; with several images, an
+                error becomes the "problem" of the image's row.
 
         Returns:
             The image's row in the table, and whether the earlier mask was kept.
         """
-        is_only = image is not None
         row = self._empty_row(name, source)
         try:
-            image = self.read(source) if image is None else image
-            row["fingerprint"] = _fingerprint(image, self.network_id)
+            image, row["fingerprint"], volumes = prepared.result()
             if earlier is not None and self._is_done(earlier, row, image, outputs):
                 place = {key: row[key] for key in ("image", "series", "channel")}
                 return {**earlier, **place}, True
-            results = segment(self.network, image, self.config)
+            if volumes is None:
+                volumes = network_inputs(image, self.config)
+            results = segment_inputs(self.network, volumes, image, self.config)
         except (DataError, MemoryError, RuntimeError, ValueError) as error:
             if is_only:
                 raise
             return {**row, "problem": printable(reason_of(error))}, False
-        assert isinstance(source, Path)  # otherwise `read` has raised it
+        assert isinstance(source, Path)  # otherwise `prepare` has raised it
         write_volumes(self.folder, dict(zip(outputs.values(), results, strict=False)), source)
         mask = results[0]
         findings = plane_findings(image, self.config) | mask_findings(mask, self.config)
@@ -253,10 +294,10 @@ def _draw(folder: Path, table: VolumesTable, album: Album, metadata: dict) -> No
         return OverlayCase(row["case"], image, mask)
 
     with output_folder.lock(folder):
-        write_pictures(folder, table.rows(), album, read_again, metadata)
+        write_pictures(folder, table.rows(), album, metadata, read_again)
 
 
-def _summarize(folder: Path, rows: list[dict], kept_count: int, report: bool) -> pd.DataFrame:
+def _summarize(folder: Path, rows: list[dict], kept_count: int, report: bool) -> "pd.DataFrame":
     """Logs the rows of the images; raises a DataError if one has no mask."""
     table = volumes_frame(rows)
     empty = [name for name in ("findings", "problem") if not table[name].any()]

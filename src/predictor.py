@@ -1,16 +1,20 @@
 """Segmentation of one image: network grid, network, threshold, largest component."""
 
-import mindspore as ms
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
 import numpy as np
 import SimpleITK as sitk
 from easydict import EasyDict
-from mindspore import nn
 from scipy import ndimage
 
 from .data_manager import LEFT_RIGHT_AXIS, image_to_network_grid, probability_to_case_grid
 from .images.orientation import to_patient_order
 from .metrics import bounding_box
 from .utils.errors import DataError
+
+if TYPE_CHECKING:
+    from mindspore import nn
 
 
 def network_inputs(image: sitk.Image, config: EasyDict) -> list[np.ndarray]:
@@ -33,7 +37,7 @@ def network_inputs(image: sitk.Image, config: EasyDict) -> list[np.ndarray]:
     return [volume, np.flip(volume, LEFT_RIGHT_AXIS)]
 
 
-def foreground_probability(network: nn.Cell, volume: np.ndarray) -> np.ndarray:
+def foreground_probability(network: "nn.Cell", volume: np.ndarray) -> np.ndarray:
     """Runs the network on one volume.
 
     Args:
@@ -51,6 +55,8 @@ def foreground_probability(network: nn.Cell, volume: np.ndarray) -> np.ndarray:
         raise ValueError(f"a volume of shape {np.shape(volume)}, expected (X, Y, Z)")
     if getattr(network, "training", False):
         raise ValueError("a network in training mode, expected set_train(False)")
+    import mindspore as ms
+
     batch = np.ascontiguousarray(volume[None, None], dtype=np.float32)
     probability = network(ms.Tensor(batch)).asnumpy()[0]
     if not np.isfinite(probability).all():
@@ -155,8 +161,10 @@ def segment_outputs(
     return mask_of_probability(probability, config.threshold), probability
 
 
-def segment(network: nn.Cell, image: sitk.Image, config: EasyDict) -> tuple[sitk.Image, sitk.Image]:
-    """Segments one image: `network_inputs`, `foreground_probability`, `segment_outputs`.
+def segment(
+    network: "nn.Cell", image: sitk.Image, config: EasyDict
+) -> tuple[sitk.Image, sitk.Image]:
+    """Segments one image: `network_inputs`, then `segment_inputs`.
 
     Args:
         network: a `VNet` in evaluation mode.
@@ -169,6 +177,40 @@ def segment(network: nn.Cell, image: sitk.Image, config: EasyDict) -> tuple[sitk
     Raises:
         ValueError: not a 3-D scalar image of finite voxels, or a network in training mode.
     """
-    volumes = network_inputs(image, config)
+    return segment_inputs(network, network_inputs(image, config), image, config)
+
+
+def segment_inputs(
+    network: "nn.Cell", volumes: list[np.ndarray], image: sitk.Image, config: EasyDict
+) -> tuple[sitk.Image, sitk.Image]:
+    """Segments one image from its volumes on the network grid.
+
+    Args:
+        network: a `VNet` in evaluation mode.
+        volumes: `network_inputs(image, config)`.
+        image, config: see `segment_outputs`.
+
+    Returns:
+        Mask and probability, see `segment_outputs`.
+
+    Raises:
+        ValueError: a network in training mode.
+    """
     outputs = [foreground_probability(network, volume) for volume in volumes]
     return segment_outputs(outputs, image, config)
+
+
+class LazyNetwork:
+    """A network that is loaded while the first case is read.
+
+    Args:
+        load: returns the network, a `VNet` in evaluation mode.
+    """
+
+    def __init__(self, load: "Callable[[], nn.Cell]") -> None:
+        self.load = load
+
+
+def loaded(network: "nn.Cell | LazyNetwork") -> "nn.Cell":
+    """Returns a network, which is loaded now if it is lazy."""
+    return network.load() if isinstance(network, LazyNetwork) else network

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from mindspore import nn
 
-from src import checkpoint
+from src import checkpoint, checkpoint_file
 from src.config import vnet_cfg
 from src.utils.errors import DataError
 from src.utils.log import log_to_standard_streams
@@ -370,7 +370,7 @@ def test_a_checkpoint_is_found_in_a_run_and_a_release(tmp_path, capsys, files, p
     for file in files:
         touch((tmp_path / file).parent, Path(file).name)
     log_to_standard_streams()
-    assert checkpoint.find_checkpoint(tmp_path / path) == tmp_path / found
+    assert checkpoint_file.find_checkpoint(tmp_path / path) == tmp_path / found
     printed = capsys.readouterr().out
     assert Path(found).name in printed if path != found else printed == ""
 
@@ -388,5 +388,5 @@ def test_a_path_without_a_checkpoint_is_named_with_what_it_holds(tmp_path, files
     for file in files:
         touch((tmp_path / file).parent, Path(file).name)
     with pytest.raises(DataError) as error:
-        checkpoint.find_checkpoint(tmp_path / path)
+        checkpoint_file.find_checkpoint(tmp_path / path)
     assert all(word in str(error.value) for word in [str(tmp_path / path), *words])

@@ -9,6 +9,8 @@ Masks, metrics.csv, metrics.json, overlays.png and report.html go to results/pre
 
 from argparse import ArgumentParser, Namespace
 
+from ..report.painter import PROCESSES, Painter
+from ..utils.process import no_garbage_collection
 from .arguments import (
     add_case_arguments,
     add_checkpoint_argument,
@@ -28,13 +30,17 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def execute(args: Namespace) -> None:
     """Evaluates."""
-    from ..api import evaluate
+    with Painter(PROCESSES) as painter:
+        with no_garbage_collection():
+            from ..api import evaluate_rows
 
-    evaluate(
-        args.ckpt_path,
-        args.data_path,
-        args.eval_split_file_path,
-        device_target=args.device_target,
-        device_id=args.dev_id,
-        overrides=overrides_of(args),
-    )
+        evaluate_rows(
+            args.ckpt_path,
+            args.data_path,
+            args.eval_split_file_path,
+            None,
+            args.device_target,
+            args.dev_id,
+            overrides_of(args),
+            painter,
+        )

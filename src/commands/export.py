@@ -52,7 +52,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def execute(args: Namespace) -> None:
     """Exports."""
-    from ..checkpoint import find_checkpoint
+    from ..checkpoint_file import find_checkpoint
     from ..config import config_of_checkpoint
     from ..devices.device import choose_device, start_device
     from ..export.exporter import comparison_device, export_model, plan_exports

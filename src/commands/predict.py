@@ -11,6 +11,8 @@ them. The other images are segmented even if one cannot be.
 
 from argparse import ArgumentParser, Namespace
 
+from ..report.painter import PROCESSES, Painter
+from ..utils.process import no_garbage_collection
 from .arguments import (
     add_checkpoint_argument,
     add_config_arguments,
@@ -59,21 +61,23 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def execute(args: Namespace) -> None:
     """Segments the images."""
-    from ..api import load
-    from ..input_images import find_images
-    from ..prediction import predict
+    with Painter(0 if args.no_report else PROCESSES) as painter:
+        with no_garbage_collection():
+            from ..api import find_model, lazy_network
+            from ..input_images import find_images
+            from ..prediction import predict
 
-    images = find_images(args.input)
-    model = load(args.ckpt_path, args.device_target, args.dev_id, overrides_of(args))
-    config = model.config
-    config.dirPredictionImage = args.output_path or config.dirPredictionImage
-    predict(
-        model.network,
-        images,
-        config,
-        {"checkpoint": str(model.checkpoint)},
-        args.save_probability,
-        args.series,
-        args.skip_existing,
-        report=not args.no_report,
-    )
+        images = find_images(args.input)
+        checkpoint, config = find_model(args.ckpt_path, overrides_of(args))
+        config.dirPredictionImage = args.output_path or config.dirPredictionImage
+        predict(
+            lazy_network(checkpoint, config, args.device_target, args.dev_id),
+            images,
+            config,
+            {"checkpoint": str(checkpoint)},
+            args.save_probability,
+            args.series,
+            args.skip_existing,
+            not args.no_report,
+            painter,
+        )

@@ -25,7 +25,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def execute(args: Namespace) -> None:
     """Packs."""
-    from ..checkpoint import find_checkpoint
+    from ..checkpoint_file import find_checkpoint
     from ..config import config_of_checkpoint
     from ..export.release import release
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from easydict import EasyDict
 
-from ..checkpoint import CHECKSUMS, RELEASED, load_weights, save_weights
+from ..checkpoint import load_weights, save_weights
+from ..checkpoint_file import CHECKSUMS, RELEASED
 from ..config import CONFIG_NAME, config_path_of, save_config, vnet_cfg
 from ..utils import output_folder
 from ..utils.errors import DataError

@@ -9,7 +9,6 @@ import SimpleITK as sitk
 from ..utils.errors import DataError, SeveralVolumesError
 from ..utils.files import check_name
 from . import metaimage, nrrd
-from .dicom import is_dicom, read_dicom
 from .formats import MASK_SUFFIX, META_SUFFIXES, NIFTI_SUFFIXES, SUFFIXES, suffix_of
 from .grid import check_same_grid
 from .nifti import FARTHEST_MM, VOXEL_SIZES_MM, read_nifti
@@ -47,20 +46,24 @@ def read_volume(path: str | Path, channel: int | None = None, series: str = "") 
         raise DataError(f"{path}: no such file")
     if not path.is_file() and not path.is_dir():  # reading a pipe would block
         raise DataError(f"{path}: neither a file nor a folder; expected an image")
-    if path.is_dir() or path.suffix.lower() == ".zip":
-        image = read_dicom(path, series)
+    if path.is_dir():  # whatever its name
+        image = _read_dicom(path, series)
     elif suffix_of(path) in NIFTI_SUFFIXES:
         image = read_nifti(path, channel)
     elif suffix_of(path):
         image = _read_with_simpleitk(path, channel)
-    elif is_dicom(path):
-        image = read_dicom(path, series)
     else:
-        raise DataError(
-            f"{path}: not one of the image formats {', '.join(SUFFIXES)}, nor a DICOM file"
-        )
+        image = _read_dicom(path, series)
     check_volume(image, path)
     return image
+
+
+def _read_dicom(path: Path, series: str) -> sitk.Image:
+    from .dicom import is_dicom, read_dicom  # pydicom takes 0.1 s to import
+
+    if path.is_dir() or path.suffix.lower() == ".zip" or is_dicom(path):
+        return read_dicom(path, series)
+    raise DataError(f"{path}: not one of the image formats {', '.join(SUFFIXES)}, nor a DICOM file")
 
 
 def check_volume(image: sitk.Image, name: str | Path) -> None:

@@ -1,36 +1,60 @@
 """Drawings of cases, made as the cases come, so that no volume is kept or read again."""
 
+from concurrent.futures import Future
+from pathlib import Path
 from typing import NamedTuple
 
-from .overlays import OverlayCase, OverlayRow, orient_to_lps, overlay_cases, overlay_row
-from .page import CasePictures, case_pictures, report_cases
+from .page import report_cases
+from .painter import Painter
+from .planes import (
+    CasePictures,
+    OverlayCase,
+    OverlayRow,
+    Picture,
+    axial_planes,
+    orient_to_lps,
+    overlay_cases,
+    overlay_row,
+)
 
 
 class Drawing(NamedTuple):
     """What overlays.png and report.html show of a case."""
 
     overlay: OverlayRow
-    pictures: CasePictures
+    pictures: "Future[CasePictures]"
 
 
-def draw_case(case: OverlayCase) -> Drawing:
-    """Draws a case.
+def draw_case(case: OverlayCase, painter: Painter) -> Drawing:
+    """Cuts the slices of a case, and has them drawn.
 
     Raises:
         ValueError: a mask has another grid than the image.
     """
     volumes = orient_to_lps(case)
-    return Drawing(overlay_row(case, volumes), case_pictures(case.case, volumes))
+    overlay = overlay_row(case, volumes)
+    pictures = painter.submit("case_pictures", case.case, overlay.planes, axial_planes(volumes))
+    return Drawing(overlay, pictures)
 
 
 class Album:
     """Drawings of the cases that the results will show, as far as the rows until now tell.
 
     Their number is bounded; of a native case a drawing takes some 2 MB.
+
+    Args:
+        painter: draws; None: one that does so in this process.
+        checkpoint: whose training curves are shown, if its run has them.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self, painter: Painter | None = None, checkpoint: str | Path | None = None
+    ) -> None:
+        self.painter = painter or Painter()
         self.drawings: dict[str, Drawing] = {}
+        self.training: Future[Picture | None] | None = None
+        if checkpoint is not None:
+            self.training = self.painter.submit("training_picture_of", str(checkpoint))
         self._rows: list[dict] = []
 
     def add(self, row: dict, case: OverlayCase) -> None:
@@ -46,5 +70,5 @@ class Album:
         self._rows.append(row)
         shown = {*overlay_cases(self._rows), *report_cases(self._rows)}
         if case.case in shown:
-            self.drawings[case.case] = draw_case(case)
+            self.drawings[case.case] = draw_case(case, self.painter)
         self.drawings = {name: drawn for name, drawn in self.drawings.items() if name in shown}

@@ -36,7 +36,7 @@ def plot_progress(history: str | Path | pd.DataFrame, path: str | Path) -> None:
     """
     if not isinstance(history, pd.DataFrame):
         history = pd.read_csv(history)
-    save_png(progress_figure(history), path)
+    write_files({Path(path): figure_png(progress_figure(history))})
 
 
 def progress_figure(history: pd.DataFrame) -> Figure:
@@ -178,12 +178,8 @@ def add_line_legend(
     )
 
 
-def save_png(figure: Figure, path: str | Path) -> None:
-    """Writes a figure as a PNG, whole or not at all.
-
-    Raises:
-        DataError: the file cannot be written.
-    """
+def figure_png(figure: Figure) -> bytes:
+    """Returns a figure as a PNG."""
     png = BytesIO()
     figure.savefig(png, format="png", dpi=110)
-    write_files({Path(path): png.getvalue()})
+    return png.getvalue()

@@ -8,34 +8,22 @@ contains, can make a browser load or run something.
 import base64
 import hashlib
 import os
-from collections.abc import Mapping
-from io import BytesIO
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from matplotlib.figure import Figure
 
 from ..metrics import METRICS, Metric, summarize
 from ..utils.files import write_files
-from .figures import box_plot_figure, progress_figure
 from .findings import LOW_DICE, PLAUSIBLE_ML
-from .overlays import (
-    Plane,
-    Volumes,
-    annotate_plane,
-    axial_planes,
-    central_planes,
-    draw_plane,
-)
+from .planes import CasePictures, Picture
 from .tables import METRICS_CSV, VOLUMES_CSV
 
 FOLDER = Path(__file__).parent
 LOWEST_CASES = 3  # listed if no case failed
 PICTURED_CASES = 60  # of more cases, the worst are pictured; each takes some 130 kB
-AXIAL_SLICES = 12  # of a case at most
 
 PARTS = {"": "whole gland", "base_": "base", "apex_": "apex"}  # prefix of the metrics' keys -> name
 GLAND_METRICS = [metric for metric in METRICS if not metric.key.startswith(("apex_", "base_"))]
@@ -65,35 +53,6 @@ REFERENCE_COLUMNS = (
 VOLUME_COLUMNS = (Column("prostate_ml", "Volume", "ml"),)
 
 
-class RenderStyle(NamedTuple):
-    """How a slice becomes a JPEG; it is drawn 3 inches wide, as in overlays.png."""
-
-    dpi: int
-    jpeg_quality: int
-    line_scale: float
-    annotated: bool
-
-
-VIEW_STYLE = RenderStyle(dpi=110, jpeg_quality=70, line_scale=1, annotated=True)
-SLICE_STYLE = RenderStyle(dpi=50, jpeg_quality=60, line_scale=1.5, annotated=False)
-
-
-class Picture(NamedTuple):
-    """An image of the page; width and height in pixels."""
-
-    alt: str
-    uri: str
-    width: int
-    height: int
-
-
-class CasePictures(NamedTuple):
-    """The three planes through a case, and its axial slices by their name."""
-
-    views: list[Picture]
-    slices: dict[str, Picture]
-
-
 class ReportCase(NamedTuple):
     """A row of the results, why it counts as failed, and the id of its pictures ("": none)."""
 
@@ -107,7 +66,8 @@ def write_report(
     rows: list[dict],
     pictures: Mapping[str, CasePictures],
     metadata: dict,
-    history: pd.DataFrame | None = None,
+    box_plots: Sequence[Picture] = (),
+    training: Picture | None = None,
 ) -> None:
     """Writes the report, whole or not at all.
 
@@ -119,12 +79,13 @@ def write_report(
         pictures: of these cases, from `case_pictures`; those of more than `PICTURED_CASES`, the
             worst, are not shown.
         metadata: origin of the results, such as the checkpoint; under "configuration" a dict.
-        history: training curves to show, as `src.report.figures.plot_progress` takes them.
+        box_plots: pictures of `metric_groups`.
+        training: picture of the training curves.
 
     Raises:
         DataError: the file cannot be written.
     """
-    page = render_page(rows, pictures, metadata, history)
+    page = render_page(rows, pictures, metadata, box_plots, training)
     # Bytes of a file name that are not UTF-8 become question marks.
     write_files({Path(path): page.encode(errors="replace")})
 
@@ -133,7 +94,8 @@ def render_page(
     rows: list[dict],
     pictures: Mapping[str, CasePictures],
     metadata: dict,
-    history: pd.DataFrame | None,
+    box_plots: Sequence[Picture],
+    training: Picture | None,
 ) -> str:
     """Renders the report as HTML; for the arguments see `write_report`."""
     is_evaluation = "dice" in rows[0]
@@ -151,7 +113,8 @@ def render_page(
         failed=[case for case in ordered if case.failures],
         pictured=[case for case in ordered if case.anchor],
         pictures=pictures,
-        training=_training_picture(history),
+        box_plots=box_plots,
+        training=training,
         configuration=metadata.get("configuration", {}),
         origin=origin,
         columns=REFERENCE_COLUMNS if is_evaluation else VOLUME_COLUMNS,
@@ -225,29 +188,11 @@ def _report_cases(rows: list[dict]) -> list[ReportCase]:
     ]
 
 
-def case_pictures(name: str, volumes: Volumes) -> CasePictures:
-    """Draws the pictures of a case.
-
-    Args:
-        name: of the case, for their descriptions.
-        volumes: from `orient_to_lps`.
-    """
-    views = [
-        _plane_picture(plane, f"{name}, {plane.name} plane with outlines", VIEW_STYLE)
-        for plane in central_planes(volumes)
-    ]
-    slices = {
-        plane.name: _plane_picture(plane, f"{name}, axial slice {plane.name}", SLICE_STYLE)
-        for plane in axial_planes(volumes, AXIAL_SLICES)
-    }
-    return CasePictures(views, slices)
-
-
 # --- statistics ----------------------------------------------------------------------------------
 
 
 def _evaluation_statistics(rows: list[dict]) -> dict:
-    """Heading, table of statistics and box plots, by the template's names."""
+    """Heading and table of statistics, by the template's names."""
     statistics = summarize(rows)
     dice = statistics["dice"]
     return {
@@ -260,15 +205,49 @@ def _evaluation_statistics(rows: list[dict]) -> dict:
             ]
             for prefix, part in PARTS.items()
         },
-        "box_plots": [
-            _box_plot_picture(
+    }
+
+
+def _prediction_statistics(rows: list[dict]) -> dict:
+    """Heading and table of statistics, by the template's names."""
+    volumes_ml = np.array([row["prostate_ml"] for row in rows if not row["problem"]])
+    if not len(volumes_ml):
+        images = f"of {_count(len(rows), 'image')}"
+        return {"heading": "No mask", "subheading": images, "statistics": {}}
+    values = [f(volumes_ml) for f in (np.mean, np.std, np.median, np.min, np.max)]
+    cases = _count(len(volumes_ml), "case")
+    return {
+        "heading": f"{values[0]:.1f} ± {values[1]:.1f} ml",
+        "subheading": f"mean volume ± standard deviation of {cases}",
+        "statistics": {"": [("Volume", "ml", values)]},
+    }
+
+
+class MetricGroups(NamedTuple):
+    """The values that a box plot shows, {name of a group: its values}."""
+
+    label: str
+    unit: str
+    groups: dict[str, list[float]]
+
+
+def metric_groups(rows: list[dict]) -> list[MetricGroups]:
+    """Returns what the box plots show: each metric by part of the gland, or the volumes.
+
+    Args:
+        rows: see `write_report`.
+    """
+    if "dice" in rows[0]:
+        return [
+            MetricGroups(
                 metric.label,
                 metric.unit,
                 {part: _metric_values(rows, prefix, metric) for prefix, part in PARTS.items()},
             )
             for metric in GLAND_METRICS
-        ],
-    }
+        ]
+    volumes_ml = [row["prostate_ml"] for row in rows if not row["problem"]]
+    return [MetricGroups("Volume", "ml", {PARTS[""]: volumes_ml})] if volumes_ml else []
 
 
 def _metric_values(rows: list[dict], prefix: str, metric: Metric) -> list[float]:
@@ -280,67 +259,5 @@ def _metric_values(rows: list[dict], prefix: str, metric: Metric) -> list[float]
     ]
 
 
-def _prediction_statistics(rows: list[dict]) -> dict:
-    """Heading, table of statistics and box plot, by the template's names."""
-    volumes_ml = np.array([row["prostate_ml"] for row in rows if not row["problem"]])
-    if not len(volumes_ml):
-        images = f"of {_count(len(rows), 'image')}"
-        return {"heading": "No mask", "subheading": images, "statistics": {}, "box_plots": []}
-    values = [f(volumes_ml) for f in (np.mean, np.std, np.median, np.min, np.max)]
-    cases = _count(len(volumes_ml), "case")
-    return {
-        "heading": f"{values[0]:.1f} ± {values[1]:.1f} ml",
-        "subheading": f"mean volume ± standard deviation of {cases}",
-        "statistics": {"": [("Volume", "ml", values)]},
-        "box_plots": [_box_plot_picture("Volume", "ml", {PARTS[""]: list(volumes_ml)})],
-    }
-
-
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
-# --- pictures ------------------------------------------------------------------------------------
-
-
-def _box_plot_picture(label: str, unit: str, groups: dict[str, list[float]]) -> Picture:
-    title = f"{label} ({unit})" if unit else label
-    medians = [
-        f"{name} {format_number(float(np.median(values)), unit)}"
-        for name, values in groups.items()
-        if values
-    ]
-    alt = f"Box plot of {title}, medians: {', '.join(medians)}"
-    return _encode(box_plot_figure(groups, title), alt, dpi=160)
-
-
-def _training_picture(history: pd.DataFrame | None) -> Picture | None:
-    if history is None or history.empty:
-        return None
-    last = history.iloc[-1]
-    alt = (
-        f"Training curves over {last['epoch']:.0f} epochs: loss {last['train_loss']:.4f} at the end"
-    )
-    return _encode(progress_figure(history), alt, dpi=140)
-
-
-def _plane_picture(plane: Plane, alt: str, style: RenderStyle) -> Picture:
-    figure = Figure(figsize=(3, 3))
-    panel = figure.add_axes((0, 0, 1, 1))
-    draw_plane(panel, plane, style.line_scale)
-    if style.annotated:
-        annotate_plane(panel, plane)
-    # Chroma subsampling would blend the colours of outlines that lie on one another.
-    jpeg = {"quality": style.jpeg_quality, "subsampling": 0, "optimize": True}
-    return _encode(figure, alt, style.dpi, "jpeg", jpeg)
-
-
-def _encode(
-    figure: Figure, alt: str, dpi: int, file_format: str = "png", options: dict | None = None
-) -> Picture:
-    """Renders a figure as a data URI; `options` go to Pillow."""
-    content = BytesIO()
-    figure.savefig(content, format=file_format, dpi=dpi, pil_kwargs=options)
-    width, height = (round(side * dpi) for side in figure.get_size_inches())
-    code = base64.b64encode(content.getvalue()).decode()
-    return Picture(alt, f"data:image/{file_format};base64,{code}", width, height)

@@ -8,20 +8,17 @@ from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
-import mindspore as ms
 import numpy as np
-import pandas as pd
 import SimpleITK as sitk
 from tqdm import tqdm
 
-from ..config import config_path_of
 from ..images.writing import write_volume
 from ..utils import output_folder
 from ..utils.errors import DataError
+from ..utils.files import write_files
 from .album import Album, Drawing, draw_case
-from .figures import PLOTTED_COLUMNS
-from .overlays import OverlayCase, overlay_cases, write_overlays
-from .page import report_cases, write_report
+from .page import metric_groups, report_cases, write_report
+from .planes import OverlayCase, overlay_cases
 
 log = logging.getLogger(__name__)
 
@@ -73,8 +70,8 @@ def write_pictures(
     folder: Path,
     rows: list[dict],
     album: Album,
-    read_case: Callable[[dict], OverlayCase],
     metadata: dict,
+    read_case: Callable[[dict], OverlayCase] | None = None,
 ) -> None:
     """Writes overlays.png, unless no case has a mask, and report.html.
 
@@ -82,19 +79,21 @@ def write_pictures(
         folder: of the results.
         rows: of the cases, see `write_report`.
         album: drawings of cases.
+        metadata: origin of the results.
         read_case: reads image and masks of a row's case that is to be shown and not in the album; a
-            DataError of it leaves the case without pictures.
-        metadata: origin of the results. The report shows the training curves of the run that a
-            "checkpoint" comes from.
+            DataError of it leaves the case without pictures. None: all are in the album.
 
     Raises:
         DataError: a file cannot be written.
     """
+    import mindspore as ms
+
+    box_plots = [album.painter.submit("box_plot_picture", values) for values in metric_groups(rows)]
     drawings = _drawings(rows, album, read_case)
     segmented = [row for row in rows if not row.get("problem")]
     if segmented:
         shown = [drawings[name].overlay for name in overlay_cases(rows) if name in drawings]
-        write_overlays(shown, len(segmented), folder / OVERLAYS)
+        overlays = album.painter.submit("overlays_png", shown, len(segmented))
     versions = {
         "written": f"{datetime.now():%Y-%m-%d %H:%M}",
         "Python": platform.python_version(),
@@ -102,13 +101,20 @@ def write_pictures(
         "NumPy": np.__version__,
         "SimpleITK": sitk.__version__,
     }
-    history = read_history_of(metadata["checkpoint"]) if "checkpoint" in metadata else None
-    pictures = {name: drawing.pictures for name, drawing in drawings.items()}
-    write_report(folder / REPORT, rows, pictures, {**metadata, **versions}, history)
+    if segmented:
+        write_files({folder / OVERLAYS: overlays.result()})
+    write_report(
+        folder / REPORT,
+        rows,
+        {name: drawing.pictures.result() for name, drawing in drawings.items()},
+        {**metadata, **versions},
+        [picture.result() for picture in box_plots],
+        None if album.training is None else album.training.result(),
+    )
 
 
 def _drawings(
-    rows: list[dict], album: Album, read_case: Callable[[dict], OverlayCase]
+    rows: list[dict], album: Album, read_case: Callable[[dict], OverlayCase] | None
 ) -> dict[str, Drawing]:
     """The drawings of the cases that are to be shown, {case: drawing}."""
     shown = {*overlay_cases(rows), *report_cases(rows)}
@@ -117,23 +123,7 @@ def _drawings(
         name = row["case"]
         if name in album.drawings:
             drawings[name] = album.drawings[name]
-        elif name in shown:
+        elif name in shown and read_case is not None:
             with suppress(DataError):
-                drawings[name] = draw_case(read_case(row))
+                drawings[name] = draw_case(read_case(row), album.painter)
     return drawings
-
-
-def read_history_of(checkpoint_path: str | Path) -> pd.DataFrame | None:
-    """Reads the history of the run that a checkpoint comes from, which lies beside config.json.
-
-    Returns:
-        A row per epoch with `PLOTTED_COLUMNS`; None if there is no readable history.
-    """
-    config_path = config_path_of(checkpoint_path)
-    if config_path is None:
-        return None
-    history_path = config_path.with_name("history.csv")
-    try:
-        return pd.read_csv(history_path, usecols=PLOTTED_COLUMNS, dtype=float)
-    except (OSError, ValueError):  # the results are complete without it
-        return None

@@ -1,14 +1,19 @@
 """Tables of results for programs and people: metrics.csv and .json, volumes.csv and .json."""
 
+import csv
+import io
 import json
 import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from ..metrics import summarize
 from ..utils import output_folder
 from ..utils.files import write_files
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 METRICS_CSV, METRICS_JSON = "metrics.csv", "metrics.json"
 VOLUMES_CSV, VOLUMES_JSON = "volumes.csv", "volumes.json"
@@ -31,27 +36,44 @@ def write_metrics(rows: list[dict], directory: str | Path, metadata: dict | None
         DataError: the files cannot be written.
         ValueError: a number is NaN or infinite, which strict JSON cannot hold.
     """
-    table = pd.DataFrame(rows).drop(columns="findings_text", errors="ignore")
-    if "findings" in table:
-        table["findings"] = table["findings"].map(";".join)
-    table = table[["case", *table.columns.drop("case")]]
-    flags = [key for key in table.columns if key.endswith("empty")]
-    csv = table.astype(dict.fromkeys(flags, int)).to_csv(index=False, float_format="%.6f")
+    columns = ["case", *(key for key in rows[0] if key not in ("case", "findings_text"))]
+    table = _csv(columns, ([_metric_text(key, row[key]) for key in columns] for row in rows))
     content = {
         **(metadata or {}),
         "summary": summarize(rows),
         "flagged": [row["case"] for row in rows if row["empty"]],
         "cases": rows,
     }
-    _write(Path(directory, METRICS_CSV), csv, Path(directory, METRICS_JSON), content)
+    _write(Path(directory, METRICS_CSV), table, Path(directory, METRICS_JSON), content)
 
 
-def _write(csv_path, csv, json_path, content):
+def _metric_text(key: str, value: Any) -> object:
+    """A value in metrics.csv: flags as 0 or 1, other numbers with six decimals."""
+    if key == "findings":
+        return _codes(value)
+    if key.endswith("empty"):
+        return int(value)
+    return f"{value:.6f}" if isinstance(value, float) else value
+
+
+def _codes(findings: Iterable[str]) -> str:
+    return ";".join(findings)
+
+
+def _csv(columns: Sequence[str], rows: Iterable[Iterable[object]]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _write(csv_path, table, json_path, content):
     """Writes both files, or neither."""
     text = json.dumps(content, indent=2, allow_nan=False, default=os.fspath, ensure_ascii=False)
     # Bytes of a file name that are not UTF-8 become JSON escapes.
     json_bytes = f"{text}\n".encode(errors="backslashreplace")
-    write_files({csv_path: csv.encode(), json_path: json_bytes})
+    write_files({csv_path: table.encode(), json_path: json_bytes})
 
 
 def zoo_lines(rows: list[dict]) -> list[str]:
@@ -68,9 +90,11 @@ def zoo_lines(rows: list[dict]) -> list[str]:
     ]
 
 
-def volumes_frame(rows: list[dict]) -> pd.DataFrame:
+def volumes_frame(rows: list[dict]) -> "pd.DataFrame":
     """Returns the rows of a prediction as a table with `CSV_COLUMNS`."""
-    rows = [{**row, "findings": ";".join(row["findings"])} for row in rows]
+    import pandas as pd
+
+    rows = [{**row, "findings": _codes(row["findings"])} for row in rows]
     return pd.DataFrame(rows, columns=CSV_COLUMNS)
 
 
@@ -118,10 +142,11 @@ class VolumesTable:
             return []
 
     def _write(self, rows):
-        csv = volumes_frame(rows).to_csv(index=False)
+        values = ({**row, "findings": _codes(row["findings"])} for row in rows)
+        table = _csv(CSV_COLUMNS, ([row[key] for key in CSV_COLUMNS] for row in values))
         content = {
             **self.metadata,
             "flagged": [row["case"] for row in rows if row["findings"] or row["problem"]],
             "cases": rows,
         }
-        _write(self.folder / VOLUMES_CSV, csv, self.folder / VOLUMES_JSON, content)
+        _write(self.folder / VOLUMES_CSV, table, self.folder / VOLUMES_JSON, content)

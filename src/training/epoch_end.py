@@ -14,6 +14,7 @@ from mindspore import nn
 
 from .. import checkpoint
 from ..checkpoint import TrainingCells
+from ..checkpoint_file import BEST, PREFIX
 from ..data_manager import worker_count
 from ..devices.ranks import Ranks
 from ..report.figures import plot_progress
@@ -157,7 +158,7 @@ class EpochEnd:
         progress.validations_since_best += 1
         if dice > progress.best_dice:
             if self.run_folder is not None:
-                checkpoint.save_weights(network, self.run_folder / "ckpt" / checkpoint.BEST)
+                checkpoint.save_weights(network, self.run_folder / "ckpt" / BEST)
             progress.best_dice = dice
             progress.validations_since_best = 0
         log.info(
@@ -169,7 +170,7 @@ class EpochEnd:
         """Writes a numbered checkpoint, what a resume needs, and the curve; takes the time."""
         started_s = time.monotonic()
         folder = run_folder / "ckpt"
-        name = f"{checkpoint.PREFIX}-{self.progress.epoch}_{self.steps_per_epoch}.ckpt"
+        name = f"{PREFIX}-{self.progress.epoch}_{self.steps_per_epoch}.ckpt"
         checkpoint.save_weights(self.cells.scored, folder / name)
         checkpoint.prune(folder, self.config.keep_checkpoint_max)
         checkpoint.save_last(folder, self.cells, asdict(self.progress))

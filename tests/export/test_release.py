@@ -6,7 +6,8 @@ import mindspore as ms
 import numpy as np
 import pytest
 
-from src.checkpoint import find_checkpoint, save_weights
+from src.checkpoint import save_weights
+from src.checkpoint_file import find_checkpoint
 from src.config import config_of_checkpoint, load_config, save_config
 from src.evaluation import load_network
 from src.export.release import release

@@ -11,6 +11,7 @@ from mindspore import nn
 
 from src import checkpoint
 from src.checkpoint import TrainingCells
+from src.checkpoint_file import BEST
 from src.devices.ranks import Ranks
 from src.training import epoch_end
 from src.training.epoch_end import EpochEnd, EpochSteps, update_weight_average
@@ -129,7 +130,7 @@ def test_the_best_weights_are_kept(run_folder):
     for epoch in (1, 2, 3, 4):
         set_weight(cells.network, epoch)
         ended.run(steps_of(epoch))
-    assert weight_in(run_folder / "ckpt" / checkpoint.BEST) == 2
+    assert weight_in(run_folder / "ckpt" / BEST) == 2
     assert (ended.progress.best_dice, ended.progress.validations_since_best) == (0.6, 2)
     assert modes == [False] * 4 and cells.network.training
 
@@ -198,7 +199,7 @@ def test_the_average_is_what_is_scored_and_kept(run_folder):
         ended.run(steps_of(epoch))
     assert scored == pytest.approx([2, 12])  # a decay of 0, then 1 / 11
     folder = run_folder / "ckpt"
-    assert weight_in(folder / checkpoint.BEST) == 2
+    assert weight_in(folder / BEST) == 2
     assert weight_in(folder / f"checkpoint_vnet-2_{STEPS}.ckpt") == pytest.approx(12)
     assert weight_in(folder / checkpoint.LAST) == 13
 

@@ -1,0 +1,91 @@
+"""Which file of a run or of a release is its checkpoint; needs no MindSpore."""
+
+import logging
+import re
+from pathlib import Path
+
+from .config import CONFIG_NAME
+from .utils.errors import DataError
+from .utils.files import hash_file
+
+log = logging.getLogger(__name__)
+
+PREFIX = "checkpoint_vnet"
+NUMBERED = re.compile(rf"{PREFIX}-\d+_\d+\.ckpt")
+BEST = "best.ckpt"
+RELEASED, CHECKSUMS = "vnet.ckpt", "SHA256SUMS"  # of a released folder, beside its config.json
+
+
+def is_numbered(path: Path) -> bool:
+    """Whether a file has the name of an epoch's checkpoint."""
+    return NUMBERED.fullmatch(path.name) is not None
+
+
+def epoch_and_step(path: str | Path) -> tuple[int, int]:
+    """Returns (epoch, step) of a checkpoint named `checkpoint_vnet-EPOCH_STEP.ckpt`.
+
+    Raises:
+        ValueError: another name.
+    """
+    if not NUMBERED.fullmatch(Path(path).name):
+        raise ValueError(f"{path}: expected the name {PREFIX}-EPOCH_STEP.ckpt")
+    epoch, step = Path(path).stem.rsplit("-", 1)[1].split("_")
+    return int(epoch), int(step)
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """Returns the checkpoint file that a path refers to; logs which one of a folder it is.
+
+    Args:
+        path: a checkpoint file; a run's folder or its `ckpt/`, where `best.ckpt` is taken, or the
+            newest numbered checkpoint if there is none; or a released folder with `vnet.ckpt`.
+
+    Raises:
+        DataError: nothing there, a folder without any of these, or a release whose files differ
+            from its SHA256SUMS.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        if not path.exists():
+            raise DataError(f"{path}: no such checkpoint or folder")
+        check_release(path)
+        return path
+    folder = path / "ckpt" if (path / "ckpt").is_dir() else path
+    numbered = sorted(filter(is_numbered, folder.iterdir()), key=epoch_and_step)
+    candidates = [folder / BEST, *numbered[::-1], path / RELEASED]
+    found = next((file for file in candidates if file.is_file()), None)
+    if found is None:
+        names = sorted(file.name for file in path.iterdir())
+        shown = ", ".join(names[:5]) + (", ..." if names[5:] else "")
+        raise DataError(
+            f"{path}: no checkpoint in this folder, which holds {shown or 'nothing'}; expected "
+            f"a run with ckpt/{BEST} or ckpt/{PREFIX}-EPOCH_STEP.ckpt, or a release with {RELEASED}"
+        )
+    check_release(found)
+    log.info(f"{path}: using its {found.relative_to(path)}")
+    return found
+
+
+def check_release(checkpoint_path: Path) -> None:
+    """Compares a released checkpoint and its configuration with the SHA256SUMS beside them.
+
+    Args:
+        checkpoint_path: any checkpoint; one that is not named as a release, or has no SHA256SUMS
+            beside it, is not checked.
+
+    Raises:
+        DataError: a file is missing or differs.
+    """
+    sums = checkpoint_path.with_name(CHECKSUMS)
+    if checkpoint_path.name != RELEASED or not sums.is_file():
+        return
+    lines = sums.read_text(encoding="utf-8", errors="replace").splitlines()
+    expected = {name.strip(" *"): digest for digest, _, name in (x.partition(" ") for x in lines)}
+    for name in (RELEASED, CONFIG_NAME):
+        file = checkpoint_path.with_name(name)
+        if not file.is_file() or hash_file(file) != expected.get(name):
+            raise DataError(
+                f"{file}: {'differs from' if file.is_file() else 'missing, but listed in'} "
+                f"{CHECKSUMS} beside it; copy the release again, or if you changed it on purpose, "
+                f"run sha256sum {RELEASED} {CONFIG_NAME} > {CHECKSUMS} there"
+            )
