@@ -31,14 +31,13 @@ from .report.results import (
     write_pictures,
     write_volumes,
 )
-from .report.tables import VOLUMES_CSV, VOLUMES_JSON, VolumesTable, volumes_frame
+from .report.tables import VOLUMES_CSV, VOLUMES_JSON, VolumesTable, volumes_text
 from .utils import output_folder
 from .utils.ahead import Ahead
 from .utils.errors import DataError, reason_of
 from .utils.files import check_name, hash_file, printable
 
 if TYPE_CHECKING:
-    import pandas as pd
     from mindspore import nn
 
 log = logging.getLogger(__name__)
@@ -61,7 +60,7 @@ def predict(
     skip_existing: bool = False,
     report: bool = True,
     painter: Painter | None = None,
-) -> "pd.DataFrame":
+) -> list[dict]:
     """Segments images without references, each in its own geometry and format.
 
     `dirPredictionImage` gets NAME_test.<ext> (`.nii.gz` for DICOM), with `save_probability` also
@@ -82,7 +81,8 @@ def predict(
         painter: draws them; None: one that does so in this process.
 
     Returns:
-        A row per image: `src.report.tables.CSV_COLUMNS`.
+        A row per image, with the columns of volumes.csv (`src.report.tables.CSV_COLUMNS`) and what
+        volumes.json has besides.
 
     Raises:
         DataError: an image could not be segmented (raised after all others were, or at once if it
@@ -297,19 +297,17 @@ def _draw(folder: Path, table: VolumesTable, album: Album, metadata: dict) -> No
         write_pictures(folder, table.rows(), album, metadata, read_again)
 
 
-def _summarize(folder: Path, rows: list[dict], kept_count: int, report: bool) -> "pd.DataFrame":
+def _summarize(folder: Path, rows: list[dict], kept_count: int, report: bool) -> list[dict]:
     """Logs the rows of the images; raises a DataError if one has no mask."""
-    table = volumes_frame(rows)
-    empty = [name for name in ("findings", "problem") if not table[name].any()]
-    log.info(table.drop(columns=empty).fillna("-").to_string(index=False))
+    log.info(volumes_text(rows))
     if kept_count:
         log.info(f"{kept_count} of {len(rows)} masks are of an earlier run")
     shown = f"shown in {folder / REPORT}" if report else f"listed in {folder / VOLUMES_CSV}"
     log.info(f"masks and volumes, {shown}")
-    failed = int(table["problem"].notna().sum())
+    failed = sum(row["problem"] is not None for row in rows)
     if failed:
         raise DataError(
             f"{failed} of {len(rows)} images could not be segmented; {folder / VOLUMES_CSV} says "
             "why"
         )
-    return table
+    return rows

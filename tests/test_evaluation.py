@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import SimpleITK as sitk
 
+from src import evaluation
 from src.checkpoint import save_weights
 from src.commands.golden import seeded
 from src.config import override_config, vnet_cfg
@@ -19,7 +20,7 @@ from src.predictor import largest_component, segment
 from src.utils.errors import DataError
 from src.utils.output_folder import MANIFEST, acquire
 from src.vnet import VNet, create_vnet
-from tests.helpers import names_in, run_program
+from tests.helpers import names_in, run_program, tree
 from tests.networks import bright
 from tests.rounding import perturb
 from tests.volumes import geometry_of, read_array
@@ -216,13 +217,34 @@ def test_masks_from_elsewhere_are_evaluated_alike(data, results, config, capsys)
     assert capsys.readouterr().out == printed.replace(str(results), str(other))
 
 
-def test_nobody_is_asked_for_masks_where_a_case_is_broken(data, results, config):
+def test_a_broken_case_leaves_nothing(data, results, config, monkeypatch):
+    """Neither the masks of those before it, which are read once, nor the results' folder."""
     cases = find_cases(data, ["Case1", "Case0"])
     path = data / "img" / "Case0.raw"
-    path.write_bytes(path.read_bytes()[:-1])
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
     with pytest.raises(DataError, match=r"Case0\.raw: truncated"):
-        evaluate_masks(lambda case, image: pytest.fail("asked"), cases, config, {})
+        evaluate(bright, cases, config, {})
     assert not results.exists()
+    path.write_bytes(whole)
+    evaluate(bright, cases, config, {})
+    before = tree(results)
+    path.write_bytes(whole[:-1])
+    with pytest.raises(DataError, match=r"Case0\.raw: truncated"):
+        evaluate(lambda batch: bright(-batch), cases, config, {})
+    assert tree(results) == before
+
+
+def test_every_case_is_read_once(data, results, config, monkeypatch):
+    read = []
+    monkeypatch.setattr(
+        evaluation,
+        "read_case",
+        lambda case, *words: (read.append(case), read_case(case, *words))[1],
+    )
+    cases = find_cases(data, ["Case1", "Case0"])
+    evaluate(bright, cases, config, {})
+    assert read == cases
 
 
 # Findings ---------------------------------------------------------------------------------------

@@ -71,7 +71,7 @@ def test_a_study_is_segmented_by_the_series_that_is_asked_for(tmp_path, config, 
 
 
 def test_a_prediction_leaves_masks_in_their_own_format_and_volumes(data, results, config, capsys):
-    table = predict(bright, find_images([data / "img"]), config, {})
+    table = pd.DataFrame(predict(bright, find_images([data / "img"]), config, {}))
     assert names_in(results) == [
         MANIFEST,
         "Case0_test.mhd",
@@ -84,7 +84,7 @@ def test_a_prediction_leaves_masks_in_their_own_format_and_volumes(data, results
         "volumes.json",
     ]
     written = pd.read_csv(results / "volumes.csv")
-    pd.testing.assert_frame_equal(written.iloc[:, :3], table.iloc[:, :3])
+    pd.testing.assert_frame_equal(written.iloc[:, :3], table[[*written.columns[:3]]])
     assert written.columns.tolist() == ["case", "prostate_ml", "mask", "findings", "problem"]
     for row, name, spacing_mm in zip(
         written.itertuples(),
@@ -148,7 +148,7 @@ def test_an_empty_prediction_is_zero_ml(data, results, config):
         config,
         {},
     )
-    assert empty.prostate_ml.tolist() == [0]
+    assert [row["prostate_ml"] for row in empty] == [0]
     assert not read_array(results / "Case0_test.mhd").any()
     assert "0.0&nbsp;ml, the mask is empty" in (results / "report.html").read_text("utf-8")
 
@@ -273,7 +273,7 @@ def test_without_a_report_there_are_masks_and_lists(data, results, config, capsy
     predict(bright, images, config, {})
     whole = tree(results)
     capsys.readouterr()
-    monkeypatch.setattr(prediction, "Album", lambda: pytest.fail("drawn"))
+    monkeypatch.setattr(prediction, "Album", lambda *_: pytest.fail("drawn"))
     predict(bright, images, config, {}, report=False)
     said = capsys.readouterr().out
     assert said.splitlines()[-1].endswith(f" {results / 'volumes.csv'}")
@@ -378,7 +378,7 @@ def test_what_is_done_stays_and_the_rest_can_be_done_later(data, results, config
     network, asked = counting()
     capsys.readouterr()
     table = predict(network, images, config, {}, skip_existing=True)
-    assert len(asked) == 1 and table["case"].tolist() == list(images)
+    assert len(asked) == 1 and [row["case"] for row in table] == list(images)
     after = tree(results)
     assert all(after[name] == before[name] for name in before if "_test." in name)
     assert "2 of 3 masks are of an earlier run" in capsys.readouterr().out

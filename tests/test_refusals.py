@@ -22,7 +22,7 @@ from src.images.intensity import z_score
 from src.images.orientation import direction_matrix, to_patient_order
 from src.loss import LOSSES
 from src.lr_schedule import learning_rates
-from src.report import figures, overlays
+from src.report import figures, planes
 from tests.volumes import image_of
 
 MASK = np.zeros((4, 5, 6), bool)
@@ -153,4 +153,4 @@ def test_a_loss_does_not_broadcast(loss, mode, mask_shape):
 def test_overlays_are_of_one_grid(which, change, words):
     masks = {"prediction": WHOLE, "reference": WHOLE, which: change(WHOLE)}
     with pytest.raises(ValueError, match=f"Case7: {which} on another grid .*{words}"):
-        overlays.orient_to_lps(overlays.OverlayCase("Case7", HALF, **masks))
+        planes.orient_to_lps(planes.OverlayCase("Case7", HALF, **masks))

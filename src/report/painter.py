@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +21,7 @@ from ..utils.errors import DataError
 
 PROCESSES = 2  # of a command; one draws faster than a case is segmented, two end sooner
 WAITING = 4  # jobs that a process may have before it; their slices take some 15 MB each
+NICENESS = 5  # the start of these processes must not delay the one that computes
 DRAWING_MODULE = f"{__package__}.pictures"
 START = (
     "import sys; sys.path[0] = sys.argv[1]; from importlib import import_module; "
@@ -124,13 +126,14 @@ class _Child:
         self._process.kill()
 
     def wait(self) -> None:
-        with self._process:  # closes the pipes
+        with suppress(BrokenPipeError), self._process:  # closes the pipes
             pass
 
 
 def serve() -> None:
     """Runs a process that draws: answers calls until its standard input ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is answered by the one that waits for it
+    os.nice(NICENESS)
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # nothing else may get among the replies
     drawing = import_module(DRAWING_MODULE)

@@ -88,12 +88,12 @@ def write_pictures(
     """
     import mindspore as ms
 
-    box_plots = [album.painter.submit("box_plot_picture", values) for values in metric_groups(rows)]
     drawings = _drawings(rows, album, read_case)
     segmented = [row for row in rows if not row.get("problem")]
     if segmented:
         shown = [drawings[name].overlay for name in overlay_cases(rows) if name in drawings]
         overlays = album.painter.submit("overlays_png", shown, len(segmented))
+    box_plots = [album.painter.submit("box_plot_picture", values) for values in metric_groups(rows)]
     versions = {
         "written": f"{datetime.now():%Y-%m-%d %H:%M}",
         "Python": platform.python_version(),

@@ -6,14 +6,11 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..metrics import summarize
 from ..utils import output_folder
 from ..utils.files import write_files
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 METRICS_CSV, METRICS_JSON = "metrics.csv", "metrics.json"
 VOLUMES_CSV, VOLUMES_JSON = "volumes.csv", "volumes.json"
@@ -90,12 +87,26 @@ def zoo_lines(rows: list[dict]) -> list[str]:
     ]
 
 
-def volumes_frame(rows: list[dict]) -> "pd.DataFrame":
-    """Returns the rows of a prediction as a table with `CSV_COLUMNS`."""
-    import pandas as pd
+def volumes_text(rows: list[dict]) -> str:
+    """Returns the rows of a prediction as an aligned table, without columns that are empty."""
+    shown = [(key, [_volume_text(key, row[key]) for row in rows]) for key in CSV_COLUMNS]
+    columns = [
+        [key, *texts]
+        for key, texts in shown
+        if key not in ("findings", "problem") or any(text != "-" for text in texts)
+    ]
+    widths = [max(map(len, column)) for column in columns]
+    lines = zip(*columns, strict=True)
+    return "\n".join(
+        " ".join(text.rjust(width) for text, width in zip(line, widths, strict=True))
+        for line in lines
+    )
 
-    rows = [{**row, "findings": _codes(row["findings"])} for row in rows]
-    return pd.DataFrame(rows, columns=CSV_COLUMNS)
+
+def _volume_text(key: str, value: Any) -> str:
+    if key == "findings":
+        value = _codes(value)
+    return f"{value:.3f}" if isinstance(value, float) else value or "-"
 
 
 class VolumesTable:

@@ -4,9 +4,10 @@ import weakref
 
 import pytest
 
-from src.report import overlays, page
+from src.report import page, planes
 from src.report.album import Album, draw_case
-from src.report.overlays import OverlayCase
+from src.report.painter import Painter
+from src.report.planes import OverlayCase
 from src.report.results import write_pictures
 from src.utils.errors import DataError
 from tests.report.made import box_mask, grey_image, on_grid, row_of
@@ -16,7 +17,7 @@ from tests.report.made import box_mask, grey_image, on_grid, row_of
 def few(monkeypatch):
     """Two pictured cases in the report, one in overlays.png."""
     monkeypatch.setattr(page, "PICTURED_CASES", 2)
-    monkeypatch.setattr(overlays, "OVERLAY_ROWS", 1)
+    monkeypatch.setattr(planes, "OVERLAY_ROWS", 1)
 
 
 def predicted_row(name, *texts, problem=None):
@@ -68,7 +69,7 @@ def test_only_what_is_shown_and_not_in_the_album_is_read(tmp_path):
         asked.append(row["case"])
         return case_of(row["case"])
 
-    write_pictures(tmp_path, rows, album, read, {})
+    write_pictures(tmp_path, rows, album, {}, read)
     assert asked == ["other"]
     report = (tmp_path / "report.html").read_text("utf-8")
     assert report.count("<article") == 2 and report.count('alt="mine, axial slice') == 5
@@ -76,7 +77,7 @@ def test_only_what_is_shown_and_not_in_the_album_is_read(tmp_path):
     def gone(row):
         raise DataError(f"{row['case']}: no such file")
 
-    write_pictures(tmp_path, rows, album, gone, {})
+    write_pictures(tmp_path, rows, album, {}, gone)
     report = (tmp_path / "report.html").read_text("utf-8")
     assert report.count("<article") == 2 and 'alt="other' not in report
     assert report.count('alt="mine, axial slice') == 5
@@ -87,8 +88,11 @@ def test_the_album_changes_no_picture(tmp_path):
     album = Album()
     for row in rows:
         album.add(row, case_of(row["case"]))
-    write_pictures(tmp_path / "album", rows, album, pytest.fail, {})
-    write_pictures(tmp_path / "read", rows, Album(), lambda row: case_of(row["case"]), {})
+    write_pictures(tmp_path / "album", rows, album, {}, pytest.fail)
+    write_pictures(tmp_path / "read", rows, Album(), {}, lambda row: case_of(row["case"]))
     pngs = [(tmp_path / way / "overlays.png").read_bytes() for way in ("album", "read")]
     assert pngs[0] == pngs[1]
-    assert album.drawings["a"].pictures == draw_case(case_of("a")).pictures
+    assert (
+        album.drawings["a"].pictures.result()
+        == draw_case(case_of("a"), Painter()).pictures.result()
+    )

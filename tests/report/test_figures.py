@@ -71,6 +71,6 @@ def test_a_box_plot_shows_every_case_and_the_quartiles():
 
 
 def test_drawing_leaves_the_global_state_of_pyplot_alone():
-    code = "import sys, src.report.page; sys.exit('matplotlib.pyplot' in sys.modules)"
+    code = "import sys, src.report.pictures; sys.exit('matplotlib.pyplot' in sys.modules)"
     root = ROOT
     subprocess.run([sys.executable, "-c", code], cwd=root, check=True)

@@ -5,14 +5,14 @@ import pytest
 import SimpleITK as sitk
 from matplotlib.image import imread
 
-from src.report import overlays
+from src.report import overlays, planes
 from src.report.figures import PREDICTION_COLOUR, REFERENCE_COLOUR
-from src.report.overlays import OverlayCase
+from src.report.planes import OverlayCase
 from tests.report.made import SHAPE_ZYX, SPACING_XYZ_MM, box_mask, grey_image, near, on_grid
 
 
 def row_of(case):
-    return overlays.overlay_row(case, overlays.orient_to_lps(case))
+    return planes.overlay_row(case, planes.orient_to_lps(case))
 
 
 def figure_of(cases):
@@ -21,7 +21,7 @@ def figure_of(cases):
 
 def drawn(cases, path):
     """The PNG of some cases and, for each of its views, its pixels, mm per pixel and upper left."""
-    overlays.write_overlays([row_of(case) for case in cases], len(cases), path)
+    path.write_bytes(overlays.overlays_png([row_of(case) for case in cases], len(cases)))
     picture = imread(path)[..., :3]
     figure = figure_of(cases)
     figure.set_dpi(110)
@@ -76,7 +76,7 @@ def test_contours_lie_on_the_edges_of_the_masks(tmp_path, orientation):
             assert extent_mm(view, colour) == pytest.approx(edge, abs=3 * view[1])
     # Each view is centred on the box of both masks and shows the margin around its longest side.
     centres = {"x": (25 + 56) / 2 * dx, "y": (15 + 38) / 2 * dy, "z": (head - (4 + 12) / 2) * dz}
-    side_mm = max((56 - 25) * dx, (38 - 15) * dy, (12 - 4) * dz) + 2 * overlays.OVERLAY_MARGIN_MM
+    side_mm = max((56 - 25) * dx, (38 - 15) * dy, (12 - 4) * dz) + 2 * planes.OVERLAY_MARGIN_MM
     for (pixels, step, top, left), (rows, columns) in zip(views, ("yx", "zy", "zx"), strict=True):
         assert len(pixels) * step == pytest.approx(side_mm, rel=0.01)
         assert top + side_mm / 2 == pytest.approx(centres[rows])
@@ -148,23 +148,23 @@ def test_a_montage_runs_from_the_feet_through_both_masks(orientation, count, exp
     array = np.broadcast_to(np.arange(14.0)[:, None, None], SHAPE_ZYX).copy()
     masks = box_mask(z=(2, 9), x=(5, 25)), box_mask(z=(4, 12))
     case = OverlayCase("a", *(sitk.DICOMOrient(on_grid(a), orientation) for a in (array, *masks)))
-    planes = overlays.axial_planes(overlays.orient_to_lps(case), count)
-    assert [plane.name for plane in planes] == [f"{z + 1} of 14" for z in expected]
-    for plane, z in zip(planes, expected, strict=True):
+    shown = planes.axial_planes(planes.orient_to_lps(case), count)
+    assert [plane.name for plane in shown] == [f"{z + 1} of 14" for z in expected]
+    for plane, z in zip(shown, expected, strict=True):
         assert np.unique(plane.image).tolist() == [z]
         np.testing.assert_array_equal(plane.prediction, masks[0][z] != 0)
         np.testing.assert_array_equal(plane.reference, masks[1][z] != 0)
         # Both masks' columns 5 to 50 and the margin, also where the slice itself has no mask.
-        assert plane.width_mm == pytest.approx(45 * 0.7 + 2 * overlays.OVERLAY_MARGIN_MM)
+        assert plane.width_mm == pytest.approx(45 * 0.7 + 2 * planes.OVERLAY_MARGIN_MM)
         assert plane.centre_mm == pytest.approx((29 * 0.9, 27.5 * 0.7))
 
 
 @pytest.mark.parametrize(("count", "expected"), [(3, [0, 6, 13]), (99, list(range(14)))])
 def test_a_montage_without_masks_shows_the_whole_image(count, expected):
     case = OverlayCase("a", grey_image(), on_grid(0 * box_mask()))
-    planes = overlays.axial_planes(overlays.orient_to_lps(case), count)
-    assert [plane.name for plane in planes] == [f"{z + 1} of 14" for z in expected]
-    assert planes[0].width_mm == pytest.approx(60 * 0.9)
+    shown = planes.axial_planes(planes.orient_to_lps(case), count)
+    assert [plane.name for plane in shown] == [f"{z + 1} of 14" for z in expected]
+    assert shown[0].width_mm == pytest.approx(60 * 0.9)
 
 
 def test_grey_values_run_from_the_first_to_the_99th_percentile(tmp_path):
@@ -246,7 +246,7 @@ def test_only_the_shown_square_is_drawn(tmp_path, monkeypatch):
     """The pixels are those of the whole slice, but for rounding in its interpolation."""
     image = on_grid(np.random.default_rng(0).normal(500, 20, SHAPE_ZYX).astype(np.float32))
     case = OverlayCase("a", image, on_grid(box_mask(x=(0, 9), y=(0, 6))), on_grid(box_mask()))
-    monkeypatch.setattr(overlays, "OVERLAY_MARGIN_MM", 2)
+    monkeypatch.setattr(planes, "OVERLAY_MARGIN_MM", 2)
     quick, _ = drawn([case], tmp_path / "quick.png")
     first = overlays._shown_voxels(row_of(case).planes[0])
     assert first != (slice(0, 60), slice(0, 70))

@@ -21,11 +21,13 @@ from matplotlib.image import imread
 
 from src.metrics import case_metrics
 from src.report import page as report_page
+from src.report import pictures, planes
 from src.report.album import draw_case
 from src.report.figures import PREDICTION_COLOUR, REFERENCE_COLOUR
-from src.report.overlays import OverlayCase
-from src.report.page import write_report
+from src.report.painter import Painter
+from src.report.planes import OverlayCase
 from src.utils.errors import DataError
+from tests.report.made import write_page
 from tests.volumes import image_of
 
 SHAPE_ZYX = (20, 40, 44)
@@ -108,31 +110,31 @@ def overlay_cases(reference=True):
 
 
 def pictures_of(cases):
-    return {case.case: draw_case(case).pictures for case in cases}
+    return {case.case: draw_case(case, Painter()).pictures.result() for case in cases}
 
 
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory):
     """The report of an evaluation with all that one can have."""
     path = tmp_path_factory.mktemp("报告 of #1?") / "report.html"
-    write_report(path, ROWS, pictures_of(overlay_cases()), METADATA, HISTORY)
+    write_page(path, ROWS, pictures_of(overlay_cases()), METADATA, HISTORY)
     return path
 
 
 @pytest.fixture(scope="module")
 def predicted(tmp_path_factory):
     path = tmp_path_factory.mktemp("predicted") / "report.html"
-    write_report(path, VOLUMES, pictures_of(overlay_cases(reference=False)), METADATA)
+    write_page(path, VOLUMES, pictures_of(overlay_cases(reference=False)), METADATA)
     return path
 
 
 @pytest.fixture
 def quick_report(tmp_path, monkeypatch):
     """Function rows, ... -> the page of a report with blank box plots, which take longest."""
-    monkeypatch.setattr(report_page, "box_plot_figure", lambda *_: Figure((0.1, 0.1)))
+    monkeypatch.setattr(pictures, "box_plot_figure", lambda *_: Figure((0.1, 0.1)))
 
     def quick(rows, cases=(), history=None):
-        write_report(tmp_path / "report.html", rows, pictures_of(cases), METADATA, history)
+        write_page(tmp_path / "report.html", rows, pictures_of(cases), METADATA, history)
         return parsed(tmp_path / "report.html")
 
     return quick
@@ -402,10 +404,10 @@ def test_a_single_case_with_an_empty_mask(tmp_path, prediction, reference):
     case = OverlayCase("only", scan(0), on_grid(prediction), on_grid(reference))
     metrics = case_metrics(case.reference, case.prediction)
     row = {"case": "only", **metrics, "findings_text": ["empty prediction"]}
-    write_report(tmp_path / "report.html", [row], pictures_of([case]), METADATA)
+    write_page(tmp_path / "report.html", [row], pictures_of([case]), METADATA)
     page = parsed(tmp_path / "report.html")
     assert "of 1 case · 1 failure" in page.all("header")[0]["text"]
-    shown = 11 if (prediction.any() or reference.any()) else report_page.AXIAL_SLICES
+    shown = 11 if (prediction.any() or reference.any()) else planes.AXIAL_SLICES
     assert len(page.all("img", "article")) == 3 + shown
 
 
@@ -432,7 +434,7 @@ def test_a_full_disk_leaves_the_old_report(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "write_bytes", write_half)
     monkeypatch.setattr(report_page, "render_page", lambda *_: "a new one")
     with pytest.raises(DataError, match=r"report\.html: cannot be written .*No space left"):
-        write_report(path, ROWS, {}, METADATA)
+        write_page(path, ROWS, {}, METADATA)
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 

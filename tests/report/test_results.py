@@ -7,20 +7,30 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from src.report.album import draw_case
+from src.report.album import Album
 from src.report.figures import plot_progress
-from src.report.overlays import OverlayCase, write_overlays
-from src.report.results import read_history_of, volume_files, warn_about_case
+from src.report.pictures import read_history_of
+from src.report.planes import OverlayCase
+from src.report.results import volume_files, warn_about_case, write_pictures
 from src.report.tables import write_metrics
 from src.utils.errors import DataError
 from tests.report.made import ROWS, box_mask, grey_image, history, on_grid
 
-DRAWING = draw_case(OverlayCase("a", grey_image(), on_grid(box_mask())))
+OVERLAID = {"case": "a", "findings_text": [], "problem": None, "prostate_ml": 30.0}
+
+
+def write_results(folder):
+    """Writes overlays.png and report.html."""
+    album = Album()
+    album.add(OVERLAID, OverlayCase("a", grey_image(), on_grid(box_mask())))
+    write_pictures(folder, [OVERLAID], album, {})
+
+
 WRITERS = {
     "metrics.csv": lambda path: write_metrics(ROWS, path.parent),
     "metrics.json": lambda path: write_metrics(ROWS, path.parent),
     "progress.png": lambda path: plot_progress(history(3), path),
-    "overlays.png": lambda path: write_overlays([DRAWING.overlay], 1, path),
+    "overlays.png": lambda path: write_results(path.parent),
 }
 
 

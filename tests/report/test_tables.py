@@ -14,7 +14,7 @@ from src.report.tables import (
     CSV_COLUMNS,
     JSON_KEYS,
     VolumesTable,
-    volumes_frame,
+    volumes_text,
     write_metrics,
     zoo_lines,
 )
@@ -101,7 +101,40 @@ def test_rows_are_in_both_files_after_each_image(table, tmp_path):
     content = strict_json(tmp_path / "volumes.json")
     assert content == {"checkpoint": "best.ckpt", "flagged": ["a", "b"], "cases": rows}
     assert table.rows() == rows
-    assert volumes_frame(rows).columns.tolist() == CSV_COLUMNS
+
+
+def test_the_printed_table_is_aligned_and_has_no_empty_columns():
+    rows = [volume_row("a", prostate_ml=7.0625), volume_row("long name")]
+    assert volumes_text(rows) == (
+        "     case prostate_ml                mask\n"
+        "        a       7.062         a_test.nrrd\n"
+        "long name      40.000 long name_test.nrrd"
+    )
+    rows.append(volume_row("b", mask=None, prostate_ml=None, problem="no image"))
+    assert volumes_text([*rows, volume_row("c", findings=["small", "border"])]) == (
+        "     case prostate_ml                mask     findings  problem\n"
+        "        a       7.062         a_test.nrrd            -        -\n"
+        "long name      40.000 long name_test.nrrd            -        -\n"
+        "        b           -                   -            - no image\n"
+        "        c      40.000         c_test.nrrd small;border        -"
+    )
+
+
+def test_the_csv_files_are_pandas_own(tmp_path, table):
+    """Character by character, quotes and numbers included."""
+    rows = [volume_row('odd, "name"', findings=["small", "border"]), volume_row("b", mask=None)]
+    for row in [*rows, volume_row("c", prostate_ml=None, problem="one, two")]:
+        table.add(row)
+    frame = pd.DataFrame(table.rows(), columns=CSV_COLUMNS)
+    frame["findings"] = frame["findings"].map(";".join)
+    assert (tmp_path / "volumes.csv").read_text() == frame.to_csv(index=False)
+    rows = [{**row, "findings": ["low_dice"], "findings_text": ["below 0.8"]} for row in ROWS]
+    write_metrics(rows, tmp_path)
+    frame = pd.DataFrame(rows).drop(columns="findings_text")
+    frame["findings"] = frame["findings"].map(";".join)
+    flags = [key for key in frame.columns if key.endswith("empty")]
+    expected = frame.astype(dict.fromkeys(flags, int)).to_csv(index=False, float_format="%.6f")
+    assert (tmp_path / "metrics.csv").read_text() == expected
 
 
 def test_a_case_has_one_row(table):
