@@ -1,6 +1,7 @@
 import json
 import sys
 from argparse import Namespace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from src.config import PRESETS, override_config, vnet_cfg
 from src.data_manager import find_cases, read_case
 from src.fast_conv3d import build
 from src.utils.command_line import run
-from src.utils.errors import DataError
+from src.utils.errors import DataError, UsageError
 from src.vnet import create_vnet
 
 SIZE = (32, 32, 16)
@@ -573,3 +574,54 @@ def test_a_command_that_fails_is_told_with_its_reason(tmp_path):
         pipeline.seconds_of(words)
     seconds = pipeline.seconds_of([sys.executable, "-c", "sum(range(10**6))"])
     assert 0 < seconds["cpu_s"] < 60 and seconds["wall_s"] > 0
+
+
+def test_implementations_take_turns_with_one_case_and_with_all(tmp_path):
+    asked = []
+
+    def command(name, cases, out):
+        asked.append((name, len(cases), out.name))
+        return [sys.executable, "-c", "pass"]
+
+    command_of = {name: partial(command, name) for name in ("ours", "theirs too")}
+    runs = pipeline.measure(command_of, ["a", "b", "c"], 1, tmp_path)
+    turn = [("ours", 1, "ours_1"), ("theirs too", 1, "theirs_too_1")]
+    turn += [("ours", 3, "ours_3"), ("theirs too", 3, "theirs_too_3")]
+    assert asked == 2 * turn  # the first turn is not timed
+    assert {name: {n: len(found) for n, found in of.items()} for name, of in runs.items()} == {
+        name: {1: 1, 3: 1} for name in command_of
+    }
+
+
+def monai_stub(tmp_path, variant="instance", reply="{}"):
+    """MONAI's pipeline whose interpreter only prints a reply."""
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\necho '{reply}'\n")
+    python.chmod(0o755)
+    config = override_config(vnet_cfg, [f"variant={variant}", "width=2", "VolSize=32,32,16"])
+    network = create_vnet(config)
+    return pipeline.Monai(str(python), Namespace(config=config, network=network), tmp_path), network
+
+
+def test_monai_gets_the_same_cases_weights_and_grid(tmp_path):
+    monai, network = monai_stub(tmp_path)
+    _, script, settings = monai.command_line(["a", "b"], tmp_path / "out")
+    assert script.is_file()
+    settings = json.loads(settings.read_text())
+    assert settings["images"] == [f"{tmp_path}/nifti/{name}.nii.gz" for name in "ab"]
+    assert (settings["size"], settings["output"]) == ([32, 32, 16], f"{tmp_path}/out")
+    with np.load(settings["weights"]) as weights:
+        assert {*weights} == {parameter.name for parameter in network.get_parameters()}
+
+
+def test_monai_is_timed_for_the_same_network_only(tmp_path):
+    volume = np.zeros((32, 32, 16), np.float32)
+    monai, _ = monai_stub(tmp_path, reply='{"difference": 1e-6, "seconds": [1.5, 2.5]}')
+    assert monai.network_seconds(volume, volume) == [1.5, 2.5]
+    for difference in ("0.5", "NaN"):
+        reply = f'{{"difference": {difference}, "seconds": [1.5]}}'
+        monai, _ = monai_stub(tmp_path, reply=reply)
+        with pytest.raises(DataError, match=r"probabilities differ by (0\.5|nan)"):
+            monai.network_seconds(volume, volume)
+    with pytest.raises(UsageError, match="variant zoo"):
+        monai_stub(tmp_path, variant="zoo")

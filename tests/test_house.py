@@ -12,7 +12,7 @@ FLOORS = (
     ("images", "vnet"),
     ("metrics",),
     ("config",),
-    ("data_manager", "devices"),
+    ("data_manager", "devices", "checkpoint_file"),
     ("augment", "predictor", "promise12", "checkpoint", "fast_conv3d"),
     ("dataset", "input_images", "report"),
     ("evaluation",),
