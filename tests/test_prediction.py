@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import zipfile
 
 import mindspore as ms
@@ -16,6 +17,7 @@ from src import prediction
 from src.config import override_config
 from src.input_images import find_images
 from src.prediction import predict
+from src.predictor import LazyNetwork
 from src.utils.errors import DataError
 from src.utils.output_folder import MANIFEST, acquire, list_outputs
 from tests.dicom_study import write_study
@@ -265,6 +267,25 @@ def test_every_image_is_read_once_for_mask_and_pictures(data, results, config, m
     predict(bright, {"Case0": images["Case0"]}, config, {})
     assert read == [*images.values(), images["Case0"]]
     assert (results / "report.html").read_text("utf-8").count('alt="Case0, axial slice') > 3
+
+
+def test_the_first_image_is_read_while_the_network_is_loaded(data, results, config, monkeypatch):
+    read = threading.Event()
+
+    def noted(*words):
+        read.set()
+        return read_image(*words)
+
+    def load():
+        assert read.wait(timeout=60)
+        return bright
+
+    read_image = prediction.read_image
+    monkeypatch.setattr(prediction, "read_image", noted)
+    images = find_images([data / "img"])
+    rows = predict(LazyNetwork(load), images, config, {}, report=False)
+    assert [row["case"] for row in rows] == list(images)
+    assert all(read_array(results / row["mask"]).any() for row in rows)
 
 
 def test_without_a_report_there_are_masks_and_lists(data, results, config, capsys, monkeypatch):

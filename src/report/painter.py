@@ -3,6 +3,7 @@
 Importing Matplotlib takes as long as drawing a case; the processes do that too, from their start.
 """
 
+import json
 import os
 import pickle
 import queue
@@ -24,7 +25,7 @@ WAITING = 4  # jobs that a process may have before it; their slices take some 15
 NICENESS = 5  # the start of these processes must not delay the one that computes
 DRAWING_MODULE = f"{__package__}.pictures"
 START = (
-    "import sys; sys.path[0] = sys.argv[1]; from importlib import import_module; "
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from importlib import import_module; "
     "import_module(sys.argv[2]).serve()"
 )
 
@@ -97,9 +98,9 @@ class _Child:
     """A process that draws: pickled calls to its standard input, results from its output."""
 
     def __init__(self) -> None:
-        root = Path(__file__).resolve().parents[2]
+        search_path = json.dumps([str(Path(path).absolute()) for path in sys.path])
         self._process = subprocess.Popen(
-            [sys.executable, "-c", START, str(root), __name__],
+            [sys.executable, "-c", START, search_path, __name__],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
