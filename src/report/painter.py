@@ -7,7 +7,6 @@ import json
 import os
 import pickle
 import queue
-import signal
 import subprocess
 import sys
 import threading
@@ -103,6 +102,7 @@ class _Child:
             [sys.executable, "-c", START, search_path, __name__],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            start_new_session=True,  # Ctrl-C is answered by the process that waits for this one
             env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
         )
 
@@ -133,7 +133,6 @@ class _Child:
 
 def serve() -> None:
     """Runs a process that draws: answers calls until its standard input ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is answered by the one that waits for it
     os.nice(NICENESS)
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # nothing else may get among the replies
@@ -144,8 +143,11 @@ def serve() -> None:
             reply = pickle.dumps((True, getattr(drawing, function)(*arguments)))
         except Exception as error:
             reply = pickle.dumps((False, _sendable(error)))
-        replies.write(reply)
-        replies.flush()
+        try:
+            replies.write(reply)
+            replies.flush()
+        except BrokenPipeError:  # nobody waits for it any more
+            os._exit(0)
 
 
 def _next_call(calls: BinaryIO) -> tuple[str, tuple] | None:
