@@ -14,25 +14,13 @@
 #include <vector>
 
 #include "head.h"
-#include "plane_strided.h"
-#include "plane_winograd.h"
-#include "post_ops.h"
 #include "protocol.h"
-#include "strided.h"
-#include "winograd.h"
+#include "units.h"
 
 #define FC3D_EXPORT extern "C" __attribute__((visibility("default")))
 
 namespace fast_conv3d {
 namespace {
-
-// Threads and scratch memory, shared by all operators.
-struct Runtime {
-  explicit Runtime(int threads) : pool(threads), workspace(threads) {}
-  ThreadPool pool;
-  Workspace workspace;
-  Scratch copy_of_x, copy_of_y;  // in another layout
-};
 
 // The runtime of a process, created by its first operator.
 struct State {
@@ -93,151 +81,55 @@ struct Arguments {
 
 // ------------------------------------------------------------------------------------------ units
 
-// The convolutions, by the layout of their tensors. `in` and `out` are the shapes of x and y.
-template <typename Epilogue>
-void convolve5(ThreadPool& pool, Workspace& workspace, const Shape& in, const float* x,
-               const Weights& weights, const Shape& out, float* y, const Epilogue& epilogue) {
-  if (in.plain || out.plain)
-    plane::convolve(pool, workspace, in, x, weights, out, y, epilogue);
-  else
-    convolve(pool, workspace, in, x, weights, y, epilogue);
-}
-void weight_gradient5(ThreadPool& pool, Workspace& workspace, const Shape& in, const float* x,
-                      const Shape& out, const float* dy, float* dw) {
-  const auto gradient = in.plain || out.plain ? plane::weight_gradient : weight_gradient;
-  gradient(pool, workspace, in, x, out, dy, dw);
-}
-template <typename Epilogue>
-void down2(ThreadPool& pool, Workspace& workspace, const Shape& fine, const float* x,
-           const float* weights, const Shape& coarse, float* y, const Epilogue& epilogue) {
-  const auto down =
-      fine.plain ? plane_strided::conv_down2<Epilogue> : strided::conv_down2<Epilogue>;
-  down(x, fine.channels, weights, y, coarse, epilogue, pool, workspace.shared);
-}
-template <typename Epilogue>
-void up2(ThreadPool& pool, Workspace& workspace, const Shape& coarse, const float* x,
-         const float* weights, const Shape& fine, float* y, const Epilogue& epilogue) {
-  const auto up = fine.plain ? plane_strided::conv_up2<Epilogue> : strided::conv_up2<Epilogue>;
-  up(x, coarse, weights, y, fine.channels, epilogue, pool, workspace.shared);
-}
-void weight_gradient2(ThreadPool& pool, Workspace& workspace, const Shape& coarse,
-                      const float* coarse_data, const Shape& fine, const float* fine_data,
-                      float* dw) {
-  if (fine.plain)
-    plane_strided::weight_gradient(coarse_data, coarse, fine_data, fine.channels, dw, pool,
-                                   workspace.shared);
-  else
-    strided::weight_gradient(coarse_data, coarse, fine_data, fine.channels, dw, nullptr, nullptr,
-                             pool, workspace.shared);
-}
-
 // A unit, from the inputs that all unit operators share (those of UnitInfer).
-struct Unit : UnitSpec {
+struct UnitOperator : Unit {
   using Input = UnitInfer;
 
-  bool has_skip;
-  Shape x, y;
-  PostOps post_ops;
+  UnitSpec spec;
 
-  explicit Unit(const Arguments& arguments) : UnitSpec(arguments.get(Input::kSpec)) {
-    has_skip = skip_channels > 0;
-    x = arguments.shape(Input::kX, in_channels);
-    const auto scaled = [&](int side) {
-      return kind == Kind::kConvDown2 ? side / 2 : kind == Kind::kConvUp2 ? 2 * side : side;
-    };
-    y = Shape::between_units(x.batch, out_channels, scaled(x.x), scaled(x.y), scaled(x.z));
+  explicit UnitOperator(const Arguments& arguments) : spec(arguments.get(Input::kSpec)) {
+    kind = spec.kind;
+    x = arguments.shape(Input::kX, spec.in_channels);
+    y = convolved_shape(kind, x, spec.out_channels);
+    source = arguments.get(Input::kX);
+    weights = arguments.get(Input::kWeight);
+    if (spec.has_bias) bias = arguments.get(Input::kBias);
     check_shapes(arguments);
 
     post_ops.shape = y;
-    post_ops.epsilon = epsilon;
-    post_ops.first = first;
-    post_ops.second = second;
-    if (has_norm) {
+    post_ops.epsilon = spec.epsilon;
+    post_ops.first = spec.first;
+    post_ops.second = spec.second;
+    if (spec.has_norm) {
       post_ops.gamma = arguments.get(Input::kGamma);
       post_ops.beta = arguments.get(Input::kBeta);
     }
-    if (first == Activation::kPrelu) post_ops.first_slopes = arguments.get(Input::kFirstSlopes);
-    if (second == Activation::kPrelu) post_ops.second_slopes = arguments.get(Input::kSecondSlopes);
-    if (residual == Residual::kTensor) post_ops.residual = arguments.get(Input::kResidual);
-    if (residual == Residual::kInput) post_ops.residual = arguments.get(Input::kX);
-    post_ops.residual_is_volume = residual == Residual::kInput && kind == Kind::kFewInput;
-    if (has_skip) {
+    if (spec.first == Activation::kPrelu)
+      post_ops.first_slopes = arguments.get(Input::kFirstSlopes);
+    if (spec.second == Activation::kPrelu)
+      post_ops.second_slopes = arguments.get(Input::kSecondSlopes);
+    if (spec.residual == Residual::kTensor) post_ops.residual = arguments.get(Input::kResidual);
+    if (spec.residual == Residual::kInput) post_ops.residual = source;
+    post_ops.residual_is_volume = spec.residual == Residual::kInput && kind == Kind::kFewInput;
+    if (spec.skip_channels > 0) {
       post_ops.skip = arguments.get(Input::kSkip);
-      post_ops.skip_channels = skip_channels;
-      if (has_dropout_mask) post_ops.dropout_mask = arguments.get(Input::kDropoutMask);
+      post_ops.skip_channels = spec.skip_channels;
+      if (spec.has_dropout_mask) post_ops.dropout_mask = arguments.get(Input::kDropoutMask);
     }
   }
 
   void check_shapes([[maybe_unused]] const Arguments& arguments) const {
     assert(x.valid() && y.valid());
-    assert(kind != Kind::kFewInput || (in_channels == 1 && x.plain));
-    [[maybe_unused]] const int64_t* weight_sides = arguments.shapes[Input::kWeight];
-    assert(weight_sides[0] == (kind == Kind::kConvUp2 ? in_channels : out_channels));
-    assert(weight_sides[1] == (kind == Kind::kConvUp2 ? out_channels : in_channels));
+    assert(kind != Kind::kFewInput || (spec.in_channels == 1 && x.plain));
+    [[maybe_unused]] const int64_t* sides = arguments.shapes[Input::kWeight];
+    assert(sides[0] == (kind == Kind::kConvUp2 ? spec.in_channels : spec.out_channels));
+    assert(sides[1] == (kind == Kind::kConvUp2 ? spec.out_channels : spec.in_channels));
   }
 
   // Whether the convolution's input gradient is added to the residual's, in place.
   bool adds_residual_gradient() const {
-    return residual == Residual::kInput && kind == Kind::kConv5;
+    return spec.residual == Residual::kInput && kind == Kind::kConv5;
   }
-
-  const float* bias(const Arguments& arguments) const {
-    return has_bias ? arguments.get(Input::kBias) : nullptr;
-  }
-
-  // target = epilogue(convolution of x), where epilogue(value, image, block, voxel) returns the
-  // vector to store.
-  template <typename Epilogue>
-  void convolution(ThreadPool& pool, Workspace& workspace, const Arguments& arguments,
-                   float* target, const Epilogue& epilogue) const {
-    const float* source = arguments.get(Input::kX);
-    const float* weights = arguments.get(Input::kWeight);
-    switch (kind) {
-      case Kind::kConv5:
-      case Kind::kFewInput:
-        return convolve5(pool, workspace, x, source,
-                         Weights::forward(weights, y.channels, x.channels), y, target, epilogue);
-      case Kind::kConvDown2:
-        return down2(pool, workspace, x, source, weights, y, target, epilogue);
-      case Kind::kConvUp2:
-        return up2(pool, workspace, x, source, weights, y, target, epilogue);
-    }
-  }
-};
-
-// An epilogue that adds a bias, unless null.
-class AddBias {
- public:
-  AddBias(const float* bias, const Shape& shape) {
-    for (int block = 0; block < shape.blocks(); ++block)
-      blocks_.push_back(block_parameters(shape, bias, block));
-  }
-  FC3D_INLINE Vec operator()(Vec value, int, int block, size_t) const {
-    return value + blocks_[block];
-  }
-
- private:
-  std::vector<Vec> blocks_;
-};
-
-// An epilogue that applies the post-ops with the moving statistics, for inference.
-class PostOpsEpilogue {
- public:
-  PostOpsEpilogue(const PostOps& post_ops, const float* mean, const float* variance,
-                  const float* bias)
-      : blocks_(post_ops.shape.blocks()), vector_voxels_(post_ops.shape.plain ? kLanes : 1) {
-    for (int image = 0; image < post_ops.shape.batch; ++image)
-      for (int block = 0; block < blocks_; ++block)
-        post_ops_.emplace_back(post_ops, image, block, mean, variance, bias);
-  }
-  FC3D_INLINE Vec operator()(Vec value, int image, int block, size_t voxel) const {
-    return post_ops_[image * blocks_ + block](value, voxel / vector_voxels_);
-  }
-
- private:
-  int blocks_;
-  size_t vector_voxels_;
-  std::vector<BlockPostOps> post_ops_;
 };
 
 // An epilogue that accumulates into the target.
@@ -249,61 +141,56 @@ struct AddToTarget {
   }
 };
 
-// An epilogue that stores the value as it is.
-struct NoEpilogue {
-  FC3D_INLINE Vec operator()(Vec value, int, int, size_t) const { return value; }
-};
-
 // Writes the moving statistics after a step of training.
-void update_statistics(const Unit& unit, const Arguments& arguments, const double* mean,
+void update_statistics(const UnitOperator& unit, const Arguments& arguments, const double* mean,
                        const double* variance) {
   using Tensor = UnitForward;
-  const float* bias = unit.bias(arguments);
   const double count = static_cast<double>(unit.y.voxels()) * unit.y.batch;
   const double unbiased = count > 1 ? count / (count - 1) : 1;
   const auto update = [&](int from, int to, int channel, double value) {
-    arguments.get(to)[channel] = static_cast<float>(unit.momentum * arguments.get(from)[channel] +
-                                                    (1 - unit.momentum) * value);
+    arguments.get(to)[channel] = static_cast<float>(
+        unit.spec.momentum * arguments.get(from)[channel] + (1 - unit.spec.momentum) * value);
   };
   for (int channel = 0; channel < unit.y.channels; ++channel) {
     // The mean of y lacks the bias.
     update(Tensor::kMovingMean, Tensor::kNewMovingMean, channel,
-           mean[channel] + (bias == nullptr ? 0.f : bias[channel]));
+           mean[channel] + (unit.bias == nullptr ? 0.f : unit.bias[channel]));
     update(Tensor::kMovingVariance, Tensor::kNewMovingVariance, channel,
            variance[channel] * unbiased);
   }
 }
 
 // Where unit_backward writes the gradients of the post-ops; d_y overwrites y.
-PostOpsGradients post_ops_gradients(const Unit& unit, const Arguments& arguments) {
+PostOpsGradients post_ops_gradients(const UnitOperator& unit, const Arguments& arguments) {
   using Tensor = UnitBackward;
   PostOpsGradients gradients;
   gradients.y = arguments.get(Tensor::kY);
-  if (unit.has_norm) {
+  if (unit.spec.has_norm) {
     gradients.gamma = arguments.get(Tensor::kDGamma);
     gradients.beta = arguments.get(Tensor::kDBeta);
-  } else if (unit.has_bias) {
+  } else if (unit.spec.has_bias) {
     gradients.beta = arguments.get(Tensor::kDBias);
   }
-  if (unit.first == Activation::kPrelu)
+  if (unit.spec.first == Activation::kPrelu)
     gradients.first_slopes = arguments.get(Tensor::kDFirstSlopes);
-  if (unit.second == Activation::kPrelu)
+  if (unit.spec.second == Activation::kPrelu)
     gradients.second_slopes = arguments.get(Tensor::kDSecondSlopes);
   if (unit.adds_residual_gradient()) gradients.residual = arguments.get(Tensor::kDX);
-  if (unit.residual == Residual::kTensor) gradients.residual = arguments.get(Tensor::kDResidual);
-  if (unit.has_skip) gradients.skip = arguments.get(Tensor::kDSkip);
+  if (unit.spec.residual == Residual::kTensor)
+    gradients.residual = arguments.get(Tensor::kDResidual);
+  if (unit.spec.skip_channels > 0) gradients.skip = arguments.get(Tensor::kDSkip);
   return gradients;
 }
 
 // d_x and d_weights of a unit's convolution from d_y. The gradient of a volume is that of
 // unit_volume_gradient.
-void convolution_backward(Runtime& shared, const Unit& unit, const Arguments& arguments,
+void convolution_backward(Runtime& shared, const UnitOperator& unit, const Arguments& arguments,
                           const float* d_y) {
   using Tensor = UnitBackward;
   ThreadPool& pool = shared.pool;
   Workspace& workspace = shared.workspace;
   const Shape &x = unit.x, &y = unit.y;
-  const float *source = arguments.get(Tensor::kX), *weights = arguments.get(Tensor::kWeight);
+  const float *source = unit.source, *weights = unit.weights;
   float *d_x = arguments.get(Tensor::kDX), *d_weights = arguments.get(Tensor::kDWeight);
   switch (unit.kind) {
     case Kind::kConv5: {
@@ -333,17 +220,12 @@ FC3D_EXPORT int unit_forward(int, void** data, int* ranks, int64_t** shapes, con
   return with_runtime([&](Runtime& shared) {
     using Tensor = UnitForward;
     const Arguments arguments{data, ranks, shapes};
-    const Unit unit(arguments);
+    const UnitOperator unit(arguments);
     float* y = arguments.get(Tensor::kY);
-    // Batch norm would subtract the bias again: it is not added to y, only to the moving mean.
-    unit.convolution(shared.pool, shared.workspace, arguments, y,
-                     AddBias(unit.has_norm ? nullptr : unit.bias(arguments), unit.y));
     double* mean = arguments.get<double>(Tensor::kMean);
     double* variance = arguments.get<double>(Tensor::kVariance);
-    if (unit.has_norm) {
-      batch_statistics(shared.pool, y, unit.y, mean, variance);
-      update_statistics(unit, arguments, mean, variance);
-    }
+    convolve_with_statistics(shared, unit, y, mean, variance);
+    if (unit.spec.has_norm) update_statistics(unit, arguments, mean, variance);
     post_ops_forward(shared.pool, unit.post_ops, y, mean, variance, arguments.get(Tensor::kOut));
   });
 }
@@ -354,33 +236,8 @@ FC3D_EXPORT int unit_infer(int, void** data, int* ranks, int64_t** shapes, const
   return with_runtime([&](Runtime& shared) {
     using Tensor = UnitInfer;
     const Arguments arguments{data, ranks, shapes};
-    const Unit unit(arguments);
-    const PostOpsEpilogue epilogue(unit.post_ops, arguments.get(Tensor::kMovingMean),
-                                   arguments.get(Tensor::kMovingVariance), unit.bias(arguments));
-    float* out = arguments.get(Tensor::kOut);
-    if (unit.post_ops.interleaves()) {
-      float* y = shared.copy_of_y.get(unit.y.floats());
-      unit.convolution(shared.pool, shared.workspace, arguments, y, epilogue);
-      return interleave(
-          shared.pool, unit.post_ops, y, [](Vec value, int, int, size_t) { return value; }, out);
-    }
-    if (!unit.has_skip || unit.y.batch == 1) {
-      unit.convolution(shared.pool, shared.workspace, arguments, out, epilogue);
-    } else {  // the convolution assumes contiguous images, but out has the skip's blocks in between
-      for (int image = 0; image < unit.y.batch; ++image) {
-        Unit one = unit;
-        one.x.batch = one.y.batch = 1;
-        void* inputs[Tensor::kInputs];
-        std::copy_n(data, Tensor::kInputs, inputs);
-        inputs[Tensor::kX] = arguments.get(Tensor::kX) + image * unit.x.image_floats();
-        one.convolution(shared.pool, shared.workspace, {inputs, ranks, shapes},
-                        out + image * unit.post_ops.out_shape().image_floats(),
-                        [&](Vec value, int, int block, size_t voxel) {
-                          return epilogue(value, image, block, voxel);
-                        });
-      }
-    }
-    if (unit.has_skip) concat_forward(shared.pool, unit.post_ops, out);
+    infer_unit(shared, UnitOperator(arguments), arguments.get(Tensor::kMovingMean),
+               arguments.get(Tensor::kMovingVariance), arguments.get(Tensor::kOut));
   });
 }
 
@@ -391,10 +248,10 @@ FC3D_EXPORT int unit_backward(int, void** data, int* ranks, int64_t** shapes, co
   return with_runtime([&](Runtime& shared) {
     using Tensor = UnitBackward;
     const Arguments arguments{data, ranks, shapes};
-    const Unit unit(arguments);
+    const UnitOperator unit(arguments);
     float* y = arguments.get(Tensor::kY);
-    if (unit.has_norm)  // batch norm subtracts the bias
-      std::fill_n(arguments.get(Tensor::kDBias), unit.has_bias ? unit.y.channels : 1, 0.f);
+    if (unit.spec.has_norm)  // batch norm subtracts the bias
+      std::fill_n(arguments.get(Tensor::kDBias), unit.spec.has_bias ? unit.y.channels : 1, 0.f);
     float* split = unit.post_ops.interleaves() ? shared.copy_of_y.get(unit.y.floats()) : nullptr;
     post_ops_backward(shared.pool, unit.post_ops, y, arguments.get(Tensor::kOut),
                       arguments.get<double>(Tensor::kMean),
@@ -411,14 +268,13 @@ FC3D_EXPORT int unit_volume_gradient(int, void** data, int* ranks, int64_t** sha
   return with_runtime([&](Runtime& shared) {
     using Tensor = UnitVolumeGradient;
     const Arguments arguments{data, ranks, shapes};
-    const Unit unit(arguments);
-    assert(unit.kind == Kind::kFewInput && !unit.has_skip);
+    const UnitOperator unit(arguments);
+    assert(unit.kind == Kind::kFewInput && unit.spec.skip_channels == 0);
     const size_t voxels = unit.x.voxels() * unit.x.batch;
     PostOpsGradients gradients;
     float* y = gradients.y = shared.copy_of_y.get(unit.y.floats());
     if (unit.post_ops.residual_is_volume) gradients.residual = shared.copy_of_x.get(voxels);
-    unit.convolution(shared.pool, shared.workspace, arguments, y,
-                     AddBias(unit.has_norm ? nullptr : unit.bias(arguments), unit.y));
+    unit.convolution(shared, y, AddBias(unit.spec.has_norm ? nullptr : unit.bias, unit.y));
     post_ops_backward(shared.pool, unit.post_ops, y, arguments.get(Tensor::kOut),
                       arguments.get<double>(Tensor::kMean),
                       arguments.get<double>(Tensor::kVariance), arguments.get(Tensor::kDOut),
