@@ -541,3 +541,6 @@ FC3D_EXPORT void set_threads(int threads) {
 }
 
 }  // namespace fast_conv3d
+
+// The inference of a whole network from a weight file.
+#include "vnet_cpu.cpp"

@@ -18,6 +18,7 @@ struct Runtime {
   ThreadPool pool;
   Workspace workspace;
   Scratch copy_of_x, copy_of_y;  // in another layout
+  Scratch activations;           // of a whole network
 };
 
 // The convolutions, by the layout of their tensors. `in` and `out` are the shapes of x and y.
