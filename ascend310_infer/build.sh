@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Builds ascend310_infer/out/main.
-#   bash ascend310_infer/build.sh [arguments for cmake]
-# The variable LITE_HOME is the folder of MindSpore Lite: an unpacked official package
-# (mindspore-lite-VERSION-linux-ARCH) or wheel (mindspore_lite). If it is not set, on x86-64 Linux,
-# the wheel of version 2.0.0 is downloaded once into ascend310_infer/lite, with the pip of PYTHON.
+# Builds ascend310_infer/out/main, and beside it libvnet_cpu.a and vnet_cpu.h, for this machine's CPU.
+#   bash ascend310_infer/build.sh [--runtime native|lite] [arguments for cmake]
+# --runtime lite, which the variable LITE_HOME implies, also builds out/main_lite, with MindSpore Lite: for
+# Ascend devices and as another choice on CPUs. LITE_HOME is the folder of MindSpore Lite: an unpacked official
+# package (mindspore-lite-VERSION-linux-ARCH) or wheel (mindspore_lite). If it is not set, on x86-64 Linux, the
+# wheel of version 2.0.0 is downloaded once into ascend310_infer/lite, with the pip of PYTHON.
 # shellcheck source=scripts/common.sh
 source "$(dirname -- "${BASH_SOURCE[0]}")/../scripts/common.sh"
 HERE=$ROOT/ascend310_infer
@@ -55,6 +56,15 @@ lib/libmindspore-extendrt_python.so, nor has its folder runtime: set it to the f
 unpacked MindSpore Lite, or unset it to have one downloaded"
 }
 
+runtime=${LITE_HOME:+lite}
+if [[ ${1:-} == --runtime ]]; then
+  runtime=${2:-}
+  [[ $runtime == native || $runtime == lite ]] || fail 2 "--runtime '$runtime' is not native or lite"
+  shift 2
+fi
+programs=("$HERE/out/main")
+[[ $runtime != lite ]] || programs+=("$HERE/out/main_lite")
+
 packages=()
 type -P cmake >/dev/null || packages+=(cmake)
 type -P make >/dev/null || packages+=(make)
@@ -62,23 +72,30 @@ has_compiler || packages+=(g++)
 ((${#packages[@]} == 0)) || system_package "${packages[@]}"
 
 if ! { mkdir -p -- "$HERE/build" && : >>"$HERE/build/lock"; } 2>/dev/null; then
-  [[ -x $HERE/out/main ]] || fail 1 "$HERE cannot be written: let its owner run this once, or take a copy"
+  for program in "${programs[@]}"; do
+    [[ -x $program ]] || fail 1 "$HERE cannot be written: let its owner run this once, or take a copy"
+  done
   echo "$HERE cannot be written: out/main stays as it is"
   exit
 fi
 exec 9>"$HERE/build/lock"
 flock 9
 
-if [[ -z ${LITE_HOME:-} ]]; then
-  LITE_HOME=$HERE/lite
-  [[ -d $LITE_HOME ]] || fetch_lite
+library=
+if [[ $runtime == lite ]]; then
+  if [[ -z ${LITE_HOME:-} ]]; then
+    LITE_HOME=$HERE/lite
+    [[ -d $LITE_HOME ]] || fetch_lite
+  fi
+  library=$(lite_library)
 fi
-library=$(lite_library)
+# The kernels are compiled again where another machine shares this folder.
+processor=$(grep -E '^(model name|flags|CPU part|Features)' /proc/cpuinfo | sort -u | sha256sum | cut -c -16)
 # CMake refuses the build folder of a repository that has moved.
 grep -qsxF "CMAKE_HOME_DIRECTORY:INTERNAL=$HERE" "$HERE/build/CMakeCache.txt" ||
   rm -rf -- "$HERE/build/CMakeCache.txt" "$HERE/build/CMakeFiles"
 # Defaults are passed explicitly, since CMake caches the options of an earlier run.
-cmake -S "$HERE" -B "$HERE/build" -DLITE_LIBRARY="$library" \
+cmake -S "$HERE" -B "$HERE/build" -DLITE_LIBRARY="$library" -DVNET_PROCESSOR="$processor" \
   -DCMAKE_RUNTIME_OUTPUT_DIRECTORY="$HERE/out" -DCMAKE_BUILD_TYPE=Release -DVNET_SANITIZE=OFF "$@"
 cmake --build "$HERE/build" --parallel "$(nproc)"
-echo "built $HERE/out/main with $library"
+echo "built ${programs[*]}${library:+ with $library}"

@@ -1,11 +1,11 @@
-// Inference with MindSpore Lite.
+// Inference with one of the two runtimes: this project's own kernels (inference_native.cc, the
+// program `main`) or MindSpore Lite (inference_lite.cc, the program `main_lite`).
 #pragma once
 
-#include <include/api/model.h>
-
 #include <cstddef>
+#include <cstdint>
 #include <filesystem>
-#include <string>
+#include <memory>
 #include <vector>
 
 #include "options.h"
@@ -19,9 +19,7 @@ struct Prediction {
 
 class Network {
  public:
-  // Throws DataError if the model cannot run on the device, or does not have exactly one input and
-  // one output, both float32.
-  explicit Network(const Options& options);
+  virtual ~Network() = default;
 
   // Throws DataError if the file does not have the size of the model's input.
   void check(const std::filesystem::path& volume) const;
@@ -31,8 +29,23 @@ class Network {
   Prediction run(const std::filesystem::path& volume);
 
  private:
-  mindspore::Model model_;
-  std::vector<mindspore::MSTensor> inputs_;
+  virtual std::vector<int64_t> input_shape() const = 0;
+  virtual float* input() = 0;  // the host's memory of the input
+  // Computes the output of the input. Throws DataError that names the volume.
+  virtual std::vector<float> compute(const std::filesystem::path& volume) = 0;
+
+  size_t input_bytes() const;
 };
+
+// Continues in another program, with its arguments, if the options ask for the other runtime.
+// Throws UsageError, or DataError if that program is missing.
+void enter_runtime(const Options& options, char** arguments);
+
+// Loads the model. Throws DataError if it cannot run on the device, or does not have exactly one
+// input and one output, both float32.
+std::unique_ptr<Network> load_network(const Options& options);
+
+// Throws DataError unless it is a file.
+void require_model_file(const std::filesystem::path& model);
 
 }  // namespace vnet

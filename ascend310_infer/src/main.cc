@@ -1,5 +1,5 @@
 // Runs an exported V-Net over the volumes that preprocess.py wrote, on an Ascend device or a CPU:
-//   out/main --mindir_path vnet.mindir --device_type CPU
+//   out/main --mindir_path vnet.vnet --device_type CPU
 // postprocess.py computes masks from its outputs. --help lists the flags.
 #include <fcntl.h>
 #include <unistd.h>
@@ -38,8 +38,8 @@ void infer(const Options& options) {
   if (std::filesystem::equivalent(options.dataset_path, options.output_path, ignored))
     throw UsageError("--output_path: found the folder of --dataset_path, expected another one");
   const auto volumes = list_volumes(options.dataset_path);
-  Network network(options);
-  for (const auto& volume : volumes) network.check(volume);
+  const auto network = load_network(options);
+  for (const auto& volume : volumes) network->check(volume);
   const std::filesystem::path time_folder = "time_Result";
   make_folder(options.output_path);
   make_folder(time_folder);
@@ -52,7 +52,7 @@ void infer(const Options& options) {
 
   double milliseconds = 0;
   for (const auto& volume : volumes) {
-    const Prediction prediction = network.run(volume);
+    const Prediction prediction = network->run(volume);
     const auto output = output_of(volume, options);
     write_file(output, prediction.values.data(), prediction.values.size() * sizeof(float));
     std::cout << volume.string() << ": " << one_decimal(prediction.milliseconds) << " ms, "
@@ -84,16 +84,19 @@ void prepare_streams() {
 
 int main(int argc, char** argv) {
   vnet::prepare_streams();
-  // MindSpore Lite logs to standard error, which is reserved for this program's error message: its
-  // log is redirected to standard output.
-  const int errors = dup(STDERR_FILENO);
-  dup2(STDOUT_FILENO, STDERR_FILENO);
+  int errors = STDERR_FILENO;
   try {
     const auto options = vnet::parse_options({argv + 1, argv + argc});
-    if (options)
-      vnet::infer(*options);
-    else
+    if (!options) {
       std::cout << vnet::kHelp;
+      return 0;
+    }
+    vnet::enter_runtime(*options, argv);
+    // MindSpore Lite logs to standard error, which is reserved for this program's error message:
+    // its log is redirected to standard output.
+    errors = dup(STDERR_FILENO);
+    dup2(STDOUT_FILENO, STDERR_FILENO);
+    vnet::infer(*options);
     return 0;
   } catch (const vnet::UsageError& error) {
     dprintf(errors, "error: %s\n", error.what());

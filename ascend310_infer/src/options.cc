@@ -45,6 +45,11 @@ const std::map<std::string, Setter> kSetters = {
        options.device =
            choice<Device>(flag, value, {"Ascend", Device::kAscend}, {"CPU", Device::kCpu});
      }},
+    {"--runtime",
+     [](Options& options, auto& flag, auto& value) {
+       options.chosen_runtime =
+           choice<Runtime>(flag, value, {"native", Runtime::kNative}, {"lite", Runtime::kLite});
+     }},
     {"--device_id", [](Options& options, auto& flag,
                        auto& value) { options.device_id = number(flag, value, 0, 1023); }},
     {"--threads", [](Options& options, auto& flag,
@@ -57,8 +62,9 @@ const std::map<std::string, Setter> kSetters = {
 };
 
 void check_together(const Options& options) {
-  if (options.mindir_path.empty())
-    throw unexpected("--mindir_path", "nothing", "the model's MindIR file");
+  if (options.mindir_path.empty()) throw unexpected("--mindir_path", "nothing", "the model's file");
+  if (options.device == Device::kAscend && options.runtime() == Runtime::kNative)
+    throw unexpected("--runtime", "native with --device_type Ascend", "lite, or CPU");
   if (options.device == Device::kAscend && options.threads)
     throw unexpected("--threads", "it with --device_type Ascend", "it with CPU only");
   // MindSpore Lite accepts fp16 on a processor that has none and computes in fp32 all the same.
@@ -70,14 +76,16 @@ void check_together(const Options& options) {
 
 const char* const kHelp =
     R"(Runs a V-Net over the volumes that preprocess.py wrote.
-  --mindir_path FILE         model, a MindIR file that export.py wrote (required)
+  --mindir_path FILE         model that export.py wrote (required): NAME.vnet, or for an Ascend
+                             device and --runtime lite NAME_lite.mindir
   --dataset_path FOLDER      with NAME.bin volumes of float32 (default: ./results/bin_data)
   --output_path FOLDER       gets NAME_0.bin of each (default: ./result_Files)
   --device_type Ascend|CPU   device that computes (default: Ascend)
+  --runtime native|lite      of a CPU: this project's kernels or MindSpore Lite (default: native)
   --device_id N              number of the Ascend device (default: 0)
   --threads N                of the CPU (default: one for each core that this process may use)
   --precision fp32|fp16      CPU: fp32; Ascend: fp16, or fp32 for the operators that have it
-                             (default: what MindSpore Lite chooses, fp32 on the CPU)
+                             (default: what MindSpore Lite chooses; CPU: fp32)
 ./time_Result/test_perform_static.txt gets the average time of an inference. Standard output has
 the progress and MindSpore Lite's log, standard error one line where something fails.
 )";

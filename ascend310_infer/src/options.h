@@ -9,6 +9,7 @@
 namespace vnet {
 
 enum class Device { kAscend, kCpu };
+enum class Runtime { kNative, kLite };
 enum class Precision { kFp32, kFp16 };
 
 struct Options {
@@ -17,8 +18,14 @@ struct Options {
   std::filesystem::path output_path = "./result_Files";
   Device device = Device::kAscend;
   int device_id = 0;
+  std::optional<Runtime> chosen_runtime;
   std::optional<int> threads;          // on a CPU; default: all cores this process may use
   std::optional<Precision> precision;  // default: the runtime's
+
+  // An Ascend device has MindSpore Lite only.
+  Runtime runtime() const {
+    return chosen_runtime.value_or(device == Device::kCpu ? Runtime::kNative : Runtime::kLite);
+  }
 };
 
 extern const char* const kHelp;
