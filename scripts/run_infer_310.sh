@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Segments the cases of a split with the C++ program of ascend310_infer/, and evaluates the masks.
 #   bash scripts/run_infer_310.sh MINDIR_PATH DATA_PATH SPLIT_FILE_PATH [DEVICE_ID [further arguments for pre- and postprocess.py]]
-# Variables: DEVICE_TARGET=CPU uses the CPU instead of an Ascend device, LITE_HOME=FOLDER is the folder of
-# MindSpore Lite (see ascend310_infer/build.sh), PYTHON=... a Python. All files are written to the caller's
-# folder.
+# Variables: DEVICE_TARGET=CPU uses the CPU instead of an Ascend device, and RUNTIME=lite on it MindSpore Lite
+# instead of this project's kernels; LITE_HOME=FOLDER is the folder of MindSpore Lite (see
+# ascend310_infer/build.sh), PYTHON=... a Python. All files are written to the caller's folder.
 # shellcheck source=scripts/common.sh
 source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
 
@@ -24,22 +24,25 @@ check_arguments "MINDIR_PATH DATA_PATH SPLIT_FILE_PATH" \
   "DEVICE_ID [further arguments for preprocess.py and postprocess.py]" "$@"
 target=$(device_target Ascend)
 [[ $target != GPU ]] || fail 2 "DEVICE_TARGET 'GPU' is not Ascend or CPU: the C++ program knows no other"
+runtime=lite
+[[ $target == Ascend ]] || runtime=${RUNTIME:-native}
+[[ $runtime == native || $runtime == lite ]] || fail 2 "RUNTIME '$runtime' is not native or lite"
 device_id=${4:-0}
 [[ $device_id =~ ^[0-9]+$ ]] || fail 2 "DEVICE_ID '$device_id' is not a number (it comes fourth)"
 python=$(find_python)
 python=$(realpath --no-symlinks -- "$python") # absolute, without resolving the environment's link
 mindir=$(realpath -- "$1")
-# MindSpore Lite reads NAME_lite.mindir, which the export writes beside NAME.mindir.
-model=$(cd -- "$ROOT" && "$python" -m src.export.description "$mindir")
+# The export writes NAME.vnet and, for MindSpore Lite, NAME_lite.mindir beside NAME.mindir.
+model=$(cd -- "$ROOT" && "$python" -m src.export.description "$mindir" --runtime "$runtime")
 echo "model: $model"
 cases=(--mindir_path "$model" --data_path "$2" --split_file_path "$3" "${@:5}")
 
 trap '' PIPE
 step preprocess preprocess.log "$python" "$ROOT/preprocess.py" "${cases[@]}"
-step build build.log env PYTHON="$python" bash "$ROOT/ascend310_infer/build.sh"
+step build build.log env PYTHON="$python" bash "$ROOT/ascend310_infer/build.sh" --runtime "$runtime"
 step inference infer.log "$ROOT/ascend310_infer/out/main" --mindir_path "$model" \
   --dataset_path results/bin_data --output_path result_Files \
-  --device_type "$target" --device_id "$device_id"
+  --device_type "$target" --runtime "$runtime" --device_id "$device_id"
 step postprocess acc.log "$python" "$ROOT/postprocess.py" --result_path result_Files "${cases[@]}"
 { # only a summary: the results are written even if this fails
   tail -n 1 -- time_Result/test_perform_static.txt

@@ -2,9 +2,10 @@
 
     python export.py --ckpt_file RUN --file_format MINDIR
 
-writes vnet.mindir, vnet_lite.mindir (2-D operators only, MindIR version 1, for MindSpore Lite) and
-beside each its .json: names, shapes, grid, intensities, threshold. `--file_format ONNX` writes
-vnet.onnx and vnet.json. Each model is loaded back and compared with the checkpoint.
+writes vnet.mindir, vnet.vnet (for the C++ program on a CPU), vnet_lite.mindir (2-D operators only,
+MindIR version 1, for MindSpore Lite) and descriptions, vnet.json and vnet_lite.json: names, shapes,
+grid, intensities, threshold. `--file_format ONNX` writes vnet.onnx and vnet.json, `VNET` vnet.vnet
+and vnet.json. Each model is loaded back and compared with the checkpoint.
 """
 
 from argparse import ArgumentParser, Namespace
@@ -26,7 +27,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--file_format",
         choices=MODEL_FORMATS,
         default="MINDIR",
-        help="AIR is written on Ascend only (default: MINDIR)",
+        help="VNET: for the C++ program on a CPU; AIR is written on Ascend only (default: MINDIR)",
     )
     parser.add_argument(
         "--file_name",

@@ -3,9 +3,10 @@
 Outside this repository a model is easily used with another grid or other intensities than it was
 trained with, so both are stored beside it.
 
-    python -m src.export.description NAME.mindir
+    python -m src.export.description NAME.mindir --runtime native|lite
 
-prints the path of the model for MindSpore Lite: NAME.mindir itself or NAME_lite.mindir.
+prints the path of the model that the C++ program runs: NAME.vnet on a CPU; for MindSpore Lite
+NAME.mindir itself or NAME_lite.mindir.
 """
 
 import argparse
@@ -36,6 +37,10 @@ LITE_SUFFIX = "_lite"  # of the file name of the model for MindSpore Lite
 LITE_MINDIR_VERSION = 1
 # The properties of models that MindSpore Lite 2.0 can load on every device.
 LITE: dict[str, str | int] = {"operators": "2-D", "mindir_version": LITE_MINDIR_VERSION}
+
+
+WEIGHTS_SUFFIX = ".vnet"  # of the C++ program's model for CPUs
+RUNTIMES = ("native", "lite")  # of the C++ program
 
 
 def description_path(model_path: str | Path) -> Path:
@@ -221,6 +226,11 @@ def lite_path(model_path: Path) -> Path:
     return model_path.with_name(f"{model_path.stem}{LITE_SUFFIX}.mindir")
 
 
+def weights_path(model_path: Path) -> Path:
+    """The path of the C++ program's model for CPUs that belongs to a plain or lite model."""
+    return model_path.with_name(model_path.stem.removesuffix(LITE_SUFFIX) + WEIGHTS_SUFFIX)
+
+
 def find_lite_model(model_path: str | Path) -> Path:
     """Returns the model itself if MindSpore Lite can load it, else NAME_lite.mindir beside it.
 
@@ -229,29 +239,54 @@ def find_lite_model(model_path: str | Path) -> Path:
             threshold; also see `read_description`.
     """
     model_path = Path(model_path)
-    description, model = read_description(model_path)
+    _, model = read_description(model_path)
     if model["format"] != "MINDIR":
         raise DataError(f"{model_path}: is {model['format']}, expected MINDIR")
     if LITE.items() <= model.items():
         return model_path
-    path = lite_path(model_path)
-    lite_description, lite_model = read_description(path)
-    expected = {**LITE, "checkpoint_sha256": model["checkpoint_sha256"]}
-    same = {**description, "files": {}} == {**lite_description, "files": {}}
-    if not same or not expected.items() <= lite_model.items():
+    return _find_model_beside(model_path, lite_path(model_path), LITE, "MindSpore Lite")
+
+
+def find_weights(model_path: str | Path) -> Path:
+    """Returns the model itself if it is a weight file, else NAME.vnet beside it.
+
+    Raises:
+        DataError: neither a MINDIR nor a weight file, or there is no weight file of the same
+            checkpoint, grid and threshold; also see `read_description`.
+    """
+    model_path = Path(model_path)
+    _, model = read_description(model_path)
+    if model["format"] == "VNET":
+        return model_path
+    if model["format"] != "MINDIR":
+        raise DataError(f"{model_path}: is {model['format']}, expected MINDIR or VNET")
+    return _find_model_beside(
+        model_path, weights_path(model_path), {"format": "VNET"}, "the C++ program"
+    )
+
+
+def _find_model_beside(model_path, path, properties, runtime):
+    """Returns `path` if it is the same model as `model_path` and has the properties."""
+    description, model = read_description(model_path)
+    other_description, other_model = read_description(path)
+    expected = {**properties, "checkpoint_sha256": model["checkpoint_sha256"]}
+    same = {**description, "files": {}} == {**other_description, "files": {}}
+    if not same or not expected.items() <= other_model.items():
         raise DataError(
             f"{path}: of another checkpoint than {model_path.name}, of another grid or "
-            "threshold, or not loadable by MindSpore Lite; export both: "
-            f"{export_command(model_path)}"
+            f"threshold, or not loadable by {runtime}; export both: {export_command(model_path)}"
         )
     return path
 
 
 def main() -> None:
-    """Prints the path of the model for MindSpore Lite."""
-    parser = argparse.ArgumentParser(description="Print the path of the model for MindSpore Lite")
+    """Prints the path of the model for a runtime of the C++ program."""
+    parser = argparse.ArgumentParser(description="Print the path of the C++ program's model")
     parser.add_argument("mindir_path")
-    path = find_lite_model(parser.parse_args().mindir_path)
+    parser.add_argument("--runtime", choices=RUNTIMES, default="lite")
+    args = parser.parse_args()
+    find = find_weights if args.runtime == "native" else find_lite_model
+    path = find(args.mindir_path)
     # As bytes: `print` would escape letters that the terminal's encoding does not have.
     sys.stdout.buffer.write(os.fsencode(path) + b"\n")
 

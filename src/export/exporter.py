@@ -1,4 +1,4 @@
-"""Exports a checkpoint as MINDIR, ONNX or AIR with a description, and verifies the model files."""
+"""Exports a checkpoint as MINDIR, ONNX, AIR or VNET with a description, and verifies the files."""
 
 import importlib.util
 import json
@@ -19,6 +19,8 @@ from mindspore import nn
 
 from ..checkpoint import load_weights
 from ..evaluation import load_network
+from ..fast_conv3d import operators
+from ..fast_conv3d.build import BuildError
 from ..utils import output_folder
 from ..utils.command_line import MINDIR_VERSIONS
 from ..utils.errors import DataError, UsageError, reason_of
@@ -32,10 +34,12 @@ from .description import (
     description_path,
     lite_path,
     merge_description,
+    weights_path,
 )
 from .lowered_vnet import LoweredVNet
 from .mindir import input_output_names, to_version_1
 from .onnx_model import INPUT, OUTPUT, export_onnx, run_onnx
+from .weight_file import VERSION, run_weights, write_weights
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +70,9 @@ class Export:
     mindir_version: int | None = None
 
     def properties(self) -> dict[str, str | int]:
-        """The file's format, operators and MindIR version, as the description stores them."""
+        """The file's format, operators and version, as the description stores them."""
+        if self.file_format == "VNET":
+            return {"format": self.file_format, "format_version": VERSION}
         version = {"mindir_version": self.mindir_version} if self.mindir_version else {}
         return {
             "format": self.file_format,
@@ -83,7 +89,10 @@ def plan_exports(
     device_target: str,
     batch_size: int = 1,
 ) -> list[Export]:
-    """Returns the files to export; a plain MINDIR is accompanied by a model for MindSpore Lite.
+    """Returns the files to export.
+
+    A plain MINDIR is accompanied by the models of the C++ program: one for MindSpore Lite and, for
+    one volume per call, the weight file for CPUs.
 
     Args:
         file_format: one of `src.utils.command_line.MODEL_FORMATS`.
@@ -99,7 +108,7 @@ def plan_exports(
     Raises:
         UsageError: an invalid combination of options, or a package that ONNX needs is missing.
     """
-    name = re.sub(r"\.(mindir|onnx|air)$", "", file_name)
+    name = re.sub(r"\.(mindir|onnx|air|vnet)$", "", file_name)
     if name.rpartition("/")[2] in ("", ".", ".."):
         raise UsageError(f"--file_name {file_name}: expected the name of a file, such as out/vnet")
     if batch_size < 1:
@@ -108,13 +117,20 @@ def plan_exports(
     if file_format == "MINDIR":
         model = Export(path, file_format, conv2d, mindir_version)
         lite_model = Export(lite_path(path), file_format, True, LITE_MINDIR_VERSION)
-        is_plain = not conv2d and mindir_version == MINDIR_VERSIONS[0]
-        return [model, lite_model] if is_plain else [model]
+        if conv2d or mindir_version != MINDIR_VERSIONS[0]:
+            return [model]
+        weights = [Export(weights_path(path), "VNET")] * (batch_size == 1)
+        return [model, *weights, lite_model]
     if mindir_version != MINDIR_VERSIONS[0]:
         raise UsageError(f"--mindir_version {mindir_version}: only for --file_format MINDIR")
     if file_format == "AIR" and device_target != "Ascend":
         raise UsageError(
             f"--file_format AIR needs an Ascend device, not {device_target}; use MINDIR"
+        )
+    if file_format == "VNET" and (conv2d or batch_size > 1):
+        option = "--conv2d" if conv2d else f"--batch_size {batch_size}"
+        raise UsageError(
+            f"{option}: not for --file_format VNET, which has 3-D convolutions of one volume"
         )
     if file_format == "ONNX":
         if conv2d:
@@ -152,17 +168,20 @@ def export_model(
         device_id: of the Ascend device that writes an AIR.
 
     Raises:
+        BuildError: a weight file is the only export, and this machine has no C++ compiler.
         DataError: the checkpoint does not match, a file of that name was not written by this
             program, the folder cannot be written, or a model's output differs from the
             checkpoint's.
     """
     folder = exports[0].path.parent
     check_name(exports[0].path.absolute())  # MindSpore and ONNX Runtime need UTF-8
+    exports = _checkable(exports)
     # The reference uses MindSpore's convolutions in float32, as the exported model does.
     plain = EasyDict({**config, "fast_conv3d": "off", "precision": "float32"})
     device = comparison_device(device_target)
     reference = load_network(checkpoint_path, plain, device)
     paths = [path for export in exports for path in (export.path, description_path(export.path))]
+    paths = list(dict.fromkeys(paths))  # formats of a model share a description
     names = [path.name for path in paths]
     output_folder.check(folder, names)
     log.info(
@@ -181,14 +200,13 @@ def export_model(
             path = scratch / export.path.name
             network = create_vnet(config).set_train(False)
             load_weights(network, checkpoint_path)
-            (input_name, output_name), output = _write_model(export, network, volume, path)
+            tensor_names, output = _write_model(export, network, volume, path)
             difference = _check_difference(output, expected, export.path, device)
             if export.file_format == "AIR":
                 write_air(checkpoint_path, config, export.conv2d, shape, path, device_id)
             file = {
                 **export.properties(),
-                "input_name": input_name,
-                "output_name": output_name,
+                **tensor_names,
                 "sha256": hash_file(path),
                 **checkpoint,
                 "largest_difference": difference,
@@ -199,11 +217,27 @@ def export_model(
                 f"{checkpoint_path} by {difference:.1e}"
             )
             description = describe(config, batch_size, {path.name: file})
-            description = merge_description(description, description_path(export.path))
-            description_path(path).write_text(f"{json.dumps(description, indent=2)}\n")
+            written = description_path(path)  # by an earlier one of these exports
+            earlier = written if written.exists() else description_path(export.path)
+            description = merge_description(description, earlier)
+            written.write_text(f"{json.dumps(description, indent=2)}\n")
         output_folder.claim(folder, names)
         for path in paths:
             (scratch / path.name).replace(path)
+
+
+def _checkable(exports):
+    """Leaves out a weight file that cannot be checked here, unless it is the only export."""
+    try:
+        if any(export.file_format == "VNET" for export in exports):
+            operators.library()
+    except BuildError as error:
+        if len(exports) == 1:
+            raise
+        left_out = next(export.path for export in exports if export.file_format == "VNET")
+        log.info(f"{left_out}: not written, since it can't be checked here ({error})")
+        return [export for export in exports if export.path != left_out]
+    return exports
 
 
 @contextmanager
@@ -246,9 +280,12 @@ def _check_difference(output, expected, path, device):
 
 def _write_model(export, network, volume, path):
     """Writes a model; returns the names of its input and output, and its output for `volume`."""
+    if export.file_format == "VNET":
+        write_weights(network, volume.shape[2:], path)
+        return {}, run_weights(path, volume)
     if export.file_format == "ONNX":
         export_onnx(network, volume.shape, path)
-        return (INPUT, OUTPUT), run_onnx(path, volume)
+        return {"input_name": INPUT, "output_name": OUTPUT}, run_onnx(path, volume)
     if export.conv2d:
         network = LoweredVNet(network, volume.shape).set_train(False)
     # MindSpore writes files that only their owner can read, and rejects many characters in a path.
@@ -264,6 +301,5 @@ def _write_model(export, network, volume, path):
     else:
         checked = path
         shutil.copyfile(mindir, path)
-    return input_output_names(checked), nn.GraphCell(ms.load(str(checked)))(
-        ms.Tensor(volume)
-    ).asnumpy()
+    names = dict(zip(("input_name", "output_name"), input_output_names(checked), strict=True))
+    return names, nn.GraphCell(ms.load(str(checked)))(ms.Tensor(volume)).asnumpy()

@@ -1,13 +1,13 @@
 """The weight file of the C++ program on CPUs, NAME.vnet; docs/export.md describes its format.
 
-`src/fast_conv3d/native/weight_file.h` reads it. Batch norm is stored as it is: the reader folds it to
-a scale and a shift of each channel as the checkpoint's network does, so that both compute the same.
+`src/fast_conv3d/native/weight_file.h` reads it. Batch norm is stored as it is: the reader folds it
+to a scale and a shift of each channel, as the checkpoint's network does, so both compute the same.
 """
 
 import ctypes
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,16 +46,22 @@ def layers_of(network: VNet) -> Iterator[Layer]:
     """Yields the convolutions of a network in the order in which they are computed."""
     first = network.in_tr
     yield Layer(first.conv, first.bn, second=first.relu)
-    for stage in (*network.down_stages, *network.up_stages):
-        conv = stage.down_conv if stage in network.down_stages else stage.up_conv
-        yield Layer(conv, stage.bn, stage.relu1)
-        units = _units(stage)
-        for unit in units:
-            yield Layer(unit.conv, unit.bn, unit.relu, stage.relu2 if unit is units[-1] else None)
+    for stage in network.down_stages:
+        yield from _layers_of_stage(stage, stage.down_conv)
+    for stage in network.up_stages:
+        yield from _layers_of_stage(stage, stage.up_conv)
     head = network.out_tr
     if not isinstance(head.conv1, nn.Identity):
         yield Layer(head.conv1, head.bn, head.relu)
     yield Layer(head.conv2, nn.Identity())
+
+
+def _layers_of_stage(stage, conv):
+    yield Layer(conv, stage.bn, stage.relu1)
+    *units, last = _units(stage)
+    for unit in units:
+        yield Layer(unit.conv, unit.bn, unit.relu)
+    yield Layer(last.conv, last.bn, last.relu, stage.relu2)
 
 
 def _units(stage):
@@ -79,7 +85,7 @@ def arrays_of(layer: Layer) -> dict[str, np.ndarray]:
     return {name: found[name].asnumpy().astype("<f4") for name in ARRAYS if name in found}
 
 
-def write_weights(network: VNet, grid: list[int], path: Path) -> None:
+def write_weights(network: VNet, grid: Sequence[int], path: Path) -> None:
     """Writes the weight file of a network.
 
     Args:

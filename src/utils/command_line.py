@@ -9,7 +9,7 @@ from .log import log_to_standard_streams
 from .process import output_error, prepare_matplotlib, prepare_streams
 from .status import write_status
 
-MODEL_FORMATS = ("MINDIR", "ONNX", "AIR")
+MODEL_FORMATS = ("MINDIR", "ONNX", "AIR", "VNET")
 RESEARCH_ONLY = "Not a medical device; for research."
 MINDIR_VERSIONS = (3, 1)  # what MindSpore 2.10 writes; what MindSpore Lite 2.0 reads
 
