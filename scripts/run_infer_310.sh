@@ -24,9 +24,11 @@ check_arguments "MINDIR_PATH DATA_PATH SPLIT_FILE_PATH" \
   "DEVICE_ID [further arguments for preprocess.py and postprocess.py]" "$@"
 target=$(device_target Ascend)
 [[ $target != GPU ]] || fail 2 "DEVICE_TARGET 'GPU' is not Ascend or CPU: the C++ program knows no other"
-runtime=lite
-[[ $target == Ascend ]] || runtime=${RUNTIME:-native}
+default=native
+[[ $target == CPU ]] || default=lite
+runtime=${RUNTIME:-$default}
 [[ $runtime == native || $runtime == lite ]] || fail 2 "RUNTIME '$runtime' is not native or lite"
+[[ $runtime == lite || $target == CPU ]] || fail 2 "RUNTIME 'native' is for DEVICE_TARGET=CPU, not Ascend: leave it out"
 device_id=${4:-0}
 [[ $device_id =~ ^[0-9]+$ ]] || fail 2 "DEVICE_ID '$device_id' is not a number (it comes fourth)"
 python=$(find_python)

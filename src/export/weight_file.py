@@ -5,6 +5,7 @@ to a scale and a shift of each channel, as the checkpoint's network does, so bot
 """
 
 import ctypes
+import os
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
@@ -156,7 +157,7 @@ def run_weights(path: Path, volume: np.ndarray) -> np.ndarray:
     library = ctypes.CDLL(operators.library())
     library.vnet_load.restype = ctypes.c_void_p
     library.vnet_error.restype = ctypes.c_char_p
-    model = library.vnet_load(str(path).encode(), operators.thread_count())
+    model = library.vnet_load(os.fsencode(path), operators.thread_count())
     if not model:
         raise DataError(library.vnet_error().decode())
     model = ctypes.c_void_p(model)

@@ -29,7 +29,6 @@ from ..utils.files import Lock, follow_umask, temporary_folder, user_cache_folde
 log = logging.getLogger(__name__)
 
 SOURCES = Path(__file__).with_name("native")
-LIBRARY_SOURCES = ("ops.cpp", "vnet_cpu.cpp")  # the first includes the second
 LIBRARY = "libfast_conv3d.so"
 LOG = "build.log"
 UNFINISHED = ".building-"
@@ -143,7 +142,7 @@ def _key(command, version):
 
     It includes the processor, since different machines may share a home folder.
     """
-    sources = [*map(SOURCES.joinpath, LIBRARY_SOURCES), *sorted(SOURCES.glob("*.h"))]
+    sources = [*sorted(SOURCES.glob("*.cpp")), *sorted(SOURCES.glob("*.h"))]
     texts = [(path.name, path.read_text()) for path in sources]
     lines = CPUINFO.read_text().splitlines()
     processor = {line for line in lines if line.partition(":")[0].strip() in CPU_FIELDS}

@@ -13,9 +13,11 @@
 #include <cstdlib>
 #include <cstring>
 #include <limits>
+#include <numeric>
 #include <random>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "ops.cpp"
@@ -796,6 +798,224 @@ void test_calls_at_once() {
 
 // ---------------------------------------------------------------------------------------- tables
 
+// ------------------------------------------------------------------------------ whole networks
+
+using ParameterValues = std::array<Doubles, kParameters>;
+
+// A V-Net in double, layer by layer.
+class ReferenceNetwork {
+ public:
+  ReferenceNetwork(const NetworkDescription& description,
+                   const std::vector<ParameterValues>& parameters)
+      : d_(description), layers_(layers_of(description)), parameters_(parameters) {}
+
+  Doubles probability(const Shape& volume_shape, const Doubles& volume) {
+    next_ = 0;
+    Shape shape = volume_shape;
+    Doubles volumes;  // the volume for each of the channels
+    for (int image = 0; image < shape.batch; ++image)
+      for (int channel = 0; channel < d_.width; ++channel)
+        volumes.insert(volumes.end(), volume.begin() + image * shape.voxels(),
+                       volume.begin() + (image + 1) * shape.voxels());
+    Doubles x = layer(volume, shape, &volumes);
+    std::vector<std::pair<Shape, Doubles>> skips;
+    for (int level = 1; level < kLevels; ++level) {
+      skips.emplace_back(shape, x);
+      x = layer(x, shape);
+      x = block(d_.encoder_depths[level], x, shape);
+    }
+    for (int stage = 0; stage < kLevels - 1; ++stage) {
+      x = concatenated(layer(x, shape), shape, skips.back().second);
+      skips.pop_back();
+      shape.channels *= 2;
+      x = block(d_.decoder_depths[stage], x, shape);
+    }
+    if (d_.head_unit) x = layer(x, shape);
+    x = layer(x, shape);
+    const size_t voxels = shape.voxels();
+    Doubles result(voxels * shape.batch);
+    for (size_t i = 0; i < result.size(); ++i) {
+      const double* logits = &x[i / voxels * 2 * voxels + i % voxels];
+      result[i] =
+          1 / (1 + std::exp(logits[(1 - d_.foreground) * voxels] - logits[d_.foreground * voxels]));
+    }
+    return result;
+  }
+
+ private:
+  Doubles block(int depth, const Doubles& input, Shape& shape) {
+    Doubles x = input;
+    for (int i = 1; i <= depth; ++i) x = layer(x, shape, i == depth ? &input : nullptr);
+    return x;
+  }
+  // The next layer; `shape` becomes that of its output.
+  Doubles layer(const Doubles& x, Shape& shape, const Doubles* residual = nullptr) {
+    const Layer& l = layers_[next_];
+    const ParameterValues& p = parameters_[next_++];
+    const Shape out = convolved_shape(l.kind, shape, l.out_channels);
+    Doubles y = convolution(l.kind, shape, out, l.side, x, p[0]);
+    shape = out;
+    if (l.has_bias) add_per_channel(shape, p[1], y);
+    const size_t voxels = shape.voxels();
+    for (size_t volume = 0; volume < y.size() / voxels; ++volume) {
+      const size_t channel = volume % shape.channels;
+      double* values = &y[volume * voxels];
+      double mean = 0, variance = 1 - d_.epsilon;
+      if (l.norm == Norm::kBatch) {
+        mean = p[4][channel];
+        variance = p[5][channel];
+      } else if (l.norm == Norm::kInstance) {
+        mean = std::accumulate(values, values + voxels, 0.) / voxels;
+        variance = 0;
+        for (size_t i = 0; i < voxels; ++i) variance += (values[i] - mean) * (values[i] - mean);
+        variance /= voxels;
+      }
+      const bool has_norm = l.norm != Norm::kNone;
+      const double gamma = has_norm ? p[2][channel] : 1, beta = has_norm ? p[3][channel] : 0;
+      for (size_t i = 0; i < voxels; ++i) {
+        double value = (values[i] - mean) / std::sqrt(variance + d_.epsilon) * gamma + beta;
+        value = activate(l.first, value, p[6], channel);
+        if (residual != nullptr) value += (*residual)[volume * voxels + i];
+        values[i] = activate(l.second, value, p[7], channel);
+      }
+    }
+    return y;
+  }
+  static double activate(Activation activation, double x, const Doubles& slopes, size_t channel) {
+    if (x > 0 || activation == Activation::kNone) return x;
+    return activation == Activation::kElu ? std::expm1(x) : slopes[channel] * x;
+  }
+  static Doubles concatenated(const Doubles& a, const Shape& shape, const Doubles& b) {
+    const size_t image = shape.voxels() * shape.channels;
+    Doubles both;
+    for (int i = 0; i < shape.batch; ++i) {
+      both.insert(both.end(), a.begin() + i * image, a.begin() + (i + 1) * image);
+      both.insert(both.end(), b.begin() + i * image, b.begin() + (i + 1) * image);
+    }
+    return both;
+  }
+
+  NetworkDescription d_;
+  std::vector<Layer> layers_;
+  const std::vector<ParameterValues>& parameters_;
+  size_t next_ = 0;
+};
+
+std::vector<ParameterValues> random_parameters(const NetworkDescription& description) {
+  std::vector<ParameterValues> parameters;
+  for (const Layer& layer : layers_of(description)) {
+    parameters.emplace_back();
+    for (int i = 0; i < kParameters; ++i) {
+      const size_t count = parameter_floats(layer, static_cast<Parameter>(i));
+      const double fan_in =
+          layer.in_channels * (layer.kind == Kind::kConvUp2 ? 1 : std::pow(layer.side, 3));
+      // Weights, then bias, gamma, beta, mean; variances are positive; slopes.
+      const double scales[] = {1 / std::sqrt(fan_in), 0.2, 0.2, 0.2, 0.2, 0.1, 0.1, 0.1};
+      const double means[] = {0, 0, 1, 0, 0, 1, 0.2, 0.2};
+      parameters.back()[i] = random_values(count, scales[i], means[i]);
+    }
+  }
+  return parameters;
+}
+
+// Each tensor of a plan lies in the arena, and none is written over while it is still needed.
+void test_plan(const std::string& name, const NetworkDescription& d, const Shape& volume) {
+  const Plan plan = plan_network(d, volume);
+  const std::vector<Layer> layers = layers_of(d);
+  std::vector<int> owner(plan.arena_floats, -1);  // the step that wrote a float
+  bool fits = true;
+  const auto written_by = [&](size_t at, size_t floats) {
+    if (at + floats > owner.size()) fits = false;
+    return fits ? std::vector<int>(owner.begin() + at, owner.begin() + at + floats)
+                : std::vector<int>{-1};
+  };
+  // A tensor that is read is whole, all by the same step.
+  const auto read = [&](size_t at, const Shape& shape, bool is_plain) {
+    if (at == Step::kVolume || at == Step::kNone) return;
+    const std::vector<int> by = written_by(at, is_plain ? plain_size(shape) : shape.floats());
+    if (by[0] < 0 || std::count(by.begin(), by.end(), by[0]) != static_cast<int>(by.size()))
+      fits = false;
+  };
+  for (size_t i = 0; i < plan.steps.size() && fits; ++i) {
+    const Step& step = plan.steps[i];
+    Shape y = convolved_shape(layers[i].kind, step.x, layers[i].out_channels);
+    read(step.source, step.x, i + 1 == plan.steps.size() && d.head_unit);
+    read(step.residual, y, false);
+    Shape skip = y;
+    skip.channels = step.skip_channels;
+    read(step.skip, skip, false);
+    if (step.target == Step::kNone) continue;
+    y.channels += step.skip_channels;
+    const size_t floats = layers[i].role == Layer::Role::kHeadUnit ? plain_size(y) : y.floats();
+    written_by(step.target, floats);
+    if (!fits) break;
+    std::fill_n(owner.begin() + step.target, floats, static_cast<int>(i));
+    // What the step reads must not be what it writes.
+    read(step.source, step.x, false);
+    read(step.residual, convolved_shape(layers[i].kind, step.x, layers[i].out_channels), false);
+    for (const size_t at : {step.source, step.residual, step.skip})
+      if (at < owner.size() && owner[at] == static_cast<int>(i)) fits = false;
+  }
+  check(fits, name, "a tensor is outside of the arena or written over");
+}
+
+void test_network(const std::string& name, const NetworkDescription& d, const Shape& shape) {
+  check(fault_of(d) == nullptr && takes_shape(d, shape), name, "is refused");
+  test_plan(name, d, shape);
+  const std::vector<ParameterValues> values = random_parameters(d);
+  std::vector<std::vector<Floats>> floats;
+  std::vector<LayerParameters> parameters;
+  for (const ParameterValues& of_layer : values) {
+    floats.emplace_back();
+    for (const Doubles& array : of_layer) floats.back().emplace_back(array.begin(), array.end());
+    parameters.emplace_back();
+    for (int i = 0; i < kParameters; ++i) parameters.back().pointers[i] = floats.back()[i].data();
+  }
+  const Doubles volume = random_values(plain_size(shape));
+  const Floats volume_floats(volume.begin(), volume.end());
+  const Doubles expected = ReferenceNetwork(d, values).probability(shape, volume);
+  Runtime network_runtime(thread_counts.back());
+  Floats found, first;
+  for (int call = 0; call < 2; ++call) {  // the second one in the first one's memory
+    found.assign(expected.size(), std::numeric_limits<float>::quiet_NaN());
+    infer(network_runtime, d, parameters, shape, volume_floats.data(), found.data());
+    if (call == 0) first = found;
+  }
+  compare(name, {found.begin(), found.end()}, expected, kTolerance);
+  check(found == first, name, "a second call gives other bits");
+}
+
+void test_networks() {
+  NetworkDescription d;  // the zoo's
+  d.width = 3;           // some skips then span two blocks of channels
+  d.epsilon = kEpsilon;
+  d.encoder_depths = {1, 1, 1, 1, 1};
+  d.decoder_depths = {1, 1, 1, 1};
+  test_network("network with batch norm", d, {1, 1, 16, 16, 16});
+  d.width = 1;
+  d.encoder_depths = {1, 1, 2, 3, 2};
+  d.decoder_depths = {2, 2, 1, 1};
+  d.activation = Activation::kPrelu;
+  d.encoder_bias = d.up_bias = d.head_bias = true;
+  d.head_side = 1;
+  d.foreground = 1;
+  d.activation_before_sum = false;
+  test_network("network with PReLU and batch norm", d, {2, 1, 16, 16, 16});
+  d.norm = Norm::kNone;
+  d.decoder_bias = true;
+  d.encoder_depths = {1, 2, 1, 1, 3};
+  d.decoder_depths = {1, 3, 1, 2};
+  d.head_unit = false;
+  test_network("network without norm", d, {1, 1, 16, 16, 16});
+  d.norm = Norm::kInstance;
+  d.activation = Activation::kElu;
+  d.head_side = 3;
+  test_network("network with instance norm", d, {2, 1, 32, 16, 16});
+  d.width = 16;
+  d.head_side = 5;
+  test_plan("plan", d, {1, 1, 48, 32, 16});
+}
+
 // Batches of more than 64 tiles of 4x4x4 voxels take the loop order for many tiles.
 const ConvolutionCase kConvolutions[] = {
     // few input channels: plain
@@ -887,6 +1107,7 @@ int test_all() {
   test_scaling({2, 17, 3, 5, 7});
   test_scaling({2, 5, 3, 5, 16, true});
   test_calls_at_once();
+  test_networks();
   std::printf("%d of %d checks failed\n", failures, checks);
   return failures == 0 ? 0 : 1;
 }

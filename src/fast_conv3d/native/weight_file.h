@@ -162,6 +162,10 @@ class Network {
   // Checks the whole file. Throws Error.
   Network(const std::string& path, ThreadPool& pool) : path_(path), file_(path) {
     const Header header = read_header();
+    for (const int32_t flag :
+         {header.activation_before_sum, header.encoder_bias, header.decoder_bias, header.up_bias,
+          header.head_unit, header.head_bias})
+      if (flag != 0 && flag != 1) fail("found " + std::to_string(flag) + " for a yes or no");
     description_ = description_of(header);
     shape_ = {1, 1, header.grid[0], header.grid[1], header.grid[2]};
     if (const char* fault = fault_of(description_))
