@@ -1,12 +1,19 @@
-"""ascend310_infer: what build.sh builds, run on models of a few operators on the CPU."""
+"""ascend310_infer: what build.sh builds, run on tiny models on the CPU.
+
+`main` has this project's kernels; `main_lite`, in which it continues for `--runtime lite`, has
+MindSpore Lite. What both do alike is tested on the first.
+"""
 
 import os
 import platform
 import re
 import shutil
 import subprocess
+import zlib
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import mindspore as ms
 import numpy as np
@@ -14,16 +21,21 @@ import pytest
 from mindspore import nn, ops
 
 from src.export.mindir import to_version_1
+from src.export.weight_file import run_weights, write_weights
 from tests.helpers import ROOT, write_executable
+from tests.networks import seeded_vnet
 
 SOURCES = ROOT / "ascend310_infer"
-SHAPE = (2, 3, 4, 5)
+GRID = (16, 32, 16)
+SHAPE = (2, 3, 4, 5)  # of the models for MindSpore Lite
 SHIFT = np.linspace(-1, 1, 120, dtype=np.float32).reshape(SHAPE)
 SANITIZER = 99  # exit code of a sanitizer that finds a fault
 SANITIZER_OPTIONS = {
     "ASAN_OPTIONS": f"exitcode={SANITIZER}",
     "UBSAN_OPTIONS": f"exitcode={SANITIZER}",
 }
+
+LITE = ("--device_type=CPU", "--runtime=lite")
 
 run = partial(subprocess.run, capture_output=True, text=True, stdin=subprocess.DEVNULL)
 
@@ -38,6 +50,8 @@ def copy_of_sources(folder):
     shutil.copytree(SOURCES, copy, ignore=left_out)
     (copy.parent / "scripts").mkdir()
     shutil.copy(ROOT / "scripts" / "common.sh", copy.parent / "scripts")
+    native = Path("src", "fast_conv3d", "native")
+    shutil.copytree(ROOT / native, copy.parent / native)
     return copy
 
 
@@ -61,25 +75,28 @@ def lite_home():
     if platform.system() != "Linux" or platform.machine() != "x86_64":
         pytest.skip("set LITE_HOME to an unpacked MindSpore Lite")
     if not (SOURCES / "lite").exists():
-        built(SOURCES)
+        built(SOURCES, "--runtime", "lite")
     return str(SOURCES / "lite")
 
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory):
-    return copy_of_sources(tmp_path_factory.mktemp("plain"))
+    """The repository's own; a copy for another compiler, where there is one."""
+    if shutil.which("clang++"):
+        return copy_of_sources(tmp_path_factory.mktemp("plain"))
+    return SOURCES
 
 
 @pytest.fixture(scope="module")
 def plain(sources, lite_home):
-    """By the other compiler, where there is one."""
-    compiler = "clang++" if shutil.which("clang++") else "c++"
+    compiler = "c++" if sources == SOURCES else "clang++"
     return built(sources, LITE_HOME=lite_home, CXX=compiler)
 
 
 @pytest.fixture(scope="module")
 def sanitized(tmp_path_factory, lite_home):
-    arguments = ("-DVNET_SANITIZE=ON", "-DCMAKE_BUILD_TYPE=Debug")
+    """With asserts."""
+    arguments = ("-DVNET_SANITIZE=ON", "-DCMAKE_BUILD_TYPE=Debug", "-DCMAKE_CXX_FLAGS=-O1")
     return built(
         copy_of_sources(tmp_path_factory.mktemp("sanitized")), *arguments, LITE_HOME=lite_home
     )
@@ -164,15 +181,53 @@ def models(tmp_path_factory):
     return folder
 
 
+def sealed(content):
+    """A weight file with the right checksum of its header and table, where that is possible."""
+    end = min(int.from_bytes(content[12:16], "little"), len(content))
+    content[24:28] = bytes(4)
+    content[24:28] = zlib.crc32(content[:end]).to_bytes(4, "little")
+    return content
+
+
+class Model(NamedTuple):
+    """What the program is given, and the shape and values of its output."""
+
+    arguments: list[str]
+    shape: tuple[int, ...]
+    output: Callable[[np.ndarray], np.ndarray]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """The weight file of a V-Net."""
+    path = tmp_path_factory.mktemp("weights") / "vnet.vnet"
+    write_weights(seeded_vnet("monai", 2), GRID, path)
+    return path
+
+
 @pytest.fixture
-def volumes(tmp_path):
+def model(request):
+    """Of the native runtime unless the test asks for that of MindSpore Lite."""
+    if getattr(request, "param", "native") == "lite":
+        path = request.getfixturevalue("models") / "network.mindir"
+        return Model([f"--mindir_path={path}", *LITE], SHAPE, output_of)
+    path = request.getfixturevalue("weights")
+    return Model(
+        [f"--mindir_path={path}", "--device_type=CPU"],
+        GRID,
+        lambda volume: run_weights(path, volume.reshape(1, 1, *GRID))[0],
+    )
+
+
+@pytest.fixture
+def volumes(model, tmp_path):
     """Volume name -> array; the files lie where the program looks for them by itself."""
     folder = tmp_path / "results" / "bin_data"
     folder.mkdir(parents=True)
     random = np.random.default_rng(0)
     arrays = {}
     for name in ("Case10", "Case02", "a.b"):
-        arrays[name] = random.normal(0, 2, SHAPE).astype(np.float32)
+        arrays[name] = random.normal(0, 2, model.shape).astype(np.float32)
         arrays[name].tofile(folder / f"{name}.bin")
     return arrays
 
@@ -192,20 +247,25 @@ def fails(result, code, *words):
 # --------------------------------------------------------------------------------------- good paths
 
 
-@pytest.mark.parametrize("infer", ["plain", "sanitized"], indirect=True)
-def test_outputs_and_times(infer, models, volumes, tmp_path):
+@pytest.mark.parametrize(
+    ("infer", "model"),
+    [("plain", "native"), ("sanitized", "native"), ("sanitized", "lite")],
+    indirect=True,
+)
+def test_outputs_and_times(infer, model, volumes, tmp_path):
     inputs = tmp_path / "results" / "bin_data"
     (inputs / "notes.txt").write_text("no volume")
     (inputs / ".hidden.bin").touch()
     (inputs / "folder.bin").mkdir()
-    result = infer(f"--mindir_path={models / 'network.mindir'}", "--device_type", "CPU")
+    result = infer(*model.arguments)
     assert (result.returncode, result.stderr) == (0, "")
 
     outputs = tmp_path / "result_Files"
     assert {path.name for path in outputs.iterdir()} == {f"{name}_0.bin" for name in volumes}
     for name, volume in volumes.items():
-        output = np.fromfile(outputs / f"{name}_0.bin", np.float32).reshape(SHAPE)
-        np.testing.assert_allclose(output, output_of(volume), rtol=1e-5, atol=1e-6)
+        output = np.fromfile(outputs / f"{name}_0.bin", np.float32).reshape(model.shape)
+        # Compiled without optimization, the kernels round differently.
+        np.testing.assert_allclose(output, model.output(volume), rtol=1e-5, atol=1e-4)
 
     lines = re.findall(r"^(\S+)\.bin: (\d+\.\d) ms, (\S+)$", result.stdout, re.MULTILINE)
     assert [Path(name).name for name, _, _ in lines] == ["Case02", "Case10", "a.b"]
@@ -220,7 +280,7 @@ def test_outputs_and_times(infer, models, volumes, tmp_path):
     assert "replacing" not in result.stdout
 
 
-def test_other_folders_and_an_earlier_result(infer, models, volumes, tmp_path):
+def test_other_folders_and_an_earlier_result(infer, model, weights, volumes, tmp_path):
     (tmp_path / "results").rename(tmp_path / "other")
     output = tmp_path / "out" / "deep" / "a.b_0.bin"
     output.parent.mkdir(parents=True)
@@ -228,13 +288,13 @@ def test_other_folders_and_an_earlier_result(infer, models, volumes, tmp_path):
     other = output.with_name("Case99_0.bin")
     other.write_text("of an earlier run, with other cases")
     result = infer(
-        *("--mindir_path", models / "network.mindir", "--dataset_path=other/bin_data"),
+        *("--mindir_path", weights, "--dataset_path=other/bin_data", "--runtime", "native"),
         *("--output_path", output.parent, "--device_type=CPU", "--device_id=3", "--threads=1"),
         "--precision=fp32",
     )
     assert result.returncode == 0, result.stderr
     assert f"{output.parent}: replacing 1 result(s) of an earlier run\n" in result.stdout
-    assert output.stat().st_size == SHIFT.nbytes
+    assert output.stat().st_size == 4 * np.prod(GRID)
     assert other.read_text() == "of an earlier run, with other cases"
     assert not (tmp_path / "result_Files").exists()
 
@@ -242,7 +302,7 @@ def test_other_folders_and_an_earlier_result(infer, models, volumes, tmp_path):
 def test_help(infer):
     result = infer("--help")
     assert (result.returncode, result.stderr) == (0, "")
-    flags = "mindir_path dataset_path output_path device_type device_id threads precision"
+    flags = "mindir_path dataset_path output_path device_type runtime device_id threads precision"
     assert re.findall(r"^  --(\w+)", result.stdout, re.MULTILINE) == flags.split()
 
 
@@ -269,6 +329,8 @@ def test_help(infer):
         ("--mindir_path m --threads 1.5", ("--threads", "'1.5'")),
         ("--mindir_path m --threads 99999999999999999999", ("--threads", "9999")),
         ("--mindir_path m --threads 2", ("--threads", "Ascend", "CPU only")),
+        ("--mindir_path m --runtime Lite", ("--runtime", "'Lite'", "native or lite")),
+        ("--mindir_path m --runtime native", ("--runtime", "native with --device_type Ascend")),
         ("--mindir_path m --precision int8", ("--precision", "'int8'", "fp32 or fp16")),
         ("--mindir_path m --device_type=CPU --precision fp16", ("--precision", "fp16", "fp32")),
     ],
@@ -288,20 +350,19 @@ def test_bad_options(infer, tmp_path, arguments, words):
         ["--dataset_path=result_Files"],  # which is the other's default
     ],
 )
-def test_results_among_the_volumes(infer, models, volumes, tmp_path, arguments):
+def test_results_among_the_volumes(infer, model, volumes, tmp_path, arguments):
     """A later run would take them for volumes."""
     (tmp_path / "a link").symlink_to("results/bin_data")
     (tmp_path / "result_Files").mkdir()
     before = everything_in(tmp_path)
-    result = infer(
-        *("--mindir_path", models / "network.mindir", "--device_type", "CPU", *arguments)
-    )
+    result = infer(*model.arguments, *arguments)
     fails(result, 2, "--output_path:", "--dataset_path", "another")
     assert everything_in(tmp_path) == before
 
 
+@pytest.mark.parametrize("model", ["lite"], indirect=True)
 @pytest.mark.parametrize(
-    ("model", "words"),
+    ("bad", "words"),
     [
         ("missing", ("is no file", "export.py")),
         ("network_3", ("can't be built", "version 1", "NAME_lite.mindir")),
@@ -313,10 +374,31 @@ def test_results_among_the_volumes(infer, models, volumes, tmp_path, arguments):
         ("integers", ("inputs: found one of data type 34", "float32")),
     ],
 )
-def test_bad_models(infer, models, volumes, tmp_path, model, words):
+def test_bad_models_of_lite(infer, models, volumes, tmp_path, bad, words):
     before = everything_in(tmp_path)
-    path = models / f"{model}.mindir"
-    fails(infer("--mindir_path", path, "--device_type", "CPU"), 1, str(path), *words)
+    path = models / f"{bad}.mindir"
+    fails(infer("--mindir_path", path, *LITE), 1, str(path), *words)
+    assert everything_in(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "words"),
+    [
+        ("missing.vnet", [], ("is no file", "export.py")),
+        ("a.mindir", [], ("is a MindIR file", "NAME.vnet", "--runtime lite")),
+        ("text.vnet", [], ("no weight file of a V-Net", "export.py")),
+        ("cut.vnet", [], ("found", "bytes, expected", "export.py")),
+        ("a.vnet", ["--runtime", "lite"], ("is a weight file", "NAME_lite.mindir")),
+    ],
+)
+def test_bad_models(infer, weights, volumes, tmp_path, name, arguments, words):
+    whole = weights.read_bytes()
+    contents = {"text.vnet": b"no model\n", "cut.vnet": whole[:-64], "a.mindir": whole}
+    if name != "missing.vnet":
+        (tmp_path / name).write_bytes(contents.get(name, whole))
+    before = everything_in(tmp_path)
+    result = infer("--mindir_path", name, "--device_type", "CPU", *arguments)
+    fails(result, 1, f"error: {name}:", *words)
     assert everything_in(tmp_path) == before
 
 
@@ -335,7 +417,7 @@ def a_file_for_a_folder(inputs):
 
 
 def too_long(inputs):
-    np.zeros(121, np.float32).tofile(inputs / "a.b.bin")
+    np.zeros(8193, np.float32).tofile(inputs / "a.b.bin")
 
 
 def empty(inputs):
@@ -352,25 +434,30 @@ def dangling_link(inputs):
         (no_folder, ("results/bin_data:", "No such file")),
         (a_file_for_a_folder, ("results/bin_data:", "Not a directory")),
         (no_volume, ("results/bin_data:", "no .bin file", "preprocess.py")),
-        (too_long, ("a.b.bin:", "484 bytes", "480", "float32", "(2, 3, 4, 5)", "preprocess.py")),
-        (empty, ("a.b.bin:", "0 bytes", "480")),
+        (
+            too_long,
+            ("a.b.bin:", "32772 bytes", "32768", "float32", "(1, 1, 16, 32, 16)", "preproc"),
+        ),
+        (empty, ("a.b.bin:", "0 bytes", "32768")),
         (dangling_link, ("z.bin:", "No such file")),
     ],
 )
 def test_bad_volumes_are_found_before_the_first_inference(
-    infer, models, volumes, tmp_path, spoil, words
+    infer, model, volumes, tmp_path, spoil, words
 ):
     spoil(tmp_path / "results" / "bin_data")
     before = everything_in(tmp_path)
-    fails(infer("--mindir_path", models / "network.mindir", "--device_type", "CPU"), 1, *words)
+    fails(infer(*model.arguments), 1, *words)
     assert everything_in(tmp_path) == before
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_output_that_is_not_finite(infer, models, volumes, tmp_path, bad):
-    volumes["Case10"][0, 1, 2, 3] = bad
+@pytest.mark.parametrize(
+    ("model", "bad"), [("native", np.nan), ("lite", np.inf)], indirect=["model"]
+)
+def test_output_that_is_not_finite(infer, model, volumes, tmp_path, bad):
+    volumes["Case10"].flat[83] = bad
     volumes["Case10"].tofile(tmp_path / "results" / "bin_data" / "Case10.bin")
-    result = infer("--mindir_path", models / "network.mindir", "--device_type", "CPU")
+    result = infer(*model.arguments)
     fails(result, 1, "Case10.bin:", "NaN or infinite", "--precision fp32")
     # What was whole before stays.
     assert [path.name for path in (tmp_path / "result_Files").iterdir()] == ["Case02_0.bin"]
@@ -400,23 +487,24 @@ def times_file_is_a_folder(folder):
 @pytest.mark.parametrize(
     "spoil", [folder_is_a_file, output_is_a_folder, times_are_a_file, times_file_is_a_folder]
 )
-def test_unwritable(infer, models, volumes, tmp_path, spoil):
+def test_unwritable(infer, model, volumes, tmp_path, spoil):
     spoilt = spoil(tmp_path)
-    result = infer("--mindir_path", models / "network.mindir", "--device_type", "CPU")
+    result = infer(*model.arguments)
     fails(result, 1, spoilt, "cannot be written", "space left")
     assert not [path for path in everything_in(tmp_path) if path.name.startswith(".")]
 
 
-def test_full_disk(infer, models, volumes, tmp_path, full_disk):
+def test_full_disk(infer, model, volumes, tmp_path, full_disk):
     with full_disk(100):
         result = infer(
-            *("--mindir_path", models / "network.mindir", "--device_type", "CPU"),
+            *model.arguments,
             restore_signals=False,  # SIGXFSZ stays ignored, and writing fails
         )
     fails(result, 1, "result_Files/Case02_0.bin:", "File too large")
     assert everything_in(tmp_path / "result_Files") == []
 
 
+@pytest.mark.parametrize("model", ["lite"], indirect=True)
 def test_ascend_without_its_libraries(infer, models, volumes, tmp_path):
     if shutil.which("npu-smi"):
         pytest.skip("this machine has an Ascend device")
@@ -470,45 +558,118 @@ def preloaded(lite_home, tmp_path_factory):
     return compile
 
 
+@pytest.mark.parametrize("model", ["lite"], indirect=True)
 def test_settings_of_an_ascend_device(plain, preloaded, models, volumes, tmp_path):
     environment = preloaded(BUILD)
+    program = plain.with_name("main_lite")  # in which main continues
     for arguments, told in (
         ([], "Ascend 0 ''"),
         (["--device_id", "3", "--precision=fp16"], "Ascend 3 'enforce_fp16'"),
         (["--device_type=Ascend", "--precision=fp32"], "Ascend 0 'preferred_fp32'"),
     ):
-        command = [plain, "--mindir_path", models / "network.mindir", *arguments]
+        command = [program, "--mindir_path", models / "network.mindir", *arguments]
         result = run(command, cwd=tmp_path, env=environment)
         assert told in result.stdout
         fails(result, 1, "can't be built", "driver and CANN")
 
 
+@pytest.mark.parametrize("model", ["lite"], indirect=True)
 def test_inference_that_fails(plain, preloaded, models, volumes, tmp_path):
     environment = preloaded(PREDICT)
-    command = [plain, "--mindir_path", models / "network.mindir", "--device_type", "CPU"]
+    command = [plain.with_name("main_lite"), "--mindir_path", models / "network.mindir", *LITE]
     for more, words in (({}, "Fail to create memory"), ({"THROWS": "1"}, "lost device)")):
         result = run(command, cwd=tmp_path, env=environment | more)
         fails(result, 1, "Case02.bin: inference fails", words)
         assert everything_in(tmp_path / "result_Files") == []
 
 
+# ------------------------------------------------------------------------------- the library in C
+
+
+def compiled_viewer(folder, library, *flags):
+    """viewer.c, compiled as a user of the library would."""
+    program = folder / "viewer"
+    command = ["cc", "-std=c89", "-pedantic", "-Wall", "-Wextra", "-Werror", f"-I{library.parent}"]
+    command += [ROOT / "tests" / "export" / "viewer.c", library, *flags, "-o", program]
+    result = run([*command, "-lstdc++", "-lm", "-pthread"])
+    assert result.returncode == 0, result.stderr
+    return program
+
+
+def test_a_program_in_c(tmp_path, sanitized, sanitizer_options, weights):
+    """It computes what Python computes, and survives files that are damaged anywhere."""
+    program = compiled_viewer(
+        tmp_path, sanitized.with_name("libvnet_cpu.a"), "-fsanitize=address,undefined"
+    )
+    volume = np.random.default_rng(3).normal(size=(1, 1, *GRID)).astype(np.float32)
+    volume.tofile(tmp_path / "volume.bin")
+    whole, damaged = weights.read_bytes(), []
+    random = np.random.default_rng(4)
+    for number in range(200):
+        path = tmp_path / f"{number}.vnet"
+        content = bytearray(whole)
+        if number % 4 == 0:
+            content = content[: random.integers(len(content))]
+        elif number % 4 == 1:
+            content[random.integers(len(content))] ^= 1 << random.integers(8)
+        else:  # numbers of the header and the table
+            for _ in range(random.integers(1, 4)):
+                start = 4 * random.choice([*range(2, 31), *range(32, 100)])  # not epsilon
+                content[start : start + 4] = random.bytes(4)
+            if number % 4 == 3:
+                content = sealed(content)
+        path.write_bytes(content)
+        if bytes(content) != whole:
+            damaged.append(path)
+    result = run(
+        [program, "volume.bin", "output.bin", weights, *damaged],
+        cwd=tmp_path,
+        env=os.environ | sanitizer_options,
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    first, *messages = result.stdout.splitlines()
+    assert first == "16 32 16, 3 threads"
+    assert len(messages) == len(damaged)
+    for message, path in zip(messages, damaged, strict=True):
+        assert message.startswith(f"{path}: ") and "export.py" in message
+    found = np.fromfile(tmp_path / "output.bin", np.float32).reshape(1, *GRID)
+    np.testing.assert_allclose(found, run_weights(weights, volume), rtol=0, atol=1e-4)
+
+
 # --------------------------------------------------------------------------------------- build.sh
 
 
 def test_second_build_compiles_nothing(sources, plain, lite_home):
-    before = plain.stat().st_mtime_ns
-    result = build(sources, LITE_HOME=lite_home)
-    assert result.returncode == 0
-    assert "Building" not in result.stdout
-    assert plain.stat().st_mtime_ns == before
+    programs = [plain, plain.with_name("main_lite")]
+    before = [program.stat().st_mtime_ns for program in programs]
+    for environment in ({"LITE_HOME": lite_home}, {}):
+        result = build(sources, **environment)
+        assert result.returncode == 0
+        assert "Building" not in result.stdout
+        assert [program.stat().st_mtime_ns for program in programs] == before
 
 
-def test_needs_no_library_path(plain, models, volumes, tmp_path):
-    command = [plain, "--mindir_path", models / "network.mindir", "--device_type", "CPU"]
-    assert run(command, cwd=tmp_path, env={}).returncode == 0
+@pytest.mark.parametrize("model", ["native", "lite"], indirect=True)
+def test_needs_no_library_path(plain, model, volumes, tmp_path):
+    assert run([plain, *model.arguments], cwd=tmp_path, env={}).returncode == 0
 
 
-def test_official_package(tmp_path, lite_home, models, volumes):
+def test_the_native_runtime_needs_no_mindspore(plain):
+    libraries = run(["ldd", plain]).stdout
+    assert "libc.so" in libraries and "mindspore" not in libraries
+
+
+def test_main_without_lite_says_how_to_build_it(plain, tmp_path):
+    alone = shutil.copy(plain, tmp_path / "main")
+    for arguments in (["--device_type=CPU", "--runtime=lite"], []):
+        result = run([alone, "--mindir_path=m", *arguments], cwd=tmp_path)
+        fails(result, 1, f"{tmp_path / 'main_lite'}: cannot be started", "build.sh --runtime lite")
+    lite = run([plain.with_name("main_lite"), "--mindir_path=m", *LITE[:1], "--runtime=native"])
+    fails(lite, 2, "--runtime", "native", "main")
+
+
+@pytest.mark.parametrize("model", ["lite"], indirect=True)
+def test_official_package(tmp_path, lite_home, model, volumes):
     """Its libraries lie in several folders, all of which the program must find by itself."""
     runtime, converter = tmp_path / "lite home" / "runtime", tmp_path / "lite home" / "tools"
     folders = {"libdnnl": runtime / "third_party/dnnl"}
@@ -525,8 +686,7 @@ def test_official_package(tmp_path, lite_home, models, volumes):
     (runtime / "include").symlink_to(headers)
     quickly = "-DCMAKE_BUILD_TYPE=Debug"
     program = built(copy_of_sources(tmp_path), quickly, LITE_HOME=str(tmp_path / "lite home"))
-    command = [program, "--mindir_path", models / "network.mindir", "--device_type", "CPU"]
-    result = run(command, cwd=tmp_path, env={})
+    result = run([program, *model.arguments], cwd=tmp_path, env={})
     assert result.returncode == 0, result.stdout + result.stderr
     assert len(list((tmp_path / "result_Files").iterdir())) == len(volumes)
 
@@ -551,7 +711,7 @@ def test_no_download_for_another_processor(tmp_path):
         tmp_path / "bin" / "uname", 'if [[ $1 == -m ]]; then echo arm; else echo "Linux"; fi'
     )
     path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
-    result = build(copy_of_sources(tmp_path), PATH=path)
+    result = build(copy_of_sources(tmp_path), "--runtime", "lite", PATH=path)
     fails(result, 1, "x86-64 Linux only", "LITE_HOME")
 
 
@@ -600,20 +760,21 @@ def test_download_that_fails(tmp_path, pip, words):
     sources = copy_of_sources(tmp_path)
     partial_wheel = 'while [[ $1 != --dest ]]; do shift; done; echo PK >"$2/part.whl"'
     python = bash_script(tmp_path / "bin" / "python", f"{partial_wheel}\n{pip}")
-    result = build(sources, PYTHON=python)
+    result = build(sources, "--runtime", "lite", PYTHON=python)
     if words:
         fails(result, 1, *words)
         assert not (sources / "build" / "download").exists()
     assert not (sources / "lite").exists()
     # Nor does a later run take what was left for the library.
     python = bash_script(tmp_path / "bin" / "python", "exit 1")
-    fails(build(sources, PYTHON=python), 1, "could not download")
+    result = build(sources, "--runtime", "lite", PYTHON=python)
+    fails(result, 1, "could not download")
 
 
 @pytest.mark.parametrize("missing", ["cmake", "make", "g++"])  # Debian's packages are called so
-def test_missing_tools(tmp_path, lite_home, missing):
+def test_missing_tools(tmp_path, missing):
     (tmp_path / "bin").mkdir()
     for tool in {"bash", "dirname", "cmake", "make", "g++"} - {missing}:
         (tmp_path / "bin" / tool).symlink_to(shutil.which(tool))
-    result = build(copy_of_sources(tmp_path), LITE_HOME=lite_home, PATH=str(tmp_path / "bin"))
+    result = build(copy_of_sources(tmp_path), PATH=str(tmp_path / "bin"))
     fails(result, 1, f"apt-get install {missing} ")

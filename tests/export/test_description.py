@@ -17,6 +17,7 @@ from src.export.description import (
     describe,
     description_path,
     find_lite_model,
+    find_weights,
     main,
     merge_description,
     read_description,
@@ -522,11 +523,60 @@ def test_a_damaged_lite_model_is_refused(tmp_path, model):
     )
 
 
+# The weight file of the C++ program -------------------------------------------------------------
+
+
+def put_weights(tmp_path, model, **others):
+    """vnet.v2.vnet beside a model, in the same description; its path."""
+    path = tmp_path / "vnet.v2.vnet"
+    description = put(path, **({"format": "VNET"} | others))
+    put(model, **PLAIN)
+    change(model, lambda found: found["files"].update(description["files"]))
+    return path
+
+
+def test_the_weight_file_of_a_model_is_found(tmp_path, model):
+    path = put_weights(tmp_path, model)
+    put(tmp_path / "vnet.v2_lite.mindir", **LITE)
+    for given in (str(model), path, tmp_path / "vnet.v2_lite.mindir"):
+        assert find_weights(given) == path
+
+
+def test_a_missing_weight_file_is_named_with_the_command_that_writes_it(tmp_path, model):
+    message = one_line(find_weights, model)
+    assert message.startswith(f"{tmp_path / 'vnet.v2.vnet'}: no such model; export it: ")
+    assert message.endswith(f"--file_format MINDIR --file_name {tmp_path / 'vnet.v2'}")
+
+
+@pytest.mark.parametrize("file_format", ["ONNX", "AIR"])
+def test_another_format_has_no_weight_file(tmp_path, model, file_format):
+    put_weights(tmp_path, model)
+    other = tmp_path / f"vnet.v2.{file_format.lower()}"
+    put(other, format=file_format)
+    assert one_line(find_weights, other) == f"{other}: is {file_format}, expected MINDIR or VNET"
+
+
+def test_a_weight_file_of_another_export_is_refused(tmp_path, model):
+    """Of another checkpoint, as damaged, or of no export that left a description."""
+    path = put_weights(tmp_path, model, checkpoint="b" * 64)
+    assert one_line(find_weights, model).startswith(f"{path}: of another checkpoint than vnet.v2.m")
+    put_weights(tmp_path, model)
+    path.write_text("cut")
+    says = f"{description_path(path)}: describes another vnet.v2.vnet; export again: "
+    assert one_line(find_weights, model).startswith(says)
+    put(model, **PLAIN)
+    assert one_line(find_weights, model).startswith(says)
+
+
 def test_the_command_prints_the_path_alone(tmp_path, model, monkeypatch, capsys):
     put(tmp_path / "vnet.v2_lite.mindir", **LITE)
     monkeypatch.setattr(sys, "argv", ["model_description", str(model)])
     main()
     assert capsys.readouterr() == (f"{tmp_path / 'vnet.v2_lite.mindir'}\n", "")
+    path = put_weights(tmp_path, model)
+    monkeypatch.setattr(sys, "argv", ["model_description", str(model), "--runtime=native"])
+    main()
+    assert capsys.readouterr() == (f"{path}\n", "")
     monkeypatch.setattr(sys, "argv", ["model_description"])
     with pytest.raises(SystemExit) as ended:
         main()

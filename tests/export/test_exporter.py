@@ -29,19 +29,21 @@ from mindspore.train.mind_ir_pb2 import ModelProto
 from src.checkpoint import save_weights
 from src.export import air as air_export
 from src.export import exporter as model_export
-from src.export.description import config_of_model, find_lite_model, read_description
+from src.export.description import config_of_model, find_lite_model, find_weights, read_description
 from src.export.exporter import export_model, plan_exports
 from src.export.lowered_vnet import LoweredVNet
 from src.export.mindir import to_version_1
+from src.export.weight_file import run_weights
+from src.fast_conv3d.build import BuildError
 from src.utils.errors import DataError, UsageError
 from src.utils.output_folder import MANIFEST, claim
 from tests.helpers import ROOT, tree, wait_until
 from tests.networks import seeded_vnet
-from tests.rounding import assert_same_sums
+from tests.rounding import LAYER_ERROR, assert_same_sums
 
 SIDES = (16, 32, 16)
 GRID = ("VolSize=16,32,16", "dstRes=2.5,2,2.5")
-PAIR = ["vnet.json", "vnet.mindir", "vnet_lite.json", "vnet_lite.mindir"]
+OUTPUTS = ["vnet.json", "vnet.mindir", "vnet.vnet", "vnet_lite.json", "vnet_lite.mindir"]
 
 
 # Which files ------------------------------------------------------------------------------------
@@ -50,9 +52,25 @@ PAIR = ["vnet.json", "vnet.mindir", "vnet_lite.json", "vnet_lite.mindir"]
 @pytest.mark.parametrize(
     ("file_format", "name", "conv2d", "version", "device", "expected"),
     [
-        ("MINDIR", "vnet", False, 3, "CPU", "vnet.mindir 3-D 3, vnet_lite.mindir 2-D 1"),
-        ("MINDIR", "vnet.mindir", False, 3, "GPU", "vnet.mindir 3-D 3, vnet_lite.mindir 2-D 1"),
-        ("MINDIR", "a/b.v1", False, 3, "CPU", "a/b.v1.mindir 3-D 3, a/b.v1_lite.mindir 2-D 1"),
+        ("MINDIR", "vnet", False, 3, "CPU", "vnet.mindir 3-D 3, vnet.vnet, vnet_lite.mindir 2-D 1"),
+        (
+            "MINDIR",
+            "vnet.mindir",
+            False,
+            3,
+            "GPU",
+            "vnet.mindir 3-D 3, vnet.vnet, vnet_lite.mindir 2-D 1",
+        ),
+        (
+            "MINDIR",
+            "a/b.v1",
+            False,
+            3,
+            "CPU",
+            "a/b.v1.mindir 3-D 3, a/b.v1.vnet, a/b.v1_lite.mindir 2-D 1",
+        ),
+        ("VNET", "vnet", False, 3, "CPU", "vnet.vnet"),
+        ("VNET", "out/vnet.vnet", False, 3, "Ascend", "out/vnet.vnet"),
         ("MINDIR", "vnet", True, 3, "CPU", "vnet.mindir 2-D 3"),
         ("MINDIR", "vnet", False, 1, "CPU", "vnet.mindir 3-D 1"),
         ("MINDIR", "vnet", True, 1, "Ascend", "vnet.mindir 2-D 1"),
@@ -64,10 +82,14 @@ PAIR = ["vnet.json", "vnet.mindir", "vnet_lite.json", "vnet_lite.mindir"]
     ],
 )
 def test_the_files_of_a_command_line(file_format, name, conv2d, version, device, expected):
-    """A plain MINDIR brings along what MindSpore Lite reads."""
+    """A plain MINDIR brings along what the C++ program reads."""
     found = []
     for export in plan_exports(file_format, name, conv2d, version, device):
         facts = export.properties()
+        if export.path.suffix == ".vnet":
+            assert facts == {"format": "VNET", "format_version": 1}
+            found.append(str(export.path))
+            continue
         assert facts["format"] == file_format
         found.append(f"{export.path} {facts['operators']} {facts.get('mindir_version')}")
     assert ", ".join(found) == expected
@@ -87,6 +109,8 @@ def test_a_name_without_a_file_is_refused(name):
         ("AIR", False, 1, "Ascend", "--mindir_version 1: only for --file_format MINDIR"),
         ("AIR", False, 3, "CPU", "AIR needs an Ascend device, not CPU; use MINDIR"),
         ("AIR", True, 3, "GPU", "AIR needs an Ascend device, not GPU"),
+        ("VNET", True, 3, "CPU", "--conv2d: not for --file_format VNET"),
+        ("VNET", False, 1, "CPU", "--mindir_version 1: only for --file_format MINDIR"),
     ],
 )
 def test_what_cannot_be_met_is_refused(file_format, conv2d, version, device, says):
@@ -113,7 +137,14 @@ def test_missing_packages_are_named_with_the_command(monkeypatch, absent, named)
         plan_exports("ONNX", "vnet", False, 3, "CPU")
     assert named in str(error.value)
     assert str(error.value).endswith("pip install -r requirements-onnx.txt")
-    assert len(plan_exports("MINDIR", "vnet", False, 3, "CPU")) == 2
+    assert len(plan_exports("MINDIR", "vnet", False, 3, "CPU")) == 3
+
+
+def test_the_weight_file_is_for_one_volume_per_call():
+    formats = [export.file_format for export in plan_exports("MINDIR", "v", False, 3, "CPU", 2)]
+    assert formats == ["MINDIR", "MINDIR"]
+    with pytest.raises(UsageError, match="--batch_size 2: not for --file_format VNET"):
+        plan_exports("VNET", "v", False, 3, "CPU", 2)
 
 
 # What is written --------------------------------------------------------------------------------
@@ -208,8 +239,8 @@ def expected(work):
     return output
 
 
-def test_a_plain_mindir_comes_with_its_lite_model(work):
-    assert sorted(tree(work.folder / "MINDIR")) == sorted([MANIFEST, *PAIR])
+def test_a_plain_mindir_comes_with_the_models_of_the_program(work):
+    assert sorted(tree(work.folder / "MINDIR")) == sorted([MANIFEST, *OUTPUTS])
     assert work.left == ["MINDIR", "ONNX", "out", "run"]
 
 
@@ -227,6 +258,8 @@ def test_each_computes_what_the_checkpoint_computes(work, expected):
     assert found.shape == (1, *SIDES) and found.dtype == np.float32
     np.testing.assert_array_equal(found, expected)
     assert_same_sums(of_lite_model, expected, seeded_vnet("zoo", 2), noise())
+    of_weights = run_weights(work.folder / "MINDIR" / "vnet.vnet", noise())
+    assert_same_sums(of_weights, expected, seeded_vnet("zoo", 2), noise(), LAYER_ERROR)
 
 
 def test_the_onnx_beside_it_computes_the_same(work, expected):
@@ -239,6 +272,7 @@ def test_the_onnx_beside_it_computes_the_same(work, expected):
 
 FACTS = {
     "vnet.mindir": {"format": "MINDIR", "operators": "3-D", "mindir_version": 3},
+    "vnet.vnet": {"format": "VNET", "format_version": 1},
     "vnet_lite.mindir": {"format": "MINDIR", "operators": "2-D", "mindir_version": 1},
     "vnet.onnx": {"format": "ONNX", "operators": "3-D"},
 }
@@ -255,7 +289,7 @@ def test_the_description_fits_its_file(work, name):
     assert file["checkpoint_sha256"] == sha256(work.checkpoint)
     assert file["mindspore"] == ms.__version__
     assert 0 <= file["largest_difference"] < 1e-4
-    assert file["input_name"] == "volume"
+    assert file.get("input_name") == (None if file["format"] == "VNET" else "volume")
     assert description["input"]["shape"] == [1, 1, *SIDES]
     assert description["output"]["shape"] == [1, *SIDES]
     assert description["configuration"]["threshold"] == 0.4
@@ -270,25 +304,26 @@ def test_the_version_is_the_files_own(work, name):
     assert model.graph.input[0].name.endswith("volume")
 
 
-def test_lite_finds_the_lite_model(work):
-    lite_path = work.folder / "ONNX" / "vnet_lite.mindir"
-    assert find_lite_model(work.folder / "ONNX" / "vnet.mindir") == lite_path
+def test_each_runtime_finds_its_model(work):
+    folder = work.folder / "ONNX"
+    assert find_lite_model(folder / "vnet.mindir") == folder / "vnet_lite.mindir"
+    assert find_weights(folder / "vnet.mindir") == folder / "vnet.vnet"
 
 
 def test_formats_of_a_checkpoint_share_a_description(work):
     """And of another checkpoint, whose vnet.air was there, nothing stays in it."""
     first, both = (described(work.folder / name / "vnet.mindir") for name in ("MINDIR", "ONNX"))
-    assert list(first["files"]) == ["vnet.mindir"]
-    assert sorted(both["files"]) == ["vnet.mindir", "vnet.onnx"]
+    assert sorted(first["files"]) == ["vnet.mindir", "vnet.vnet"]
+    assert sorted(both["files"]) == ["vnet.mindir", "vnet.onnx", "vnet.vnet"]
     assert both["files"]["vnet.mindir"] == first["files"]["vnet.mindir"]
     before, after = tree(work.folder / "MINDIR"), tree(work.folder / "ONNX")
-    for name in ("vnet.mindir", "vnet_lite.mindir", "vnet_lite.json"):
+    for name in ("vnet.mindir", "vnet.vnet", "vnet_lite.mindir", "vnet_lite.json"):
         assert before[name] == after[name]
 
 
 def test_it_says_how_far_each_file_is_from_the_checkpoint(work):
     lines = [line for line in work.printed.splitlines() if "differs from" in line]
-    assert len(lines) == 3
+    assert len(lines) == 4
     for line, name in zip(lines, FACTS, strict=True):
         path = work.folder / "ONNX" / name
         size = f"{path.stat().st_size / 1e6:.1f}"
@@ -350,7 +385,7 @@ def quick(work, tmp_path, monkeypatch):
     return quick
 
 
-def export_pair(work, name="out/vnet"):
+def export_mindir(work, name="out/vnet"):
     export_model(work.checkpoint, work.config, "CPU", plan_exports("MINDIR", name, False, 3, "CPU"))
 
 
@@ -366,7 +401,7 @@ def with_another_bias(content, change):
 
 
 def test_the_stand_in_exports_what_mindspore_exported(work, quick, tmp_path):
-    export_pair(work)
+    export_mindir(work)
     whole = tree(work.folder / "MINDIR")
     assert tree(tmp_path / "out") == whole
 
@@ -390,7 +425,7 @@ def test_a_lite_model_that_computes_something_else_is_not_written(
         before = tree(tmp_path / "out")
     monkeypatch.setattr(model_export, "to_version_1", damaging)
     with pytest.raises(DataError) as error:
-        export_pair(work)
+        export_mindir(work)
     message = str(error.value)
     assert message.startswith("out/vnet_lite.mindir: not written, differs from the checkpoint by ")
     assert found in message and message.endswith("expected 1e-04 at most; report this")
@@ -404,7 +439,7 @@ def test_a_checkpoint_of_nan_is_told_from_a_faulty_export(work, quick, tmp_path,
     output = ms.Tensor(np.full((1, *SIDES), np.nan, np.float32))
     monkeypatch.setattr(model_export, "load_network", lambda *_: lambda volume: output)
     with pytest.raises(DataError, match="out/vnet.mindir: not written, .* its weights are NaN$"):
-        export_pair(work)
+        export_mindir(work)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -454,12 +489,12 @@ def test_one_voxel_too_far_off_is_an_error(
         assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", PAIR)
+@pytest.mark.parametrize("name", OUTPUTS)
 def test_other_peoples_files_stop_it_before_anything(work, quick, tmp_path, name):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / name).write_text("mine")
     with pytest.raises(DataError, match=f"out/{name}: there already, and not written by this"):
-        export_pair(work)
+        export_mindir(work)
     assert quick.calls == []
     assert tree(tmp_path / "out") == {name: b"mine"}
 
@@ -471,7 +506,7 @@ def test_a_file_that_appears_meanwhile_is_not_ours_either(work, quick, tmp_path)
 
     quick.edit = appearing
     with pytest.raises(DataError, match="out/vnet.json: there already, and not written by this"):
-        export_pair(work)
+        export_mindir(work)
     assert tree(tmp_path / "out") == {"vnet.json": b"mine"}
 
 
@@ -488,12 +523,12 @@ def test_of_an_export_that_ends_early_nothing_stays(work, quick, tmp_path, reaso
     before = sorted(tmp_path.rglob("*"))
     quick.edit = ending
     with pytest.raises(type(reason)):
-        export_pair(work, "a/b/vnet")
+        export_mindir(work, "a/b/vnet")
     assert sorted(tmp_path.rglob("*")) == before
     (tmp_path / "a" / "b").mkdir(parents=True, exist_ok=True)
     (tmp_path / "a" / "b" / "vnet.mindir").write_text("mine")
     with pytest.raises(DataError, match="a/b/vnet.mindir: there already, and not written by this"):
-        export_pair(work, "a/b/vnet")
+        export_mindir(work, "a/b/vnet")
     assert tree(tmp_path / "a" / "b") == {"vnet.mindir": b"mine"}
 
 
@@ -524,11 +559,11 @@ def test_term_ends_an_export_without_a_trace(work, tmp_path):
 
 def test_our_own_earlier_files_are_replaced_with_a_notice(work, quick, tmp_path, capsys):
     (tmp_path / "out").mkdir()
-    claim(tmp_path / "out", PAIR)
-    for name in (*PAIR, "notes.txt"):
+    claim(tmp_path / "out", OUTPUTS)
+    for name in (*OUTPUTS, "notes.txt"):
         (tmp_path / "out" / name).write_text("earlier")
-    export_pair(work)
-    assert "out: replacing 4 file(s) of an earlier run" in capsys.readouterr().out
+    export_mindir(work)
+    assert "out: replacing 5 file(s) of an earlier run" in capsys.readouterr().out
     notes = {"notes.txt": b"earlier"}
     assert tree(tmp_path / "out") == tree(work.folder / "MINDIR") | notes
 
@@ -544,10 +579,9 @@ def test_a_checkpoint_of_another_architecture(work, tmp_path, monkeypatch, small
 
 @pytest.mark.parametrize("name", ["a b/v w", "mödel+(1)/ü", "50%/#1,x", "a'b/c\"d"])
 def test_a_model_may_have_any_name(work, quick, tmp_path, name):
-    export_pair(work, name)
-    names = [f"{Path(name).name}{ending}" for ending in (".mindir", "_lite.mindir")]
-    descriptions = [str(Path(model).with_suffix(".json")) for model in names]
-    assert sorted(tree((tmp_path / name).parent)) == sorted([MANIFEST, *names, *descriptions])
+    export_mindir(work, name)
+    outputs = [f"{Path(name).name}{output.removeprefix('vnet')}" for output in OUTPUTS]
+    assert sorted(tree((tmp_path / name).parent)) == sorted([MANIFEST, *outputs])
     assert read_description(tmp_path / f"{name}.mindir")[1]["format"] == "MINDIR"
     assert Path.cwd() == tmp_path
 
@@ -555,7 +589,7 @@ def test_a_model_may_have_any_name(work, quick, tmp_path, name):
 def test_a_path_that_is_not_utf8_is_refused(work, quick, tmp_path):
     folder = os.fsdecode(b"r\xfcn")
     with pytest.raises(DataError, match="not UTF-8; rename it"):
-        export_pair(work, f"{folder}/vnet")
+        export_mindir(work, f"{folder}/vnet")
     assert (quick.calls, list(tmp_path.iterdir())) == ([], [])
 
 
@@ -563,7 +597,7 @@ def test_a_folder_that_cannot_be_made(work, quick, tmp_path):
     (tmp_path / "file").write_text("mine")
     says = r"^file/out: cannot be written \(Not a directory; check which of these names are"
     with pytest.raises(DataError, match=says):
-        export_pair(work, "file/out/vnet")
+        export_mindir(work, "file/out/vnet")
     assert quick.calls == []
     assert tree(tmp_path) == {"file": b"mine"}
 
@@ -578,7 +612,7 @@ def test_a_full_disk_keeps_the_earlier_files(work, quick, tmp_path, full_disk, m
         full_disk(size_bytes),
         pytest.raises(DataError, match=r"^out: cannot be written \(File too large\)$"),
     ):
-        export_pair(work)
+        export_mindir(work)
     assert tree(tmp_path / "out") == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
 
@@ -613,6 +647,53 @@ def test_a_disk_that_is_full_when_the_description_is_written(
         export_model(work.checkpoint, work.config, "CPU", exports)
     assert str(error.value).startswith("out") and ".exporting-" not in str(error.value)
     assert "cannot be written (File too large)" in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def no_compiler(monkeypatch):
+    def library():
+        raise BuildError("fast_conv3d: no C++ compiler; install one")
+
+    monkeypatch.setattr(model_export.operators, "library", library)
+
+
+def test_without_a_compiler_a_mindir_comes_without_its_weight_file(
+    work, quick, tmp_path, capsys, no_compiler
+):
+    export_mindir(work)
+    assert sorted(tree(tmp_path / "out")) == sorted({MANIFEST, *OUTPUTS} - {"vnet.vnet"})
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "vnet.vnet" in line]
+    says = "out/vnet.vnet: not written, since it can't be checked here (fast_conv3d: no C++"
+    assert line.startswith(says)
+    with pytest.raises(BuildError):
+        exports = plan_exports("VNET", "new/vnet", False, 3, "CPU")
+        export_model(work.checkpoint, work.config, "CPU", exports)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+
+
+def test_a_weight_file_alone(work, quick, tmp_path):
+    exports = plan_exports("VNET", "out/vnet", False, 3, "CPU")
+    export_model(work.checkpoint, work.config, "CPU", exports)
+    assert quick.calls == []
+    written, whole = tree(tmp_path / "out"), tree(work.folder / "MINDIR")
+    assert sorted(written) == sorted([MANIFEST, "vnet.json", "vnet.vnet"])
+    assert written["vnet.vnet"] == whole["vnet.vnet"]
+    assert find_weights(tmp_path / "out" / "vnet.vnet") == tmp_path / "out" / "vnet.vnet"
+
+
+def test_a_weight_file_that_computes_something_else_is_not_written(
+    work, quick, tmp_path, monkeypatch
+):
+    write = model_export.write_weights
+
+    def damaging(network, sides, path):
+        network.out_tr.conv2.weight *= 1.01
+        write(network, sides, path)
+
+    monkeypatch.setattr(model_export, "write_weights", damaging)
+    with pytest.raises(DataError, match="^out/vnet.vnet: not written, differs from the checkpoint"):
+        export_mindir(work)
     assert list(tmp_path.iterdir()) == []
 
 

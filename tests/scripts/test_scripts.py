@@ -792,7 +792,9 @@ if [[ $name == "${FAILING-}" ]]; then
   exit 7
 fi
 case $name in
-  src.export.description) echo "${3%.mindir}_lite.mindir" && exit ;;
+  src.export.description)
+    if [[ $5 == lite ]]; then echo "${3%.mindir}_lite.mindir"; else echo "${3%.mindir}.vnet"; fi
+    exit ;;
   build.sh) mkdir -p "${0%/*}/out" && cp "$0" "${0%/*}/out/main" ;;
   main)
     mkdir -p time_Result
@@ -854,15 +856,16 @@ def test_the_four_steps_of_an_inference(inference):
     assert [call[0] for call in calls] == STEPS
     asked, prepared, built, inferred, evaluated = (call[3] for call in calls)
     root, folder = inference.checkout.root, inference.folder
-    # MindSpore Lite's twin of the model, as the description says, goes to each step.
-    lite = str(folder / "my vnet_lite.mindir")
-    cases = ["--mindir_path", lite, "--data_path", "my data", "--split_file_path", "val set.csv"]
-    assert asked == ["-m", "src.export.description", str(folder / "my vnet.mindir")]
+    # The runtime's own model, as the description says, goes to each step.
+    model = str(folder / "my vnet.vnet")
+    cases = ["--mindir_path", model, "--data_path", "my data", "--split_file_path", "val set.csv"]
+    runtime = ["--runtime", "native"]
+    assert asked == ["-m", "src.export.description", str(folder / "my vnet.mindir"), *runtime]
     assert prepared == [str(root / "preprocess.py"), *cases, *further]
-    assert built == []
+    assert built == runtime
     assert inferred == (
-        ["--mindir_path", lite, "--dataset_path", "results/bin_data"]
-        + ["--output_path", "result_Files", "--device_type", "CPU", "--device_id", "3"]
+        ["--mindir_path", model, "--dataset_path", "results/bin_data"]
+        + ["--output_path", "result_Files", "--device_type", "CPU", *runtime, "--device_id", "3"]
     )
     results = ["--result_path", "result_Files"]
     assert evaluated == [str(root / "postprocess.py"), *results, *cases, *further]
@@ -870,7 +873,7 @@ def test_the_four_steps_of_an_inference(inference):
     assert calls[2][2] == str(inference.python)  # whose pip build.sh may need
     # What a user wants to know, at the end; all else is in the logs.
     assert process.stdout.splitlines() == [
-        f"model: {lite}",
+        f"model: {model}",
         *(
             f"{step}: log {folder / log}"
             for step, log in zip(
@@ -888,19 +891,24 @@ def test_the_four_steps_of_an_inference(inference):
 
 
 @pytest.mark.parametrize(
-    ("further", "variables", "device"),
+    ("further", "variables", "device", "runtime"),
     [
-        ([], {}, ["Ascend", "0"]),
-        ([], {"DEVICE_TARGET": "CPU"}, ["CPU", "0"]),
-        (["5"], {}, ["Ascend", "5"]),
-        (["5"], {"DEVICE_TARGET": "Ascend"}, ["Ascend", "5"]),
-        ([""], {}, ["Ascend", "0"]),
+        ([], {}, ["Ascend", "0"], "lite"),
+        ([], {"DEVICE_TARGET": "CPU"}, ["CPU", "0"], "native"),
+        ([], {"DEVICE_TARGET": "CPU", "RUNTIME": "lite"}, ["CPU", "0"], "lite"),
+        (["5"], {}, ["Ascend", "5"], "lite"),
+        (["5"], {"DEVICE_TARGET": "Ascend", "RUNTIME": "lite"}, ["Ascend", "5"], "lite"),
+        ([""], {"RUNTIME": ""}, ["Ascend", "0"], "lite"),
     ],
 )
-def test_the_device_of_an_inference(inference, further, variables, device):
+def test_the_device_of_an_inference(inference, further, variables, device, runtime):
     process, calls = inference.run(*further, **variables)
     assert process.returncode == 0, process.stderr
-    assert calls[3][3][-4:] == ["--device_type", device[0], "--device_id", device[1]]
+    words = ["--device_type", device[0], "--runtime", runtime, "--device_id", device[1]]
+    assert calls[3][3][-6:] == words
+    assert calls[0][3][-1] == runtime and calls[2][3] == ["--runtime", runtime]
+    ending = {"lite": "my vnet_lite.mindir", "native": "my vnet.vnet"}[runtime]
+    assert calls[3][3][1].endswith(ending)
     assert calls[1][3][-1] == "val set.csv"  # the device is no argument of preprocess.py
 
 
@@ -913,6 +921,8 @@ def test_the_device_of_an_inference(inference, further, variables, device):
         ([], {"DEVICE_TARGET": "GPU"}, "DEVICE_TARGET 'GPU' is not Ascend or CPU"),
         ([], {"DEVICE_TARGET": "TPU"}, "DEVICE_TARGET 'TPU' is not Ascend"),
         ([], {"PYTHON": "/no/such/python"}, "PYTHON '/no/such/python' cannot be run"),
+        ([], {"DEVICE_TARGET": "CPU", "RUNTIME": "Lite"}, "RUNTIME 'Lite' is not native or lite"),
+        ([], {"RUNTIME": "native"}, "RUNTIME 'native' is for DEVICE_TARGET=CPU, not Ascend"),
     ],
 )
 def test_an_inference_that_cannot_start(inference, further, variables, complaint):
