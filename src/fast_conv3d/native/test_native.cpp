@@ -930,29 +930,26 @@ void test_plan(const std::string& name, const NetworkDescription& d, const Shape
                 : std::vector<int>{-1};
   };
   // A tensor that is read is whole, all by the same step.
-  const auto read = [&](size_t at, const Shape& shape, bool is_plain) {
+  const auto read = [&](size_t at, const Shape& shape) {
     if (at == Step::kVolume || at == Step::kNone) return;
-    const std::vector<int> by = written_by(at, is_plain ? plain_size(shape) : shape.floats());
+    const std::vector<int> by = written_by(at, shape.floats());
     if (by[0] < 0 || std::count(by.begin(), by.end(), by[0]) != static_cast<int>(by.size()))
       fits = false;
   };
   for (size_t i = 0; i < plan.steps.size() && fits; ++i) {
     const Step& step = plan.steps[i];
-    Shape y = convolved_shape(layers[i].kind, step.x, layers[i].out_channels);
-    read(step.source, step.x, i + 1 == plan.steps.size() && d.head_unit);
-    read(step.residual, y, false);
-    Shape skip = y;
-    skip.channels = step.skip_channels;
-    read(step.skip, skip, false);
+    const Shape y = convolved_shape(layers[i].kind, step.x, layers[i].out_channels);
+    read(step.source, step.x);
+    read(step.residual, y);
+    if (step.skip != Step::kNone) read(step.skip, y.with_channels(step.skip_channels));
     if (step.target == Step::kNone) continue;
-    y.channels += step.skip_channels;
-    const size_t floats = layers[i].role == Layer::Role::kHeadUnit ? plain_size(y) : y.floats();
+    const size_t floats = y.with_channels(y.channels + step.skip_channels).floats();
     written_by(step.target, floats);
     if (!fits) break;
     std::fill_n(owner.begin() + step.target, floats, static_cast<int>(i));
     // What the step reads must not be what it writes.
-    read(step.source, step.x, false);
-    read(step.residual, convolved_shape(layers[i].kind, step.x, layers[i].out_channels), false);
+    read(step.source, step.x);
+    read(step.residual, y);
     for (const size_t at : {step.source, step.residual, step.skip})
       if (at < owner.size() && owner[at] == static_cast<int>(i)) fits = false;
   }
@@ -1009,10 +1006,12 @@ void test_networks() {
   test_network("network without norm", d, {1, 1, 16, 16, 16});
   d.norm = Norm::kInstance;
   d.activation = Activation::kElu;
-  d.head_side = 3;
   test_network("network with instance norm", d, {2, 1, 32, 16, 16});
-  d.width = 16;
+  d.width = 5;
+  d.head_unit = true;
   d.head_side = 5;
+  test_network("network with instance norm and a head's unit", d, {1, 1, 32, 16, 16});
+  d.width = 16;
   test_plan("plan", d, {1, 1, 48, 32, 16});
 }
 
