@@ -414,6 +414,7 @@ inline void scale_mask_gradient(ThreadPool& pool, const Shape& shape, const floa
 // Writes the skip channels of `out`. If shape.channels is not a multiple of 16, each block of skip
 // spans two blocks of out; the unit's own channels must already be in `out`.
 inline void concat_forward(ThreadPool& pool, const PostOps& post_ops, float* out) {
+  assert(post_ops.skip_shape().valid() && post_ops.skip != nullptr && out != nullptr);
   const Shape skip_shape = post_ops.skip_shape(), out_shape = post_ops.out_shape();
   const int lane = out_shape.plain ? 0 : post_ops.shape.channels % kLanes;
   const int first_block = post_ops.shape.channels / out_shape.block_channels();
@@ -444,6 +445,7 @@ inline void concat_forward(ThreadPool& pool, const PostOps& post_ops, float* out
 // d_skip from d_out.
 inline void concat_backward(ThreadPool& pool, const PostOps& post_ops, const float* d_out,
                             float* d_skip) {
+  assert(post_ops.skip_shape().valid() && d_out != nullptr && d_skip != nullptr);
   const Shape skip_shape = post_ops.skip_shape(), out_shape = post_ops.out_shape();
   const int lane = out_shape.plain ? 0 : post_ops.shape.channels % kLanes;
   const int first_block = post_ops.shape.channels / out_shape.block_channels();
@@ -577,6 +579,7 @@ struct PostOpsGradients {
 inline void volume_backward(ThreadPool& pool, const PostOps& post_ops, const float* y,
                             const double* mean, const double* variance, const float* d_out,
                             float* d_volume) {
+  assert(post_ops.residual_is_volume && d_volume != nullptr);
   const Shape& shape = post_ops.shape;
   const Shape out_shape = post_ops.out_shape();
   Shape one_block = shape;
@@ -607,6 +610,134 @@ inline void volume_backward(ThreadPool& pool, const PostOps& post_ops, const flo
   });
 }
 
+// What the passes of post_ops_backward read, and the blocked residual's gradient, unless null.
+struct BackwardTensors {
+  const float *y, *out, *d_out;
+  const double *mean, *variance;
+  float* d_residual;
+};
+
+// Sums over the vectors of a chunk, lane by lane. gamma is still to be divided by std.
+struct GradientSums {
+  double beta[kLanes] = {}, gamma[kLanes] = {};
+  double first_slope[kLanes] = {}, second_slope[kLanes] = {};
+};
+
+// The first pass over a chunk: the sums, and the residual's gradient if wanted. d_y is that without
+// norm, which does not depend on the sums; null with norm.
+inline GradientSums sum_gradients(const PostOps& post_ops, const BackwardTensors& tensors,
+                                  const Chunk& chunk, float* d_y) {
+  const auto [y, out, d_out, mean, variance, d_residual] = tensors;
+  const bool reads_out = post_ops.backward_reads_out();
+  const BlockPostOps block(post_ops, chunk.image, chunk.block, mean, variance);
+  const size_t offset = block_offset(post_ops.shape, chunk.image, chunk.block);
+  const size_t out_offset = block_offset(post_ops.out_shape(), chunk.image, chunk.block);
+  GradientSums sums;
+  for (size_t run = chunk.begin; run < chunk.end; run += kRunVectors) {
+    const size_t run_end = std::min(run + kRunVectors, chunk.end);
+    Vec beta = zero(), gamma = zero(), first_slope = zero(), second_slope = zero();
+    for (size_t vector = run; vector < run_end; ++vector) {
+      const size_t at = offset + vector * kLanes, out_at = out_offset + vector * kLanes;
+      const Vec centered = block.centered(load(y + at));
+      const Vec d_sum =
+          reads_out ? block.second_elu_backward(load(d_out + out_at), load(out + out_at))
+                    : block.second_backward(load(d_out + out_at), centered, vector, &second_slope);
+      const Vec d_normalized = block.first_backward(d_sum, centered, &first_slope);
+      beta += d_normalized;
+      gamma += d_normalized * centered;
+      if (d_residual != nullptr) store(d_residual + at, d_sum);
+      if (d_y != nullptr) store(d_y + at, d_normalized);
+    }
+    add_to(sums.beta, beta);
+    add_to(sums.gamma, gamma);
+    add_to(sums.first_slope, first_slope);
+    add_to(sums.second_slope, second_slope);
+  }
+  return sums;
+}
+
+// How the gradient of batch norm's input depends on the sums. With d the gradient of the normalized
+// y,
+//   d_y = scale * (d - mean(d) - (y - mean) * mean(d * (y - mean)) / (variance + epsilon)),
+// computed as scale * d + slope * (y - center) + constant, with 16 slopes and constants a block.
+struct NormTerms {
+  std::vector<float> slopes, constants;
+
+  explicit NormTerms(const Shape& shape)
+      : slopes(shape.blocks() * kLanes), constants(shape.blocks() * kLanes) {}
+};
+
+// Adds the sums of all chunks and writes the gradients of the parameters.
+inline NormTerms parameter_gradients(const PostOps& post_ops, const BackwardTensors& tensors,
+                                     const std::vector<GradientSums>& chunk_sums,
+                                     const PostOpsGradients& gradients) {
+  const Shape& shape = post_ops.shape;
+  NormTerms terms(shape);
+  const int per_block = chunks_per_block(shape);
+  const double count = static_cast<double>(shape.batch) * static_cast<double>(shape.voxels());
+  for (int channel = 0; channel < shape.channels; ++channel) {
+    const int block = channel / shape.block_channels();
+    // The lanes of a channel: one, or all of a plain tensor's block.
+    const int first_lane = channel % shape.block_channels();
+    const int lanes = kLanes / shape.block_channels();
+    double beta = 0, gamma = 0, first_slope = 0, second_slope = 0;
+    for (int image = 0; image < shape.batch; ++image) {
+      const GradientSums* sums = chunk_sums.data() + (image * shape.blocks() + block) * per_block;
+      for (int chunk = 0; chunk < per_block; ++chunk)
+        for (int lane = first_lane; lane < first_lane + lanes; ++lane) {
+          beta += sums[chunk].beta[lane];
+          gamma += sums[chunk].gamma[lane];
+          first_slope += sums[chunk].first_slope[lane];
+          second_slope += sums[chunk].second_slope[lane];
+        }
+    }
+    const auto put = [channel](float* target, double value) {
+      if (target != nullptr) target[channel] = static_cast<float>(value);
+    };
+    if (post_ops.gamma != nullptr) {
+      const double mean = tensors.mean[channel];
+      const double center_rest = mean - static_cast<float>(mean);
+      const double inverse_std = 1 / std::sqrt(tensors.variance[channel] + post_ops.epsilon);
+      const double scale = post_ops.gamma[channel] * inverse_std;
+      gamma = (gamma - center_rest * beta) * inverse_std;
+      const double slope = -scale * inverse_std * gamma / count;
+      const int at = block * kLanes + first_lane;
+      std::fill_n(terms.slopes.begin() + at, lanes, static_cast<float>(slope));
+      std::fill_n(terms.constants.begin() + at, lanes,
+                  static_cast<float>(-scale * beta / count - slope * center_rest));
+      put(gradients.gamma, gamma);
+    }
+    put(gradients.beta, beta);
+    put(gradients.first_slopes, first_slope);
+    put(gradients.second_slopes, second_slope);
+  }
+  return terms;
+}
+
+// The second pass over a chunk, with norm: d_y, from the residual's gradient where the first pass
+// has stored it.
+inline void norm_backward(const PostOps& post_ops, const BackwardTensors& tensors,
+                          const NormTerms& terms, const Chunk& chunk, float* d_y) {
+  const auto [y, out, d_out, mean, variance, d_residual] = tensors;
+  const bool reads_out = post_ops.backward_reads_out();
+  const BlockPostOps block(post_ops, chunk.image, chunk.block, mean, variance);
+  const size_t offset = block_offset(post_ops.shape, chunk.image, chunk.block);
+  const size_t out_offset = block_offset(post_ops.out_shape(), chunk.image, chunk.block);
+  const Vec slope = load(terms.slopes.data() + chunk.block * kLanes);
+  const Vec constant = load(terms.constants.data() + chunk.block * kLanes);
+  Vec unused = zero();
+  for (size_t vector = chunk.begin; vector < chunk.end; ++vector) {
+    const size_t at = offset + vector * kLanes, out_at = out_offset + vector * kLanes;
+    const Vec centered = block.centered(load(y + at));
+    const Vec d_sum = d_residual != nullptr ? load(d_residual + at)
+                      : reads_out
+                          ? block.second_elu_backward(load(d_out + out_at), load(out + out_at))
+                          : block.second_backward(load(d_out + out_at), centered, vector, &unused);
+    const Vec d_normalized = block.first_backward(d_sum, centered, &unused);
+    store(d_y + at, block.scale() * d_normalized + slope * centered + constant);
+  }
+}
+
 // Computes the gradients in training, where mean and variance depend on y (null without norm).
 // `out` is only read if post_ops.backward_reads_out(). `split` is memory of the size of y, which is
 // only used if post_ops.interleaves().
@@ -627,110 +758,22 @@ inline void post_ops_backward(ThreadPool& pool, const PostOps& post_ops, const f
     own_gradients.skip = nullptr;
     return post_ops_backward(pool, own, y, out, mean, variance, split, nullptr, own_gradients);
   }
-  const Shape out_shape = post_ops.out_shape();
   // These read d_out, so they come before anything that may overwrite it.
   if (post_ops.skip != nullptr && gradients.skip != nullptr)
     concat_backward(pool, post_ops, d_out, gradients.skip);
   if (post_ops.residual_is_volume && gradients.residual != nullptr)
     volume_backward(pool, post_ops, y, mean, variance, d_out, gradients.residual);
-  float* const d_residual = post_ops.residual_is_volume ? nullptr : gradients.residual;
-
-  // First pass: the sums over voxels, and the residual's gradient if wanted. Without norm d_y does
-  // not depend on the sums, and one pass is enough.
-  struct Sums {
-    double beta[kLanes] = {}, gamma[kLanes] = {};  // gamma is still to be divided by std
-    double first_slope[kLanes] = {}, second_slope[kLanes] = {};
-  };
-  std::vector<Sums> chunk_sums(chunk_count(shape));
+  const BackwardTensors tensors{
+      y, out, d_out, mean, variance, post_ops.residual_is_volume ? nullptr : gradients.residual};
+  std::vector<GradientSums> chunk_sums(chunk_count(shape));
   for_each_chunk(pool, shape, Order::kBackwards, [&](const Chunk& chunk) {
-    const BlockPostOps block(post_ops, chunk.image, chunk.block, mean, variance);
-    const size_t offset = block_offset(shape, chunk.image, chunk.block);
-    const size_t out_offset = block_offset(out_shape, chunk.image, chunk.block);
-    Sums sums;
-    for (size_t run = chunk.begin; run < chunk.end; run += kRunVectors) {
-      const size_t run_end = std::min(run + kRunVectors, chunk.end);
-      Vec beta = zero(), gamma = zero(), first_slope = zero(), second_slope = zero();
-      for (size_t vector = run; vector < run_end; ++vector) {
-        const size_t at = offset + vector * kLanes, out_at = out_offset + vector * kLanes;
-        const Vec centered = block.centered(load(y + at));
-        const Vec d_sum =
-            reads_out
-                ? block.second_elu_backward(load(d_out + out_at), load(out + out_at))
-                : block.second_backward(load(d_out + out_at), centered, vector, &second_slope);
-        const Vec d_normalized = block.first_backward(d_sum, centered, &first_slope);
-        beta += d_normalized;
-        gamma += d_normalized * centered;
-        if (d_residual != nullptr) store(d_residual + at, d_sum);
-        if (!has_norm && gradients.y != nullptr) store(gradients.y + at, d_normalized);
-      }
-      add_to(sums.beta, beta);
-      add_to(sums.gamma, gamma);
-      add_to(sums.first_slope, first_slope);
-      add_to(sums.second_slope, second_slope);
-    }
-    chunk_sums[chunk.index] = sums;
+    chunk_sums[chunk.index] =
+        sum_gradients(post_ops, tensors, chunk, has_norm ? nullptr : gradients.y);
   });
-
-  // With d the gradient of the normalized y,
-  //   d_y = scale * (d - mean(d) - (y - mean) * mean(d * (y - mean)) / (variance + epsilon)),
-  // computed as scale * d + slope * (y - center) + constant.
-  std::vector<float> slopes(shape.blocks() * kLanes), constants(shape.blocks() * kLanes);
-  const int per_block = chunks_per_block(shape);
-  const double count = static_cast<double>(shape.batch) * static_cast<double>(shape.voxels());
-  for (int channel = 0; channel < shape.channels; ++channel) {
-    const int block = channel / shape.block_channels();
-    // The lanes of a channel: one, or all of a plain tensor's block.
-    const int first_lane = channel % shape.block_channels();
-    const int lanes = kLanes / shape.block_channels();
-    double beta = 0, gamma = 0, first_slope = 0, second_slope = 0;
-    for (int image = 0; image < shape.batch; ++image) {
-      const Sums* sums = chunk_sums.data() + (image * shape.blocks() + block) * per_block;
-      for (int chunk = 0; chunk < per_block; ++chunk)
-        for (int lane = first_lane; lane < first_lane + lanes; ++lane) {
-          beta += sums[chunk].beta[lane];
-          gamma += sums[chunk].gamma[lane];
-          first_slope += sums[chunk].first_slope[lane];
-          second_slope += sums[chunk].second_slope[lane];
-        }
-    }
-    if (has_norm) {
-      const double center_rest = mean[channel] - static_cast<float>(mean[channel]);
-      const double inverse_std = 1 / std::sqrt(variance[channel] + post_ops.epsilon);
-      const double scale = post_ops.gamma[channel] * inverse_std;
-      gamma = (gamma - center_rest * beta) * inverse_std;
-      const double slope = -scale * inverse_std * gamma / count;
-      std::fill_n(slopes.begin() + block * kLanes + first_lane, lanes, static_cast<float>(slope));
-      std::fill_n(constants.begin() + block * kLanes + first_lane, lanes,
-                  static_cast<float>(-scale * beta / count - slope * center_rest));
-    }
-    const auto put = [channel](float* target, double value) {
-      if (target != nullptr) target[channel] = static_cast<float>(value);
-    };
-    if (has_norm) put(gradients.gamma, gamma);
-    put(gradients.beta, beta);
-    put(gradients.first_slopes, first_slope);
-    put(gradients.second_slopes, second_slope);
-  }
+  const NormTerms terms = parameter_gradients(post_ops, tensors, chunk_sums, gradients);
   if (!has_norm || gradients.y == nullptr) return;
-
-  // Second pass: d_y, from the residual's gradient where the first pass has stored it.
   for_each_chunk(pool, shape, Order::kForwards, [&](const Chunk& chunk) {
-    const BlockPostOps block(post_ops, chunk.image, chunk.block, mean, variance);
-    const size_t offset = block_offset(shape, chunk.image, chunk.block);
-    const size_t out_offset = block_offset(out_shape, chunk.image, chunk.block);
-    const Vec slope = load(slopes.data() + chunk.block * kLanes);
-    const Vec constant = load(constants.data() + chunk.block * kLanes);
-    Vec unused = zero();
-    for (size_t vector = chunk.begin; vector < chunk.end; ++vector) {
-      const size_t at = offset + vector * kLanes, out_at = out_offset + vector * kLanes;
-      const Vec centered = block.centered(load(y + at));
-      const Vec d_sum =
-          d_residual != nullptr ? load(d_residual + at)
-          : reads_out ? block.second_elu_backward(load(d_out + out_at), load(out + out_at))
-                      : block.second_backward(load(d_out + out_at), centered, vector, &unused);
-      const Vec d_normalized = block.first_backward(d_sum, centered, &unused);
-      store(gradients.y + at, block.scale() * d_normalized + slope * centered + constant);
-    }
+    norm_backward(post_ops, tensors, terms, chunk, gradients.y);
   });
 }
 
