@@ -68,15 +68,22 @@ def built(sources, *arguments, **environment):
 
 
 @pytest.fixture(scope="module")
-def lite_home():
-    """LITE_HOME, or what build.sh downloads into the repository."""
+def lite():
+    """The variables of a build: LITE_HOME, that of the tests or what build.sh downloads, if any."""
     if "LITE_HOME" in os.environ:
-        return os.environ["LITE_HOME"]
+        return {"LITE_HOME": os.environ["LITE_HOME"]}
     if platform.system() != "Linux" or platform.machine() != "x86_64":
-        pytest.skip("set LITE_HOME to an unpacked MindSpore Lite")
+        return {}
     if not (SOURCES / "lite").exists():
         built(SOURCES, "--runtime", "lite")
-    return str(SOURCES / "lite")
+    return {"LITE_HOME": str(SOURCES / "lite")}
+
+
+@pytest.fixture(scope="module")
+def lite_home(lite):
+    if not lite:
+        pytest.skip("set LITE_HOME to an unpacked MindSpore Lite")
+    return lite["LITE_HOME"]
 
 
 @pytest.fixture(scope="module")
@@ -88,18 +95,16 @@ def sources(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def plain(sources, lite_home):
+def plain(sources, lite):
     compiler = "c++" if sources == SOURCES else "clang++"
-    return built(sources, LITE_HOME=lite_home, CXX=compiler)
+    return built(sources, CXX=compiler, **lite)
 
 
 @pytest.fixture(scope="module")
-def sanitized(tmp_path_factory, lite_home):
+def sanitized(tmp_path_factory, lite):
     """With asserts."""
     arguments = ("-DVNET_SANITIZE=ON", "-DCMAKE_BUILD_TYPE=Debug", "-DCMAKE_CXX_FLAGS=-O1")
-    return built(
-        copy_of_sources(tmp_path_factory.mktemp("sanitized")), *arguments, LITE_HOME=lite_home
-    )
+    return built(copy_of_sources(tmp_path_factory.mktemp("sanitized")), *arguments, **lite)
 
 
 @pytest.fixture(scope="module")
@@ -161,8 +166,8 @@ def output_of(x):
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    """Folder with the models of the tests."""
+def models(tmp_path_factory, lite_home):
+    """Folder with the models for MindSpore Lite."""
     folder = tmp_path_factory.mktemp("models")
     zeros = ms.ops.zeros(SHAPE, ms.float32)
     for name, network, inputs in (
@@ -381,23 +386,29 @@ def test_bad_models_of_lite(infer, models, volumes, tmp_path, bad, words):
     assert everything_in(tmp_path) == before
 
 
+def test_a_weight_file_is_none_for_lite(infer, weights, lite_home, volumes, tmp_path):
+    before = everything_in(tmp_path)
+    result = infer("--mindir_path", weights, *LITE)
+    fails(result, 1, f"{weights}: is a weight file", "NAME_lite.mindir")
+    assert everything_in(tmp_path) == before
+
+
 @pytest.mark.parametrize(
-    ("name", "arguments", "words"),
+    ("name", "words"),
     [
-        ("missing.vnet", [], ("is no file", "export.py")),
-        ("a.mindir", [], ("is a MindIR file", "NAME.vnet", "--runtime lite")),
-        ("text.vnet", [], ("no weight file of a V-Net", "export.py")),
-        ("cut.vnet", [], ("found", "bytes, expected", "export.py")),
-        ("a.vnet", ["--runtime", "lite"], ("is a weight file", "NAME_lite.mindir")),
+        ("missing.vnet", ("is no file", "export.py")),
+        ("a.mindir", ("is a MindIR file", "NAME.vnet", "--runtime lite")),
+        ("text.vnet", ("no weight file of a V-Net", "export.py")),
+        ("cut.vnet", ("found", "bytes, expected", "export.py")),
     ],
 )
-def test_bad_models(infer, weights, volumes, tmp_path, name, arguments, words):
+def test_bad_models(infer, weights, volumes, tmp_path, name, words):
     whole = weights.read_bytes()
     contents = {"text.vnet": b"no model\n", "cut.vnet": whole[:-64], "a.mindir": whole}
     if name != "missing.vnet":
         (tmp_path / name).write_bytes(contents.get(name, whole))
     before = everything_in(tmp_path)
-    result = infer("--mindir_path", name, "--device_type", "CPU", *arguments)
+    result = infer("--mindir_path", name, "--device_type", "CPU")
     fails(result, 1, f"error: {name}:", *words)
     assert everything_in(tmp_path) == before
 
@@ -639,10 +650,10 @@ def test_a_program_in_c(tmp_path, sanitized, sanitizer_options, weights):
 # --------------------------------------------------------------------------------------- build.sh
 
 
-def test_second_build_compiles_nothing(sources, plain, lite_home):
-    programs = [plain, plain.with_name("main_lite")]
+def test_second_build_compiles_nothing(sources, plain, lite):
+    programs = [plain, *[plain.with_name("main_lite")] * len(lite)]
     before = [program.stat().st_mtime_ns for program in programs]
-    for environment in ({"LITE_HOME": lite_home}, {}):
+    for environment in (lite, {}):
         result = build(sources, **environment)
         assert result.returncode == 0
         assert "Building" not in result.stdout
@@ -664,8 +675,11 @@ def test_main_without_lite_says_how_to_build_it(plain, tmp_path):
     for arguments in (["--device_type=CPU", "--runtime=lite"], []):
         result = run([alone, "--mindir_path=m", *arguments], cwd=tmp_path)
         fails(result, 1, f"{tmp_path / 'main_lite'}: cannot be started", "build.sh --runtime lite")
-    lite = run([plain.with_name("main_lite"), "--mindir_path=m", *LITE[:1], "--runtime=native"])
-    fails(lite, 2, "--runtime", "native", "main")
+
+
+def test_the_program_of_lite_refuses_the_other_runtime(plain, lite_home):
+    words = ["--mindir_path=m", "--device_type=CPU", "--runtime=native"]
+    fails(run([plain.with_name("main_lite"), *words]), 2, "--runtime", "native", "main")
 
 
 @pytest.mark.parametrize("model", ["lite"], indirect=True)
