@@ -208,8 +208,11 @@ FAULTS = {
     "depths": (with_field("decoder_depths", 1 << 30, 1), f"{NETWORK} (a stage's depth)"),
     "activation": (with_field("activation", 0), f"{NETWORK} (the activation)"),
     "norm": (with_field("norm", 3), f"{NETWORK} (the norm)"),
-    "unit": (with_field("head_unit", 1), f"{NETWORK} (a head's unit with instance norm)"),
     "kernel": (with_field("head_side", 2), f"{NETWORK} (the head's kernel)"),
+    "unit": (
+        with_field("head_side", 3),
+        f"{NETWORK} (a larger head's kernel without the head's unit)",
+    ),
     "foreground": (with_field("foreground", 2), f"{NETWORK} (the foreground's channel)"),
     "flag": (with_field("up_bias", -1), "found -1 for a yes or no"),
     "epsilon": (with_field("epsilon", np.nan), f"{NETWORK} (epsilon)"),

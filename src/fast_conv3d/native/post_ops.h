@@ -745,12 +745,12 @@ inline void post_ops_backward(ThreadPool& pool, const PostOps& post_ops, const f
                               const float* out, const double* mean, const double* variance,
                               const float* d_out, float* split, const PostOpsGradients& gradients) {
   const Shape& shape = post_ops.shape;
-  const bool has_norm = post_ops.gamma != nullptr, reads_out = post_ops.backward_reads_out();
+  const bool has_norm = post_ops.gamma != nullptr;
   assert(shape.valid() && y != nullptr && d_out != nullptr);
   assert(!has_norm || (mean != nullptr && variance != nullptr));
-  assert(!reads_out || out != nullptr);
+  assert(!post_ops.backward_reads_out() || out != nullptr);
   if (post_ops.interleaves()) {
-    assert(!reads_out && split != nullptr);
+    assert(!post_ops.backward_reads_out() && split != nullptr);
     split_gradient(pool, post_ops, d_out, split, gradients.skip);
     PostOps own = post_ops;
     own.skip = nullptr;
