@@ -6,6 +6,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import mindspore as ms
 import numpy as np
 import pandas as pd
 import pytest
@@ -32,10 +33,14 @@ def config(small_config):
 
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory, config):
-    """A run with the random weights of a fresh network, whose masks are large and ragged."""
+    """A run with the random weights of a fresh network, whose masks are large and ragged.
+
+    With other seeds the probability may exceed 0.99 somewhere, or the threshold nowhere.
+    """
     folder = tmp_path_factory.mktemp("runs") / "vnet.promise12.20260101_000000"
     (folder / "ckpt").mkdir(parents=True)
     save_config(config, folder / "config.json")
+    ms.set_seed(1)
     save_weights(create_vnet(config), folder / "ckpt" / "best.ckpt")
     return folder
 
