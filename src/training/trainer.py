@@ -16,7 +16,8 @@ from ..data_manager import Case, TrainingVolume, load_training_volumes, worker_c
 from ..dataset import TrainingSamples, create_dataset
 from ..devices.device import apply_precision, mindspore_reason
 from ..devices.ranks import Ranks
-from ..fast_conv3d.network import to_fast_vnet
+from ..fast_conv3d.adam import FusedAdam
+from ..fast_conv3d.network import FastVNet, to_fast_vnet
 from ..lr_schedule import learning_rates
 from ..promise12.splits import split_cases
 from ..utils.errors import DataError, UsageError
@@ -44,7 +45,7 @@ def create_optimizer(network: nn.Cell, config: EasyDict, rates: np.ndarray) -> n
     rates = ms.Tensor(rates)
     if config.optimizer == "momentum":
         return nn.Momentum(groups, rates, config.momentum)
-    return nn.Adam(groups, rates)
+    return (FusedAdam if isinstance(network, FastVNet) else nn.Adam)(groups, rates)
 
 
 def create_cells(

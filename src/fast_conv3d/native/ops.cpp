@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cassert>
+#include <cmath>
 #include <cstdio>
 #include <exception>
 #include <memory>
@@ -13,6 +14,7 @@
 #include <numeric>
 #include <vector>
 
+#include "adam.h"
 #include "head.h"
 #include "protocol.h"
 #include "units.h"
@@ -526,6 +528,32 @@ FC3D_EXPORT int head_backward(int, void** data, int* ranks, int64_t** shapes, co
                    arguments.get(Tensor::kDY), d_x, arguments.get(Tensor::kDWeight),
                    spec.has_bias ? arguments.get(Tensor::kDBias) : nullptr);
     if (copies) to_blocked(shared.pool, d_x, blocked_shape(head.shape), arguments.get(Tensor::kDX));
+  });
+}
+
+// A step of Adam, in place, see adam.py: [learning rate, beta1 and beta2 to the power of the step],
+// [beta1, beta2, epsilon, each parameter's weight decay], then all parameters, first moments,
+// second moments and gradients. The output means nothing.
+FC3D_EXPORT int adam_step(int count, void** data, int* ranks, int64_t** shapes, const char**, void*,
+                          void*) {
+  return with_runtime([&](Runtime& shared) {
+    const Arguments arguments{data, ranks, shapes};
+    const float *numbers = arguments.get(0), *settings = arguments.get(1);
+    const double correction =
+        std::sqrt(1 - static_cast<double>(numbers[2])) / (1 - static_cast<double>(numbers[1]));
+    const int first = 2, parameters = (count - first - 1) / 4;
+    std::vector<adam::Parameter> all;
+    for (int i = 0; i < parameters; ++i) {
+      const auto tensor = [&](int group) { return arguments.get(first + group * parameters + i); };
+      const int64_t* sides = shapes[first + i];
+      const size_t size = std::accumulate(sides, sides + ranks[first + i], size_t{1},
+                                          [](size_t a, int64_t b) { return a * b; });
+      all.push_back({size, tensor(0), tensor(1), tensor(2), tensor(3), settings[3 + i]});
+    }
+    adam::step(shared.pool,
+               {static_cast<float>(numbers[0] * correction), settings[0], settings[1], settings[2]},
+               all);
+    *arguments.get(count - 1) = 0;
   });
 }
 

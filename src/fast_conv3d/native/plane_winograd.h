@@ -241,9 +241,8 @@ void write_image(const Block& block, const Layout& layout, const Shape& shape, c
 
 // The tile of the micro-kernel, in registers: KB output channels by VB registers along z.
 template <int KB>
-constexpr int kVB = (kRegisterFloats == 16 ? 24 : 8) / KB > 12
-                        ? 12
-                        : (kRegisterFloats == 16 ? 24 : 8) / KB;
+constexpr int kVB =
+    (kRegisterFloats == 16 ? 24 : 8) / KB > 12 ? 12 : (kRegisterFloats == 16 ? 24 : 8) / KB;
 
 // Transforms the weights to [point][group of up to 4 output channels][c][dz][channel of the group].
 inline void pack_weights(ThreadPool& pool, const Weights& weights, float* packed) {

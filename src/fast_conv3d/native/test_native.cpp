@@ -474,7 +474,7 @@ double dot(const Doubles& a, const Doubles& b) {
 // The reference's gradients against finite differences, each along one random direction.
 void test_reference(const UnitCase& c, const Values& values, const Doubles& d_out) {
   const Values gradients = Reference(c, values, true, &d_out).gradients;
-  const auto along = [&](const char* field, Doubles Values::*member, bool wanted) {
+  const auto along = [&](const char* field, Doubles Values::* member, bool wanted) {
     if (!wanted) return;
     constexpr double kStep = 1e-6;
     const Doubles direction = random_values((values.*member).size());
