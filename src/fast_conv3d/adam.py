@@ -22,6 +22,9 @@ class FusedAdam(nn.Adam):
         BuildError: the native library cannot be built here.
     """
 
+    beta1_power: ms.Tensor
+    beta2_power: ms.Tensor
+
     def __init__(self, groups: list[dict], rates: ms.Tensor) -> None:
         super().__init__(groups, rates)
         given = self.weight_decay  # a number for each parameter, or for all
