@@ -40,6 +40,7 @@ from benchmarks.volume import volume_size, write_volume
 from benchmarks.vs_pytorch import network_of
 from src.config import PRESETS
 from src.fast_conv3d import build
+from src.fast_conv3d.protocol import PLAIN_CHANNELS
 from src.utils.command_line import run
 from src.utils.errors import DataError, UsageError
 from src.utils.files import write_files
@@ -53,9 +54,7 @@ MATRIX_SIDE = 2048
 
 # Kernel, a function of the native code in any of its namespaces -> part of a convolution, in the
 # forward operators and in backward.
-FORWARD_PARTS = dict.fromkeys(
-    ("convolve", "conv_few_input", "conv_few_output", "conv_down2", "conv_up2"), PARTS[0]
-)
+FORWARD_PARTS = dict.fromkeys(("convolve", "conv_down2", "conv_up2"), PARTS[0])
 BACKWARD_PARTS = {**dict.fromkeys(FORWARD_PARTS, PARTS[1]), "weight_gradient": PARTS[2]}
 STATISTICS, PASS, PASS_BACK = "statistics", "norm, ELU, sum, concatenation", "the same, backward"
 PASSES = {
@@ -234,9 +233,12 @@ def shape_of(layer: Layer) -> tuple[int, ...]:
 def flops_of(layer: Layer) -> float:
     """Floating-point operations of any part of a convolution of one volume, see the module."""
     filters = layer.in_channels * layer.out_channels
-    if layer.kind == "conv5" and min(layer.in_channels, layer.out_channels) > 2:
-        tiles = np.prod([-(-side // TILE) for side in layer.sides])
-        return float(2 * filters * tiles * POINTS**3)
+    if layer.kind == "conv5":
+        tiles_x, tiles_y, tiles_z = (-(-side // TILE) for side in layer.sides)
+        if min(layer.in_channels, layer.out_channels) > PLAIN_CHANNELS:
+            return float(2 * filters * tiles_x * tiles_y * tiles_z * POINTS**3)
+        taps_and_z = layer.kernel * layer.sides[2]  # direct sums along z
+        return float(2 * filters * tiles_x * tiles_y * POINTS**2 * taps_and_z)
     sides = [side // 2 for side in layer.sides] if layer.kind == "down" else layer.sides
     return float(2 * filters * np.prod(sides) * layer.kernel**3)
 
@@ -277,7 +279,7 @@ def kind_of(operator: Record) -> str:
     out_channels, in_channels = operator.shape[3:]
     if in_channels == 1:
         return FIRST
-    if not operator.name.startswith("unit_"):
+    if out_channels == 2:
         return HEAD
     return CONV5 if out_channels == in_channels else CONV2
 

@@ -738,33 +738,11 @@ inline void norm_backward(const PostOps& post_ops, const BackwardTensors& tensor
   }
 }
 
-// Computes the gradients in training, where mean and variance depend on y (null without norm).
-// `out` is only read if post_ops.backward_reads_out(). `split` is memory of the size of y, which is
-// only used if post_ops.interleaves().
-inline void post_ops_backward(ThreadPool& pool, const PostOps& post_ops, const float* y,
-                              const float* out, const double* mean, const double* variance,
-                              const float* d_out, float* split, const PostOpsGradients& gradients) {
+// post_ops_backward where y and the skip are not interleaved in out.
+inline void separate_backward(ThreadPool& pool, const PostOps& post_ops,
+                              const BackwardTensors& tensors, const PostOpsGradients& gradients) {
   const Shape& shape = post_ops.shape;
   const bool has_norm = post_ops.gamma != nullptr;
-  assert(shape.valid() && y != nullptr && d_out != nullptr);
-  assert(!has_norm || (mean != nullptr && variance != nullptr));
-  assert(!post_ops.backward_reads_out() || out != nullptr);
-  if (post_ops.interleaves()) {
-    assert(!post_ops.backward_reads_out() && split != nullptr);
-    split_gradient(pool, post_ops, d_out, split, gradients.skip);
-    PostOps own = post_ops;
-    own.skip = nullptr;
-    PostOpsGradients own_gradients = gradients;
-    own_gradients.skip = nullptr;
-    return post_ops_backward(pool, own, y, out, mean, variance, split, nullptr, own_gradients);
-  }
-  // These read d_out, so they come before anything that may overwrite it.
-  if (post_ops.skip != nullptr && gradients.skip != nullptr)
-    concat_backward(pool, post_ops, d_out, gradients.skip);
-  if (post_ops.residual_is_volume && gradients.residual != nullptr)
-    volume_backward(pool, post_ops, y, mean, variance, d_out, gradients.residual);
-  const BackwardTensors tensors{
-      y, out, d_out, mean, variance, post_ops.residual_is_volume ? nullptr : gradients.residual};
   std::vector<GradientSums> chunk_sums(chunk_count(shape));
   for_each_chunk(pool, shape, Order::kBackwards, [&](const Chunk& chunk) {
     chunk_sums[chunk.index] =
@@ -775,6 +753,31 @@ inline void post_ops_backward(ThreadPool& pool, const PostOps& post_ops, const f
   for_each_chunk(pool, shape, Order::kForwards, [&](const Chunk& chunk) {
     norm_backward(post_ops, tensors, terms, chunk, gradients.y);
   });
+}
+
+// Computes the gradients in training, where mean and variance depend on y (null without norm).
+// `out` is only read if post_ops.backward_reads_out(). `split` is memory of the size of y, which is
+// only used if post_ops.interleaves().
+inline void post_ops_backward(ThreadPool& pool, const PostOps& post_ops, const float* y,
+                              const float* out, const double* mean, const double* variance,
+                              const float* d_out, float* split, const PostOpsGradients& gradients) {
+  assert(post_ops.shape.valid() && y != nullptr && d_out != nullptr);
+  assert(post_ops.gamma == nullptr || (mean != nullptr && variance != nullptr));
+  assert(!post_ops.backward_reads_out() || out != nullptr);
+  float* const d_residual = post_ops.residual_is_volume ? nullptr : gradients.residual;
+  if (post_ops.interleaves()) {
+    assert(!post_ops.backward_reads_out() && split != nullptr);
+    split_gradient(pool, post_ops, d_out, split, gradients.skip);
+    PostOps own = post_ops;
+    own.skip = nullptr;
+    return separate_backward(pool, own, {y, out, split, mean, variance, d_residual}, gradients);
+  }
+  // These read d_out, so they come before anything that may overwrite it.
+  if (post_ops.skip != nullptr && gradients.skip != nullptr)
+    concat_backward(pool, post_ops, d_out, gradients.skip);
+  if (post_ops.residual_is_volume && gradients.residual != nullptr)
+    volume_backward(pool, post_ops, y, mean, variance, d_out, gradients.residual);
+  separate_backward(pool, post_ops, {y, out, d_out, mean, variance, d_residual}, gradients);
 }
 
 }  // namespace fast_conv3d
