@@ -29,59 +29,97 @@ namespace plane {
 
 // Channels are transformed in chunks, whose intermediate results fit in an L2 cache.
 constexpr int kChunk = kLanes;
+constexpr size_t kBlockFloats = 160 * 1024;  // of all intermediate results
+
 inline int chunks_of(int channels) { return ceil_div(channels, kChunk); }
-inline int chunk_channels(int channels, int chunk) {
-  return std::min(kChunk, channels - chunk * kChunk);
-}
+
+// Channels [first, first + count).
+struct Channels {
+  int first, count;
+
+  static Channels chunk(int channels, int number) {
+    return {number * kChunk, std::min(kChunk, channels - number * kChunk)};
+  }
+};
 
 // The columns that an item of work computes: one along x, `tiles` neighbours along y.
 struct Block {
   int image, x, y, tiles;
-
-  int out_rows() const { return kOutputs * tiles; }
 };
 
-// The layout of a block's intermediate results, all in [channel][row][z]. Rows of `values` begin
-// with 16 zeros, which pad the row and the one before it.
-struct Layout {
-  int tiles;   // of the largest block
-  int groups;  // Vecs of a row
-
-  size_t row() const { return static_cast<size_t>(groups) * kLanes; }
-  size_t padded_row() const { return row() + kLanes; }
-  // Floats between the points of each array, for a number of channels.
-  size_t after_x(int channels, int rows) const { return channels * rows * row() + kPad; }
-  size_t values(int channels) const { return channels * tiles * padded_row() + kLanes; }
-  size_t products(int channels) const { return channels * tiles * row() + kPad; }
-  size_t after_y(int channels) const { return channels * kOutputs * tiles * row() + kPad; }
+// How a volume is split: tiles of a block, Vecs of a row along z.
+struct Split {
+  int tiles, groups;
 };
 
-constexpr size_t kBlockFloats = 160 * 1024;  // intermediate results: most of an L2 cache
+// ------------------------------------------------------------------------------------ scratch
 
-inline Layout layout_of(const Shape& in, int out_channels) {
-  const int tiles_y = ceil_div(in.y, kOutputs);
-  Layout layout{1, ceil_div(in.z, kLanes)};
-  const int chunk = std::min(in.channels, kChunk);
-  const auto floats = [&](int tiles) {
-    const int rows = InputTransform::extent(tiles);
-    const Layout larger{tiles, layout.groups};
-    const int planes = in.channels > kChunk ? kPoints : 1;
-    return kPoints * (larger.after_x(chunk, rows) + larger.values(chunk) +
-                      planes * larger.products(out_channels) + larger.after_y(out_channels));
-  };
-  while (layout.tiles < tiles_y && floats(layout.tiles + 1) <= kBlockFloats) ++layout.tiles;
-  // Blocks of nearly equal size.
-  layout.tiles = ceil_div(tiles_y, ceil_div(tiles_y, layout.tiles));
-  return layout;
+// A view of rows [point][channel][tile][group along z] that begin with 16 zeros, which pad the row
+// and the one before it.
+inline View<4> padded_rows(ScratchParts& parts, int channels, const Split& split) {
+  const size_t row = static_cast<size_t>(split.groups + 1) * kLanes;
+  const size_t point = channels * split.tiles * row + kLanes;  // the last row is padded, too
+  float* data = parts.take(kPoints * point);
+  return {data == nullptr ? nullptr : data + kLanes,
+          {kPoints, channels, split.tiles, split.groups},
+          {point, split.tiles * row, row, kLanes}};
+}
+inline void write_padding(const View<4>& values) {
+  for (int point = 0; point < values.size(0); ++point)
+    for (int row = 0; row <= values.size(1) * values.size(2); ++row)
+      store(values.data() + point * values.stride(0) + row * values.stride(2) - kLanes, zero());
 }
 
-inline std::vector<Block> blocks_of(const Shape& shape, const Layout& layout) {
+// Scratch for the transform of a chunk of channels.
+template <typename Transform>
+struct TransformScratch {
+  View<4> after_x, values;  // [point][channel][row][group], see padded_rows
+  View<1> zeros;            // a row of voxels outside the volume
+
+  TransformScratch(ScratchParts& parts, const Shape& shape, const Split& split)
+      : after_x(parts.take<4>({kPoints, std::min(shape.channels, kChunk),
+                               Transform::extent(split.tiles), split.groups},
+                              1)),
+        values(padded_rows(parts, std::min(shape.channels, kChunk), split)),
+        zeros(parts.take<1>({shape.z + kLanes})) {
+    if (zeros.data() != nullptr) std::fill_n(zeros.data(), zeros.floats(), 0.f);
+    if (values.data() != nullptr) write_padding(values);
+  }
+};
+
+// Scratch for a block of the convolution. With several chunks the products of all points add up.
+struct ConvolutionScratch {
+  TransformScratch<InputTransform> input;
+  View<4> products, after_y;  // [point][channel][tile or row][group]
+
+  ConvolutionScratch(ScratchParts& parts, const Shape& in, int out_channels, const Split& split)
+      : input(parts, in, split),
+        products(parts.take<4>(
+            {in.channels > kChunk ? kPoints2 : kPoints, out_channels, split.tiles, split.groups},
+            1)),
+        after_y(parts.take<4>({kPoints, out_channels, kOutputs * split.tiles, split.groups}, 1)) {}
+};
+
+inline Split split_of(const Shape& in, int out_channels) {
+  const int tiles_y = ceil_div(in.y, kOutputs);
+  Split split{1, ceil_div(in.z, kLanes)};
+  const auto floats = [&](int tiles) {
+    ScratchParts parts;
+    ConvolutionScratch(parts, in, out_channels, {tiles, split.groups});
+    return parts.used();
+  };
+  while (split.tiles < tiles_y && floats(split.tiles + 1) <= kBlockFloats) ++split.tiles;
+  split.tiles = ceil_div(tiles_y, ceil_div(tiles_y, split.tiles));  // nearly equal blocks
+  return split;
+}
+
+inline std::vector<Block> blocks_of(const Shape& shape, const Split& split) {
   const int tiles_y = ceil_div(shape.y, kOutputs);
   std::vector<Block> blocks;
   for (int image = 0; image < shape.batch; ++image)
     for (int x = 0; x < ceil_div(shape.x, kOutputs); ++x)
-      for (int y = 0; y < tiles_y; y += layout.tiles)
-        blocks.push_back({image, x, y, std::min(layout.tiles, tiles_y - y)});
+      for (int y = 0; y < tiles_y; y += split.tiles)
+        blocks.push_back({image, x, y, std::min(split.tiles, tiles_y - y)});
   return blocks;
 }
 
@@ -89,150 +127,133 @@ inline std::vector<Block> blocks_of(const Shape& shape, const Layout& layout) {
 
 // The rows of planes that one row of a block depends on; `zeros` outside the volume.
 template <typename Transform>
-void source_rows(const float* channel, const Shape& shape, const Block& block, int row,
+void source_rows(const ConstView<4>& image, int index, const Block& block, int row,
                  const float* zeros, const float* (&rows)[Transform::kSize]) {
-  const size_t row_floats = static_cast<size_t>(shape.z) * shape.voxel_floats();
   const int y = kOutputs * block.y - Transform::kPadding + row;
   for (int j = 0; j < Transform::kSize; ++j) {
     const int x = kOutputs * block.x - Transform::kPadding + j;
-    const bool inside = x >= 0 && x < shape.x && y >= 0 && y < shape.y;
-    rows[j] = inside ? channel + (static_cast<size_t>(x) * shape.y + y) * row_floats : zeros;
+    const bool inside = x >= 0 && x < image.size(1) && y >= 0 && y < image.size(2);
+    rows[j] = inside ? image(index, x, y, 0) : zeros;
   }
 }
 
-// Along x: a chunk of the channels of an image -> after_x[point][channel][row][z].
+// The transform along x of rows of 16 channels, from voxel z on: [point][channel] in `out`.
 template <typename Transform>
-void along_x(const float* image, const Shape& shape, int chunk, const Block& block,
-             const Layout& layout, const float* zeros, float* after_x) {
-  const int rows = Transform::extent(block.tiles);
-  const int channels = chunk_channels(shape.channels, chunk);
-  const size_t point_stride =
-      layout.after_x(std::min(shape.channels, kChunk), Transform::extent(layout.tiles));
-  const size_t channel_stride = rows * layout.row();
-  const float* first = image + chunk * (shape.plain ? kChunk : 1) * shape.block_floats();
-  for (int index = 0; index < (shape.plain ? channels : 1); ++index)
-    for (int row = 0; row < rows; ++row) {
-      const float* sources[Transform::kSize];
-      source_rows<Transform>(first + index * shape.block_floats(), shape, block, row, zeros,
-                             sources);
-      for (int group = 0; group < layout.groups; ++group) {
+void transform_blocked(const float* const (&rows)[Transform::kSize], int z, int size,
+                       Vec (&out)[kPoints][kLanes]) {
+  for (int i = 0; i < kLanes; ++i) {
+    Vec in[Transform::kSize], points[kPoints];
+    for (int j = 0; j < Transform::kSize; ++j)
+      in[j] = z + i < size ? load(rows[j] + (z + i) * kLanes) : zero();
+    Transform::transform(in, points);
+    for (int point = 0; point < kPoints; ++point) out[point][i] = points[point];
+  }
+  for (int point = 0; point < kPoints; ++point) transpose_lanes(out[point]);
+}
+
+// Along x: some channels of an image -> after_x.
+template <typename Transform>
+void along_x(const ConstView<4>& image, const Shape& shape, const Channels& channels,
+             const Block& block, const TransformScratch<Transform>& scratch) {
+  const View<4>& after_x = scratch.after_x;
+  const int first = channels.first / shape.block_channels();
+  for (int index = 0; index < (shape.plain ? channels.count : 1); ++index)
+    for (int row = 0; row < Transform::extent(block.tiles); ++row) {
+      const float* rows[Transform::kSize];
+      source_rows<Transform>(image, first + index, block, row, scratch.zeros.data(), rows);
+      for (int group = 0; group < after_x.size(3); ++group) {
         const int z = group * kLanes;
-        float* target = after_x + row * layout.row() + z;
-        Vec in[Transform::kSize], out[kPoints];
         if (shape.plain) {
-          for (int j = 0; j < Transform::kSize; ++j) in[j] = load_row(sources[j], z, shape.z);
+          Vec in[Transform::kSize], out[kPoints];
+          for (int j = 0; j < Transform::kSize; ++j) in[j] = load_row(rows[j], z, shape.z);
           Transform::transform(in, out);
-          store_all(target + index * channel_stride, point_stride, out);
+          store_all(after_x(0, index, row, group), after_x.stride(0), out);
           continue;
         }
-        Vec voxels[kPoints][kLanes];
-        for (int i = 0; i < kLanes; ++i) {
-          for (int j = 0; j < Transform::kSize; ++j)
-            in[j] = z + i < shape.z ? load(sources[j] + (z + i) * kLanes) : zero();
-          Transform::transform(in, out);
-          for (int point = 0; point < kPoints; ++point) voxels[point][i] = out[point];
-        }
-        for (int point = 0; point < kPoints; ++point) {
-          transpose_lanes(voxels[point]);
-          for (int lane = 0; lane < channels; ++lane)
-            store(target + point * point_stride + lane * channel_stride, voxels[point][lane]);
-        }
+        Vec out[kPoints][kLanes];
+        transform_blocked<Transform>(rows, z, shape.z, out);
+        float* target = after_x(0, 0, row, group);
+        for (int point = 0; point < kPoints; ++point)
+          for (int lane = 0; lane < channels.count; ++lane)
+            store(target + point * after_x.stride(0) + lane * after_x.stride(1), out[point][lane]);
       }
     }
 }
 
-// Along y: one point of after_x -> values[point][channel][tile][16 + z].
+// Along y: one point of after_x, [channel][row][group] -> values.
 template <typename Transform>
-void along_y(int channels, size_t point_stride, const Block& block, const Layout& layout,
-             const float* after_x, float* values) {
-  const int rows = Transform::extent(block.tiles);
-  for (int channel = 0; channel < channels; ++channel)
-    for (int tile = 0; tile < block.tiles; ++tile) {
-      const float* source =
-          after_x + (static_cast<size_t>(channel) * rows + kOutputs * tile) * layout.row();
-      float* target = values +
-                      (static_cast<size_t>(channel) * layout.tiles + tile) * layout.padded_row() +
-                      kLanes;
-      for (size_t z = 0; z < layout.row(); z += kLanes) {
+void along_y(const Channels& channels, const Block& block, const ConstView<3>& after_x,
+             const View<4>& values) {
+  for (int channel = 0; channel < channels.count; ++channel)
+    for (int tile = 0; tile < block.tiles; ++tile)
+      for (int group = 0; group < after_x.size(2); ++group) {
         Vec in[Transform::kSize], out[kPoints];
-        load_all(source + z, layout.row(), in);
+        load_all(after_x(channel, kOutputs * tile, group), after_x.stride(1), in);
         Transform::transform(in, out);
-        store_all(target + z, point_stride, out);
+        store_all(values(0, channel, tile, group), values.stride(0), out);
       }
-    }
 }
 
-// Writes the zeros that pad the rows of `values`.
-inline void pad_values(int channels, const Layout& layout, float* values) {
-  for (int point = 0; point < kPoints; ++point)
-    for (int row = 0; row <= channels * layout.tiles; ++row)
-      store(values + point * layout.values(channels) + row * layout.padded_row(), zero());
-}
-
-// The output transform along y: products[point][channel][tile][z] -> after_y[channel][row][z].
-inline void output_along_y(int channels, const Block& block, const Layout& layout,
-                           const float* products, float* after_y) {
-  const size_t point_stride = layout.products(channels);
-  for (int channel = 0; channel < channels; ++channel)
-    for (int tile = 0; tile < block.tiles; ++tile) {
-      const size_t row = static_cast<size_t>(channel) * layout.tiles + tile;
-      for (size_t z = 0; z < layout.row(); z += kLanes) {
+// The output transform along y: products of the 8 points from `first_point` on -> one point of
+// after_y, [channel][row][group].
+inline void output_along_y(const Block& block, const ConstView<4>& products, int first_point,
+                           const View<3>& after_y) {
+  for (int channel = 0; channel < products.size(1); ++channel)
+    for (int tile = 0; tile < block.tiles; ++tile)
+      for (int group = 0; group < products.size(3); ++group) {
         Vec in[kPoints], out[kOutputs];
-        load_all(products + row * layout.row() + z, point_stride, in);
+        load_all(products(first_point, channel, tile, group), products.stride(0), in);
         transform_output(in, out);
-        store_all(after_y + kOutputs * row * layout.row() + z, layout.row(), out);
+        store_all(after_y(channel, kOutputs * tile, group), after_y.stride(1), out);
       }
-    }
 }
 
 // The output transform along x of one channel, row and group along z: planes of 16 voxels.
-FC3D_INLINE void output_along_x(const float* after_y, size_t point_stride, Vec (&out)[kOutputs]) {
+FC3D_INLINE void output_along_x(const ConstView<4>& after_y, int channel, int row, int group,
+                                Vec (&out)[kOutputs]) {
   Vec in[kPoints];
-  load_all(after_y, point_stride, in);
+  load_all(after_y(0, channel, row, group), after_y.stride(0), in);
   transform_output(in, out);
 }
 
-// after_y[point][channel][row][z] -> the image, through `epilogue`.
+// The same of 16 channels from `first` on: planes of 16 voxels, with zeros past the last channel.
+inline void output_blocked(const ConstView<4>& after_y, int first, int row, int group,
+                           Vec (&voxels)[kOutputs][kLanes]) {
+  for (int lane = 0; lane < kLanes; ++lane) {
+    Vec out[kOutputs] = {zero(), zero(), zero(), zero()};
+    if (first + lane < after_y.size(1)) output_along_x(after_y, first + lane, row, group, out);
+    for (int x = 0; x < kOutputs; ++x) voxels[x][lane] = out[x];
+  }
+  for (int x = 0; x < kOutputs; ++x) transpose_lanes(voxels[x]);
+}
+
+// after_y -> the image, through `epilogue`.
 template <typename Epilogue>
-void write_image(const Block& block, const Layout& layout, const Shape& shape, const float* after_y,
-                 const Epilogue& epilogue, float* image) {
-  const size_t point_stride = layout.after_y(shape.channels);
-  const size_t channel_stride = kOutputs * layout.tiles * layout.row();
-  const int planes = std::min(kOutputs, shape.x - kOutputs * block.x);
-  const int rows = std::min(block.out_rows(), shape.y - kOutputs * block.y);
-  const size_t plane_voxels = static_cast<size_t>(shape.y) * shape.z;
+void write_image(const Block& block, const Shape& shape, const ConstView<4>& after_y,
+                 const Epilogue& epilogue, const View<4>& image) {
+  const int first_x = kOutputs * block.x, first_y = kOutputs * block.y;
+  const int planes = std::min(kOutputs, shape.x - first_x);
+  const int rows = std::min(kOutputs * block.tiles, shape.y - first_y);
   for (int index = 0; index < shape.blocks(); ++index)
     for (int row = 0; row < rows; ++row)
-      for (int z = 0; z < shape.z; z += kLanes) {
-        const size_t first_voxel =
-            (static_cast<size_t>(kOutputs * block.x) * shape.y + kOutputs * block.y + row) *
-                shape.z +
-            z;
-        const float* source = after_y + row * layout.row() + z;
-        float* target = image + index * shape.block_floats();
-        if (shape.plain) {
-          Vec out[kOutputs];
-          output_along_x(source + index * channel_stride, point_stride, out);
-          for (int x = 0; x < planes; ++x) {
-            const size_t voxel = first_voxel + x * plane_voxels;
-            store_row(target + voxel - z, z, shape.z, epilogue(out[x], block.image, index, voxel));
-          }
-          continue;
-        }
-        const int channels = std::min(kLanes, shape.channels - index * kLanes);
-        Vec voxels[kOutputs][kLanes];
-        for (int lane = 0; lane < kLanes; ++lane) {
-          Vec out[kOutputs];
-          if (lane < channels)
-            output_along_x(source + (index * kLanes + lane) * channel_stride, point_stride, out);
-          for (int x = 0; x < kOutputs; ++x) voxels[x][lane] = lane < channels ? out[x] : zero();
-        }
+      for (int group = 0; group < after_y.size(3); ++group) {
+        const int z = group * kLanes;
+        Vec plain[kOutputs], voxels[kOutputs][kLanes];
+        if (shape.plain)
+          output_along_x(after_y, index, row, group, plain);
+        else
+          output_blocked(after_y, index * kLanes, row, group, voxels);
         for (int x = 0; x < planes; ++x) {
-          transpose_lanes(voxels[x]);
-          for (int i = 0; i < std::min(kLanes, shape.z - z); ++i) {
-            const size_t voxel = first_voxel + x * plane_voxels + i;
-            store(target + voxel * kLanes, epilogue(voxels[x][i], block.image, index, voxel));
+          const size_t voxel =
+              (static_cast<size_t>(first_x + x) * shape.y + first_y + row) * shape.z + z;
+          float* target = image(index, first_x + x, first_y + row, z);
+          if (shape.plain) {
+            store_first(target, std::min(kLanes, shape.z - z),
+                        epilogue(plain[x], block.image, index, voxel));
+            continue;
           }
+          for (int i = 0; i < std::min(kLanes, shape.z - z); ++i)
+            store(target + i * kLanes, epilogue(voxels[x][i], block.image, index, voxel + i));
         }
       }
 }
@@ -282,7 +303,7 @@ inline void pack_weights(ThreadPool& pool, const Weights& weights, float* packed
 
 // products[KB][VB] (+)= sum over c and dz of weights[c][dz][KB] * values[c][VB + dz].
 template <int KB, int VB>
-void multiply_kernel(const float* values, const size_t* offsets, size_t channel_stride,
+void multiply_kernel(const float* values, const ptrdiff_t* offsets, size_t channel_stride,
                      int channels, const float* weights, bool accumulate, float* products,
                      size_t product_stride) {
   Register sum[KB][VB];
@@ -323,7 +344,7 @@ constexpr std::array<MultiplyKernel, kVB<KB>> multiply_kernels(
 }
 
 template <int KB>
-void multiply_group(int registers, const float* values, const size_t* offsets,
+void multiply_group(int registers, const float* values, const ptrdiff_t* offsets,
                     size_t channel_stride, int channels, const float* weights, bool accumulate,
                     float* products, size_t product_stride) {
   static constexpr auto kKernels = multiply_kernels<KB>(std::make_integer_sequence<int, kVB<KB>>());
@@ -335,31 +356,29 @@ void multiply_group(int registers, const float* values, const size_t* offsets,
   }
 }
 
-// Where the registers of a block's rows lie in a channel of `values`, from its first tap on.
-inline std::vector<size_t> register_offsets(const Layout& layout) {
-  std::vector<size_t> offsets;
-  for (int tile = 0; tile < layout.tiles; ++tile)
-    for (size_t z = 0; z < layout.row(); z += kRegisterFloats)
-      offsets.push_back(tile * layout.padded_row() + kLanes - kTaps / 2 + z);
+// Where the registers of a block's rows, at the first tap along z, lie in a channel of `values`.
+inline std::vector<ptrdiff_t> register_offsets(const View<4>& values) {
+  std::vector<ptrdiff_t> offsets;
+  for (int tile = 0; tile < values.size(2); ++tile)
+    for (int z = 0; z < values.size(3) * kLanes; z += kRegisterFloats)
+      offsets.push_back(static_cast<ptrdiff_t>(tile * values.stride(2)) + z - kTaps / 2);
   return offsets;
 }
 
-// The products of one point with a chunk of the input channels, for all tiles and output channels
-// of a block. They are added to those of the chunks before.
-inline void multiply_point(const Block& block, const Layout& layout, const Weights& weights,
-                           int chunk, const float* packed, const std::vector<size_t>& offsets,
-                           const float* values, float* products) {
-  const size_t channel_stride = layout.tiles * layout.padded_row();
-  const size_t product_stride = layout.tiles * layout.row();
-  const int registers = static_cast<int>(block.tiles * layout.row() / kRegisterFloats);
+// The products of one point with some input channels, for all tiles and output channels of a block.
+// They are added to those of the channels before. values and products are [channel][tile][group].
+inline void multiply_point(const Block& block, const Weights& weights, const Channels& channels,
+                           const float* packed, const std::vector<ptrdiff_t>& offsets,
+                           const ConstView<3>& values, const View<3>& products) {
+  constexpr decltype(&multiply_group<1>) kGroups[] = {multiply_group<1>, multiply_group<2>,
+                                                      multiply_group<3>, multiply_group<4>};
+  const int registers = block.tiles * products.size(2) * kParts;
   for (int k = 0; k < weights.k_count; k += 4) {
-    constexpr decltype(&multiply_group<1>) kGroups[] = {multiply_group<1>, multiply_group<2>,
-                                                        multiply_group<3>, multiply_group<4>};
     const int group = std::min(4, weights.k_count - k);
     kGroups[group - 1](
-        registers, values, offsets.data(), channel_stride, chunk_channels(weights.c_count, chunk),
-        packed + (static_cast<size_t>(k) * weights.c_count + chunk * kChunk * group) * kTaps,
-        chunk > 0, products + k * product_stride, product_stride);
+        registers, values.data(), offsets.data(), values.stride(0), channels.count,
+        packed + (static_cast<size_t>(k) * weights.c_count + channels.first * group) * kTaps,
+        channels.first > 0, products(k, 0, 0), products.stride(0));
   }
 }
 
@@ -373,80 +392,69 @@ void convolve(ThreadPool& pool, Workspace& workspace, const Shape& in, const flo
               const Weights& weights, const Shape& out, float* y, const Epilogue& epilogue) {
   assert(in.valid() && weights.c_count == in.channels && weights.k_count == out.channels);
   assert(x != nullptr && weights.data != nullptr && y != nullptr);
-  const Layout layout = layout_of(in, out.channels);
-  const std::vector<Block> blocks = blocks_of(in, layout);
-  const std::vector<size_t> offsets = register_offsets(layout);
+  const Split split = split_of(in, out.channels);
+  const std::vector<Block> blocks = blocks_of(in, split);
   const size_t point_weights = static_cast<size_t>(out.channels) * in.channels * kTaps;
   float* packed = workspace.shared.get(kPoints2 * point_weights);
   pack_weights(pool, weights, packed);
-
-  const int chunks = chunks_of(in.channels), channels = std::min(in.channels, kChunk);
-  const size_t zeros_floats = static_cast<size_t>(in.z + kLanes) * kLanes;
-  const size_t x_stride = layout.after_x(channels, InputTransform::extent(layout.tiles));
-  const size_t value_stride = layout.values(channels);
-  const size_t product_stride = layout.products(out.channels);
-  const size_t plane_products = kPoints * product_stride;  // of one px; all px if they accumulate
-  const size_t y_stride = layout.after_y(out.channels);
   pool.for_each(static_cast<int>(blocks.size()), [&](int item, int thread) {
     const Block& block = blocks[item];
-    float* zeros = workspace.per_thread[thread].get(zeros_floats +
-                                                    kPoints * (x_stride + value_stride + y_stride) +
-                                                    (chunks > 1 ? kPoints : 1) * plane_products);
-    float* after_x = zeros + zeros_floats;
-    float* values = after_x + kPoints * x_stride;
-    float* after_y = values + kPoints * value_stride;
-    float* all_products = after_y + kPoints * y_stride;
-    std::fill(zeros, zeros + zeros_floats, 0.f);
-    pad_values(channels, layout, values);
+    const auto scratch =
+        lay_out<ConvolutionScratch>(workspace.per_thread[thread], in, out.channels, split);
+    const auto& [input, products, after_y] = scratch;
+    const std::vector<ptrdiff_t> offsets = register_offsets(input.values);
+    const int chunks = chunks_of(in.channels);
     for (int chunk = 0; chunk < chunks; ++chunk) {
-      along_x<InputTransform>(x + block.image * in.image_floats(), in, chunk, block, layout, zeros,
-                              after_x);
+      const Channels channels = Channels::chunk(in.channels, chunk);
+      along_x<InputTransform>(image_view(x, in, block.image), in, channels, block, input);
       for (int px = 0; px < kPoints; ++px) {
-        float* products = all_products + (chunks > 1 ? px : 0) * plane_products;
-        along_y<InputTransform>(chunk_channels(in.channels, chunk), value_stride, block, layout,
-                                after_x + px * x_stride, values);
+        const int first_point = chunks > 1 ? px * kPoints : 0;
+        along_y<InputTransform>(channels, block, input.after_x[px], input.values);
         for (int py = 0; py < kPoints; ++py)
-          multiply_point(block, layout, weights, chunk,
-                         packed + (px * kPoints + py) * point_weights, offsets,
-                         values + py * value_stride, products + py * product_stride);
-        if (chunk == chunks - 1)
-          output_along_y(out.channels, block, layout, products, after_y + px * y_stride);
+          multiply_point(block, weights, channels, packed + (px * kPoints + py) * point_weights,
+                         offsets, input.values[py], products[first_point + py]);
+        if (chunk == chunks - 1) output_along_y(block, products, first_point, after_y[px]);
       }
     }
-    write_image(block, layout, out, after_y, epilogue, y + block.image * out.image_floats());
+    write_image(block, out, after_y, epilogue, image_view(y, out, block.image));
   });
 }
 
 // Output channels of the weight gradient's micro-kernel.
 constexpr int kGradientKB = kRegisterFloats == 16 ? 4 : 2;
 
-// sums[KB][dz] = sum over a block's rows of gradients[KB][z] * values[z + dz], lane by lane.
+// sums[KB][dz] = sum over a block's rows of gradients[KB][z] * values[z + dz], lane by lane. Both
+// are [channel][tile][group] of one layout, from a channel on.
 template <int KB>
-void gradient_kernel(int tiles, const Layout& layout, const float* values, const float* gradients,
-                     size_t channel_stride, float* sums) {
+void gradient_kernel(int tiles, const ConstView<3>& values, const ConstView<3>& gradients, int c,
+                     int k, float* sums) {
   Register sum[KB][kTaps];
 #pragma GCC unroll 8
-  for (int k = 0; k < KB; ++k)
+  for (int i = 0; i < KB; ++i)
 #pragma GCC unroll 5
-    for (int dz = 0; dz < kTaps; ++dz) sum[k][dz] = Register{};
+    for (int dz = 0; dz < kTaps; ++dz) sum[i][dz] = Register{};
+  const float *first_value = values(c, 0, 0) - kTaps / 2, *first_gradient = gradients(k, 0, 0);
+  const size_t tile_stride = values.stride(1), channel_stride = gradients.stride(0);
+  const int row_floats = values.size(2) * kLanes;
   for (int tile = 0; tile < tiles; ++tile)
-    for (size_t z = 0; z < layout.row(); z += kRegisterFloats) {
-      const size_t at = tile * layout.padded_row() + kLanes + z;
-      Register gradient[KB];
+    for (int z = 0; z < row_floats; z += kRegisterFloats) {
+      const float* value = first_value + tile * tile_stride + z;
+      const float* gradient = first_gradient + tile * tile_stride + z;
+      Register row[KB];
 #pragma GCC unroll 8
-      for (int k = 0; k < KB; ++k) gradient[k] = load_register(gradients + k * channel_stride + at);
+      for (int i = 0; i < KB; ++i) row[i] = load_register(gradient + i * channel_stride);
 #pragma GCC unroll 5
       for (int dz = 0; dz < kTaps; ++dz) {
-        const Register value = load_register(values + at + dz - kTaps / 2);
+        const Register shifted = load_register(value + dz);
 #pragma GCC unroll 8
-        for (int k = 0; k < KB; ++k) sum[k][dz] += gradient[k] * value;
+        for (int i = 0; i < KB; ++i) sum[i][dz] += row[i] * shifted;
       }
     }
 #pragma GCC unroll 8
-  for (int k = 0; k < KB; ++k)
+  for (int i = 0; i < KB; ++i)
 #pragma GCC unroll 5
     for (int dz = 0; dz < kTaps; ++dz)
-      store_register(sums + (k * kTaps + dz) * kRegisterFloats, sum[k][dz]);
+      store_register(sums + (i * kTaps + dz) * kRegisterFloats, sum[i][dz]);
 }
 
 // totals[i] += the sum of the lanes of register i.
@@ -462,19 +470,17 @@ inline void add_lane_sums(const float* registers, size_t count, float* totals) {
   }
 }
 
-// The weight gradient of one point and block, added to sums[c][k][dz].
-inline void gradient_point(const Block& block, const Layout& layout, int c_count, int k_count,
-                           const float* values, const float* gradients, float* lane_sums,
-                           size_t sum_count, float* sums) {
-  const size_t channel_stride = layout.tiles * layout.padded_row();
+// The weight gradient of one point and block, added to sums[c][k][dz]. lane_sums is scratch.
+inline void gradient_point(const Block& block, int c_count, int k_count, const ConstView<3>& values,
+                           const ConstView<3>& gradients, float* lane_sums, size_t sum_count,
+                           float* sums) {
+  constexpr decltype(&gradient_kernel<1>) kKernels[] = {gradient_kernel<1>, gradient_kernel<2>,
+                                                        gradient_kernel<3>, gradient_kernel<4>};
   float* target = lane_sums;
   for (int c = 0; c < c_count; ++c)
     for (int k = 0; k < k_count; k += kGradientKB) {
       const int count = std::min(kGradientKB, k_count - k);
-      constexpr decltype(&gradient_kernel<1>) kKernels[] = {gradient_kernel<1>, gradient_kernel<2>,
-                                                            gradient_kernel<3>, gradient_kernel<4>};
-      kKernels[count - 1](block.tiles, layout, values + c * channel_stride,
-                          gradients + k * channel_stride, channel_stride, target);
+      kKernels[count - 1](block.tiles, values, gradients, c, k, target);
       target += count * kTaps * kRegisterFloats;
     }
   std::fill(target, lane_sums + sum_count * kRegisterFloats, 0.f);
@@ -483,19 +489,17 @@ inline void gradient_point(const Block& block, const Layout& layout, int c_count
 
 // A pair of chunks of the input and output channels, for the weight gradient.
 struct ChunkPair {
-  int c, k, c_count, k_count;  // first channels, and how many
+  Channels c, k;
 
   ChunkPair(const Shape& in, const Shape& out, int pair)
-      : c(pair / chunks_of(out.channels) * kChunk),
-        k(pair % chunks_of(out.channels) * kChunk),
-        c_count(std::min(kChunk, in.channels - c)),
-        k_count(std::min(kChunk, out.channels - k)) {}
+      : c(Channels::chunk(in.channels, pair / chunks_of(out.channels))),
+        k(Channels::chunk(out.channels, pair % chunks_of(out.channels))) {}
 };
 
 // Gt along y and x: sums[point][c][k][dz] of a pair of chunks -> dw (k, c_total, 5, 5, 5).
 inline void write_gradient(const float* sums, size_t sum_count, const ChunkPair& pair, int c_total,
                            float* dw) {
-  const size_t valid = static_cast<size_t>(pair.c_count) * pair.k_count * kTaps;
+  const size_t valid = static_cast<size_t>(pair.c.count) * pair.k.count * kTaps;
   for (size_t first = 0; first < valid; first += kLanes) {
     Vec after_y[kTaps][kPoints];
     for (int x = 0; x < kPoints; ++x) {
@@ -511,12 +515,40 @@ inline void write_gradient(const float* sums, size_t sum_count, const ChunkPair&
         float values[kLanes];
         store(values, out[x]);
         for (size_t i = first; i < std::min(first + kLanes, valid); ++i) {
-          const size_t dz = i % kTaps, k = pair.k + i / kTaps % pair.k_count;
-          const size_t c = pair.c + i / kTaps / pair.k_count;
+          const size_t dz = i % kTaps, k = pair.k.first + i / kTaps % pair.k.count;
+          const size_t c = pair.c.first + i / kTaps / pair.k.count;
           dw[(k * c_total + c) * kVolumeTaps + (x * kTaps + y) * kTaps + dz] = values[i - first];
         }
       }
     }
+  }
+}
+
+// Scratch for a block of the weight gradient.
+struct GradientScratch {
+  TransformScratch<InputTransform> x;
+  TransformScratch<GradientTransform> y;
+  float* lane_sums;
+
+  GradientScratch(ScratchParts& parts, const Shape& in, const Shape& out, const Split& split,
+                  size_t sum_count)
+      : x(parts, in, split),
+        y(parts, out, split),
+        lane_sums(parts.take(sum_count * kRegisterFloats)) {}
+};
+
+// Adds the gradient of a block to sums[point][c][k][dz].
+inline void add_block(const Block& block, const Shape& in, const float* x, const Shape& out,
+                      const float* dy, const ChunkPair& pair, const GradientScratch& scratch,
+                      size_t sum_count, float* sums) {
+  along_x<InputTransform>(image_view(x, in, block.image), in, pair.c, block, scratch.x);
+  along_x<GradientTransform>(image_view(dy, out, block.image), out, pair.k, block, scratch.y);
+  for (int px = 0; px < kPoints; ++px) {
+    along_y<InputTransform>(pair.c, block, scratch.x.after_x[px], scratch.x.values);
+    along_y<GradientTransform>(pair.k, block, scratch.y.after_x[px], scratch.y.values);
+    for (int py = 0; py < kPoints; ++py)
+      gradient_point(block, pair.c.count, pair.k.count, scratch.x.values[py], scratch.y.values[py],
+                     scratch.lane_sums, sum_count, sums + (px * kPoints + py) * sum_count);
   }
 }
 
@@ -526,59 +558,29 @@ inline void weight_gradient(ThreadPool& pool, Workspace& workspace, const Shape&
   assert(in.valid() && out.valid());
   assert(in.batch == out.batch && in.x == out.x && in.y == out.y && in.z == out.z);
   assert(x != nullptr && dy != nullptr && dw != nullptr);
-  const Layout layout = layout_of(in, std::min(out.channels, kChunk));
-  const std::vector<Block> blocks = blocks_of(in, layout);
+  const Split split = split_of(in, std::min(out.channels, kChunk));
+  const std::vector<Block> blocks = blocks_of(in, split);
   const int pairs = chunks_of(in.channels) * chunks_of(out.channels);
-  const int c_count = std::min(in.channels, kChunk), k_count = std::min(out.channels, kChunk);
-  const size_t sum_count = ceil_div(c_count * k_count * kTaps, kLanes) * size_t{kLanes};
-  const size_t pair_floats = kPoints2 * sum_count;
+  const int most = std::min(in.channels, kChunk) * std::min(out.channels, kChunk) * kTaps;
+  const size_t sum_count = ceil_div(most, kLanes) * size_t{kLanes};
   // Ranges of blocks have their own sums, so that these are short and do not depend on scheduling.
   const int ranges = std::min<int>(std::max(8, 2 * pool.size()), static_cast<int>(blocks.size()));
-  float* all_sums = workspace.shared.get(pairs * ranges * pair_floats);
-
-  const size_t zeros_floats = static_cast<size_t>(in.z + kLanes) * kLanes;
-  const size_t x_stride = layout.after_x(c_count, InputTransform::extent(layout.tiles));
-  const size_t dy_stride = layout.after_x(k_count, GradientTransform::extent(layout.tiles));
-  const size_t value_stride = layout.values(c_count), gradient_stride = layout.values(k_count);
+  const PartSums sums{ranges, kPoints2 * sum_count};
+  float* all_sums = workspace.shared.get(pairs * ranges * sums.floats);
   pool.for_each(pairs * ranges, [&](int item, int thread) {
-    const int pair = item / ranges, range = item % ranges;
-    const ChunkPair chunks(in, out, pair);
-    float* zeros = workspace.per_thread[thread].get(
-        zeros_floats + kPoints * (x_stride + dy_stride + value_stride + gradient_stride) +
-        sum_count * kRegisterFloats);
-    float* x_after_x = zeros + zeros_floats;
-    float* dy_after_x = x_after_x + kPoints * x_stride;
-    float* values = dy_after_x + kPoints * dy_stride;
-    float* gradients = values + kPoints * value_stride;
-    float* lane_sums = gradients + kPoints * gradient_stride;
-    float* sums = all_sums + item * pair_floats;
-    std::fill(zeros, zeros + zeros_floats, 0.f);
-    std::fill(sums, sums + pair_floats, 0.f);
-    pad_values(c_count, layout, values);
+    const int range = item % ranges;
+    const auto scratch =
+        lay_out<GradientScratch>(workspace.per_thread[thread], in, out, split, sum_count);
+    float* range_sums = all_sums + item * sums.floats;
+    std::fill_n(range_sums, sums.floats, 0.f);
     const size_t end = blocks.size() * (range + 1) / ranges;
-    for (size_t number = blocks.size() * range / ranges; number < end; ++number) {
-      const Block& block = blocks[number];
-      along_x<InputTransform>(x + block.image * in.image_floats(), in, chunks.c / kChunk, block,
-                              layout, zeros, x_after_x);
-      along_x<GradientTransform>(dy + block.image * out.image_floats(), out, chunks.k / kChunk,
-                                 block, layout, zeros, dy_after_x);
-      for (int px = 0; px < kPoints; ++px) {
-        along_y<InputTransform>(chunks.c_count, value_stride, block, layout,
-                                x_after_x + px * x_stride, values);
-        along_y<GradientTransform>(chunks.k_count, gradient_stride, block, layout,
-                                   dy_after_x + px * dy_stride, gradients);
-        for (int py = 0; py < kPoints; ++py)
-          gradient_point(block, layout, chunks.c_count, chunks.k_count, values + py * value_stride,
-                         gradients + py * gradient_stride, lane_sums, sum_count,
-                         sums + (px * kPoints + py) * sum_count);
-      }
-    }
+    for (size_t number = blocks.size() * range / ranges; number < end; ++number)
+      add_block(blocks[number], in, x, out, dy, ChunkPair(in, out, item / ranges), scratch,
+                sum_count, range_sums);
   });
   pool.for_each(pairs, [&](int pair, int) {
-    float* total = all_sums + static_cast<size_t>(pair) * ranges * pair_floats;
-    for (int range = 1; range < ranges; ++range)
-      for (size_t i = 0; i < pair_floats; i += kLanes)
-        store(total + i, load(total + i) + load(total + range * pair_floats + i));
+    float* total = all_sums + static_cast<size_t>(pair) * ranges * sums.floats;
+    for (size_t i = 0; i < sums.floats; i += kLanes) store(total + i, sums.total(total + i));
     write_gradient(total, sum_count, ChunkPair(in, out, pair), in.channels, dw);
   });
 }

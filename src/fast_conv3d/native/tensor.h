@@ -38,11 +38,12 @@ struct Shape {
   int channel(int block, int lane) const { return plain ? block : block * kLanes + lane; }
 };
 
-// One image of a blocked tensor: [channel block][x][y][z].
+// One image of a tensor: [block][x][y][z], with 16 floats at each place, or one if it is plain.
 template <typename T>
 View<4, T> image_view(T* data, const Shape& shape, int image) {
   return View<4, T>::packed(data + image * shape.image_floats(),
-                            {shape.blocks(), shape.x, shape.y, shape.z});
+                            {shape.blocks(), shape.x, shape.y, shape.z}, 0,
+                            static_cast<size_t>(shape.voxel_floats()));
 }
 
 // Sums of several parts of the work, `floats` apart. They are added in a fixed order.
