@@ -33,12 +33,16 @@ class Painter:
     """Calls functions of `src.report.pictures`; a context manager that ends its processes.
 
     Args:
-        processes: to start at once; 0: this process draws, within `submit`.
+        processes: to start at once; 0, or where none can be started: this process draws, within
+            `submit`.
     """
 
     def __init__(self, processes: int = 0) -> None:
-        self._children = [_Child() for _ in range(processes)]
-        if processes:
+        self._children: list[_Child] = []
+        with suppress(OSError):  # Python may not be executed, or no process be added
+            for _ in range(processes):
+                self._children.append(_Child())
+        if processes := len(self._children):
             self._idle: queue.SimpleQueue[_Child] = queue.SimpleQueue()
             for child in self._children:
                 self._idle.put(child)

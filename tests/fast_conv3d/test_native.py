@@ -65,4 +65,4 @@ def test_aarch64(tmp_path):
         if shutil.which(program) is None:
             pytest.skip(f"no {program}: apt-get install g++-aarch64-linux-gnu qemu-user")
     # With a single thread count: emulated code is ten times as slow.
-    compile_and_run(tmp_path, [ARM_COMPILER], ["-static"], run=(ARM_EMULATOR, "3"))
+    compile_and_run(tmp_path, [ARM_COMPILER], ["-static", "-DEMULATED"], run=(ARM_EMULATOR, "3"))

@@ -60,6 +60,16 @@ def test_an_error_of_a_drawing_is_raised_and_the_process_goes_on(painter):
     assert process_ids(painter) == before and all(map(is_running, before))
 
 
+def test_without_other_processes_this_one_draws(monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied", sys.executable)
+
+    monkeypatch.setattr(module.subprocess, "Popen", refuse)
+    with Painter(2) as alone:
+        drawn = alone.submit("box_plot_picture", VALUES).result()
+    assert drawn.alt.startswith("Box plot of Dice")
+
+
 def test_a_process_that_is_killed_is_told():
     with Painter(1) as painter:
         painter.submit("box_plot_picture", VALUES).result()

@@ -554,6 +554,7 @@ def test_run_tests(checkout, script):
     assert names | {"build.sh", "run"} <= checked
     sources = [
         *(f"src/fast_conv3d/native/*.{suffix}" for suffix in ("h", "cpp")),
+        "benchmarks/*.cpp",
         *(f"ascend310_infer/src/*.{suffix}" for suffix in ("h", "cc")),
     ]
     assert tools[4] == f"clang-format --dry-run --Werror {' '.join(sources)}"
