@@ -58,13 +58,6 @@ FC3D_INLINE Vec lane_sums(Vec (&rows)[kLanes]) {
     for (int i = 0; i < step; ++i) rows[i] += rows[i + step];
   return rows[0];
 }
-inline float lane_sum(Vec value) {
-  float lanes[kLanes];
-  store(lanes, value);
-  for (int step = kLanes / 2; step > 0; step /= 2)
-    for (int i = 0; i < step; ++i) lanes[i] += lanes[i + step];
-  return lanes[0];
-}
 
 // Where the gradients of weights and bias, of one part of the voxels each, are added up.
 class GradientSums {

@@ -194,6 +194,57 @@ constexpr int kGradientRows = kParts == 1 ? 4 : 2, kGradientTaps = kParts == 1  
                                                                    : kParts == 2 ? 2
                                                                                  : 1;
 
+// A thread's copies of some runs: all coarse channels (padded to whole tiles of the micro-kernel)
+// and all taps of the fine ones.
+class RunBuffer {
+ public:
+  static constexpr int kRuns = 16;  // summed in registers
+
+  RunBuffer(const Shape& coarse, const Shape& fine)
+      : rows_((coarse.channels + kGradientRows - 1) / kGradientRows * kGradientRows),
+        inputs_(fine.channels * kTaps),
+        coarse_(kRuns * rows_, zero()),
+        taps_(kRuns * inputs_) {}
+
+  int rows() const { return rows_; }
+  bool full() const { return count_ == kRuns; }
+
+  void add(const float* coarse, const Shape& coarse_shape, const float* fine,
+           const Shape& fine_shape, const Run& run) {
+    load_coarse(coarse + run.image * coarse_shape.image_floats(), coarse_shape, run,
+                &coarse_[count_ * rows_]);
+    load_fine(fine + run.image * fine_shape.image_floats(), fine_shape, run,
+              reinterpret_cast<Vec(*)[kTaps]>(&taps_[count_ * inputs_]));
+    ++count_;
+  }
+
+  // Adds the products of all runs to sums[row][channel, tap], and empties the buffer.
+  void flush(float* sums) {
+    for (int row = 0; row < rows_; row += kGradientRows)
+      for (int input = 0; input < inputs_; input += kGradientTaps)
+        multiply(row, input, sums + static_cast<size_t>(row) * inputs_ + input);
+    count_ = 0;
+  }
+
+ private:
+  void multiply(int row, int input, float* sums) const {
+    Vec sum[kGradientRows][kGradientTaps];
+    for (auto& of_row : sum)
+      for (Vec& value : of_row) value = zero();
+    for (int run = 0; run < count_; ++run)
+#pragma GCC unroll 4
+      for (int i = 0; i < kGradientRows; ++i)
+#pragma GCC unroll 4
+        for (int j = 0; j < kGradientTaps; ++j)
+          sum[i][j] += coarse_[run * rows_ + row + i] * taps_[run * inputs_ + input + j];
+    for (int i = 0; i < kGradientRows; ++i)
+      for (int j = 0; j < kGradientTaps; ++j) sums[i * inputs_ + j] += lane_sum(sum[i][j]);
+  }
+
+  int rows_, inputs_, count_ = 0;
+  std::vector<Vec> coarse_, taps_;
+};
+
 // weights_gradient[k][c][tap] = sum over batch and voxels of coarse[k][v] * fine[c][2 v + tap], as
 // strided::weight_gradient.
 inline void weight_gradient(const float* coarse, const Shape& shape, const float* fine,
@@ -201,56 +252,24 @@ inline void weight_gradient(const float* coarse, const Shape& shape, const float
                             Scratch& scratch) {
   const Shape from = fine_shape(shape, fine_channels);
   assert(shape.valid() && from.plain);
-  constexpr int kRuns = 16;  // summed in registers
-  const int inputs = from.channels * kTaps,
-            padded_rows = (shape.channels + kGradientRows - 1) / kGradientRows * kGradientRows;
-  const size_t sum_floats = static_cast<size_t>(padded_rows) * inputs;
-  const int planes = shape.batch * shape.x;
+  assert(coarse != nullptr && fine != nullptr && weights_gradient != nullptr);
+  std::vector<RunBuffer> buffers(pool.size(), RunBuffer(shape, from));
+  // Parts of the planes have their own sums, so that these do not depend on scheduling.
+  const int planes = shape.batch * shape.x, inputs = from.channels * kTaps;
   const int parts = std::min(planes, std::max(8, 2 * pool.size()));
-  const size_t row_vectors = static_cast<size_t>(padded_rows) * kRuns,
-               input_vectors = static_cast<size_t>(inputs) * kRuns;
-  std::vector<Vec> buffers(pool.size() * (row_vectors + input_vectors));
+  const size_t sum_floats = static_cast<size_t>(buffers[0].rows()) * inputs;
   float* sums = scratch.get(parts * sum_floats);
   std::fill(sums, sums + parts * sum_floats, 0.f);
   pool.for_each(parts, [&](int part, int thread) {
-    Vec* rows = buffers.data() + thread * (row_vectors + input_vectors);  // [run][channel]
-    Vec* taps = rows + row_vectors;                                       // [run][channel, tap]
-    std::fill(rows, rows + row_vectors, zero());
-    int count = 0;
-    const auto flush = [&] {
-      for (int k = 0; k < padded_rows; k += kGradientRows)
-        for (int input = 0; input < inputs; input += kGradientTaps) {
-          Vec sum[kGradientRows * kGradientTaps];
-          for (Vec& value : sum) value = zero();
-          for (int run = 0; run < count; ++run)
-#pragma GCC unroll 4
-            for (int i = 0; i < kGradientRows; ++i)
-#pragma GCC unroll 4
-              for (int j = 0; j < kGradientTaps; ++j)
-                sum[i * kGradientTaps + j] +=
-                    rows[run * padded_rows + k + i] * taps[run * inputs + input + j];
-          for (int i = 0; i < kGradientRows; ++i)
-            for (int j = 0; j < kGradientTaps; ++j) {
-              float lanes[kLanes];
-              store(lanes, sum[i * kGradientTaps + j]);
-              float total = 0;
-              for (float lane : lanes) total += lane;
-              sums[part * sum_floats + static_cast<size_t>(k + i) * inputs + input + j] += total;
-            }
-        }
-      count = 0;
-    };
+    RunBuffer& buffer = buffers[thread];
+    float* part_sums = sums + part * sum_floats;
     for (int plane = planes * part / parts; plane < planes * (part + 1) / parts; ++plane)
       for (int y = 0; y < shape.y; ++y)
         for (int z = 0; z < shape.z; z += kLanes) {
-          const Run run{plane / shape.x, plane % shape.x, y, z};
-          load_coarse(coarse + run.image * shape.image_floats(), shape, run,
-                      rows + count * padded_rows);
-          load_fine(fine + run.image * from.image_floats(), from, run,
-                    reinterpret_cast<Vec(*)[kTaps]>(taps + count * inputs));
-          if (++count == kRuns) flush();
+          buffer.add(coarse, shape, fine, from, {plane / shape.x, plane % shape.x, y, z});
+          if (buffer.full()) buffer.flush(part_sums);
         }
-    flush();
+    buffer.flush(part_sums);
   });
   for (size_t i = 0; i < static_cast<size_t>(shape.channels) * inputs; ++i) {
     float total = 0;

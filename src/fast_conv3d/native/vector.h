@@ -98,6 +98,15 @@ FC3D_INLINE Vec where_positive(Vec condition, Vec a, Vec b) {
   return result;
 }
 
+// The sum of the lanes, always in the same order.
+inline float lane_sum(Vec value) {
+  float lanes[kLanes];
+  store(lanes, value);
+  for (int step = kLanes / 2; step > 0; step /= 2)
+    for (int i = 0; i < step; ++i) lanes[i] += lanes[i + step];
+  return lanes[0];
+}
+
 // Swaps the off-diagonal Step x Step blocks of each 2 Step x 2 Step square of the rows a and b.
 template <int Step, int... Lane>
 FC3D_INLINE void swap_blocks(Register& a, Register& b, std::integer_sequence<int, Lane...>) {
