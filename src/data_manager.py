@@ -1,11 +1,13 @@
 """Cases: finds them, resamples them to the network grid and back, caches the result.
 
 Images are SimpleITK images (x, y, z in LPS mm); arrays here have axes (X, Y, Z), as in the
-network's input. Resampling is linear, once to the network grid and once back.
+network's input. Resampling is linear, once to the network grid and once back; where the grid is
+coarser than the image, the image is blurred first.
 """
 
 import hashlib
 import io
+import itertools
 import json
 import logging
 import os
@@ -18,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 import SimpleITK as sitk
 from easydict import EasyDict
+from scipy import ndimage
 
 from .images.formats import MASK_SUFFIX, SUFFIXES, list_images, only_file, stem, suffix_of
 from .images.intensity import check_scalar_3d, equalize, to_float32, z_score
@@ -30,8 +33,9 @@ from .utils.files import check_name, user_cache_folder, write_files
 log = logging.getLogger(__name__)
 
 LEFT_RIGHT_AXIS = 0  # of the network grid: flipping it swaps the patient's left and right
+FULL_WIDTH_SIGMAS = np.sqrt(8 * np.log(2))  # a Gaussian's full width at half maximum, in sigmas
 MIN_SHARE_ON_GRID = 0.95  # of the prostate's voxels; below it a line is logged
-CACHE_VERSION = 5  # raise it when preprocessing the same case gives another result
+CACHE_VERSION = 6  # raise it when preprocessing the same case gives another result
 
 
 @dataclass(frozen=True)
@@ -131,7 +135,10 @@ def network_grid(image: sitk.Image, config: EasyDict) -> sitk.Image:
 
 
 def intensity_on_network_grid(image: sitk.Image, config: EasyDict) -> np.ndarray:
-    """Scales an image to 0..1 over all of its voxels and resamples it to the network grid.
+    """Scales an image to 0..1 and resamples it to the network grid.
+
+    "rescale" takes the darkest and the brightest of all voxels; "equalize" sees only what lies on
+    the network grid, so that its result does not depend on how far the image reaches beyond it.
 
     Args:
         image: 3-D scalar, of any voxel type.
@@ -146,10 +153,45 @@ def intensity_on_network_grid(image: sitk.Image, config: EasyDict) -> np.ndarray
     image = to_float32(image)
     grid = network_grid(image, config)
     if config.intensity == "equalize":
-        unit = equalize(image)
-    else:
-        unit = sitk.RescaleIntensity(image, 0.0, 1.0)
-    return xyz(sitk.Resample(unit, grid, sitk.Transform(), sitk.sitkLinear, 0.0))
+        return equalize(xyz(_sampled(image, grid, np.nan)), config.dstRes)
+    return xyz(_sampled(sitk.RescaleIntensity(image, 0.0, 1.0), grid, 0.0))
+
+
+def _sampled(image, grid, outside):
+    """Samples a float32 image linearly at the voxels of a grid.
+
+    Along the image's axes where the grid is coarser, a Gaussian first removes the detail that the
+    grid cannot hold and that would alias: voxels of the image, so blurred, are as wide as those of
+    the grid (full width at half maximum).
+    """
+    spacing_mm = np.array(image.GetSpacing())
+    cosines = np.reshape(grid.GetDirection(), (3, 3)).T @ np.reshape(image.GetDirection(), (3, 3))
+    grid_mm = np.array(grid.GetSpacing())[np.abs(cosines).argmax(axis=0)]
+    widening_mm = np.sqrt(np.maximum(grid_mm**2 - spacing_mm**2, 0))
+    sigma = widening_mm / FULL_WIDTH_SIGMAS / spacing_mm
+    image = _part_around(image, grid, np.ceil(3 * sigma) + 1)
+    if sigma.any():
+        blurred = ndimage.gaussian_filter(
+            sitk.GetArrayViewFromImage(image), sigma[::-1], mode="nearest", truncate=3
+        )
+        blurred = sitk.GetImageFromArray(blurred)
+        blurred.CopyInformation(image)
+        image = blurred
+    return sitk.Resample(image, grid, sitk.Transform(), sitk.sitkLinear, outside)
+
+
+def _part_around(image, grid, margin):
+    """Crops an image to what is at most `margin` (3,) voxels away from a grid, to save time."""
+    ends = [(-0.5, side - 0.5) for side in grid.GetSize()]
+    corners = [
+        image.TransformPhysicalPointToContinuousIndex(
+            grid.TransformContinuousIndexToPhysicalPoint(c)
+        )
+        for c in itertools.product(*ends)
+    ]
+    first = np.floor(np.min(corners, axis=0) - margin).astype(int).clip(0)
+    stop = np.ceil(np.max(corners, axis=0) + margin).astype(int) + 1
+    return image[tuple(slice(int(a), int(b)) for a, b in zip(first, stop, strict=True))]
 
 
 def image_to_network_grid(image: sitk.Image, config: EasyDict) -> np.ndarray:
@@ -165,7 +207,7 @@ def image_to_network_grid(image: sitk.Image, config: EasyDict) -> np.ndarray:
 
 
 def mask_to_network_grid(mask: sitk.Image, config: EasyDict) -> np.ndarray:
-    """Resamples a reference mask to the network grid: linear interpolation, threshold 0.5.
+    """Resamples a reference mask to the network grid as an image, and cuts it at 0.5.
 
     Args:
         mask: 3-D, values 0 and 1.
@@ -181,13 +223,7 @@ def mask_to_network_grid(mask: sitk.Image, config: EasyDict) -> np.ndarray:
     values = np.unique(sitk.GetArrayViewFromImage(mask))
     if not np.isin(values, (0, 1)).all():
         raise ValueError(f"a mask with the values {values[:6].tolist()}, expected 0 and 1")
-    soft = sitk.Resample(
-        sitk.Cast(mask, sitk.sitkFloat32),
-        network_grid(mask, config),
-        sitk.Transform(),
-        sitk.sitkLinear,
-        0.0,
-    )
+    soft = _sampled(sitk.Cast(mask, sitk.sitkFloat32), network_grid(mask, config), 0.0)
     return xyz(soft) > 0.5
 
 

@@ -121,6 +121,13 @@ def sampled(array, indices):
     return np.where(inside, ndimage.map_coordinates(array, indices, order=1, mode="nearest"), 0)
 
 
+def blurred(array, image, config):
+    """As wide (full width at half maximum) as the grid's voxels where these are wider."""
+    own_mm, grid_mm = np.array(image.GetSpacing()), np.array(config.dstRes)
+    sigma_mm = np.sqrt(np.maximum(grid_mm**2 - own_mm**2, 0) / (8 * np.log(2)))
+    return ndimage.gaussian_filter(array.astype(float), sigma_mm / own_mm, mode="nearest")
+
+
 def image_indices(image, points):
     """Continuous voxel indices (x, y, z) of physical points."""
     offset = points - np.reshape(image.GetOrigin(), (3, 1, 1, 1))
@@ -151,13 +158,48 @@ def test_network_grid_lies_about_the_images_centre(gridded):
 def test_image_is_sampled_where_it_lies(gridded):
     image, config = gridded
     array = sitk.GetArrayFromImage(image).T.astype(np.float64)
-    unit = (array - array.min()) / np.ptp(array)
+    unit = blurred((array - array.min()) / np.ptp(array), image, config)
     expected = sampled(unit, image_indices(image, grid_points(image, config)))
     positive = expected[expected > 0]
     expected = (expected - positive.mean()) / positive.std()
     volume = image_to_network_grid(image, config)
     assert volume.shape == tuple(config.VolSize) and volume.dtype == np.float32
-    np.testing.assert_allclose(volume, expected, atol=2e-4)
+    np.testing.assert_allclose(volume, expected, atol=0.02)  # the Gaussian ends at 3 sigma
+    assert np.abs(volume - expected).mean() < 5e-3
+
+
+@pytest.mark.parametrize("axis", range(3))
+@pytest.mark.parametrize(
+    ("period_mm", "most", "least"), [(1.9, 0.08, 0), (4, 0.6, 0.4), (16, 1, 0.9)]
+)
+def test_detail_that_the_grid_cannot_hold_does_not_alias(
+    make_image, small_config, axis, period_mm, most, least
+):
+    """A wave in an image of 0.4 mm on a grid of 1.6 mm; sampled alone, the first would be full."""
+    sides = [8, 8, 8]
+    sides[axis] = 160
+    place_mm = np.indices(sides)[axis] * 0.4
+    wave = np.sin(2 * np.pi * place_mm / period_mm) / 2 + 0.5
+    spacing_mm, grid_mm = [3.0] * 3, [3.0] * 3
+    spacing_mm[axis], grid_mm[axis] = 0.4, 1.6
+    config = small_config("VolSize=32,32,32", f"dstRes={','.join(map(str, grid_mm))}")
+    found = intensity_on_network_grid(make_image(wave.T.astype(np.float32), spacing_mm), config)
+    inner = found[tuple(slice(side // 2 - 3, side // 2 + 3) for side in found.shape)]
+    line = np.moveaxis(found, axis, 0)[2:-2, 16, 16]
+    assert inner.mean() == pytest.approx(0.5, abs=0.1)
+    assert least <= np.ptp(line) <= most
+
+
+def test_equalizing_sees_only_what_lies_on_the_grid(make_image, small_config):
+    """A scan of the whole pelvis and the part of it on the grid give the network the same."""
+    values = np.random.default_rng(0).gamma(9, 30, (12, 90, 90)).astype(np.float32)
+    values[:, 50:] *= 3
+    values[:, :, 70:] = 9000
+    config = small_config("VolSize=32,32,16", "dstRes=1,1,2", "intensity=equalize")
+    whole = intensity_on_network_grid(make_image(values, (1, 1, 2)), config)
+    part = make_image(values[:, 25:65, 25:65], (1, 1, 2))
+    np.testing.assert_allclose(whole, intensity_on_network_grid(part, config), atol=1e-6)
+    assert whole.max() == 1
 
 
 def test_voxels_above_zero_have_mean_0_and_deviation_1(gridded):
@@ -185,7 +227,7 @@ def test_equal_shares_of_an_equalized_image_are_equally_bright(make_image, small
     """Against SciPy's Gaussian and the ranks of the voxels, on a grid that is the image's own."""
     spacing_mm = np.array([1.0, 1.5, 3.0])
     values = np.random.default_rng(0).gamma(9, 30, (16, 32, 48)).astype(np.float32)
-    values *= np.exp(-np.arange(32) / 8)[:, None]  # a coil
+    values *= np.exp(-np.arange(32) / 16)[:, None]  # a coil
     config = small_config("VolSize=48,32,16", "dstRes=1,1.5,3", "intensity=equalize")
     found = intensity_on_network_grid(make_image(values, spacing_mm), config)
     logarithm = np.log((values - values.min()) / np.ptp(values) + 0.01)
@@ -200,10 +242,11 @@ def test_mask_is_sampled_linearly_and_cut_at_one_half(gridded):
     image, config = gridded
     array = sitk.GetArrayFromImage(image).T > 2**14
     mask = sitk.Cast(image > 2**14, sitk.sitkUInt8)
-    expected = sampled(array.astype(np.float64), image_indices(image, grid_points(image, config)))
+    soft = blurred(array, image, config)
+    expected = sampled(soft, image_indices(image, grid_points(image, config)))
     found = mask_to_network_grid(mask, config)
     assert found.dtype == bool and found.any() and not found.all()
-    clear = np.abs(expected - 0.5) > 1e-5
+    clear = np.abs(expected - 0.5) > 1e-2
     assert clear.mean() > 0.95
     np.testing.assert_array_equal(found[clear], expected[clear] > 0.5)
 

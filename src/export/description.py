@@ -20,14 +20,22 @@ from pathlib import Path
 from easydict import EasyDict
 
 from ..config import override_config, override_unfixed, vnet_cfg
-from ..images.intensity import FIELD_SIGMA_MM, HISTOGRAM_STEPS, LOG_OFFSET
+from ..images.intensity import (
+    AIR,
+    AIR_FACTOR,
+    AIR_SIGMA_MM,
+    BESIDE_AIR,
+    FIELD_SIGMA_MM,
+    HISTOGRAM_STEPS,
+    LOG_OFFSET,
+)
 from ..utils.command_line import run
 from ..utils.errors import DataError, UsageError
 from ..utils.files import check_name, hash_file
 
 log = logging.getLogger(__name__)
 
-VERSION = 1  # of the description; increase it when the meaning of an entry changes
+VERSION = 2  # of the description; increase it when the meaning of an entry changes
 # Keys of the configuration that are stored with the model. FIXED cannot be overridden.
 FIXED = ("variant", "width", "VolSize", "dstRes", "normDir", "intensity")
 # Keys that older descriptions do not have; their defaults apply.
@@ -41,6 +49,22 @@ LITE: dict[str, str | int] = {"operators": "2-D", "mindir_version": LITE_MINDIR_
 
 WEIGHTS_SUFFIX = ".vnet"  # of the C++ program's model for CPUs
 RUNTIMES = ("native", "lite")  # of the C++ program
+
+# The steps of `src.images.intensity.equalize`.
+EQUALIZATION = (
+    f"m is the mean of the intensities around each voxel, weighted with a Gaussian of "
+    f"{AIR_SIGMA_MM:g} mm (standard deviation, here and below; the array's border voxels go on "
+    "beyond it); if the lowest m is below 0, subtract it from m and from the intensities",
+    f"the floor is {AIR_FACTOR} times the lowest m, at least {AIR[0]} and at most {AIR[1]} times "
+    "the 90th percentile of m; then once more, with the median of the m above that floor in the "
+    "percentile's place",
+    "voxels with m above the floor are tissue, without those of intensities up to the floor around "
+    f"which more than {BESIDE_AIR:g} of that Gaussian lies on the other voxels",
+    f"rescale the tissue to 0..1, take v = log(intensity + {LOG_OFFSET}), and subtract the mean of "
+    f"v over the tissue, weighted with a Gaussian of {FIELD_SIGMA_MM:g} mm",
+    "replace each by the share of the tissue that has less, linear between its "
+    f"{HISTOGRAM_STEPS + 1} quantiles 0, 1/{HISTOGRAM_STEPS} .. 1; the rest becomes 0",
+)
 
 
 def description_path(model_path: str | Path) -> Path:
@@ -72,16 +96,13 @@ def describe(config: EasyDict, batch_size: int, files: dict[str, dict]) -> dict:
         if config.normDir
         else "the image's, in whichever order and direction comes nearest to the patient's"
     )
-    unit_interval = [
-        "rescale the intensities of the whole image to 0..1",
-        *[
-            f"of the voxels above 0 take v = log(intensity + {LOG_OFFSET}), and subtract the mean "
-            f"of v over the voxels above 0, weighted with a Gaussian of {FIELD_SIGMA_MM:g} mm "
-            "(standard deviation; the image's border voxels go on beyond it)",
-            "replace each by the share of the voxels above 0 that have less, linear between their "
-            f"{HISTOGRAM_STEPS + 1} quantiles 0, 1/{HISTOGRAM_STEPS} .. 1; the others stay 0",
-        ]
-        * (config.intensity == "equalize"),
+    equalizes = config.intensity == "equalize"
+    resample = [
+        "along each axis of the image where the voxels of the next step are larger, blur with a "
+        "Gaussian whose variance is (larger^2 - own^2) / (8 ln 2) of the voxel sizes",
+        f"resample linearly to {sides} voxels of {config.dstRes} mm (x, y, z) about the image's "
+        f"centre, along {axes} axes: x to the left, y to the back, z to the head; what lies beyond "
+        f"the border voxels' edges {'does not count below' if equalizes else 'is 0'}",
     ]
     return {
         "description_version": VERSION,
@@ -98,10 +119,9 @@ def describe(config: EasyDict, batch_size: int, files: dict[str, dict]) -> dict:
             "meaning": "probability of the prostate, 0 to 1",
         },
         "preprocessing": [
-            *unit_interval,
-            f"resample linearly, with 0 beyond the border voxels' edges, to {sides} voxels of "
-            f"{config.dstRes} mm (x, y, z) about the image's centre, along {axes} axes: x to the "
-            "left, y to the back, z to the head",
+            *([] if equalizes else ["rescale the intensities of the whole image to 0..1"]),
+            *resample,
+            *(EQUALIZATION if equalizes else []),
             "subtract the mean and divide by the standard deviation of the voxels above 0",
         ],
         "postprocessing": [

@@ -1,17 +1,20 @@
 """Intensities of MR images: conversion to float32, equalization, z-score."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import SimpleITK as sitk
 from scipy.special import ndtr
 
-# Of `equalize`.
 LOG_OFFSET = 0.01  # added to intensities in 0..1, so that the logarithm is finite
 FIELD_SIGMA_MM = 20.0  # standard deviation of the Gaussian that estimates the coil's bias field
-BLOCK_MM = 2.5  # the Gaussian is evaluated on means of blocks of voxels, so wide at most
-SMALLEST_WEIGHT = 1e-4  # lower bound of the share of the Gaussian that lies on tissue
 HISTOGRAM_STEPS = 1024
 TABLE_STEPS = 1 << 17  # of the table from contrast to share
 CHUNK = 1 << 16  # voxels that are looked up at a time
+AIR_FACTOR, AIR = 2, (0.04, 0.1)  # see `tissue`
+AIR_SIGMA_MM = 2.5  # standard deviation of the Gaussian over which air's noise is averaged
+BESIDE_AIR = 0.01  # share of that Gaussian that lies on air
+LEAST_WEIGHT = 1e-4  # lower bound of the share of a Gaussian that lies on what counts
 
 
 def check_scalar_3d(image: sitk.Image) -> None:
@@ -39,84 +42,83 @@ def to_float32(image: sitk.Image) -> sitk.Image:
     return image
 
 
-def equalize(image: sitk.Image) -> sitk.Image:
+def equalize(intensity: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray:
     """Removes the bias field of the receive coil and equalizes the histogram.
 
     The logarithm of the intensities minus its Gaussian mean is each voxel's contrast to its
-    surroundings. A voxel becomes the share of voxels with a lower contrast, interpolated linearly
-    between quantiles. Tissue next to an endorectal coil is up to ten times as bright as the rest of
-    the image; rescaling alone would leave that rest in the dark end of 0..1.
+    surroundings. A voxel becomes the share of the tissue with a lower contrast, interpolated
+    linearly between quantiles. Tissue next to an endorectal coil is up to ten times as bright as
+    the rest of the image; rescaling alone would leave that rest in the dark end of 0..1.
 
     Args:
-        image: 3-D scalar, of any voxel type.
+        intensity: (X, Y, Z), NaN outside the image.
+        spacing_mm: (3,) voxel size.
 
     Returns:
-        float32 in 0..1. The darkest voxels, such as padding, become 0 and count neither in the mean
-        nor in the shares.
-
-    Raises:
-        ValueError: not a 3-D scalar image, or NaN or infinity in it.
+        (X, Y, Z) float32 in 0..1. What is not `tissue` becomes 0 and counts neither in the mean nor
+        in the shares.
     """
-    image = to_float32(image)
-    intensity = sitk.GetArrayViewFromImage(image)
-    tissue = intensity > intensity.min()
-    unit = sitk.RescaleIntensity(image, 0.0, 1.0)
-    logarithm = np.log(sitk.GetArrayFromImage(unit) + np.float32(LOG_OFFSET))
-    logarithm[~tissue] = 0
-    weight = np.maximum(_gaussian_mean(tissue, image.GetSpacing()), SMALLEST_WEIGHT)
-    contrast = (logarithm - _gaussian_mean(logarithm, image.GetSpacing()) / weight)[tissue]
-    equalized_zyx = np.zeros_like(logarithm)
-    if contrast.size:
-        equalized_zyx[tissue] = _shares_below(contrast)
-    result = sitk.GetImageFromArray(equalized_zyx)
-    result.CopyInformation(image)
-    return result
+    counted = tissue(intensity, spacing_mm)
+    equalized = np.zeros(intensity.shape, np.float32)
+    values = intensity[counted].astype(np.float32)
+    if values.size == 0 or values.min() == values.max():
+        return equalized
+    unit = (values - values.min()) / np.ptp(values)
+    logarithm = np.zeros(intensity.shape, np.float32)
+    logarithm[counted] = np.log(unit + np.float32(LOG_OFFSET))
+    weight = _gaussian_mean(counted, spacing_mm, FIELD_SIGMA_MM)
+    mean = _gaussian_mean(logarithm, spacing_mm, FIELD_SIGMA_MM) / np.maximum(weight, LEAST_WEIGHT)
+    equalized[counted] = _shares_below((logarithm - mean)[counted])
+    return equalized
 
 
-def _gaussian_mean(array_zyx, spacing_mm):
-    """Gaussian mean of `FIELD_SIGMA_MM`; beyond the array its border voxels are repeated."""
-    factors = [
-        _gaussian_factors(count, size_mm)
-        for count, size_mm in zip(array_zyx.shape, spacing_mm[::-1], strict=True)
-    ]
-    mean = array_zyx.astype(np.float32, copy=False)
-    for axis in (2, 1, 0):  # the first product makes the array small, the last one large again
-        mean = _multiply_axis(mean, factors[axis][0], axis)
-    for axis in (0, 1, 2):
-        mean = _multiply_axis(mean, factors[axis][1], axis)
+def tissue(intensity: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray:
+    """Finds what is neither outside the image nor air or padding.
+
+    Air has noise, whose mean over some voxels is nearly the same everywhere. Air is what stays
+    below `AIR_FACTOR` times the lowest such mean, within the bounds `AIR` of the tissue's median.
+    That is first estimated by the 90th percentile of all voxels, since most of them may be air.
+
+    Args:
+        intensity, spacing_mm: see `equalize`.
+
+    Returns:
+        (X, Y, Z) bool.
+    """
+    inside = ~np.isnan(intensity)
+    if not inside.any():
+        return inside
+    weight = _gaussian_mean(inside, spacing_mm, AIR_SIGMA_MM)
+    mean = _gaussian_mean(np.where(inside, intensity, 0), spacing_mm, AIR_SIGMA_MM)
+    mean /= np.maximum(weight, LEAST_WEIGHT)
+    zero = min(mean[inside].min(), 0)  # below 0 in standardized images
+    mean -= zero
+    lowest, median = mean[inside].min(), np.quantile(mean[inside], 0.9)
+    for _ in range(2):
+        floor = np.clip(AIR_FACTOR * lowest, *np.multiply(AIR, median))
+        found = inside & (mean > floor)
+        if not found.any():
+            return found
+        median = np.median(mean[found])
+    # The tissue's brightness reaches into the mean of the air beside it.
+    beside_air = _gaussian_mean(inside & ~found, spacing_mm, AIR_SIGMA_MM) > BESIDE_AIR
+    return found & ~(beside_air & (intensity - zero <= floor))
+
+
+def _gaussian_mean(array, spacing_mm, sigma_mm):
+    """Gaussian mean, float32; beyond the array its border voxels are repeated."""
+    mean = array.astype(np.float32)
+    for axis, size_mm in enumerate(spacing_mm):
+        matrix = _gaussian_matrix(array.shape[axis], sigma_mm / size_mm)
+        mean = np.moveaxis(np.tensordot(matrix, mean, (1, axis)), 0, axis)
     return mean
 
 
-def _gaussian_factors(count, spacing_mm):
-    """The Gaussian mean along an axis as two matrices, applied one after the other.
-
-    The first, (blocks, count), takes means of equal blocks of voxels, and has a block of its own at
-    both ends for the repeated border voxel. The second, (count, blocks), weights each block with
-    the Gaussian's mass in it. Both steps widen the Gaussian by the variance of a block, which is
-    subtracted from its own.
-    """
-    is_fine = spacing_mm <= BLOCK_MM / 2
-    blocks = int(np.ceil(count * spacing_mm / BLOCK_MM)) if is_fine else count
-    edges = np.linspace(-0.5, count - 0.5, blocks + 1)
+def _gaussian_matrix(count, sigma):
+    """(count, count) weights of the voxels in each voxel's mean: the Gaussian's mass in each."""
     voxels = np.arange(count)
-    shared = np.minimum(edges[1:, None], voxels + 0.5) - np.maximum(edges[:-1, None], voxels - 0.5)
-    means = shared.clip(0) * (blocks / count)
-    variance = means @ voxels**2 - (means @ voxels) ** 2  # of the voxels' centres in each block
-    widening = (count / blocks) ** 2 / 12 + variance.mean()
-    sigma = np.sqrt(max((FIELD_SIGMA_MM / spacing_mm) ** 2 - widening, 1e-6))
-    means = np.vstack([voxels == 0, means, voxels == count - 1])
-    borders = np.array([-np.inf, *edges, np.inf])
-    weights = np.diff(ndtr((borders - voxels[:, None]) / sigma), axis=1)
-    return means.astype(np.float32), weights.astype(np.float32)
-
-
-def _multiply_axis(array, matrix, axis):
-    """Multiplies a matrix with an array along one of its axes."""
-    if axis == array.ndim - 1:
-        return array @ matrix.T
-    if axis == array.ndim - 2:
-        return matrix @ array
-    return np.tensordot(matrix, array, 1)
+    borders = np.array([-np.inf, *(voxels[1:] - 0.5), np.inf])
+    return np.diff(ndtr((borders - voxels[:, None]) / sigma), axis=1).astype(np.float32)
 
 
 def _shares_below(contrast):
