@@ -156,8 +156,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "accurate": {
         "variant": "instance",
         "width": 8,
-        "VolSize": [80, 80, 32],
-        "dstRes": [1.4, 1.4, 3.25],
+        "VolSize": [80, 80, 48],
+        "dstRes": [1.4, 1.4, 2.0],
         "intensity": "equalize",
         "batch_size": 1,
         "epochs": 500,
@@ -178,7 +178,7 @@ PRESETS["compact"] = {
     **PRESETS["accurate"],
     "width": 4,
     "VolSize": [64, 64, 32],
-    "dstRes": [1.75, 1.75, 3.25],
+    "dstRes": [1.75, 1.75, 3.0],
 }
 
 CONFIG_NAME = "config.json"
