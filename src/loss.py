@@ -7,6 +7,8 @@ from mindspore import dtype as mstype
 from mindspore import nn, ops
 from mindspore.ops import constexpr
 
+DICE_EPSILON = 1e-5
+
 
 @constexpr
 def check_shapes(prediction: tuple[int, ...], mask: tuple[int, ...]) -> None:
@@ -33,7 +35,7 @@ class DiceLoss(nn.Cell):
 
     takes_logits = False
 
-    def __init__(self, epsilon: float = 1e-5) -> None:
+    def __init__(self, epsilon: float = DICE_EPSILON) -> None:
         super().__init__()
         self.epsilon = epsilon
 

@@ -27,6 +27,7 @@ from .protocol import (
     ConvSpec,
     HeadSpec,
     Kind,
+    LossSpec,
     UnitSpec,
 )
 
@@ -66,7 +67,7 @@ def library() -> str:
     return str(path)
 
 
-def spec_tensor(spec: UnitSpec | ConvSpec | HeadSpec) -> ms.Tensor:
+def spec_tensor(spec: UnitSpec | ConvSpec | HeadSpec | LossSpec) -> ms.Tensor:
     """The fields of a spec as the tensor that the operators read."""
     return ms.Tensor(np.array(spec, np.float32))
 
@@ -278,3 +279,23 @@ def channel_scaling() -> ops.Custom:
         return scale(d_out, dropout_mask), mask_gradient(x, dropout_mask, d_out)
 
     return _custom("scale_channels", bprop, y=like_x)
+
+
+def loss() -> ops.Custom:
+    """The operator of a loss; its spec a `LossSpec`.
+
+    It takes float32 (prediction, mask, spec), prediction and mask (batch, X, Y, Z), and returns the
+    loss, a scalar, and what its gradient needs. The mask has no gradient.
+    """
+    backward = _custom("loss_backward")
+
+    def bprop(prediction, mask, spec, out, d_out):
+        d_prediction = backward(prediction, mask, out[1], d_out[0], spec)
+        return d_prediction, ops.zeros_like(mask), ops.zeros_like(spec)
+
+    return _custom(
+        "loss_forward",
+        bprop,
+        loss=lambda _: [],
+        coefficients=lambda given: [given["prediction"][0], 2],
+    )

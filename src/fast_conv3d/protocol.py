@@ -72,6 +72,13 @@ class HeadSpec(NamedTuple):
     logits: bool
 
 
+class LossSpec(NamedTuple):
+    """Dice of probabilities; or of logits, Dice plus cross-entropy. See src/loss.py."""
+
+    logits: bool
+    epsilon: float
+
+
 class Operator(NamedTuple):
     """The tensors of an operator, in order. Those that a unit does not use may be any tensor."""
 
@@ -103,6 +110,10 @@ OPERATORS = {
     "head_backward": Operator(("x", "weight", "y", "d_y", "spec"), ("d_x", "d_weight", "d_bias")),
     "scale_channels": Operator(("x", "dropout_mask"), ("y",)),
     "scale_mask_gradient": Operator(("x", "dropout_mask", "d_y"), ("d_dropout_mask",)),
+    "loss_forward": Operator(("prediction", "mask", "spec"), ("loss", "coefficients")),
+    "loss_backward": Operator(
+        ("prediction", "mask", "coefficients", "d_loss", "spec"), ("d_prediction",)
+    ),
 }
 
 
@@ -150,7 +161,7 @@ def _operator(name: str) -> str:
 
 def _body() -> str:
     enums = "".join(_enum(enum) for enum in (Kind, Activation, Residual))
-    specs = [_spec(spec) for spec in (UnitSpec, ConvSpec, HeadSpec)]
+    specs = [_spec(spec) for spec in (UnitSpec, ConvSpec, HeadSpec, LossSpec)]
     constants = (
         f"constexpr int kLanes = {LANES};\nconstexpr int kPlainChannels = {PLAIN_CHANNELS};\n"
     )

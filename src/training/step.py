@@ -7,6 +7,8 @@ from mindspore.boost.grad_accumulation import gradient_accumulation_op, gradient
 
 from .. import checkpoint
 from ..devices.device import apply_precision, uses_mixed_precision
+from ..fast_conv3d.loss import FusedLoss
+from ..fast_conv3d.network import FastVNet
 from ..loss import LOSSES
 from ..utils.errors import UsageError
 
@@ -147,7 +149,10 @@ def create_training_cell(
     Raises:
         UsageError: mixed precision on a CPU, whose convolutions have no float16 gradient.
     """
-    loss_cell = LossCell(network, LOSSES[config.loss]())
+    loss = LOSSES[config.loss]()
+    if isinstance(network, FastVNet):
+        loss = FusedLoss(loss.takes_logits)
+    loss_cell = LossCell(network, loss)
     batches = config.accumulate_steps
     if not uses_mixed_precision(config, device_target):
         if batches > 1:

@@ -7,6 +7,7 @@ import mindspore as ms
 import numpy as np
 import pytest
 
+from src.fast_conv3d.loss import FusedLoss
 from src.fast_conv3d.network import to_fast_vnet
 from src.loss import LOSSES
 from src.training.step import AccumulatingLossScaledStep, LossCell, create_training_cell
@@ -72,6 +73,16 @@ def cell(small_config):
 @pytest.mark.parametrize("name", LOSSES)
 def test_the_loss_is_the_configurations(cell, name):
     assert type(cell("CPU", f"loss={name}").network.loss) is LOSSES[name]
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_fast_network_gets_the_fused_loss(small_config, name):
+    config = small_config(f"loss={name}")
+    network = to_fast_vnet(create_vnet(config), config, "CPU")
+    optimizer = create_optimizer(network, config, np.full(4, 0.1, np.float32))
+    loss = create_training_cell(network, optimizer, config, "CPU").network.loss
+    assert isinstance(loss, FusedLoss)
+    assert loss.takes_logits == LOSSES[name].takes_logits
 
 
 def test_mixed_precision_brings_a_loss_scale(cell):

@@ -16,6 +16,7 @@
 
 #include "adam.h"
 #include "head.h"
+#include "loss.h"
 #include "protocol.h"
 #include "units.h"
 
@@ -528,6 +529,44 @@ FC3D_EXPORT int head_backward(int, void** data, int* ranks, int64_t** shapes, co
                    arguments.get(Tensor::kDY), d_x, arguments.get(Tensor::kDWeight),
                    spec.has_bias ? arguments.get(Tensor::kDBias) : nullptr);
     if (copies) to_blocked(shared.pool, d_x, blocked_shape(head.shape), arguments.get(Tensor::kDX));
+  });
+}
+
+namespace {
+
+loss::Loss loss_of(const Arguments& arguments, const LossSpec& spec) {
+  using Tensor = LossForward;  // prediction and mask are the first two inputs of both operators
+  const int64_t* sides = arguments.shapes[Tensor::kPrediction];
+  assert(std::equal(sides, sides + 4, arguments.shapes[Tensor::kMask]));
+  return {Shape{static_cast<int>(sides[0]), 1, static_cast<int>(sides[1]),
+                static_cast<int>(sides[2]), static_cast<int>(sides[3]), true},
+          arguments.get(Tensor::kPrediction), arguments.get(Tensor::kMask), spec.logits,
+          spec.epsilon};
+}
+
+}  // namespace
+
+// The loss of src/loss.py, a scalar.
+FC3D_EXPORT int loss_forward(int, void** data, int* ranks, int64_t** shapes, const char**, void*,
+                             void*) {
+  return with_runtime([&](Runtime& shared) {
+    using Tensor = LossForward;
+    const Arguments arguments{data, ranks, shapes};
+    *arguments.get(Tensor::kLoss) =
+        loss::forward(shared.pool, loss_of(arguments, LossSpec(arguments.get(Tensor::kSpec))),
+                      arguments.get(Tensor::kCoefficients));
+  });
+}
+
+// The gradient of the prediction of loss_forward.
+FC3D_EXPORT int loss_backward(int, void** data, int* ranks, int64_t** shapes, const char**, void*,
+                              void*) {
+  return with_runtime([&](Runtime& shared) {
+    using Tensor = LossBackward;
+    const Arguments arguments{data, ranks, shapes};
+    loss::backward(shared.pool, loss_of(arguments, LossSpec(arguments.get(Tensor::kSpec))),
+                   arguments.get(Tensor::kCoefficients), *arguments.get(Tensor::kDLoss),
+                   arguments.get(Tensor::kDPrediction));
   });
 }
 

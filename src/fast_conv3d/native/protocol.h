@@ -5,7 +5,7 @@
 // clang-format off
 namespace fast_conv3d {
 
-constexpr int kProtocolVersion = 1143292642;
+constexpr int kProtocolVersion = 1301577808;
 
 constexpr int kLanes = 16;
 constexpr int kPlainChannels = 8;
@@ -63,6 +63,15 @@ struct HeadSpec {
       : foreground(static_cast<int>(values[0])),
         has_bias(values[1] != 0),
         logits(values[2] != 0) {}
+};
+
+struct LossSpec {
+  bool logits;
+  float epsilon;
+
+  explicit LossSpec(const float* values)
+      : logits(values[0] != 0),
+        epsilon(values[1]) {}
 };
 
 struct UnitInfer {
@@ -243,6 +252,29 @@ struct ScaleMaskGradient {
     kDropoutMask,
     kDY,
     kDDropoutMask,  // the outputs
+  };
+};
+
+struct LossForward {
+  static constexpr int kInputs = 3;
+  enum Tensor {
+    kPrediction,
+    kMask,
+    kSpec,
+    kLoss,  // the outputs
+    kCoefficients,
+  };
+};
+
+struct LossBackward {
+  static constexpr int kInputs = 5;
+  enum Tensor {
+    kPrediction,
+    kMask,
+    kCoefficients,
+    kDLoss,
+    kSpec,
+    kDPrediction,  // the outputs
   };
 };
 
