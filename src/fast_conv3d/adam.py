@@ -7,12 +7,15 @@ from mindspore import nn, ops
 
 from .operators import library
 
+BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 
-class FusedAdam(nn.Adam):
-    """`nn.Adam` with its default settings, and its state under the same names, but much faster.
 
-    The operator updates parameters and moments in place. It needs all gradients, so that every
-    other reader of a parameter has run before. Weight decay is L2, as in `nn.Adam`.
+class FusedAdam(nn.Optimizer):
+    """Adam as `nn.Adam` with its default settings, but much faster.
+
+    Its state has the names of `nn.Adam`'s, so that checkpoints of one continue with the other. The
+    operator updates parameters and moments in place. It needs all gradients, so that every other
+    reader of a parameter has run before. Weight decay is L2.
 
     Args:
         groups: of parameters, each with its `weight_decay`.
@@ -22,15 +25,15 @@ class FusedAdam(nn.Adam):
         BuildError: the native library cannot be built here.
     """
 
-    beta1_power: ms.Tensor
-    beta2_power: ms.Tensor
-
     def __init__(self, groups: list[dict], rates: ms.Tensor) -> None:
-        super().__init__(groups, rates)
-        given = self.weight_decay  # a number for each parameter, or for all
-        decays = given if isinstance(given, tuple) else (given,) * len(self._parameters)
-        settings = [self.beta1, self.beta2, self.eps, *decays]
-        self.settings = ms.Tensor(np.array([float(value) for value in settings], np.float32))
+        super().__init__(rates, groups)
+        self.beta1_power = ms.Parameter(ms.Tensor(1, mstype.float32), "beta1_power")
+        self.beta2_power = ms.Parameter(ms.Tensor(1, mstype.float32), "beta2_power")
+        self.moment1 = self.parameters.clone("moment1", init="zeros")
+        self.moment2 = self.parameters.clone("moment2", init="zeros")
+        decays = (float(decay) for decay in self.weight_decay)  # a number for each parameter
+        settings = np.array([BETA1, BETA2, EPSILON, *decays], np.float32)
+        self.settings = ms.Tensor(settings)
         self.update = ops.Custom(
             f"{library()}:adam_step", lambda *_: [1], lambda *_: mstype.float32, "aot"
         )
@@ -38,10 +41,10 @@ class FusedAdam(nn.Adam):
     def construct(self, gradients: tuple[ms.Tensor, ...]) -> ms.Tensor:
         rate = self.get_lr()
         self.assignadd(self.global_step, self.global_step_increase_tensor)
-        beta1_power = self.beta1_power * self.beta1
+        beta1_power = self.beta1_power * BETA1
         self.beta1_power = beta1_power
-        beta2_power = self.beta2_power * self.beta2
+        beta2_power = self.beta2_power * BETA2
         self.beta2_power = beta2_power
         numbers = ops.stack((rate, beta1_power, beta2_power))
-        state = (*self._parameters, *self.moment1, *self.moment2, *gradients)
+        state = (*self.parameters, *self.moment1, *self.moment2, *gradients)
         return self.update(numbers, self.settings, *state)

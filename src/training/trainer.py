@@ -21,6 +21,7 @@ from ..fast_conv3d.network import FastVNet, to_fast_vnet
 from ..lr_schedule import learning_rates
 from ..promise12.splits import split_cases
 from ..utils.errors import DataError, UsageError
+from ..utils.log import without_mindspore_warning
 from ..utils.status import write_status
 from ..vnet import VARIANTS, create_vnet
 from .callback import TrainingCallback
@@ -45,7 +46,11 @@ def create_optimizer(network: nn.Cell, config: EasyDict, rates: np.ndarray) -> n
     rates = ms.Tensor(rates)
     if config.optimizer == "momentum":
         return nn.Momentum(groups, rates, config.momentum)
-    return (FusedAdam if isinstance(network, FastVNet) else nn.Adam)(groups, rates)
+    if isinstance(network, FastVNet):
+        return FusedAdam(groups, rates)
+    # It is for sparse gradients, which nobody has here.
+    with without_mindspore_warning("'FusedSparseAdam' is deprecated"):
+        return nn.Adam(groups, rates)
 
 
 def create_cells(

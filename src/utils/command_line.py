@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from .errors import DataError, UsageError, reason_of
 from .log import log_to_standard_streams
-from .process import output_error, prepare_matplotlib, prepare_streams
+from .process import output_error, prepare_matplotlib, prepare_numpy, prepare_streams
 from .status import write_status
 
 MODEL_FORMATS = ("MINDIR", "ONNX", "AIR", "VNET")
@@ -38,6 +38,7 @@ def run(main: Callable[[], None]) -> None:
     standard output exits, such as `head`, the work continues.
     """
     prepare_streams()
+    prepare_numpy()
     prepare_matplotlib()
     log_to_standard_streams()
     write_status("starting")

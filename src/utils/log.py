@@ -1,7 +1,10 @@
 """The package's log: messages on standard output, warnings on standard error."""
 
 import logging
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 
 _PACKAGE = logging.getLogger(__name__.split(".")[0])
@@ -31,3 +34,18 @@ def log_to_standard_streams() -> None:
 def warn_once(message: str) -> None:
     """Warns about a file once, however often it is read."""
     _PACKAGE.warning("%s", message)
+
+
+@contextmanager
+def without_mindspore_warning(part: str) -> Iterator[None]:
+    """Drops MindSpore's warnings that contain `part` while the block runs."""
+    logger = logging.getLogger(f"ME.mindspore.log.{os.getpid()}")  # as mindspore.log names it
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return part not in record.getMessage()
+
+    logger.addFilter(is_other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_other)

@@ -84,6 +84,15 @@ def output_error() -> OSError | None:
     return sys.stdout.failure if isinstance(sys.stdout, _Output) else None
 
 
+def prepare_numpy() -> None:
+    """Keeps NumPy's matrix products on one thread; must be called before NumPy is imported.
+
+    They are small here, and further threads would wait for them in busy loops, on cores that the
+    network computes on.
+    """
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+
 def prepare_matplotlib() -> None:
     """Sets a temporary MPLCONFIGDIR where the user's own folders cannot be written.
 

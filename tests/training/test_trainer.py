@@ -1,6 +1,7 @@
 """Trainings for real, in small: what a run leaves, resume, NaN, and each key that acts here."""
 
 import json
+import logging
 import re
 import signal
 import subprocess
@@ -12,13 +13,16 @@ import mindspore as ms
 import numpy as np
 import pandas as pd
 import pytest
+from mindspore import log as mindspore_log
 from mindspore import nn
+from mindspore.common import _decorator
 
 from src import checkpoint
 from src.config import load_config, override_config, vnet_cfg
 from src.data_manager import Case, TrainingVolume
 from src.devices.ranks import Ranks
 from src.evaluation import load_network
+from src.fast_conv3d.network import to_fast_vnet
 from src.lr_schedule import learning_rates
 from src.promise12.splits import split_cases
 from src.training.memory import VALIDATION_BYTES
@@ -451,6 +455,27 @@ def test_adam_is_the_default_optimizer():
     before, after = adam_step(small("weight_decay=0"))
     for name in before:
         np.testing.assert_allclose(after[name], before[name] - 0.2, atol=2e-3)
+
+
+@pytest.mark.parametrize("fast", ["on", "off"])
+def test_adam_brings_no_warning_of_mindspore(monkeypatch, fast):
+    """It warns of a primitive that its own Adam does not use for dense gradients, once."""
+    records = []
+    handler = logging.Handler()
+    monkeypatch.setattr(handler, "emit", records.append)
+    logger = mindspore_log._get_logger()
+    logger.addHandler(handler)
+    config = small(f"fast_conv3d={fast}")
+    network = to_fast_vnet(create_vnet(config), config, "CPU")
+    try:
+        monkeypatch.setattr(_decorator, "DEPRECATE_SET", set())
+        create_optimizer(network, config, np.full(10, 0.1, np.float32))
+        assert not records
+        monkeypatch.setattr(_decorator, "DEPRECATE_SET", set())
+        nn.Adam(network.trainable_params())
+        assert "FusedSparseAdam" in records[0].getMessage()
+    finally:
+        logger.removeHandler(handler)
 
 
 def test_weight_decay_is_l2_on_convolution_weights_alone():

@@ -247,6 +247,25 @@ def test_the_current_folder_changes_back(tmp_path):
     assert Path.cwd() == before
 
 
+# Prints the number of threads that NumPy has started.
+THREADS = """
+import os
+from src.utils.command_line import run
+def main():
+    import numpy
+    print(len(os.listdir("/proc/self/task")) - 1)
+run(main)
+"""
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="takes two cores")
+@pytest.mark.parametrize(("setting", "started"), [("-u OPENBLAS_NUM_THREADS", 0), ("-u X", 1)])
+def test_numpy_starts_no_threads_unless_asked(tmp_path, setting, started):
+    command = f'env -u OMP_NUM_THREADS {setting} "$PY" -c "$WORK"'
+    result = shell(command, tmp_path, WORK=THREADS, OPENBLAS_NUM_THREADS="2")
+    assert int(result.stdout) == started
+
+
 STRANGER = "setpriv --reuid 54321 --regid 54321 --clear-groups"
 HOMELESS = "env -u HOME -u XDG_CACHE_HOME -u XDG_CONFIG_HOME -u MPLCONFIGDIR"
 
