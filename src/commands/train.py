@@ -14,6 +14,7 @@ A run writes everything to results/infer/vnet.TASK.DATE/ (keys dirResult, task).
 """
 
 from argparse import ArgumentParser, Namespace
+from contextlib import nullcontext
 
 from .arguments import add_config_arguments, add_device_arguments, overrides_of
 
@@ -66,14 +67,17 @@ def add_arguments(parser: ArgumentParser) -> None:
 def execute(args: Namespace) -> None:
     """Trains."""
     from ..api import train
+    from ..utils.stopping import listen
 
-    train(
-        args.data_path,
-        args.train_split_file_path,
-        args.val_split_file_path,
-        resume=args.resume or args.resume == "",
-        device_target=args.device_target,
-        device_id=args.device_id,
-        overrides=overrides_of(args, resumes=args.resume is not None),
-        device_num=args.device_num if args.run_distribute else None,
-    )
+    # With several ranks the launcher ends those that wait for one that has stopped.
+    with nullcontext() if args.run_distribute else listen():
+        train(
+            args.data_path,
+            args.train_split_file_path,
+            args.val_split_file_path,
+            resume=args.resume or args.resume == "",
+            device_target=args.device_target,
+            device_id=args.device_id,
+            overrides=overrides_of(args, resumes=args.resume is not None),
+            device_num=args.device_num if args.run_distribute else None,
+        )

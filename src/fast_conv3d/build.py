@@ -25,6 +25,7 @@ from pathlib import Path
 from ..utils.command_line import run
 from ..utils.errors import DataError
 from ..utils.files import Lock, follow_umask, temporary_folder, user_cache_folder
+from ..utils.stopping import unblocked
 
 log = logging.getLogger(__name__)
 
@@ -185,15 +186,16 @@ def _compile(command, library):
 
 def _run(command):
     """Runs a command; stdout of the result holds both of its streams, in English."""
-    return subprocess.run(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        env=os.environ | {"LC_ALL": "C"},
-        encoding="utf-8",
-        errors="replace",
-    )
+    with unblocked():
+        return subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {"LC_ALL": "C"},
+            encoding="utf-8",
+            errors="replace",
+        )
 
 
 def _reason(result):

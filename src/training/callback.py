@@ -2,8 +2,6 @@
 
 import logging
 import math
-import signal
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from tqdm import tqdm
 from .. import checkpoint
 from ..dataset import TrainingSamples
 from ..utils.errors import DataError
+from ..utils.stopping import handle_signals, stop_if_asked
 from .epoch_end import EpochEnd, EpochSteps
 
 log = logging.getLogger(__name__)
@@ -55,7 +54,7 @@ class TrainingCallback(ms.Callback):
             self.waited_s += time.perf_counter() - self.step_ended_s
 
     def on_train_step_end(self, run_context: ms.RunContext) -> None:
-        restore_signal_handlers()
+        handle_signals()  # MindSpore replaces the handlers in each step
         arguments = run_context.original_args()
         loss, overflow = loss_and_overflow(arguments.net_outputs)
         self.losses.append(loss)
@@ -64,6 +63,7 @@ class TrainingCallback(ms.Callback):
         self.bar.update(arguments.batch_num if arguments.get("dataset_sink_mode") else 1)
         if not math.isfinite(loss):
             self.stop(arguments, f"loss is {loss}")
+        stop_if_asked()
         self.step_ended_s = time.perf_counter()
 
     def on_train_epoch_end(self, run_context: ms.RunContext) -> None:
@@ -77,6 +77,7 @@ class TrainingCallback(ms.Callback):
         )
         if self.epoch_end.run(steps):
             run_context.request_stop()
+        stop_if_asked()
 
     def on_train_end(self, run_context: ms.RunContext) -> None:
         self.epoch_end.finish()
@@ -115,12 +116,3 @@ def loss_and_overflow(outputs: ms.Tensor | tuple[ms.Tensor, ...]) -> tuple[float
 def is_finite(cell: nn.Cell) -> bool:
     """Whether no parameter of a cell is NaN or infinite."""
     return all(np.isfinite(parameter.asnumpy()).all() for parameter in cell.get_parameters())
-
-
-def restore_signal_handlers() -> None:
-    """Restores Python's handling of SIGINT and SIGTERM, which MindSpore replaces in the first step.
-
-    MindSpore's handlers end the process without cleaning up, and with exit code 0 at SIGTERM.
-    """
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))

@@ -1,9 +1,11 @@
 """Training: `train` runs it from start to end; `src.training.epoch_end` ends each epoch."""
 
 import logging
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import mindspore as ms
@@ -23,8 +25,9 @@ from ..promise12.splits import split_cases
 from ..utils.errors import DataError, UsageError
 from ..utils.log import without_mindspore_warning
 from ..utils.status import write_status
+from ..utils.stopping import between_steps
 from ..vnet import VARIANTS, create_vnet
-from .callback import TrainingCallback
+from .callback import TrainingCallback, last_good_checkpoint
 from .epoch_end import EpochEnd
 from .memory import VALIDATION_BYTES, check_training_fits
 from .progress import Progress
@@ -111,6 +114,16 @@ def report_lost_ranks(ranks: Ranks) -> Iterator[None]:
         ) from None
 
 
+def resume_hint(run_folder: Path | None) -> str:
+    """Returns what the log says about a run that a signal stopped."""
+    checkpoint = last_good_checkpoint(run_folder)
+    if run_folder is None:
+        return checkpoint
+    return (
+        f"{checkpoint}; continue with the same command and --resume {shlex.quote(str(run_folder))}"
+    )
+
+
 def check_batch_norm(config: EasyDict, device_target: str) -> None:
     """Raises a UsageError if `sync_batch_norm` is on where it is not supported."""
     if config.sync_batch_norm and device_target != "Ascend":
@@ -193,7 +206,7 @@ def train(
         log.info(f"run: {folder}" if ranks.is_first else f"run: rank {ranks.rank} of {ranks.count}")
         write_status("running", run_folder=str(folder.absolute()) if folder else None)
         log.info(f"============== Starting Training fold {config.fold} ==============")
-        with report_lost_ranks(ranks):
+        with report_lost_ranks(ranks), between_steps(partial(resume_hint, folder)):
             ms.Model(cells.training_cell).train(
                 config.epochs,
                 create_dataset(samples, progress.epoch, ranks.rank, worker_count(config)),

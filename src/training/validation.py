@@ -13,6 +13,7 @@ from ..data_manager import Case, read_case, worker_count, xyz
 from ..devices.ranks import Ranks
 from ..metrics import dice
 from ..predictor import foreground_probability, network_inputs, segment_outputs
+from ..utils.stopping import stop_if_asked
 
 
 class PreparedCase(NamedTuple):
@@ -89,6 +90,7 @@ class ValidationSet:
         return float(np.mean(self.ranks.gather(scores, self.case_count)))
 
     def _dice(self, network: nn.Cell, case: Case | PreparedCase) -> float:
+        stop_if_asked()
         if isinstance(case, Case):
             case = prepare_case(case, self.config)
         outputs = [foreground_probability(network, volume) for volume in case.inputs]

@@ -1,5 +1,6 @@
 """The command line of all entry points: argument parser, error messages, exit codes."""
 
+import signal
 import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from .status import write_status
 
 MODEL_FORMATS = ("MINDIR", "ONNX", "AIR", "VNET")
 RESEARCH_ONLY = "Not a medical device; for research."
+TERMINATED = 128 + signal.SIGTERM  # exit code
 MINDIR_VERSIONS = (3, 1)  # what MindSpore 2.10 writes; what MindSpore Lite 2.0 reads
 
 
@@ -34,8 +36,9 @@ def new_parser(description: str | None, prog: str | None = None) -> ArgumentPars
 def run(main: Callable[[], None]) -> None:
     """Runs an entry point; an error is printed as one line and sets the exit code.
 
-    The exit code is 2 for a `UsageError`, 130 for Ctrl-C and 1 for other errors. When the reader of
-    standard output exits, such as `head`, the work continues.
+    The exit code is 2 for a `UsageError`, 130 for Ctrl-C, 143 for SIGTERM where it is handled, and
+    1 for other errors. When the reader of standard output exits, such as `head`, the work
+    continues.
     """
     prepare_streams()
     prepare_numpy()
@@ -63,8 +66,10 @@ def run(main: Callable[[], None]) -> None:
         if "memory" not in reason.lower():
             raise
         sys.exit(_report_error(f"{reason}; a smaller batch_size or VolSize needs less", 1))
-    except SystemExit as end:  # of argparse, which has printed why
-        if end.code:
+    except SystemExit as end:
+        if end.code == TERMINATED:
+            sys.exit(_report_error("terminated", TERMINATED))
+        if end.code:  # of argparse, which has printed why
             write_status("failed", exit_code=2, error="wrong arguments, see standard error")
         raise
     except KeyboardInterrupt:

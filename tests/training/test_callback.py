@@ -11,9 +11,10 @@ import pytest
 from easydict import EasyDict
 from mindspore import nn
 
-from src.training.callback import TrainingCallback, restore_signal_handlers
+from src.training.callback import TrainingCallback
 from src.training.progress import Progress
 from src.utils.errors import DataError
+from src.utils.stopping import NAMES, between_steps
 
 
 class Recorder:
@@ -161,12 +162,19 @@ def test_weights_that_are_not_finite_end_no_epoch():
     assert recorder.ended == []
 
 
-def test_python_handles_the_signals_again():
-    for number in (signal.SIGINT, signal.SIGTERM):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("place", ["step", "epoch"])
+def test_a_signal_is_answered_after_the_step_or_what_ends_the_epoch(capsys, number, code, place):
+    """MindSpore sets its own handlers in each step: the callback takes them back."""
+    recorder, context = Recorder(), Context().with_step(1, ms.Tensor(0.5))
+    callback = TrainingCallback(recorder, SAMPLES)
+    callback.on_train_epoch_begin(context)
+    with between_steps(lambda: "resume it"):
         signal.signal(number, signal.SIG_IGN)
-    restore_signal_handlers()
-    with pytest.raises(KeyboardInterrupt):
-        signal.raise_signal(signal.SIGINT)
-    with pytest.raises(SystemExit) as error:
-        signal.raise_signal(signal.SIGTERM)
-    assert error.value.code == 143
+        callback.on_train_step_end(context)
+        signal.raise_signal(number)
+        with pytest.raises((KeyboardInterrupt, SystemExit)) as error:
+            getattr(callback, f"on_train_{place}_end")(context)
+    assert getattr(error.value, "code", 130) == code
+    assert len(recorder.ended) == (place == "epoch")
+    assert capsys.readouterr().out == f"stopped by {NAMES[number]}; resume it\n"

@@ -345,18 +345,32 @@ def test_checkpoints_come_every_save_interval_and_at_the_end(
     assert pd.read_csv(folder / "history.csv")["val_dice"].isna().all()
 
 
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_ends_a_training_with_its_exit_code(data, sent, code):
-    """MindSpore's own handler would end it with 0."""
+@pytest.mark.parametrize(
+    ("sent", "name", "code", "last"),
+    [
+        (signal.SIGTERM, "SIGTERM", 143, "error: terminated"),
+        (signal.SIGINT, "Ctrl-C", 130, "error: interrupted"),
+    ],
+)
+def test_a_signal_ends_a_training_with_its_exit_code(data, sent, name, code, last):
+    """MindSpore's own handler would end it with 0; the log says how it goes on."""
     command = [sys.executable, "-u", ROOT / "train.py", "--device_target", "CPU"]
     command += ["--data_path", data, "--train_split_file_path", data / "train.csv"]
-    command += ["--set", "epochs=999"]
+    command += ["--set", "epochs=999", "--set", "dirResult=my runs", "--set", "save_interval=1"]
     command += [word for setting in SMALL[:-1] for word in ("--set", setting)]
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    lines = []
     for line in child.stdout:
-        if line.startswith("epoch: 1 step"):
+        lines.append(line.strip())
+        if line.startswith("epoch: 2 step"):
             child.send_signal(sent)
     assert child.wait(timeout=60) == code
+    (folder,) = Path("my runs").iterdir()
+    assert lines[-2:] == [
+        f"stopped by {name}; the last good checkpoint is {folder}/ckpt/last.ckpt; continue with "
+        f"the same command and --resume '{folder}'",
+        last,
+    ]
 
 
 EARLY = ("lr=1e-30", "epochs=20", "val_interval=1", "weight_decay=0")

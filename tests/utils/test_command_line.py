@@ -24,6 +24,7 @@ from src.utils.errors import DataError, UsageError
             "x.csv: No space left; free some space",
         ),
         (KeyboardInterrupt(), 130, "interrupted"),
+        (SystemExit(143), 143, "terminated"),
     ],
 )
 def test_an_error_is_one_line_and_an_exit_code(capsys, error, code, line):

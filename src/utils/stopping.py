@@ -1,0 +1,134 @@
+"""How Ctrl-C and SIGTERM stop a training: between two steps, or at once where a step takes long.
+
+Python runs its signal handlers only between its own instructions, so not while MindSpore computes,
+and MindSpore replaces them in every step. A command therefore takes signals in a thread of its own,
+see `listen`.
+"""
+
+import _thread
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from .status import write_status
+
+log = logging.getLogger(__name__)
+
+NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
+GRACE_S = 5.0  # for the current step; launchers kill a process 10 s after a signal
+
+_asked = 0  # the signal that waits for `stop_if_asked`
+_hint: Callable[[], str] | None = None  # of `between_steps`; None outside of it
+
+
+def handle_signals() -> None:
+    """Makes Python handle SIGINT and SIGTERM, with the exit codes 130 and 143.
+
+    MindSpore's handlers end the process without cleaning up, and with exit code 0 at SIGTERM.
+    """
+    for number in NAMES:
+        signal.signal(number, _on_signal)
+
+
+def _on_signal(number: int, _: object) -> None:
+    global _asked
+    _asked = number
+    if _hint is None:
+        stop_if_asked()
+
+
+@contextmanager
+def between_steps(hint: Callable[[], str]) -> Iterator[None]:
+    """Lets signals wait for `stop_if_asked` in the block; afterwards restores their handlers.
+
+    An exception inside MindSpore's compiler could get lost, one in a checkpoint would be reported
+    as if it could not be written.
+
+    Args:
+        hint: returns what follows "stopped by Ctrl-C; " in the log.
+    """
+    global _asked, _hint
+    handlers = {number: signal.getsignal(number) for number in NAMES}
+    _asked, _hint = 0, hint
+    handle_signals()
+    try:
+        yield
+    finally:
+        _hint = None
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def stop_if_asked() -> None:
+    """Raises KeyboardInterrupt or SystemExit after a signal; in `between_steps` logs it first."""
+    global _asked
+    if not _asked:
+        return
+    number, _asked = signal.Signals(_asked), 0
+    if _hint is not None:
+        _log_stop(number)
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    sys.exit(128 + number)
+
+
+def _log_stop(number: signal.Signals) -> None:
+    global _hint
+    hint, _hint = _hint, None
+    log.info(f"stopped by {NAMES[number]}" + (f"; {hint()}" if hint else ""))
+
+
+@contextmanager
+def listen() -> Iterator[None]:
+    """Takes the signals of the process in a thread, for the block; call it in the main thread.
+
+    Signals are blocked in this thread and in those that it starts, so that no handler of MindSpore
+    ever runs. The thread has Python call the handler. If that does not stop the process within
+    `GRACE_S`, or at a second signal, it ends the process. Signals that are ignored stay so.
+    """
+    handlers = {number: signal.getsignal(number) for number in NAMES}
+    taken = [number for number in NAMES if handlers[number] != signal.SIG_IGN]
+    if not taken:
+        yield
+        return
+    handle_signals()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, NAMES)
+    closing = threading.Event()
+
+    def take() -> None:
+        number = signal.Signals(signal.sigwait(taken))
+        if not closing.is_set():
+            _thread.interrupt_main(number)
+            signal.sigtimedwait(taken, GRACE_S)
+        if not closing.is_set():
+            _log_stop(number)
+            write_status("failed", exit_code=128 + number, error=f"stopped by {NAMES[number]}")
+            os._exit(128 + number)
+
+    thread = threading.Thread(target=take, name="signals", daemon=True)
+    thread.start()
+    assert thread.ident is not None
+    try:
+        yield
+    finally:
+        closing.set()
+        if thread.is_alive():
+            signal.pthread_kill(thread.ident, taken[0])
+        thread.join()
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def unblocked() -> Iterator[None]:
+    """Unblocks the signals, for a process that is started in the block and inherits that."""
+    before = signal.pthread_sigmask(signal.SIG_UNBLOCK, NAMES)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
