@@ -77,7 +77,8 @@ class TrainingCallback(ms.Callback):
         )
         if self.epoch_end.run(steps):
             run_context.request_stop()
-        stop_if_asked()
+        elif steps.epoch < arguments.epoch_num:  # else all that is left is the last checkpoint
+            stop_if_asked()
 
     def on_train_end(self, run_context: ms.RunContext) -> None:
         self.epoch_end.finish()

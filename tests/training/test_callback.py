@@ -48,7 +48,12 @@ class Context:
     """A run context of MindSpore: two batches an epoch."""
 
     def __init__(self, epoch=1, **arguments):
-        known = {"batch_num": 2, "cur_epoch_num": epoch, "train_network": nn.Dense(1, 1)}
+        known = {
+            "batch_num": 2,
+            "cur_epoch_num": epoch,
+            "epoch_num": 9,
+            "train_network": nn.Dense(1, 1),
+        }
         self.arguments = EasyDict({**known, **arguments})
         self.stopped = False
 
@@ -178,3 +183,15 @@ def test_a_signal_is_answered_after_the_step_or_what_ends_the_epoch(capsys, numb
     assert getattr(error.value, "code", 130) == code
     assert len(recorder.ended) == (place == "epoch")
     assert capsys.readouterr().out == f"stopped by {NAMES[number]}; resume it\n"
+
+
+@pytest.mark.parametrize("stops", [False, True])
+def test_a_signal_after_the_last_step_does_not_keep_the_training_from_its_end(stops):
+    context = Context(epoch=3 if stops else 9)
+    callback = TrainingCallback(Recorder(stops), SAMPLES)
+    callback.on_train_epoch_begin(context)
+    with between_steps(lambda: "resume it"):
+        callback.on_train_step_end(context.with_step(1, ms.Tensor(0.5)))
+        signal.raise_signal(signal.SIGTERM)
+        callback.on_train_epoch_end(context)
+    assert context.stopped == stops
