@@ -10,10 +10,10 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 
 WORKDIR /package
-COPY pyproject.toml README.md LICENSE NOTICE requirements.txt requirements-onnx.txt requirements-dev.txt ./
+COPY pyproject.toml README.md LICENSE NOTICE requirements*.txt ./
 COPY src ./src
 RUN ln -s src vnet_mindspore \
-    && pip install --no-cache-dir '.[onnx]' \
+    && pip install --no-cache-dir '.[dicom,onnx]' \
     && rm -rf /package
 
 WORKDIR /data

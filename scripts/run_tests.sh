@@ -7,7 +7,7 @@
 # Makes the environment .venv in the repository and installs requirements*.txt there with pip (once).
 # System packages that are missing are installed with apt-get if you are root on Debian or Ubuntu, with a
 # line for each: python3-venv, libgomp1 and g++, which are needed, and for tests that are skipped without
-# them g++-aarch64-linux-gnu, qemu-user, iproute2, openmpi-bin, chromium and chromium-driver.
+# them g++-aarch64-linux-gnu, qemu-user, iproute2, openmpi-bin, chromium, chromium-driver and dicom3tools.
 # The variable VNET_NO_SYSTEM_PACKAGES=1 forbids that; missing packages are then named.
 # shellcheck source=scripts/common.sh
 source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
@@ -15,13 +15,14 @@ if [[ ${1:-} == -h || ${1:-} == --help ]]; then
   print_help
   exit 0
 fi
-prepare_environment requirements.txt requirements-onnx.txt requirements-dev.txt
+prepare_environment requirements.txt requirements-dicom.txt requirements-onnx.txt requirements-dev.txt
 has_compiler || system_package g++
 optional_package "aarch64-linux-gnu-g++ qemu-aarch64" "the test of the C++ code for Arm" \
   g++-aarch64-linux-gnu qemu-user
 optional_package ip "the test of two hosts, made of network namespaces," iproute2
 optional_package mpirun "the test of two GPUs by OpenMPI" openmpi-bin
 optional_package "chromium chromedriver" "the test of report.html in a browser" chromium chromium-driver
+optional_package dciodvfy "the check of DICOM segmentations by another program" dicom3tools
 cd -- "$ROOT"
 
 ruff format --check . || fail 1 "the formatter would change the files above: .venv/bin/ruff format ."

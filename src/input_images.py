@@ -17,15 +17,16 @@ log = logging.getLogger(__name__)
 SINGLE_FILE_SUFFIXES = (".zip", ".dcm", ".dicom", ".ima")  # not part of a case's name
 
 
-def find_images(inputs: Iterable[str | Path]) -> dict[str, Path | DataError]:
+def find_images(inputs: Iterable[str | Path], series: str = "") -> dict[str, Path | DataError]:
     """Finds the images that a command line names.
 
     In folders, files that are masks or other contrasts by their names and this program's earlier
     results are left out; their number is logged.
 
     Args:
-        inputs: image files, folders of image files, and DICOM: a file, a folder tree or a .zip of
-            one study.
+        inputs: image files, folders of image files, and DICOM: a file, a .zip of one study, a
+            folder tree of one study, or one of several, see `study_folders`.
+        series: the DICOM series to read, see `src.images.dicom.choose_series`.
 
     Returns:
         {name: path}. A folder without a usable image has its error in place of the path.
@@ -38,11 +39,11 @@ def find_images(inputs: Iterable[str | Path]) -> dict[str, Path | DataError]:
     for item in map(Path, inputs):
         sources: dict[Path, Path | DataError]
         try:
-            sources = {path: path for path in _images_of(item)}
+            sources = {path: path for path in _images_of(item, series)}
         except DataError as error:
             sources = {item: error}
         for path, source in sources.items():
-            name = _case_name(path)
+            name = _case_name(path, item)
             if name in paths:
                 raise DataError(f"{path}: also called {name}, like {paths[name]}; rename one")
             images[name], paths[name] = source, path
@@ -51,16 +52,33 @@ def find_images(inputs: Iterable[str | Path]) -> dict[str, Path | DataError]:
     return images
 
 
-def _case_name(path: Path) -> str:
+def found_studies(images: dict[str, Path | DataError], inputs: Iterable[str | Path]) -> set[str]:
+    """Returns the names of the images that are studies found in a folder of several.
+
+    Args:
+        images: of `find_images`.
+        inputs: that it was given.
+    """
+    given = set(map(Path, inputs))
+    return {
+        name
+        for name, path in images.items()
+        if isinstance(path, Path) and path.is_dir() and path not in given
+    }
+
+
+def _case_name(path: Path, item: Path) -> str:
+    if path.is_dir() and path != item:  # a study in a folder of several
+        return printable("_".join(path.relative_to(item).parts))
     if path.is_dir():
         return printable(path.resolve().name)  # "." has no name of its own
     return printable(path.stem if path.suffix.lower() in SINGLE_FILE_SUFFIXES else stem(path))
 
 
-def _images_of(item: Path) -> list[Path]:
-    """The images of one input; for a DICOM folder the folder itself."""
+def _images_of(item: Path, series: str) -> list[Path]:
+    """The images of one input; for a DICOM folder the folder itself, or those of its studies."""
     if item.is_dir():
-        return _images_in(item)
+        return _images_in(item, series)
     if is_named_as_mask(item):
         log.info(f"{item}: a mask by its name; segmented because it was given as input")
     elif is_other_contrast(item) and suffix_of(item):
@@ -68,9 +86,9 @@ def _images_of(item: Path) -> list[Path]:
     return [item]
 
 
-def _images_in(folder: Path) -> list[Path]:
-    """The images directly in a folder, or the folder itself if it holds a DICOM study."""
-    from .images.dicom import dicom_files  # pydicom takes 0.1 s to import
+def _images_in(folder: Path, series: str) -> list[Path]:
+    """The images directly in a folder, or the folders of its DICOM studies."""
+    from .images.dicom import dicom_files, study_folders  # pydicom takes 0.1 s to import
 
     volumes = list(_volumes_below(folder))
     masks = [path for path in volumes if is_named_as_mask(path)]
@@ -87,7 +105,10 @@ def _images_in(folder: Path) -> list[Path]:
     zips = sorted(folder.glob("*.zip"))
     _log_left_out(folder, zips, ".zip file(s) left out", "; name them as inputs if they are meant")
     if dicom:
-        return [folder]
+        studies = study_folders(folder, dicom, series)
+        if len(studies) > 1:
+            log.info(f"{folder}: {len(studies)} studies, an image each")
+        return studies
     here = [path for path in images if path.parent == folder]
     if images:
         kind = "image(s) of another contrast or plane left out, by name"
@@ -133,9 +154,14 @@ def _check_no_channels(folder: Path, images: list[Path]) -> None:
 
 def _volumes_below(folder: Path) -> Iterator[Path]:
     """Volume files of a folder tree, except hidden ones and those that this program wrote."""
+    ours = _results_in(folder.parent)  # among them those of a study, in a folder of its own
     for place, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        ours = output_folder.list_outputs(place)
-        for name in sorted(names):
-            if suffix_of(name) and not name.startswith(".") and name not in ours:
-                yield Path(place, name)
+        ours |= _results_in(Path(place))
+        for path in (Path(place, name) for name in sorted(names)):
+            if suffix_of(path) and not path.name.startswith(".") and path not in ours:
+                yield path
+
+
+def _results_in(folder: Path) -> set[Path]:
+    return {folder / name for name in output_folder.list_outputs(folder)}

@@ -3,8 +3,10 @@
 import hashlib
 import json
 import logging
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import Future
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -14,10 +16,12 @@ from easydict import EasyDict
 from tqdm import tqdm
 
 from .data_manager import channel_of
-from .images.formats import suffix_of
+from .images.formats import OUTPUT_TYPES, suffix_of
 from .images.grid import check_same_grid
 from .images.reading import read_image, read_volume
-from .metrics import volume_ml
+from .images.seg_nrrd import save_seg_nrrd
+from .images.writing import save_volume
+from .measurements import MEASURES, measure_gland
 from .predictor import LazyNetwork, loaded, network_inputs, segment_inputs
 from .report.album import Album
 from .report.findings import finding_fields, mask_findings, plane_findings
@@ -34,11 +38,13 @@ from .report.results import (
 from .report.tables import VOLUMES_CSV, VOLUMES_JSON, VolumesTable, volumes_text
 from .utils import output_folder
 from .utils.ahead import Ahead
-from .utils.errors import DataError, reason_of
+from .utils.errors import DataError, UsageError, reason_of
 from .utils.files import check_name, hash_file, printable
 
 if TYPE_CHECKING:
     from mindspore import nn
+
+    from .images.dicom.segmentation import Source
 
 log = logging.getLogger(__name__)
 
@@ -60,13 +66,16 @@ def predict(
     skip_existing: bool = False,
     report: bool = True,
     painter: Painter | None = None,
+    output_types: Iterable[str] = ("image",),
+    studies: Collection[str] = (),
 ) -> list[dict]:
     """Segments images without references, each in its own geometry and format.
 
-    `dirPredictionImage` gets NAME_test.<ext> (`.nii.gz` for DICOM), with `save_probability` also
-    NAME_probability.<ext>; volumes.csv and volumes.json, both up to date after every image; and in
-    the end overlays.png and report.html. Predictions of different images may write into one folder
-    at the same time; the tables and the report then hold the images of all.
+    `dirPredictionImage` gets NAME_test.<ext> (`.nii.gz` for DICOM) in each of the output types,
+    with `save_probability` also NAME_probability.<ext>; volumes.csv and volumes.json, both up to
+    date after every image; and in the end overlays.png and report.html. Predictions of different
+    images may write into one folder at the same time; the tables and the report then hold the
+    images of all.
 
     Args:
         network: from `load_network`; a `LazyNetwork` is loaded while the first image is read.
@@ -79,6 +88,9 @@ def predict(
             rows of other images.
         report: write overlays.png and report.html; without, earlier ones are removed.
         painter: draws them; None: one that does so in this process.
+        output_types: of the masks, at least one of `OUTPUT_TYPES`. All files of an image appear
+            together.
+        studies: names of images whose files get a folder of their own, called like the image.
 
     Returns:
         A row per image, with the columns of volumes.csv (`src.report.tables.CSV_COLUMNS`) and what
@@ -88,15 +100,21 @@ def predict(
         DataError: an image could not be segmented (raised after all others were, or at once if it
             is the only one); the folder cannot be written, has files of these names that this
             program did not write, or another process writes the same there.
+        UsageError: an output type that an image cannot have, or whose package is not installed.
     """
+    types = _check_types(output_types, images.values())
     folder = Path(config.dirPredictionImage)
     check_name(folder)
     metadata = {**metadata, "configuration": dict(config)}
-    outputs = {name: _outputs(name, source, save_probability) for name, source in images.items()}
+    outputs = {
+        name: _outputs(name, source, types, save_probability, name in studies)
+        for name, source in images.items()
+    }
     files = volume_files(file for names in outputs.values() for file in names.values())
     output_folder.check(folder, [*files, *PREDICTION_FILES])
     network_id = _network_id(metadata)
-    reader = _Reader(config, series, network_id, set(images) if skip_existing else set())
+    perhaps_done = set(images) if skip_existing else set()
+    reader = _Reader(config, series, network_id, perhaps_done, "dicom_seg" in types)
     with Ahead(reader.prepare, images.items()) as prepared:
         album = Album(painter, metadata.get("checkpoint")) if report else None
         segmenter = _Segmenter(loaded(network), config, folder, series, album)
@@ -130,12 +148,74 @@ def predict(
     return _summarize(folder, rows, kept_count, report)
 
 
-def _outputs(name: str, source: Path | DataError, save_probability: bool) -> dict[str, str]:
-    """The file names of an image's results, {kind: name}: first the mask, then the probability."""
+def _check_types(
+    output_types: Iterable[str], sources: Collection[Path | DataError]
+) -> tuple[str, ...]:
+    """Returns the output types in the order of `OUTPUT_TYPES`; raises the UsageErrors."""
+    wanted = set(output_types)
+    if unknown := wanted.difference(OUTPUT_TYPES):
+        raise UsageError(
+            f"--output_type {min(unknown)}: expected one or several of {', '.join(OUTPUT_TYPES)}"
+        )
+    if "dicom_seg" in wanted:
+        from .images.dicom.segmentation import check_highdicom
+
+        check_highdicom()
+        for source in sources:
+            if isinstance(source, Path) and not source.is_dir() and suffix_of(source):
+                raise UsageError(
+                    f"--output_type dicom_seg: {printable(source)} is no DICOM series, which a "
+                    "DICOM segmentation refers to; give the series, or another output type"
+                )
+    return tuple(kind for kind in OUTPUT_TYPES if kind in wanted) or ("image",)
+
+
+def _outputs(
+    name: str,
+    source: Path | DataError,
+    types: Iterable[str],
+    save_probability: bool,
+    has_folder: bool,
+) -> dict[str, str]:
+    """The file names of an image's results, {output type or "probability": name}; masks first."""
     suffix = suffix_of(source) if isinstance(source, Path) and not source.is_dir() else None
     suffix = suffix or ".nii.gz"
-    kinds = ("test", "probability") if save_probability else ("test",)
-    return {kind: f"{name}_{kind}{suffix}" for kind in kinds}
+    place = f"{name}/{name}" if has_folder else name
+    files = {kind: f"{place}_test{OUTPUT_TYPES[kind] or suffix}" for kind in types}
+    return files | ({"probability": f"{place}_probability{suffix}"} if save_probability else {})
+
+
+def _writers(
+    outputs: dict[str, str],
+    mask: sitk.Image,
+    probability: sitk.Image,
+    source: Path,
+    dicom: "Source | None",
+) -> dict[str, Callable[[Path], None]]:
+    """What writes the results of an image, {file name: function of a path}.
+
+    Raises:
+        DataError: the series cannot have a DICOM segmentation.
+    """
+    writers = {
+        "image": partial(save_volume, mask, like=source),
+        "seg_nrrd": partial(save_seg_nrrd, mask),
+        "probability": partial(save_volume, probability, like=source),
+    }
+    if dicom is not None:
+        from .images.dicom.segmentation import make_segmentation, save_segmentation
+
+        writers["dicom_seg"] = partial(save_segmentation, make_segmentation(mask, dicom), mask)
+    return {file: writers[kind] for kind, file in outputs.items()}
+
+
+def _read_mask(path: Path) -> sitk.Image:
+    """Reads a mask of any output type."""
+    if path.name.endswith(OUTPUT_TYPES["dicom_seg"]):
+        from .images.dicom.segmentation import read_segmentation
+
+        return read_segmentation(path)
+    return read_volume(path)
 
 
 class _Prepared(NamedTuple):
@@ -144,6 +224,7 @@ class _Prepared(NamedTuple):
     image: sitk.Image
     fingerprint: str
     volumes: list[np.ndarray] | None  # `network_inputs`, if they were made
+    dicom: "Source | None"  # what a DICOM segmentation refers to, if one is wanted
 
 
 class _Reader(NamedTuple):
@@ -153,17 +234,26 @@ class _Reader(NamedTuple):
     series: str
     network_id: str
     perhaps_done: set[str]  # names of images whose earlier mask may stay: these are only read
+    refers_to_dicom: bool  # whether to read what a DICOM segmentation refers to
 
     def prepare(self, item: tuple[str, Path | DataError]) -> _Prepared:
         name, source = item
         if isinstance(source, DataError):
             raise source
-        image = read_image(source, channel_of(self.config), self.series)
+        if self.refers_to_dicom:
+            from .images.dicom import choose_series, find_series
+            from .images.dicom.segmentation import read_source
+
+            series = choose_series(find_series(source), self.series, source)
+            image = read_image(source, channel_of(self.config), series)
+            dicom = read_source(series)
+        else:
+            image, dicom = read_image(source, channel_of(self.config), self.series), None
         fingerprint, volumes = _fingerprint(image, self.network_id), None
         if name not in self.perhaps_done:
             with suppress(MemoryError, RuntimeError, ValueError):  # raised again by `process`
                 volumes = network_inputs(image, self.config)
-        return _Prepared(image, fingerprint, volumes)
+        return _Prepared(image, fingerprint, volumes, dicom)
 
 
 class _Segmenter(NamedTuple):
@@ -200,23 +290,27 @@ class _Segmenter(NamedTuple):
         """
         row = self._empty_row(name, source)
         try:
-            image, row["fingerprint"], volumes = prepared.result()
+            image, row["fingerprint"], volumes, dicom = prepared.result()
             if earlier is not None and self._is_done(earlier, row, image, outputs):
                 place = {key: row[key] for key in ("image", "series", "channel")}
                 return {**earlier, **place}, True
             if volumes is None:
                 volumes = network_inputs(image, self.config)
-            results = segment_inputs(self.network, volumes, image, self.config)
+            mask, probability = segment_inputs(self.network, volumes, image, self.config)
+            assert isinstance(source, Path)  # otherwise `prepare` has raised it
+            writers = _writers(outputs, mask, probability, source, dicom)
         except (DataError, MemoryError, RuntimeError, ValueError) as error:
             if is_only:
                 raise
             return {**row, "problem": printable(reason_of(error))}, False
-        assert isinstance(source, Path)  # otherwise `prepare` has raised it
-        write_volumes(self.folder, dict(zip(outputs.values(), results, strict=False)), source)
-        mask = results[0]
+        write_volumes(self.folder, writers)
         findings = plane_findings(image, self.config) | mask_findings(mask, self.config)
-        volume = {"mask": outputs["test"], "prostate_ml": round(volume_ml(mask), 3)}
-        row |= {**volume, **finding_fields(findings)}
+        row |= {
+            "mask": next(iter(outputs.values())),
+            "outputs": outputs,
+            **_rounded(measure_gland(mask, probability)),
+            **finding_fields(findings),
+        }
         if self.album is not None:
             self.album.add(row, OverlayCase(name, image, mask))
         return row, False
@@ -228,7 +322,8 @@ class _Segmenter(NamedTuple):
             "series": self.series,
             "channel": channel_of(self.config),
             "mask": None,
-            "prostate_ml": None,
+            "outputs": {},
+            **dict.fromkeys(MEASURES),
             **finding_fields({}),
             "problem": None,
             "fingerprint": None,
@@ -245,10 +340,14 @@ class _Segmenter(NamedTuple):
             if output_folder.check(self.folder, files) != files:
                 return False
             for path in (self.folder / name for name in outputs.values()):
-                check_same_grid(image, row["image"], read_volume(path), path)
+                check_same_grid(image, row["image"], _read_mask(path), path)
         except DataError:
             return False
         return True
+
+
+def _rounded(measures: dict[str, float | None]) -> dict[str, float | None]:
+    return {key: value if value is None else round(value, 3) for key, value in measures.items()}
 
 
 # --- is an earlier mask still valid? --------------------------------------------------------------
@@ -289,7 +388,7 @@ def _draw(folder: Path, table: VolumesTable, album: Album, metadata: dict) -> No
 
     def read_again(row: dict) -> OverlayCase:
         image = read_image(row["image"], row["channel"], row["series"])
-        mask = read_volume(folder / row["mask"])
+        mask = _read_mask(folder / row["mask"])
         check_same_grid(image, row["image"], mask, row["mask"])
         return OverlayCase(row["case"], image, mask)
 

@@ -11,7 +11,7 @@ FLOORS = (
     ("utils", "lr_schedule", "loss"),
     ("images", "vnet"),
     ("metrics",),
-    ("config",),
+    ("config", "measurements"),
     ("data_manager", "devices", "checkpoint_file"),
     ("augment", "predictor", "promise12", "checkpoint", "fast_conv3d"),
     ("dataset", "input_images", "report"),

@@ -5,10 +5,10 @@ import pytest
 import SimpleITK as sitk
 
 from src.images.writing import write_volume
-from src.input_images import find_images
+from src.input_images import find_images, found_studies
 from src.utils.errors import DataError
 from src.utils.files import printable
-from src.utils.output_folder import claim
+from src.utils.output_folder import claim, register
 from tests.dicom_study import write_study
 from tests.helpers import touch
 
@@ -169,3 +169,60 @@ def test_a_series_and_other_images_are_not_decided_in_silence(tmp_path, write_ca
         f"{study}: holds images ({study / 'S1' / image.name}) and DICOM files "
         f"({study / 'S1' / 'IM0000'}); give the ones that are meant by their own path"
     )
+
+
+# Folders of several studies -----------------------------------------------------------------------
+
+
+def test_each_study_in_a_folder_of_patients_is_an_image(tmp_path, capsys):
+    write_study(tmp_path / "all" / "A", ("t2_tse_tra", "ep2d_diff"), patient="a")
+    write_study(tmp_path / "all" / "B" / "DICOM", patient="b")
+    for year in ("2023", "2024"):
+        write_study(tmp_path / "all" / "C" / year, patient="c")
+    inputs = [tmp_path / "all"]
+    images = find_images(inputs)
+    assert images == {
+        "A": tmp_path / "all" / "A",
+        "B": tmp_path / "all" / "B",
+        "C_2023": tmp_path / "all" / "C" / "2023",
+        "C_2024": tmp_path / "all" / "C" / "2024",
+    }
+    assert found_studies(images, inputs) == set(images)
+    assert "4 studies" in capsys.readouterr().out
+    # Named themselves, they are what they were.
+    given = sorted((tmp_path / "all").iterdir())[:2]
+    images = find_images(given)
+    assert list(images) == ["A", "B"] and found_studies(images, given) == set()
+
+
+def test_a_patient_with_one_series_to_read_is_one_image(tmp_path):
+    write_study(tmp_path / "P" / "first", ("t2_tse_tra",))
+    write_study(tmp_path / "P" / "second", ("ep2d_diff_tra", "t2_tse_tra_later"))
+    assert list(find_images([tmp_path / "P"])) == ["first", "second"]
+    assert find_images([tmp_path / "P"], "*later") == {"P": tmp_path / "P"}
+    write_study(tmp_path / "Q" / "first", ("t2_tse_tra",))
+    write_study(tmp_path / "Q" / "second", ("ep2d_diff_tra",))
+    assert find_images([tmp_path / "Q"]) == {"Q": tmp_path / "Q"}
+
+
+def test_studies_that_folders_do_not_part_stay_one_image(tmp_path):
+    """The files of a study in several folders, or of several in one: as before."""
+    write_study(tmp_path / "A" / "first", patient="a")
+    loose = write_study(tmp_path / "other", patient="b") / "S1" / "IM0000"
+    loose.rename(tmp_path / "A" / "IM0000")
+    assert find_images([tmp_path / "A"]) == {"A": tmp_path / "A"}
+    write_study(tmp_path / "B" / "first", ("t2_tse_tra", "t2_tse_cor"), patient="a")
+    write_study(tmp_path / "B" / "second", patient="b")
+    (tmp_path / "B" / "first" / "S2").rename(tmp_path / "B" / "third")
+    assert find_images([tmp_path / "B"]) == {"B": tmp_path / "B"}
+
+
+def test_the_results_of_a_study_are_no_images(tmp_path, write_case):
+    """In a folder of the study's own, listed in the folder above."""
+    image, _ = write_case(tmp_path, "Case0", ".mha")
+    with register(tmp_path / "masks", ["A/A_test.mha"]):
+        write_volume(sitk.ReadImage(str(image)), tmp_path / "masks" / "A" / "A_test.mha")
+    with pytest.raises(DataError, match="no image there"):
+        find_images([tmp_path / "masks" / "A"])
+    with pytest.raises(DataError, match="no image there"):
+        find_images([tmp_path / "masks"])

@@ -1,16 +1,19 @@
 r"""Segments images without reference masks.
 
     python predict.py --ckpt_path RUN --input scan.nii.gz --output_path masks \
-        [--save_probability] [--skip_existing] [--no_report] [--set flip_average=true]
+        [--output_type image dicom_seg seg_nrrd] [--save_probability] [--skip_existing] \
+        [--no_report] [--set flip_average=true]
 
 --input takes image files, folders of images, and DICOM: a file, a folder tree or a .zip of a study,
-of which --series chooses the series. Each mask has the geometry and format of its image;
-volumes.csv and volumes.json list the prostate volumes in ml and what to look at, report.html shows
-them. The other images are segmented even if one cannot be.
+of which --series chooses the series; of a folder of studies, each is segmented and gets a folder of
+its own. Each mask has the geometry of its image; volumes.csv and volumes.json list volumes,
+diameters and what to look at, report.html shows them. The other images are segmented even if one
+cannot be.
 """
 
 from argparse import ArgumentParser, Namespace
 
+from ..images.formats import OUTPUT_TYPES
 from ..report.painter import PROCESSES, Painter
 from ..utils.process import no_garbage_collection
 from .arguments import (
@@ -34,6 +37,14 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument(
         "--output_path", metavar="FOLDER", help="folder of the masks (default: dirPredictionImage)"
+    )
+    parser.add_argument(
+        "--output_type",
+        nargs="+",
+        choices=OUTPUT_TYPES,
+        default=["image"],
+        help="image: the image's own format (default); dicom_seg: DICOM Segmentation, for DICOM "
+        "images, needs highdicom; seg_nrrd: segmentation of 3D Slicer; or several of these",
     )
     parser.add_argument(
         "--save_probability",
@@ -64,10 +75,10 @@ def execute(args: Namespace) -> None:
     with Painter(0 if args.no_report else PROCESSES) as painter:
         with no_garbage_collection():
             from ..api import find_model, lazy_network
-            from ..input_images import find_images
+            from ..input_images import find_images, found_studies
             from ..prediction import predict
 
-        images = find_images(args.input)
+        images = find_images(args.input, args.series)
         checkpoint, config = find_model(args.ckpt_path, overrides_of(args))
         config.dirPredictionImage = args.output_path or config.dirPredictionImage
         predict(
@@ -80,4 +91,6 @@ def execute(args: Namespace) -> None:
             args.skip_existing,
             not args.no_report,
             painter,
+            args.output_type,
+            found_studies(images, args.input),
         )

@@ -9,6 +9,8 @@ from ..utils.errors import DataError
 SUFFIXES = (".mhd", ".mha", ".nii.gz", ".nii", ".nrrd")
 META_SUFFIXES = (".mhd", ".mha")  # MetaImage
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
+# What a predicted mask may be written as, and its suffix; the image's own format has the image's.
+OUTPUT_TYPES = {"image": "", "dicom_seg": ".dcm", "seg_nrrd": ".seg.nrrd"}
 MASK_SUFFIX = "_segmentation"
 # Names of masks in other data sets.
 MASK_ENDING = re.compile(r"[ ._-](segmentation|seg|labels?|masks?)$", re.IGNORECASE)

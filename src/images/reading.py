@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import SimpleITK as sitk
@@ -13,6 +14,9 @@ from .formats import MASK_SUFFIX, META_SUFFIXES, NIFTI_SUFFIXES, SUFFIXES, suffi
 from .grid import check_same_grid
 from .nifti import FARTHEST_MM, VOXEL_SIZES_MM, read_nifti
 from .orientation import direction_matrix, reorder_like
+
+if TYPE_CHECKING:
+    from .dicom import Series
 
 LARGEST_SHEAR_DEG = 0.3  # largest deviation of two axes from perpendicular
 LABEL_TOLERANCE = 1e-3  # largest difference of a mask's values from whole numbers
@@ -26,13 +30,15 @@ SAMPLED_VOXELS = 10_000  # enough to tell most images from a label map
 sitk.ProcessObject.SetGlobalWarningDisplay(False)  # ITK's warnings would mix with our messages
 
 
-def read_volume(path: str | Path, channel: int | None = None, series: str = "") -> sitk.Image:
+def read_volume(
+    path: str | Path, channel: int | None = None, series: "str | Series" = ""
+) -> sitk.Image:
     """Reads a 3-D scalar image with its stored voxel type.
 
     Args:
         path: a file with one of `SUFFIXES`, or DICOM: a file, a folder, a .zip of a study.
         channel: index of the volume in a 4-D file, from 0; None for 3-D files.
-        series: DICOM series, see `src.images.dicom.choose_series`.
+        series: DICOM series, see `src.images.dicom.read_dicom`.
 
     Raises:
         DataError: missing, unreadable, truncated or too long; not a 3-D scalar volume; NaN or
@@ -58,7 +64,7 @@ def read_volume(path: str | Path, channel: int | None = None, series: str = "") 
     return image
 
 
-def _read_dicom(path: Path, series: str) -> sitk.Image:
+def _read_dicom(path: Path, series: "str | Series") -> sitk.Image:
     from .dicom import is_dicom, read_dicom  # pydicom takes 0.1 s to import
 
     if path.is_dir() or path.suffix.lower() == ".zip" or is_dicom(path):
@@ -169,7 +175,9 @@ def _check_finite(image, path):
         raise DataError(f"{path}: {count} voxels are NaN or infinite; repair or leave out the file")
 
 
-def read_image(path: str | Path, channel: int | None = None, series: str = "") -> sitk.Image:
+def read_image(
+    path: str | Path, channel: int | None = None, series: "str | Series" = ""
+) -> sitk.Image:
     """Reads an MR image as float32, with its intensities unchanged.
 
     Args:

@@ -1,5 +1,7 @@
 """Writes volumes to files, atomically."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,19 +29,51 @@ def write_volume(image: sitk.Image, path: str | Path, like: str | Path | None = 
         DataError: the folder cannot be written or the disk is full.
     """
     path = Path(path)
-    check_name(path)
+    write_together(path.parent, {path.name: partial(save_volume, image, like=like)})
+
+
+def write_together(folder: Path, writers: dict[str, Callable[[Path], None]]) -> None:
+    """Writes files that appear together, once all of them are complete.
+
+    Args:
+        folder: created if absent.
+        writers: {name of the file, which may lie in a folder below: function that writes it}.
+
+    Raises:
+        DataError: the folder cannot be written or the disk is full.
+    """
+    name = ""
+    for name in writers:
+        check_name(folder / name)
     try:
-        with temporary_folder(path.parent) as folder:
-            temporary = folder / path.name
-            _write(image, temporary, like)
-            written = _read(temporary)
-            if not np.array_equal(
-                sitk.GetArrayViewFromImage(written), sitk.GetArrayViewFromImage(image)
-            ):
-                raise RuntimeError("the written file reads back differently: is the disk full?")
-            move_volumes(folder, path.parent)
+        with temporary_folder(folder) as temporary:
+            for name, write in writers.items():
+                path = temporary / name
+                path.parent.mkdir(exist_ok=True)
+                write(path)
+            move_volumes(temporary, folder)
     except (OSError, RuntimeError) as error:
-        raise DataError(f"{path}: cannot be written ({reason_of(error, -1)})") from None
+        raise DataError(f"{folder / name}: cannot be written ({reason_of(error, -1)})") from None
+
+
+def save_volume(image: sitk.Image, path: Path, like: str | Path | None = None) -> None:
+    """Saves an image, and compares what is read back.
+
+    Args:
+        image, path, like: see `write_volume`.
+
+    Raises:
+        OSError, RuntimeError: the file cannot be written completely.
+    """
+    if suffix_of(path) in NIFTI_SUFFIXES:
+        is_nifti = like is not None and suffix_of(like) in NIFTI_SUFFIXES
+        write_nifti(image, path, like if is_nifti else None)
+        written = read_nifti(path)
+    else:
+        sitk.WriteImage(image, str(path), True)
+        written = sitk.ReadImage(str(path))
+    if not np.array_equal(sitk.GetArrayViewFromImage(written), sitk.GetArrayViewFromImage(image)):
+        raise RuntimeError("the written file reads back differently: is the disk full?")
 
 
 def move_volumes(source: Path, target: Path) -> None:
@@ -53,15 +87,3 @@ def move_volumes(source: Path, target: Path) -> None:
         final = target / file.relative_to(source)
         final.parent.mkdir(parents=True, exist_ok=True)
         file.replace(final)
-
-
-def _write(image, path, like):
-    if suffix_of(path) not in NIFTI_SUFFIXES:
-        sitk.WriteImage(image, str(path), True)
-        return
-    is_nifti = like is not None and suffix_of(like) in NIFTI_SUFFIXES
-    write_nifti(image, path, like if is_nifti else None)
-
-
-def _read(path):
-    return read_nifti(path) if suffix_of(path) in NIFTI_SUFFIXES else sitk.ReadImage(str(path))

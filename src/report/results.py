@@ -12,7 +12,7 @@ import numpy as np
 import SimpleITK as sitk
 from tqdm import tqdm
 
-from ..images.writing import write_volume
+from ..images.writing import write_together
 from ..utils import output_folder
 from ..utils.errors import DataError
 from ..utils.files import write_files
@@ -35,22 +35,18 @@ def volume_files(names: Iterable[str]) -> list[str]:
     return files
 
 
-def write_volumes(
-    folder: Path, volumes: dict[str, sitk.Image], like: str | Path | None = None
-) -> None:
+def write_volumes(folder: Path, writers: dict[str, Callable[[Path], None]]) -> None:
     """Writes volumes into a results folder, where only our own earlier files may be replaced.
 
     Args:
         folder: of the results.
-        volumes: {file name: image}.
-        like: see `write_volume`.
+        writers: see `write_together`.
 
     Raises:
         DataError: a file cannot be written, or is there and not ours.
     """
-    with output_folder.register(folder, volume_files(volumes)):
-        for name, volume in volumes.items():
-            write_volume(volume, folder / name, like)
+    with output_folder.register(folder, volume_files(writers)):
+        write_together(folder, writers)
 
 
 def warn_about_case(case_id: str, texts: Iterable[str], kind: str = "warning") -> None:

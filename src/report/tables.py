@@ -8,15 +8,20 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..measurements import MEASURES
 from ..metrics import summarize
 from ..utils import output_folder
 from ..utils.files import write_files
 
 METRICS_CSV, METRICS_JSON = "metrics.csv", "metrics.json"
 VOLUMES_CSV, VOLUMES_JSON = "volumes.csv", "volumes.json"
-CSV_COLUMNS = ["case", "prostate_ml", "mask", "findings", "problem"]  # of volumes.csv
+TEXT_COLUMNS = ["case", "prostate_ml", "mask", "findings", "problem"]  # of the printed table
+CSV_COLUMNS = [*TEXT_COLUMNS, *(key for key in MEASURES if key != "prostate_ml")]  # of volumes.csv
 # Keys of each case in volumes.json.
-JSON_KEYS = {*CSV_COLUMNS, "image", "series", "channel", "findings_text", "fingerprint"}
+JSON_KEYS = {
+    *CSV_COLUMNS,
+    *("image", "series", "channel", "outputs", "findings_text", "fingerprint"),
+}
 
 
 def write_metrics(rows: list[dict], directory: str | Path, metadata: dict | None = None) -> None:
@@ -89,7 +94,7 @@ def zoo_lines(rows: list[dict]) -> list[str]:
 
 def volumes_text(rows: list[dict]) -> str:
     """Returns the rows of a prediction as an aligned table, without columns that are empty."""
-    shown = [(key, [_volume_text(key, row[key]) for row in rows]) for key in CSV_COLUMNS]
+    shown = [(key, [_volume_text(key, row[key]) for row in rows]) for key in TEXT_COLUMNS]
     columns = [
         [key, *texts]
         for key, texts in shown

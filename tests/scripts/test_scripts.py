@@ -406,6 +406,9 @@ esac
 """
 
 
+REQUIREMENTS = [f"requirements{part}.txt" for part in ("", "-dicom", "-onnx", "-dev")]
+
+
 class Checkout:
     """A copy of the scripts, with a stand-in for python3.11."""
 
@@ -413,7 +416,7 @@ class Checkout:
         self.root = folder / "my checkout"
         self.calls = folder / "calls"
         shutil.copytree(ROOT / "scripts", self.root / "scripts")
-        for name in ["requirements.txt", "requirements-onnx.txt", "requirements-dev.txt"]:
+        for name in REQUIREMENTS:
             (self.root / name).write_text(name)
         (self.root / ".ci").mkdir()
         shutil.copy(ROOT / ".ci" / "run", self.root / ".ci")
@@ -559,8 +562,8 @@ def test_run_tests(checkout, script):
     ]
     assert tools[4] == f"clang-format --dry-run --Werror {' '.join(sources)}"
     (installed,) = [call for call in calls if " -m pip install " in call]
-    for kind in ("", "-onnx", "-dev"):
-        assert f"--requirement {checkout.root}/requirements{kind}.txt" in installed
+    for name in REQUIREMENTS:
+        assert f"--requirement {checkout.root}/{name}" in installed
     assert calls[-1] == PYTEST
 
 
@@ -648,7 +651,7 @@ def test_no_system_package_is_installed_where_the_user_forbids_it(checkout):
 def test_what_tests_are_skipped_for_want_of_a_system_package(checkout, forbidden):
     """A PATH of stand-ins and what the scripts call, without the optional programs."""
     checkout.add_apt_get()
-    checkout.prepare("requirements.txt", "requirements-onnx.txt", "requirements-dev.txt")
+    checkout.prepare(*REQUIREMENTS)
     tools = checkout.python.parent
     for name in ["bash", "awk", "basename", "dirname", "flock", "grep", "id", "sha256sum", "touch"]:
         tools.joinpath(name).symlink_to(shutil.which(name))
@@ -666,6 +669,7 @@ def test_what_tests_are_skipped_for_want_of_a_system_package(checkout, forbidden
         "iproute2)",
         "openmpi-bin)",
         "chromium chromium-driver)",
+        "dicom3tools)",
     ]
     tried = any(call.startswith("apt-get") for call in calls)
     assert tried == (forbidden == "0" and os.geteuid() == 0)

@@ -13,6 +13,7 @@ from ...utils.log import warn_once
 from .choosing import choose_series
 from .files import dicom_files, is_dicom
 from .series import Series, find_series
+from .studies import study_folders
 from .volume import read_series
 
 __all__ = [
@@ -23,15 +24,16 @@ __all__ = [
     "is_dicom",
     "read_dicom",
     "read_series",
+    "study_folders",
 ]
 
 
-def read_dicom(path: str | Path, series: str = "") -> sitk.Image:
+def read_dicom(path: str | Path, series: str | Series = "") -> sitk.Image:
     """Reads the volume of one series of a DICOM file, folder tree or zip.
 
     Args:
         path: see `find_series`.
-        series: see `choose_series`.
+        series: see `choose_series`; or the series itself, chosen before.
 
     Returns:
         See `read_series`.
@@ -39,7 +41,10 @@ def read_dicom(path: str | Path, series: str = "") -> sitk.Image:
     Raises:
         DataError: no such series, or not one regular volume.
     """
-    chosen = choose_series(find_series(path), series, path)
+    if isinstance(series, Series):
+        chosen = series
+    else:
+        chosen = choose_series(find_series(path), series, path)
     image = read_series(chosen)
     kinds = {"diffusion": chosen.diffusion, "a localizer": chosen.localizer}
     found = [f"{kind} ({evidence})" for kind, evidence in kinds.items() if evidence]

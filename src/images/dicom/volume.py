@@ -12,7 +12,14 @@ from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRL
 from ...utils.errors import DataError
 from . import codec
 from .files import Files, one_line, quiet
-from .headers import DISTINGUISHING, GET_AGAIN, VOLUME_KEYWORDS, Malformed, whole_number
+from .headers import (
+    DISTINGUISHING,
+    GET_AGAIN,
+    VOLUME_KEYWORDS,
+    Frame,
+    Malformed,
+    whole_number,
+)
 from .series import Series, list_values, number_or_none
 
 # Largest differences between the slices of one volume.
@@ -44,7 +51,7 @@ def read_series(series: Series) -> sitk.Image:
     """
     try:
         _check_kind(series)
-        frames, spacing_mm, direction = _sort_frames(series)
+        frames, spacing_mm, direction = sort_frames(series)
         with Files(series.path) as files, quiet():
             volume = _read_voxels(files, frames)
     except Malformed as error:
@@ -74,13 +81,19 @@ def _check_kind(series):
         )
 
 
-def _sort_frames(series):
-    """Frames in the order of their positions, spacing (x, y, z) and direction (3, 3).
+def sort_frames(
+    series: Series,
+) -> tuple[list[Frame], tuple[float, float, float], np.ndarray]:
+    """Returns a series' frames in the order of their positions along their normal.
+
+    Returns:
+        Frames; spacing (x, y, z) in mm; direction (3, 3), whose columns are the directions of rows,
+        of columns, and their normal.
 
     Raises:
         Malformed: not a regular stack.
     """
-    frames = series.frames
+    frames: list[Frame] = list(series.frames)
     for keyword, attribute in (
         ("ImagePositionPatient", "position_mm"),
         ("ImageOrientationPatient", "orientation"),
@@ -108,7 +121,7 @@ def _sort_frames(series):
             f"normal through the first slice's, expected at most {IN_PLANE_DRIFT_MM} mm (sheared "
             "stack, by ImagePositionPatient); reformat the series without shear"
         )
-    row_spacing, column_spacing = frames[0].spacing_mm
+    row_spacing, column_spacing = frames[0].spacing_mm or (0.0, 0.0)  # checked above
     return frames, (column_spacing, row_spacing, step_mm), direction
 
 

@@ -1,0 +1,69 @@
+"""The studies in a folder tree: a folder of patients is divided into folders of one study each."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import pydicom
+
+from ...utils.errors import DataError
+from .choosing import choose_series
+from .files import quiet
+from .series import find_series
+
+
+def study_folders(folder: Path, files: Iterable[Path], series: str = "") -> list[Path]:
+    """Divides a folder into the folders below it that hold one study each.
+
+    One file of each folder tells the study of its other files. A folder stays whole if it holds one
+    study; if the files of a study are in several of its folders, or DICOM files in itself; or if
+    several studies of one patient have a single series to read.
+
+    Args:
+        folder: of DICOM files.
+        files: the DICOM files below it.
+        series: see `choose_series`.
+
+    Returns:
+        Folders in the order of their names; only `folder` if it stays whole.
+    """
+    firsts: dict[Path, Path] = {}
+    for file in files:
+        firsts.setdefault(file.parent, file)
+    return _divide(
+        folder, {place: _patient_and_study(file) for place, file in firsts.items()}, series
+    )
+
+
+def _patient_and_study(file: Path) -> tuple[str, str]:
+    try:
+        with quiet():
+            header = pydicom.dcmread(
+                file,
+                stop_before_pixels=True,
+                force=True,
+                specific_tags=["PatientID", "StudyInstanceUID"],
+            )
+            return str(header.get("PatientID", "")), str(header.get("StudyInstanceUID", ""))
+    except Exception:  # a damaged file; reading its series reports it
+        return "", ""
+
+
+def _divide(folder, studies, series):
+    """`study_folders`, of {folder of files: (patient, study)}."""
+    children: dict[Path, dict[Path, tuple[str, str]]] = {}
+    for place, study in studies.items():
+        if place == folder:
+            return [folder]
+        child = folder / place.relative_to(folder).parts[0]
+        children.setdefault(child, {})[place] = study
+    found = [set(below.values()) for below in children.values()]
+    together = set().union(*found)
+    if len(together) == 1 or sum(map(len, found)) > len(together):
+        return [folder]
+    if len(children) > 1 and len({patient for patient, _ in together}) == 1:
+        try:
+            choose_series(find_series(folder), series, folder)
+            return [folder]
+        except DataError:
+            pass
+    return [place for child, below in children.items() for place in _divide(child, below, series)]
