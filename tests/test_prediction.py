@@ -1,5 +1,6 @@
 """Predictions of many images: their masks, their rows in the tables, and what an end leaves."""
 
+import importlib.util
 import os
 import signal
 import subprocess
@@ -15,12 +16,12 @@ import SimpleITK as sitk
 
 from src import prediction
 from src.config import override_config
-from src.input_images import find_images
+from src.input_images import find_images, found_studies
 from src.prediction import predict
 from src.predictor import LazyNetwork
-from src.utils.errors import DataError
+from src.utils.errors import DataError, UsageError
 from src.utils.output_folder import MANIFEST, acquire, list_outputs
-from tests.dicom_study import write_study
+from tests.dicom_study import write_series, write_study
 from tests.helpers import ROOT, names_in, run_program, strict_json, tree, wait_until
 from tests.networks import bright
 from tests.volumes import geometry_error, read_array
@@ -67,6 +68,153 @@ def test_a_study_is_segmented_by_the_series_that_is_asked_for(tmp_path, config, 
     (row,) = strict_json(results / "volumes.json")["cases"]
     assert (row["image"], row["series"]) == (str(study), "2")
     assert "<article" in (results / "report.html").read_text("utf-8")
+
+
+# Output types -------------------------------------------------------------------------------------
+
+TYPES = ("seg_nrrd", "dicom_seg", "image")
+
+
+def voxels_of(path):
+    """The foreground (z, y, x) of a mask, in the order of the patient's z."""
+    image = sitk.ReadImage(str(path))
+    return sitk.GetArrayFromImage(sitk.DICOMOrient(image, "LPS")) > 0
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_all_output_types_hold_the_same_mask(tmp_path, config, results):
+    pytest.importorskip("highdicom")  # among the packages of scripts/run_tests.sh
+    images = find_images([write_study(tmp_path / "study")])
+    (row,) = predict(bright, images, config, {}, output_types=TYPES)
+    names = {
+        "image": "study_test.nii.gz",
+        "dicom_seg": "study_test.dcm",
+        "seg_nrrd": "study_test.seg.nrrd",
+    }
+    (written,) = strict_json(results / "volumes.json")["cases"]
+    assert written == row and row["outputs"] == names and row["mask"] == names["image"]
+    assert set(names.values()) < list_outputs(results) == {*names_in(results)} - {MANIFEST}
+    masks = [voxels_of(results / name) for name in names.values()]
+    assert masks[0].shape == (10, 24, 24) and masks[0][4:6, 9:15, 9:15].all()
+    assert all(np.array_equal(mask, masks[0]) for mask in masks)
+    # The gland of 8 x 8 x 4 voxels of 1.25 x 1.25 x 3 mm: 10 x 10 x 12 mm.
+    assert [row[key] for key in ("left_right_mm", "front_back_mm", "head_foot_mm")] == (
+        pytest.approx([10, 10, 12], abs=3)
+    )
+    assert 0.5 < row["mean_probability"] <= 1
+    assert row["findings"] == ["small"]
+
+    # The same again is kept; another type is not there yet.
+    network, asked = counting()
+    predict(network, images, config, {}, skip_existing=True, output_types=TYPES)
+    assert not asked
+    (results / names["dicom_seg"]).unlink()
+    predict(network, images, config, {}, skip_existing=True, output_types=TYPES[:1])
+    assert not asked
+    (row,) = predict(network, images, config, {}, skip_existing=True, output_types=TYPES)
+    assert len(asked) == 1 and (results / names["dicom_seg"]).exists()
+
+
+def test_a_report_and_a_later_run_read_a_mask_that_is_dicom_only(tmp_path, config, results):
+    """The report of a later prediction shows the masks of an earlier one again."""
+    pytest.importorskip("highdicom")
+    images = find_images([write_study(tmp_path / "study")])
+    wanted = {"skip_existing": True, "output_types": ["dicom_seg"]}
+    predict(bright, images, config, {}, report=False, **wanted)
+    network, asked = counting()
+    (row,) = predict(network, images, config, {}, **wanted)
+    assert not asked and row["outputs"] == {"dicom_seg": "study_test.dcm"}
+    assert "<article" in (results / "report.html").read_text("utf-8")
+
+
+@pytest.mark.parametrize("failing", ["save_seg_nrrd", "save_volume"])
+@pytest.mark.usefixtures("undrawn")
+def test_of_an_image_whose_files_cannot_all_be_written_there_is_none(
+    data, results, config, monkeypatch, failing
+):
+    def fail(*arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    images = find_images([data / "img" / "Case0.mhd"])
+    monkeypatch.setattr(prediction, failing, fail)
+    with pytest.raises(DataError, match="Case0_test.*cannot be written .No space left"):
+        predict(bright, images, config, {}, output_types=["image", "seg_nrrd"])
+    assert not [name for name in names_in(results) if "Case0" in name]
+    assert [path for path in results.iterdir() if path.is_dir()] == []
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_studies_get_a_folder_each(tmp_path, config, results):
+    inputs = [tmp_path / "all"]
+    for patient in ("A", "B"):
+        write_study(tmp_path / "all" / patient, patient=patient)
+    images = find_images(inputs)
+    studies = found_studies(images, inputs)
+    for run in range(2):
+        rows = predict(
+            bright,
+            images,
+            config,
+            {},
+            output_types=["image", "seg_nrrd"],
+            studies=studies,
+            skip_existing=bool(run),
+        )
+    assert [row["mask"] for row in rows] == ["A/A_test.nii.gz", "B/B_test.nii.gz"]
+    files = set(tree(results))
+    assert {f"{name}/{name}_test{end}" for name in "AB" for end in (".nii.gz", ".seg.nrrd")} < files
+    assert list_outputs(results) == files - {MANIFEST}
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_series_without_what_a_segmentation_needs_is_one_problem(tmp_path, config, results):
+    pytest.importorskip("highdicom")
+    for name, tags in (("good", {}), ("bad", {"FrameOfReferenceUID": None})):
+        noise = np.random.default_rng(1).integers(0, 90, (10, 24, 24))
+        noise[3:7, 8:16, 8:16] += 500
+        write_series(tmp_path / name, noise, **tags)
+    images = find_images([tmp_path / "bad", tmp_path / "good"])
+    with pytest.raises(DataError, match="1 of 2 images"):
+        predict(bright, images, config, {}, output_types=["image", "dicom_seg"])
+    assert "no FrameOfReferenceUID" in rows_of(results)["bad"]["problem"]
+    assert [name for name in names_in(results) if "_test" in name] == [
+        "good_test.dcm",
+        "good_test.nii.gz",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("types", "absent", "says"),
+    [
+        (["dicom_seg"], [], "Case1.nii.gz is no DICOM series"),
+        (["image", "dicom_seg"], ["highdicom"], "pip install -r requirements-dicom.txt"),
+        (["stl"], [], "--output_type stl: expected one or several of image, dicom_seg, seg_nrrd"),
+    ],
+)
+def test_output_types_that_cannot_be_are_refused_at_once(
+    data, results, config, monkeypatch, types, absent, says
+):
+    if not absent:
+        pytest.importorskip("highdicom")
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name in absent else real(name)
+    )
+    images = find_images([data / "img" / "Case1.nii.gz"])
+    with pytest.raises(UsageError) as error:
+        predict(lambda _: pytest.fail("segmented"), images, config, {}, output_types=types)
+    assert says in str(error.value) and "\n" not in str(error.value)
+    assert not results.exists()
+
+
+def test_highdicom_is_imported_only_where_it_is_needed():
+    """It is optional, and takes a second."""
+    program = "import sys, src.prediction, src.images.dicom.segmentation; print(*sys.modules)"
+    process = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True
+    )
+    modules = process.stdout.split()
+    assert "pydicom" in modules and "highdicom" not in modules
 
 
 # Prediction -------------------------------------------------------------------------------------

@@ -17,7 +17,8 @@ METRICS_CSV, METRICS_JSON = "metrics.csv", "metrics.json"
 VOLUMES_CSV, VOLUMES_JSON = "volumes.csv", "volumes.json"
 TEXT_COLUMNS = ["case", "prostate_ml", "mask", "findings", "problem"]  # of the printed table
 CSV_COLUMNS = [*TEXT_COLUMNS, *(key for key in MEASURES if key != "prostate_ml")]  # of volumes.csv
-# Keys of each case in volumes.json.
+VOLUMES_SCHEMA = 1  # of volumes.json; a larger number where a key changes or goes
+# Keys of each case in volumes.json; docs/evaluation.md says what they are.
 JSON_KEYS = {
     *CSV_COLUMNS,
     *("image", "series", "channel", "outputs", "findings_text", "fingerprint"),
@@ -161,6 +162,7 @@ class VolumesTable:
         values = ({**row, "findings": _codes(row["findings"])} for row in rows)
         table = _csv(CSV_COLUMNS, ([row[key] for key in CSV_COLUMNS] for row in values))
         content = {
+            "schema": VOLUMES_SCHEMA,
             **self.metadata,
             "flagged": [row["case"] for row in rows if row["findings"] or row["problem"]],
             "cases": rows,

@@ -3,12 +3,14 @@
 import json
 import math
 import os
+import re
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from easydict import EasyDict
 
+from src.images.formats import OUTPUT_TYPES
 from src.metrics import summarize
 from src.report.tables import (
     CSV_COLUMNS,
@@ -19,7 +21,7 @@ from src.report.tables import (
     zoo_lines,
 )
 from src.utils.output_folder import register
-from tests.helpers import strict_json
+from tests.helpers import ROOT, strict_json
 from tests.report.made import ROWS
 
 
@@ -99,8 +101,22 @@ def test_rows_are_in_both_files_after_each_image(table, tmp_path):
         assert csv.columns.tolist() == CSV_COLUMNS and csv["case"].tolist() == list("ab")[:count]
     assert csv["findings"][0] == "small;border" and csv["problem"][1] == "no image"
     content = strict_json(tmp_path / "volumes.json")
-    assert content == {"checkpoint": "best.ckpt", "flagged": ["a", "b"], "cases": rows}
+    metadata = {"schema": 1, "checkpoint": "best.ckpt"}
+    assert content == {**metadata, "flagged": ["a", "b"], "cases": rows}
     assert table.rows() == rows
+
+
+@pytest.mark.parametrize("page", ["docs/evaluation.md", "docs/zh/evaluation.md"])
+def test_the_documents_name_every_column_and_key(page):
+    lines = (ROOT / page).read_text("utf-8").splitlines()
+    (columns,) = [line for line in lines if line.startswith("| `volumes.csv` |")]
+    assert re.findall(r"`(\w+)`", columns) == CSV_COLUMNS
+    start = lines.index("### volumes.json")
+    end = next(number for number, line in enumerate(lines) if number > start and line[:3] == "## ")
+    table = [line.split("|")[1] for line in lines[start:end] if line.startswith("| `")]
+    assert set(re.findall(r"`(\w+)`", "".join(table))) == JSON_KEYS
+    kinds = [line for line in lines[:start] if re.match(r"\| `\w+` \| `NAME_test", line)]
+    assert re.findall(r"^\| `(\w+)`", "\n".join(kinds), re.MULTILINE) == list(OUTPUT_TYPES)
 
 
 def test_the_printed_table_is_aligned_and_has_no_empty_columns():
