@@ -180,12 +180,28 @@ def test_dciodvfy_finds_no_fault(tmp_path, kind):
     assert said.splitlines() == ["Segmentation"]
 
 
-def test_a_name_in_another_character_set(tmp_path):
+ESCAPE = b"\x1b$)A"
+CHINESE = b"".join([b"=", ESCAPE, "王".encode("gb2312"), b"^", ESCAPE, "小东".encode("gb2312")])
+
+
+@pytest.mark.parametrize(
+    ("character_set", "encoded", "name"),
+    [
+        ("GB18030", "=王^小东".encode("gb18030"), "Wang^XiaoDong=王^小东"),
+        (["", "ISO 2022 IR 58"], CHINESE, "Wang^XiaoDong=王^小东"),  # PS3.5 annex K
+        (["", "ISO 2022 IR 87"], "=山田^太郎".encode("iso2022_jp"), "Wang^XiaoDong=山田^太郎"),
+        ("ISO_IR 100", "=Müller".encode("latin-1"), "Wang^XiaoDong=Müller"),
+    ],
+)
+def test_a_name_in_another_character_set(tmp_path, character_set, encoded, name):
     noise = np.random.default_rng(1).integers(0, 900, SHAPE)
-    name = "Wang^XiaoDong=王^小东"
-    write_series(tmp_path / "series", noise, SpecificCharacterSet="GB18030", PatientName=name)
+    blank = b"Wang^XiaoDong" + b"X" * len(encoded)
+    tags = {"SpecificCharacterSet": character_set, "PatientName": blank.decode()}
+    for file in write_series(tmp_path / "series", noise, **tags).iterdir():
+        file.write_bytes(file.read_bytes().replace(blank, blank[:13] + encoded))
     segmented(tmp_path / "series", tmp_path / "mask.dcm")
-    assert str(pydicom.dcmread(tmp_path / "mask.dcm").PatientName) == name
+    ds = pydicom.dcmread(tmp_path / "mask.dcm")
+    assert str(ds.PatientName) == name and ds.SpecificCharacterSet == "ISO_IR 192"
 
 
 # Refusals ---------------------------------------------------------------------------------------
@@ -196,6 +212,7 @@ def test_a_name_in_another_character_set(tmp_path):
     [
         ({"FrameOfReferenceUID": None}, "no FrameOfReferenceUID"),
         ({"PatientSex": "X"}, "PatientSex"),
+        ({"SpecificCharacterSet": "ISO_IR 999"}, "ISO_IR 999"),
     ],
 )
 def test_headers_that_no_segmentation_may_have(tmp_path, tags, says):

@@ -14,7 +14,9 @@ from typing import NamedTuple
 import numpy as np
 import pydicom
 import SimpleITK as sitk
+from pydicom.charset import python_encoding
 from pydicom.uid import generate_uid
+from pydicom.valuerep import PersonName, format_number_as_ds
 
 from ... import __version__
 from ...utils.errors import DataError, UsageError
@@ -32,6 +34,9 @@ EMPTY_KEYWORDS = (
     *("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber"),
     *("StudyID", "StudyDate", "StudyTime", "ReferringPhysicianName"),
 )
+
+
+CHINESE_SET, CHINESE_ESCAPE = "ISO 2022 IR 58", "\x1b$)A"
 
 
 class Source(NamedTuple):
@@ -71,6 +76,11 @@ def read_source(series: Series) -> Source:
             headers = [_read_header(files, name) for name in names]
     except Malformed as error:
         raise DataError(f"{series.path}: series {series.name}: {error}") from None
+    except Exception as error:  # pydicom raises exceptions of many types for damaged headers
+        raise DataError(
+            f"{series.path}: series {series.name}: a header cannot be read "
+            f"({one_line(error)}){GET_AGAIN}"
+        ) from None
     # In-plane spacing and orientation are equal but for rounding; a segmentation has one of each.
     orientation = Counter(frame.orientation for frame in frames).most_common(1)[0][0]
     if not is_multiframe:
@@ -92,15 +102,38 @@ def _read_header(files: Files, name: str) -> pydicom.Dataset:
             f"{one_line(name, 200)}: no FrameOfReferenceUID in its header, so a segmentation cannot"
             " be placed; export the series with it, or leave out --output_type dicom_seg"
         )
+    for character_set in _character_sets(header):
+        if character_set not in python_encoding:
+            raise Malformed(
+                f"{one_line(name, 200)}: SpecificCharacterSet {one_line(character_set)}, which is "
+                "unknown; repair it, or leave out --output_type dicom_seg"
+            )
+    _remove_escapes(header)
     for keyword in EMPTY_KEYWORDS:
         if keyword not in header:
             setattr(header, keyword, "")
     return header
 
 
+def _character_sets(header: pydicom.Dataset) -> list[str]:
+    """The names of the character sets of a header's texts; [] if it does not say."""
+    value = header.get("SpecificCharacterSet")
+    if not value:
+        return []
+    return [value] if isinstance(value, str) else list(value)
+
+
+def _remove_escapes(header: pydicom.Dataset) -> None:
+    """Removes the escape codes of Chinese texts, which pydicom leaves in them."""
+    if CHINESE_SET in _character_sets(header):
+        for element in header:
+            if isinstance(element.value, str | PersonName) and CHINESE_ESCAPE in str(element.value):
+                element.value = str(element.value).replace(CHINESE_ESCAPE, "")
+
+
 def _numbers(values: Sequence[float]) -> list[str]:
     """Numbers as DICOM's decimal strings, of at most 16 characters."""
-    return [pydicom.valuerep.format_number_as_ds(float(value)) for value in values]
+    return [format_number_as_ds(float(value)) for value in values]
 
 
 def _item(**values: object) -> pydicom.Dataset:
@@ -159,6 +192,7 @@ def make_segmentation(mask: sitk.Image, source: Source) -> pydicom.Dataset:
     import highdicom as hd
     from pydicom.sr.codedict import codes
 
+    header = source.headers[0]
     planes = np.empty(mask.GetSize()[::-1], np.uint8)
     planes[source.planes] = sitk.GetArrayViewFromImage(mask)
     prostate = hd.seg.SegmentDescription(
@@ -193,6 +227,8 @@ def make_segmentation(mask: sitk.Image, source: Source) -> pydicom.Dataset:
                 content_description="Prostate, segmented automatically",
                 series_description="Prostate segmentation (V-Net)",
                 omit_empty_frames=False,
+                # The patient's name is written in Unicode, unless nothing says what it is read as.
+                specific_character_set="ISO_IR 192" if _character_sets(header) else None,
             )
     except Exception as error:  # highdicom and pydicom raise exceptions of many types
         raise DataError(
