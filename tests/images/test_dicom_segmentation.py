@@ -180,15 +180,25 @@ def test_dciodvfy_finds_no_fault(tmp_path, kind):
     assert said.splitlines() == ["Segmentation"]
 
 
-ESCAPE = b"\x1b$)A"
-CHINESE = b"".join([b"=", ESCAPE, "王".encode("gb2312"), b"^", ESCAPE, "小东".encode("gb2312")])
+def escaped(escape, encoding, *parts):
+    """Components of a name by ISO 2022, as in annexes I and K of PS3.5."""
+    return b"=" + b"^".join(escape + part.encode(encoding) for part in parts)
 
 
 @pytest.mark.parametrize(
     ("character_set", "encoded", "name"),
     [
         ("GB18030", "=王^小东".encode("gb18030"), "Wang^XiaoDong=王^小东"),
-        (["", "ISO 2022 IR 58"], CHINESE, "Wang^XiaoDong=王^小东"),  # PS3.5 annex K
+        (
+            ["", "ISO 2022 IR 58"],
+            escaped(b"\x1b$)A", "gb2312", "王", "小东"),
+            "Wang^XiaoDong=王^小东",
+        ),
+        (
+            ["", "ISO 2022 IR 149"],
+            escaped(b"\x1b$)C", "euc_kr", "김", "희중"),
+            "Wang^XiaoDong=김^희중",
+        ),
         (["", "ISO 2022 IR 87"], "=山田^太郎".encode("iso2022_jp"), "Wang^XiaoDong=山田^太郎"),
         ("ISO_IR 100", "=Müller".encode("latin-1"), "Wang^XiaoDong=Müller"),
     ],

@@ -6,6 +6,7 @@ series' geometry in every program.
 """
 
 import importlib.util
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,9 +35,7 @@ EMPTY_KEYWORDS = (
     *("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber"),
     *("StudyID", "StudyDate", "StudyTime", "ReferringPhysicianName"),
 )
-
-
-CHINESE_SET, CHINESE_ESCAPE = "ISO 2022 IR 58", "\x1b$)A"
+ISO_2022_ESCAPE = re.compile("\x1b[ -/]+[0-~]")
 
 
 class Source(NamedTuple):
@@ -124,11 +123,12 @@ def _character_sets(header: pydicom.Dataset) -> list[str]:
 
 
 def _remove_escapes(header: pydicom.Dataset) -> None:
-    """Removes the escape codes of Chinese texts, which pydicom leaves in them."""
-    if CHINESE_SET in _character_sets(header):
+    """Removes the escape codes that pydicom leaves in Chinese and Korean texts."""
+    if any(name.startswith("ISO 2022") for name in _character_sets(header)):
         for element in header:
-            if isinstance(element.value, str | PersonName) and CHINESE_ESCAPE in str(element.value):
-                element.value = str(element.value).replace(CHINESE_ESCAPE, "")
+            text = str(element.value) if isinstance(element.value, str | PersonName) else ""
+            if "\x1b" in text:
+                element.value = ISO_2022_ESCAPE.sub("", text)
 
 
 def _numbers(values: Sequence[float]) -> list[str]:
