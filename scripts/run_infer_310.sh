@@ -3,7 +3,8 @@
 #   bash scripts/run_infer_310.sh MINDIR_PATH DATA_PATH SPLIT_FILE_PATH [DEVICE_ID [further arguments for pre- and postprocess.py]]
 # Variables: DEVICE_TARGET=CPU uses the CPU instead of an Ascend device, and RUNTIME=lite on it MindSpore Lite
 # instead of this project's kernels; LITE_HOME=FOLDER is the folder of MindSpore Lite (see
-# ascend310_infer/build.sh), PYTHON=... a Python. All files are written to the caller's folder.
+# ascend310_infer/build.sh), PYTHON=... a Python. All files are written to the caller's folder. MINDIR_PATH may
+# be any model of an ensemble: all of them are run, and the mean of their probabilities is evaluated.
 # shellcheck source=scripts/common.sh
 source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
 
@@ -35,18 +36,25 @@ python=$(find_python)
 python=$(realpath --no-symlinks -- "$python") # absolute, without resolving the environment's link
 mindir=$(realpath -- "$1")
 # The export writes NAME.vnet and, for MindSpore Lite, NAME_lite.mindir beside NAME.mindir.
-model=$(cd -- "$ROOT" && "$python" -m src.export.description "$mindir" --runtime "$runtime")
-echo "model: $model"
-cases=(--mindir_path "$model" --data_path "$2" --split_file_path "$3" "${@:5}")
+found=$(cd -- "$ROOT" && "$python" -m src.export.description "$mindir" --runtime "$runtime")
+mapfile -t models <<<"$found" # of an ensemble each
+for model in "${models[@]}"; do echo "model: $model"; done
+cases=(--mindir_path "${models[0]}" --data_path "$2" --split_file_path "$3" "${@:5}")
 
 trap '' PIPE
 step preprocess preprocess.log "$python" "$ROOT/preprocess.py" "${cases[@]}"
 step build build.log env PYTHON="$python" bash "$ROOT/ascend310_infer/build.sh" --runtime "$runtime"
-step inference infer.log "$ROOT/ascend310_infer/out/main" --mindir_path "$model" \
-  --dataset_path results/bin_data --output_path result_Files \
-  --device_type "$target" --runtime "$runtime" --device_id "$device_id"
-step postprocess acc.log "$python" "$ROOT/postprocess.py" --result_path result_Files "${cases[@]}"
+outputs=() times=()
+for model in "${models[@]}"; do
+  name=${model##*/} name=${name%.*} outputs+=(result_Files) log=infer.log
+  ((${#models[@]} == 1)) || { outputs[-1]=result_Files/$name log=infer_$name.log && mkdir -p result_Files; }
+  step inference "$log" "$ROOT/ascend310_infer/out/main" --mindir_path "$model" \
+    --dataset_path results/bin_data --output_path "${outputs[-1]}" \
+    --device_type "$target" --runtime "$runtime" --device_id "$device_id"
+  time=$(tail -n 1 -- time_Result/test_perform_static.txt 2>/dev/null) && times+=("$time")
+done
+step postprocess acc.log "$python" "$ROOT/postprocess.py" --result_path "${outputs[@]}" "${cases[@]}"
 { # only a summary: the results are written even if this fails
-  tail -n 1 -- time_Result/test_perform_static.txt
+  ((${#times[@]})) && printf '%s\n' "${times[@]}"
   grep -E '^(avg_|predictions, )' acc.log
 } 2>/dev/null || true

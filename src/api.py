@@ -9,15 +9,15 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import SimpleITK as sitk
 from easydict import EasyDict
 
 from . import evaluation
-from .checkpoint_file import find_checkpoint
-from .config import config_of_checkpoint, preset_overrides, training_config
+from .config import preset_overrides, training_config
 from .data_manager import channel_of
+from .ensemble import Ensemble, Member, find_members, origin_of
 from .images.reading import check_volume, mr_image, read_image
 from .predictor import LazyNetwork, segment
 from .promise12.splits import split_cases
@@ -35,20 +35,25 @@ _computing = threading.RLock()  # MindSpore crashes where two threads compute
 
 @dataclass(frozen=True)
 class Model:
-    """A trained V-Net, from `load`.
+    """A trained V-Net, or several as one, from `load`.
 
     Attributes:
         network: in evaluation mode.
-        config: configuration of its training, with the overrides of `load`; see
-            docs/configuration.md.
-        checkpoint: the file that its weights come from.
+        config: configuration of its training, of several networks that of the first, with the
+            overrides of `load`; see docs/configuration.md.
+        checkpoints: the files that the weights come from, one per network.
         device_target: "Ascend", "GPU" or "CPU".
     """
 
-    network: "nn.Cell"
+    network: "nn.Cell | Ensemble"
     config: EasyDict
-    checkpoint: Path
+    checkpoints: tuple[Path, ...]
     device_target: str
+
+    @property
+    def checkpoint(self) -> Path:
+        """The file that the weights come from, the first one of several."""
+        return self.checkpoints[0]
 
     def segment(self, image: sitk.Image | str | Path, series: str = "") -> sitk.Image:
         """Returns the mask of the prostate, the same as predict.py writes.
@@ -97,15 +102,16 @@ class Model:
 
 
 def load(
-    path: str | Path,
+    path: str | Path | Sequence[str | Path],
     device_target: str = "auto",
     device_id: int = 0,
     overrides: Mapping[str, object] | Sequence[str] = (),
 ) -> Model:
-    """Loads a trained network.
+    """Loads a trained network, or several whose probabilities are averaged.
 
     Args:
-        path: a checkpoint, the folder of a run, or a released folder.
+        path: a checkpoint, the folder of a run, a released folder, or the folder of a
+            cross-validation; or a list of these.
         device_target: "Ascend", "GPU" or "CPU"; "auto" takes the first of these that is available.
             The first call fixes the device of the process.
         device_id: number of the card.
@@ -116,18 +122,18 @@ def load(
         The model, ready to segment.
 
     Raises:
-        DataError: the checkpoint is missing, damaged or of another network, or there is no such
+        DataError: the checkpoint is missing, damaged or of another network; of several two are the
+            same, or differ in grid, intensity, threshold or flip averaging; or there is no such
             device.
         UsageError: an unknown key, a wrong value, or another device than the process already uses.
     """
-    _check_path(path, "path")
-    return _load(*find_model(path, overrides), device_target, device_id)
+    return _load(find_model(path, overrides), device_target, device_id)
 
 
 def find_model(
-    path: str | Path, overrides: Mapping[str, object] | Sequence[str]
-) -> tuple[Path, EasyDict]:
-    """Returns the checkpoint file at a path, and its configuration with the overrides.
+    path: str | Path | Sequence[str | Path], overrides: Mapping[str, object] | Sequence[str]
+) -> tuple[Member, ...]:
+    """Returns the checkpoint files at a path, and their configurations with the overrides.
 
     Args:
         path, overrides: see `load`.
@@ -135,36 +141,37 @@ def find_model(
     Raises:
         DataError, UsageError: see `load`.
     """
-    checkpoint = find_checkpoint(path)
-    return checkpoint, config_of_checkpoint(checkpoint, _override_texts(overrides))
+    paths: list[Any] = list(path) if isinstance(path, list | tuple) else [path]
+    for one in paths:
+        _check_path(one, "path")
+    return find_members(paths, _override_texts(overrides))
 
 
-def _load(checkpoint: Path, config: EasyDict, device_target: str, device_id: int) -> Model:
+def _load(members: Sequence[Member], device_target: str, device_id: int) -> Model:
     with _computing:
         target = _start_device(device_target, device_id)
-        network = evaluation.load_network(checkpoint, config, target)
-    return Model(network, config, checkpoint, target)
+        network = evaluation.load_members(members, target)
+    checkpoints = tuple(member.checkpoint for member in members)
+    return Model(network, members[0].config, checkpoints, target)
 
 
-def lazy_network(
-    checkpoint: Path, config: EasyDict, device_target: str, device_id: int
-) -> LazyNetwork:
+def lazy_network(members: Sequence[Member], device_target: str, device_id: int) -> LazyNetwork:
     """Returns the network of a command, which is loaded once a first case is being read.
 
     Args:
-        checkpoint, config: of `find_model`.
+        members: of `find_model`.
         device_target, device_id: see `load`.
     """
 
-    def load() -> "nn.Cell":
+    def load() -> "nn.Cell | Ensemble":
         with no_garbage_collection():  # MindSpore is imported here, which takes a second
-            return _load(checkpoint, config, device_target, device_id).network
+            return _load(members, device_target, device_id).network
 
     return LazyNetwork(load)
 
 
 def evaluate(
-    model: Model | str | Path,
+    model: Model | str | Path | Sequence[str | Path],
     data_path: str | Path,
     split: str | Path,
     output_path: str | Path | None = None,
@@ -175,7 +182,7 @@ def evaluate(
     """Evaluates a model on cases with reference masks.
 
     Args:
-        model: from `load`; or a path, see `load`.
+        model: from `load`; or a path or several, see `load`.
         data_path: folder with `img/` and `gt/`.
         split: file with the names of the cases, or a folder with such files.
         output_path: gets NAME_test.mhd of each case, metrics.csv, metrics.json, overlays.png and
@@ -199,7 +206,7 @@ def evaluate(
 
 
 def evaluate_rows(
-    model: Model | str | Path,
+    model: Model | str | Path | Sequence[str | Path],
     data_path: str | Path,
     split: str | Path,
     output_path: str | Path | None,
@@ -222,15 +229,17 @@ def evaluate_rows(
     if isinstance(model, Model):
         if overrides:
             raise UsageError(f"overrides={overrides!r}: the model is loaded; give them to load")
-        checkpoint, config, network = model.checkpoint, EasyDict(model.config), model.network
+        checkpoints, config, network = model.checkpoints, EasyDict(model.config), model.network
     else:
-        _check_path(model, "model", "a Model of load, or a path")
-        checkpoint, config = find_model(model, overrides)
-        network = lazy_network(checkpoint, config, device_target, device_id)
+        if not isinstance(model, list | tuple):
+            _check_path(model, "model", "a Model of load, or a path")
+        members = find_model(model, overrides)
+        checkpoints, config = tuple(member.checkpoint for member in members), members[0].config
+        network = lazy_network(members, device_target, device_id)
     config.dirPredictionImage = str(output_path or config.dirPredictionImage)
     cases = split_cases(data_path, split, "val", config.fold)  # before the device starts
     with _computing:
-        return evaluation.evaluate(network, cases, config, {"checkpoint": str(checkpoint)}, painter)
+        return evaluation.evaluate(network, cases, config, origin_of(checkpoints), painter)
 
 
 def train(

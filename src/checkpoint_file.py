@@ -1,12 +1,14 @@
-"""Which file of a run or of a release is its checkpoint; needs no MindSpore."""
+"""Which files of a run, a release or an ensemble are the checkpoints; needs no MindSpore."""
 
+import json
 import logging
 import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from .config import CONFIG_NAME
-from .utils.errors import DataError
-from .utils.files import hash_file
+from .utils.errors import DataError, reason_of
+from .utils.files import hash_file, write_files
 
 log = logging.getLogger(__name__)
 
@@ -14,6 +16,8 @@ PREFIX = "checkpoint_vnet"
 NUMBERED = re.compile(rf"{PREFIX}-\d+_\d+\.ckpt")
 BEST = "best.ckpt"
 RELEASED, CHECKSUMS = "vnet.ckpt", "SHA256SUMS"  # of a released folder, beside its config.json
+ENSEMBLE = "ensemble.json"  # of a folder with the checkpoints of several networks
+CROSS_VALIDATION = "cross_validation.json"  # of a cross-validation, which writes ENSEMBLE last
 
 
 def is_numbered(path: Path) -> bool:
@@ -31,6 +35,56 @@ def epoch_and_step(path: str | Path) -> tuple[int, int]:
         raise ValueError(f"{path}: expected the name {PREFIX}-EPOCH_STEP.ckpt")
     epoch, step = Path(path).stem.rsplit("-", 1)[1].split("_")
     return int(epoch), int(step)
+
+
+def find_checkpoints(paths: str | Path | Sequence[str | Path]) -> list[Path]:
+    """Returns the checkpoint files that one or several paths refer to.
+
+    Args:
+        paths: each as for `find_checkpoint`, or a folder with an `ensemble.json`, whose
+            checkpoints are then all meant.
+
+    Raises:
+        DataError: see `find_checkpoint`; an ensemble is incomplete or was changed.
+    """
+    found = []
+    for path in map(Path, [paths] if isinstance(paths, str | Path) else paths):
+        is_ensemble = (path / ENSEMBLE).is_file()
+        found += read_ensemble(path) if is_ensemble else [find_checkpoint(path)]
+    return found
+
+
+def write_ensemble(folder: Path, checkpoints: Iterable[Path]) -> None:
+    """Writes the `ensemble.json` of a folder: the checkpoints in it, with their SHA-256."""
+    hashes = {path.relative_to(folder).as_posix(): hash_file(path) for path in checkpoints}
+    content = f"{json.dumps({'checkpoints': hashes}, indent=2)}\n"
+    write_files({folder / ENSEMBLE: content.encode()})
+
+
+def read_ensemble(folder: Path) -> list[Path]:
+    """Returns the checkpoints that the `ensemble.json` of a folder lists.
+
+    Raises:
+        DataError: not such a list, or a checkpoint is missing or differs from its SHA-256.
+    """
+    listing = folder / ENSEMBLE
+    try:
+        hashes = json.loads(listing.read_text("utf-8"))["checkpoints"]
+        files = {folder / name: str(digest) for name, digest in hashes.items()}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{listing}: not a list of an ensemble's checkpoints ({reason_of(error)}); make the "
+            "ensemble again, or name its checkpoints"
+        ) from None
+    for file, digest in files.items():
+        if not file.is_file() or hash_file(file) != digest:
+            raise DataError(
+                f"{file}: {'differs from' if file.is_file() else 'missing, but listed in'} "
+                f"{listing}; copy or make the ensemble again, or name the checkpoints you mean"
+            )
+        check_release(file)
+    log.info(f"{folder}: the mean of the {len(files)} networks in its {ENSEMBLE}")
+    return list(files)
 
 
 def find_checkpoint(path: str | Path) -> Path:
@@ -54,6 +108,11 @@ def find_checkpoint(path: str | Path) -> Path:
     numbered = sorted(filter(is_numbered, folder.iterdir()), key=epoch_and_step)
     candidates = [folder / BEST, *numbered[::-1], path / RELEASED]
     found = next((file for file in candidates if file.is_file()), None)
+    if found is None and (path / CROSS_VALIDATION).is_file():
+        raise DataError(
+            f"{path}: a cross-validation that has not ended; start it again with the same "
+            "arguments, and it goes on where it was"
+        )
     if found is None:
         names = sorted(file.name for file in path.iterdir())
         shown = ", ".join(names[:5]) + (", ..." if names[5:] else "")

@@ -1,7 +1,7 @@
 """Evaluation on cases with reference masks: predicted masks, metrics, report."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -10,6 +10,7 @@ import SimpleITK as sitk
 from easydict import EasyDict
 
 from .data_manager import Case, read_case
+from .ensemble import Ensemble, Member, Run
 from .images.writing import move_volumes, write_volume
 from .metrics import case_metrics
 from .predictor import LazyNetwork, loaded, network_inputs, segment_inputs
@@ -65,8 +66,41 @@ def load_network(checkpoint_path: str | Path, config: EasyDict, device_target: s
     return to_fast_vnet(network, config, device_target).set_train(False)
 
 
+def load_members(members: Sequence[Member], device_target: str) -> "nn.Cell | Ensemble":
+    """Loads a network, or several as one.
+
+    Args:
+        members: from `find_members`.
+        device_target: "Ascend", "GPU" or "CPU".
+
+    Returns:
+        The network of the only member, as `load_network` makes it; or the `Ensemble` of several.
+
+    Raises:
+        DataError, UsageError: see `load_network`.
+    """
+    from .checkpoint import load_weights
+    from .vnet import create_vnet
+
+    if len(members) == 1:
+        return load_network(*members[0], device_target)
+    cells: dict[tuple[str, int], nn.Cell] = {}
+    runs = []
+    for path, config in members:
+        architecture = config.variant, config.width
+        if architecture not in cells:
+            cells[architecture] = load_network(path, config, device_target)
+        network = create_vnet(config)
+        load_weights(network, path)
+        values = {parameter.name: parameter for parameter in network.get_parameters()}
+        cell = cells[architecture]
+        weights = [(parameter, values[parameter.name]) for parameter in cell.get_parameters()]
+        runs.append(Run(path, cell, weights))
+    return Ensemble(runs)
+
+
 def evaluate(
-    network: "nn.Cell | LazyNetwork",
+    network: "nn.Cell | Ensemble | LazyNetwork",
     cases: list[Case],
     config: EasyDict,
     metadata: dict,
@@ -75,7 +109,8 @@ def evaluate(
     """Segments cases with a network and evaluates the masks; see `evaluate_masks`.
 
     Args:
-        network: from `load_network`; a `LazyNetwork` is loaded while the first case is read.
+        network: from `load_network` or `load_members`; a `LazyNetwork` is loaded while the first
+            case is read.
         cases: with reference masks.
         config: see `segment_inputs` and `evaluate_masks`.
         metadata: see `evaluate_masks`; the configuration is added.

@@ -44,6 +44,7 @@ from .utils.files import check_name, hash_file, printable
 if TYPE_CHECKING:
     from mindspore import nn
 
+    from .ensemble import Ensemble
     from .images.dicom.segmentation import Source
 
 log = logging.getLogger(__name__)
@@ -57,7 +58,7 @@ MASK_KEYS = (
 
 
 def predict(
-    network: "nn.Cell | LazyNetwork",
+    network: "nn.Cell | Ensemble | LazyNetwork",
     images: dict[str, Path | DataError],
     config: EasyDict,
     metadata: dict,
@@ -78,7 +79,8 @@ def predict(
     images of all.
 
     Args:
-        network: from `load_network`; a `LazyNetwork` is loaded while the first image is read.
+        network: from `load_network` or `load_members`; a `LazyNetwork` is loaded while the first
+            image is read.
         images: from `find_images`.
         config: network grid, threshold, flip averaging, `dirPredictionImage`.
         metadata: origin of the masks, for volumes.json and the report, such as "checkpoint".
@@ -259,7 +261,7 @@ class _Reader(NamedTuple):
 class _Segmenter(NamedTuple):
     """Segments the images of one prediction."""
 
-    network: "nn.Cell"
+    network: "nn.Cell | Ensemble"
     config: EasyDict
     folder: Path
     series: str
@@ -357,6 +359,7 @@ def _network_id(metadata: dict) -> str:
     """Hash of the weights and of the settings that change a mask."""
     settings = [metadata["configuration"].get(key) for key in MASK_KEYS]
     digest = hashlib.sha256(json.dumps(settings).encode())
+    digest.update("".join(metadata.get("checkpoints", {}).values()).encode())
     with suppress(OSError):
         hash_file(metadata.get("checkpoint", ""), digest)
     return digest.hexdigest()

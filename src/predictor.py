@@ -16,6 +16,8 @@ from .utils.errors import DataError
 if TYPE_CHECKING:
     from mindspore import nn
 
+    from .ensemble import Ensemble
+
 
 def network_inputs(image: sitk.Image, config: EasyDict) -> list[np.ndarray]:
     """Returns the volumes that the network segments for one image.
@@ -37,11 +39,11 @@ def network_inputs(image: sitk.Image, config: EasyDict) -> list[np.ndarray]:
     return [volume, np.flip(volume, LEFT_RIGHT_AXIS)]
 
 
-def foreground_probability(network: "nn.Cell", volume: np.ndarray) -> np.ndarray:
+def foreground_probability(network: "nn.Cell | Ensemble", volume: np.ndarray) -> np.ndarray:
     """Runs the network on one volume.
 
     Args:
-        network: a `VNet` in evaluation mode, `set_train(False)`.
+        network: a `VNet` in evaluation mode, `set_train(False)`, or an `Ensemble`.
         volume: (X, Y, Z) on the network grid.
 
     Returns:
@@ -162,7 +164,7 @@ def segment_outputs(
 
 
 def segment(
-    network: "nn.Cell", image: sitk.Image, config: EasyDict
+    network: "nn.Cell | Ensemble", image: sitk.Image, config: EasyDict
 ) -> tuple[sitk.Image, sitk.Image]:
     """Segments one image: `network_inputs`, then `segment_inputs`.
 
@@ -181,7 +183,10 @@ def segment(
 
 
 def segment_inputs(
-    network: "nn.Cell", volumes: list[np.ndarray], image: sitk.Image, config: EasyDict
+    network: "nn.Cell | Ensemble",
+    volumes: list[np.ndarray],
+    image: sitk.Image,
+    config: EasyDict,
 ) -> tuple[sitk.Image, sitk.Image]:
     """Segments one image from its volumes on the network grid.
 
@@ -204,13 +209,13 @@ class LazyNetwork:
     """A network that is loaded while the first case is read.
 
     Args:
-        load: returns the network, a `VNet` in evaluation mode.
+        load: returns the network, a `VNet` in evaluation mode or an `Ensemble`.
     """
 
-    def __init__(self, load: "Callable[[], nn.Cell]") -> None:
+    def __init__(self, load: "Callable[[], nn.Cell | Ensemble]") -> None:
         self.load = load
 
 
-def loaded(network: "nn.Cell | LazyNetwork") -> "nn.Cell":
+def loaded(network: "nn.Cell | Ensemble | LazyNetwork") -> "nn.Cell | Ensemble":
     """Returns a network, which is loaded now if it is lazy."""
     return network.load() if isinstance(network, LazyNetwork) else network

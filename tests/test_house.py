@@ -13,6 +13,7 @@ FLOORS = (
     ("metrics",),
     ("config", "measurements"),
     ("data_manager", "devices", "checkpoint_file"),
+    ("ensemble",),
     ("augment", "predictor", "promise12", "checkpoint", "fast_conv3d"),
     ("dataset", "input_images", "report"),
     ("evaluation",),

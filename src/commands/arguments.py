@@ -30,12 +30,15 @@ def add_device_arguments(parser: ArgumentParser, id_flag: str) -> None:
 
 
 def add_checkpoint_argument(parser: ArgumentParser, flag: str, purpose: str) -> None:
-    """Adds the checkpoint, for which the zoo has two names."""
+    """Adds the checkpoint, for which the zoo has two names; of several the mean counts."""
     parser.add_argument(
         flag,
         required=True,
+        nargs="+",
+        action="extend",
         metavar="PATH",
-        help=f"checkpoint to {purpose}, or the folder of a run or of a release",
+        help=f"checkpoint to {purpose}, or the folder of a run, of a release or of a "
+        "cross-validation; several are averaged",
     )
 
 

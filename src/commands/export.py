@@ -6,9 +6,13 @@ writes vnet.mindir, vnet.vnet (for the C++ program on a CPU), vnet_lite.mindir (
 MindIR version 1, for MindSpore Lite) and descriptions, vnet.json and vnet_lite.json: names, shapes,
 grid, intensities, threshold. `--file_format ONNX` writes vnet.onnx and vnet.json, `VNET` vnet.vnet
 and vnet.json. Each model is loaded back and compared with the checkpoint.
+
+Of several checkpoints each becomes a model, vnet_0, vnet_1, ..., whose description names them all:
+the mean of their probabilities is thresholded.
 """
 
 from argparse import ArgumentParser, Namespace
+from typing import TYPE_CHECKING
 
 from ..utils.command_line import MINDIR_VERSIONS, MODEL_FORMATS
 from .arguments import (
@@ -17,6 +21,9 @@ from .arguments import (
     add_device_arguments,
     overrides_of,
 )
+
+if TYPE_CHECKING:
+    from ..export.exporter import Export
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -53,21 +60,28 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def execute(args: Namespace) -> None:
     """Exports."""
-    from ..checkpoint_file import find_checkpoint
-    from ..config import config_of_checkpoint
     from ..devices.device import choose_device, start_device
-    from ..export.exporter import comparison_device, export_model, plan_exports
+    from ..ensemble import find_members
+    from ..export.exporter import (
+        comparison_device,
+        ensemble_of,
+        export_model,
+        member_names,
+        plan_exports,
+    )
 
     target = choose_device(args.device_target)
-    exports = plan_exports(
-        args.file_format,
-        args.file_name,
-        args.conv2d,
-        args.mindir_version,
-        target,
-        args.batch_size,
-    )
-    checkpoint = find_checkpoint(args.ckpt_file)
-    config = config_of_checkpoint(checkpoint, overrides_of(args))
+
+    def plan(name: str) -> "list[Export]":
+        options = args.conv2d, args.mindir_version, target, args.batch_size
+        return plan_exports(args.file_format, name, *options)
+
+    plan(args.file_name)  # wrong options are told before the checkpoints are read
+    members = find_members(args.ckpt_file, overrides_of(args))
+    names = member_names(args.file_name, len(members))
+    ensemble = ensemble_of(names, [member.checkpoint for member in members])
     start_device(comparison_device(target), args.device_id)
-    export_model(checkpoint, config, target, exports, args.batch_size, args.device_id)
+    for (checkpoint, config), name in zip(members, names, strict=True):
+        export_model(
+            checkpoint, config, target, plan(name), args.batch_size, args.device_id, ensemble
+        )

@@ -17,18 +17,22 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--result_path",
         required=True,
+        nargs="+",
         metavar="FOLDER",
-        help="folder with the program's NAME_0.bin files",
+        help="folder with the program's NAME_0.bin files, of an ensemble one for each model",
     )
     add_model_arguments(parser)
 
 
 def execute(args: Namespace) -> None:
     """Evaluates the output."""
-    from ..export.description import config_of_model
+    from ..export.description import config_of_model, ensemble_models
     from ..export.infer_310 import evaluate_outputs
     from ..promise12.splits import split_cases
 
     config = config_of_model(args.mindir_path, overrides_of(args))
     cases = split_cases(args.data_path, args.split_file_path, "val", config.fold)
-    evaluate_outputs(cases, config, args.result_path, {"model": args.mindir_path})
+    models = ensemble_models(args.mindir_path)
+    origin = {"models": [str(path) for path in models]} if len(models) > 1 else {}
+    origin = origin or {"model": args.mindir_path}
+    evaluate_outputs(cases, config, args.result_path, origin, len(models))

@@ -75,17 +75,19 @@ def execute(args: Namespace) -> None:
     with Painter(0 if args.no_report else PROCESSES) as painter:
         with no_garbage_collection():
             from ..api import find_model, lazy_network
+            from ..ensemble import origin_of
             from ..input_images import find_images, found_studies
             from ..prediction import predict
 
         images = find_images(args.input, args.series)
-        checkpoint, config = find_model(args.ckpt_path, overrides_of(args))
+        members = find_model(args.ckpt_path, overrides_of(args))
+        config = members[0].config
         config.dirPredictionImage = args.output_path or config.dirPredictionImage
         predict(
-            lazy_network(checkpoint, config, args.device_target, args.dev_id),
+            lazy_network(members, args.device_target, args.dev_id),
             images,
             config,
-            {"checkpoint": str(checkpoint)},
+            origin_of([member.checkpoint for member in members]),
             args.save_probability,
             args.series,
             args.skip_existing,

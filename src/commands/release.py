@@ -4,6 +4,9 @@
 
 writes vnet.ckpt, config.json and SHA256SUMS into the folder. Its recipient checks it there with
 `sha256sum -c SHA256SUMS` and gives the folder to eval.py, predict.py and export.py.
+
+Of several checkpoints, or the folder of a cross-validation, each gets a folder of its own in it,
+network0, network1, ..., and ensemble.json lists them.
 """
 
 from argparse import ArgumentParser, Namespace
@@ -25,9 +28,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def execute(args: Namespace) -> None:
     """Packs."""
-    from ..checkpoint_file import find_checkpoint
-    from ..config import config_of_checkpoint
-    from ..export.release import release
+    from ..ensemble import find_members
+    from ..export.release import release_members
 
-    checkpoint = find_checkpoint(args.ckpt_file)
-    release(checkpoint, config_of_checkpoint(checkpoint, overrides_of(args)), args.out_path)
+    release_members(find_members(args.ckpt_file, overrides_of(args)), args.out_path)

@@ -6,7 +6,7 @@ trained with, so both are stored beside it.
     python -m src.export.description NAME.mindir --runtime native|lite
 
 prints the path of the model that the C++ program runs: NAME.vnet on a CPU; for MindSpore Lite
-NAME.mindir itself or NAME_lite.mindir.
+NAME.mindir itself or NAME_lite.mindir. Of an ensemble it prints a line for each model.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import logging
 import os
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from easydict import EasyDict
@@ -81,7 +82,12 @@ def export_command(model_path: Path) -> str:
     )
 
 
-def describe(config: EasyDict, batch_size: int, files: dict[str, dict]) -> dict:
+def describe(
+    config: EasyDict,
+    batch_size: int,
+    files: dict[str, dict],
+    ensemble: Mapping[str, str] | None = None,
+) -> dict:
     """Returns the description of a model, for JSON.
 
     Args:
@@ -89,6 +95,7 @@ def describe(config: EasyDict, batch_size: int, files: dict[str, dict]) -> dict:
         batch_size: volumes per call of the model.
         files: file name -> properties of the file, such as its hash and that of its checkpoint
             (`sha256`, `checkpoint_sha256`).
+        ensemble: of a model that is one of several, {model: SHA-256 of its checkpoint} of all.
     """
     sides = list(config.VolSize)
     axes = (
@@ -97,6 +104,7 @@ def describe(config: EasyDict, batch_size: int, files: dict[str, dict]) -> dict:
         else "the image's, in whichever order and direction comes nearest to the patient's"
     )
     equalizes = config.intensity == "equalize"
+    models = " and ".join(ensemble or ())
     resample = [
         "along each axis of the image where the voxels of the next step are larger, blur with a "
         "Gaussian whose variance is (larger^2 - own^2) / (8 ln 2) of the voxel sizes",
@@ -127,11 +135,13 @@ def describe(config: EasyDict, batch_size: int, files: dict[str, dict]) -> dict:
         "postprocessing": [
             *["average with the output for the input mirrored left-right, along X"]
             * config.flip_average,
+            *[f"take the mean of what {models} give for the same input"] * bool(ensemble),
             "resample linearly, with 0 beyond the border voxels' edges, to the image's own voxels",
             f"the prostate is where the probability is above {config.threshold}",
             "keep its largest component (26 neighbours)",
         ],
         "configuration": {key: config[key] for key in CONFIGURATION},
+        **({"ensemble": dict(ensemble)} if ensemble else {}),
     }
 
 
@@ -159,12 +169,45 @@ def _load(path, model_path):
             for f in description["files"].values()
         ):
             raise ValueError("a file without format or hashes")
+        if not all(isinstance(x, str) for item in _ensemble(description).items() for x in item):
+            raise ValueError("an ensemble that is no list of models and hashes")
     except (ValueError, LookupError, TypeError, AttributeError, UsageError) as error:
         raise DataError(
             f"{path}: not a valid model description ({error!r}); export again: "
             f"{export_command(model_path)}"
         ) from None
     return description
+
+
+def _ensemble(description: dict) -> dict[str, str]:
+    return description.get("ensemble", {})
+
+
+def ensemble_models(model_path: str | Path) -> list[Path]:
+    """Returns the models whose mean counts: of an ensemble all of them, else the model itself.
+
+    Args:
+        model_path: of one of the models.
+
+    Raises:
+        DataError: a model is missing or of another ensemble; also see `read_description`.
+    """
+    model_path = Path(model_path)
+    description, _ = read_description(model_path)
+    hashes = _ensemble(description)
+    if not hashes:
+        return [model_path]
+    lite = LITE_SUFFIX if model_path.stem.removesuffix(LITE_SUFFIX) in hashes else ""
+    lite = "" if model_path.stem in hashes else lite
+    models = {model_path.with_name(f"{n}{lite}{model_path.suffix}"): h for n, h in hashes.items()}
+    for path, digest in models.items():
+        other, file = read_description(path)
+        if _ensemble(other) != hashes or file["checkpoint_sha256"] != digest:
+            raise DataError(
+                f"{path}: of another ensemble than {model_path.name}; export again, all of its "
+                f"checkpoints at once: {export_command(model_path)}"
+            )
+    return list(models)
 
 
 def merge_description(description: dict, path: Path) -> dict:
@@ -300,15 +343,15 @@ def _find_model_beside(model_path, path, properties, runtime):
 
 
 def main() -> None:
-    """Prints the path of the model for a runtime of the C++ program."""
+    """Prints the path of the model for a runtime of the C++ program; of an ensemble, of each."""
     parser = argparse.ArgumentParser(description="Print the path of the C++ program's model")
     parser.add_argument("mindir_path")
     parser.add_argument("--runtime", choices=RUNTIMES, default="lite")
     args = parser.parse_args()
     find = find_weights if args.runtime == "native" else find_lite_model
-    path = find(args.mindir_path)
-    # As bytes: `print` would escape letters that the terminal's encoding does not have.
-    sys.stdout.buffer.write(os.fsencode(path) + b"\n")
+    for model in ensemble_models(args.mindir_path):
+        # As bytes: `print` would escape letters that the terminal's encoding does not have.
+        sys.stdout.buffer.write(os.fsencode(find(model)) + b"\n")
 
 
 if __name__ == "__main__":

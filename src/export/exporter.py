@@ -7,7 +7,7 @@ import re
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +46,31 @@ log = logging.getLogger(__name__)
 # The largest accepted difference of a probability. A GPU may compute float32 convolutions with
 # reduced precision.
 TOLERANCE = {"CPU": 1e-4, "GPU": 2e-2}
+
+
+MODEL_SUFFIX = re.compile(r"\.(mindir|onnx|air|vnet)$")
+
+
+def member_names(file_name: str, count: int) -> list[str]:
+    """Returns the `--file_name` of each network: NAME_0, NAME_1, ... of several."""
+    name = MODEL_SUFFIX.sub("", file_name)
+    return [f"{name}_{number}" for number in range(count)] if count > 1 else [file_name]
+
+
+def ensemble_of(names: Sequence[str], checkpoints: Sequence[Path]) -> dict[str, str]:
+    """Returns what descriptions say about an ensemble; nothing for a single network.
+
+    Args:
+        names: of `member_names`.
+        checkpoints: of the same networks.
+
+    Returns:
+        {name of a model, without its ending: SHA-256 of its checkpoint}.
+    """
+    if len(names) == 1:
+        return {}
+    pairs = zip(names, checkpoints, strict=True)
+    return {Path(name).name: hash_file(checkpoint) for name, checkpoint in pairs}
 
 
 def comparison_device(target: str) -> str:
@@ -108,7 +133,7 @@ def plan_exports(
     Raises:
         UsageError: an invalid combination of options, or a package that ONNX needs is missing.
     """
-    name = re.sub(r"\.(mindir|onnx|air|vnet)$", "", file_name)
+    name = MODEL_SUFFIX.sub("", file_name)
     if name.rpartition("/")[2] in ("", ".", ".."):
         raise UsageError(f"--file_name {file_name}: expected the name of a file, such as out/vnet")
     if batch_size < 1:
@@ -153,6 +178,7 @@ def export_model(
     exports: list[Export],
     batch_size: int = 1,
     device_id: int = 0,
+    ensemble: Mapping[str, str] | None = None,
 ) -> None:
     """Writes model files and their descriptions; on failure none is written.
 
@@ -166,6 +192,7 @@ def export_model(
         exports: from `plan_exports`, all in one folder.
         batch_size: volumes per call of the model.
         device_id: of the Ascend device that writes an AIR.
+        ensemble: of `ensemble_of`, if the model is one of several.
 
     Raises:
         BuildError: a weight file is the only export, and this machine has no C++ compiler.
@@ -216,7 +243,7 @@ def export_model(
                 f"{export.path}: {path.stat().st_size / 1e6:.1f} MB, differs from "
                 f"{checkpoint_path} by {difference:.1e}"
             )
-            description = describe(config, batch_size, {path.name: file})
+            description = describe(config, batch_size, {path.name: file}, ensemble)
             written = description_path(path)  # by an earlier one of these exports
             earlier = written if written.exists() else description_path(export.path)
             description = merge_description(description, earlier)

@@ -5,6 +5,7 @@ the mirrored volume has its own file.
 """
 
 import logging
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from ..evaluation import evaluate_masks
 from ..images.reading import read_image
 from ..predictor import network_inputs, segment_outputs
 from ..utils import output_folder
-from ..utils.errors import DataError
+from ..utils.errors import DataError, UsageError
 from ..utils.files import write_files
 from .description import CONFIGURATION
 
@@ -71,23 +72,38 @@ def write_inputs(cases: list[Case], config: EasyDict, folder: str | Path = INPUT
 
 
 def evaluate_outputs(
-    cases: list[Case], config: EasyDict, result_folder: str | Path, metadata: dict
+    cases: list[Case],
+    config: EasyDict,
+    result_folders: str | Path | Sequence[str | Path],
+    metadata: dict,
+    models: int = 1,
 ) -> list[dict[str, str | float]]:
     """Writes masks and metrics from the C++ program's outputs, as `src.evaluation.evaluate` does.
 
     Args:
         cases: cases with reference masks.
         config: that of `write_inputs`, `threshold`, `dirPredictionImage`.
-        result_folder: holds the outputs, NAME_0.bin.
+        result_folders: hold the outputs, NAME_0.bin, of each model of an ensemble one folder; their
+            mean counts.
         metadata: entries about the model for metrics.json.
+        models: number of models in the ensemble.
 
     Returns:
         The metrics of each case.
 
     Raises:
         DataError: an output is missing, has the wrong size, or is not a probability.
+        UsageError: more or fewer folders than models, or one of them twice.
     """
-    read_outputs = partial(_read_outputs, config=config, folder=Path(result_folder))
+    if isinstance(result_folders, str | Path):
+        result_folders = [result_folders]
+    folders = list(map(Path, result_folders))
+    if len({folder.resolve() for folder in folders}) != len(folders) or len(folders) != models:
+        raise UsageError(
+            f"--result_path {' '.join(map(str, folders))}: expected {models} different folder(s), "
+            f"one for each of the {models} model(s) of which the mean counts"
+        )
+    read_outputs = partial(_read_outputs, config=config, folders=folders)
     for case in cases:
         read_outputs(case)  # check all files before anything is written
 
@@ -98,8 +114,13 @@ def evaluate_outputs(
     return evaluate_masks(segment, cases, config, metadata)
 
 
-def _read_outputs(case, config, folder):
-    return [_read_output(folder / f"{name}_0.bin", config) for name in _volume_names(case, config)]
+def _read_outputs(case, config, folders):
+    """The output for each volume of a case, of several models their mean."""
+    outputs = []
+    for name in _volume_names(case, config):
+        each = [_read_output(folder / f"{name}_0.bin", config) for folder in folders]
+        outputs.append(sum(each[1:], each[0]) / np.float32(len(each)))
+    return outputs
 
 
 def _read_output(path, config):

@@ -1,13 +1,15 @@
 """Packs a checkpoint for publication: float16 weights, configuration and checksums."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from easydict import EasyDict
 
 from ..checkpoint import load_weights, save_weights
-from ..checkpoint_file import CHECKSUMS, RELEASED
+from ..checkpoint_file import CHECKSUMS, ENSEMBLE, RELEASED, write_ensemble
 from ..config import CONFIG_NAME, config_path_of, save_config, vnet_cfg
+from ..ensemble import Member
 from ..utils import output_folder
 from ..utils.errors import DataError
 from ..utils.files import hash_file, write_files
@@ -15,11 +17,44 @@ from ..vnet import create_vnet
 
 log = logging.getLogger(__name__)
 
+NETWORK = "network"  # name of an ensemble's folders, before their number
 # Keys that describe the machine of the training; a release has their defaults.
 MACHINE_KEYS = (
     *("dirResult", "dirPredictionImage", "cache_dir", "num_workers"),
     *("fast_conv3d", "precision", "dataset_sink"),
 )
+
+
+def release_members(members: Sequence[Member], folder: str | Path) -> None:
+    """Releases a network, or several as an ensemble: each in its own folder, and a list of them.
+
+    Args:
+        members: from `find_members`.
+        folder: created if missing.
+
+    Raises:
+        DataError: see `release`; or the folder holds a release of one network and this one is of
+            several, or the other way round, or of more networks.
+    """
+    folder = Path(folder)
+    names = [f"{NETWORK}{number}" for number in range(len(members))]
+    others = {RELEASED} | {path.name for path in folder.glob(f"{NETWORK}*")}.difference(names)
+    if len(members) == 1:
+        others = {ENSEMBLE}
+    if mixed := sorted(name for name in others if (folder / name).exists()):
+        raise DataError(
+            f"{folder / mixed[0]}: of a release of another kind; choose another folder, or remove "
+            "that release"
+        )
+    if len(members) == 1:
+        release(*members[0], folder)
+        return
+    output_folder.claim(folder, [ENSEMBLE])
+    (folder / ENSEMBLE).unlink(missing_ok=True)  # written last, when all networks are complete
+    for member, name in zip(members, names, strict=True):
+        release(*member, folder / name)
+    write_ensemble(folder, [folder / name / RELEASED for name in names])
+    log.info(f"{folder}: {len(members)} networks, listed in {ENSEMBLE}")
 
 
 def release(checkpoint_path: str | Path, config: EasyDict, folder: str | Path) -> None:

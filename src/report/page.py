@@ -27,6 +27,7 @@ PICTURED_CASES = 60  # of more cases, the worst are pictured; each takes some 13
 
 PARTS = {"": "whole gland", "base_": "base", "apex_": "apex"}  # prefix of the metrics' keys -> name
 GLAND_METRICS = [metric for metric in METRICS if not metric.key.startswith(("apex_", "base_"))]
+NOT_ORIGIN = ("configuration", "checkpoints")  # of the metadata: shown elsewhere or otherwise
 DIGITS = {"": 3, "%": 1, "mm": 2, "ml": 1}  # unit -> decimals
 
 
@@ -78,7 +79,8 @@ def write_report(
             "findings_text", a list of the texts of `src.report.findings`.
         pictures: of these cases, from `case_pictures`; those of more than `PICTURED_CASES`, the
             worst, are not shown.
-        metadata: origin of the results, such as the checkpoint; under "configuration" a dict.
+        metadata: origin of the results, such as the checkpoint; dicts under "configuration" and,
+            path and SHA-256 of each network of an ensemble, under "checkpoints".
         box_plots: pictures of `metric_groups`.
         training: picture of the training curves.
 
@@ -103,7 +105,6 @@ def render_page(
     case_of = {id(case.row): case for case in cases}
     ordered = [case_of[id(row)] for row in worst_first(rows)]
     style, script = ((FOLDER / name).read_text("utf-8") for name in ("page.css", "page.js"))
-    origin = {key: value for key, value in metadata.items() if key != "configuration"}
     template = _environment().get_template("page.html")
     return template.render(
         is_evaluation=is_evaluation,
@@ -116,7 +117,7 @@ def render_page(
         box_plots=box_plots,
         training=training,
         configuration=metadata.get("configuration", {}),
-        origin=origin,
+        origin=_origin(metadata),
         columns=REFERENCE_COLUMNS if is_evaluation else VOLUME_COLUMNS,
         csv_name=METRICS_CSV if is_evaluation else VOLUMES_CSV,
         lowest_cases=LOWEST_CASES,
@@ -149,6 +150,15 @@ def _csp_hash(text: str) -> str:
 def format_number(value: float, unit: str, signed: bool = False) -> str:
     """Writes a number with the decimals of its unit and a typographic minus."""
     return f"{value:{'+' if signed else ''}.{DIGITS[unit]}f}".replace("-", "−")
+
+
+def _origin(metadata: dict) -> dict[str, Any]:
+    """The origin of the results by the names that the page shows; a row for each network."""
+    rows = {key: value for key, value in metadata.items() if key not in NOT_ORIGIN}
+    networks = metadata.get("checkpoints", {}).items()
+    for number, (path, digest) in enumerate(networks, 1):
+        rows[f"network {number} of {len(networks)}"] = f"{path} (SHA-256 {digest})"
+    return rows
 
 
 def _as_text(value: Any) -> str:

@@ -30,9 +30,10 @@ def test_device_arguments():
 
 def test_checkpoint_argument():
     args = parse(
-        "--ckpt_path run", lambda parser: add_checkpoint_argument(parser, "--ckpt_path", "x")
+        "--ckpt_path a b --ckpt_path c",
+        lambda parser: add_checkpoint_argument(parser, "--ckpt_path", "x"),
     )
-    assert args.ckpt_path == "run"
+    assert args.ckpt_path == ["a", "b", "c"]
 
 
 def test_model_arguments():

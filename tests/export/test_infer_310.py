@@ -19,7 +19,7 @@ from src.export.infer_310 import INPUT_FOLDER, evaluate_outputs, write_inputs
 from src.images.orientation import to_patient_order
 from src.images.reading import read_image
 from src.predictor import network_inputs, segment_outputs
-from src.utils.errors import DataError
+from src.utils.errors import DataError, UsageError
 from src.utils.files import hash_file
 from src.utils.output_folder import MANIFEST
 from tests.volumes import STORAGE_ORDERS, stored_in_order
@@ -413,3 +413,35 @@ def test_the_commands_take_all_from_beside_the_model(
     for name, content in contents(tmp_path / "masks").items():
         if name not in ("metrics.json", "report.html"):
             assert (tmp_path / "files" / name).read_bytes() == content
+
+
+# Ensembles ---------------------------------------------------------------------------------------
+
+
+def test_of_several_models_the_mean_probability_counts(tmp_path, cases, config):
+    """The same masks as from Python's mean; the first model alone has others."""
+    cases = cases[:1]
+    settings = config("flip_average=true", "threshold=0.4")
+    write_inputs(cases, settings, tmp_path / "bin")
+
+    def darker(batch):
+        return ms.Tensor(sloping(batch).asnumpy() ** 2)
+
+    def both(batch):
+        return ms.Tensor((sloping(batch).asnumpy() + darker(batch).asnumpy()) / np.float32(2))
+
+    for name, network in (("a", sloping), ("b", darker), ("mean", both)):
+        stand_in_program(tmp_path / "bin", tmp_path / name, network)
+    folders = [tmp_path / "a", tmp_path / "b"]
+    found = evaluate_outputs(cases, settings, folders, {}, models=2)
+    assert found == evaluate_outputs(cases, settings, tmp_path / "mean", {})
+    assert found != evaluate_outputs(cases, settings, folders[0], {})
+
+
+@pytest.mark.parametrize(
+    ("names", "models"), [(["a"], 2), (["a", "b", "c"], 2), (["a", "b"], 1), (["a", "./a"], 2)]
+)
+def test_too_few_or_too_many_results_are_refused(names, models, tmp_path, cases, config):
+    folders = [f"{tmp_path}/{name}" for name in names]
+    with pytest.raises(UsageError, match=rf"--result_path .*/a.*: expected {models} different"):
+        evaluate_outputs(cases, config(), folders, {}, models)

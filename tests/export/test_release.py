@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from src.checkpoint import save_weights
-from src.checkpoint_file import find_checkpoint
+from src.checkpoint_file import find_checkpoint, find_checkpoints
 from src.config import config_of_checkpoint, load_config, save_config
+from src.ensemble import find_members
 from src.evaluation import load_network
-from src.export.release import release
+from src.export.release import release, release_members
 from src.utils.errors import DataError
 from src.vnet import create_vnet
 
@@ -129,3 +130,44 @@ def test_a_release_changed_on_purpose_is_taken_with_new_sums(checkpoint, tmp_pat
         "sha256sum vnet.ckpt config.json > SHA256SUMS", shell=True, cwd=folder, check=True
     )
     assert find_checkpoint(folder) == folder / "vnet.ckpt"
+
+
+@pytest.fixture
+def members(checkpoint, tmp_path, small_config):
+    """Two networks of one grid."""
+    other = tmp_path / "second" / "best.ckpt"
+    other.parent.mkdir()
+    config = small_config("threshold=0.4", "seed=2")
+    save_config(config, other.parent / "config.json")
+    ms.set_seed(2)
+    save_weights(create_vnet(config), other)
+    return find_members([checkpoint, other], [])
+
+
+def test_a_release_of_several_networks(members, tmp_path):
+    folder = tmp_path / "release"
+    release_members(members, folder)
+    found = find_checkpoints(folder)
+    assert found == [folder / f"network{number}" / "vnet.ckpt" for number in range(2)]
+    for path, (original, _) in zip(found, members, strict=True):
+        kept, before = (ms.load_checkpoint(str(file)) for file in (path, original))
+        name = "in_tr.conv.weight"
+        np.testing.assert_allclose(kept[name].asnumpy(), before[name].asnumpy(), rtol=2**-11)
+    assert [config.seed for _, config in find_members(folder, [])] == [1, 2]
+    flip_a_byte(folder / "network1" / "config.json")
+    with pytest.raises(DataError, match=r"network1/config\.json: differs from SHA256SUMS"):
+        find_checkpoints(folder)
+
+
+def test_releases_of_one_and_of_several_are_not_mixed(members, tmp_path):
+    """The folder would be taken for the other."""
+    for first, second, found in (
+        (members, members[:1], "ensemble.json"),
+        (members[:1], members, "vnet.ckpt"),
+        ([*members, members[0]], members, "network2"),
+    ):
+        folder = tmp_path / f"beside {found}"
+        release_members(first, folder)
+        release_members(first, folder)
+        with pytest.raises(DataError, match=f"{found}: of a release of another kind"):
+            release_members(second, folder)

@@ -1,0 +1,137 @@
+"""Several trained networks as one: the mean of their probabilities on the network grid."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from easydict import EasyDict
+
+from .checkpoint_file import find_checkpoints
+from .config import config_of_checkpoint
+from .utils.errors import DataError, UsageError
+from .utils.files import hash_file
+
+if TYPE_CHECKING:
+    import mindspore as ms
+    from mindspore import nn
+
+# Keys that decide what the networks are given and what becomes of their mean. Variant and width may
+# differ, and so may all that only mattered to the training.
+INPUT_KEYS = ("VolSize", "dstRes", "normDir", "intensity", "channel", "labels", "plane")
+OUTPUT_KEYS = ("threshold", "flip_average")
+
+
+class Member(NamedTuple):
+    """One of the networks, or the only one."""
+
+    checkpoint: Path
+    config: EasyDict
+
+
+def find_members(
+    paths: str | Path | Sequence[str | Path], overrides: list[str]
+) -> tuple[Member, ...]:
+    """Returns the checkpoints at one or several paths, with their configurations.
+
+    Args:
+        paths: see `find_checkpoints`.
+        overrides: see `config_of_checkpoint`; for all of them.
+
+    Raises:
+        DataError: a checkpoint is missing or damaged, the same is named twice, or they do not go
+            together, see `check_agreement`.
+        UsageError: see `config_of_checkpoint`; or no path.
+    """
+    members = tuple(
+        Member(path, config_of_checkpoint(path, overrides)) for path in find_checkpoints(paths)
+    )
+    if not members:
+        raise UsageError("no checkpoint is named, expected at least one")
+    check_agreement(members)
+    if len(members) > 1:
+        _check_distinct([member.checkpoint for member in members])
+    return members
+
+
+def check_agreement(members: Sequence[Member]) -> None:
+    """Raises a DataError if networks cannot be averaged: other inputs, threshold or flip."""
+    first = members[0]
+    for other in members[1:]:
+        for key in (*INPUT_KEYS, *OUTPUT_KEYS):
+            if other.config[key] != first.config[key]:
+                remedy = "average only networks that agree in it"
+                if key in OUTPUT_KEYS:
+                    remedy = f"give --set {key}=VALUE for all"
+                raise DataError(
+                    f"{first.checkpoint} has {key}={first.config[key]}, {other.checkpoint} "
+                    f"{key}={other.config[key]}; {remedy}"
+                )
+
+
+def _check_distinct(checkpoints: list[Path]) -> None:
+    """Raises a DataError if two checkpoints have the same content, which would count twice."""
+    paths: dict[str, Path] = {}
+    for path in checkpoints:
+        first = paths.setdefault(hash_file(path), path)
+        if first is not path:
+            twice = "named twice" if first == path else f"the same network as {first}"
+            raise DataError(f"{path}: {twice}, which would count double; name each network once")
+
+
+def origin_of(checkpoints: Sequence[Path]) -> dict[str, str | dict[str, str]]:
+    """Returns what results say about the networks that they are of, for JSON.
+
+    Returns:
+        "checkpoint" with its path; of several "checkpoints", a dict of paths and SHA-256.
+    """
+    if len(checkpoints) == 1:
+        return {"checkpoint": str(checkpoints[0])}
+    return {"checkpoints": {str(path): hash_file(path) for path in checkpoints}}
+
+
+class Run(NamedTuple):
+    """A network of an ensemble."""
+
+    checkpoint: Path
+    cell: "nn.Cell"  # in evaluation mode; networks of the same architecture share one
+    weights: list[tuple["ms.Parameter", "ms.Tensor"]]  # of the cell, and their values
+
+
+class Ensemble:
+    """Networks that are called as if they were one.
+
+    A cell is compiled once for all networks of its architecture, which takes seconds; it is then
+    pointed to the weights of one after the other, which takes less than a millisecond.
+
+    Args:
+        runs: of the networks.
+    """
+
+    training = False
+
+    def __init__(self, runs: Sequence[Run]) -> None:
+        self.runs = runs
+
+    def __call__(self, batch: "ms.Tensor") -> "ms.Tensor":
+        """Returns the mean of the networks' probabilities, (batch, X, Y, Z) float32 in 0..1.
+
+        Args:
+            batch: (batch, 1, X, Y, Z).
+
+        Raises:
+            DataError: NaN or infinity in the output of a network, which is named.
+        """
+        import mindspore as ms
+
+        total = np.float32(0)
+        for run in self.runs:
+            for parameter, value in run.weights:
+                parameter.set_data(value)
+            probability = run.cell(batch).asnumpy()
+            if not np.isfinite(probability).all():
+                raise DataError(
+                    f"{run.checkpoint}: the network's output has NaN or infinity; leave it out"
+                )
+            total = total + probability
+        return ms.Tensor(total / np.float32(len(self.runs)))
