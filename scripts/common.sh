@@ -47,6 +47,7 @@ check_arguments() {
         [[ ,$1 =~ ^(,(0|[1-9][0-9]*))+$ ]] ||
           fail 2 "DEVICE_LIST '$1' is not a list of device numbers such as 0,1,2 ($usage)"
         ;;
+      K) [[ $1 =~ ^[1-9][0-9]{0,4}$ && $1 != 1 ]] || fail 2 "K '$1' is not a number of folds from 2 ($usage)" ;;
       RANDOM) [[ $1 == [01] ]] || fail 2 "RANDOM '$1' is neither 0 nor 1 ($usage)" ;;
       DATA_PATH) [[ -d $1 && -r $1 ]] || fail 2 "$name '$1' is not a readable folder ($usage)" ;;
       MINDIR_PATH | RANK_TABLE_FILE) [[ -f $1 && -r $1 ]] || fail 2 "$name '$1' is not a readable file ($usage)" ;;

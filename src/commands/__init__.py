@@ -17,6 +17,7 @@ COMMANDS = {
     "prepare": "bring PROMISE12 or your own volumes into img/ and gt/, and check them",
     "split": "split the cases into training and validation, or into folds",
     "train": "train a V-Net",
+    "cross_validate": "train and evaluate a V-Net for each fold of the cases",
     "eval": "evaluate a checkpoint on cases with reference masks",
     "predict": "segment images without reference masks",
     "export": "export a checkpoint as MINDIR, ONNX or AIR",

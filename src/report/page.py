@@ -27,7 +27,11 @@ PICTURED_CASES = 60  # of more cases, the worst are pictured; each takes some 13
 
 PARTS = {"": "whole gland", "base_": "base", "apex_": "apex"}  # prefix of the metrics' keys -> name
 GLAND_METRICS = [metric for metric in METRICS if not metric.key.startswith(("apex_", "base_"))]
-NOT_ORIGIN = ("configuration", "checkpoints")  # of the metadata: shown elsewhere or otherwise
+NOT_ORIGIN = (
+    "configuration",
+    "checkpoints",
+    "folds",
+)  # of the metadata: shown elsewhere or otherwise
 DIGITS = {"": 3, "%": 1, "mm": 2, "ml": 1}  # unit -> decimals
 
 
@@ -52,6 +56,7 @@ REFERENCE_COLUMNS = (
     Column("prediction_ml", "Prediction", "ml"),
 )
 VOLUME_COLUMNS = (Column("prostate_ml", "Volume", "ml"),)
+FOLD_COLUMN = Column("fold", "Fold", "")  # of a cross-validation
 
 
 class ReportCase(NamedTuple):
@@ -118,7 +123,7 @@ def render_page(
         training=training,
         configuration=metadata.get("configuration", {}),
         origin=_origin(metadata),
-        columns=REFERENCE_COLUMNS if is_evaluation else VOLUME_COLUMNS,
+        columns=_columns(rows),
         csv_name=METRICS_CSV if is_evaluation else VOLUMES_CSV,
         lowest_cases=LOWEST_CASES,
         pictured_cases=PICTURED_CASES,
@@ -148,8 +153,16 @@ def _csp_hash(text: str) -> str:
 
 
 def format_number(value: float, unit: str, signed: bool = False) -> str:
-    """Writes a number with the decimals of its unit and a typographic minus."""
+    """Writes a number with the decimals of its unit and a typographic minus; an int as it is."""
+    if isinstance(value, int):
+        return str(value)
     return f"{value:{'+' if signed else ''}.{DIGITS[unit]}f}".replace("-", "−")
+
+
+def _columns(rows: list[dict]) -> tuple[Column, ...]:
+    if "dice" not in rows[0]:
+        return VOLUME_COLUMNS
+    return (FOLD_COLUMN, *REFERENCE_COLUMNS) if "fold" in rows[0] else REFERENCE_COLUMNS
 
 
 def _origin(metadata: dict) -> dict[str, Any]:
@@ -205,17 +218,30 @@ def _evaluation_statistics(rows: list[dict]) -> dict:
     """Heading and table of statistics, by the template's names."""
     statistics = summarize(rows)
     dice = statistics["dice"]
+    by_fold = _dice_by_fold(rows)
+    folds = f" in {len(by_fold)} folds" if by_fold else ""
     return {
         "heading": f"Dice {dice['mean']:.3f} ± {dice['std']:.3f}",
-        "subheading": f"mean ± standard deviation of {_count(len(rows), 'case')}",
+        "subheading": f"mean ± standard deviation of {_count(len(rows), 'case')}{folds}",
         "statistics": {
             part: [
                 (metric.label, metric.unit, list(statistics[prefix + metric.key].values()))
                 for metric in GLAND_METRICS
             ]
             for prefix, part in PARTS.items()
-        },
+        }
+        | ({"folds": by_fold} if by_fold else {}),
     }
+
+
+def _dice_by_fold(rows: list[dict]) -> list[tuple[str, str, list[float]]]:
+    """Lines of the table of statistics: the Dice of each fold of a cross-validation."""
+    lines = []
+    for fold in sorted({row["fold"] for row in rows if "fold" in row}):
+        own = [row for row in rows if row["fold"] == fold]
+        label = f"Dice of fold {fold}, {_count(len(own), 'case')}"
+        lines.append((label, "", list(summarize(own)["dice"].values())))
+    return lines
 
 
 def _prediction_statistics(rows: list[dict]) -> dict:

@@ -16,6 +16,7 @@ from tests.helpers import ROOT
 SCRIPTS = {
     **{name: f"{name}.py" for name in COMMANDS if name != "check"},
     **{"prepare": "prepare_data.py", "split": "create_csv.py", "release": "tools/release.py"},
+    "cross_validate": "tools/cross_validate.py",
 }
 TOOLS = ("create_phantom", "import_monai", "augment_gallery")
 

@@ -126,6 +126,19 @@ def test_the_checkpoint_may_be_the_folder_of_a_run(caller, script):
     assert caller.call()["argv"][5:7] == ["--ckpt_path", "my data"]
 
 
+@pytest.mark.parametrize("target", ["", "GPU"])
+def test_the_whole_command_of_a_cross_validation(caller, target):
+    further = ["--preset", "compact", "--out_path", "my folds"]
+    variables = {"DEVICE_TARGET": target} if target else {}
+    process = caller.run("cross_validate.sh", "my data", "5", *further, **variables)
+    assert caller.call()["argv"] == [
+        *(str(ROOT / "tools" / "cross_validate.py"), "--device_target", target or "auto"),
+        *("--data_path", "my data", "--folds", "5", *further),
+    ]
+    assert process.returncode == 0 and "has finished" in process.stdout_text
+    assert caller.log("cross_validate.sh").read_text().splitlines()[-1] == "last words"
+
+
 def test_create_csv_runs_in_the_foreground(caller):
     further = ["--folds", "5", "--data_path", "my data"]
     process = caller.run("create_csv.sh", "out folder", "1", *further, EXIT=7)
@@ -298,7 +311,9 @@ INFER_USAGE = (
     "MINDIR_PATH DATA_PATH SPLIT_FILE_PATH "
     "[DEVICE_ID [further arguments for preprocess.py and postprocess.py]]"
 )
+CROSS_USAGE = "DATA_PATH K [further arguments for cross_validate.py]"
 USAGE = {
+    "cross_validate.sh": CROSS_USAGE,
     **dict.fromkeys(TRAINERS, TRAIN_USAGE),
     **dict.fromkeys(EVALUATORS, EVAL_USAGE),
     "create_csv.sh": CSV_USAGE,
@@ -322,6 +337,10 @@ USAGE = {
         ("eval_gpu.sh", ["x", "best.ckpt", "my data", "train set.csv"], "DEVICE_ID 'x' is not"),
         ("eval_gpu.sh", ["0", "best.ckpt", "no", "train set.csv"], "DATA_PATH 'no' is not"),
         ("eval_gpu.sh", ["0", "best.ckpt", "my data", "no"], "EVAL_SPLIT_FILE_PATH 'no' is not"),
+        ("cross_validate.sh", ["my data"], None),
+        ("cross_validate.sh", ["no data", "5"], "DATA_PATH 'no data' is not"),
+        ("cross_validate.sh", ["my data", "1"], "K '1' is not a number of folds from 2"),
+        ("cross_validate.sh", ["my data", "five"], "K 'five' is not"),
         ("create_csv.sh", ["out"], None),
         ("create_csv.sh", ["out", "yes"], "RANDOM 'yes' is neither 0 nor 1"),
         ("run_infer_310.sh", [], None),

@@ -1,0 +1,367 @@
+"""Cross-validation: trains and evaluates a network for each fold, in processes of their own.
+
+All that a later call needs to go on is in the files of `src.training.folds`.
+"""
+
+import json
+import logging
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from easydict import EasyDict
+
+from ..checkpoint_file import CROSS_VALIDATION, ENSEMBLE, write_ensemble
+from ..config import training_config, vnet_cfg
+from ..promise12.splits import draw_splits, list_cases
+from ..report.painter import PROCESSES, Painter
+from ..report.results import REPORT
+from ..report.tables import zoo_lines
+from ..utils.errors import DataError, UsageError
+from ..utils.files import Lock, write_files
+from ..utils.status import STATUS_FILE, write_status
+from .folds import EVALUATION, Fold, write_pooled_results
+
+log = logging.getLogger(__name__)
+
+PACKAGE, ROOT = __package__.split(".")[0], Path(__file__).resolve().parents[2]
+# Not with -m, which would prefer a folder of the package's name in the current folder.
+START = (
+    "import sys; sys.path[0] = sys.argv.pop(1); "
+    f"from {PACKAGE}.commands import main; sys.exit(main())"
+)
+SET_HERE = ("fold", "dirResult", "dirPredictionImage")  # keys that each fold gets its own of
+POLL_S = 1.0
+PROGRESS_S = 60.0  # between two lines about the progress
+
+
+def cross_validate(
+    data_path: str | Path,
+    count: int,
+    out_path: str | Path,
+    overrides: list[str],
+    device_target: str = "auto",
+    device_id: int = 0,
+    split_seed: int = 1,
+    parallel: int = 1,
+) -> None:
+    """Trains and evaluates a network for each fold of the cases, or goes on with that.
+
+    Args:
+        data_path: folder with `img/` and `gt/`, all of whose cases take part.
+        count: number of folds.
+        out_path: of the files, see `src.training.folds`.
+        overrides: of the configuration, see `override_config`.
+        device_target, device_id: of the trainings; with `parallel` the first device number.
+        split_seed: of the draw of the folds.
+        parallel: number of folds at the same time. On a CPU they share the cores; on Ascend and GPU
+            each has a device.
+
+    Raises:
+        UsageError: other arguments than those that `out_path` was started with, or wrong ones.
+        DataError: a file cannot be used, a training or evaluation failed, or another process
+            works on `out_path`.
+    """
+    from ..devices.device import choose_device
+
+    if parallel < 1:
+        raise UsageError(f"--parallel {parallel}: expected at least 1")
+    data, out = Path(data_path).absolute(), Path(out_path).absolute()
+    cases = list_cases(data)
+    splits = draw_splits(cases, folds=count, seed=split_seed)
+    target = choose_device(device_target)
+    config = training_config(target, overrides)
+    for key in SET_HERE:
+        if config[key] != vnet_cfg[key]:
+            raise UsageError(f"{key}={config[key]}: each fold has its own; leave it out")
+    request = {
+        "data_path": str(data),
+        "folds": count,
+        "split_seed": split_seed,
+        "device_target": target,
+        "cases": cases,
+        "configuration": dict(config),
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    with Lock(out) as lock:
+        if not lock.acquire(wait=False):
+            raise DataError(f"{out}: another cross-validation is running there")
+        _check_request(out / CROSS_VALIDATION, request)
+        write_files(
+            {
+                out / "split" / name: "".join(f"{line}\n" for line in lines).encode()
+                for name, lines in splits.items()
+            }
+        )
+        folds = [
+            Fold(number, out / f"fold{number}", EasyDict({**config, "fold": number}))
+            for number in range(count)
+        ]
+        write_status("running", results=str(out))
+        _Work(folds, data, out, target, device_id, parallel).run()
+        _finish(folds, data, out)
+
+
+def _check_request(path: Path, request: dict) -> None:
+    """Writes the request of a new cross-validation; an earlier one must be the same.
+
+    Raises:
+        UsageError: it differs.
+        DataError: the earlier one cannot be read.
+    """
+    if not path.is_file():
+        write_files({path: f"{json.dumps(request, indent=2)}\n".encode()})
+        return
+    try:
+        earlier = json.loads(path.read_text("utf-8"))
+        before = {**earlier, "configuration": {**vnet_cfg, **earlier["configuration"]}}
+        differing = [key for key in request if before[key] != request[key]]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise DataError(
+            f"{path}: not of a cross-validation ({error!r}); choose another --out_path"
+        ) from None
+    if not differing:
+        return
+    key, was, now = differing[0], before[differing[0]], request[differing[0]]
+    if key == "configuration":
+        key = next(name for name in now if was[name] != now[name])
+        was, now = was[key], now[key]
+    elif key == "cases":
+        was, now = (sorted(set(a) - set(b)) for a, b in ((was, now), (now, was)))
+    raise UsageError(
+        f"{path.parent}: was started with {key}={was}, not {key}={now}; give the same arguments to "
+        "go on, or another --out_path"
+    )
+
+
+class _Work:
+    """What is left to do of the folds, some at the same time.
+
+    Args:
+        folds: all of them.
+        data: folder with `img/` and `gt/`.
+        out: of the cross-validation.
+        target, device_id, parallel: see `cross_validate`.
+    """
+
+    def __init__(
+        self, folds: list[Fold], data: Path, out: Path, target: str, device_id: int, parallel: int
+    ) -> None:
+        self.folds, self.data, self.out, self.target = folds, data, out, target
+        self.parallel = min(parallel, len(folds))
+        self.devices: queue.SimpleQueue[int] = queue.SimpleQueue()
+        for slot in range(self.parallel):
+            self.devices.put(device_id if target == "CPU" else device_id + slot)
+        self.environment = {k: v for k, v in os.environ.items() if k != STATUS_FILE}
+        self.environment["PYTHONUNBUFFERED"] = "1"
+        if self.parallel > 1 and target == "CPU":
+            cores = len(os.sched_getaffinity(0))
+            self.environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // self.parallel)))
+        self.processes: set[subprocess.Popen] = set()
+        self.stopped = threading.Event()
+
+    def run(self) -> None:
+        """Trains and evaluates all folds; logs the progress.
+
+        Raises:
+            DataError: a training or evaluation failed; the others are stopped.
+        """
+        pace = Pace(self.folds)
+        with _term_as_interrupt(), ThreadPoolExecutor(self.parallel) as pool:
+            futures = [pool.submit(self.work_on, fold) for fold in self.folds]
+            try:
+                left = set(futures)
+                while left:
+                    done, left = wait(left, POLL_S, FIRST_EXCEPTION)
+                    for future in done:
+                        future.result()
+                    if line := pace.line(time.time()):
+                        log.info(line)
+            finally:
+                self.stop(futures)
+
+    def stop(self, futures: Sequence) -> None:
+        """Ends the processes that still run; a training can be resumed."""
+        self.stopped.set()
+        for future in futures:
+            future.cancel()
+        for process in list(self.processes):
+            process.terminate()
+
+    def work_on(self, fold: Fold) -> None:
+        """Trains and evaluates a fold, as far as that is not done.
+
+        Raises:
+            DataError: the training or the evaluation failed.
+        """
+        fold.create()
+        if fold.metrics() is not None:
+            log.info(f"fold {fold.number}: done before")
+            return
+        device = self.devices.get()
+        try:
+            self.train(fold, device)
+            self.evaluate(fold, device)
+        finally:
+            self.devices.put(device)
+
+    def train(self, fold: Fold, device: int) -> None:
+        if fold.final_checkpoint() is None:
+            words = ["--device_id", device, "--resume", fold.folder]
+            for kind in ("train", "val"):
+                words += [f"--{kind}_split_file_path", self.split(kind, fold)]
+            self.start("train", fold, words)
+        if fold.final_checkpoint() is None and not self.stopped.is_set():
+            raise DataError(
+                f"fold {fold.number}: {fold.folder} has no checkpoint of its last epoch"
+            )
+
+    def evaluate(self, fold: Fold, device: int) -> None:
+        words = ["--dev_id", device, "--ckpt_path", fold.final_checkpoint()]
+        words += ["--eval_split_file_path", self.split("val", fold)]
+        self.start("eval", fold, [*words, "--set", f"dirPredictionImage={fold.results}"])
+
+    def split(self, kind: str, fold: Fold) -> Path:
+        return self.out / "split" / f"{kind}_fold{fold.number}.csv"
+
+    def start(self, command: str, fold: Fold, words: list) -> None:
+        """Runs a command in a process, and waits for its end.
+
+        Raises:
+            DataError: it failed.
+        """
+        path = fold.folder / f"{command}.log"
+        if self.stopped.is_set():
+            return
+        log.info(f"fold {fold.number}: {command}, log {path}")
+        words = [command, "--device_target", self.target, "--data_path", self.data, *words]
+        code = self.run_process(list(map(str, words)), path)
+        if code != 0 and not self.stopped.is_set():
+            raise DataError(
+                f"fold {fold.number}: {command} ended with exit code {code}, {_last_line(path)}; "
+                f"the whole log is {path}; start again with the same arguments to go on"
+            )
+
+    def run_process(self, words: list[str], path: Path) -> int:
+        """Runs `vnet WORDS`, whose output is appended to a file; returns the exit code."""
+        with path.open("ab") as file:
+            process = subprocess.Popen(
+                [sys.executable, "-c", START, str(ROOT), *words],
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env=self.environment,
+            )
+        self.processes.add(process)
+        if self.stopped.is_set():  # since it was asked above
+            process.terminate()
+        try:
+            return process.wait()
+        finally:
+            self.processes.discard(process)
+
+
+@contextmanager
+def _term_as_interrupt() -> Iterator[None]:
+    """Turns TERM into a KeyboardInterrupt, so that the folds' processes are ended, too."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _last_line(path: Path) -> str:
+    """The error in a log, or its last line."""
+    lines = [line for line in path.read_text(errors="replace").splitlines() if line.strip()]
+    return next((x for x in reversed(lines) if x.startswith("error: ")), lines[-1] if lines else "")
+
+
+class Pace:
+    """How far the folds are, and when the last of them will be trained.
+
+    Args:
+        folds: all of them.
+    """
+
+    def __init__(self, folds: Sequence[Fold]) -> None:
+        self.folds = folds
+        self.before = sum(self.done())
+        self.first: tuple[float, int] | None = None  # time, and epochs done by then
+        self.last: tuple[float, int] | None = None
+        self.said_s = -PROGRESS_S
+
+    def done(self) -> list[int]:
+        """The epochs of each fold; of one that has ended all, however early it stopped."""
+        return [
+            fold.config.epochs if fold.final_checkpoint() else fold.epochs_done()
+            for fold in self.folds
+        ]
+
+    def line(self, now_s: float) -> str:
+        """Returns a line about the progress; "" before the first epoch, or after a recent line.
+
+        Args:
+            now_s: as `time.time` returns.
+        """
+        if now_s - self.said_s < PROGRESS_S:
+            return ""
+        done = self.done()
+        left = sum(fold.config.epochs for fold in self.folds) - sum(done)
+        if sum(done) == self.before or not left:
+            return ""
+        if self.last is None or sum(done) > self.last[1]:
+            self.last = now_s, sum(done)
+            self.first = self.first or self.last
+        self.said_s = now_s
+        complete = [fold.final_checkpoint() is not None for fold in self.folds]
+        running = [
+            f"fold {fold.number}: epoch {epochs} of {fold.config.epochs}"
+            for fold, epochs, is_complete in zip(self.folds, done, complete, strict=True)
+            if fold.folder.is_dir() and not is_complete
+        ]
+        return (
+            f"{', '.join(running) or 'evaluating'}; folds trained: {sum(complete)} of "
+            f"{len(self.folds)}; epochs left: {left}{self.end(left, now_s)}"
+        )
+
+    def end(self, left: int, now_s: float) -> str:
+        """When the epochs that are left will have ended, from the time of those until now.
+
+        The first one does not count, since the network is compiled in it.
+        """
+        if self.first is None or self.last is None or self.first == self.last:
+            return ""
+        epoch_s = (self.last[0] - self.first[0]) / (self.last[1] - self.first[1])
+        end_s = self.last[0] + left * epoch_s
+        wait_s = timedelta(seconds=max(0, round(end_s - now_s)))
+        return f"; trained about {datetime.fromtimestamp(end_s):%a %H:%M} (in {wait_s})"
+
+
+def _finish(folds: list[Fold], data: Path, out: Path) -> None:
+    """Writes the results of all cases, and the list of the networks."""
+    if not (out / ENSEMBLE).is_file():
+        with Painter(PROCESSES) as painter:
+            rows = write_pooled_results(out / EVALUATION, folds, data, painter)
+        for fold in folds:
+            own = [row["dice"] for row in rows if row["fold"] == fold.number]
+            log.info(f"fold {fold.number}: dice {sum(own) / len(own):.4f} of {len(own)} cases")
+        for line in zoo_lines(rows):
+            log.info(line)
+        checkpoints = [path for fold in folds if (path := fold.final_checkpoint())]
+        write_ensemble(out, checkpoints)
+    log.info(f"metrics of all cases, shown in {out / EVALUATION / REPORT}")
+    log.info(f"{out}: the ensemble of the folds' networks, for --ckpt_path and release.py")

@@ -1,0 +1,145 @@
+"""The folds of a cross-validation: what each has done, and the results of all of them.
+
+OUT_PATH/
+    cross_validation.json   what a later call must ask for, too
+    split/                  train_foldN.csv, val_foldN.csv
+    foldN/                  the run of a fold, with train.log, eval.log
+    foldN/evaluation/       what eval.py writes about the fold's cases
+    evaluation/             metrics and report of all cases
+    ensemble.json           the networks of all folds; written last
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import SimpleITK as sitk
+from easydict import EasyDict
+
+from ..checkpoint_file import epoch_and_step, is_numbered
+from ..config import CONFIG_NAME, save_config
+from ..data_manager import Case, find_cases, read_case
+from ..ensemble import origin_of
+from ..evaluation import EVALUATION_FILES
+from ..report.album import Album
+from ..report.painter import Painter
+from ..report.planes import OverlayCase
+from ..report.results import REPORT, write_pictures
+from ..report.tables import METRICS_JSON, write_metrics
+from ..utils import output_folder
+from .progress import read_history
+
+EVALUATION = "evaluation"
+
+
+class Fold(NamedTuple):
+    """A fold.
+
+    Attributes:
+        number: of the fold, from 0.
+        folder: of its run.
+        config: of its run, as it was started.
+    """
+
+    number: int
+    folder: Path
+    config: EasyDict
+
+    @property
+    def results(self) -> Path:
+        """The folder of its evaluation."""
+        return self.folder / EVALUATION
+
+    def create(self) -> None:
+        """Makes the run's folder; a run without a checkpoint is resumed from its beginning."""
+        (self.folder / "ckpt").mkdir(parents=True, exist_ok=True)
+        if not (self.folder / CONFIG_NAME).is_file():
+            save_config(self.config, self.folder / CONFIG_NAME)
+
+    def epochs_done(self) -> int:
+        """The number of epochs in the run's history."""
+        history = read_history(self.folder, self.config.epochs)
+        return int(history[-1]["epoch"]) if history else 0
+
+    def final_checkpoint(self) -> Path | None:
+        """The checkpoint of the last epoch; None if the training has not ended.
+
+        It is the one to evaluate: best.ckpt was chosen on the very cases of the fold.
+        """
+        history = read_history(self.folder, self.config.epochs)
+        if not history:
+            return None
+        last = int(history[-1]["epoch"])
+        scores = [row["val_dice"] for row in history if not math.isnan(row["val_dice"])]
+        since_best = len(scores) - 1 - scores.index(max(scores)) if scores else 0
+        if last < self.config.epochs and not 0 < self.config.early_stop <= since_best:
+            return None
+        numbered = filter(is_numbered, (self.folder / "ckpt").iterdir())
+        return next((path for path in numbered if epoch_and_step(path)[0] == last), None)
+
+    def metrics(self) -> dict | None:
+        """The metrics.json of the final checkpoint's evaluation; None if that has not ended."""
+        try:
+            content = json.loads((self.results / METRICS_JSON).read_text("utf-8"))
+        except (OSError, ValueError):
+            return None
+        is_current = content["checkpoint"] == str(self.final_checkpoint())
+        return content if is_current and (self.results / REPORT).is_file() else None
+
+
+def write_pooled_results(
+    folder: Path, folds: Sequence[Fold], data_path: str | Path, painter: Painter
+) -> list[dict]:
+    """Writes metrics.csv, metrics.json, overlays.png and report.html of the cases of all folds.
+
+    Args:
+        folder: of the files.
+        folds: all trained and evaluated.
+        data_path: folder with `img/` and `gt/`.
+        painter: draws the pictures.
+
+    Returns:
+        The rows of `src.evaluation.evaluate`, by case, each with its "fold".
+
+    Raises:
+        DataError: a file is missing, or the folder cannot be written.
+    """
+    found = [fold.metrics() or {} for fold in folds]
+    rows = [
+        {"case": row["case"], "fold": fold.number, **row}
+        for fold, metrics in zip(folds, found, strict=True)
+        for row in metrics["cases"]
+    ]
+    rows.sort(key=lambda row: row["case"])
+    cases = {case.case_id: case for case in find_cases(data_path, [row["case"] for row in rows])}
+
+    def read(row: dict) -> OverlayCase:
+        return _overlay_case(cases[row["case"]], folds[row["fold"]])
+
+    configurations = [metrics["configuration"] for metrics in found]
+    shared = {
+        key: value
+        for key, value in configurations[0].items()
+        if all(other[key] == value for other in configurations)
+    }
+    checkpoints = [path for fold in folds if (path := fold.final_checkpoint())]
+    metadata = {
+        **origin_of(checkpoints),
+        "folds": {
+            fold.number: metrics["summary"]["dice"]
+            for fold, metrics in zip(folds, found, strict=True)
+        },
+        "configuration": shared,
+    }
+    with output_folder.acquire(folder), output_folder.register(folder, EVALUATION_FILES):
+        write_metrics(rows, folder, metadata)
+        write_pictures(folder, rows, Album(painter), metadata, read)
+    return rows
+
+
+def _overlay_case(case: Case, fold: Fold) -> OverlayCase:
+    image, reference = read_case(case, fold.config)
+    mask = sitk.ReadImage(str(fold.results / f"{case.case_id}_test.mhd"))
+    return OverlayCase(case.case_id, image, mask, reference)

@@ -1,0 +1,371 @@
+"""Cross-validations: cut and continued, their pooled results, and what is refused."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+import pandas as pd
+import pytest
+
+from src.checkpoint import save_weights
+from src.checkpoint_file import find_checkpoints
+from src.commands import command_parser
+from src.config import load_config, override_config, save_config, vnet_cfg
+from src.ensemble import find_members
+from src.training import cross_validation
+from src.training.cross_validation import Pace, cross_validate
+from src.training.folds import Fold
+from src.utils.errors import DataError, UsageError
+from src.utils.files import Lock, hash_file
+from src.vnet import create_vnet
+from tests.helpers import ROOT, run_program, tree, wait_until
+
+CASES = [f"Case{number}" for number in range(5)]
+SETTINGS = ["width=1", "VolSize=16,16,16", "dstRes=2.5,2.5,2.5", "batch_size=1", "cache_dir=off"]
+SETTINGS += ["epochs=2", "threshold=0.4"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory, write_case):
+    folder = tmp_path_factory.mktemp("data")
+    for number, name in enumerate(CASES):
+        write_case(folder, name, ".mha", seed=number)
+    return folder
+
+
+class InThisProcess:
+    """Stands for the processes of the folds: evaluates, and writes what a training leaves.
+
+    The training of the fold `cut` ends after its first epoch.
+    """
+
+    def __init__(self, patch):
+        self.calls = []
+        self.cut = None
+        for module in ("src.training.cross_validation", "src.commands.eval"):
+            patch.setattr(f"{module}.PROCESSES", 0)
+        patch.setattr(
+            cross_validation._Work, "run_process", lambda _, words, path: self(words, path)
+        )
+
+    def __call__(self, words, path):
+        command, *arguments = words
+        self.calls.append((command, path.parent.name))
+        if command == "eval":
+            run_program(command, *arguments)
+            return 0
+        folder = Path(command_parser(command, "vnet").parse_args(arguments).resume)
+        config = load_config(folder / "config.json")
+        assert folder == path.parent and folder.name == f"fold{config.fold}"
+        ms.set_seed(10 + config.fold)
+        is_cut = folder.name == self.cut
+        for epoch in range(1, config.epochs + 1 - is_cut):
+            name = f"checkpoint_vnet-{epoch}_9.ckpt"
+            save_weights(create_vnet(config), folder / "ckpt" / name)
+            write_history(folder, *[0.5] * epoch)
+        path.write_text("error: killed\nmore\n")
+        return int(is_cut)
+
+
+def write_history(folder, *scores):
+    """Writes a history of an epoch for each validation Dice."""
+    rows = [(epoch, epoch, 0.1, 0.5, 1.0, score) for epoch, score in enumerate(scores, 1)]
+    columns = ["epoch", "step", "learning_rate", "train_loss", "epoch_time_s", "val_dice"]
+    pd.DataFrame(rows, columns=columns).to_csv(folder / "history.csv", index=False)
+
+
+@pytest.fixture(scope="module")
+def cut_and_continued(data, tmp_path_factory):
+    """The folder of a cross-validation that was cut in its second fold, and the calls of both."""
+    folder = tmp_path_factory.mktemp("cross") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        runner = InThisProcess(patch)
+        runner.cut = "fold1"
+        with pytest.raises(DataError) as error:
+            cross_validate(data, 2, folder, SETTINGS, "CPU")
+        first, runner.calls, runner.cut = runner.calls, [], None
+        kept = tree(folder / "fold0")
+        with pytest.raises(DataError, match="out: a cross-validation that has not ended"):
+            find_checkpoints(folder)
+        cross_validate(data, 2, folder, SETTINGS, "CPU")
+        assert tree(folder / "fold0") == kept
+    return folder, first, runner.calls, str(error.value)
+
+
+def test_it_goes_on_where_it_was_cut(cut_and_continued):
+    folder, first, second, error = cut_and_continued
+    assert first == [("train", "fold0"), ("eval", "fold0"), ("train", "fold1")]
+    assert error.startswith("fold 1: train ended with exit code 1, error: killed;")
+    assert str(folder / "fold1" / "train.log") in error
+    assert second == [("train", "fold1"), ("eval", "fold1")]
+    for number in range(2):
+        config = load_config(folder / f"fold{number}" / "config.json")
+        assert (config.fold, config.width, config.seed) == (number, 1, 1)
+
+
+def test_the_pooled_metrics_are_those_of_the_folds(cut_and_continued):
+    folder, *_ = cut_and_continued
+    pooled = json.loads((folder / "evaluation" / "metrics.json").read_text())
+    alone = []
+    for number in range(2):
+        fold = folder / f"fold{number}"
+        content = json.loads((fold / "evaluation" / "metrics.json").read_text())
+        names = (folder / "split" / f"val_fold{number}.csv").read_text().split()
+        assert [f"{row['case']}.mha" for row in content["cases"]] == names
+        assert content["checkpoint"].endswith("/checkpoint_vnet-2_9.ckpt")
+        assert pooled["folds"][str(number)] == content["summary"]["dice"]
+        alone += [{**row, "fold": number} for row in content["cases"]]
+    assert pooled["cases"] == sorted(alone, key=lambda row: row["case"])
+    assert [row["case"] for row in pooled["cases"]] == CASES  # each once
+    dice = [row["dice"] for row in alone]
+    assert pooled["summary"]["dice"]["mean"] == pytest.approx(np.mean(dice))
+    assert pooled["configuration"]["threshold"] == 0.4 and "fold" not in pooled["configuration"]
+    table = pd.read_csv(folder / "evaluation" / "metrics.csv", index_col="case")
+    assert table["fold"].to_dict() == {row["case"]: row["fold"] for row in alone}
+    page = (folder / "evaluation" / "report.html").read_text("utf-8")
+    assert "of 5 cases in 2 folds" in page and page.count("<article") == 5
+    for row in alone:
+        assert f'<td data-value="{row["fold"]}">{row["fold"]}</td>' in page
+
+
+def test_it_leaves_an_ensemble(cut_and_continued, data):
+    folder, *_ = cut_and_continued
+    members = find_members(folder, [])
+    for number, (path, config) in enumerate(members):
+        assert path.parent == folder / f"fold{number}" / "ckpt"
+        assert config.fold == number
+    origin = json.loads((folder / "evaluation" / "metrics.json").read_text())["checkpoints"]
+    assert origin == {str(path): hash_file(path) for path, _ in members}
+
+
+def test_a_finished_one_computes_nothing_again(cut_and_continued, data, monkeypatch, capsys):
+    folder, *_ = cut_and_continued
+    before, runner = tree(folder), InThisProcess(monkeypatch)
+    cross_validate(data, 2, folder, SETTINGS, "CPU", parallel=2)
+    assert runner.calls == [] and tree(folder) == before
+    assert str(folder / "evaluation" / "report.html") in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"count": 3}, "folds=2, not folds=3"),
+        ({"split_seed": 2}, "split_seed=1, not split_seed=2"),
+        ({"overrides": [*SETTINGS, "threshold=0.5"]}, "threshold=0.4, not threshold=0.5"),
+        ({"overrides": SETTINGS[1:]}, "width=1, not width=16"),
+    ],
+)
+def test_other_arguments_are_refused(cut_and_continued, data, change, named, monkeypatch):
+    folder, *_ = cut_and_continued
+    before, runner = tree(folder), InThisProcess(monkeypatch)
+    arguments = {"count": 2, "overrides": SETTINGS, **change}
+    with pytest.raises(UsageError, match=f"out: was started with {named}; give the same"):
+        cross_validate(data, out_path=folder, device_target="CPU", **arguments)
+    assert tree(folder) == before and runner.calls == []
+
+
+# Requests ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def recorded(monkeypatch):
+    """The commands of a cross-validation that does not train; each fails unless told otherwise."""
+    calls = []
+
+    def record(work, words, path):
+        calls.append((words, work.environment))
+        path.touch()
+        return 1
+
+    monkeypatch.setattr(cross_validation._Work, "run_process", record)
+    return calls
+
+
+def test_other_cases_are_refused(tmp_path, write_case, recorded):
+    for number in range(3):
+        write_case(tmp_path, f"Case{number}", ".mha")
+    for _ in range(2):
+        with pytest.raises(DataError, match="fold 0: train ended"):
+            cross_validate(tmp_path, 2, tmp_path / "out", SETTINGS, "CPU")
+    write_case(tmp_path, "Case3", ".mha")
+    with pytest.raises(UsageError, match=r"cases=\[\], not cases=\['Case3\.mha'\]"):
+        cross_validate(tmp_path, 2, tmp_path / "out", SETTINGS, "CPU")
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"parallel": 0}, "--parallel 0"),
+        ({"count": 1}, "--folds 1: expected 2 to 5"),
+        ({"overrides": ["fold=1"]}, "fold=1: each fold has its own"),
+        ({"overrides": ["dirResult=x"]}, "dirResult=x"),
+        ({"overrides": ["widht=1"]}, "did you mean 'width'"),
+    ],
+)
+def test_wrong_requests_leave_nothing(data, tmp_path, options, named):
+    arguments = {"count": 2, "overrides": SETTINGS, **options}
+    with pytest.raises(UsageError, match=named):
+        cross_validate(data, out_path=tmp_path / "out", device_target="CPU", **arguments)
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_do_not_write_to_one_folder(data, tmp_path):
+    with Lock(tmp_path) as lock:
+        lock.acquire()
+        with pytest.raises(DataError, match="another cross-validation is running there"):
+            cross_validate(data, 2, tmp_path, SETTINGS, "CPU")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}"])
+def test_a_damaged_request_is_refused(data, tmp_path, text):
+    (tmp_path / "cross_validation.json").write_text(text)
+    with pytest.raises(DataError, match=r"cross_validation\.json: not of a cross-validation"):
+        cross_validate(data, 2, tmp_path, SETTINGS, "CPU")
+
+
+# Processes ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def work(data, tmp_path):
+    """Function (device, parallel) -> what is left to do of three folds."""
+    config = override_config(vnet_cfg, SETTINGS)
+    folds = [Fold(number, tmp_path / f"fold{number}", config) for number in range(3)]
+
+    def make(target="CPU", parallel=1):
+        return cross_validation._Work(folds, data, tmp_path, target, 4, parallel)
+
+    return make
+
+
+def test_the_commands_are_those_that_a_user_would_give(work, recorded):
+    for folds, (target, parallel) in enumerate([("CPU", 1), ("GPU", 2)]):
+        recorded.clear()
+        with pytest.raises(DataError, match="ended with exit code 1"):
+            work(target, parallel).run()
+        words = [words for words, _ in recorded]
+        args = [command_parser(name, "vnet").parse_args(rest) for name, *rest in words]
+        assert {vars(one)["device_target"] for one in args} == {target}
+        assert {one.device_id for one in args} <= {4, 4 + folds}
+        assert args[0].resume.endswith("/fold0")
+        assert args[0].train_split_file_path.endswith("/split/train_fold0.csv")
+        assert args[0].val_split_file_path.endswith("/split/val_fold0.csv")
+
+
+def test_folds_at_the_same_time_share_the_cores(work, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setenv("VNET_STATUS_FILE", "status.json")
+    cores = len(os.sched_getaffinity(0))
+    assert work(parallel=2).environment["OMP_NUM_THREADS"] == str(max(1, cores // 2))
+    for one in (work(parallel=1), work("GPU", parallel=3)):
+        assert "OMP_NUM_THREADS" not in one.environment
+        assert "VNET_STATUS_FILE" not in one.environment  # the cross-validation's own
+
+
+def test_a_process_runs_this_program_wherever_it_is_started(work, tmp_path, monkeypatch):
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / "__init__.py").write_text("raise SystemExit('another one')")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "log").write_text("before\n")
+    assert work().run_process(["--version"], tmp_path / "log") == 0
+    assert work().run_process(["trian"], tmp_path / "log") == 2
+    lines = (tmp_path / "log").read_text().splitlines()
+    assert lines[0] == "before" and lines[1].startswith("vnet_mindspore ")
+    assert "did you mean 'train'" in lines[2]
+
+
+# Progress ----------------------------------------------------------------------------------------
+
+
+def write_run(fold, *scores, checkpoint=None):
+    """Writes the history of a fold, and a checkpoint of one of its epochs."""
+    fold.create()
+    write_history(fold.folder, *scores)
+    if checkpoint:
+        (fold.folder / "ckpt" / f"checkpoint_vnet-{checkpoint}_9.ckpt").touch()
+
+
+@pytest.mark.parametrize(
+    ("early_stop", "scores", "checkpoint", "ended"),
+    [
+        (0, [0.5, 0.4, 0.3], 3, False),
+        (0, [0.5, 0.4, 0.3, 0.2], 3, False),  # killed before the last was written
+        (0, [0.5, 0.4, 0.3, 0.2], 4, True),
+        (0, [math.nan] * 4, 4, True),
+        (2, [0.5, 0.4, 0.3], 3, True),
+        (2, [0.5, 0.5, 0.4], 3, True),  # as good is not better
+        (2, [0.4, 0.5, 0.3], 3, False),
+        (2, [0.5, 0.4, 0.3], 2, False),
+    ],
+)
+def test_when_a_training_has_ended(tmp_path, small_config, early_stop, scores, checkpoint, ended):
+    fold = Fold(0, tmp_path / "fold0", small_config("epochs=4", f"early_stop={early_stop}"))
+    assert fold.final_checkpoint() is None
+    write_run(fold, *scores, checkpoint=checkpoint)
+    assert (fold.final_checkpoint() is not None) == ended
+
+
+def test_a_run_keeps_what_it_was_started_with(tmp_path, small_config):
+    fold = Fold(0, tmp_path / "fold0", small_config("seed=3"))
+    fold.create()
+    save_config(small_config("seed=3", "plane=sagittal"), fold.folder / "config.json")
+    fold.create()
+    assert load_config(fold.folder / "config.json").plane == "sagittal"
+
+
+def test_the_progress_names_fold_rest_and_end(tmp_path, small_config):
+    folds = [Fold(n, tmp_path / f"fold{n}", small_config("epochs=10")) for n in range(3)]
+    write_run(folds[0], *[0.5] * 10, checkpoint=10)
+    pace = Pace(folds)
+    assert pace.line(1000) == ""
+    write_run(folds[1], 0.5)
+    assert pace.line(1000) == "fold 1: epoch 1 of 10; folds trained: 1 of 3; epochs left: 19"
+    write_run(folds[1], *[0.5] * 4)
+    assert pace.line(1030) == ""
+    line = pace.line(1090)  # three epochs in 90 s, 16 left
+    assert line.startswith("fold 1: epoch 4 of 10; folds trained: 1 of 3; epochs left: 16; ")
+    assert line.endswith("(in 0:08:00)")
+    assert pace.line(1150).endswith("(in 0:07:00)")
+    write_run(folds[1], *[0.5] * 10, checkpoint=10)
+    assert pace.line(1210).startswith("evaluating; folds trained: 2 of 3; epochs left: 10; ")
+    write_run(folds[2], *[0.5] * 10, checkpoint=10)
+    assert pace.line(1300) == ""
+
+
+# All of it ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.full
+def test_a_real_one_that_is_stopped_in_its_second_fold(data, tmp_path):
+    settings = [x for item in (*SETTINGS, "epochs=20", "save_interval=1") for x in ("--set", item)]
+    words = ["bash", ROOT / "scripts" / "cross_validate.sh", data, "2", "--out_path", "out"]
+    environment = {**os.environ, "WAIT": "1", "PYTHON": sys.executable, "DEVICE_TARGET": "CPU"}
+
+    def start():
+        return subprocess.Popen(
+            [*map(str, words), *settings],
+            cwd=tmp_path,
+            env=environment,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    fold, final = tmp_path / "out" / "fold1", "ckpt/checkpoint_vnet-20_3.ckpt"
+    process = start()
+    wait_until(lambda: (fold / "ckpt" / "last_state.ckpt").exists(), 400)
+    process.terminate()
+    assert process.wait(60) == 143
+    assert not (fold / final).exists() and not (tmp_path / "out" / "ensemble.json").exists()
+    process = start()
+    printed, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, printed
+    log = (fold / "train.log").read_text()
+    assert log.count(f"run: {fold}") == 2 and f"resuming {fold} after epoch" in log
+    assert "fold 0: done before" in printed and "avg_dice: " in printed
+    members = find_checkpoints(tmp_path / "out")
+    assert len(members) == 2 and all(path.name == Path(final).name for path in members[1:])
