@@ -71,6 +71,8 @@ def read_ensemble(folder: Path) -> list[Path]:
     try:
         hashes = json.loads(listing.read_text("utf-8"))["checkpoints"]
         files = {folder / name: str(digest) for name, digest in hashes.items()}
+        if not files:
+            raise ValueError("it names none")
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise DataError(
             f"{listing}: not a list of an ensemble's checkpoints ({reason_of(error)}); make the "

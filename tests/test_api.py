@@ -242,7 +242,7 @@ def test_a_path_without_a_checkpoint(tmp_path):
             vnet_mindspore.load(path, "CPU")
 
 
-@pytest.mark.parametrize("path", [None, 5, b"run", ["run"], ""])
+@pytest.mark.parametrize("path", [None, 5, b"run", {"run"}, ""])
 def test_what_is_no_path(model, path):
     calls = {
         "path": lambda: vnet_mindspore.load(path, "CPU"),

@@ -168,7 +168,9 @@ def test_a_folder_of_networks(runs, copies, tmp_path, capsys):
         find_checkpoints(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"checkpoints": ["a.ckpt"]}', "{}"])
+@pytest.mark.parametrize(
+    "text", ["", "[]", '{"checkpoints": ["a.ckpt"]}', "{}", '{"checkpoints": {}}']
+)
 def test_a_damaged_list_of_networks_is_refused(text, tmp_path):
     (tmp_path / "ensemble.json").write_text(text)
     with pytest.raises(DataError, match=r"ensemble\.json: not a list"):

@@ -116,14 +116,19 @@ def _check_request(path: Path, request: dict) -> None:
 
     Raises:
         UsageError: it differs.
-        DataError: the earlier one cannot be read.
+        DataError: the earlier one cannot be read, or the folder holds other files.
     """
     if not path.is_file():
+        if found := sorted(path.parent.iterdir()):
+            raise DataError(
+                f"{found[0]}: not of a cross-validation; choose a new folder for --out_path"
+            )
         write_files({path: f"{json.dumps(request, indent=2)}\n".encode()})
         return
     try:
         earlier = json.loads(path.read_text("utf-8"))
-        before = {**earlier, "configuration": {**vnet_cfg, **earlier["configuration"]}}
+        saved = {**vnet_cfg, **earlier["configuration"]}  # of an earlier or later version, too
+        before = {**earlier, "configuration": {key: saved[key] for key in vnet_cfg}}
         differing = [key for key in request if before[key] != request[key]]
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise DataError(

@@ -221,6 +221,13 @@ def test_two_do_not_write_to_one_folder(data, tmp_path):
             cross_validate(data, 2, tmp_path, SETTINGS, "CPU")
 
 
+def test_a_folder_of_other_files_is_not_written_to(data, tmp_path):
+    (tmp_path / "split").mkdir()
+    with pytest.raises(DataError, match="split: not of a cross-validation; choose a new folder"):
+        cross_validate(data, 2, tmp_path, SETTINGS, "CPU")
+    assert [path.name for path in tmp_path.rglob("*")] == ["split"]
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}"])
 def test_a_damaged_request_is_refused(data, tmp_path, text):
     (tmp_path / "cross_validation.json").write_text(text)
