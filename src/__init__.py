@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 from .utils.errors import DataError, UsageError
 
 if TYPE_CHECKING:
-    from .api import Model, evaluate, load, train
+    from .api import Model, compare_masks, evaluate, load, train
 
 __version__ = "1.0.0"
-__all__ = ["DataError", "Model", "UsageError", "evaluate", "load", "train"]
+__all__ = ["DataError", "Model", "UsageError", "compare_masks", "evaluate", "load", "train"]
 
 
 def __getattr__(name: str) -> object:

@@ -15,10 +15,11 @@ import SimpleITK as sitk
 from easydict import EasyDict
 
 from . import evaluation
-from .config import preset_overrides, training_config
+from .config import override_config, preset_overrides, training_config, vnet_cfg
 from .data_manager import channel_of
 from .ensemble import Ensemble, Member, find_members, origin_of
 from .images.reading import check_volume, mr_image, read_image
+from .mask_folders import masks_for, reference_cases
 from .predictor import LazyNetwork, segment
 from .promise12.splits import split_cases
 from .report.painter import Painter
@@ -240,6 +241,76 @@ def evaluate_rows(
     cases = split_cases(data_path, split, "val", config.fold)  # before the device starts
     with _computing:
         return evaluation.evaluate(network, cases, config, origin_of(checkpoints), painter)
+
+
+def compare_masks(
+    masks: str | Path,
+    reference: str | Path | None = None,
+    data_path: str | Path | None = None,
+    split: str | Path | None = None,
+    output_path: str | Path | None = None,
+    overrides: Mapping[str, object] | Sequence[str] = (),
+) -> "pd.DataFrame":
+    """Evaluates the masks in a folder, such as another program's, without a network.
+
+    Args:
+        masks: folder with a mask for each case, named as docs/evaluation.md says.
+        reference: folder of the reference masks; all of them are compared.
+        data_path, split: instead of `reference`, see `evaluate`; the report then has the images.
+        output_path: gets metrics.csv, metrics.json, summary.json, overlays.png and report.html; by
+            default `dirPredictionImage` of the configuration.
+        overrides: of `labels`, `channel` and `dirPredictionImage`, see `load`.
+
+    Returns:
+        See `evaluate`.
+
+    Raises:
+        DataError: a case has no mask, a mask is on another grid than its reference, or see
+            `evaluate`.
+        UsageError: neither or both of `reference` and `data_path` with `split`; or see `load`.
+    """
+    import pandas as pd
+
+    rows = compare_mask_rows(masks, reference, data_path, split, output_path, overrides, None)
+    return pd.DataFrame(rows).drop(columns="findings_text")
+
+
+def compare_mask_rows(
+    masks: str | Path,
+    reference: str | Path | None,
+    data_path: str | Path | None,
+    split: str | Path | None,
+    output_path: str | Path | None,
+    overrides: Mapping[str, object] | Sequence[str],
+    painter: Painter | None,
+) -> list[dict]:
+    """Evaluates the masks in a folder, and returns a dict per case.
+
+    Args:
+        masks, reference, data_path, split, output_path, overrides: see `compare_masks`.
+        painter: draws the pictures; None: this process does.
+
+    Raises:
+        DataError, UsageError: see `compare_masks`.
+    """
+    _check_path(masks, "masks")
+    config = override_config(vnet_cfg, _override_texts(overrides))
+    config.dirPredictionImage = str(output_path or config.dirPredictionImage)
+    if reference is not None and data_path is None and split is None:
+        _check_path(reference, "reference")
+        cases = reference_cases(reference)
+    elif reference is None and data_path is not None and split is not None:
+        _check_path(data_path, "data_path")
+        _check_path(split, "split")
+        cases = split_cases(data_path, split, "val", config.fold)
+    else:
+        raise UsageError("expected either a folder of references, or data_path and split")
+    metadata = {
+        "masks": str(masks),
+        "reference": str(data_path if reference is None else reference),
+        "configuration": {"labels": config.labels, "channel": config.channel},
+    }
+    return evaluation.compare_masks(cases, masks_for(cases, masks), config, metadata, painter)
 
 
 def train(

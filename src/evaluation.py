@@ -11,11 +11,16 @@ from easydict import EasyDict
 
 from .data_manager import Case, read_case
 from .ensemble import Ensemble, Member, Run
+from .images.grid import grid_difference
+from .images.orientation import reorder_like
+from .images.reading import read_mask, read_volume
 from .images.writing import move_volumes, write_volume
+from .mask_folders import has_image
 from .metrics import case_metrics
 from .predictor import LazyNetwork, loaded, network_inputs, segment_inputs
 from .report.album import Album
 from .report.findings import finding_fields, metric_findings, plane_findings
+from .report.nnunet_summary import SUMMARY_JSON, NnunetSummary
 from .report.painter import Painter
 from .report.planes import OverlayCase
 from .report.results import (
@@ -28,6 +33,7 @@ from .report.results import (
 from .report.tables import METRICS_CSV, METRICS_JSON, write_metrics, zoo_lines
 from .utils import output_folder
 from .utils.ahead import Ahead
+from .utils.errors import DataError
 from .utils.files import temporary_folder
 from .utils.status import write_status
 
@@ -36,7 +42,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-EVALUATION_FILES = (METRICS_CSV, METRICS_JSON, OVERLAYS, REPORT)
+EVALUATION_FILES = (METRICS_CSV, METRICS_JSON, SUMMARY_JSON, OVERLAYS, REPORT)
 
 
 def load_network(checkpoint_path: str | Path, config: EasyDict, device_target: str) -> "nn.Cell":
@@ -137,8 +143,8 @@ def evaluate_masks(
 ) -> list[dict[str, str | float]]:
     """Compares predicted masks with the references, and writes masks, metrics and report.
 
-    `dirPredictionImage` gets NAME_test.mhd of each case, metrics.csv, metrics.json, overlays.png
-    and report.html; it does so at the end, once all cases could be read and segmented.
+    `dirPredictionImage` gets NAME_test.mhd of each case, metrics.csv, metrics.json, summary.json,
+    overlays.png and report.html; it does so at the end, once all cases could be read and segmented.
 
     Args:
         predict_mask: called once per case, with the case and its image; returns its mask.
@@ -159,6 +165,44 @@ def evaluate_masks(
         )
 
 
+def compare_masks(
+    cases: list[Case],
+    masks: dict[str, Path],
+    config: EasyDict,
+    metadata: dict,
+    painter: Painter | None = None,
+) -> list[dict[str, str | float]]:
+    """Compares masks that are there as files with the references; see `evaluate_masks`.
+
+    The masks stay where they are. A case whose image is not known is drawn on a black one.
+
+    Args:
+        cases: with references, such as `src.mask_folders.reference_cases`.
+        masks: of `src.mask_folders.masks_for`.
+        config: `dirPredictionImage`, `labels` (of masks and references), `channel`.
+        metadata: see `evaluate_masks`.
+        painter: see `evaluate_masks`.
+
+    Returns:
+        See `evaluate_masks`.
+    """
+
+    def read_prediction(read: _Read) -> sitk.Image:
+        path, reference_path = masks[read.case.case_id], read.case.mask_path or ""
+        difference = grid_difference(
+            read.reference, reorder_like(read_volume(path), read.reference)
+        )
+        if difference:
+            raise DataError(
+                f"{path}: not on the grid of its reference {reference_path}: {difference}; "
+                "resample it onto the reference"
+            )
+        return read_mask(path, read.reference, reference_path, config.labels)
+
+    with Ahead(lambda case: _Read.of(case, config), cases) as ready:
+        return _evaluate(read_prediction, cases, ready, config, metadata, painter, masks)
+
+
 class _Read(NamedTuple):
     """A case that is read."""
 
@@ -169,10 +213,18 @@ class _Read(NamedTuple):
 
     @classmethod
     def of(cls, case: Case, config: EasyDict, with_inputs: bool = False) -> "_Read":
-        image, reference = read_case(case, config)
+        image, reference = read_case(case, config) if has_image(case) else _no_image(case, config)
         if reference is None:
             raise ValueError(f"{case.case_id} without a mask, expected a case with a reference")
         return cls(case, image, reference, network_inputs(image, config) if with_inputs else [])
+
+
+def _no_image(case: Case, config: EasyDict) -> tuple[sitk.Image, sitk.Image]:
+    """A black image on the grid of a reference, and the reference."""
+    assert case.mask_path is not None  # `has_image` is true without one
+    volume = read_volume(case.mask_path)
+    reference = read_mask(case.mask_path, volume, case.mask_path, config.labels)
+    return sitk.Cast(reference * 0, sitk.sitkFloat32), reference
 
 
 def _evaluate(
@@ -182,11 +234,11 @@ def _evaluate(
     config: EasyDict,
     metadata: dict,
     painter: Painter | None,
+    masks: dict[str, Path] | None = None,
 ) -> list[dict[str, str | float]]:
-    """`evaluate_masks` of cases that are read in another thread."""
+    """`evaluate_masks` of cases that are read in another thread; `masks` are those of files."""
     folder = Path(config.dirPredictionImage)
-    masks = volume_files(map(_mask_name, cases))
-    files = [*masks, *EVALUATION_FILES]
+    files = [*(volume_files(map(_mask_name, cases)) if masks is None else ()), *EVALUATION_FILES]
     output_folder.check(folder, files)
     if cases:
         ready.peek()  # a broken first case stops before the folder is made
@@ -194,14 +246,19 @@ def _evaluate(
         output_folder.announce(folder, files)
         log.info(f"evaluating {len(cases)} cases")
         write_status("running", results=str(folder.absolute()))
-        album = Album(painter, metadata.get("checkpoint"))
-        rows = [
-            _evaluate_case(predict_mask, future.result(), config, unfinished, album)
-            for future in ready
-        ]
+        album, summary, rows = Album(painter, metadata.get("checkpoint")), NnunetSummary(), []
+        for future in ready:
+            read = future.result()
+            mask = predict_mask(read)
+            if masks is None:
+                _write_mask(mask, read.case, unfinished)
+            rows.append(_evaluate_case(mask, read, config, album, masks is None))
+            path = (masks or {}).get(read.case.case_id, folder / _mask_name(read.case))
+            summary.add(str(read.case.mask_path), path, read.reference, mask)
         with output_folder.register(folder, files):
             move_volumes(unfinished, folder)
             write_metrics(rows, folder, metadata)
+            summary.write(folder)
             write_pictures(folder, rows, album, metadata)
     for line in zoo_lines(rows):
         log.info(line)
@@ -213,20 +270,27 @@ def _mask_name(case: Case) -> str:
     return f"{case.case_id}_test.mhd"
 
 
+def _write_mask(mask: sitk.Image, case: Case, folder: Path) -> None:
+    write_volume(mask, folder / _mask_name(case))
+    log.info(f"save predicted label for test '{case.case_id}'")
+
+
 def _evaluate_case(
-    predict_mask: Callable[[_Read], sitk.Image],
-    read: _Read,
-    config: EasyDict,
-    folder: Path,
-    album: Album,
+    mask: sitk.Image, read: _Read, config: EasyDict, album: Album, is_ours: bool
 ) -> dict:
-    """Writes the mask of a case and draws it; returns metrics and findings, also logged."""
+    """Draws a mask; returns metrics and findings, also logged.
+
+    Args:
+        mask: of the case.
+        read: the case.
+        config: `plane`, of the training of our own masks.
+        album: gets the drawing.
+        is_ours: whether this program made the mask.
+    """
     case_id = read.case.case_id
-    mask = predict_mask(read)
-    write_volume(mask, folder / _mask_name(read.case))
-    log.info(f"save predicted label for test '{case_id}'")
     metrics = case_metrics(read.reference, mask)
-    findings = finding_fields(metric_findings(metrics) | plane_findings(read.image, config))
+    found = metric_findings(metrics) | (plane_findings(read.image, config) if is_ours else {})
+    findings = finding_fields(found)
     warn_about_case(case_id, findings["findings_text"])
     row = {"case": case_id, **metrics, **findings}
     album.add(row, OverlayCase(case_id, read.image, mask, read.reference))

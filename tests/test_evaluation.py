@@ -57,6 +57,7 @@ def test_an_evaluation_leaves_masks_and_metrics(data, results, config, capsys):
         "metrics.json",
         "overlays.png",
         "report.html",
+        "summary.json",
     ]
     expected = {}
     for case in cases:
@@ -112,7 +113,7 @@ def test_earlier_results_are_replaced_with_a_notice(data, results, config, capsy
     (results / "notes.txt").write_text("mine")
     capsys.readouterr()
     evaluate(bright, find_cases(data, ["Case0", "Case2"]), config, {})
-    assert f"{results}: replacing 6 file(s) of an earlier run" in capsys.readouterr().out
+    assert f"{results}: replacing 7 file(s) of an earlier run" in capsys.readouterr().out
     # Case1's mask stays, but the metrics are of the split alone.
     assert (results / "Case1_test.zraw").read_bytes() == earlier
     assert (results / "notes.txt").read_text() == "mine"

@@ -15,7 +15,7 @@ FLOORS = (
     ("data_manager", "devices", "checkpoint_file"),
     ("ensemble",),
     ("augment", "predictor", "promise12", "checkpoint", "fast_conv3d"),
-    ("dataset", "input_images", "report"),
+    ("dataset", "input_images", "mask_folders", "report"),
     ("evaluation",),
     ("prediction", "training", "export"),
     ("api",),

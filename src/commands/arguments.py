@@ -29,11 +29,18 @@ def add_device_arguments(parser: ArgumentParser, id_flag: str) -> None:
     )
 
 
-def add_checkpoint_argument(parser: ArgumentParser, flag: str, purpose: str) -> None:
-    """Adds the checkpoint, for which the zoo has two names; of several the mean counts."""
+def add_checkpoint_argument(parser: Any, flag: str, purpose: str, required: bool = True) -> None:
+    """Adds the checkpoint, for which the zoo has two names; of several the mean counts.
+
+    Args:
+        parser: of the command, or a group of its arguments.
+        flag: name of the argument.
+        purpose: for its help.
+        required: False in a group of which one argument is required.
+    """
     parser.add_argument(
         flag,
-        required=True,
+        required=required,
         nargs="+",
         action="extend",
         metavar="PATH",

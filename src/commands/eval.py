@@ -1,15 +1,18 @@
-r"""Evaluates a checkpoint on cases with reference masks.
+r"""Evaluates a checkpoint, or masks of any program, on cases with reference masks.
 
     python eval.py --ckpt_path RUN --data_path data --eval_split_file_path split/val.csv \
         [--set flip_average=true]
+    python eval.py --masks nnunet_results --data_path data --eval_split_file_path split/val.csv
+    python eval.py --masks nnunet_results --reference labelsTs
 
-Masks, metrics.csv, metrics.json, overlays.png and report.html go to results/prediction
-(key dirPredictionImage).
+Masks, metrics.csv, metrics.json, summary.json (the same for readers of nnU-Net's), overlays.png and
+report.html go to results/prediction (key dirPredictionImage).
 """
 
 from argparse import ArgumentParser, Namespace
 
 from ..report.painter import PROCESSES, Painter
+from ..utils.errors import UsageError
 from ..utils.process import no_garbage_collection
 from .arguments import (
     add_case_arguments,
@@ -23,17 +26,43 @@ from .arguments import (
 def add_arguments(parser: ArgumentParser) -> None:
     """Adds the arguments of the command."""
     add_device_arguments(parser, "--dev_id")
-    add_checkpoint_argument(parser, "--ckpt_path", "evaluate")
+    evaluated = parser.add_mutually_exclusive_group(required=True)
+    add_checkpoint_argument(evaluated, "--ckpt_path", "evaluate", required=False)
+    evaluated.add_argument(
+        "--masks",
+        metavar="FOLDER",
+        help="instead of a checkpoint: folder of masks, named NAME, NAME_test or NAME_segmentation",
+    )
+    parser.add_argument(
+        "--reference",
+        metavar="FOLDER",
+        help="with --masks: folder of the reference masks, all of which are compared, instead of "
+        "--data_path and --eval_split_file_path",
+    )
     add_case_arguments(parser, "--eval_split_file_path")
     add_config_arguments(parser, "labels", "channel")
 
 
 def execute(args: Namespace) -> None:
     """Evaluates."""
+    if args.reference is not None and args.masks is None:
+        raise UsageError("--reference: goes with --masks, the masks to compare with it")
     with Painter(PROCESSES) as painter:
         with no_garbage_collection():
-            from ..api import evaluate_rows
+            from ..api import compare_mask_rows, evaluate_rows
 
+        if args.masks is not None:
+            has_reference = args.reference is not None
+            compare_mask_rows(
+                args.masks,
+                args.reference,
+                None if has_reference else args.data_path,
+                None if has_reference else args.eval_split_file_path,
+                None,
+                overrides_of(args),
+                painter,
+            )
+            return
         evaluate_rows(
             args.ckpt_path,
             args.data_path,

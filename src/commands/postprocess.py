@@ -3,8 +3,8 @@ r"""Evaluates the output of the C++ program (ascend310_infer/), as eval.py evalu
     python postprocess.py --result_path result_Files --data_path data \
         --split_file_path split/val.csv --mindir_path vnet.mindir
 
-Masks, metrics.csv, metrics.json, overlays.png and report.html go to results/prediction
-(key dirPredictionImage).
+Masks, metrics.csv, metrics.json, summary.json, overlays.png and report.html go to
+results/prediction (key dirPredictionImage).
 """
 
 from argparse import ArgumentParser, Namespace
