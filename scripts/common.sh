@@ -51,8 +51,8 @@ check_arguments() {
       RANDOM) [[ $1 == [01] ]] || fail 2 "RANDOM '$1' is neither 0 nor 1 ($usage)" ;;
       DATA_PATH) [[ -d $1 && -r $1 ]] || fail 2 "$name '$1' is not a readable folder ($usage)" ;;
       MINDIR_PATH | RANK_TABLE_FILE) [[ -f $1 && -r $1 ]] || fail 2 "$name '$1' is not a readable file ($usage)" ;;
-      CKPT_PATH | *SPLIT_FILE_PATH) # or the folder of a run or release, or of the folds' files
-        [[ -r $1 ]] || fail 2 "$name '$1' is not a readable file or folder ($usage)"
+      CKPT_PATH | *SPLIT_FILE_PATH) # or the folder of a run or release, its address, or the folds' folder
+        [[ -r $1 || $name=$1 =~ ^CKPT_PATH=https?:// ]] || fail 2 "$name '$1' is not a readable file or folder ($usage)"
         ;;
     esac
     shift

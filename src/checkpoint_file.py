@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from .config import CONFIG_NAME
+from .released_model import CHECKSUMS, RELEASED, local_folder, parse_checksums
 from .utils.errors import DataError, reason_of
 from .utils.files import hash_file, write_files
 
@@ -15,7 +16,6 @@ log = logging.getLogger(__name__)
 PREFIX = "checkpoint_vnet"
 NUMBERED = re.compile(rf"{PREFIX}-\d+_\d+\.ckpt")
 BEST = "best.ckpt"
-RELEASED, CHECKSUMS = "vnet.ckpt", "SHA256SUMS"  # of a released folder, beside its config.json
 ENSEMBLE = "ensemble.json"  # of a folder with the checkpoints of several networks
 CROSS_VALIDATION = "cross_validation.json"  # of a cross-validation, which writes ENSEMBLE last
 
@@ -48,7 +48,7 @@ def find_checkpoints(paths: str | Path | Sequence[str | Path]) -> list[Path]:
         DataError: see `find_checkpoint`; an ensemble is incomplete or was changed.
     """
     found = []
-    for path in map(Path, [paths] if isinstance(paths, str | Path) else paths):
+    for path in map(local_folder, [paths] if isinstance(paths, str | Path) else paths):
         is_ensemble = (path / ENSEMBLE).is_file()
         found += read_ensemble(path) if is_ensemble else [find_checkpoint(path)]
     return found
@@ -94,13 +94,15 @@ def find_checkpoint(path: str | Path) -> Path:
 
     Args:
         path: a checkpoint file; a run's folder or its `ckpt/`, where `best.ckpt` is taken, or the
-            newest numbered checkpoint if there is none; or a released folder with `vnet.ckpt`.
+            newest numbered checkpoint if there is none; or a released folder with `vnet.ckpt`, a
+            zip of it, or the https address of such a zip, see `local_folder`.
 
     Raises:
         DataError: nothing there, a folder without any of these, or a release whose files differ
-            from its SHA256SUMS.
+            from its SHA256SUMS; see also `local_folder`.
+        UsageError: see `local_folder`.
     """
-    path = Path(path)
+    path = local_folder(path)
     if not path.is_dir():
         if not path.exists():
             raise DataError(f"{path}: no such checkpoint or folder")
@@ -140,8 +142,7 @@ def check_release(checkpoint_path: Path) -> None:
     sums = checkpoint_path.with_name(CHECKSUMS)
     if checkpoint_path.name != RELEASED or not sums.is_file():
         return
-    lines = sums.read_text(encoding="utf-8", errors="replace").splitlines()
-    expected = {name.strip(" *"): digest for digest, _, name in (x.partition(" ") for x in lines)}
+    expected = parse_checksums(sums.read_text(encoding="utf-8", errors="replace"))
     for name in (RELEASED, CONFIG_NAME):
         file = checkpoint_path.with_name(name)
         if not file.is_file() or hash_file(file) != expected.get(name):

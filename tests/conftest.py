@@ -16,6 +16,7 @@ from src.config import override_config, save_config, vnet_cfg
 from src.devices.device import start_device
 from src.utils.log import log_to_standard_streams
 from src.vnet import create_vnet
+from tests.http_server import running_server
 from tests.volumes import image_of
 
 # Whole files go to one process each; those that take minutes start first, or the last of them would
@@ -154,6 +155,14 @@ def small_config():
         return override_config(vnet_cfg, [*small, "cache_dir=off", *overrides])
 
     return config
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """A local web server, see tests/http_server.py."""
+    monkeypatch.setenv("no_proxy", "*")
+    with running_server() as server:
+        yield server
 
 
 @pytest.fixture

@@ -1,90 +1,186 @@
-"""Packs a checkpoint for publication: float16 weights, configuration and checksums."""
+"""Packs checkpoints for publication: float16 weights, configuration, model card, checksums.
 
+vnet.ckpt  config.json                        the network
+network0/vnet.ckpt  network0/config.json ...  those of an ensemble, which ensemble.json lists
+README.md  metadata.json                      the card, see src/export/model_card.py
+SHA256SUMS                                    of all of them
+"""
+
+import json
 import logging
+import re
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from easydict import EasyDict
+from mindspore import nn
 
 from ..checkpoint import load_weights, save_weights
 from ..checkpoint_file import CHECKSUMS, ENSEMBLE, RELEASED, write_ensemble
 from ..config import CONFIG_NAME, config_path_of, save_config, vnet_cfg
-from ..ensemble import Member
+from ..ensemble import Member, check_agreement
 from ..utils import output_folder
 from ..utils.errors import DataError
-from ..utils.files import hash_file, write_files
+from ..utils.files import hash_file, replace_file, write_files
 from ..vnet import create_vnet
+from .model_card import (
+    METADATA,
+    README,
+    Packed,
+    Statement,
+    describe_release,
+    render_card,
+)
 
 log = logging.getLogger(__name__)
 
 NETWORK = "network"  # name of an ensemble's folders, before their number
+OF_A_RELEASE = re.compile(
+    rf"({NETWORK}\d+/)?({re.escape(RELEASED)}|{re.escape(CONFIG_NAME)}|{CHECKSUMS})"
+    rf"|{re.escape(ENSEMBLE)}"
+)
 # Keys that describe the machine of the training; a release has their defaults.
 MACHINE_KEYS = (
     *("dirResult", "dirPredictionImage", "cache_dir", "num_workers"),
     *("fast_conv3d", "precision", "dataset_sink"),
 )
+ZIP_MARK = b"vnet_mindspore release"  # the comment of our zips, which may be replaced
+ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # so that the same release gives the same zip
 
 
-def release_members(members: Sequence[Member], folder: str | Path) -> None:
-    """Releases a network, or several as an ensemble: each in its own folder, and a list of them.
-
-    Args:
-        members: from `find_members`.
-        folder: created if missing.
-
-    Raises:
-        DataError: see `release`; or the folder holds a release of one network and this one is of
-            several, or the other way round, or of more networks.
-    """
-    folder = Path(folder)
-    names = [f"{NETWORK}{number}" for number in range(len(members))]
-    others = {RELEASED} | {path.name for path in folder.glob(f"{NETWORK}*")}.difference(names)
-    if len(members) == 1:
-        others = {ENSEMBLE}
-    if mixed := sorted(name for name in others if (folder / name).exists()):
-        raise DataError(
-            f"{folder / mixed[0]}: of a release of another kind; choose another folder, or remove "
-            "that release"
-        )
-    if len(members) == 1:
-        release(*members[0], folder)
-        return
-    output_folder.claim(folder, [ENSEMBLE])
-    (folder / ENSEMBLE).unlink(missing_ok=True)  # written last, when all networks are complete
-    for member, name in zip(members, names, strict=True):
-        release(*member, folder / name)
-    write_ensemble(folder, [folder / name / RELEASED for name in names])
-    log.info(f"{folder}: {len(members)} networks, listed in {ENSEMBLE}")
-
-
-def release(checkpoint_path: str | Path, config: EasyDict, folder: str | Path) -> None:
-    """Writes `vnet.ckpt` with float16 weights, `config.json` and `SHA256SUMS`.
+def release(
+    members: Sequence[Member],
+    folder: str | Path,
+    statement: Statement = Statement(),  # noqa: B008, it is immutable
+    metrics_path: str | Path | None = None,
+    zipped: bool = False,
+) -> None:
+    """Writes a release; the checksums come last, when everything else is complete.
 
     Args:
-        checkpoint_path: the checkpoint to pack.
-        config: its configuration.
+        members: from `find_members`; several are released as an ensemble.
         folder: created if missing.
+        statement: what the card says in the user's words.
+        metrics_path: metrics.json of an evaluation of these networks, for the card.
+        zipped: whether to write the release to FOLDER.zip, too.
 
     Raises:
-        DataError: the checkpoint is missing, has no `config.json`, does not match `config` or has a
-            weight beyond float16's range, or the folder cannot be written or holds files of these
+        DataError: a checkpoint is missing, has no `config.json`, does not match it or has a weight
+            beyond float16's range; the networks of an ensemble differ in grid or threshold; the
+            metrics are of other networks; or the folder cannot be written or holds files of these
             names that this program did not write.
     """
-    if config_path_of(checkpoint_path) is None:
-        raise DataError(
-            f"{checkpoint_path}: no {CONFIG_NAME} found, which stores its variant and grid; "
-            "copy the training run's beside it"
-        )
-    network = create_vnet(config)
-    load_weights(network, checkpoint_path)
     folder = Path(folder)
-    output_folder.claim(folder, [RELEASED, CONFIG_NAME, CHECKSUMS])
+    _check(members)
+    if zipped:
+        _check_zip(_zip_path(folder))
+    names = _network_names(len(members))
+    networks = [create_vnet(config) for _, config in members]
+    packed = []
+    for name, network, (checkpoint, config) in zip(names, networks, members, strict=True):
+        load_weights(network, checkpoint)
+        count = sum(parameter.size for parameter in network.get_parameters())
+        packed.append(Packed(checkpoint, config, name, count))
+    metadata = describe_release(packed, statement, metrics_path)  # may find fault with something
+
+    _claim(folder, names)
+    files = []
+    for network, entry, about in zip(networks, packed, metadata["networks"], strict=True):
+        written = _write_network(network, entry, folder)
+        about["sha256"] = hash_file(written[0])
+        files += written
+    if len(packed) > 1:
+        write_ensemble(folder, [folder / name for name in names])
+        files.append(folder / ENSEMBLE)
+    text = json.dumps(metadata, indent=2, ensure_ascii=False)
+    card = {METADATA: f"{text}\n", README: render_card(metadata)}
+    write_files({folder / name: content.encode() for name, content in card.items()})
+    files.append(folder / METADATA)
+    files.append(_write_checksums(folder, [*files, folder / README]))
+    before = sum(checkpoint.stat().st_size for checkpoint, _ in members) / 1e6
+    after = sum((folder / name).stat().st_size for name in names) / 1e6
+    log.info(f"{folder}: {', '.join(names)} ({after:.1f} MB, was {before:.1f}), card in {README}")
+    if zipped:
+        _write_zip(folder, [*files, folder / README])
+
+
+def _network_names(count: int) -> list[str]:
+    """The packed checkpoints, relative to the release."""
+    return [RELEASED] if count == 1 else [f"{NETWORK}{n}/{RELEASED}" for n in range(count)]
+
+
+def _claim(folder: Path, names: list[str]) -> None:
+    """Claims the files of a release, and removes those of an earlier one that it does not have."""
+    beside = [CONFIG_NAME] if len(names) == 1 else [CONFIG_NAME, CHECKSUMS]
+    files = {README, METADATA, CHECKSUMS, *names, *([ENSEMBLE] if len(names) > 1 else [])}
+    files |= {Path(name).with_name(other).as_posix() for name in names for other in beside}
+    output_folder.claim(folder, sorted(files))
+    earlier = {name for name in output_folder.list_outputs(folder) if OF_A_RELEASE.fullmatch(name)}
+    output_folder.remove(folder, earlier - files)
     (folder / CHECKSUMS).unlink(missing_ok=True)  # written last, when the files are complete
-    save_weights(network, folder / RELEASED, half=True)
-    save_config({**config, **{key: vnet_cfg[key] for key in MACHINE_KEYS}}, folder / CONFIG_NAME)
-    sums = [f"{hash_file(folder / name)}  {name}\n" for name in (RELEASED, CONFIG_NAME)]
-    write_files({folder / CHECKSUMS: "".join(sums).encode()})
-    before, after = (
-        path.stat().st_size / 1e6 for path in (Path(checkpoint_path), folder / RELEASED)
-    )
-    log.info(f"{folder}: {RELEASED} ({after:.1f} MB, was {before:.1f}), {CONFIG_NAME}, {CHECKSUMS}")
+
+
+def _write_network(network: nn.Cell, entry: Packed, folder: Path) -> list[Path]:
+    """Writes weights and configuration; in an ensemble also checksums, so that it stands alone."""
+    path = folder / entry.name
+    path.parent.mkdir(exist_ok=True)
+    save_weights(network, path, half=True)
+    config_path = path.with_name(CONFIG_NAME)
+    public = {**entry.config, **{key: vnet_cfg[key] for key in MACHINE_KEYS}}
+    save_config(EasyDict(public), config_path)
+    files = [path, config_path]
+    return files if path.parent == folder else [*files, _write_checksums(path.parent, files)]
+
+
+def _check(members: Sequence[Member]) -> None:
+    """Raises a DataError for checkpoints that cannot be released, or not together."""
+    for checkpoint, _ in members:
+        if config_path_of(checkpoint) is None:
+            raise DataError(
+                f"{checkpoint}: no {CONFIG_NAME} found, which stores its variant and grid; "
+                "copy the training run's beside it"
+            )
+    check_agreement(members)
+
+
+def _write_checksums(folder: Path, files: Sequence[Path]) -> Path:
+    lines = [f"{hash_file(file)}  {file.relative_to(folder).as_posix()}\n" for file in files]
+    write_files({folder / CHECKSUMS: "".join(lines).encode()})
+    return folder / CHECKSUMS
+
+
+# --- zip -----------------------------------------------------------------------------------------
+
+
+def _zip_path(folder: Path) -> Path:
+    folder = folder.absolute()
+    return folder.with_name(f"{folder.name}.zip")
+
+
+def _check_zip(path: Path) -> None:
+    """Raises a DataError for a file in the way that is no zip of ours."""
+    if path.exists():
+        try:
+            with zipfile.ZipFile(path) as archive:
+                is_ours = archive.comment == ZIP_MARK
+        except (OSError, zipfile.BadZipFile):
+            is_ours = False
+        if not is_ours:
+            raise DataError(
+                f"{path}: there already, and not written by this program; move it away or choose "
+                "another folder"
+            )
+
+
+def _write_zip(folder: Path, files: Sequence[Path]) -> None:
+    path = _zip_path(folder)
+    with replace_file(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        archive.comment = ZIP_MARK
+        for file in files:
+            name = f"{path.stem}/{file.relative_to(folder).as_posix()}"
+            info = zipfile.ZipInfo(name, ZIP_DATE)
+            info.external_attr = 0o644 << 16
+            archive.writestr(info, file.read_bytes(), zipfile.ZIP_DEFLATED)
+    size = path.stat().st_size / 1e6
+    log.info(f"{path}: {size:.1f} MB; behind its address, #sha256={hash_file(path)} proves it")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .checking import check, format_table, print_report
-    from .downloading import download, fetch
+    from .downloading import download
     from .layouts import Options
     from .nnunet import export_nnunet
     from .placing import lay_out
@@ -18,14 +18,13 @@ __all__ = [
     "check",
     "download",
     "export_nnunet",
-    "fetch",
     "format_table",
     "lay_out",
     "print_report",
 ]
 _MODULES = {
     "checking": ("check", "format_table", "print_report"),
-    "downloading": ("download", "fetch"),
+    "downloading": ("download",),
     "layouts": ("Options",),
     "nnunet": ("export_nnunet",),
     "placing": ("lay_out",),

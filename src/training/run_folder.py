@@ -1,7 +1,7 @@
 """The folder of a run: created for a new training, found and restored for a resume, locked.
 
 dirResult/vnet.TASK.DATE/
-    config.json  history.csv  progress.png
+    config.json  history.csv  progress.png  training.json
     ckpt/        see src/checkpoint.py
 """
 

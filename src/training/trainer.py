@@ -22,6 +22,7 @@ from ..fast_conv3d.adam import FusedAdam
 from ..fast_conv3d.network import FastVNet, to_fast_vnet
 from ..lr_schedule import learning_rates
 from ..promise12.splits import split_cases
+from ..run_record import record_session
 from ..utils.errors import DataError, UsageError
 from ..utils.log import without_mindspore_warning
 from ..utils.status import write_status
@@ -201,6 +202,8 @@ def train(
         folder,
         progress,
     ):
+        if folder is not None:
+            record_session(folder, cases, val_cases, device_target, ranks.count, progress.epoch)
         score = validation.mean_dice if val_cases else None
         epoch_end = EpochEnd(config, cells, progress, rates, score, folder, ranks)
         log.info(f"run: {folder}" if ranks.is_first else f"run: rank {ranks.rank} of {ranks.count}")

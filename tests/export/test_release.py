@@ -1,6 +1,8 @@
 """What a release holds, and that it predicts like the checkpoint that it was made of."""
 
+import json
 import subprocess
+import zipfile
 
 import mindspore as ms
 import numpy as np
@@ -9,11 +11,14 @@ import pytest
 from src.checkpoint import save_weights
 from src.checkpoint_file import find_checkpoint, find_checkpoints
 from src.config import config_of_checkpoint, load_config, save_config
-from src.ensemble import find_members
+from src.ensemble import Member, find_members
 from src.evaluation import load_network
-from src.export.release import release, release_members
+from src.export.release import release
 from src.utils.errors import DataError
+from src.utils.files import hash_file
+from src.utils.output_folder import MANIFEST
 from src.vnet import create_vnet
+from tests.helpers import names_in, tree
 
 
 @pytest.fixture
@@ -30,15 +35,24 @@ def checkpoint(tmp_path, small_config):
 
 
 def packed(checkpoint, folder):
-    release(checkpoint, config_of_checkpoint(checkpoint, []), folder)
+    release([Member(checkpoint, config_of_checkpoint(checkpoint, []))], folder)
     return folder
 
 
 def test_a_release_is_whole_and_tells_nothing_of_the_machine(checkpoint, tmp_path, capsys):
     folder = packed(checkpoint, tmp_path / "release")
     assert all(path.stat().st_mode & 0o044 == 0o044 for path in folder.iterdir())
-    assert {"vnet.ckpt", "config.json", "SHA256SUMS"} <= {path.name for path in folder.iterdir()}
+    assert names_in(folder) == [
+        MANIFEST,
+        "README.md",
+        "SHA256SUMS",
+        "config.json",
+        "metadata.json",
+        "vnet.ckpt",
+    ]
     subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=folder, check=True)
+    texts = [(folder / name).read_text() for name in ("README.md", "metadata.json", "config.json")]
+    assert not any("/home/me" in text or str(tmp_path) in text for text in texts)
     config = load_config(folder / "config.json")
     assert (config.threshold, config.width) == (0.4, 2)
     assert config.fast_conv3d == "auto"
@@ -76,7 +90,7 @@ def test_a_weight_beyond_float16_is_named_and_nothing_is_written(checkpoint, tmp
 def test_an_earlier_release_is_replaced_and_other_files_are_not(checkpoint, tmp_path, capsys):
     packed(checkpoint, tmp_path / "release")
     packed(checkpoint, tmp_path / "release")
-    assert "replacing 3 file(s) of an earlier run" in capsys.readouterr().out
+    assert "replacing 5 file(s) of an earlier run" in capsys.readouterr().out
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "config.json").write_text("mine")
     with pytest.raises(DataError, match="not written by this program"):
@@ -91,7 +105,7 @@ def test_a_checkpoint_without_configuration_is_refused(checkpoint, tmp_path):
     config = config_of_checkpoint(checkpoint, [])
     save_weights(create_vnet(config), alone)
     with pytest.raises(DataError, match=r"no config\.json"):
-        release(alone, config, tmp_path / "release")
+        release([Member(alone, config)], tmp_path / "release")
     assert not (tmp_path / "release").exists()
 
 
@@ -146,7 +160,7 @@ def members(checkpoint, tmp_path, small_config):
 
 def test_a_release_of_several_networks(members, tmp_path):
     folder = tmp_path / "release"
-    release_members(members, folder)
+    release(members, folder)
     found = find_checkpoints(folder)
     assert found == [folder / f"network{number}" / "vnet.ckpt" for number in range(2)]
     for path, (original, _) in zip(found, members, strict=True):
@@ -159,15 +173,59 @@ def test_a_release_of_several_networks(members, tmp_path):
         find_checkpoints(folder)
 
 
-def test_releases_of_one_and_of_several_are_not_mixed(members, tmp_path):
-    """The folder would be taken for the other."""
-    for first, second, found in (
-        (members, members[:1], "ensemble.json"),
-        (members[:1], members, "vnet.ckpt"),
-        ([*members, members[0]], members, "network2"),
-    ):
-        folder = tmp_path / f"beside {found}"
-        release_members(first, folder)
-        release_members(first, folder)
-        with pytest.raises(DataError, match=f"{found}: of a release of another kind"):
-            release_members(second, folder)
+def test_an_ensemble_is_packed_whole_and_each_network_alone(
+    members, checkpoint, tmp_path, monkeypatch
+):
+    folder = packed(checkpoint, tmp_path / "release")
+    release(members, folder)
+    subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=folder, check=True)
+    names = ["README.md", "ensemble.json", "metadata.json"]
+    for number in range(2):
+        names += [f"network{number}/{n}" for n in ("SHA256SUMS", "config.json", "vnet.ckpt")]
+    listed = {line.split()[1] for line in (folder / "SHA256SUMS").read_text().splitlines()}
+    assert listed == set(names) == set(tree(folder)) - {"SHA256SUMS", MANIFEST}
+    hashes = json.loads((folder / "ensemble.json").read_text())["checkpoints"]
+    for number in range(2):
+        path = find_checkpoint(folder / f"network{number}")
+        assert hashes[f"network{number}/vnet.ckpt"] == hash_file(path)
+    networks = json.loads((folder / "metadata.json").read_text())["networks"]
+    originals = [hash_file(member.checkpoint) for member in members]
+    assert [network["packed_from_sha256"] for network in networks] == originals
+    release(members, folder, zipped=True)
+    archive = tmp_path / "release.zip"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for path, unpacked in zip(find_checkpoints(folder), find_checkpoints(archive), strict=True):
+        assert path != unpacked and hash_file(path) == hash_file(unpacked)
+    packed(checkpoint, folder)  # leaves nothing of the ensemble
+    assert set(tree(folder)) == {
+        *("README.md", "metadata.json", "vnet.ckpt", "config.json", "SHA256SUMS", MANIFEST)
+    }
+
+
+def test_networks_that_differ_in_their_grid_are_no_ensemble(checkpoint, tmp_path):
+    config = config_of_checkpoint(checkpoint, [])
+    members = [
+        Member(checkpoint, config),
+        Member(checkpoint, config | {"dstRes": [1.0, 1.0, 1.0]}),
+    ]
+    with pytest.raises(DataError, match="only networks that agree"):
+        release(members, tmp_path / "release")
+    assert not (tmp_path / "release").exists()
+
+
+def test_a_zip_is_the_same_each_time_and_replaces_only_ours(checkpoint, tmp_path, capsys):
+    members = [Member(checkpoint, config_of_checkpoint(checkpoint, []))]
+    folder, archive = tmp_path / "release", tmp_path / "release.zip"
+    digests = set()
+    for _ in range(2):
+        release(members, folder, zipped=True)
+        digests.add(hash_file(archive))
+    (digest,) = digests
+    assert f"#sha256={digest}" in capsys.readouterr().out
+    with zipfile.ZipFile(archive) as file:
+        content = {name.removeprefix("release/"): file.read(name) for name in file.namelist()}
+    assert content == {k: v for k, v in tree(folder).items() if k != MANIFEST}
+    archive.write_bytes(b"mine")
+    with pytest.raises(DataError, match="not written by this program"):
+        release(members, tmp_path / "release", zipped=True)
+    assert archive.read_bytes() == b"mine"

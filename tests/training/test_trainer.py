@@ -25,6 +25,7 @@ from src.evaluation import load_network
 from src.fast_conv3d.network import to_fast_vnet
 from src.lr_schedule import learning_rates
 from src.promise12.splits import split_cases
+from src.run_record import read_record
 from src.training.memory import VALIDATION_BYTES
 from src.training.run_folder import configure_run, new_run_folder
 from src.training.trainer import (
@@ -134,7 +135,10 @@ def test_a_run_leaves_what_the_readme_says(whole_run):
         "config.json",
         "history.csv",
         "progress.png",
+        "training.json",
     }
+    record = read_record(folder)
+    assert len(record["training_cases"]) == 5 and record["sessions"][0]["device"] == "CPU"
     assert {path.name for path in (folder / "ckpt").iterdir()} == {
         "checkpoint_vnet-3_3.ckpt",
         "checkpoint_vnet-4_3.ckpt",

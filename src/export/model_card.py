@@ -1,0 +1,338 @@
+"""The card of a release: metadata.json for programs, README.md with the same for people.
+
+Everything comes from the configuration, from what the training recorded, or from the user. What is
+not known is null in the one and "not stated" or "not recorded" in the other; docs/export.md has the
+schema.
+"""
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from easydict import EasyDict
+
+from .. import __version__
+from ..checkpoint_file import BEST, epoch_and_step, is_numbered
+from ..config import PRESETS, config_path_of, vnet_cfg
+from ..metrics import METRICS
+from ..promise12.splits import ZOO_CASES, ZOO_EVALUATION
+from ..run_record import read_record
+from ..utils.command_line import RESEARCH_ONLY
+from ..utils.errors import DataError, reason_of
+from ..utils.files import hash_file
+
+README, METADATA = "README.md", "metadata.json"
+SCHEMA = 1
+INTENDED_USE = (
+    "Research on the segmentation of the whole prostate in T2-weighted MR volumes. Not for "
+    "diagnosis, treatment or any other clinical decision."
+)
+# Keys that do not belong to the recipe of a training: places, names, the machine, bookkeeping.
+NO_RECIPE = (
+    *("task", "fold", "dirResult", "dirPredictionImage", "cache_dir", "num_workers"),
+    *("fast_conv3d", "precision", "dataset_sink", "plane", "save_interval", "keep_checkpoint_max"),
+)
+# Keys that decide what the metrics of a network are; all networks of an ensemble share them.
+SHARED = ("VolSize", "dstRes", "normDir", "intensity", "threshold", "flip_average")
+NOT_STATED, NOT_RECORDED = "not stated", "not recorded"
+
+
+class Statement(NamedTuple):
+    """What only the user can say; empty: not stated."""
+
+    data: str = ""  # what the network was trained on
+    data_licence: str = ""
+    licence: str = ""  # of the released weights
+
+
+class Packed(NamedTuple):
+    """A network of a release."""
+
+    checkpoint: Path  # to pack
+    config: EasyDict
+    name: str  # of the packed file, relative to the release
+    parameters: int
+
+
+def describe_release(
+    networks: Sequence[Packed], statement: Statement, metrics_path: str | Path | None
+) -> dict[str, Any]:
+    """Returns the content of metadata.json, without the hashes of the packed files.
+
+    Args:
+        networks: of the release, at least one.
+        statement: of the user.
+        metrics_path: metrics.json of an evaluation of these networks, None for none.
+
+    Raises:
+        DataError: `metrics_path` cannot be read or is of other networks or settings.
+    """
+    config, records = networks[0].config, [_run_record(n.checkpoint) for n in networks]
+    trained = [record.get("training_cases") for record in records]
+    validated = [record.get("validation_cases") for record in records]
+    sides_mm = np.multiply(config.VolSize, config.dstRes)
+    return {
+        "schema": SCHEMA,
+        "name": "V-Net segmentation of the prostate",
+        "version": __version__,
+        "released": time.strftime("%Y-%m-%d", time.gmtime()),
+        "medical_device": False,
+        "intended_use": INTENDED_USE,
+        "licence": statement.licence or None,
+        "networks": [_network(n, r) for n, r in zip(networks, records, strict=True)],
+        "input": {
+            "modality": "T2-weighted MR",
+            "plane": "axial" if config.plane == "auto" else config.plane,
+            "voxels": config.VolSize,
+            "spacing_mm": config.dstRes,
+            "field_of_view_mm": [round(float(side), 3) for side in sides_mm],
+            "intensity": config.intensity,
+        },
+        "output": {"threshold": config.threshold, "flip_average": config.flip_average},
+        "data": {
+            "description": statement.data or None,
+            "licence": statement.data_licence or None,
+            "training_cases": _count_if_known(trained),
+            "validation_cases": _count_if_known(validated),
+            "split": _split(trained, validated),
+        },
+        "metrics": None if metrics_path is None else _metrics(metrics_path, networks, records),
+    }
+
+
+def _run_record(checkpoint: Path) -> dict[str, Any]:
+    config_path = config_path_of(checkpoint)
+    return {} if config_path is None else read_record(config_path.parent)
+
+
+def _count_if_known(lists: Sequence[list[str] | None]) -> int | None:
+    """Number of different cases, None if it is not recorded for every network."""
+    known = [cases for cases in lists if cases is not None]
+    return len(set().union(*known)) if len(known) == len(lists) else None
+
+
+def _split(trained: Sequence[list[str] | None], validated: Sequence[list[str] | None]) -> str:
+    """What the names of the cases say; the names themselves may be patients'."""
+    if None in [*trained, *validated]:
+        return NOT_RECORDED
+    if len(trained) > 1:
+        return "one for each network"
+    has_zoo_names = set(trained[0] or ()) == set(ZOO_CASES) - set(ZOO_EVALUATION)
+    if has_zoo_names and set(validated[0] or ()) == set(ZOO_EVALUATION):
+        return "by its names the MindSpore model zoo's split of PROMISE12"
+    return "another than the MindSpore model zoo's"
+
+
+def _network(network: Packed, record: dict[str, Any]) -> dict[str, Any]:
+    preset, differences = nearest_preset(network.config)
+    return {
+        "file": network.name,
+        "sha256": "",  # of a file that is not written yet
+        "packed_from_sha256": hash_file(network.checkpoint),
+        "variant": network.config.variant,
+        "width": network.config.width,
+        "parameters": network.parameters,
+        "preset": preset,
+        "differences": differences,
+        "training": _training(network, record),
+    }
+
+
+def nearest_preset(config: EasyDict) -> tuple[str | None, dict[str, Any]]:
+    """Returns the preset that a configuration is nearest to, and what differs from it.
+
+    Returns:
+        Its name, None for the zoo's settings; and {key: value} of the keys with another value,
+        without those that do not change what is trained.
+    """
+    found: list[tuple[str | None, dict[str, Any]]] = []
+    for name, overrides in ((None, {}), *PRESETS.items()):
+        preset = {**vnet_cfg, **overrides}
+        other = {k: v for k, v in config.items() if k not in NO_RECIPE and v != preset[k]}
+        found.append((name, other))
+    return min(found, key=lambda item: len(item[1]))
+
+
+def _training(network: Packed, record: dict[str, Any]) -> dict[str, Any]:
+    """What the run's history and record say about the training of a checkpoint."""
+    config_path = config_path_of(network.checkpoint)
+    path = Path("" if config_path is None else config_path.parent, "history.csv")
+    training: dict[str, Any] = {
+        **{"epochs": None, "epoch_of_checkpoint": None, "hours": None, "validation_dice": None},
+        "sessions": record.get("sessions") or None,
+    }
+    if config_path is None or not path.is_file():
+        return training
+    try:
+        history = pd.read_csv(path).set_index("epoch")
+        dice = history["val_dice"].dropna()
+        epoch = _epoch_of(network.checkpoint, dice)
+        training |= {
+            "epochs": int(history.index.max()),
+            "epoch_of_checkpoint": epoch,
+            "hours": round(float(history["epoch_time_s"].sum()) / 3600, 3),
+            "validation_dice": round(float(dice[epoch]), 4) if epoch in dice.index else None,
+        }
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise DataError(
+            f"{path}: not the history of a training ({reason_of(error)}); restore it, or move it "
+            "away"
+        ) from None
+    return training
+
+
+def _epoch_of(checkpoint: Path, dice: pd.Series) -> int | None:
+    if is_numbered(checkpoint):
+        return epoch_and_step(checkpoint)[0]
+    return int(dice.idxmax()) if checkpoint.name == BEST and len(dice) else None
+
+
+def _metrics(
+    path: str | Path, networks: Sequence[Packed], records: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    """Summary of an evaluation, which must be of these networks with these settings."""
+    try:
+        content = json.loads(Path(path).read_text("utf-8"))
+        cases = [row["case"] for row in content["cases"]]
+        summary = {m.key: content["summary"][m.key] for m in METRICS}
+        configuration = content["configuration"]
+        evaluated = content.get("checkpoints") or {content["checkpoint"]: None}
+        digests = [digest or hash_file(file) for file, digest in evaluated.items()]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{path}: not the metrics.json of an evaluation whose checkpoint is there "
+            f"({reason_of(error)}); run eval.py again"
+        ) from None
+    if sorted(digests) != sorted(hash_file(network.checkpoint) for network in networks):
+        raise DataError(
+            f"{path}: of {', '.join(evaluated)}, not of {networks[0].checkpoint}; evaluate what "
+            "you release"
+        )
+    config = networks[0].config
+    for key in SHARED:
+        if configuration.get(key) != config[key]:
+            raise DataError(
+                f"{path}: evaluated with {key}={configuration.get(key)}, the release has "
+                f"{config[key]}; give both the same --set {key}="
+            )
+    trained = [record.get("training_cases") for record in records]
+    validated = {name for record in records for name in record.get("validation_cases", [])}
+    known = [name for names in trained for name in names or ()]
+    return {
+        "cases": len(cases),
+        "of_them_trained_on": None if None in trained else len(set(cases).intersection(known)),
+        "of_them_validated_on": None if None in trained else len(validated.intersection(cases)),
+        "summary": summary,
+    }
+
+
+# --- README.md -----------------------------------------------------------------------------------
+
+
+def render_card(metadata: dict[str, Any]) -> str:
+    """Returns README.md, the content of metadata.json for people."""
+    data, seen = metadata["data"], metadata["input"]
+    sides = " x ".join(f"{side:g}" for side in seen["field_of_view_mm"])
+    voxels = "x".join(map(str, seen["voxels"]))
+    spacing = " x ".join(f"{side:g}" for side in seen["spacing_mm"])
+    is_ensemble = len(metadata["networks"]) > 1
+    lines = [
+        f"# {metadata['name']}",
+        "",
+        f"**{RESEARCH_ONLY}** {metadata['intended_use']}",
+        "",
+        "```bash",
+        "python predict.py --ckpt_path THIS_FOLDER --input scan.nii.gz --output_path masks",
+        "```",
+        "",
+        f"Made with vnet_mindspore {metadata['version']} on {metadata['released']}. "
+        f"Licence of the weights: {metadata['licence'] or NOT_STATED}. "
+        "`sha256sum -c SHA256SUMS` checks the files; `metadata.json` has all of this for programs.",
+        "",
+        "## What it sees",
+        "",
+        f"{seen['plane'].capitalize()} {seen['modality']} of any size and spacing, resampled to "
+        f"{voxels} voxels of {spacing} mm about the centre of the image. It sees {sides} mm there: "
+        "a gland that reaches beyond that is cut off. Other contrasts, other planes and cases "
+        "after surgery are outside of what it was made for.",
+        "",
+        "## Network" + ("s, averaged" if is_ensemble else ""),
+        "",
+        *(line for network in metadata["networks"] for line in _network_lines(network)),
+        "## Data",
+        "",
+        f"- Data: {data['description'] or NOT_STATED}",
+        f"- Licence of the data: {data['licence'] or NOT_STATED}",
+        f"- Cases: {_known(data['training_cases'])} for training, "
+        f"{_known(data['validation_cases'])} for validation",
+        f"- Split: {data['split']}",
+        "",
+        "## Metrics",
+        "",
+        *_metric_lines(metadata["metrics"]),
+    ]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _known(value: object) -> str:
+    return NOT_RECORDED if value is None else str(value)
+
+
+def _network_lines(network: dict[str, Any]) -> list[str]:
+    training, preset = network["training"], network["preset"]
+    base = f"preset `{preset}`" if preset else "the model zoo's settings"
+    differences = ", ".join(f"`{key}={_text(v)}`" for key, v in network["differences"].items())
+    hours = "" if training["hours"] is None else f", {training['hours']:.2f} h in training steps"
+    lines = [
+        f"- `{network['file']}`: variant `{network['variant']}`, width {network['width']}, "
+        f"{network['parameters']:,} parameters; SHA-256 `{network['sha256']}`",
+        f"- Settings: {base}" + (f", but {differences}" if differences else ""),
+        f"- Training: {_known(training['epochs'])} epochs{hours}; weights of epoch "
+        f"{_known(training['epoch_of_checkpoint'])}",
+        f"- Dice on the validation cases in training: {_known(training['validation_dice'])}",
+    ]
+    machines = [_machine(session) for session in training["sessions"] or ()]
+    lines.append(f"- Machine: {'; '.join(dict.fromkeys(machines)) or NOT_RECORDED}")
+    return [*lines, ""]
+
+
+def _text(value: object) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _machine(session: dict[str, Any]) -> str:
+    return (
+        f"{session.get('devices')} x {session.get('device')} on {session.get('processor')} with "
+        f"{session.get('cores')} cores, MindSpore {session.get('mindspore')}"
+    )
+
+
+def _metric_lines(metrics: dict[str, Any] | None) -> list[str]:
+    if metrics is None:
+        return ["Not stated: no evaluation was given."]
+    lines = [f"Of {metrics['cases']} cases with reference masks."]
+    if metrics["of_them_trained_on"] is None:
+        lines[0] += " Whether the network was trained on some of them is not recorded."
+    elif metrics["of_them_trained_on"]:
+        lines[0] += (
+            f" **{metrics['of_them_trained_on']} of them were used for training: these figures say "
+            "little about other cases.**"
+        )
+    elif metrics["of_them_validated_on"]:
+        lines[0] += (
+            f" {metrics['of_them_validated_on']} of them are the validation cases of the training, "
+            "on which the weights were chosen: slightly optimistic."
+        )
+    lines += ["", "| | mean | standard deviation | median | worst |", "|---|---|---|---|---|"]
+    for metric in METRICS:
+        values = [f"{metrics['summary'][metric.key][name]:.3f}" for name in STATISTICS]
+        unit = f" ({metric.unit})" if metric.unit else ""
+        lines.append(f"| {metric.label}{unit} | {' | '.join(values)} |")
+    return lines
+
+
+STATISTICS = ("mean", "std", "median", "worst")

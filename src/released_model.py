@@ -1,0 +1,184 @@
+"""Released models that are not a folder here: a zip of one, or the address of such a zip.
+
+`local_folder` unpacks them into the user's cache folder, where later calls find them:
+
+models/<hash of the address>.zip    a downloaded zip
+models/<SHA-256 of a zip>/          its content
+
+Only files that the SHA256SUMS in the zip lists are unpacked, and only if they match it.
+"""
+
+import hashlib
+import logging
+import re
+import shutil
+import zipfile
+from pathlib import Path, PurePosixPath
+from urllib.parse import urldefrag
+
+from .utils.download import fetch, is_allowed
+from .utils.errors import DataError, UsageError, reason_of
+from .utils.files import Lock, hash_file, temporary_folder, user_cache_folder
+
+log = logging.getLogger(__name__)
+
+RELEASED, CHECKSUMS = "vnet.ckpt", "SHA256SUMS"  # of a released folder, beside its config.json
+FOLDER = "models"
+ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+SHA256_LINE = re.compile(r"([0-9a-fA-F]{64}) [ *](\S.*)")
+# A release of the largest network has 0.1 GB, and an ensemble of a cross-validation a few of them.
+LARGEST_BYTES = 4_000_000_000
+LARGEST_LIST = 100_000  # bytes of SHA256SUMS
+BLOCK = 1 << 20
+
+
+def local_folder(path: str | Path) -> Path:
+    """Returns the folder of a released model that a path or an address refers to.
+
+    Args:
+        path: an https address of a zip, with `#sha256=DIGEST` at its end if its digest is to be
+            checked; a zip file; any other path, which is returned as it is.
+
+    Returns:
+        A path on this machine: of the unpacked release, or `path`.
+
+    Raises:
+        DataError: the download fails, the zip holds no release, is damaged or too large, or there
+            is no cache folder.
+        UsageError: an address that is not https, or has another fragment.
+    """
+    if isinstance(path, str) and ADDRESS.match(path):
+        archive_path = _downloaded(path)
+        try:
+            return _unpacked(archive_path, urldefrag(path).url)
+        except DataError:
+            archive_path.unlink(missing_ok=True)  # the next call downloads it again
+            raise
+    path = Path(path)
+    if path.suffix.lower() == ".zip" and path.is_file():
+        return _unpacked(path, str(path))
+    return path
+
+
+def _cache() -> Path:
+    cache = user_cache_folder()
+    if cache is None:
+        raise DataError(
+            "no folder to keep the model in, since HOME and XDG_CACHE_HOME are not set; set one, "
+            "or unpack the model and name its folder"
+        )
+    try:
+        (cache / FOLDER).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{cache / FOLDER}: cannot be written ({reason_of(error)})") from None
+    return cache / FOLDER
+
+
+def _downloaded(address: str) -> Path:
+    """Downloads the zip at an address, once."""
+    url, fragment = urldefrag(address)
+    match = re.fullmatch(r"(?:sha256=([0-9a-fA-F]{64}))?", fragment)
+    if match is None:
+        raise UsageError(f"{address}: expected #sha256= and 64 hexadecimal digits, or no #")
+    if not is_allowed(url):
+        raise UsageError(f"{url}: expected an https address of a zipped release")
+    path = _cache() / f"{hashlib.sha256(address.encode()).hexdigest()[:32]}.zip"
+    with Lock(path.with_suffix(".lock")) as lock:
+        lock.acquire()  # another process may be downloading it
+        if match[1] and path.is_file() and hash_file(path) != match[1].lower():
+            path.unlink()  # damaged since
+        if path.is_file():
+            return path
+        log.info(f"downloading {url}")
+        return fetch(
+            url,
+            path,
+            sha256=match[1],
+            largest_bytes=LARGEST_BYTES,
+            remedy="check the address, or download the model and name its file",
+        )
+
+
+# --- unpacking -----------------------------------------------------------------------------------
+
+
+def _unpacked(archive_path: Path, origin: str) -> Path:
+    """Unpacks a zip of a release, once; `origin` names it in messages."""
+    folder = _cache() / hash_file(archive_path)
+    if folder.is_dir() and _is_whole(folder):
+        return folder
+    try:
+        with zipfile.ZipFile(archive_path) as archive, temporary_folder(folder.parent) as scratch:
+            _unpack(archive, scratch / folder.name, origin)
+            shutil.rmtree(folder, ignore_errors=True)  # damaged since it was unpacked
+            if not folder.is_dir():  # unless another process was faster
+                (scratch / folder.name).rename(folder)
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
+        raise DataError(
+            f"{origin}: a damaged or encrypted zip ({reason_of(error)}); get it again"
+        ) from None
+    except OSError as error:
+        raise DataError(f"{folder.parent}: cannot be written ({reason_of(error)})") from None
+    log.info(f"{origin}: unpacked to {folder}")
+    return folder
+
+
+def _unpack(archive: zipfile.ZipFile, folder: Path, origin: str) -> None:
+    """Writes the files that the archive's SHA256SUMS lists, and that list."""
+    names = archive.namelist()
+    lists = sorted((n for n in names if PurePosixPath(n).name == CHECKSUMS), key=_depth)
+    if not lists or [_depth(name) for name in lists].count(_depth(lists[0])) > 1:
+        found = "several of them" if lists else "none"
+        raise DataError(
+            f"{origin}: expected the zip of one release with its {CHECKSUMS}, found {found}; "
+            "tools/release.py --zip makes it"
+        )
+    root = lists[0].removesuffix(CHECKSUMS)
+    if archive.getinfo(lists[0]).file_size > LARGEST_LIST:
+        raise DataError(f"{origin}: its {CHECKSUMS} is larger than {LARGEST_LIST} bytes")
+    text = archive.read(lists[0])
+    digests = parse_checksums(text.decode("utf-8", "replace"))
+    for name in digests:
+        parts = PurePosixPath(name).parts
+        if "\\" in name or "\0" in name or ".." in parts or PurePosixPath(name).is_absolute():
+            raise DataError(f"{origin}: its {CHECKSUMS} names {name!r}, outside of the release")
+        if root + name not in names:
+            raise DataError(f"{origin}: {name} is missing, but listed in its {CHECKSUMS}")
+    size = sum(archive.getinfo(root + name).file_size for name in digests)
+    if size > LARGEST_BYTES:
+        raise DataError(f"{origin}: {size / 1e9:.1f} GB unpacked, more than a release may have")
+    for name, digest in digests.items():
+        _write_checked(archive, root + name, folder / name, digest, origin)
+    (folder / CHECKSUMS).write_bytes(text)
+
+
+def _write_checked(
+    archive: zipfile.ZipFile, member: str, path: Path, digest: str, origin: str
+) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    found = hashlib.sha256()
+    with archive.open(member) as source, path.open("wb") as target:
+        while block := source.read(BLOCK):
+            found.update(block)
+            target.write(block)
+    if found.hexdigest() != digest:
+        raise DataError(f"{origin}: {member} differs from its {CHECKSUMS}; get the release again")
+
+
+def _depth(name: str) -> int:
+    return len(PurePosixPath(name).parts)
+
+
+def parse_checksums(text: str) -> dict[str, str]:
+    """Returns the content of a SHA256SUMS, {file name: digest in lower case}; skips other lines."""
+    lines = (SHA256_LINE.fullmatch(line.strip()) for line in text.splitlines())
+    return {line[2]: line[1].lower() for line in lines if line}
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether all files of an unpacked release still match its SHA256SUMS."""
+    try:
+        digests = parse_checksums((folder / CHECKSUMS).read_text("utf-8", "replace"))
+        return all(hash_file(folder / name) == digest for name, digest in digests.items())
+    except OSError:
+        return False

@@ -1,0 +1,193 @@
+"""Downloads a file over HTTPS: continues where it stopped, checks size and checksum."""
+
+import hashlib
+import http.client
+import logging
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+import zipfile
+from pathlib import Path
+from typing import IO
+
+from tqdm import tqdm
+
+from .errors import DataError
+from .files import hash_file
+
+log = logging.getLogger(__name__)
+
+TIMEOUT_S = 60
+THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
+
+
+def is_allowed(url: str) -> bool:
+    """Whether an address is https, or http of this machine, where nobody can change the answer."""
+    try:
+        parts = urllib.parse.urlsplit(url)
+        is_local = parts.scheme == "http" and parts.hostname in THIS_MACHINE
+        return (parts.scheme == "https" or is_local) and bool(parts.hostname)
+    except ValueError:  # such as a bracket without its counterpart
+        return False
+
+
+class _SafeRedirects(urllib.request.HTTPRedirectHandler):
+    """Follows a redirection only to where the first address could have been."""
+
+    def redirect_request(self, req, fp, code, msg, headers, newurl):
+        if not is_allowed(newurl):
+            raise DataError(
+                f"{req.full_url}: the server sends to {newurl}, expected an https address; get "
+                "the file by hand"
+            )
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+class _ConnectionLost(Exception):
+    """The transfer was interrupted; another attempt may continue it."""
+
+
+def fetch(
+    url: str,
+    path: Path,
+    md5: str | None = None,
+    attempts: int = 5,
+    pause_s: float = 2.0,
+    sha256: str | None = None,
+    largest_bytes: int | None = None,
+    remedy: str = "check the address",
+) -> Path:
+    """Downloads a file; continues `PATH.part` of an earlier call with an HTTP Range request.
+
+    Args:
+        url: of the file, see `is_allowed`.
+        path: of the complete and checked file; an existing file is kept.
+        md5, sha256: expected hash in hex, None if unknown.
+        attempts: consecutive connections without any data before giving up.
+        pause_s: seconds before the second attempt; doubled before each further one.
+        largest_bytes: limit of the file's size.
+        remedy: what to do where the server refuses the address.
+
+    Returns:
+        `path`.
+
+    Raises:
+        DataError: the server refuses, the connection fails repeatedly, the file is too large, or
+            the checksum differs.
+    """
+    if path.exists():
+        if wrong := _wrong_hash(path, md5, sha256):
+            raise DataError(f"{path}: {wrong}; move it away and run the command again")
+        log.info(f"{path}: there already, kept")
+        return path
+    part, validator = path.with_name(path.name + ".part"), path.with_name(path.name + ".part.etag")
+    failures = 0
+    while True:
+        before = part.stat().st_size if part.exists() else 0
+        try:
+            _continue(url, part, validator, largest_bytes, remedy)
+            break
+        except _ConnectionLost as error:
+            grown = part.exists() and part.stat().st_size > before
+            failures = 1 if grown else failures + 1
+            if failures >= attempts:
+                raise DataError(
+                    f"{url}: {error}; run the command again to continue where it stopped"
+                ) from error
+            wait_s = pause_s * 2 ** (failures - 1)
+            log.info(f"{path.name}: {error}; next attempt in {wait_s:g} s")
+            time.sleep(wait_s)
+    wrong = _wrong_hash(part, md5, sha256)
+    if not wrong and path.suffix == ".zip" and not zipfile.is_zipfile(part):
+        wrong = "the server sent something that is not a zip file"
+    validator.unlink(missing_ok=True)
+    if wrong:
+        part.unlink()
+        raise DataError(f"{url}: {wrong}; it was removed, run the command again")
+    return part.replace(path)
+
+
+def _continue(
+    url: str, part: Path, validator: Path, largest_bytes: int | None, remedy: str
+) -> None:
+    """Downloads over one connection: appends to `part`, or starts again if that is not possible.
+
+    `validator` holds the ETag or date of the file when `part` was started. With If-Range the server
+    sends the whole file if it has changed since; without a validator the download starts again.
+    """
+    known = validator.read_text() if validator.exists() and part.exists() else ""
+    offset = part.stat().st_size if known else 0
+    headers = {"User-Agent": "vnet_mindspore", "Accept-Encoding": "identity"}
+    if offset:
+        headers |= {"Range": f"bytes={offset}-", "If-Range": known}
+    try:
+        opener = urllib.request.build_opener(_SafeRedirects)
+        response = opener.open(urllib.request.Request(url, headers=headers), timeout=TIMEOUT_S)
+    except urllib.error.HTTPError as error:
+        if error.code == 416 and error.headers.get("Content-Range") == f"bytes */{offset}":
+            return
+        if error.code == 416:
+            part.unlink()
+        if error.code in (408, 416, 429) or error.code >= 500:
+            raise _ConnectionLost(f"the server answers {error.code} {error.reason}") from error
+        raise DataError(
+            f"{url}: the server answers {error.code} {error.reason}; {remedy}"
+        ) from error
+    except (OSError, http.client.HTTPException) as error:
+        raise _ConnectionLost(f"no connection ({error})") from error
+    with response:
+        if response.status == 206:
+            if not response.headers.get("Content-Range", "").startswith(f"bytes {offset}-"):
+                part.unlink()
+                raise _ConnectionLost("the server sent another part than requested")
+        else:
+            offset = 0
+        etag = response.headers.get("ETag", "W/")
+        date = response.headers.get("Last-Modified", "")
+        # A weak ETag does not promise equal bytes (RFC 9110, 8.8.1).
+        validator.write_text(date if etag.startswith("W/") else etag)
+        length = response.headers.get("Content-Length")
+        total = offset + int(length) if length else None
+        _check_size(url, part, total or offset, largest_bytes)
+        with (
+            part.open("ab" if offset else "wb") as file,
+            tqdm(
+                desc=part.stem,
+                total=total,
+                initial=offset,
+                unit="B",
+                unit_scale=True,
+                disable=None,
+            ) as bar,
+        ):
+            while chunk := _read_chunk(response):
+                file.write(chunk)
+                bar.update(len(chunk))
+                _check_size(url, part, file.tell(), largest_bytes)
+    size = part.stat().st_size
+    if total is not None and size != total:
+        raise _ConnectionLost(f"cut at {size} of {total} bytes")
+
+
+def _check_size(url: str, part: Path, size: int, largest_bytes: int | None) -> None:
+    if largest_bytes is not None and size > largest_bytes:
+        part.unlink(missing_ok=True)
+        raise DataError(f"{url}: more than {largest_bytes / 1e9:g} GB, which is refused")
+
+
+def _read_chunk(response: IO[bytes]) -> bytes:
+    try:
+        return response.read(1 << 20)
+    except (OSError, http.client.HTTPException) as error:
+        raise _ConnectionLost(f"connection cut ({error})") from error
+
+
+def _wrong_hash(path: Path, md5: str | None, sha256: str | None) -> str:
+    """Says which expected hash a file does not have; "" if it has both."""
+    for name, expected in (("md5", md5), ("sha256", sha256)):
+        if expected:
+            found = hash_file(path, hashlib.new(name, usedforsecurity=name != "md5"))
+            if found != expected.lower():
+                return f"{name.upper()} {found}, expected {expected}"
+    return ""

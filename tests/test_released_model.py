@@ -1,0 +1,179 @@
+"""Zipped releases and their addresses: used once they are proven, else refused in one line."""
+
+import hashlib
+import os
+import zipfile
+
+import pytest
+
+from src import released_model
+from src.checkpoint_file import find_checkpoint
+from src.config import save_config, vnet_cfg
+from src.utils.errors import DataError, UsageError
+from tests.helpers import flip_middle, tree
+from tests.volumes import zip_of
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """The user's cache folder."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "vnet_mindspore" / "models"
+
+
+@pytest.fixture
+def release(tmp_path):
+    """A released folder whose weights nobody loads here."""
+    folder = tmp_path / "vnet_prostate"
+    folder.mkdir()
+    (folder / "vnet.ckpt").write_bytes(os.urandom(50_000))
+    save_config(vnet_cfg, folder / "config.json")
+    (folder / "README.md").write_text("a card\n")
+    write_sums(folder)
+    return folder
+
+
+def write_sums(folder, *further):
+    lines = [
+        f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n"
+        for path in sorted(folder.iterdir())
+        if path.name != "SHA256SUMS"
+    ]
+    (folder / "SHA256SUMS").write_text("".join([*lines, *further]))
+
+
+@pytest.mark.parametrize("prefix", ["", "vnet_prostate/", "a/b/"])
+def test_a_zip_is_used_like_its_folder_and_unpacked_once(release, tmp_path, cache, prefix, capsys):
+    archive = zip_of(release, tmp_path / "model.ZIP", prefix)
+    for _ in range(2):
+        found = find_checkpoint(archive)
+        assert tree(found.parent) == tree(release)
+        assert found.parent == cache / hashlib.sha256(archive.read_bytes()).hexdigest()
+    assert capsys.readouterr().out.count("unpacked to") == 1
+
+
+def test_other_files_of_a_zip_are_not_unpacked(release, tmp_path):
+    archive = zip_of(release, tmp_path / "model.zip")
+    with zipfile.ZipFile(archive, "a") as file:
+        file.writestr("__MACOSX/._vnet.ckpt", "x")
+        file.writestr("../outside.txt", "x")
+    assert tree(find_checkpoint(archive).parent) == tree(release)
+    assert not list(tmp_path.glob("**/outside.txt"))
+
+
+def test_a_damaged_copy_is_unpacked_again(release, tmp_path):
+    archive = zip_of(release, tmp_path / "model.zip")
+    copy = find_checkpoint(archive)
+    copy.write_bytes(flip_middle(copy.read_bytes()))
+    assert find_checkpoint(archive).read_bytes() == (release / "vnet.ckpt").read_bytes()
+
+
+OUTSIDE = "0" * 64 + "  "
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda f: (f / "SHA256SUMS").unlink(), "the zip of one release with its SHA256SUMS"),
+        (lambda f: (f / "config.json").write_text("{}"), "config.json differs from its SHA256SUMS"),
+        (lambda f: (f / "vnet.ckpt").unlink(), "vnet.ckpt is missing, but listed"),
+        (lambda f: write_sums(f, OUTSIDE + "../evil"), "names '../evil', outside"),
+        (lambda f: write_sums(f, OUTSIDE + "/etc/evil"), "names '/etc/evil', outside"),
+        (lambda f: write_sums(f, OUTSIDE + "..\\evil"), "outside of the release"),
+        (lambda f: (f / "SHA256SUMS").write_text("#" * 100_001), "larger than 100000 bytes"),
+    ],
+)
+def test_zips_that_are_refused_leave_nothing(release, tmp_path, cache, change, words):
+    change(release)
+    archive = zip_of(release, tmp_path / "model.zip")
+    with pytest.raises(DataError) as error:
+        find_checkpoint(archive)
+    assert words in str(error.value) and str(archive) in str(error.value)
+    assert "\n" not in str(error.value)
+    assert list(cache.iterdir()) == []
+
+
+def test_what_is_no_zip_too_large_or_two_releases(release, tmp_path, monkeypatch):
+    archive = zip_of(release, tmp_path / "model.zip", "one/")
+    with zipfile.ZipFile(archive, "a") as file:
+        file.writestr("two/SHA256SUMS", "")
+    with pytest.raises(DataError, match="found several of them"):
+        find_checkpoint(archive)
+    monkeypatch.setattr(released_model, "LARGEST_BYTES", 50_000)
+    with pytest.raises(DataError, match="more than a release may have"):
+        find_checkpoint(zip_of(release, tmp_path / "large.zip"))
+    (tmp_path / "text.zip").write_text("no zip")
+    with pytest.raises(DataError, match="text.zip: a damaged or encrypted zip"):
+        find_checkpoint(tmp_path / "text.zip")
+    with pytest.raises(DataError, match="no such checkpoint"):
+        find_checkpoint(tmp_path / "absent.zip")
+
+
+@pytest.mark.usefixtures("homeless")
+def test_without_a_cache_folder(release, tmp_path):
+    with pytest.raises(DataError, match="unpack the model and name its folder"):
+        find_checkpoint(zip_of(release, tmp_path / "model.zip"))
+
+
+# Addresses ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def published(release, server, tmp_path):
+    """The address of the zipped release, and its digest."""
+    content = zip_of(release, tmp_path / "model.zip").read_bytes()
+    server.files["/model.zip"] = content
+    return f"{server.url}/model.zip", hashlib.sha256(content).hexdigest()
+
+
+def test_an_address_is_downloaded_once(release, published, server):
+    url, digest = published
+    for address in (url, f"{url}#sha256={digest}", f"{url}#sha256={digest.upper()}"):
+        for _ in range(2):
+            assert tree(find_checkpoint(address).parent) == tree(release)
+    assert len(server.requests) == 3  # one for each way to write it
+
+
+def test_a_download_that_was_cut_goes_on(release, published, server, monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    url, digest = published
+    server.faults = ["cut 20000", *[503] * 5]
+    with pytest.raises(DataError, match="503.*run the command again"):
+        find_checkpoint(f"{url}#sha256={digest}")
+    assert tree(find_checkpoint(f"{url}#sha256={digest}").parent) == tree(release)
+    assert server.requests[-1][1] == "bytes=20000-"
+
+
+def test_another_digest_than_the_address_says(published, server, cache):
+    with pytest.raises(DataError, match="SHA256 .* expected 0{64}"):
+        find_checkpoint(f"{published[0]}#sha256={'0' * 64}")
+    assert [path.suffix for path in cache.iterdir()] == [".lock"]
+
+
+def test_a_damaged_download_is_fetched_again(release, published, server, cache):
+    address = f"{published[0]}#sha256={published[1]}"
+    find_checkpoint(address)
+    (kept,) = cache.glob("*.zip")
+    kept.write_bytes(b"damaged")
+    assert tree(find_checkpoint(address).parent) == tree(release)
+    assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("http://example.org/model.zip", "expected an https address"),
+        ("ftp://example.org/model.zip", "expected an https address"),
+        ("file:///model.zip", "expected an https address"),
+        ("https://example.org/model.zip#md5=1", "expected #sha256="),
+        ("https://example.org/model.zip#sha256=12", "64 hexadecimal digits"),
+    ],
+)
+def test_addresses_that_are_refused(address, words):
+    with pytest.raises(UsageError, match=words):
+        find_checkpoint(address)
+
+
+def test_an_address_of_nothing(server):
+    with pytest.raises(DataError, match="answers 404.*download the model and name its file"):
+        find_checkpoint(f"{server.url}/absent.zip")
