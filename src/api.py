@@ -367,6 +367,51 @@ def train(
         )
 
 
+def estimate_training(
+    cases: int,
+    val_cases: int,
+    device_target: str,
+    device_id: int,
+    preset: str | None,
+    overrides: list[str],
+    continues: bool,
+) -> str:
+    """Returns how long a training will take on this machine, as a line of text.
+
+    Args:
+        cases, val_cases: number of training and validation cases.
+        device_target, device_id: see `load`.
+        preset: see `train`.
+        overrides: `--set` texts.
+        continues: whether the newest run of the task is continued, if there is one.
+
+    Raises:
+        DataError, UsageError: see `train`.
+    """
+    for name, count, least in (("cases", cases, 1), ("val_cases", val_cases, 0)):
+        if count < least:
+            raise UsageError(f"{name} is {count}, expected at least {least}")
+    training_config(device_target, [*preset_overrides(preset), *overrides])  # wrong words
+    from .training.duration import duration_text, measure_step_s, training_s
+    from .training.run_folder import newest_state
+
+    state = newest_state(overrides, val_cases > 0) if continues else None
+    if state is not None and state.is_complete:
+        return f"{state.folder}: nothing is left to train"
+    with _computing:
+        target = _start_device(device_target, device_id)
+        if state is not None:
+            config, done = state.config, state.epoch
+        else:
+            config, done = training_config(target, [*preset_overrides(preset), *overrides]), 0
+        step_s = measure_step_s(config, target)
+    estimate = duration_text(training_s(config, step_s, cases, val_cases, done))
+    return (
+        f"{config.epochs - done} epochs of {cases} cases will take about {estimate} on this "
+        f"machine ({step_s:.2f} s per step, measured now)"
+    )
+
+
 def _check_path(value: object, name: str, expected: str = "a path") -> None:
     """Raises a UsageError for an argument that is no path."""
     if not isinstance(value, str | os.PathLike):

@@ -201,6 +201,20 @@ def load_last(folder: str | Path, cells: TrainingCells) -> dict[str, Any]:
     return json.loads(progress)
 
 
+def read_progress(folder: str | Path) -> dict[str, Any] | None:
+    """Returns the progress of the last `save_last` in a run's `ckpt/`, None if there is none.
+
+    Raises:
+        DataError: the state cannot be read.
+    """
+    if not can_resume(folder):
+        return None
+    progress = _read(Path(folder, STATE)).get(PROGRESS)
+    if progress is None:
+        raise DataError(f"{Path(folder, STATE)}: not the state of a run; move the run away")
+    return json.loads(progress)
+
+
 def prune(folder: str | Path, keep: int) -> None:
     """Removes the numbered checkpoints except the newest `keep`; leaves other files alone.
 

@@ -140,8 +140,9 @@ def overrides_of(args: Namespace, resumes: bool = False) -> list[str]:
         resumes: whether a run is resumed, which ignores the preset.
     """
     arguments: dict[str, Any] = vars(args)
-    return [
-        *preset_overrides(arguments.get("preset"), resumes),
-        *file_overrides(args.config),
-        *args.overrides,
-    ]
+    return [*preset_overrides(arguments.get("preset"), resumes), *own_overrides_of(args)]
+
+
+def own_overrides_of(args: Namespace) -> list[str]:
+    """Returns the overrides of `--config` and `--set`, without a preset; see `overrides_of`."""
+    return [*file_overrides(args.config), *args.overrides]

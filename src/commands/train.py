@@ -7,16 +7,26 @@ r"""Trains a V-Net.
     python train.py ... --config settings.yaml   settings from a file
     python train.py ... --resume                 continue the newest run
     python train.py ... --resume RUN_FOLDER      continue this run
+    python train.py ... --continue               start or continue, whatever is left to do
 
 scripts/train_distribute.sh, train_distribute_gpu.sh and train_msrun.sh start it on several devices.
 
 A run writes everything to results/infer/vnet.TASK.DATE/ (keys dirResult, task).
 """
 
+import logging
 from argparse import ArgumentParser, Namespace
 from contextlib import nullcontext
 
-from .arguments import add_config_arguments, add_device_arguments, overrides_of
+from ..utils.errors import UsageError
+from .arguments import (
+    add_config_arguments,
+    add_device_arguments,
+    overrides_of,
+    own_overrides_of,
+)
+
+log = logging.getLogger(__name__)
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -54,12 +64,20 @@ def add_arguments(parser: ArgumentParser) -> None:
         metavar="FILE",
         help="the same for the validation cases; without it there is no validation",
     )
-    parser.add_argument(
+    resume = parser.add_mutually_exclusive_group()
+    resume.add_argument(
         "--resume",
         nargs="?",
         const="",
         metavar="RUN_FOLDER",
         help="continue a run, the newest one if none is named",
+    )
+    resume.add_argument(
+        "--continue",
+        action="store_true",
+        dest="go_on",
+        help="continue the newest run of the task; start one if there is none; end at once if it "
+        "is complete",
     )
     add_config_arguments(parser, "labels", "channel", has_preset=True)
 
@@ -69,15 +87,26 @@ def execute(args: Namespace) -> None:
     from ..api import train
     from ..utils.stopping import listen
 
+    resume: str | bool = args.resume or args.resume == ""
+    if args.go_on:
+        if args.run_distribute:
+            raise UsageError("--continue: for one process; several take --resume")
+        from ..training.run_folder import newest_state
+
+        state = newest_state(own_overrides_of(args), args.val_split_file_path is not None)
+        if state is not None and state.is_complete:
+            log.info(f"run: {state.folder}\nnothing is left to train after epoch {state.epoch}")
+            return
+        resume = str(state.folder) if state is not None else False
     # With several ranks the launcher ends those that wait for one that has stopped.
     with nullcontext() if args.run_distribute else listen():
         train(
             args.data_path,
             args.train_split_file_path,
             args.val_split_file_path,
-            resume=args.resume or args.resume == "",
+            resume=resume,
             device_target=args.device_target,
             device_id=args.device_id,
-            overrides=overrides_of(args, resumes=args.resume is not None),
+            overrides=overrides_of(args, resumes=bool(resume)),
             device_num=args.device_num if args.run_distribute else None,
         )

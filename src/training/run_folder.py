@@ -13,12 +13,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 
 from easydict import EasyDict
 
 from .. import checkpoint
 from ..checkpoint import TrainingCells
-from ..config import CONFIG_NAME, config_of_run, save_config, training_config
+from ..config import (
+    CONFIG_NAME,
+    config_of_run,
+    override_config,
+    save_config,
+    training_config,
+    vnet_cfg,
+)
 from ..devices.ranks import Ranks
 from ..utils.errors import DataError, UsageError, reason_of
 from ..utils.files import Lock
@@ -62,14 +70,53 @@ def newest_run(config: EasyDict) -> Path:
     Raises:
         DataError: there is none.
     """
+    runs = _runs(config)
+    if not runs:
+        raise DataError(f"{config.dirResult}: no run vnet.{config.task}.* to resume")
+    return runs[-1]
+
+
+def _runs(config: EasyDict) -> list[Path]:
+    """The folders of the runs of this task, in the order in which they were started."""
     runs = [
         path.parent
         for path in Path(config.dirResult).glob(f"vnet.{config.task}.*/{CONFIG_NAME}")
         if re.fullmatch(rf"vnet\.{config.task}\.{DATE}", path.parent.name)
     ]
+    return sorted(runs, key=lambda run: (run.name, run.stat().st_mtime))
+
+
+class RunState(NamedTuple):
+    """How far the newest run of a task is."""
+
+    folder: Path
+    config: EasyDict  # to continue with
+    epoch: int  # epochs that a resume need not train again
+    is_complete: bool  # nothing is left to train
+
+
+def newest_state(overrides: list[str], has_validation: bool) -> RunState | None:
+    """Returns how far the newest run of a task is, None if there is no run.
+
+    Args:
+        overrides: of a resume, such as `dirResult`, `task` or more epochs; see `config_of_run`.
+        has_validation: whether there are validation cases; without them nothing stops early.
+
+    Raises:
+        DataError: another process trains it, or it cannot be read.
+        UsageError: an override that a resume does not allow.
+    """
+    runs = _runs(override_config(vnet_cfg, overrides))
     if not runs:
-        raise DataError(f"{config.dirResult}: no run vnet.{config.task}.* to resume")
-    return max(runs, key=lambda run: (run.name, run.stat().st_mtime))
+        return None
+    folder = runs[-1]
+    config = config_of_run(folder, overrides)
+    with lock_run(folder):  # reading completes a checkpoint that was being written
+        saved = checkpoint.read_progress(folder / "ckpt")
+    progress = Progress(**(saved or {}))
+    is_over = progress.epoch >= config.epochs
+    stopped = has_validation and progress.has_stalled(config.early_stop)
+    return RunState(folder, config, progress.epoch, is_over or stopped)
 
 
 def configure_run(

@@ -104,7 +104,7 @@ def fetch(
     validator.unlink(missing_ok=True)
     if wrong:
         part.unlink()
-        raise DataError(f"{url}: {wrong}; it was removed, run the command again")
+        raise DataError(f"{url}: {wrong}; it was removed, check what is expected and run it again")
     return part.replace(path)
 
 

@@ -18,7 +18,7 @@ SCRIPTS = {
     **{"prepare": "prepare_data.py", "split": "create_csv.py", "release": "tools/release.py"},
     "cross_validate": "tools/cross_validate.py",
 }
-TOOLS = ("create_phantom", "import_monai", "augment_gallery")
+TOOLS = ("create_phantom", "import_monai", "augment_gallery", "training_time")
 
 
 def run_vnet(monkeypatch, capsys, *arguments):

@@ -1,14 +1,17 @@
 """The folder of a run: found, locked, restored, and refused where it cannot go on."""
 
 import json
+from dataclasses import asdict
 from types import SimpleNamespace
 
 import mindspore as ms
 import pytest
 from mindspore import nn
 
-from src import checkpoint
+from src import api, checkpoint
 from src.checkpoint import TrainingCells
+from src.commands import command_parser
+from src.commands import train as train_command
 from src.config import load_config, save_config
 from src.devices.ranks import Ranks
 from src.training.progress import Progress
@@ -17,6 +20,7 @@ from src.training.run_folder import (
     lock_run,
     new_run_folder,
     newest_run,
+    newest_state,
     open_run,
     restore_run,
 )
@@ -181,3 +185,83 @@ def test_ranks_with_other_cases_than_the_first_are_told(small_config):
             open_run(None, small_config(), dense_cells(), initial_progress, val_ids, second),
         ):
             pass
+
+
+# --continue --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def saved_run(small_config):
+    """Function Progress's values -> a run of 4 epochs with that progress; its folder."""
+
+    def save(**values):
+        folder = new_run_folder(small_config("task=a", "dirResult=runs", "epochs=4"))
+        checkpoint.save_last(folder / "ckpt", dense_cells(), asdict(Progress(**values)))
+        return folder
+
+    return save
+
+
+@pytest.mark.parametrize(
+    ("values", "overrides", "has_validation", "is_complete"),
+    [
+        ({"epoch": 3}, [], True, False),
+        ({"epoch": 4}, [], True, True),
+        ({"epoch": 4}, ["epochs=5"], True, False),
+        ({"epoch": 3, "validations_since_best": 2}, ["early_stop=2"], True, True),
+        ({"epoch": 3, "validations_since_best": 2}, ["early_stop=2"], False, False),
+        ({"epoch": 3, "validations_since_best": 2}, ["early_stop=3"], True, False),
+    ],
+)
+def test_how_far_the_newest_run_is(saved_run, values, overrides, has_validation, is_complete):
+    saved_run(epoch=1)
+    folder = saved_run(**values)
+    state = newest_state(["task=a", "dirResult=runs", *overrides], has_validation)
+    assert (state.folder, state.epoch) == (folder, values["epoch"])
+    assert state.is_complete == is_complete
+
+
+def test_a_run_without_a_checkpoint_and_no_run(small_config):
+    assert newest_state(["task=a", "dirResult=runs"], True) is None
+    folder = new_run_folder(small_config("task=a", "dirResult=runs"))
+    assert newest_state(["task=a", "dirResult=runs"], True)[::2] == (folder, 0)
+    with (
+        lock_run(folder),
+        pytest.raises(DataError, match="another process is training this run"),
+    ):
+        newest_state(["task=a", "dirResult=runs"], True)
+
+
+@pytest.fixture
+def continued(monkeypatch):
+    """Function arguments -> what `train.py --continue` asks api.train for, None if nothing."""
+    asked = []
+    monkeypatch.setattr(api, "train", lambda *_, **named: asked.append(named))
+
+    def go_on(*arguments):
+        words = ["--continue", "--set", "task=a", "--set", "dirResult=runs", *arguments]
+        train_command.execute(command_parser("train", "train.py").parse_args(words))
+        return asked.pop() if asked else None
+
+    return go_on
+
+
+def test_continue_starts_resumes_or_has_nothing_to_do(saved_run, continued, capsys):
+    fresh = continued("--preset", "compact")
+    assert fresh["resume"] is False and "width=4" in fresh["overrides"]
+    folder = saved_run(epoch=3)
+    resumed = continued("--preset", "compact", "--set", "epochs=9")
+    assert resumed["resume"] == str(folder)
+    assert resumed["overrides"] == ["task=a", "dirResult=runs", "epochs=9"]
+    folder = saved_run(epoch=4)
+    capsys.readouterr()
+    assert continued("--preset", "compact") is None
+    assert capsys.readouterr().out.splitlines() == [
+        f"run: {folder}",
+        "nothing is left to train after epoch 4",
+    ]
+
+
+def test_continue_is_for_one_process(continued):
+    with pytest.raises(UsageError, match="--continue: for one process"):
+        continued("--run_distribute", "1")
