@@ -40,7 +40,7 @@ def test_durations_in_words(seconds, text):
 
 def test_a_step_is_measured(small_config, monkeypatch):
     monkeypatch.setattr(duration, "MEASURED_STEPS", 3)
-    config = small_config("augment_noise=1.0", "batch_size=1", "accumulate_steps=2", "dropout=0.2")
+    config = small_config("augment_noise=1.0", "batch_size=1", "dropout=0.2")
     assert 0 < measure_step_s(config, "CPU") < 60
 
 
