@@ -2,7 +2,8 @@
 
 A case has the name of its file without suffix and without one of the endings `_test` (this
 project's predictions), `_segmentation`, `_seg`, `_label`, `_mask`: Case03_segmentation.mhd,
-Case03_test.mhd and nnU-Net's Case03.nii.gz are of one case.
+Case03_test.mhd and nnU-Net's Case03.nii.gz are of one case, and so is Case03_0000_test.nii.gz, the
+prediction of nnU-Net's image Case03_0000.nii.gz, unless there is a reference of Case03_0000.
 """
 
 import logging
@@ -17,6 +18,7 @@ from .utils.errors import DataError
 log = logging.getLogger(__name__)
 
 PREDICTION_ENDING = "_test"
+FIRST_CHANNEL = "_0000"  # end of the names of nnU-Net's images
 
 
 def case_name(path: str | Path) -> str:
@@ -67,6 +69,10 @@ def masks_for(cases: Iterable[Case], folder: str | Path) -> dict[str, Path]:
     """
     masks = masks_of(folder)
     wanted = {case_name(case.case_id): case for case in cases}
+    for name in list(masks.keys() - wanted.keys()):
+        of_image = name.removesuffix(FIRST_CHANNEL)
+        if of_image in wanted:
+            masks.setdefault(of_image, masks.pop(name))
     extra = sorted(masks.keys() - wanted.keys())
     left_out = f"without a reference: {list_few((masks[n].name for n in extra), 5)}"
     missing = [case.case_id for name, case in wanted.items() if name not in masks]

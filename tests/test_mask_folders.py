@@ -58,6 +58,20 @@ def test_masks_that_are_missing_or_too_many(tmp_path, capsys):
     assert "1 mask(s) left out, without a reference: Case99.nii.gz" in capsys.readouterr().out
 
 
+def test_predictions_of_nnunets_images(tmp_path):
+    touch(tmp_path / "gt", "a.nii.gz", "b.nii.gz", "b_0000.nii.gz")
+    touch(tmp_path / "masks", "a_0000_test.nii.gz", "b_0000_test.nii.gz", "b_test.nii.gz")
+    masks = masks_for(reference_cases(tmp_path / "gt"), tmp_path / "masks")
+    assert {name: path.name for name, path in masks.items()} == {
+        "a": "a_0000_test.nii.gz",
+        "b": "b_test.nii.gz",
+        "b_0000": "b_0000_test.nii.gz",
+    }
+    (tmp_path / "masks" / "b_test.nii.gz").unlink()
+    with pytest.raises(DataError, match="no mask of b;"):
+        masks_for(reference_cases(tmp_path / "gt"), tmp_path / "masks")
+
+
 @pytest.mark.parametrize(
     ("masks", "words"),
     [

@@ -91,32 +91,35 @@ class RunState(NamedTuple):
 
     folder: Path
     config: EasyDict  # to continue with
+    case_ids: list[str]  # that it trains on; empty before its first checkpoint
     epoch: int  # epochs that a resume need not train again
     is_complete: bool  # nothing is left to train
 
 
 def newest_state(overrides: list[str], has_validation: bool) -> RunState | None:
-    """Returns how far the newest run of a task is, None if there is no run.
+    """Returns how far the newest run of a task and fold is, None if there is no run.
 
     Args:
-        overrides: of a resume, such as `dirResult`, `task` or more epochs; see `config_of_run`.
+        overrides: of a resume, such as `dirResult`, `task`, `fold` or more epochs; see
+            `config_of_run`.
         has_validation: whether there are validation cases; without them nothing stops early.
 
     Raises:
         DataError: another process trains it, or it cannot be read.
         UsageError: an override that a resume does not allow.
     """
-    runs = _runs(override_config(vnet_cfg, overrides))
-    if not runs:
+    wanted = override_config(vnet_cfg, overrides)
+    runs = _runs(wanted)
+    folder = next((r for r in reversed(runs) if config_of_run(r, []).fold == wanted.fold), None)
+    if folder is None:
         return None
-    folder = runs[-1]
     config = config_of_run(folder, overrides)
     with lock_run(folder):  # reading completes a checkpoint that was being written
         saved = checkpoint.read_progress(folder / "ckpt")
     progress = Progress(**(saved or {}))
     is_over = progress.epoch >= config.epochs
     stopped = has_validation and progress.has_stalled(config.early_stop)
-    return RunState(folder, config, progress.epoch, is_over or stopped)
+    return RunState(folder, config, progress.case_ids, progress.epoch, is_over or stopped)
 
 
 def configure_run(

@@ -93,6 +93,12 @@ def caller(tmp_path):
             os.kill(pid, signal.SIGKILL)
 
 
+def test_an_address_of_a_release_is_a_checkpoint(caller):
+    address = "https://example.org/model.zip#sha256=" + 64 * "0"
+    process = caller.run("eval.sh", "0", address, "my data", "train set.csv")
+    assert process.returncode == 0 and address in caller.call()["argv"]
+
+
 @pytest.mark.parametrize("script", TARGETS)
 def test_the_whole_command(caller, script):
     further = ["--set", "VolSize=32,32,16", "--note", "two words; $HOME *", ""]

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 from types import SimpleNamespace
 
 import mindspore as ms
@@ -224,7 +225,9 @@ def test_how_far_the_newest_run_is(saved_run, values, overrides, has_validation,
 def test_a_run_without_a_checkpoint_and_no_run(small_config):
     assert newest_state(["task=a", "dirResult=runs"], True) is None
     folder = new_run_folder(small_config("task=a", "dirResult=runs"))
-    assert newest_state(["task=a", "dirResult=runs"], True)[::2] == (folder, 0)
+    state = newest_state(["task=a", "dirResult=runs"], True)
+    assert (state.folder, state.epoch, state.case_ids) == (folder, 0, [])
+    assert newest_state(["task=a", "dirResult=runs", "fold=1"], True) is None
     with (
         lock_run(folder),
         pytest.raises(DataError, match="another process is training this run"),
@@ -253,13 +256,21 @@ def test_continue_starts_resumes_or_has_nothing_to_do(saved_run, continued, caps
     resumed = continued("--preset", "compact", "--set", "epochs=9")
     assert resumed["resume"] == str(folder)
     assert resumed["overrides"] == ["task=a", "dirResult=runs", "epochs=9"]
-    folder = saved_run(epoch=4)
+    folder = saved_run(epoch=4, case_ids=["a", "b"])
+    Path("train.csv").write_text("a.mhd\nb.mhd\n")
     capsys.readouterr()
-    assert continued("--preset", "compact") is None
+    assert continued("--train_split_file_path", "train.csv") is None
     assert capsys.readouterr().out.splitlines() == [
         f"run: {folder}",
         "nothing is left to train after epoch 4",
     ]
+
+
+def test_a_complete_run_of_other_cases_is_not_taken_for_this_one(saved_run, continued):
+    saved_run(epoch=4, case_ids=["a", "b"])
+    Path("train.csv").write_text("a.mhd\nc.mhd\n")
+    with pytest.raises(DataError, match=r"of other training cases \(b differs\).*--set task=NAME"):
+        continued("--train_split_file_path", "train.csv")
 
 
 def test_continue_is_for_one_process(continued):
