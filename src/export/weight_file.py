@@ -8,17 +8,15 @@ import ctypes
 import os
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-from mindspore import nn
 
 from ..fast_conv3d import operators
-from ..fast_conv3d.network import ACTIVATIONS, look_up
+from ..fast_conv3d.layers import PARAMETERS, description_of, layers_of, parameters_of
 from ..utils.errors import DataError
-from ..vnet import InstanceNorm3d, VNet
+from ..vnet import VNet
 
 MAGIC = b"VNETCPU\n"
 VERSION = 1
@@ -26,64 +24,6 @@ HEADER = struct.Struct("<8sIIQII3ii5i4i10if")
 ENTRY = struct.Struct("<QQIHH")
 ALIGNMENT = 64  # of the arrays, in bytes
 CRC_OFFSET = 24  # of the header's own checksum
-NORMS = {nn.Identity: 0, nn.BatchNorm3d: 1, InstanceNorm3d: 2}
-# The order of a layer's arrays; a layer has only those that it needs.
-ARRAYS = (
-    *("weight", "bias", "gamma", "beta", "moving_mean", "moving_variance"),
-    *("first_slopes", "second_slopes"),
-)
-
-
-class Layer(NamedTuple):
-    """A convolution, and what is applied to its output."""
-
-    conv: nn.Cell
-    norm: nn.Cell
-    first: nn.Cell | None = None  # activation before the sum with the residual
-    second: nn.Cell | None = None  # and after it
-
-
-def layers_of(network: VNet) -> Iterator[Layer]:
-    """Yields the convolutions of a network in the order in which they are computed."""
-    first = network.in_tr
-    yield Layer(first.conv, first.bn, second=first.relu)
-    for stage in network.down_stages:
-        yield from _layers_of_stage(stage, stage.down_conv)
-    for stage in network.up_stages:
-        yield from _layers_of_stage(stage, stage.up_conv)
-    head = network.out_tr
-    if not isinstance(head.conv1, nn.Identity):
-        yield Layer(head.conv1, head.bn, head.relu)
-    yield Layer(head.conv2, nn.Identity())
-
-
-def _layers_of_stage(stage, conv):
-    yield Layer(conv, stage.bn, stage.relu1)
-    *units, last = _units(stage)
-    for unit in units:
-        yield Layer(unit.conv, unit.bn, unit.relu)
-    yield Layer(last.conv, last.bn, last.relu, stage.relu2)
-
-
-def _units(stage):
-    return list(stage.ops) if isinstance(stage.ops, nn.SequentialCell) else [stage.ops]
-
-
-def arrays_of(layer: Layer) -> dict[str, np.ndarray]:
-    """The arrays of a layer, float32, in the order of `ARRAYS`."""
-    conv, norm = layer.conv, layer.norm
-    found = {"weight": conv.weight}
-    if conv.has_bias:
-        found["bias"] = conv.bias
-    if isinstance(norm, nn.BatchNorm3d):
-        norm = norm.bn2d
-        found |= {"moving_mean": norm.moving_mean, "moving_variance": norm.moving_variance}
-    if not isinstance(norm, nn.Identity):
-        found |= {"gamma": norm.gamma, "beta": norm.beta}
-    for name, activation in (("first_slopes", layer.first), ("second_slopes", layer.second)):
-        if isinstance(activation, nn.PReLU):
-            found[name] = activation.w
-    return {name: found[name].asnumpy().astype("<f4") for name in ARRAYS if name in found}
 
 
 def write_weights(network: VNet, grid: Sequence[int], path: Path) -> None:
@@ -94,12 +34,13 @@ def write_weights(network: VNet, grid: Sequence[int], path: Path) -> None:
         grid: sides X, Y, Z of the volumes, in voxels.
         path: of the file.
     """
-    layers = list(layers_of(network))
     arrays = [
-        (number, ARRAYS.index(name), array)
-        for number, layer in enumerate(layers)
-        for name, array in arrays_of(layer).items()
+        (number, PARAMETERS.index(name), parameter.asnumpy().astype("<f4"))
+        for number, layer in enumerate(layers_of(network))
+        for name, parameter in parameters_of(layer).items()
     ]
+    description = description_of(network)
+    depths = (*description.encoder_depths, *description.decoder_depths)
     start = _aligned(HEADER.size + ENTRY.size * len(arrays))
     table, content, offset = b"", b"", start
     with path.open("wb") as file:
@@ -111,7 +52,7 @@ def write_weights(network: VNet, grid: Sequence[int], path: Path) -> None:
             offset += _aligned(len(content))
         header = HEADER.pack(
             *(MAGIC, VERSION, start, offset, 0, len(arrays)),
-            *(*grid, *_description(network, layers)),
+            *(*grid, description.width, *depths, *description[3:]),
         )
         beginning = bytearray((header + table).ljust(start, b"\0"))
         struct.pack_into("<I", beginning, CRC_OFFSET, zlib.crc32(beginning))
@@ -121,23 +62,6 @@ def write_weights(network: VNet, grid: Sequence[int], path: Path) -> None:
 
 def _aligned(size):
     return -(-size // ALIGNMENT) * ALIGNMENT
-
-
-def _description(network, layers):
-    """The header's numbers from the width on."""
-    first, down, up, head = layers[0], network.down_stages[0], network.up_stages[0], network.out_tr
-    unit, last = _units(up)[-1], layers[-1].conv
-    norm = getattr(first.norm, "bn2d", first.norm)
-    return (
-        *(first.conv.out_channels, 1, *(len(_units(stage)) for stage in network.down_stages)),
-        *(len(_units(stage)) for stage in network.up_stages),
-        *(look_up(down.relu1, ACTIVATIONS), look_up(first.norm, NORMS)),
-        not isinstance(unit.relu, nn.Identity),
-        *(first.conv.has_bias, unit.conv.has_bias, up.up_conv.has_bias),
-        not isinstance(head.conv1, nn.Identity),
-        *(last.kernel_size[0], last.has_bias, head.foreground),
-        getattr(norm, "eps", 0.0),
-    )
 
 
 def run_weights(path: Path, volume: np.ndarray) -> np.ndarray:

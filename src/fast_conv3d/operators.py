@@ -1,10 +1,4 @@
-"""The operators of native/ops.cpp as MindSpore's `ops.Custom`, with their gradients.
-
-A *unit* is a convolution fused with its norm, activations, residual and concatenation; `UnitSpec`
-describes it. Tensors between units are float32 and *blocked*, (batch, ceil(channels / 16), X, Y, Z,
-16) with zeros past the last channel, or with few channels *plain*, (batch, channels, X, Y, Z); see
-`shape_between_units`.
-"""
+"""The operators of native/ as MindSpore's `ops.Custom`, with their gradients."""
 
 import ctypes
 import inspect
@@ -14,22 +8,12 @@ from functools import cache
 
 import mindspore as ms
 import numpy as np
+from mindspore import Tensor, nn, ops
 from mindspore import dtype as mstype
-from mindspore import ops
 from mindspore.ops import constexpr
 
 from .build import BuildError, library_path
-from .protocol import (
-    LANES,
-    OPERATORS,
-    PLAIN_CHANNELS,
-    VERSION,
-    ConvSpec,
-    HeadSpec,
-    Kind,
-    LossSpec,
-    UnitSpec,
-)
+from .protocol import OPERATORS, VERSION, ConvSpec, LossSpec, NetworkSpec
 
 
 def thread_count() -> int:
@@ -67,51 +51,14 @@ def library() -> str:
     return str(path)
 
 
-def spec_tensor(spec: UnitSpec | ConvSpec | HeadSpec | LossSpec) -> ms.Tensor:
+def spec_tensor(spec: ConvSpec | LossSpec | NetworkSpec) -> Tensor:
     """The fields of a spec as the tensor that the operators read."""
-    return ms.Tensor(np.array(spec, np.float32))
+    return Tensor(_numbers(spec))
 
 
-def y_shape(spec: UnitSpec, x_shape: list[int]) -> list[int]:
-    """The shape of the output of a unit's convolution.
-
-    Args:
-        spec: the unit.
-        x_shape: of the input.
-
-    Raises:
-        ValueError: CONV_DOWN2 of an odd side.
-    """
-    sides = x_shape[2:5]
-    if spec.kind == Kind.CONV_DOWN2:
-        if any(side % 2 for side in sides):
-            raise ValueError(f"a stride of 2 needs even sides, got {tuple(sides)}")
-        sides = [side // 2 for side in sides]
-    elif spec.kind == Kind.CONV_UP2:
-        sides = [2 * side for side in sides]
-    return shape_between_units(x_shape[0], spec.out_channels, sides)
-
-
-def out_shape(spec: UnitSpec, x_shape: list[int]) -> list[int]:
-    """The shape of a unit's output."""
-    sides = y_shape(spec, x_shape)[2:5]
-    return shape_between_units(x_shape[0], spec.out_channels + spec.skip_channels, sides)
-
-
-def shape_between_units(batch: int, channels: int, sides: list[int]) -> list[int]:
-    """The shape of a tensor between units: plain if it has few channels, else blocked.
-
-    Args:
-        batch, channels: of the tensor.
-        sides: X, Y, Z. The rows of a plain tensor along Z are whole vectors.
-    """
-    if channels <= PLAIN_CHANNELS and sides[2] % LANES == 0:
-        return [batch, channels, *sides]
-    return [batch, -(-channels // LANES), *sides, LANES]
-
-
-def _zeros_like(*tensors):
-    return tuple(ops.zeros_like(tensor) for tensor in tensors)
+def _numbers(spec: tuple) -> np.ndarray:
+    fields = [_numbers(field) if isinstance(field, tuple) else field for field in spec]
+    return np.hstack(fields).astype(np.float32)
 
 
 @constexpr
@@ -130,7 +77,7 @@ def _custom(
 ) -> ops.Custom:
     """The operator `name` of `OPERATORS`.
 
-    Its tensors are float32, except the statistics `mean` and `variance`.
+    Its tensors are float32.
 
     Args:
         name: of the function in native/ops.cpp.
@@ -159,80 +106,9 @@ def _custom(
         )
 
     def infer_dtypes(x, *_):
-        return single([mstype.float64 if n in ("mean", "variance") else x for n in outputs])
+        return single([x] * len(outputs))
 
     return ops.Custom(f"{library()}:{name}", infer_shapes, infer_dtypes, "aot", bprop)
-
-
-def unit_inference(spec: UnitSpec) -> ops.Custom:
-    """The operator of a unit in evaluation mode, with batch norm's moving statistics.
-
-    Asking for a gradient raises a ValueError when the graph is compiled.
-    """
-
-    def bprop(
-        x, weight, bias, gamma, beta, moving_mean, moving_variance,
-        first_slopes, second_slopes, residual, skip, dropout_mask, spec, out, d_out,
-    ):  # fmt: skip
-        _refuse_gradient()
-        return (
-            *(x, weight, bias, gamma, beta, moving_mean, moving_variance),
-            *(first_slopes, second_slopes, residual, skip, dropout_mask, spec),
-        )
-
-    return _custom("unit_infer", bprop, out=lambda given: out_shape(spec, given["x"]))
-
-
-def unit_training(spec: UnitSpec) -> ops.Custom:
-    """The operator of a unit in training mode; its inputs are those of `unit_inference`.
-
-    Gradients of a volume and of a dropout mask have operators of their own, which the graph
-    compiler removes where nobody uses them. In training the output does not depend on the moving
-    statistics.
-    """
-    # It overwrites y, which no other operator reads, see below. MindSpore parses `bprop` once and
-    # uses it, with the first unit's operators, for all units: the output shapes of these must
-    # therefore depend on the inputs, not on `spec`.
-    backward = _custom("unit_backward")
-    volume_gradient = _custom("unit_volume_gradient")
-    mask_gradient = _custom("unit_mask_gradient")
-
-    def bprop(
-        x, weight, bias, gamma, beta, moving_mean, moving_variance,
-        first_slopes, second_slopes, residual, skip, dropout_mask, spec, out, d_out,
-    ):  # fmt: skip
-        # The backward operators do not use the moving statistics: bias is passed in their places.
-        inputs = (
-            *(x, weight, bias, gamma, beta, bias, bias, first_slopes, second_slopes),
-            *(residual, skip, dropout_mask, spec),
-        )
-        d_x, d_weight, d_bias, d_gamma, d_beta, d_first, d_second, d_residual, d_skip = backward(
-            *inputs, out[0], out[1], out[2], out[3], d_out[0]
-        )
-        if len(x.shape) == 5 and x.shape[1] == 1 and weight.shape[2] == 5:  # a volume
-            d_x = volume_gradient(*inputs, out[0], out[2], out[3], d_out[0])
-        d_mask = mask_gradient(skip, dropout_mask, spec, d_out[0])
-        return (
-            *(d_x, d_weight, d_bias, d_gamma, d_beta, *_zeros_like(moving_mean, moving_variance)),
-            *(d_first, d_second, d_residual, d_skip, d_mask, ops.zeros_like(spec)),
-        )
-
-    def channels(_):
-        return [spec.out_channels]
-
-    forward = _custom(
-        "unit_forward",
-        bprop,
-        out=lambda given: out_shape(spec, given["x"]),
-        y=lambda given: y_shape(spec, given["x"]),
-        mean=channels,
-        variance=channels,
-        new_moving_mean=channels,
-        new_moving_variance=channels,
-    )
-    # Without this the compiler merges calls with equal inputs, and both gradients overwrite one y.
-    forward.add_prim_attr("side_effect_hidden", True)
-    return forward
 
 
 def convolution() -> ops.Custom:
@@ -246,39 +122,6 @@ def convolution() -> ops.Custom:
     return _custom(
         "conv_forward", bprop, y=lambda given: [given["x"][0], given["weight"][0], *given["x"][2:]]
     )
-
-
-def head() -> ops.Custom:
-    """The operator of the last convolution, with two output channels, and a softmax.
-
-    Its spec is a `HeadSpec`, x is plain or blocked; it returns the foreground's probability or the
-    difference of the logits, (batch, X, Y, Z).
-    """
-    backward = _custom("head_backward", d_bias=lambda given: [2])
-
-    def bprop(x, weight, bias, spec, out, d_out):
-        d_x, d_weight, d_bias = backward(x, weight, out, d_out, spec)
-        return d_x, d_weight, d_bias, ops.zeros_like(spec)
-
-    return _custom("head_forward", bprop, y=lambda given: [given["x"][0], *given["x"][2:5]])
-
-
-def channel_scaling() -> ops.Custom:
-    """The operator that multiplies channels by factors, for dropout.
-
-    It takes (x, dropout_mask of (batch, channels)) and returns a tensor shaped like x.
-    """
-
-    def like_x(given):
-        return given["x"]
-
-    scale = _custom("scale_channels", y=like_x)
-    mask_gradient = _custom("scale_mask_gradient")
-
-    def bprop(x, dropout_mask, out, d_out):
-        return scale(d_out, dropout_mask), mask_gradient(x, dropout_mask, d_out)
-
-    return _custom("scale_channels", bprop, y=like_x)
 
 
 def loss() -> ops.Custom:
@@ -299,3 +142,84 @@ def loss() -> ops.Custom:
         loss=lambda _: [],
         coefficients=lambda given: [given["prediction"][0], 2],
     )
+
+
+def _network_operator(name: str, shapes: Callable) -> ops.Custom:
+    """The operator `name`, whose outputs are float32, without a gradient.
+
+    Args:
+        name: of the function in native/network_ops.cpp.
+        shapes: function of the inputs' shapes -> shapes of the outputs.
+    """
+
+    def dtypes(*inputs):
+        outputs = shapes(*([1] * 5 for _ in inputs))
+        return (mstype.float32,) * len(outputs)
+
+    return ops.Custom(f"{library()}:{name}", shapes, dtypes, "aot")
+
+
+class NetworkOperator(nn.Cell):
+    """A whole network in one operator, and in training all gradients of its parameters in another.
+
+    `construct(volume, dropout_mask, weights, statistics)` takes float32 tensors: (batch, 1, X, Y,
+    Z); (batch, columns), or one of another rank where nothing is dropped; the trainable parameters
+    and the moving statistics of all layers, in their order. It returns a tuple that begins with the
+    foreground's probability, or its logit, (batch, X, Y, Z). Training changes the moving statistics
+    in place.
+
+    Args:
+        spec: of the network.
+
+    Raises:
+        BuildError: the native library cannot be built here.
+        TypeError: it cannot compute this network.
+        ValueError: a gradient is asked for in evaluation mode.
+    """
+
+    def __init__(self, spec: NetworkSpec) -> None:
+        super().__init__(auto_prefix=False)
+        native = ctypes.CDLL(library())
+        native.network_fault.restype = ctypes.c_char_p
+        native.network_tape_floats.restype = ctypes.c_int64
+        numbers = _numbers(spec).ctypes.data_as(ctypes.c_void_p)
+        if fault := native.network_fault(numbers):
+            raise TypeError(f"the fast CPU V-Net cannot compute {fault.decode()} of this network")
+
+        def output(volume):
+            return [volume[0], *volume[2:]]
+
+        def output_and_tape(volume, *_):
+            return output(volume), [native.network_tape_floats(numbers, volume[0], *volume[2:])]
+
+        self.spec = spec_tensor(spec)
+        self.infer = _network_operator("network_infer", lambda volume, *_: (output(volume),))
+        self.forward = _network_operator("network_forward", output_and_tape)
+        # Without this the compiler merges equal calls, and both backward passes use up one tape.
+        self.forward.add_prim_attr("side_effect_hidden", True)
+        fixed = len(OPERATORS["network_backward"].inputs) - 1
+        self.backward = _network_operator(
+            "network_backward", lambda *shapes: tuple(map(list, shapes[fixed:]))
+        )
+        self.input_gradients = _network_operator(
+            "network_input_gradients", lambda volume, dropout_mask, *_: (volume, dropout_mask)
+        )
+
+    def construct(
+        self,
+        volume: Tensor,
+        dropout_mask: Tensor,
+        weights: tuple[Tensor, ...],
+        statistics: tuple[Tensor, ...],
+    ) -> tuple[Tensor, ...]:
+        operator = self.forward if self.training else self.infer
+        return operator(volume, dropout_mask, self.spec, *weights, *statistics)
+
+    def bprop(self, volume, dropout_mask, weights, statistics, out, d_out):
+        """The graph compiler removes the gradients that nobody uses."""
+        if not self.training:
+            _refuse_gradient()
+        inputs = (volume, dropout_mask, self.spec)
+        d_weights = self.backward(*inputs, out[1], out[0], d_out[0], *weights)
+        d_volume, d_mask = self.input_gradients(*inputs, d_out[0], *weights)
+        return d_volume, d_mask, d_weights, tuple(ops.zeros_like(one) for one in statistics)

@@ -9,7 +9,7 @@ and `operators.library` compares with `VERSION`.
 import zlib
 from enum import IntEnum
 from pathlib import Path
-from typing import NamedTuple, get_type_hints
+from typing import NamedTuple, get_args, get_origin, get_type_hints
 
 HEADER = Path(__file__).parent / "native" / "protocol.h"
 LANES = 16  # floats of a vector
@@ -17,7 +17,7 @@ PLAIN_CHANNELS = 8  # up to here tensors between units are plain: blocks would b
 
 
 class Kind(IntEnum):
-    """The convolution of a unit; FEW_INPUT reads a plain one-channel volume."""
+    """The convolution of a layer; FEW_INPUT reads a plain one-channel volume."""
 
     CONV5 = 0
     FEW_INPUT = 1
@@ -31,29 +31,49 @@ class Activation(IntEnum):
     PRELU = 2
 
 
-class Residual(IntEnum):
-    """What is added to a unit's first activation: nothing, its own input, or another tensor."""
-
+class Norm(IntEnum):
     NONE = 0
-    INPUT = 1
-    TENSOR = 2
+    BATCH = 1
+    INSTANCE = 2
 
 
-class UnitSpec(NamedTuple):
-    """A unit: y = conv(x) + bias; out = concat(second(first(norm(y)) + residual), skip)."""
+class NetworkDescription(NamedTuple):
+    """The arguments of `VNet` that decide which layers there are; `epsilon` is the norm's."""
 
-    kind: Kind
-    in_channels: int
-    out_channels: int
-    first: Activation = Activation.NONE
-    residual: Residual = Residual.NONE
-    second: Activation = Activation.NONE
-    has_bias: bool = False
-    has_norm: bool = False
-    skip_channels: int = 0  # of a tensor that is concatenated to the output; 0: none
-    has_dropout_mask: bool = False  # whether the skip's channels are multiplied by factors
-    epsilon: float = 0.0  # of batch norm
-    momentum: float = 0.0  # weight of the old moving statistics in an update
+    width: int
+    encoder_depths: tuple[int, int, int, int, int]
+    decoder_depths: tuple[int, int, int, int]
+    activation: Activation
+    norm: Norm
+    activation_before_sum: bool
+    encoder_bias: bool
+    decoder_bias: bool
+    up_bias: bool
+    head_unit: bool
+    head_side: int
+    head_bias: bool
+    foreground: int
+    epsilon: float
+
+
+class DropoutColumns(NamedTuple):
+    """The first column of the dropout mask for each place of a stage, see `VNet`; -1: no dropout.
+
+    Stages down from the top, stages up from the bottom.
+    """
+
+    down: tuple[int, int, int, int]
+    up: tuple[int, int, int, int]
+    skip: tuple[int, int, int, int]
+
+
+class NetworkSpec(NamedTuple):
+    """A whole network; without the softmax its output is the difference of the logits."""
+
+    description: NetworkDescription
+    dropout: DropoutColumns
+    momentum: float  # weight of the old moving statistics in an update
+    logits: bool
 
 
 class ConvSpec(NamedTuple):
@@ -64,14 +84,6 @@ class ConvSpec(NamedTuple):
     has_bias: bool
 
 
-class HeadSpec(NamedTuple):
-    """The last convolution and softmax; or without the softmax, the difference of the logits."""
-
-    foreground: int
-    has_bias: bool
-    logits: bool
-
-
 class LossSpec(NamedTuple):
     """Dice of probabilities; or of logits, Dice plus cross-entropy. See src/loss.py."""
 
@@ -80,36 +92,29 @@ class LossSpec(NamedTuple):
 
 
 class Operator(NamedTuple):
-    """The tensors of an operator, in order. Those that a unit does not use may be any tensor."""
+    """The tensors of an operator, in order. Those that it does not use may be any tensor.
+
+    A name that begins with "*" is a list: inputs that end with one have any number of tensors.
+    """
 
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
 
 
-_UNIT = (
-    *("x", "weight", "bias", "gamma", "beta", "moving_mean", "moving_variance"),
-    *("first_slopes", "second_slopes", "residual", "skip", "dropout_mask", "spec"),
-)
+# The parameters of a network are those of all layers, in their order: first the trainable ones,
+# then, where both are wanted, the moving statistics.
+_NETWORK = ("volume", "dropout_mask", "spec")
 OPERATORS = {
-    "unit_infer": Operator(_UNIT, ("out",)),
-    "unit_forward": Operator(
-        _UNIT, ("out", "y", "mean", "variance", "new_moving_mean", "new_moving_variance")
+    "network_infer": Operator((*_NETWORK, "*parameters"), ("out",)),
+    "network_forward": Operator((*_NETWORK, "*parameters"), ("out", "tape")),
+    "network_backward": Operator(
+        (*_NETWORK, "tape", "out", "d_out", "*parameters"), ("*d_parameters",)
     ),
-    "unit_backward": Operator(
-        (*_UNIT, "out", "y", "mean", "variance", "d_out"),
-        (
-            *("d_x", "d_weight", "d_bias", "d_gamma", "d_beta"),
-            *("d_first_slopes", "d_second_slopes", "d_residual", "d_skip"),
-        ),
+    "network_input_gradients": Operator(
+        (*_NETWORK, "d_out", "*parameters"), ("d_volume", "d_dropout_mask")
     ),
-    "unit_volume_gradient": Operator((*_UNIT, "out", "mean", "variance", "d_out"), ("d_x",)),
-    "unit_mask_gradient": Operator(("skip", "dropout_mask", "spec", "d_out"), ("d_dropout_mask",)),
     "conv_forward": Operator(("x", "weight", "bias", "spec"), ("y",)),
     "conv_backward": Operator(("x", "weight", "d_y", "spec"), ("d_x", "d_weight", "d_bias")),
-    "head_forward": Operator(("x", "weight", "bias", "spec"), ("y",)),
-    "head_backward": Operator(("x", "weight", "y", "d_y", "spec"), ("d_x", "d_weight", "d_bias")),
-    "scale_channels": Operator(("x", "dropout_mask"), ("y",)),
-    "scale_mask_gradient": Operator(("x", "dropout_mask", "d_y"), ("d_dropout_mask",)),
     "loss_forward": Operator(("prediction", "mask", "spec"), ("loss", "coefficients")),
     "loss_backward": Operator(
         ("prediction", "mask", "coefficients", "d_loss", "spec"), ("d_prediction",)
@@ -126,32 +131,59 @@ def _enum(enum: type[IntEnum]) -> str:
     return f"enum class {enum.__name__} {{ {values} }};\n"
 
 
+def _value(kind: type, at: int) -> tuple[str, int]:
+    """C++ that reads a field from `values[at]` on, and the number of its floats."""
+    if get_origin(kind) is tuple:
+        items = [_value(item, at + index)[0] for index, item in enumerate(get_args(kind))]
+        return f"{{{', '.join(items)}}}", len(items)
+    if issubclass(kind, tuple):
+        return f"values + {at}", sum(_value(k, 0)[1] for k in get_type_hints(kind).values())
+    text = f"values[{at}]"
+    if issubclass(kind, IntEnum):
+        text = f"static_cast<{kind.__name__}>(static_cast<int>({text}))"
+    elif kind is bool:
+        text += " != 0"
+    elif kind is int:
+        text = f"static_cast<int>({text})"
+    return text, 1
+
+
 def _spec(spec: type[NamedTuple]) -> str:
     """A struct that is read from the floats of the spec tensor, in order."""
-    fields = get_type_hints(spec)
-    members = "".join(f"  {kind.__name__} {name};\n" for name, kind in fields.items())
-    reads = []
-    for index, (name, kind) in enumerate(fields.items()):
-        value = f"values[{index}]"
-        if issubclass(kind, IntEnum):
-            value = f"static_cast<{kind.__name__}>(static_cast<int>({value}))"
-        elif kind is bool:
-            value += " != 0"
-        elif kind is int:
-            value = f"static_cast<int>({value})"
-        reads.append(f"{name}({value})")
+    members, reads, at = "", [], 0
+    for name, kind in get_type_hints(spec).items():
+        items = get_args(kind)
+        type_name = f"std::array<{items[0].__name__}, {len(items)}>" if items else kind.__name__
+        members += f"  {type_name} {name};\n"
+        value, floats = _value(kind, at)
+        reads.append(f"{name}{value}" if items else f"{name}({value})")
+        at += floats
     initializers = ",\n        ".join(reads)
     return (
         f"struct {spec.__name__} {{\n{members}\n"
+        f"  {spec.__name__}() = default;\n"
         f"  explicit {spec.__name__}(const float* values)\n      : {initializers} {{}}\n}};\n"
     )
 
 
+def _enumerators(tensors: tuple[str, ...]) -> str:
+    return "".join(
+        f"    k{_camel(tensor.strip('*'))},{'  // and the following' * (tensor[0] == '*')}\n"
+        for tensor in tensors
+    )
+
+
 def _operator(name: str) -> str:
+    """A struct with the indices of the tensors; after a list those of the outputs begin at 0."""
     inputs, outputs = OPERATORS[name]
-    lines = "".join(f"    k{_camel(tensor)},\n" for tensor in inputs)
-    lines += f"    k{_camel(outputs[0])},  // the outputs\n"
-    lines += "".join(f"    k{_camel(tensor)},\n" for tensor in outputs[1:])
+    if inputs[-1][0] == "*":
+        return (
+            f"struct {_camel(name)} {{\n"
+            f"  enum Input {{\n{_enumerators(inputs)}  }};\n"
+            f"  enum Output {{\n{_enumerators(outputs)}  }};\n}};\n"
+        )
+    first, others = _enumerators(outputs[:1]), _enumerators(outputs[1:])
+    lines = _enumerators(inputs) + first.replace("\n", "  // the outputs\n") + others
     return (
         f"struct {_camel(name)} {{\n"
         f"  static constexpr int kInputs = {len(inputs)};\n"
@@ -160,8 +192,9 @@ def _operator(name: str) -> str:
 
 
 def _body() -> str:
-    enums = "".join(_enum(enum) for enum in (Kind, Activation, Residual))
-    specs = [_spec(spec) for spec in (UnitSpec, ConvSpec, HeadSpec, LossSpec)]
+    enums = "".join(_enum(enum) for enum in (Kind, Activation, Norm))
+    kinds = (NetworkDescription, DropoutColumns, NetworkSpec, ConvSpec, LossSpec)
+    specs = [_spec(spec) for spec in kinds]
     constants = (
         f"constexpr int kLanes = {LANES};\nconstexpr int kPlainChannels = {PLAIN_CHANNELS};\n"
     )
@@ -176,7 +209,7 @@ def header() -> str:
     return (
         "// Generated by src/fast_conv3d/protocol.py; do not edit.\n"
         "// Specs, as the floats of a tensor, and inputs and outputs of the operators, in order.\n"
-        "#pragma once\n\n"
+        "#pragma once\n\n#include <array>\n\n"
         "// clang-format off\n"
         "namespace fast_conv3d {\n\n"
         f"constexpr int kProtocolVersion = {VERSION};\n\n"

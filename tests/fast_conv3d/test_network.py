@@ -19,8 +19,7 @@ from src.data_manager import TrainingVolume, intensity_on_network_grid, mask_to_
 from src.dataset import TrainingSamples
 from src.fast_conv3d import build, operators
 from src.fast_conv3d.build import BuildError
-from src.fast_conv3d.network import FastVNet, Unit, to_fast_vnet
-from src.fast_conv3d.protocol import Kind, UnitSpec
+from src.fast_conv3d.network import FastVNet, to_fast_vnet
 from src.loss import DiceLoss
 from src.promise12.phantom import phantom_case
 from src.training.step import create_training_cell

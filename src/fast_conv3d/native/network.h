@@ -1,9 +1,9 @@
-// The inference of a whole V-Net of src/vnet.py, from raw parameter pointers; needs no MindSpore.
+// A whole V-Net of src/vnet.py, from raw parameter pointers: its layers, and inference. training.h
+// has the rest. Needs no MindSpore.
 //
-//   const NetworkDescription description = ...;
-//   const std::vector<Layer> layers = layers_of(description);
-//   std::vector<LayerParameters> parameters = ...;  // one for each layer
-//   infer(runtime, description, parameters, {1, 1, 128, 128, 64}, volume, probability);
+//   const Network network(description, {1, 1, 128, 128, 64});
+//   std::vector<LayerParameters> parameters = ...;  // one for each of network.layers
+//   infer(runtime, network, parameters, {volume}, probability);
 //
 // Layers are the convolutions in the order in which they are computed: the input stage; of each
 // stage down, the 2x2x2 convolution and the units of the residual block; the same of each stage up;
@@ -15,10 +15,10 @@
 #include <cassert>
 #include <cstddef>
 #include <cstdint>
-#include <string>
 #include <vector>
 
 #include "head.h"
+#include "layout.h"
 #include "units.h"
 
 namespace fast_conv3d {
@@ -28,25 +28,6 @@ constexpr int kSideMultiple = 16;  // of the volume's sides, which are halved fo
 constexpr int kMaxSide = 1024;     // limits of a valid description: all sizes and offsets in bytes
 constexpr int kMaxWidth = 1024;    // then fit into 63 bits, and a plane's into 31
 constexpr int kMaxDepth = 64;
-
-enum class Norm { kNone, kBatch, kInstance };
-
-// The arguments of VNet in src/vnet.py.
-struct NetworkDescription {
-  int width = 16;                                           // channels of the first stage
-  std::array<int, kLevels> encoder_depths{1, 1, 2, 3, 2};   // 5x5x5 convolutions of a stage
-  std::array<int, kLevels - 1> decoder_depths{2, 2, 1, 1};  // deepest first
-  Activation activation = Activation::kElu;
-  Norm norm = Norm::kBatch;
-  bool activation_before_sum = true;
-  bool encoder_bias = false, decoder_bias = false, up_bias = false, head_bias = false;
-  bool head_unit = true;
-  int head_side = 3;  // of the last convolution's kernel: 1, 3 or 5
-  int foreground = 0;
-  float epsilon = 1e-5f;  // of the norm
-
-  int channels(int level) const { return width << level; }
-};
 
 // What is wrong with a description, or null.
 inline const char* fault_of(const NetworkDescription& d) {
@@ -61,7 +42,6 @@ inline const char* fault_of(const NetworkDescription& d) {
   if (d.norm != Norm::kNone && d.norm != Norm::kBatch && d.norm != Norm::kInstance)
     return "the norm";
   if (d.head_side != 1 && d.head_side != 3 && d.head_side != 5) return "the head's kernel";
-  if (d.head_side > 1 && !d.head_unit) return "a larger head's kernel without the head's unit";
   if (d.foreground != 0 && d.foreground != 1) return "the foreground's channel";
   if (!(d.epsilon >= 0 && d.epsilon < 1)) return "epsilon";
   return nullptr;
@@ -80,14 +60,23 @@ inline bool takes_shape(const NetworkDescription& d, const Shape& volume) {
 
 // ---- Layers and their parameters ---------------------------------------------------------------
 
-// A convolution with what follows it, as Unit; the last is none.
+// A convolution with what follows it, as Unit; the last is none. Tensors are named by the number of
+// the layer that writes them.
 struct Layer {
+  static constexpr int kVolume = -1, kNone = -2;
+
   bool is_last;
   Kind kind;  // of a unit
   int in_channels, out_channels, side;
   bool has_bias;
   Norm norm;
   Activation first, second;
+
+  int source;                 // the convolution's input
+  int residual = kNone;       // added to the first activation
+  int skip = kNone;           // concatenated to the output
+  int source_column = kNone;  // of the dropout mask: the first for the source's channels, which
+  int skip_column = kNone;    // are multiplied by their factors, and for the skip's
 };
 
 // Order of the parameters of a layer; all are (out_channels) but the weight, which has the layout
@@ -104,14 +93,20 @@ enum class Parameter {
 };
 constexpr int kParameters = 8;
 
-// Pointers to the parameters of a layer; not read where `parameter_floats` is 0.
-struct LayerParameters {
-  std::array<const float*, kParameters> pointers{};
+inline bool is_statistic(Parameter parameter) {
+  return parameter == Parameter::kMean || parameter == Parameter::kVariance;
+}
 
-  const float* operator[](Parameter parameter) const {
-    return pointers[static_cast<size_t>(parameter)];
-  }
+// A pointer for each of a layer's parameters: const float* for the parameters themselves, float*
+// for their gradients.
+template <typename T>
+struct PerParameter {
+  std::array<T, kParameters> pointers{};
+
+  T& operator[](Parameter parameter) { return pointers[static_cast<size_t>(parameter)]; }
+  T operator[](Parameter parameter) const { return pointers[static_cast<size_t>(parameter)]; }
 };
+using LayerParameters = PerParameter<const float*>;  // not read where `parameter_floats` is 0
 
 // The number of floats of a layer's parameter; 0 if it has none of this kind.
 inline size_t parameter_floats(const Layer& layer, Parameter parameter) {
@@ -136,36 +131,107 @@ inline size_t parameter_floats(const Layer& layer, Parameter parameter) {
   return 0;
 }
 
-// The layers of a network, in their order.
-inline std::vector<Layer> layers_of(const NetworkDescription& d) {
-  constexpr Activation kNo = Activation::kNone;
-  const Activation act = d.activation;
-  std::vector<Layer> layers;
-  const auto unit = [&](Kind kind, int in, int out, bool bias, Activation first,
-                        Activation second) {
-    const int side = kind == Kind::kConvDown2 || kind == Kind::kConvUp2 ? 2 : kTaps;
-    layers.push_back({false, kind, in, out, side, bias, d.norm, first, second});
-  };
-  const auto block = [&](int depth, int channels, bool bias) {
-    for (int i = 1; i < depth; ++i) unit(Kind::kConv5, channels, channels, bias, act, kNo);
-    unit(Kind::kConv5, channels, channels, bias, d.activation_before_sum ? act : kNo, act);
-  };
-  unit(Kind::kFewInput, 1, d.width, d.encoder_bias, kNo, act);
-  for (int level = 1; level < kLevels; ++level) {
-    unit(Kind::kConvDown2, d.channels(level - 1), d.channels(level), d.encoder_bias, act, kNo);
-    block(d.encoder_depths[level], d.channels(level), d.encoder_bias);
-  }
-  int below = d.channels(kLevels - 1);
-  for (int level = kLevels - 2; level >= 0; --level) {
-    unit(Kind::kConvUp2, below, d.channels(level), d.up_bias, act, kNo);
-    below = 2 * d.channels(level);
-    block(d.decoder_depths[kLevels - 2 - level], below, d.decoder_bias);
-  }
-  if (d.head_unit) unit(Kind::kConv5, below, 2, d.encoder_bias, act, kNo);
-  layers.push_back({true, Kind::kConv5, d.head_unit ? 2 : below, 2, d.head_side, d.head_bias,
-                    Norm::kNone, kNo, kNo});
-  return layers;
+// Calls visit(layer's number, parameter, floats) for each parameter that a layer has.
+template <typename Visit>
+void for_each_parameter(const std::vector<Layer>& layers, const Visit& visit) {
+  for (size_t layer = 0; layer < layers.size(); ++layer)
+    for (int i = 0; i < kParameters; ++i) {
+      const auto parameter = static_cast<Parameter>(i);
+      if (const size_t floats = parameter_floats(layers[layer], parameter))
+        visit(layer, parameter, floats);
+    }
 }
+
+// The layers of a network, in their order.
+class LayerList {
+ public:
+  LayerList(const NetworkDescription& description, const DropoutColumns* dropout)
+      : d_(description), dropout_(dropout) {
+    add(Kind::kFewInput, 1, channels(0), d_.encoder_bias, kNo, d_.activation).residual =
+        Layer::kVolume;
+    int skips[kLevels];
+    for (int level = 1; level < kLevels; ++level) {
+      skips[level - 1] = newest();
+      add(Kind::kConvDown2, channels(level - 1), channels(level), d_.encoder_bias, d_.activation);
+      add_block(d_.encoder_depths[level], channels(level), d_.encoder_bias,
+                column(&DropoutColumns::down, level - 1));
+    }
+    for (int stage = 0; stage < kLevels - 1; ++stage) {
+      const int level = kLevels - 2 - stage;
+      Layer& up = add(Kind::kConvUp2, channels(stage == 0 ? level + 1 : level + 2), channels(level),
+                      d_.up_bias, d_.activation);
+      up.skip = skips[level];
+      up.source_column = column(&DropoutColumns::up, stage);
+      up.skip_column = column(&DropoutColumns::skip, stage);
+      add_block(d_.decoder_depths[stage], channels(level + 1), d_.decoder_bias, Layer::kNone);
+    }
+    if (d_.head_unit) add(Kind::kConv5, channels(1), 2, d_.encoder_bias, d_.activation);
+    layers.push_back({true, Kind::kConv5, d_.head_unit ? 2 : channels(1), 2, d_.head_side,
+                      d_.head_bias, Norm::kNone, kNo, kNo, newest()});
+  }
+
+  std::vector<Layer> layers;
+
+ private:
+  static constexpr Activation kNo = Activation::kNone;
+
+  int channels(int level) const { return d_.width << level; }
+  int newest() const { return static_cast<int>(layers.size()) - 1; }
+  int column(std::array<int, kLevels - 1> DropoutColumns::*place, int stage) const {
+    const int found = dropout_ == nullptr ? -1 : (dropout_->*place)[stage];
+    return found < 0 ? Layer::kNone : found;
+  }
+  Layer& add(Kind kind, int in, int out, bool bias, Activation first, Activation second = kNo) {
+    const int side = kind == Kind::kConvDown2 || kind == Kind::kConvUp2 ? 2 : kTaps;
+    layers.push_back({false, kind, in, out, side, bias, d_.norm, first, second, newest()});
+    return layers.back();
+  }
+  // A residual block, whose input is dropped by the factors from `column` on.
+  void add_block(int depth, int width, bool bias, int column) {
+    const int input = newest();
+    const Activation last_first = d_.activation_before_sum ? d_.activation : kNo;
+    for (int i = 1; i < depth; ++i) add(Kind::kConv5, width, width, bias, d_.activation);
+    add(Kind::kConv5, width, width, bias, last_first, d_.activation).residual = input;
+    layers[input + 1].source_column = column;
+  }
+
+  const NetworkDescription& d_;
+  const DropoutColumns* dropout_;
+};
+inline std::vector<Layer> layers_of(const NetworkDescription& description,
+                                    const DropoutColumns* dropout = nullptr) {
+  return LayerList(description, dropout).layers;
+}
+
+// The tensors of a layer: the convolution's input and output, and the unit's output.
+struct LayerShapes {
+  Shape x, y, out;
+};
+
+// A network that takes volumes of one shape.
+struct Network {
+  NetworkDescription description;
+  Shape volume;
+  std::vector<Layer> layers;
+  std::vector<LayerShapes> shapes;
+
+  Network(const NetworkDescription& of, const Shape& volume_shape,
+          const DropoutColumns* dropout = nullptr)
+      : description(of), volume(volume_shape), layers(layers_of(of, dropout)) {
+    assert(fault_of(of) == nullptr && volume.valid() && volume.channels == 1);
+    volume.plain = true;
+    for (const Layer& layer : layers) {
+      const Shape x = shape_of(layer.source);
+      const Shape y = layer.is_last ? Shape{x.batch, 1, x.x, x.y, x.z, true}
+                                    : convolved_shape(layer.kind, x, layer.out_channels);
+      const int skipped = layer.skip < 0 ? 0 : shape_of(layer.skip).channels;
+      shapes.push_back({x, y, skipped > 0 ? y.with_channels(y.channels + skipped) : y});
+    }
+  }
+
+  int count() const { return static_cast<int>(layers.size()); }
+  const Shape& shape_of(int tensor) const { return tensor < 0 ? volume : shapes[tensor].out; }
+};
 
 // ---- Plan: which tensors are where -------------------------------------------------------------
 
@@ -201,129 +267,144 @@ class Arena {
   size_t size_ = 0;
 };
 
-// The computation of one layer: where its tensors are in the arena.
-struct Step {
-  static constexpr size_t kNone = SIZE_MAX;     // no residual or skip
-  static constexpr size_t kVolume = kNone - 1;  // the network's input
+// Where the outputs of the layers are in an arena; a place is used again after its last reader.
+struct InferencePlan {
+  std::vector<size_t> places;  // of each layer but the last, whose output is the network's
+  size_t floats;
 
-  Shape x;  // of the source
-  size_t source, residual, skip;
-  size_t target;  // the last step's: kNone, since it writes the probability
-  int skip_channels;
-};
-
-struct Plan {
-  std::vector<Step> steps;  // one for each layer
-  size_t arena_floats;
-};
-
-// The tensors of a network that takes volumes of this shape.
-inline Plan plan_network(const NetworkDescription& d, const Shape& volume) {
-  constexpr size_t kNone = Step::kNone;
-  struct Tensor {
-    Shape shape;
-    size_t at;
-  };
-  Arena arena;
-  Plan plan;
-  const auto take = [&](const Shape& grid, int channels) {
-    const Shape shape = grid.with_channels(channels);
-    return Tensor{shape, arena.take(shape.floats())};
-  };
-  const auto step = [&](const Tensor& source, const Tensor& target, size_t residual) {
-    plan.steps.push_back({source.shape, source.at, residual, kNone, target.at, 0});
-  };
-  // Releases its input, which is the residual too.
-  const auto block = [&](int depth, const Tensor& input) {
-    Tensor x = input;
-    for (int i = 1; i <= depth; ++i) {
-      const Tensor next = take(x.shape, x.shape.channels);
-      step(x, next, i == depth ? input.at : kNone);
-      if (i > 1) arena.release(x.at);
-      x = next;
+  explicit InferencePlan(const Network& network) {
+    const int count = network.count();
+    std::vector<int> last_reader(count);
+    for (int i = 0; i < count; ++i)
+      for (const int tensor :
+           {network.layers[i].source, network.layers[i].residual, network.layers[i].skip})
+        if (tensor >= 0) last_reader[tensor] = i;
+    Arena arena;
+    for (int i = 0; i < count; ++i) {
+      if (i + 1 < count) places.push_back(arena.take(network.shapes[i].out.floats()));
+      for (int tensor = 0; tensor < i; ++tensor)
+        if (last_reader[tensor] == i) arena.release(places[tensor]);
     }
-    arena.release(input.at);
-    return x;
-  };
-
-  Tensor x = take(volume, d.width);
-  step({volume.with_channels(1), Step::kVolume}, x, Step::kVolume);
-  std::vector<Tensor> skips;
-  for (int level = 1; level < kLevels; ++level) {
-    skips.push_back(x);
-    const Tensor down = take(convolved_shape(Kind::kConvDown2, x.shape, 1), d.channels(level));
-    step(x, down, kNone);
-    x = block(d.encoder_depths[level], down);
+    floats = arena.size();
   }
-  for (int level = kLevels - 2; level >= 0; --level) {
-    const Tensor skip = skips[level];
-    const Tensor joined = take(skip.shape, 2 * skip.shape.channels);
-    step(x, joined, kNone);
-    plan.steps.back().skip = skip.at;
-    plan.steps.back().skip_channels = skip.shape.channels;
-    arena.release(x.at);
-    arena.release(skip.at);
-    x = block(d.decoder_depths[kLevels - 2 - level], joined);
-  }
-  if (d.head_unit) {
-    const Tensor logits = take(x.shape, 2);
-    step(x, logits, kNone);
-    x = logits;
-  }
-  step(x, {x.shape, kNone}, kNone);
-  plan.arena_floats = arena.size();
-  return plan;
-}
+};
 
 // ---- Inference ---------------------------------------------------------------------------------
 
-// A layer of the network with its parameters and tensors.
-struct BoundLayer {
-  const NetworkDescription& network;
-  const Layer& layer;
-  const LayerParameters& parameters;
-  const Step& step;
-  const float* volume;
-  float* arena;
+// What a network computes from.
+struct NetworkInput {
+  const float* volume;                  // (batch, 1, x, y, z)
+  const float* dropout_mask = nullptr;  // (batch, columns), or null
+  int columns = 0;
 
-  const float* parameter(Parameter parameter) const {
-    return parameter_floats(layer, parameter) > 0 ? parameters[parameter] : nullptr;
+  NetworkInput image(const Network& network, int number) const {
+    return {volume + number * network.volume.voxels(),
+            dropout_mask == nullptr ? nullptr : dropout_mask + number * columns, columns};
   }
-  const float* tensor(size_t at) const {
-    if (at == Step::kNone) return nullptr;
-    return at == Step::kVolume ? volume : arena + at;
-  }
-  const float* source() const { return tensor(step.source); }
-
-  PostOps post_ops(const Shape& y) const {
-    PostOps post_ops;
-    post_ops.shape = y;
-    post_ops.gamma = parameter(Parameter::kGamma);
-    post_ops.beta = parameter(Parameter::kBeta);
-    post_ops.epsilon = network.epsilon;
-    post_ops.first = layer.first;
-    post_ops.first_slopes = parameter(Parameter::kFirstSlopes);
-    post_ops.second = layer.second;
-    post_ops.second_slopes = parameter(Parameter::kSecondSlopes);
-    post_ops.residual = tensor(step.residual);
-    post_ops.residual_is_volume = step.residual == Step::kVolume;
-    post_ops.skip = tensor(step.skip);
-    post_ops.skip_channels = step.skip_channels;
-    return post_ops;
+  // The factors of a tensor's channels, (batch, channels); empty without dropout there.
+  std::vector<float> factors(int column, const Shape& shape) const {
+    std::vector<float> found;
+    if (dropout_mask == nullptr || column == Layer::kNone) return found;
+    for (int image = 0; image < shape.batch; ++image) {
+      const float* first = dropout_mask + image * columns + column;
+      found.insert(found.end(), first, first + shape.channels);
+    }
+    return found;
   }
 };
 
-inline void infer_layer(Runtime& runtime, const BoundLayer& bound) {
-  Unit unit;
-  unit.kind = bound.layer.kind;
-  unit.x = bound.step.x;
-  unit.y = convolved_shape(unit.kind, unit.x, bound.layer.out_channels);
-  unit.source = bound.source();
-  unit.weights = bound.parameter(Parameter::kWeight);
-  unit.bias = bound.parameter(Parameter::kBias);
-  unit.post_ops = bound.post_ops(unit.y);
-  float* out = bound.arena + bound.step.target;
-  if (bound.layer.norm != Norm::kInstance)
+// A layer of the network with its parameters and tensors.
+class BoundLayer {
+ public:
+  // `outs` are the outputs of the layers before.
+  BoundLayer(const Network& network, int number, const LayerParameters& parameters,
+             const NetworkInput& input, const std::vector<float*>& outs)
+      : network_(network),
+        number_(number),
+        parameters_(parameters),
+        input_(input),
+        outs_(outs),
+        source_factors_(input.factors(layer().source_column, shapes().x)),
+        skip_factors_(layer().skip < 0 ? std::vector<float>()
+                                       : input.factors(layer().skip_column, skip_shape())) {}
+
+  const Layer& layer() const { return network_.layers[number_]; }
+  const LayerShapes& shapes() const { return network_.shapes[number_]; }
+  const Shape& skip_shape() const { return network_.shape_of(layer().skip); }
+  const float* parameter(Parameter parameter) const {
+    return parameter_floats(layer(), parameter) > 0 ? parameters_[parameter] : nullptr;
+  }
+  const float* tensor(int number) const {
+    if (number == Layer::kNone) return nullptr;
+    return number == Layer::kVolume ? input_.volume : outs_[number];
+  }
+  const std::vector<float>& source_factors() const { return source_factors_; }
+
+  // The convolution's input; with dropout it is computed anew, into scratch memory.
+  const float* source(Runtime& runtime) const {
+    const float* whole = tensor(layer().source);
+    if (source_factors_.empty()) return whole;
+    float* dropped = runtime.copy_of_x.get(shapes().x.floats());
+    scale_channels(runtime.pool, shapes().x, whole, source_factors_.data(), dropped);
+    return dropped;
+  }
+
+  Unit unit(Runtime& runtime) const {
+    Unit unit;
+    unit.kind = layer().kind;
+    unit.x = shapes().x;
+    unit.y = shapes().y;
+    unit.source = source(runtime);
+    unit.weights = parameter(Parameter::kWeight);
+    unit.bias = parameter(Parameter::kBias);
+    PostOps& post_ops = unit.post_ops;
+    post_ops.shape = unit.y;
+    post_ops.gamma = parameter(Parameter::kGamma);
+    post_ops.beta = parameter(Parameter::kBeta);
+    post_ops.epsilon = network_.description.epsilon;
+    post_ops.first = layer().first;
+    post_ops.first_slopes = parameter(Parameter::kFirstSlopes);
+    post_ops.second = layer().second;
+    post_ops.second_slopes = parameter(Parameter::kSecondSlopes);
+    post_ops.residual = tensor(layer().residual);
+    post_ops.residual_is_volume = layer().residual == Layer::kVolume;
+    post_ops.skip = tensor(layer().skip);
+    if (post_ops.skip != nullptr) post_ops.skip_channels = skip_shape().channels;
+    if (!skip_factors_.empty()) post_ops.dropout_mask = skip_factors_.data();
+    return unit;
+  }
+
+  // The last layer; larger kernels read a plain input.
+  head::Head head(bool logits) const {
+    head::Head head{shapes().x,
+                    layer().side,
+                    network_.description.foreground,
+                    parameter(Parameter::kWeight),
+                    parameter(Parameter::kBias),
+                    logits};
+    head.shape.plain |= layer().side > 1;
+    return head;
+  }
+  const float* head_source(Runtime& runtime) const {
+    const float* source = tensor(layer().source);
+    if (layer().side == 1 || shapes().x.plain) return source;
+    float* plain = runtime.copy_of_x.get(shapes().x.floats());
+    to_plain(runtime.pool, source, shapes().x, plain);
+    return plain;
+  }
+
+ private:
+  const Network& network_;
+  int number_;
+  const LayerParameters& parameters_;
+  const NetworkInput& input_;
+  const std::vector<float*>& outs_;
+  std::vector<float> source_factors_, skip_factors_;
+};
+
+inline void infer_layer(Runtime& runtime, const BoundLayer& bound, float* out) {
+  const Unit unit = bound.unit(runtime);
+  if (bound.layer().norm != Norm::kInstance)
     return infer_unit(runtime, unit, bound.parameter(Parameter::kMean),
                       bound.parameter(Parameter::kVariance), out);
   assert(unit.y.batch == 1);
@@ -342,43 +423,46 @@ inline void infer_layer(Runtime& runtime, const BoundLayer& bound) {
   if (unit.post_ops.skip != nullptr) concat_forward(runtime.pool, unit.post_ops, out);
 }
 
-inline void infer_last(Runtime& runtime, const BoundLayer& bound, float* probability) {
-  const head::Head last{bound.step.x,
-                        bound.layer.side,
-                        bound.network.foreground,
-                        bound.parameter(Parameter::kWeight),
-                        bound.parameter(Parameter::kBias),
-                        false};
-  head::forward(runtime.pool, runtime.workspace.shared, last, bound.source(), probability);
+inline void infer_last(Runtime& runtime, const BoundLayer& bound, bool logits, float* out) {
+  head::forward(runtime.pool, runtime.workspace.shared, bound.head(logits),
+                bound.head_source(runtime), out);
 }
 
-// Computes the foreground's probability (batch, x, y, z) of `volume` (batch, 1, x, y, z).
+// Calls task(network, input, first voxel) with the whole batch; with instance norm with each image
+// alone, since it has its own statistics.
+template <typename Task>
+void for_each_norm(const Network& network, const NetworkInput& input, const Task& task) {
+  if (network.description.norm != Norm::kInstance || network.volume.batch == 1)
+    return task(network, input, size_t{0});
+  Network one = network;
+  one.volume.batch = 1;
+  for (LayerShapes& shapes : one.shapes) shapes.x.batch = shapes.y.batch = shapes.out.batch = 1;
+  for (int image = 0; image < network.volume.batch; ++image)
+    task(one, input.image(network, image), image * network.volume.voxels());
+}
+
+// Computes the foreground's probability, or its logit, (batch, x, y, z).
 //
-// `parameters` has an entry for each of layers_of(description). The runtime's scratch memory grows
-// at the first call and is reused by the next ones. Throws std::bad_alloc.
-inline void infer(Runtime& runtime, const NetworkDescription& description,
-                  const std::vector<LayerParameters>& parameters, const Shape& shape,
-                  const float* volume, float* probability) {
-  assert(fault_of(description) == nullptr && takes_shape(description, shape));
-  if (description.norm == Norm::kInstance && shape.batch > 1) {  // each has its own statistics
-    Shape one = shape;
-    one.batch = 1;
-    for (size_t image = 0; image < static_cast<size_t>(shape.batch); ++image)
-      infer(runtime, description, parameters, one, volume + image * shape.voxels(),
-            probability + image * shape.voxels());
-    return;
-  }
-  const std::vector<Layer> layers = layers_of(description);
-  const Plan plan = plan_network(description, shape);
-  assert(parameters.size() == layers.size() && plan.steps.size() == layers.size());
-  float* arena = runtime.activations.get(plan.arena_floats);
-  for (size_t i = 0; i < layers.size(); ++i) {
-    const BoundLayer bound{description, layers[i], parameters[i], plan.steps[i], volume, arena};
-    if (layers[i].is_last)
-      infer_last(runtime, bound, probability);
-    else
-      infer_layer(runtime, bound);
-  }
+// `parameters` has an entry for each of the network's layers. The runtime's scratch memory grows at
+// the first call and is reused by the next ones. Throws std::bad_alloc.
+inline void infer(Runtime& runtime, const Network& whole,
+                  const std::vector<LayerParameters>& parameters, const NetworkInput& whole_input,
+                  float* output, bool logits = false) {
+  assert(static_cast<int>(parameters.size()) == whole.count());
+  for_each_norm(whole, whole_input,
+                [&](const Network& network, const NetworkInput& input, size_t voxel) {
+                  const InferencePlan plan(network);
+                  float* arena = runtime.activations.get(plan.floats);
+                  std::vector<float*> outs;
+                  for (const size_t place : plan.places) outs.push_back(arena + place);
+                  for (int i = 0; i < network.count(); ++i) {
+                    const BoundLayer bound(network, i, parameters[i], input, outs);
+                    if (network.layers[i].is_last)
+                      infer_last(runtime, bound, logits, output + voxel);
+                    else
+                      infer_layer(runtime, bound, outs[i]);
+                  }
+                });
 }
 
 }  // namespace fast_conv3d

@@ -2,45 +2,78 @@
 // Specs, as the floats of a tensor, and inputs and outputs of the operators, in order.
 #pragma once
 
+#include <array>
+
 // clang-format off
 namespace fast_conv3d {
 
-constexpr int kProtocolVersion = 1301577808;
+constexpr int kProtocolVersion = 303344440;
 
 constexpr int kLanes = 16;
 constexpr int kPlainChannels = 8;
 
 enum class Kind { kConv5 = 0, kFewInput = 1, kConvDown2 = 2, kConvUp2 = 3 };
 enum class Activation { kNone = 0, kElu = 1, kPrelu = 2 };
-enum class Residual { kNone = 0, kInput = 1, kTensor = 2 };
+enum class Norm { kNone = 0, kBatch = 1, kInstance = 2 };
 
-struct UnitSpec {
-  Kind kind;
-  int in_channels;
-  int out_channels;
-  Activation first;
-  Residual residual;
-  Activation second;
-  bool has_bias;
-  bool has_norm;
-  int skip_channels;
-  bool has_dropout_mask;
+struct NetworkDescription {
+  int width;
+  std::array<int, 5> encoder_depths;
+  std::array<int, 4> decoder_depths;
+  Activation activation;
+  Norm norm;
+  bool activation_before_sum;
+  bool encoder_bias;
+  bool decoder_bias;
+  bool up_bias;
+  bool head_unit;
+  int head_side;
+  bool head_bias;
+  int foreground;
   float epsilon;
-  float momentum;
 
-  explicit UnitSpec(const float* values)
-      : kind(static_cast<Kind>(static_cast<int>(values[0]))),
-        in_channels(static_cast<int>(values[1])),
-        out_channels(static_cast<int>(values[2])),
-        first(static_cast<Activation>(static_cast<int>(values[3]))),
-        residual(static_cast<Residual>(static_cast<int>(values[4]))),
-        second(static_cast<Activation>(static_cast<int>(values[5]))),
-        has_bias(values[6] != 0),
-        has_norm(values[7] != 0),
-        skip_channels(static_cast<int>(values[8])),
-        has_dropout_mask(values[9] != 0),
-        epsilon(values[10]),
-        momentum(values[11]) {}
+  NetworkDescription() = default;
+  explicit NetworkDescription(const float* values)
+      : width(static_cast<int>(values[0])),
+        encoder_depths{static_cast<int>(values[1]), static_cast<int>(values[2]), static_cast<int>(values[3]), static_cast<int>(values[4]), static_cast<int>(values[5])},
+        decoder_depths{static_cast<int>(values[6]), static_cast<int>(values[7]), static_cast<int>(values[8]), static_cast<int>(values[9])},
+        activation(static_cast<Activation>(static_cast<int>(values[10]))),
+        norm(static_cast<Norm>(static_cast<int>(values[11]))),
+        activation_before_sum(values[12] != 0),
+        encoder_bias(values[13] != 0),
+        decoder_bias(values[14] != 0),
+        up_bias(values[15] != 0),
+        head_unit(values[16] != 0),
+        head_side(static_cast<int>(values[17])),
+        head_bias(values[18] != 0),
+        foreground(static_cast<int>(values[19])),
+        epsilon(values[20]) {}
+};
+
+struct DropoutColumns {
+  std::array<int, 4> down;
+  std::array<int, 4> up;
+  std::array<int, 4> skip;
+
+  DropoutColumns() = default;
+  explicit DropoutColumns(const float* values)
+      : down{static_cast<int>(values[0]), static_cast<int>(values[1]), static_cast<int>(values[2]), static_cast<int>(values[3])},
+        up{static_cast<int>(values[4]), static_cast<int>(values[5]), static_cast<int>(values[6]), static_cast<int>(values[7])},
+        skip{static_cast<int>(values[8]), static_cast<int>(values[9]), static_cast<int>(values[10]), static_cast<int>(values[11])} {}
+};
+
+struct NetworkSpec {
+  NetworkDescription description;
+  DropoutColumns dropout;
+  float momentum;
+  bool logits;
+
+  NetworkSpec() = default;
+  explicit NetworkSpec(const float* values)
+      : description(values + 0),
+        dropout(values + 21),
+        momentum(values[33]),
+        logits(values[34] != 0) {}
 };
 
 struct ConvSpec {
@@ -48,142 +81,74 @@ struct ConvSpec {
   int out_channels;
   bool has_bias;
 
+  ConvSpec() = default;
   explicit ConvSpec(const float* values)
       : in_channels(static_cast<int>(values[0])),
         out_channels(static_cast<int>(values[1])),
         has_bias(values[2] != 0) {}
 };
 
-struct HeadSpec {
-  int foreground;
-  bool has_bias;
-  bool logits;
-
-  explicit HeadSpec(const float* values)
-      : foreground(static_cast<int>(values[0])),
-        has_bias(values[1] != 0),
-        logits(values[2] != 0) {}
-};
-
 struct LossSpec {
   bool logits;
   float epsilon;
 
+  LossSpec() = default;
   explicit LossSpec(const float* values)
       : logits(values[0] != 0),
         epsilon(values[1]) {}
 };
 
-struct UnitInfer {
-  static constexpr int kInputs = 13;
-  enum Tensor {
-    kX,
-    kWeight,
-    kBias,
-    kGamma,
-    kBeta,
-    kMovingMean,
-    kMovingVariance,
-    kFirstSlopes,
-    kSecondSlopes,
-    kResidual,
-    kSkip,
+struct NetworkInfer {
+  enum Input {
+    kVolume,
     kDropoutMask,
     kSpec,
-    kOut,  // the outputs
+    kParameters,  // and the following
   };
-};
-
-struct UnitForward {
-  static constexpr int kInputs = 13;
-  enum Tensor {
-    kX,
-    kWeight,
-    kBias,
-    kGamma,
-    kBeta,
-    kMovingMean,
-    kMovingVariance,
-    kFirstSlopes,
-    kSecondSlopes,
-    kResidual,
-    kSkip,
-    kDropoutMask,
-    kSpec,
-    kOut,  // the outputs
-    kY,
-    kMean,
-    kVariance,
-    kNewMovingMean,
-    kNewMovingVariance,
-  };
-};
-
-struct UnitBackward {
-  static constexpr int kInputs = 18;
-  enum Tensor {
-    kX,
-    kWeight,
-    kBias,
-    kGamma,
-    kBeta,
-    kMovingMean,
-    kMovingVariance,
-    kFirstSlopes,
-    kSecondSlopes,
-    kResidual,
-    kSkip,
-    kDropoutMask,
-    kSpec,
+  enum Output {
     kOut,
-    kY,
-    kMean,
-    kVariance,
-    kDOut,
-    kDX,  // the outputs
-    kDWeight,
-    kDBias,
-    kDGamma,
-    kDBeta,
-    kDFirstSlopes,
-    kDSecondSlopes,
-    kDResidual,
-    kDSkip,
   };
 };
 
-struct UnitVolumeGradient {
-  static constexpr int kInputs = 17;
-  enum Tensor {
-    kX,
-    kWeight,
-    kBias,
-    kGamma,
-    kBeta,
-    kMovingMean,
-    kMovingVariance,
-    kFirstSlopes,
-    kSecondSlopes,
-    kResidual,
-    kSkip,
+struct NetworkForward {
+  enum Input {
+    kVolume,
     kDropoutMask,
     kSpec,
+    kParameters,  // and the following
+  };
+  enum Output {
     kOut,
-    kMean,
-    kVariance,
-    kDOut,
-    kDX,  // the outputs
+    kTape,
   };
 };
 
-struct UnitMaskGradient {
-  static constexpr int kInputs = 4;
-  enum Tensor {
-    kSkip,
+struct NetworkBackward {
+  enum Input {
+    kVolume,
+    kDropoutMask,
+    kSpec,
+    kTape,
+    kOut,
+    kDOut,
+    kParameters,  // and the following
+  };
+  enum Output {
+    kDParameters,  // and the following
+  };
+};
+
+struct NetworkInputGradients {
+  enum Input {
+    kVolume,
     kDropoutMask,
     kSpec,
     kDOut,
-    kDDropoutMask,  // the outputs
+    kParameters,  // and the following
+  };
+  enum Output {
+    kDVolume,
+    kDDropoutMask,
   };
 };
 
@@ -208,50 +173,6 @@ struct ConvBackward {
     kDX,  // the outputs
     kDWeight,
     kDBias,
-  };
-};
-
-struct HeadForward {
-  static constexpr int kInputs = 4;
-  enum Tensor {
-    kX,
-    kWeight,
-    kBias,
-    kSpec,
-    kY,  // the outputs
-  };
-};
-
-struct HeadBackward {
-  static constexpr int kInputs = 5;
-  enum Tensor {
-    kX,
-    kWeight,
-    kY,
-    kDY,
-    kSpec,
-    kDX,  // the outputs
-    kDWeight,
-    kDBias,
-  };
-};
-
-struct ScaleChannels {
-  static constexpr int kInputs = 2;
-  enum Tensor {
-    kX,
-    kDropoutMask,
-    kY,  // the outputs
-  };
-};
-
-struct ScaleMaskGradient {
-  static constexpr int kInputs = 3;
-  enum Tensor {
-    kX,
-    kDropoutMask,
-    kDY,
-    kDDropoutMask,  // the outputs
   };
 };
 

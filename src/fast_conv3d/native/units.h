@@ -19,6 +19,8 @@ struct Runtime {
   Workspace workspace;
   Scratch copy_of_x, copy_of_y;  // in another layout
   Scratch activations;           // of a whole network
+  Scratch d_product;             // the gradient of what dropout has scaled
+  Scratch of_image;              // the gradients of a layer's parameters, of one image of several
 };
 
 // The convolutions, by the layout of their tensors. `in` and `out` are the shapes of x and y.

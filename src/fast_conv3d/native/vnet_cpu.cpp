@@ -18,10 +18,12 @@
 #define VNET_EXPORT extern "C" __attribute__((visibility("default")))
 
 struct vnet_model {
-  vnet_model(const char* path, int threads) : runtime(threads), network(path, runtime.pool) {}
+  vnet_model(const char* path, int threads)
+      : runtime(threads), file(path, runtime.pool), network(file.description(), file.shape()) {}
 
   fast_conv3d::Runtime runtime;
-  fast_conv3d::weight_file::Network network;
+  fast_conv3d::weight_file::File file;
+  fast_conv3d::Network network;
   std::mutex mutex;
 };
 
@@ -89,7 +91,7 @@ VNET_EXPORT vnet_model* vnet_load(const char* path, int threads) {
 VNET_EXPORT void vnet_free(vnet_model* model) { delete model; }
 
 VNET_EXPORT void vnet_grid(const vnet_model* model, int sides[3]) {
-  const fast_conv3d::Shape& shape = model->network.shape();
+  const fast_conv3d::Shape& shape = model->network.volume;
   sides[0] = shape.x;
   sides[1] = shape.y;
   sides[2] = shape.z;
@@ -104,9 +106,8 @@ VNET_EXPORT int vnet_run(vnet_model* model, const float* volume, float* probabil
   }
   const bool succeeded = attempt([&] {
     const std::lock_guard<std::mutex> lock(model->mutex);
-    const auto& network = model->network;
-    fast_conv3d::infer(model->runtime, network.description(), network.parameters(), network.shape(),
-                       volume, probability);
+    fast_conv3d::infer(model->runtime, model->network, model->file.parameters(), {volume},
+                       probability);
   });
   return succeeded ? 0 : -1;
 }

@@ -157,10 +157,10 @@ struct Layout {
 };
 
 // A network with the grid and the parameters of a weight file.
-class Network {
+class File {
  public:
   // Checks the whole file. Throws Error.
-  Network(const std::string& path, ThreadPool& pool) : path_(path), file_(path) {
+  File(const std::string& path, ThreadPool& pool) : path_(path), file_(path) {
     const Header header = read_header();
     for (const int32_t flag :
          {header.activation_before_sum, header.encoder_bias, header.decoder_bias, header.up_bias,
