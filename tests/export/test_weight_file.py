@@ -118,13 +118,12 @@ def test_the_table_says_where_each_parameter_is(files, variant):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_the_whole_inference_is_that_of_the_single_operators(files, variant):
+def test_the_file_computes_what_the_network_computes(files, variant):
     volume = np.random.default_rng(5).normal(size=(1, 1, *GRID)).astype(np.float32)
     expected = FastVNet(seeded_vnet(variant, 3)).set_train(False)(ms.Tensor(volume)).asnumpy()
     found = run_weights(files[variant], volume)
-    assert found.shape == expected.shape and expected.std() > 0.01
-    # They differ in the rounding of the head only.
-    np.testing.assert_allclose(found, expected, rtol=0, atol=3e-6)
+    assert expected.std() > 0.01
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_a_volume_of_another_grid_is_refused(files):
@@ -209,10 +208,6 @@ FAULTS = {
     "activation": (with_field("activation", 0), f"{NETWORK} (the activation)"),
     "norm": (with_field("norm", 3), f"{NETWORK} (the norm)"),
     "kernel": (with_field("head_side", 2), f"{NETWORK} (the head's kernel)"),
-    "unit": (
-        with_field("head_side", 3),
-        f"{NETWORK} (a larger head's kernel without the head's unit)",
-    ),
     "foreground": (with_field("foreground", 2), f"{NETWORK} (the foreground's channel)"),
     "flag": (with_field("up_bias", -1), "found -1 for a yes or no"),
     "epsilon": (with_field("epsilon", np.nan), f"{NETWORK} (epsilon)"),

@@ -16,7 +16,6 @@ from mindspore import nn
 
 from src.fast_conv3d import operators
 from src.fast_conv3d.conv3d import Conv3d
-from src.fast_conv3d.protocol import Kind, UnitSpec
 from tests.helpers import ROOT
 from tests.rounding import LAYER_ERROR
 
@@ -420,18 +419,6 @@ LAYERS = [  # channels, output channels, sides: at 128x128x64
     (256, 256, (16, 16, 8)),
     (256, 256, (8, 8, 4)),
 ]
-HALVES = [
-    (16, 32, (64, 64, 32)),  # channels of the finer, of the coarser grid, the coarser one's sides
-    (32, 64, (32, 32, 16)),
-    (64, 128, (16, 16, 8)),
-    (128, 256, (8, 8, 4)),
-]
-DOUBLES = [
-    (16, 64, (64, 64, 32)),
-    (32, 128, (32, 32, 16)),
-    (64, 256, (16, 16, 8)),
-    (128, 256, (8, 8, 4)),
-]
 INPUTS = {
     "zero-mean": lambda values: values,
     "elu": lambda values: np.where(values > 0, values, np.expm1(values)),
@@ -481,60 +468,3 @@ def test_accuracy_of_a_layer(pynative, channels, out_channels, sides, kind):
     taps = [(0, 0, 0), (4, 4, 4), *generator.integers(0, 5, (2, 3)).tolist()]
     expected = np.stack([flat @ exact(window(padded, tap, sides)).T for tap in taps])
     assert_accurate("d_weight", np.stack([d_weight[(..., *tap)] for tap in taps]), expected)
-
-
-def blocked(volumes):
-    """(C, X, Y, Z), C a multiple of 16, in the operators' layout."""
-    return ms.Tensor(np.moveaxis(volumes.reshape(-1, 16, *volumes.shape[1:]), 1, -1)[None])
-
-
-def plain(tensor):
-    array = np.moveaxis(tensor.asnumpy()[0], -1, 1)
-    return array.reshape(-1, *array.shape[2:])
-
-
-def in_eights(fine):
-    """(C, 2 X, 2 Y, 2 Z) -> (C * 8, X * Y * Z): what each voxel of the coarser grid covers."""
-    channels, *sides = fine.shape
-    x, y, z = (side // 2 for side in sides)
-    parts = fine.reshape(channels, x, 2, y, 2, z, 2).transpose(0, 2, 4, 6, 1, 3, 5)
-    return exact(parts).reshape(channels * 8, -1)
-
-
-@pytest.mark.parametrize(
-    ("unit_kind", "fine_channels", "coarse_channels", "sides", "kind"),
-    with_inputs(
-        [(Kind.CONV_DOWN2, *layer) for layer in HALVES]
-        + [(Kind.CONV_UP2, *layer) for layer in DOUBLES]
-    ),
-)
-def test_accuracy_of_a_strided_layer(
-    pynative, unit_kind, fine_channels, coarse_channels, sides, kind
-):
-    """In either direction `coarse = weight @ in_eights(fine)` or its transpose."""
-    generator = np.random.default_rng(fine_channels + coarse_channels)
-    fine = generator.standard_normal((fine_channels, *(2 * side for side in sides)))
-    coarse = np.float32(generator.standard_normal((coarse_channels, *sides)))
-    weight = generator.standard_normal((coarse_channels, fine_channels, 2, 2, 2))
-    fine, weight = np.float32(fine), np.float32(weight)
-    halves = unit_kind == Kind.CONV_DOWN2
-    x, d_y = (fine, coarse) if halves else (coarse, fine)
-    x = INPUTS[kind](x)
-    fine, coarse = (x, d_y) if halves else (d_y, x)
-    spec = UnitSpec(unit_kind, len(x), len(d_y))
-    unit, absent = operators.unit_training(spec), ms.Tensor([0.0], ms.float32)
-
-    def loss(x, weight):
-        value = unit(x, weight, *[absent] * 10, operators.spec_tensor(spec))[0]
-        return (value * blocked(d_y)).sum(), value
-
-    (_, value), (d_x, d_weight) = ms.value_and_grad(loss, (0, 1), has_aux=True)(
-        blocked(x), ms.Tensor(weight)
-    )
-    matrix = exact(weight).reshape(coarse_channels, -1)
-    flat = exact(coarse).reshape(coarse_channels, -1)
-    found = (plain(value), plain(d_x)) if halves else (plain(d_x), plain(value))
-    assert_accurate("coarse", found[0].reshape(flat.shape), matrix @ in_eights(fine))
-    assert_accurate("fine", in_eights(found[1]), matrix.T @ flat)
-    expected = flat @ in_eights(fine).T
-    assert_accurate("d_weight", d_weight.asnumpy().reshape(expected.shape), expected)

@@ -7,7 +7,17 @@ import pytest
 
 from src.fast_conv3d import build, operators
 from src.fast_conv3d.build import BuildError
-from src.fast_conv3d.protocol import HEADER, OPERATORS, VERSION, header
+from src.fast_conv3d.protocol import (
+    HEADER,
+    OPERATORS,
+    VERSION,
+    Activation,
+    DropoutColumns,
+    NetworkDescription,
+    NetworkSpec,
+    Norm,
+    header,
+)
 
 
 @pytest.fixture
@@ -27,19 +37,31 @@ def test_the_library_has_every_operator_and_the_version():
     assert all(hasattr(native, name) for name in OPERATORS)
 
 
-def test_unit_operators_begin_with_the_inputs_of_a_unit():
-    """`Unit` in ops.cpp reads them by the indices of unit_infer."""
-    unit = OPERATORS["unit_infer"].inputs
-    for name in ("unit_forward", "unit_backward", "unit_volume_gradient"):
-        assert OPERATORS[name].inputs[: len(unit)] == unit
-
-
-@pytest.mark.parametrize(
-    ("forward", "backward"), [("conv_forward", "conv_backward"), ("head_forward", "head_backward")]
-)
-def test_x_and_weight_come_first(forward, backward):
-    for name in (forward, backward):
+def test_the_first_inputs_are_where_all_operators_of_a_kind_read_them():
+    for name in ("network_forward", "network_backward", "network_input_gradients"):
+        assert OPERATORS[name].inputs[:3] == OPERATORS["network_infer"].inputs[:3]
+    for name in ("conv_forward", "conv_backward"):
         assert OPERATORS[name].inputs[:2] == ("x", "weight")
+
+
+def test_a_nested_spec_is_read_in_order():
+    numbers = operators._numbers(
+        NetworkSpec(
+            NetworkDescription(
+                *(4, (1, 2, 3, 4, 5), (6, 7, 8, 9), Activation.PRELU, Norm.INSTANCE),
+                *(True, False, True, False, True, 3, True, 1, 0.5),
+            ),
+            DropoutColumns((-1, 0, 1, 2), (3, 4, 5, 6), (7, 8, 9, 10)),
+            momentum=0.75,
+            logits=True,
+        )
+    )
+    expected = [4, 1, 2, 3, 4, 5, 6, 7, 8, 9, 2, 2, 1, 0, 1, 0, 1, 3, 1, 1, 0.5]
+    assert numbers.tolist() == [*expected, -1, *range(11), 0.75, 1]
+    text = header()
+    assert "activation(static_cast<Activation>(static_cast<int>(values[10])))" in text
+    assert "epsilon(values[20])" in text and "dropout(values + 21)" in text
+    assert "skip{static_cast<int>(values[8])," in text and "logits(values[34] != 0)" in text
 
 
 def test_another_version_is_a_build_error(fresh_library, monkeypatch):
@@ -60,5 +82,5 @@ def test_a_library_without_a_version_is_a_build_error(fresh_library, monkeypatch
 
 
 def test_a_bprop_must_take_the_inputs_in_order():
-    with pytest.raises(TypeError, match="the bprop of scale_channels must take"):
-        operators._custom("scale_channels", lambda dropout_mask, x, out, d_out: None)
+    with pytest.raises(TypeError, match="the bprop of conv_forward must take"):
+        operators._custom("conv_forward", lambda weight, x, bias, spec, out, d_out: None)
