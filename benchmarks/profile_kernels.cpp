@@ -1,7 +1,7 @@
-// The operators of ops.cpp, which also record when each of them and each kernel inside ran, and the
-// processor's peak rates. roofline.py compiles it with the flags of the library itself, beside
-// copies of the native sources in which the kernels start with a Timer and the operators are named
-// untimed_NAME; PROFILED_OPERATORS is the list of OPERATOR(NAME).
+// The operators of ops.cpp, which also record when each layer of a network and each kernel inside
+// ran, and the processor's peak rates. roofline.py compiles it with the flags of the library
+// itself, beside copies of the native sources in which layers and kernels start with a Timer.
+#include <algorithm>
 #include <chrono>
 #include <cstdint>
 #include <vector>
@@ -10,29 +10,29 @@ namespace profile {
 
 using Clock = std::chrono::steady_clock;
 
-// A call of an operator or, inside it, of a kernel. `shape` is X, Y, Z of the operator's first
-// input and the first two sides of its second one, the weights; zeros for a kernel.
+// A part of a layer's computation or, inside it, of a kernel. `shape` is X, Y, Z of the layer's
+// input and its channels, out and in; zeros for a kernel.
 struct Record {
   const char* name;
-  int is_operator;
+  int is_layer;
   int64_t shape[5];
   double seconds;
 };
 
 std::vector<Record> records;
-// Of this thread: 0 outside of operators, 1 in an operator, more in a kernel.
+// Of this thread: 0 outside of layers, 1 in a layer, more in a kernel.
 thread_local int depth = 0;
 
 class Timer {
  public:
   // A kernel; inside another one, or on a worker thread, it is not recorded.
   explicit Timer(const char* name) : Timer(name, depth == 1, {name, 0, {}, 0}) {}
-  // An operator, with the ranks and shapes of its tensors.
-  Timer(const char* name, const int* ranks, int64_t** shapes)
-      : Timer(name, depth == 0, {name, 1, {}, 0}) {
-    if (ranks[0] < 5 || ranks[1] < 2) return;
-    for (int i = 0; i < 3; ++i) records[index_].shape[i] = shapes[0][i + 2];
-    for (int i = 0; i < 2; ++i) records[index_].shape[i + 3] = shapes[1][i];
+  // A layer, a BoundLayer.
+  template <typename Layer>
+  Timer(const char* name, const Layer& bound) : Timer(name, depth == 0, {name, 1, {}, 0}) {
+    const auto& x = bound.shapes().x;
+    const int64_t shape[] = {x.x, x.y, x.z, bound.layer().out_channels, bound.layer().in_channels};
+    std::copy_n(shape, 5, records[index_].shape);
   }
   Timer(const Timer&) = delete;
   Timer& operator=(const Timer&) = delete;
@@ -59,14 +59,6 @@ class Timer {
 }  // namespace profile
 
 #include "ops.cpp"
-
-#define OPERATOR(NAME)                                                                           \
-  FC3D_EXPORT int NAME(int count, void** data, int* ranks, int64_t** shapes, const char** types, \
-                       void* stream, void* extra) {                                              \
-    const profile::Timer timer(#NAME, ranks, shapes);                                            \
-    return fast_conv3d::untimed_##NAME(count, data, ranks, shapes, types, stream, extra);        \
-  }
-PROFILED_OPERATORS
 
 // The records so far, and none from now on.
 FC3D_EXPORT int profile_count() { return static_cast<int>(profile::records.size()); }

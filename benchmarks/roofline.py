@@ -5,7 +5,7 @@ r"""What each kernel of the fast CPU V-Net reaches of this machine's rates, as M
 
 First and last it measures the rates of the cores that the networks get: multiply-adds on registers
 and a[i] = b[i] + s c[i] over memory, compiled with the flags of the kernels, and NumPy's matrix
-product. In between it runs inference and training steps of whole networks, in which each operator
+product. In between it runs inference and training steps of whole networks, in which each layer
 and each kernel is timed (profile_kernels.cpp); the median of the repeats counts.
 
 A kernel's bound is the larger of two times: its multiplications at the register rate, and its
@@ -47,13 +47,14 @@ from src.utils.files import write_files
 
 NETWORKS = ("128,128,64", "64,64,32", "accurate", "compact")
 SOURCE = Path(__file__).with_name("profile_kernels.cpp")
-EXPORTED = re.compile(r"(FC3D_EXPORT int )(\w+)(\(int, void\*\* data)")
 TILE, POINTS = 4, 8  # Winograd F(4, 5): 8 products for 4 outputs, along each axis
 PROBES = 3  # of each rate; the highest counts
 MATRIX_SIDE = 2048
 
+# The functions of the native code that compute a layer.
+LAYERS = ("infer_layer", "infer_last", "forward_layer", "backward_layer", "backward_last")
 # Kernel, a function of the native code in any of its namespaces -> part of a convolution, in the
-# forward operators and in backward.
+# forward functions of a layer and in backward.
 FORWARD_PARTS = dict.fromkeys(("convolve", "conv_down2", "conv_up2"), PARTS[0])
 BACKWARD_PARTS = {**dict.fromkeys(FORWARD_PARTS, PARTS[1]), "weight_gradient": PARTS[2]}
 STATISTICS, PASS, PASS_BACK = "statistics", "norm, ELU, sum, concatenation", "the same, backward"
@@ -65,7 +66,7 @@ PASSES = {
 }
 KERNELS = (*BACKWARD_PARTS, *PASSES)
 CONV5, CONV2, FIRST, HEAD = "5x5x5", "2x2x2", "1 to width", "to 2 channels"
-REST, OUTSIDE = "other operators", "outside: MindSpore, loss, Adam"
+REST, OUTSIDE = "the rest of the layers", "outside: MindSpore, loss, Adam"
 # The rows of "where the time goes".
 GROUPS = (
     *(f"{kind}, {part}" for kind in (CONV5, CONV2, FIRST, HEAD) for part in PARTS),
@@ -79,24 +80,24 @@ class RecordStruct(ctypes.Structure):
 
     _fields_ = (
         ("name", ctypes.c_char_p),
-        ("is_operator", ctypes.c_int),
+        ("is_layer", ctypes.c_int),
         ("shape", ctypes.c_int64 * 5),
         ("seconds", ctypes.c_double),
     )
 
 
 class Record(NamedTuple):
-    """A call of an operator, or of a kernel inside the operator before it.
+    """A part of a layer's computation, or of a kernel inside the layer before it.
 
     Attributes:
         name: of the function.
-        is_operator: whether it is an operator.
-        shape: X, Y, Z of an operator's first input and two sides of its weights; zeros of a kernel.
+        is_layer: whether it computes a layer.
+        shape: X, Y, Z of a layer's input and its channels, out and in; zeros of a kernel.
         seconds: that it took.
     """
 
     name: str
-    is_operator: bool
+    is_layer: bool
     shape: tuple[int, ...]
     seconds: float
 
@@ -119,26 +120,28 @@ def compile_profile(folder: Path) -> Path:
     """Compiles the kernels with timers into a folder; returns the library's path.
 
     Raises:
-        DataError: it does not compile, or a kernel to time has another name now.
+        DataError: it does not compile, or what is to be timed has another name now.
     """
-    timed = "|".join(KERNELS)
+    timed = "|".join((*KERNELS, *LAYERS))
     definition = re.compile(rf"^((?:inline )?void ({timed})\([^{{}};]*\) {{\n)", re.MULTILINE)
-    found, names = set(), []
+    found = set()
+
+    def with_timer(match):
+        layer = ", bound" if match[2] in LAYERS else ""
+        return f'{match[1]}  const ::profile::Timer timer("{match[2]}"{layer});\n'
+
     for path in (*build.SOURCES.glob("*.h"), *build.SOURCES.glob("[!t]*.cpp")):  # without tests
         text = path.read_text()
         found |= {name for _, name in definition.findall(text)}
-        names += [name for _, name, _ in EXPORTED.findall(text)]
-        text = definition.sub(r'\1  const ::profile::Timer timer("\2");\n', text)
-        (folder / path.name).write_text(EXPORTED.sub(r"\1untimed_\2\3", text))
-    if absent := set(KERNELS) - found:
+        (folder / path.name).write_text(definition.sub(with_timer, text))
+    if absent := {*KERNELS, *LAYERS} - found:
         raise DataError(
             f"{build.SOURCES}: no function {', '.join(sorted(absent))} to time; correct the lists "
-            f"of kernels in {Path(__file__).name}"
+            f"of functions in {Path(__file__).name}"
         )
-    operators = " ".join(f"OPERATOR({name})" for name in names)
     library = folder / "libprofile.so"
     compiler, _ = build._compiler()
-    command = [*compiler, *build.FLAGS, build._native_flag(), f"-DPROFILED_OPERATORS={operators}"]
+    command = [*compiler, *build.FLAGS, build._native_flag()]
     command += [f"-I{folder}", "-o", str(library), str(SOURCE)]
     compiled = subprocess.run(command, capture_output=True, text=True, check=False)
     if compiled.returncode:
@@ -182,7 +185,7 @@ def calls_of(library: ctypes.CDLL, call: Callable[[], Any], repeats: int) -> lis
         call()
         found = library.profile_records()[: library.profile_count()]
         calls.append(
-            [Record(r.name.decode(), bool(r.is_operator), tuple(r.shape), r.seconds) for r in found]
+            [Record(r.name.decode(), bool(r.is_layer), tuple(r.shape), r.seconds) for r in found]
         )
     return calls
 
@@ -191,22 +194,22 @@ def medians_of(calls: list[list[Record]]) -> list[Record]:
     """Returns the records with the median time of each; every call has to have the same ones.
 
     Raises:
-        DataError: MindSpore ran the operators in another order or number.
+        DataError: the layers were computed in another order or number.
     """
     keys = {tuple(record[:3] for record in records) for records in calls}
     if len(keys) != 1:
-        raise DataError("the operators of two equal calls differ: they cannot be averaged")
+        raise DataError("the layers of two equal calls differ: they cannot be averaged")
     return [
         records[0]._replace(seconds=median(record.seconds for record in records))
         for records in zip(*calls, strict=True)
     ]
 
 
-def operators_of(records: list[Record]) -> list[tuple[Record, list[Record]]]:
-    """Returns each operator with its kernels."""
+def timed_layers(records: list[Record]) -> list[tuple[Record, list[Record]]]:
+    """Returns each part of a layer's computation with its kernels."""
     grouped: list[tuple[Record, list[Record]]] = []
     for record in records:
-        if record.is_operator:
+        if record.is_layer:
             grouped.append((record, []))
         else:
             grouped[-1][1].append(record)
@@ -214,20 +217,19 @@ def operators_of(records: list[Record]) -> list[tuple[Record, list[Record]]]:
 
 
 def part_seconds(records: list[Record]) -> dict[tuple, dict[str, list[float]]]:
-    """Returns shape of an operator -> part of its convolution -> times."""
+    """Returns shape of a layer -> part of its convolution -> times."""
     found: dict[tuple, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for operator, kernels in operators_of(records):
-        parts = BACKWARD_PARTS if operator.name.endswith("_backward") else FORWARD_PARTS
+    for layer, kernels in timed_layers(records):
+        parts = BACKWARD_PARTS if layer.name.startswith("backward") else FORWARD_PARTS
         for kernel in kernels:
             if kernel.name in parts:
-                found[operator.shape][parts[kernel.name]].append(kernel.seconds)
+                found[layer.shape][parts[kernel.name]].append(kernel.seconds)
     return found
 
 
 def shape_of(layer: Layer) -> tuple[int, ...]:
-    """`Record.shape` of the operator of a convolution."""
-    channels = (layer.out_channels, layer.in_channels)
-    return (*layer.sides, *(channels[::-1] if layer.kind == "up" else channels))
+    """`Record.shape` of a convolution."""
+    return (*layer.sides, layer.out_channels, layer.in_channels)
 
 
 def flops_of(layer: Layer) -> float:
@@ -274,9 +276,9 @@ def layer_rows(layers: list[Layer], records: list[Record], rates: Rates) -> list
     ]
 
 
-def kind_of(operator: Record) -> str:
-    """The group of an operator with a convolution in "where the time goes"."""
-    out_channels, in_channels = operator.shape[3:]
+def kind_of(layer: Record) -> str:
+    """The group of a layer in "where the time goes"."""
+    out_channels, in_channels = layer.shape[3:]
     if in_channels == 1:
         return FIRST
     if out_channels == 2:
@@ -285,18 +287,18 @@ def kind_of(operator: Record) -> str:
 
 
 def shares_of(records: list[Record], total_s: float) -> dict[str, float]:
-    """Returns where the time goes: group -> seconds, with what is outside the operators."""
+    """Returns where the time goes: group -> seconds, with what is outside the layers."""
     groups: dict[str, float] = defaultdict(float)
-    for operator, kernels in operators_of(records):
-        parts = BACKWARD_PARTS if operator.name.endswith("_backward") else FORWARD_PARTS
+    for layer, kernels in timed_layers(records):
+        parts = BACKWARD_PARTS if layer.name.startswith("backward") else FORWARD_PARTS
         for kernel in kernels:
             if kernel.name in PASSES:
                 groups[PASSES[kernel.name]] += kernel.seconds
             else:
-                groups[f"{kind_of(operator)}, {parts[kernel.name]}"] += kernel.seconds
-        groups[REST] += operator.seconds - sum(kernel.seconds for kernel in kernels)
-    operators_s = sum(record.seconds for record in records if record.is_operator)
-    groups[OUTSIDE] = total_s - operators_s
+                groups[f"{kind_of(layer)}, {parts[kernel.name]}"] += kernel.seconds
+        groups[REST] += layer.seconds - sum(kernel.seconds for kernel in kernels)
+    layers_s = sum(record.seconds for record in records if record.is_layer)
+    groups[OUTSIDE] = total_s - layers_s
     return dict(groups)
 
 

@@ -35,8 +35,8 @@ struct UnitGradients {
 };
 
 template <typename Epilogue>
-void input_gradient(Runtime& runtime, const Unit& unit, const float* d_y, float* d_x,
-                    const Epilogue& epilogue) {
+void unit_input_gradient(Runtime& runtime, const Unit& unit, const float* d_y, float* d_x,
+                         const Epilogue& epilogue) {
   ThreadPool& pool = runtime.pool;
   Workspace& workspace = runtime.workspace;
   switch (unit.kind) {
@@ -52,8 +52,8 @@ void input_gradient(Runtime& runtime, const Unit& unit, const float* d_y, float*
   }
 }
 
-inline void weight_gradient(Runtime& runtime, const Unit& unit, const float* d_y,
-                            float* d_weights) {
+inline void unit_weight_gradient(Runtime& runtime, const Unit& unit, const float* d_y,
+                                 float* d_weights) {
   ThreadPool& pool = runtime.pool;
   Workspace& workspace = runtime.workspace;
   switch (unit.kind) {
@@ -77,10 +77,11 @@ inline void unit_backward(Runtime& runtime, const Unit& unit, const float* y, co
                     gradients.post_ops);
   const float* d_y = gradients.post_ops.y;
   if (gradients.source != nullptr && gradients.adds_to_source)
-    input_gradient(runtime, unit, d_y, gradients.source, AddToTarget{gradients.source, unit.x});
+    unit_input_gradient(runtime, unit, d_y, gradients.source,
+                        AddToTarget{gradients.source, unit.x});
   else if (gradients.source != nullptr)
-    input_gradient(runtime, unit, d_y, gradients.source, NoEpilogue());
-  if (gradients.weights != nullptr) weight_gradient(runtime, unit, d_y, gradients.weights);
+    unit_input_gradient(runtime, unit, d_y, gradients.source, NoEpilogue());
+  if (gradients.weights != nullptr) unit_weight_gradient(runtime, unit, d_y, gradients.weights);
 }
 
 // The gradient of the dropout mask of a unit's skip, (batch, skip channels).
