@@ -60,6 +60,10 @@ def _units(stage):
     return list(stage.ops) if isinstance(stage.ops, nn.SequentialCell) else [stage.ops]
 
 
+def _depths(stages):
+    return tuple(len(_units(stage)) for stage in stages)
+
+
 def parameters_of(layer: Layer) -> dict[str, Parameter]:
     """The parameters of a layer, in the order of `PARAMETERS`."""
     conv, norm = layer.conv, getattr(layer.norm, "bn2d", layer.norm)
@@ -81,7 +85,7 @@ def _only(values: Iterable[T], what: str) -> T:
     """The value that all are equal to."""
     found = set(values)
     if len(found) != 1:
-        raise TypeError(f"the fast CPU V-Net supports one {what}, not {sorted(found)}")
+        raise TypeError(f"the fast CPU V-Net supports one {what}, not {sorted(map(str, found))}")
     return found.pop()
 
 
@@ -100,8 +104,8 @@ def description_of(network: VNet) -> NetworkDescription:
     norms = [layer.norm for layer in layers[:-1]]
     return NetworkDescription(
         width=first.conv.out_channels,
-        encoder_depths=(1, *(len(_units(stage)) for stage in network.down_stages)),
-        decoder_depths=tuple(len(_units(stage)) for stage in network.up_stages),
+        encoder_depths=(1, *_depths(network.down_stages)),
+        decoder_depths=_depths(network.up_stages),
         activation=_only(activations - {Activation.NONE}, "activation"),
         norm=_only((_look_up(norm, NORMS) for norm in norms), "norm"),
         activation_before_sum=not isinstance(unit.relu, nn.Identity),

@@ -1,6 +1,7 @@
 // Scratch memory of the kernels.
 #pragma once
 
+#include <cstdint>
 #include <cstdlib>
 #include <new>
 #include <vector>
@@ -13,8 +14,18 @@
 
 namespace fast_conv3d {
 
-// A buffer that grows to the largest request and is reused. It asks for huge pages, because the
-// kernels read from many distant addresses at once and would miss in the TLB. Not thread-safe.
+// Asks for huge pages in memory that has not been used yet: the kernels read from many distant
+// addresses at once and would miss in the TLB.
+inline void use_huge_pages([[maybe_unused]] float* data, [[maybe_unused]] size_t floats) {
+#if defined(__linux__)
+  constexpr uintptr_t kPage = uintptr_t{2} << 20;
+  const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + kPage - 1) / kPage * kPage;
+  const uintptr_t end = reinterpret_cast<uintptr_t>(data + floats) / kPage * kPage;
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
+}
+
+// A buffer that grows to the largest request and is reused, in huge pages. Not thread-safe.
 class Scratch {
  public:
   Scratch() = default;
@@ -32,9 +43,7 @@ class Scratch {
       void* memory = nullptr;
       if (posix_memalign(&memory, kAlignment, bytes) != 0) throw std::bad_alloc();
       data_ = static_cast<float*>(memory);
-#if defined(__linux__)
-      madvise(data_, bytes, MADV_HUGEPAGE);
-#endif
+      use_huge_pages(data_, floats);
       size_ = floats;
     }
     return data_;

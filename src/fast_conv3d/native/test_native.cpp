@@ -548,8 +548,8 @@ struct UnitData {
     post_ops.epsilon = kEpsilon;
     post_ops.first = c.first;
     post_ops.second = c.second;
-    post_ops.first_slopes = first_slopes.values.data();
-    post_ops.second_slopes = second_slopes.values.data();
+    if (c.first == Activation::kPrelu) post_ops.first_slopes = first_slopes.values.data();
+    if (c.second == Activation::kPrelu) post_ops.second_slopes = second_slopes.values.data();
     if (c.norm) post_ops.gamma = gamma.values.data();
     if (c.norm) post_ops.beta = beta.values.data();
     if (c.residual == Residual::kTensor) residual = laid_out(unit.y, v.residual);
@@ -620,7 +620,7 @@ struct UnitStep {
   bool same_bits(const UnitStep& other) const {
     const auto same = [&](auto UnitStep::*field) {
       const auto &a = values(this->*field), &b = values(other.*field);
-      return std::memcmp(a.data(), b.data(), a.size() * sizeof a[0]) == 0;
+      return a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof a[0]) == 0;
     };
     return same(&UnitStep::inferred) && same(&UnitStep::out) && same(&UnitStep::y) &&
            same(&UnitStep::d_x) && same(&UnitStep::d_residual) && same(&UnitStep::d_skip) &&
