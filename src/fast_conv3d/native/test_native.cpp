@@ -1362,12 +1362,26 @@ const ConvolutionCase kConvolutions[] = {
     {1, 5, 4, 7, 1, 1, false},
     {1, 33, 1, 1, 1, 1, false},
     {1, 40, 7, 3, 2, 5, true},
-    // transforms: few tiles
+    // few voxels, direct along x and y: lines of 1 to 6 voxels
     {1, 5, 5, 1, 1, 1, true},
+    {1, 20, 40, 5, 3, 1, true},
+    {2, 33, 17, 4, 4, 2, true},
     {3, 16, 16, 2, 1, 3, true},
+    {1, 17, 33, 5, 5, 3, false},
+    {1, 5, 17, 3, 2, 4, true},
+    {2, 17, 5, 1, 2, 5, false},
+    {1, 33, 16, 2, 1, 6, true},
+    // few voxels, tiles along x and y
+    {1, 5, 17, 16, 13, 1, true},
+    {1, 17, 5, 9, 10, 2, false},
     {1, 17, 33, 5, 7, 3, true},
     {2, 40, 5, 4, 4, 4, false},
+    {1, 33, 20, 8, 5, 5, true},
+    {1, 16, 17, 9, 3, 6, true},
+    // few tiles along all axes
     {1, 5, 6, 13, 16, 16, true},
+    {1, 17, 33, 5, 7, 9, true},
+    {2, 40, 5, 4, 3, 8, false},
     // many tiles
     {1, 5, 6, 17, 13, 16, true},
     {1, 17, 33, 67, 1, 13, true},
@@ -1388,6 +1402,7 @@ const UnitCase kUnits[] = {
     {Kind::kConv5, 1, 33, 17, 5, 7, 3, kElu, kTensorResidual, kElu, true, true},
     {Kind::kConv5, 3, 16, 16, 2, 3, 1, kNoActivation, kInputResidual, kElu, false, true},
     {Kind::kConv5, 1, 40, 40, 3, 2, 5, kPrelu, kTensorResidual, kPrelu, true, false},
+    {Kind::kConv5, 2, 17, 17, 3, 5, 9, kElu, kInputResidual, kElu, false, true},
     {Kind::kConv5, 1, 33, 17, 257, 1, 1, kElu, kNoResidual, kNoActivation, false, true},
     {Kind::kConv5, 1, 2, 33, 1, 257, 1},
     {Kind::kConv5, 1, 17, 2, 1, 1, 257, kElu, kTensorResidual, kElu, false, true},

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "few_voxels.h"
 #include "plane_strided.h"
 #include "plane_winograd.h"
 #include "post_ops.h"
@@ -29,12 +30,16 @@ void convolve5(ThreadPool& pool, Workspace& workspace, const Shape& in, const fl
                const Weights& weights, const Shape& out, float* y, const Epilogue& epilogue) {
   if (in.plain || out.plain)
     plane::convolve(pool, workspace, in, x, weights, out, y, epilogue);
+  else if (few_voxels::are_few(in))
+    few_voxels::convolve(pool, workspace, in, x, weights, y, epilogue);
   else
     convolve(pool, workspace, in, x, weights, y, epilogue);
 }
 inline void weight_gradient5(ThreadPool& pool, Workspace& workspace, const Shape& in,
                              const float* x, const Shape& out, const float* dy, float* dw) {
-  const auto gradient = in.plain || out.plain ? plane::weight_gradient : weight_gradient;
+  const auto gradient = in.plain || out.plain     ? plane::weight_gradient
+                        : few_voxels::are_few(in) ? few_voxels::weight_gradient
+                                                  : weight_gradient;
   gradient(pool, workspace, in, x, out, dy, dw);
 }
 template <typename Epilogue>
