@@ -139,6 +139,13 @@ struct ChannelScratch {
       : weights(parts), products(parts.take<2>({kPoints3, tiles}, 1)), output(parts, image, 1) {}
 };
 
+// Prefetches the vectors of all tiles at a point, [point][tile]: with 32 tiles the arrays are as
+// large as L2. Inlined, because GCC removes calls of functions that only prefetch.
+FC3D_INLINE void prefetch_point(const ConstView<2>& values, int point) {
+  if (point == values.size(0)) return;
+  for (int tile = 0; tile < values.size(1); ++tile) __builtin_prefetch(values(point, tile));
+}
+
 // Adds the products with 16 input channels, whose values are [point][tile], to those of 16 output
 // channels, or begins the sums. `channels` at a time are transformed and multiplied.
 inline void multiply_block(const ConstView<2>& values, const ChannelScratch& scratch, int channels,
@@ -152,6 +159,8 @@ inline void multiply_block(const ConstView<2>& values, const ChannelScratch& scr
       const auto multiply = begin && c == 0 ? gemm_tiles<1, false> : gemm_tiles<1, true>;
       for (int i = 0; i < kPoints2; ++i) {
         const int point = px * kPoints2 + i;
+        prefetch_point(values, point + 1);
+        prefetch_point(scratch.products, point + 1);
         multiply(tiles, values(point, 0) + c, 0, 1, channels, slices(0, i), slices.stride(0),
                  scratch.products(point, 0), 0);
       }
