@@ -15,10 +15,10 @@
 // There are two loop orders, chosen by the number of tiles in the batch:
 // - many tiles: the weights are transformed once; each thread takes blocks of tiles through all
 //   steps.
-// - few tiles (the deep stages, which have many weights): the input is transformed once; each
-//   thread takes 16 output channels and transforms their weights when it needs them. Transformed
-//   weights are 4 times as large, so storing and reloading all of them would cost more than the
-//   arithmetic.
+// - few tiles (deep levels, which have many weights; the deepest take few_voxels.h): the input is
+//   transformed once; each thread takes 16 output channels and transforms their weights when it
+//   needs them. Transformed weights are 4 times as large, so storing and reloading all of them
+//   would cost more than the arithmetic.
 //
 // The input gradient is the same convolution with flipped and transposed weights; the weight
 // gradient is dw = Gt [ sum over tiles of (A dy) * (Bt x) ]. See docs/fast_conv3d.md.
