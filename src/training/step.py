@@ -52,10 +52,11 @@ class AccumulatingStep(nn.TrainOneStepCell):
         self.calls = ms.Parameter(ms.Tensor(0, ms.int32), f"{checkpoint.ACCUMULATED}.calls")
         self.batches = batches
         self.each = ops.HyperMap()
+        # One forward pass: a second one would update batch norm's moving statistics again.
+        self.loss_and_gradients = ops.value_and_grad(network, None, self.weights)
 
     def construct(self, *inputs):
-        loss = self.network(*inputs)
-        gradients = self.grad_no_sens(self.network, self.weights)(*inputs)
+        loss, gradients = self.loss_and_gradients(*inputs)
         add = ops.partial(gradient_accumulation_op, self.batches)
         loss = ops.depend(loss, self.each(add, self.mean_gradients, gradients))
         self.calls += 1
