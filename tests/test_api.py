@@ -17,6 +17,7 @@ from src.checkpoint import save_weights
 from src.commands import run_script
 from src.config import save_config
 from src.data_manager import find_cases
+from src.ensemble import Member
 from src.export.release import release
 from src.images.reading import read_volume
 from src.utils.errors import DataError, UsageError
@@ -193,7 +194,7 @@ def test_a_checkpoint_a_run_and_a_release_are_loaded(run_folder, model, images, 
     checkpoint = run_folder / "ckpt" / "best.ckpt"
     assert (model.checkpoint, model.device_target) == (checkpoint, "CPU")
     expected = voxels(model.segment(images["int16"]))
-    release(checkpoint, model.config, tmp_path / "released")
+    release([Member(checkpoint, model.config)], tmp_path / "released")
     for path in (checkpoint, str(run_folder), run_folder / "ckpt", tmp_path / "released"):
         other = vnet_mindspore.load(path, "CPU")
         assert other.config.VolSize == [32, 32, 16]

@@ -261,12 +261,13 @@ def test_the_masks_and_metrics_are_those_of_an_evaluation(
     assert capsys.readouterr().out == printed.replace("/masks", "/through files")
     masks, through_files = contents(tmp_path / "masks"), contents(tmp_path / "through files")
     for folder in (masks, through_files):
+        folder["summary.json"] = json.loads(folder["summary.json"])["mean"]  # without paths
         reports = json.loads(folder.pop("metrics.json"))
         assert [row["case"] for row in reports["cases"]] == ["Case2", "Case0", "Case1"]
         page = folder.pop("report.html").decode()
     assert reports["model"] == "vnet.mindir" and "<td>vnet.mindir</td>" in page
     assert reports["configuration"] == {key: settings[key] for key in KNOWN}
-    assert through_files == masks and len(masks) == 8
+    assert through_files == masks and len(masks) == 9
     table = pd.read_csv(tmp_path / "through files" / "metrics.csv")
     assert table["dice"].tolist() == pytest.approx([row["dice"] for row in rows], abs=1e-6)
 
@@ -411,7 +412,7 @@ def test_the_commands_take_all_from_beside_the_model(
     assert report["model"] == "./vnet.mindir"
     assert report["configuration"] == {key: wanted[key] for key in KNOWN}
     for name, content in contents(tmp_path / "masks").items():
-        if name not in ("metrics.json", "report.html"):
+        if name not in ("metrics.json", "summary.json", "report.html"):
             assert (tmp_path / "files" / name).read_bytes() == content
 
 
