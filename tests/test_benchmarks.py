@@ -155,7 +155,7 @@ def test_bfloat16_may_differ_more():
     [
         ([], (128, 128, 64)),
         (["--preset", "compact"], (64, 64, 32)),
-        (["--preset", "accurate"], (80, 80, 32)),
+        (["--preset", "accurate"], (80, 80, 48)),
         (["--preset", "accurate", "--size", "32,32,16"], (32, 32, 16)),
     ],
 )

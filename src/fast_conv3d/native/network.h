@@ -177,7 +177,7 @@ class LayerList {
 
   int channels(int level) const { return d_.width << level; }
   int newest() const { return static_cast<int>(layers.size()) - 1; }
-  int column(std::array<int, kLevels - 1> DropoutColumns::*place, int stage) const {
+  int column(std::array<int, kLevels - 1> DropoutColumns::* place, int stage) const {
     const int found = dropout_ == nullptr ? -1 : (dropout_->*place)[stage];
     return found < 0 ? Layer::kNone : found;
   }

@@ -490,7 +490,7 @@ double dot(const Doubles& a, const Doubles& b) {
 // The reference's gradients against finite differences, each along one random direction.
 void test_reference(const UnitCase& c, const Values& values, const Doubles& d_out) {
   const Values gradients = Reference(c, values, true, &d_out).gradients;
-  const auto along = [&](const char* field, Doubles Values::*member, bool wanted) {
+  const auto along = [&](const char* field, Doubles Values::* member, bool wanted) {
     if (!wanted) return;
     constexpr double kStep = 1e-6;
     const Doubles direction = random_values((values.*member).size());
@@ -618,7 +618,7 @@ struct UnitStep {
   }
 
   bool same_bits(const UnitStep& other) const {
-    const auto same = [&](auto UnitStep::*field) {
+    const auto same = [&](auto UnitStep::* field) {
       const auto &a = values(this->*field), &b = values(other.*field);
       return a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof a[0]) == 0;
     };
