@@ -4,6 +4,7 @@ Leaves FOLDER/rank_N.npz with what it computed, and the first rank's runs in FOL
 """
 
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -28,16 +29,19 @@ SETTINGS = [
 PAPER = ["variant=paper", "optimizer=momentum", "lr=1"]
 
 
-class EndAfter(ms.Callback):
-    """Ends a training as a crash between two epochs would."""
+class CopyAfter(ms.Callback):
+    """Copies a run as it is after an epoch: what a crash would leave then."""
 
-    def __init__(self, epoch):
+    def __init__(self, epoch, results, copies):
         super().__init__()
-        self.epoch = epoch
+        self.epoch, self.results, self.copies = epoch, Path(results), Path(copies)
 
     def on_train_epoch_end(self, run_context):
         if run_context.original_args().cur_epoch_num == self.epoch:
-            raise KeyboardInterrupt
+            (run,) = self.results.glob("vnet.*")
+            shutil.copytree(run / "ckpt", self.copies / run.name / "ckpt")
+            for name in ("config.json", "history.csv"):
+                shutil.copy(run / name, self.copies / run.name)
 
 
 class Weights(ms.Callback):
@@ -137,10 +141,12 @@ def main():
     start_communication(2)
 
     before, averages = watch_statistics(), watch_averages()
+    copy = [CopyAfter(1, "results/zoo", "results/resumed")] if ranks.is_first else []
     for name, overrides in {"zoo": [], "paper": PAPER}.items():
         weights = Weights()
         config = config_of(*overrides, f"dirResult=results/{name}")
-        run = train(config, "CPU", "data", "train.csv", "val.csv", None, [weights], ranks)
+        callbacks = [weights, *(copy if name == "zoo" else [])]
+        run = train(config, "CPU", "data", "train.csv", "val.csv", None, callbacks, ranks)
         assert (run is None) != ranks.is_first
         found |= {f"{name} {key}": value for key, value in weights.values.items()}
         found |= {f"{name} own {key}": value for key, value in before.items()}
@@ -149,10 +155,7 @@ def main():
         averages.clear()
 
     config = config_of("dirResult=results/resumed")
-    try:
-        train(config, "CPU", "data", "train.csv", "val.csv", None, [EndAfter(1)], ranks)
-    except KeyboardInterrupt:
-        (run,) = Path("results/resumed").glob("vnet.*") if ranks.is_first else [None]
+    (run,) = Path("results/resumed").iterdir() if ranks.is_first else [None]
     weights = Weights()
     train(config, "CPU", "data", "train.csv", "val.csv", run, [weights], ranks)
     found |= {f"resumed {key}": value for key, value in weights.values.items()}
