@@ -138,7 +138,7 @@ def test_commands(hosts, callers):
             argv = train_command(caller, "Ascend")
             argv[argv.index("--device_num") + 1] = "4"
             assert call["argv"] == argv[: len(call["argv"])]
-            expected = {"RANK_ID": str(rank), "DEVICE_ID": str(local)}
+            expected = {"RANK_ID": str(rank), "DEVICE_ID": str(local), "MS_NODE_TIMEOUT": "20"}
             assert expected.items() <= call["env"].items()
         log = caller.folder / ["train_msrun.log", "train_msrun_node1.log"][node]
         assert f"last words of rank {ranks[0]}\nall ranks have finished\n" in log.read_text()
@@ -190,7 +190,7 @@ def test_a_lost_host_ends_both_and_a_resume_goes_on(hosts, tmp_path, write_train
         log = folders[0] / "train_msrun.log"
         wait_until(lambda: log.exists() and f"epoch: {epoch} " in log.read_text(), 200)
 
-    launchers = start(5000)
+    launchers = start(5000, MS_NODE_TIMEOUT="10")  # the test waits for it
     wait_for_epoch(2)
     if fault == "cut":
         hosts.set_cable("down")
