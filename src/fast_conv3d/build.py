@@ -143,7 +143,11 @@ def _key(command, version):
 
     It includes the processor, since different machines may share a home folder.
     """
-    sources = [*sorted(SOURCES.glob("*.cpp")), *sorted(SOURCES.glob("*.h"))]
+    sources = [
+        path
+        for path in sorted(SOURCES.iterdir())
+        if path.suffix in (".cpp", ".h") and not path.name.startswith("test_")
+    ]
     texts = [(path.name, path.read_text()) for path in sources]
     lines = CPUINFO.read_text().splitlines()
     processor = {line for line in lines if line.partition(":")[0].strip() in CPU_FIELDS}
