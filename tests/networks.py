@@ -21,6 +21,16 @@ def seeded_vnet(variant, width):
     return seed_weights(VNet(width, **VARIANTS[variant]).set_train(False))
 
 
+def computed_once(network, volume):
+    """A network's output, in PyNative mode: to compile a graph for one call takes longer."""
+    mode = ms.get_context("mode")
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+    try:
+        return network(ms.Tensor(volume)).asnumpy().copy()
+    finally:
+        ms.set_context(mode=mode)
+
+
 def bright(batch):
     """A network that knows the synthetic cases: their gland is brighter than all else."""
     return ms.Tensor((batch.asnumpy()[:, 0] > 0.8).astype(np.float32))

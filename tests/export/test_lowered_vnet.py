@@ -7,7 +7,7 @@ from mindspore import nn
 
 from src.export.lowered_vnet import LoweredVNet
 from src.vnet import VARIANTS
-from tests.networks import seeded_vnet
+from tests.networks import computed_once, seeded_vnet
 from tests.rounding import assert_same_sums
 
 
@@ -26,7 +26,7 @@ def cells_of(network):
 def test_it_computes_what_the_network_computes(variant, width, shape):
     network = seeded_vnet(variant, width)
     volume = np.random.default_rng(width).normal(size=shape).astype(np.float32)
-    expected = network(ms.Tensor(volume)).asnumpy().copy()
+    expected = computed_once(network, volume)
     lowered = LoweredVNet(network, shape).set_train(False)
     found = lowered(ms.Tensor(volume)).asnumpy().copy()
     assert_same_sums(found, expected, seeded_vnet(variant, width), volume)

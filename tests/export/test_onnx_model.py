@@ -10,7 +10,7 @@ from onnx import helper, numpy_helper
 from src.export.onnx_model import INPUT, OUTPUT, export_onnx, run_onnx
 from src.utils.errors import DataError
 from src.vnet import VARIANTS
-from tests.networks import seeded_vnet
+from tests.networks import computed_once, seeded_vnet
 from tests.rounding import assert_same_sums
 
 
@@ -30,7 +30,7 @@ def own_folder(tmp_path, monkeypatch):
 def test_onnxruntime_computes_what_mindspore_computes(variant, width, shape, tmp_path):
     network, path = seeded_vnet(variant, width), tmp_path / "vnet.onnx"
     volume = np.random.default_rng(1).normal(size=shape).astype(np.float32)
-    expected = network(ms.Tensor(volume)).asnumpy().copy()
+    expected = computed_once(network, volume)
     export_onnx(network, shape, path)
     found = run_onnx(path, volume)
     assert_same_sums(found, expected, seeded_vnet(variant, width), volume)
