@@ -19,6 +19,7 @@ from src.config import save_config
 from src.data_manager import find_cases
 from src.ensemble import Member
 from src.export.release import release
+from src.fast_conv3d.build import cache_folder
 from src.images.reading import read_volume
 from src.utils.errors import DataError, UsageError
 from src.vnet import create_vnet
@@ -362,7 +363,10 @@ def python(code, folder):
     return subprocess.run(
         [sys.executable, "-c", code],
         cwd=folder,
-        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "HOME": str(folder)},
+        env={
+            **{"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "HOME": str(folder)},
+            "FAST_CONV3D_CACHE": str(cache_folder()),  # in HOME it would be compiled again
+        },
         capture_output=True,
         text=True,
     )

@@ -287,17 +287,16 @@ def test_a_run_resumes_with_and_without_fast_conv3d(data):
     assert load_config(folder / "config.json").fast_conv3d == "on"
 
 
-def test_a_killed_run_resumes_on_the_same_trajectory(data):
+def test_a_killed_run_resumes_on_the_same_trajectory(data, whole_run):
     """kill -9 of the real command at random moments, then --resume, until it is through."""
-    saved = (*SMALL, "val_interval=3", "save_interval=1")
     arguments = [sys.executable, ROOT / "train.py", "--device_target", "CPU", "--data_path", data]
     arguments += ["--train_split_file_path", data / "train.csv"]
     arguments += ["--val_split_file_path", data / "val.csv"]
-    arguments += [word for setting in saved for word in ("--set", setting)]
-    subprocess.run([*arguments, "--set", "dirResult=whole"], check=True, capture_output=True)
+    settings = (*SMALL, *SETTINGS, "dirResult=runs")
+    arguments += [word for setting in settings for word in ("--set", setting)]
     random = np.random.default_rng(3)
     for attempt in range(3):
-        command = [*arguments, "--set", "dirResult=runs", *(["--resume"] if attempt else [])]
+        command = [*arguments, *(["--resume"] if attempt else [])]
         child = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
@@ -311,8 +310,8 @@ def test_a_killed_run_resumes_on_the_same_trajectory(data):
         if attempt < 2:
             assert child.returncode == -signal.SIGKILL, lines
     assert child.returncode == 0, lines
-    (folder,), (whole,) = Path("runs").iterdir(), Path("whole").iterdir()
-    history, expected = (pd.read_csv(run / "history.csv") for run in (folder, whole))
+    (folder,) = Path("runs").iterdir()
+    history, expected = (pd.read_csv(run / "history.csv") for run in (folder, whole_run[0]))
     pd.testing.assert_frame_equal(
         history.drop(columns="epoch_time_s"),
         expected.drop(columns="epoch_time_s"),
