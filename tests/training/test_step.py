@@ -159,3 +159,33 @@ def test_the_probability_is_the_sigmoid_of_the_logits(small_config, variant, fas
     np.testing.assert_allclose(
         1 / (1 + np.exp(-logits.astype(np.float64))), probability, rtol=0, atol=1e-6
     )
+
+
+def test_each_batch_of_an_accumulated_step_moves_the_statistics_once(small_config):
+    """The fast network updates batch norm's moving statistics in its forward operator."""
+
+    def trained(*settings, rate):
+        config = small_config("variant=zoo", "width=1", "dropout=0", "fast_conv3d=on", *settings)
+        ms.set_seed(1)
+        network = to_fast_vnet(create_vnet(config), config, "CPU").set_train()
+        rates = np.full(4, rate, np.float32)
+        optimizer = create_optimizer(network, config, rates)
+        step = create_training_cell(network, optimizer, config, "CPU").set_train()
+        random = np.random.default_rng(1)
+        before = {p.name: p.asnumpy().copy() for p in network.get_parameters()}
+        states = []
+        for _ in range(2):
+            image = random.standard_normal((1, 1, 16, 16, 32)).astype(np.float32)
+            step(ms.Tensor(image), ms.Tensor((image[:, 0] > 0).astype(np.float32)))
+            states.append({p.name: p.asnumpy().copy() for p in network.get_parameters()})
+        return before, *states
+
+    _, *single = trained(rate=0.0)
+    before, first, second = trained("accumulate_steps=2", rate=0.1)
+    for name, value in second.items():
+        if "moving_" in name:
+            np.testing.assert_array_equal(first[name], single[0][name], err_msg=name)
+            np.testing.assert_array_equal(value, single[1][name], err_msg=name)
+        elif name.endswith("weight"):
+            np.testing.assert_array_equal(first[name], before[name], err_msg=name)
+            assert not np.array_equal(value, before[name]), name
