@@ -215,12 +215,14 @@ def evaluate_rows(
     device_id: int,
     overrides: Mapping[str, object] | Sequence[str],
     painter: Painter | None,
+    language: str = "en",
 ) -> list[dict]:
     """Evaluates a model, and returns a dict per case.
 
     Args:
         model, data_path, split, output_path, device_target, device_id, overrides: see `evaluate`.
         painter: draws the pictures; None: this process does.
+        language: of the report, one of `src.report.texts.LANGUAGES`.
 
     Raises:
         DataError, UsageError: see `evaluate`.
@@ -240,7 +242,8 @@ def evaluate_rows(
     config.dirPredictionImage = str(output_path or config.dirPredictionImage)
     cases = split_cases(data_path, split, "val", config.fold)  # before the device starts
     with _computing:
-        return evaluation.evaluate(network, cases, config, origin_of(checkpoints), painter)
+        origin = origin_of(checkpoints)
+        return evaluation.evaluate(network, cases, config, origin, painter, language)
 
 
 def compare_masks(
@@ -283,12 +286,14 @@ def compare_mask_rows(
     output_path: str | Path | None,
     overrides: Mapping[str, object] | Sequence[str],
     painter: Painter | None,
+    language: str = "en",
 ) -> list[dict]:
     """Evaluates the masks in a folder, and returns a dict per case.
 
     Args:
         masks, reference, data_path, split, output_path, overrides: see `compare_masks`.
         painter: draws the pictures; None: this process does.
+        language: of the report, one of `src.report.texts.LANGUAGES`.
 
     Raises:
         DataError, UsageError: see `compare_masks`.
@@ -310,7 +315,8 @@ def compare_mask_rows(
         "reference": str(data_path if reference is None else reference),
         "configuration": {"labels": config.labels, "channel": config.channel},
     }
-    return evaluation.compare_masks(cases, masks_for(cases, masks), config, metadata, painter)
+    found = masks_for(cases, masks)
+    return evaluation.compare_masks(cases, found, config, metadata, painter, language)
 
 
 def train(

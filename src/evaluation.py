@@ -111,6 +111,7 @@ def evaluate(
     config: EasyDict,
     metadata: dict,
     painter: Painter | None = None,
+    language: str = "en",
 ) -> list[dict[str, str | float]]:
     """Segments cases with a network and evaluates the masks; see `evaluate_masks`.
 
@@ -120,7 +121,8 @@ def evaluate(
         cases: with reference masks.
         config: see `segment_inputs` and `evaluate_masks`.
         metadata: see `evaluate_masks`; the configuration is added.
-        painter: see `evaluate_masks`.
+        painter: draws the pictures; None: one that does so in this process.
+        language: of the report, one of `src.report.texts.LANGUAGES`.
 
     Returns:
         See `evaluate_masks`.
@@ -132,7 +134,7 @@ def evaluate(
             return segment_inputs(cell, case.inputs, case.image, config)[0]
 
         metadata = {**metadata, "configuration": dict(config)}
-        return _evaluate(predict_mask, cases, ready, config, metadata, painter)
+        return _evaluate(predict_mask, cases, ready, config, metadata, painter, language)
 
 
 def evaluate_masks(
@@ -140,6 +142,7 @@ def evaluate_masks(
     cases: list[Case],
     config: EasyDict,
     metadata: dict,
+    language: str = "en",
 ) -> list[dict[str, str | float]]:
     """Compares predicted masks with the references, and writes masks, metrics and report.
 
@@ -151,6 +154,7 @@ def evaluate_masks(
         cases: with reference masks.
         config: `dirPredictionImage`, `labels`, `channel`, `plane`.
         metadata: origin of the masks, for metrics.json and the report, such as "checkpoint".
+        language: of the report, one of `src.report.texts.LANGUAGES`.
 
     Returns:
         A dict per case: "case", `src.metrics.case_metrics`, "findings", "findings_text".
@@ -160,9 +164,11 @@ def evaluate_masks(
             not written by this program, or another process writes results to the folder.
     """
     with Ahead(lambda case: _Read.of(case, config), cases) as ready:
-        return _evaluate(
-            lambda read: predict_mask(read.case, read.image), cases, ready, config, metadata, None
-        )
+
+        def predict(read: _Read) -> sitk.Image:
+            return predict_mask(read.case, read.image)
+
+        return _evaluate(predict, cases, ready, config, metadata, None, language)
 
 
 def compare_masks(
@@ -171,6 +177,7 @@ def compare_masks(
     config: EasyDict,
     metadata: dict,
     painter: Painter | None = None,
+    language: str = "en",
 ) -> list[dict[str, str | float]]:
     """Compares masks that are there as files with the references; see `evaluate_masks`.
 
@@ -181,7 +188,7 @@ def compare_masks(
         masks: of `src.mask_folders.masks_for`.
         config: `dirPredictionImage`, `labels` (of masks and references), `channel`.
         metadata: see `evaluate_masks`.
-        painter: see `evaluate_masks`.
+        painter, language: see `evaluate`.
 
     Returns:
         See `evaluate_masks`.
@@ -200,7 +207,7 @@ def compare_masks(
         return read_mask(path, read.reference, reference_path, config.labels)
 
     with Ahead(lambda case: _Read.of(case, config), cases) as ready:
-        return _evaluate(read_prediction, cases, ready, config, metadata, painter, masks)
+        return _evaluate(read_prediction, cases, ready, config, metadata, painter, language, masks)
 
 
 class _Read(NamedTuple):
@@ -234,6 +241,7 @@ def _evaluate(
     config: EasyDict,
     metadata: dict,
     painter: Painter | None,
+    language: str,
     masks: dict[str, Path] | None = None,
 ) -> list[dict[str, str | float]]:
     """`evaluate_masks` of cases that are read in another thread; `masks` are those of files."""
@@ -246,7 +254,8 @@ def _evaluate(
         output_folder.announce(folder, files)
         log.info(f"evaluating {len(cases)} cases")
         write_status("running", results=str(folder.absolute()))
-        album, summary, rows = Album(painter, metadata.get("checkpoint")), NnunetSummary(), []
+        album = Album(painter, metadata.get("checkpoint"), language)
+        summary, rows = NnunetSummary(), []
         for future in ready:
             read = future.result()
             mask = predict_mask(read)

@@ -26,21 +26,20 @@ class Metric(NamedTuple):
     """A row of the table of metrics."""
 
     key: str
-    label: str
     unit: str
     better: str  # "high" or "low"; of a signed difference the magnitude
 
 
 METRICS = tuple(
-    Metric(prefix + key, label + part, unit, better)
-    for prefix, part in (("", ""), ("apex_", ", apex"), ("base_", ", base"))
-    for key, label, unit, better in (
-        ("dice", "Dice", "", "high"),
-        ("volume_difference_percent", "Volume difference", "%", "low"),
-        ("absolute_volume_difference_percent", "Absolute volume difference", "%", "low"),
-        ("hausdorff_mm", "Hausdorff distance", "mm", "low"),
-        ("hausdorff95_mm", "95 % Hausdorff distance", "mm", "low"),
-        ("boundary_distance_mm", "Average boundary distance", "mm", "low"),
+    Metric(prefix + key, unit, better)
+    for prefix in ("", "apex_", "base_")
+    for key, unit, better in (
+        ("dice", "", "high"),
+        ("volume_difference_percent", "%", "low"),
+        ("absolute_volume_difference_percent", "%", "low"),
+        ("hausdorff_mm", "mm", "low"),
+        ("hausdorff95_mm", "mm", "low"),
+        ("boundary_distance_mm", "mm", "low"),
     )
 )
 
@@ -172,7 +171,7 @@ def summarize(cases: list[dict[str, float]]) -> dict[str, dict[str, float]]:
     if not cases:
         raise ValueError("no cases, expected at least one")
     statistics = {}
-    for key, _, _, better in METRICS:
+    for key, _, better in METRICS:
         values = np.array([case[key] for case in cases], dtype=float)
         statistics[key] = {
             "mean": float(values.mean()),

@@ -69,6 +69,7 @@ def predict(
     painter: Painter | None = None,
     output_types: Iterable[str] = ("image",),
     studies: Collection[str] = (),
+    language: str = "en",
 ) -> list[dict]:
     """Segments images without references, each in its own geometry and format.
 
@@ -93,6 +94,7 @@ def predict(
         output_types: of the masks, at least one of `OUTPUT_TYPES`. All files of an image appear
             together.
         studies: names of images whose files get a folder of their own, called like the image.
+        language: of the report, one of `src.report.texts.LANGUAGES`.
 
     Returns:
         A row per image, with the columns of volumes.csv (`src.report.tables.CSV_COLUMNS`) and what
@@ -118,7 +120,7 @@ def predict(
     perhaps_done = set(images) if skip_existing else set()
     reader = _Reader(config, series, network_id, perhaps_done, "dicom_seg" in types)
     with Ahead(reader.prepare, images.items()) as prepared:
-        album = Album(painter, metadata.get("checkpoint")) if report else None
+        album = Album(painter, metadata.get("checkpoint"), language) if report else None
         segmenter = _Segmenter(loaded(network), config, folder, series, album)
         is_only = len(images) == 1
         if is_only:  # one that cannot be read is an error before anything is written

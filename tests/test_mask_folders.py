@@ -109,7 +109,9 @@ def evaluated(folder, *arguments):
 
 
 def test_another_programs_masks_get_the_same_numbers_and_report(folders, capsys):
-    table = evaluated(folders, "--reference", str(folders / "gt"))
+    table = evaluated(folders, "--reference", str(folders / "gt"), "--language", "zh")
+    page = (folders / "out" / "report.html").read_text("utf-8")
+    assert "<h2>来源</h2>" in page and f'<th scope="row">掩码</th><td>{folders / "masks"}<' in page
     written = {"metrics.csv", "metrics.json", "summary.json", "overlays.png", "report.html"}
     assert {name for name in names_in(folders / "out") if name[0] != "."} == written
     summary = json.loads((folders / "out" / "summary.json").read_text())

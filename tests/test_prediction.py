@@ -371,7 +371,7 @@ def test_a_bad_image_does_not_keep_the_others_from_their_masks(
         [],
     )
     page = (results / "report.html").read_text("utf-8")
-    assert f"Case1b not segmented, {problem}</li>" in page and page.count("<article") == 3
+    assert f"Case1b</span> not segmented, {problem}</li>" in page and page.count("<article") == 3
     # The only one: as if nothing had been.
     before = tree(results)
     with pytest.raises(DataError) as error:
@@ -665,8 +665,9 @@ def test_predict_writes_where_it_is_told(tmp_path, monkeypatch, data, run_folder
     probability = read_array(tmp_path / "masks" / "Case1_probability.nii.gz")
     assert 0 <= probability.min() < probability.max() <= 1
     before = (tmp_path / "masks" / "Case1_test.nii.gz").stat()
-    run_program("predict", *wanted)
+    run_program("predict", *wanted, "--language", "zh")
     assert (tmp_path / "masks" / "Case1_test.nii.gz").stat().st_ino == before.st_ino
+    assert "2 轮的训练曲线" in (tmp_path / "masks" / "report.html").read_text("utf-8")
 
 
 def test_a_killed_command_leaves_whole_files_and_a_bad_image_exit_code_1(

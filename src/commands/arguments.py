@@ -12,6 +12,7 @@ from ..config import (
     group_keys,
     preset_overrides,
 )
+from ..report.texts import LANGUAGES
 
 DEVICES = ("Ascend", "GPU", "CPU")
 
@@ -46,6 +47,16 @@ def add_checkpoint_argument(parser: Any, flag: str, purpose: str, required: bool
         metavar="PATH",
         help=f"checkpoint to {purpose}, or the folder of a run, of a release or of a "
         "cross-validation; several are averaged",
+    )
+
+
+def add_language_argument(parser: ArgumentParser) -> None:
+    """Adds the language of the report."""
+    parser.add_argument(
+        "--language",
+        choices=LANGUAGES,
+        default="en",
+        help="language of report.html: en, English; zh, Chinese (default: en)",
     )
 
 

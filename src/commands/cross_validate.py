@@ -1,7 +1,7 @@
 r"""Trains and evaluates a network for each of K folds of all cases.
 
     python tools/cross_validate.py --data_path data/TrainData --folds 5 --preset compact \
-        --out_path results/cross_validation [--parallel 2]
+        --out_path results/cross_validation [--parallel 2] [--language zh]
 
 Each network is validated and evaluated on the cases of its fold, which it was not trained on; the
 network of its last epoch counts. evaluation/ in the folder gets metrics and report of all cases.
@@ -13,7 +13,12 @@ The same command again goes on where it was: finished folds stay, an interrupted
 
 from argparse import ArgumentParser, Namespace
 
-from .arguments import add_config_arguments, add_device_arguments, overrides_of
+from .arguments import (
+    add_config_arguments,
+    add_device_arguments,
+    add_language_argument,
+    overrides_of,
+)
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -47,6 +52,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="folds at the same time; on a CPU they share the cores, on Ascend and GPU each takes "
         "a device, from --device_id on (default: 1)",
     )
+    add_language_argument(parser)
     add_config_arguments(parser, "labels", "channel", has_preset=True)
 
 
@@ -63,4 +69,5 @@ def execute(args: Namespace) -> None:
         args.device_id,
         args.split_seed,
         args.parallel,
+        args.language,
     )

@@ -1,7 +1,7 @@
 r"""Evaluates a checkpoint, or masks of any program, on cases with reference masks.
 
     python eval.py --ckpt_path RUN --data_path data --eval_split_file_path split/val.csv \
-        [--set flip_average=true]
+        [--language zh] [--set flip_average=true]
     python eval.py --masks nnunet_results --data_path data --eval_split_file_path split/val.csv
     python eval.py --masks nnunet_results --reference labelsTs
 
@@ -19,6 +19,7 @@ from .arguments import (
     add_checkpoint_argument,
     add_config_arguments,
     add_device_arguments,
+    add_language_argument,
     overrides_of,
 )
 
@@ -40,6 +41,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--data_path and --eval_split_file_path",
     )
     add_case_arguments(parser, "--eval_split_file_path")
+    add_language_argument(parser)
     add_config_arguments(parser, "labels", "channel")
 
 
@@ -61,6 +63,7 @@ def execute(args: Namespace) -> None:
                 None,
                 overrides_of(args),
                 painter,
+                args.language,
             )
             return
         evaluate_rows(
@@ -72,4 +75,5 @@ def execute(args: Namespace) -> None:
             args.dev_id,
             overrides_of(args),
             painter,
+            args.language,
         )

@@ -1,7 +1,7 @@
 r"""Evaluates the output of the C++ program (ascend310_infer/), as eval.py evaluates a checkpoint.
 
     python postprocess.py --result_path result_Files --data_path data \
-        --split_file_path split/val.csv --mindir_path vnet.mindir
+        --split_file_path split/val.csv --mindir_path vnet.mindir [--language zh]
 
 Masks, metrics.csv, metrics.json, summary.json, overlays.png and report.html go to
 results/prediction (key dirPredictionImage).
@@ -9,7 +9,7 @@ results/prediction (key dirPredictionImage).
 
 from argparse import ArgumentParser, Namespace
 
-from .arguments import add_model_arguments, overrides_of
+from .arguments import add_language_argument, add_model_arguments, overrides_of
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -21,6 +21,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         metavar="FOLDER",
         help="folder with the program's NAME_0.bin files, of an ensemble one for each model",
     )
+    add_language_argument(parser)
     add_model_arguments(parser)
 
 
@@ -35,4 +36,4 @@ def execute(args: Namespace) -> None:
     models = ensemble_models(args.mindir_path)
     origin = {"models": [str(path) for path in models]} if len(models) > 1 else {}
     origin = origin or {"model": args.mindir_path}
-    evaluate_outputs(cases, config, args.result_path, origin, len(models))
+    evaluate_outputs(cases, config, args.result_path, origin, len(models), args.language)

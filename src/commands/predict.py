@@ -2,7 +2,7 @@ r"""Segments images without reference masks.
 
     python predict.py --ckpt_path RUN --input scan.nii.gz --output_path masks \
         [--output_type image dicom_seg seg_nrrd] [--save_probability] [--skip_existing] \
-        [--no_report] [--set flip_average=true]
+        [--no_report] [--language zh] [--set flip_average=true]
 
 --input takes image files, folders of images, and DICOM: a file, a folder tree or a .zip of a study,
 of which --series chooses the series; of a folder of studies, each is segmented and gets a folder of
@@ -20,6 +20,7 @@ from .arguments import (
     add_checkpoint_argument,
     add_config_arguments,
     add_device_arguments,
+    add_language_argument,
     overrides_of,
 )
 
@@ -67,6 +68,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         action="store_true",
         help="write masks and lists only, without overlays.png and report.html",
     )
+    add_language_argument(parser)
     add_config_arguments(parser, "channel")
 
 
@@ -95,4 +97,5 @@ def execute(args: Namespace) -> None:
             painter,
             args.output_type,
             found_studies(images, args.input),
+            args.language,
         )

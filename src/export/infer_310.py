@@ -77,6 +77,7 @@ def evaluate_outputs(
     result_folders: str | Path | Sequence[str | Path],
     metadata: dict,
     models: int = 1,
+    language: str = "en",
 ) -> list[dict[str, str | float]]:
     """Writes masks and metrics from the C++ program's outputs, as `src.evaluation.evaluate` does.
 
@@ -87,6 +88,7 @@ def evaluate_outputs(
             mean counts.
         metadata: entries about the model for metrics.json.
         models: number of models in the ensemble.
+        language: of the report, one of `src.report.texts.LANGUAGES`.
 
     Returns:
         The metrics of each case.
@@ -111,7 +113,7 @@ def evaluate_outputs(
         return segment_outputs(read_outputs(case), image, config)[0]
 
     metadata = {**metadata, "configuration": {key: config[key] for key in CONFIGURATION}}
-    return evaluate_masks(segment, cases, config, metadata)
+    return evaluate_masks(segment, cases, config, metadata, language)
 
 
 def _read_outputs(case, config, folders):

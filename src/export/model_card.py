@@ -20,6 +20,7 @@ from ..checkpoint_file import BEST, epoch_and_step, is_numbered
 from ..config import PRESETS, config_path_of, vnet_cfg
 from ..metrics import METRICS
 from ..promise12.splits import ZOO_CASES, ZOO_EVALUATION
+from ..report.texts import Texts
 from ..run_record import read_record
 from ..utils.command_line import RESEARCH_ONLY
 from ..utils.errors import DataError, reason_of
@@ -331,8 +332,15 @@ def _metric_lines(metrics: dict[str, Any] | None) -> list[str]:
     for metric in METRICS:
         values = [f"{metrics['summary'][metric.key][name]:.3f}" for name in STATISTICS]
         unit = f" ({metric.unit})" if metric.unit else ""
-        lines.append(f"| {metric.label}{unit} | {' | '.join(values)} |")
+        lines.append(f"| {_metric_name(metric.key)}{unit} | {' | '.join(values)} |")
     return lines
+
+
+def _metric_name(key: str) -> str:
+    """The name of a metric, such as "Dice, apex"."""
+    part, _, whole = key.partition("_")
+    text = Texts("en")
+    return f"{text(whole)}, {part}" if part in ("apex", "base") else text(key)
 
 
 STATISTICS = ("mean", "std", "median", "worst")

@@ -4,14 +4,14 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import NamedTuple
 
-from .page import report_cases
+from .page import TrainingCurves, report_cases
 from .painter import Painter
 from .planes import (
     CasePictures,
     OverlayCase,
     OverlayRow,
-    Picture,
     axial_planes,
+    cropped_masks,
     orient_to_lps,
     overlay_cases,
     overlay_row,
@@ -33,7 +33,9 @@ def draw_case(case: OverlayCase, painter: Painter) -> Drawing:
     """
     volumes = orient_to_lps(case)
     overlay = overlay_row(case, volumes)
-    pictures = painter.submit("case_pictures", case.case, overlay.planes, axial_planes(volumes))
+    pictures = painter.submit(
+        "case_pictures", overlay.planes, axial_planes(volumes), cropped_masks(volumes)
+    )
     return Drawing(overlay, pictures)
 
 
@@ -45,16 +47,20 @@ class Album:
     Args:
         painter: draws; None: one that does so in this process.
         checkpoint: whose training curves are shown, if its run has them.
+        language: of the report, one of `src.report.texts.LANGUAGES`.
     """
 
     def __init__(
-        self, painter: Painter | None = None, checkpoint: str | Path | None = None
+        self,
+        painter: Painter | None = None,
+        checkpoint: str | Path | None = None,
+        language: str = "en",
     ) -> None:
-        self.painter = painter or Painter()
+        self.painter, self.language = painter or Painter(), language
         self.drawings: dict[str, Drawing] = {}
-        self.training: Future[Picture | None] | None = None
+        self.training: Future[TrainingCurves | None] | None = None
         if checkpoint is not None:
-            self.training = self.painter.submit("training_picture_of", str(checkpoint))
+            self.training = self.painter.submit("training_curves_of", str(checkpoint))
         self._rows: list[dict] = []
 
     def add(self, row: dict, case: OverlayCase) -> None:

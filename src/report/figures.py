@@ -11,6 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from ..utils.files import write_files
@@ -19,6 +20,8 @@ from ..utils.files import write_files
 # stand out from every grey of an image.
 REFERENCE_COLOUR, PREDICTION_COLOUR = "#E69F00", "#56B4E9"
 LOSS_COLOUR, DICE_COLOUR, RATE_COLOUR = "#D55E00", "#0072B2", "#555555"
+
+BOX_PLOT_SIDES = (0.16, 0.98)  # page.css has the first for the names below
 
 PLOTTED_COLUMNS = ("epoch", "learning_rate", "train_loss", "val_dice")
 
@@ -39,11 +42,12 @@ def plot_progress(history: str | Path | pd.DataFrame, path: str | Path) -> None:
     write_files({Path(path): figure_png(progress_figure(history))})
 
 
-def progress_figure(history: pd.DataFrame) -> Figure:
+def progress_figure(history: pd.DataFrame, labelled: bool = True) -> Figure:
     """Draws the training curves, with a star at the best validation Dice.
 
     Args:
         history: a row per epoch, with `PLOTTED_COLUMNS`; `val_dice` is NaN without a validation.
+        labelled: whether to write what the curves are.
 
     Raises:
         ValueError: the table has no rows, or not these columns.
@@ -67,6 +71,11 @@ def progress_figure(history: pd.DataFrame) -> Figure:
         _draw_dice(panels[1], validated, best)
         for panel in panels:
             panel.axvline(best["epoch"], color="0.6", linestyle=":", zorder=0)
+    if not labelled:
+        for panel in panels:
+            panel.set(xlabel="", ylabel="")
+            if legend := panel.get_legend():
+                legend.remove()
     figure.align_ylabels()
     return figure
 
@@ -116,18 +125,17 @@ def _plain_number(value: float, _: int) -> str:
     return f"{value:g}"
 
 
-def box_plot_figure(groups: dict[str, list[float]], title: str) -> Figure:
-    """Draws a box plot per group, with a dot for every case.
+def box_plot_figure(groups: list[list[float]]) -> Figure:
+    """Draws a box plot per group of values, with a dot for every case; without their names.
 
-    Args:
-        groups: name of each group -> its values.
-        title: above the panel.
+    The groups share the width between `BOX_PLOT_SIDES`, shares of the figure's width.
     """
-    figure = Figure(figsize=(3.4, 2.6), layout="constrained")
-    panel = figure.subplots()
+    figure = Figure(figsize=(3.4, 2.3))
+    left, right = BOX_PLOT_SIDES
+    panel = figure.add_axes((left, 0.04, right - left, 0.92))
     line = {"color": DICE_COLOUR}
     panel.boxplot(
-        list(groups.values()),
+        groups,
         widths=0.55,
         showfliers=False,
         patch_artist=True,
@@ -137,16 +145,15 @@ def box_plot_figure(groups: dict[str, list[float]], title: str) -> Figure:
         capprops=line,
     )
     dot = {"markersize": 3.6, "alpha": 0.75, "markeredgecolor": "white", "markeredgewidth": 0.4}
-    for position, values in enumerate(groups.values(), 1):
+    for position, values in enumerate(groups, 1):
         # Dots are spread sideways, in an order independent of their values, so that few overlap.
         offsets = 0.18 * np.sin(2.4 * np.arange(len(values)))
         panel.plot(position + offsets, values, "o", color=LOSS_COLOUR, **dot)
-    panel.set_xticks(range(1, len(groups) + 1), list(groups))
-    panel.tick_params(axis="x", length=0)
+    panel.set_xlim(0.5, len(groups) + 0.5)
+    panel.set_xticks([])
     panel.grid(axis="y", color="0.9")
     panel.set_axisbelow(True)
     panel.spines[["top", "right", "bottom"]].set_visible(False)
-    panel.set_title(title, fontsize=10, loc="left")
     return figure
 
 
@@ -166,7 +173,14 @@ def add_line_legend(
     """
     figure.legend(
         handles=[
-            Line2D([], [], label=label, color=colour, linewidth=width_pt)
+            Line2D(
+                [],
+                [],
+                label=label,
+                color=colour,
+                linewidth=width_pt,
+                path_effects=[_edge(width_pt)],
+            )
             for label, colour, width_pt in lines
         ],
         loc="upper right",
@@ -176,6 +190,11 @@ def add_line_legend(
         fontsize=fontsize,
         frameon=False,
     )
+
+
+def _edge(width_pt: float) -> withStroke:
+    """A dark edge of a line, whose colour alone is hard to see on white."""
+    return withStroke(linewidth=width_pt + 1.2, foreground="black")
 
 
 def figure_png(figure: Figure) -> bytes:

@@ -1,7 +1,7 @@
 """Findings: rules that tell which masks are probably wrong and should be looked at.
 
-Functions return {code: text}. The codes are stable, for programs; the texts are for people, shown
-after a case's Dice or volume. No rule is a clinical limit.
+Functions return {code: text}. The codes are stable, for programs; the texts, of `texts.FINDINGS`,
+are for people, shown after a case's Dice or volume. No rule is a clinical limit.
 """
 
 import numpy as np
@@ -12,6 +12,7 @@ from scipy import ndimage
 from ..data_manager import network_grid, xyz
 from ..images.orientation import acquisition_plane, nearest_patient_axes
 from ..metrics import bounding_box, mask_array, volume_ml
+from .texts import finding_text
 
 LOW_DICE = 0.8
 # A healthy adult's prostate has some 20 ml, after treatment rarely less than 10; above 200 ml is
@@ -36,7 +37,7 @@ def plane_findings(image: sitk.Image, config: EasyDict) -> dict[str, str]:
     plane = acquisition_plane(image)
     if plane in (None, trained):
         return {}
-    return {"plane": f"{plane} slices, trained on {trained} ones"}
+    return {"plane": finding_text("plane", plane=plane, trained=trained)}
 
 
 def mask_findings(mask: sitk.Image, config: EasyDict) -> dict[str, str]:
@@ -48,15 +49,13 @@ def mask_findings(mask: sitk.Image, config: EasyDict) -> dict[str, str]:
     """
     prostate_ml, (least, most) = volume_ml(mask), PLAUSIBLE_ML
     found = {
-        "empty": ("the mask is empty", prostate_ml == 0),
-        "border": (
-            "the mask touches the border of the image or of the network grid",
-            touches_border(mask, config),
-        ),
-        "small": (f"less than {least} ml", 0 < prostate_ml < least),
-        "large": (f"more than {most} ml", prostate_ml > most),
+        "empty": prostate_ml == 0,
+        "border": touches_border(mask, config),
+        "small": 0 < prostate_ml < least,
+        "large": prostate_ml > most,
     }
-    return {code: text for code, (text, holds) in found.items() if holds}
+    bounds = {"least": least, "most": most}
+    return {code: finding_text(code, **bounds) for code, holds in found.items() if holds}
 
 
 def touches_border(mask: sitk.Image, config: EasyDict) -> bool:
@@ -97,8 +96,9 @@ def metric_findings(metrics: dict) -> dict[str, str]:
     """
     empty = [name for name in ("reference", "prediction") if metrics[f"{name}_ml"] == 0]
     missed = [part for part in PARTS if metrics[f"{part}_empty"] and not metrics["empty"]]
-    return {
-        **({"low_dice": f"below {LOW_DICE}"} if metrics["dice"] < LOW_DICE else {}),
-        **{f"empty_{name}": f"empty {name}" for name in empty},
-        **{f"no_{part}": f"nothing predicted at {part}" for part in missed},
-    }
+    codes = [
+        *(["low_dice"] if metrics["dice"] < LOW_DICE else []),
+        *(f"empty_{name}" for name in empty),
+        *(f"no_{part}" for part in missed),
+    ]
+    return {code: finding_text(code, low_dice=LOW_DICE) for code in codes}

@@ -42,7 +42,7 @@ def _overlay_figure(rows: list[OverlayRow], count: int) -> Figure:
             box = (left / width, bottom / height, VIEW / width, VIEW / height)
             panel = figure.add_axes(box, label=plane.name)
             draw_plane(panel, plane)
-            annotate_plane(panel, plane)
+            annotate_plane(panel, plane, plane.name)
         x, y = GAP / width, (bottom + VIEW + 0.07) / height
         figure.text(x, y, row.title, fontsize=12, parse_math=False)
     lines = [("prediction", PREDICTION_COLOUR, PREDICTION_LINE_PT)]
@@ -102,8 +102,8 @@ def _shown_voxels(plane: Plane) -> tuple[slice, slice]:
     return rows, columns
 
 
-def annotate_plane(panel: Axes, plane: Plane) -> None:
-    """Writes the slice's name and the patient directions, and draws a scale bar."""
+def annotate_plane(panel: Axes, plane: Plane, name: str = "") -> None:
+    """Writes a name and the patient directions on a slice, and draws a scale bar."""
     style = {
         "transform": panel.transAxes,
         "color": "white",
@@ -113,7 +113,7 @@ def annotate_plane(panel: Axes, plane: Plane) -> None:
         plane.letters, (0.03, 0.97, 0.5, 0.5), (0.5, 0.5, 0.96, 0.04), strict=True
     ):
         panel.text(x, y, letter, ha="center", va="center", **style)
-    panel.text(0.03, 0.96, plane.name, ha="left", va="center", **style)
+    panel.text(0.03, 0.96, name, ha="left", va="center", **style)
     bar = SCALE_BAR_MM / plane.width_mm
     panel.plot((0.97 - bar, 0.97), (0.04, 0.04), linewidth=2, solid_capstyle="butt", **style)
     panel.text(0.97, 0.055, f"{SCALE_BAR_MM} mm", ha="right", va="bottom", **style)

@@ -23,3 +23,10 @@ for (const table of document.querySelectorAll("table.sortable")) {
     });
   });
 }
+
+// The hint above a table shows while the table is wider than its box.
+for (const box of document.querySelectorAll(".scroll")) {
+  new ResizeObserver(() => {
+    box.previousElementSibling.hidden = box.scrollWidth <= box.clientWidth;
+  }).observe(box);
+}

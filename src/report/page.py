@@ -1,8 +1,8 @@
 """The report of an evaluation or a prediction: a single HTML file that works offline.
 
-`page.html`, `page.css` and `page.js` are the page; this module prepares what it shows. Pictures
-are data URIs. A content security policy forbids everything else, so that no case name, whatever it
-contains, can make a browser load or run something.
+`page.html`, `page.css` and `page.js` are the page, `texts.py` has its words; this module prepares
+what it shows. Pictures are data URIs. A content security policy forbids everything else, so that no
+case name, whatever it contains, can make a browser load or run something.
 """
 
 import base64
@@ -15,48 +15,61 @@ from typing import Any, NamedTuple
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from ..config import KEYS
+from ..measurements import DIAMETERS
 from ..metrics import METRICS, Metric, summarize
 from ..utils.files import write_files
 from .findings import LOW_DICE, PLAUSIBLE_ML
-from .planes import CasePictures, Picture
+from .planes import (
+    DISTANCE_COLOURS,
+    DISTANCE_LIMIT_MM,
+    GREY_PERCENTILES,
+    SURFACE_BAR_MM,
+    SURFACE_LETTERS,
+    CasePictures,
+    Picture,
+)
 from .tables import METRICS_CSV, VOLUMES_CSV
+from .texts import ORIGIN, Texts
 
 FOLDER = Path(__file__).parent
 LOWEST_CASES = 3  # listed if no case failed
-PICTURED_CASES = 60  # of more cases, the worst are pictured; each takes some 130 kB
+PICTURED_CASES = 60  # of more cases, the worst are pictured; each takes some 150 kB
 
-PARTS = {"": "whole gland", "base_": "base", "apex_": "apex"}  # prefix of the metrics' keys -> name
+PARTS = {"": "whole_gland", "base_": "base", "apex_": "apex"}  # prefix of the metrics' keys -> name
 GLAND_METRICS = [metric for metric in METRICS if not metric.key.startswith(("apex_", "base_"))]
-NOT_ORIGIN = (
-    "configuration",
-    "checkpoints",
-    "folds",
-)  # of the metadata: shown elsewhere or otherwise
+NOT_ORIGIN = ("configuration", "checkpoints", "folds")  # of the metadata: shown in other places
 DIGITS = {"": 3, "%": 1, "mm": 2, "ml": 1}  # unit -> decimals
 
 
 class Column(NamedTuple):
-    """A column of the table of cases."""
+    """A column of the table of cases; a signed one is sorted by its size."""
 
     key: str
-    label: str
     unit: str
     signed: bool = False
+    digits: int | None = None
 
 
 REFERENCE_COLUMNS = (
-    Column("dice", "Dice", ""),
-    Column("base_dice", "Dice, base", ""),
-    Column("apex_dice", "Dice, apex", ""),
-    Column("hausdorff95_mm", "95 % Hausdorff", "mm"),
-    Column("hausdorff_mm", "Hausdorff", "mm"),
-    Column("boundary_distance_mm", "Boundary distance", "mm"),
-    Column("volume_difference_percent", "Volume difference", "%", signed=True),
-    Column("reference_ml", "Reference", "ml"),
-    Column("prediction_ml", "Prediction", "ml"),
+    Column("dice", ""),
+    Column("base_dice", ""),
+    Column("apex_dice", ""),
+    Column("hausdorff95_mm", "mm"),
+    Column("hausdorff_mm", "mm"),
+    Column("boundary_distance_mm", "mm"),
+    Column("volume_difference_percent", "%", signed=True),
+    Column("reference_ml", "ml"),
+    Column("prediction_ml", "ml"),
 )
-VOLUME_COLUMNS = (Column("prostate_ml", "Volume", "ml"),)
-FOLD_COLUMN = Column("fold", "Fold", "")  # of a cross-validation
+VOLUME_COLUMNS = (Column("prostate_ml", "ml"),)
+# Where the results have them.
+MEASURE_COLUMNS = (
+    Column("ellipsoid_ml", "ml"),
+    *(Column(key, "mm", digits=1) for key in DIAMETERS),
+    Column("mean_probability", ""),
+)
+FOLD_COLUMN = Column("fold", "")  # of a cross-validation
 
 
 class ReportCase(NamedTuple):
@@ -67,13 +80,23 @@ class ReportCase(NamedTuple):
     anchor: str
 
 
+class TrainingCurves(NamedTuple):
+    """The curves of a training, its last loss, and its best validation: epoch and Dice."""
+
+    picture: Picture
+    epochs: int
+    loss: float
+    best: tuple[int, float] | None
+
+
 def write_report(
     path: str | Path,
     rows: list[dict],
     pictures: Mapping[str, CasePictures],
     metadata: dict,
     box_plots: Sequence[Picture] = (),
-    training: Picture | None = None,
+    training: TrainingCurves | None = None,
+    language: str = "en",
 ) -> None:
     """Writes the report, whole or not at all.
 
@@ -81,18 +104,19 @@ def write_report(
         path: of the HTML file.
         rows: a dict per case. Of an evaluation {"case": id, **case_metrics(...)}, of a prediction
             {"case": id, "prostate_ml": volume, "problem": why there is no mask, or None}; both with
-            "findings_text", a list of the texts of `src.report.findings`.
+            "findings" and "findings_text", the codes and texts of `src.report.findings`.
         pictures: of these cases, from `case_pictures`; those of more than `PICTURED_CASES`, the
             worst, are not shown.
         metadata: origin of the results, such as the checkpoint; dicts under "configuration" and,
             path and SHA-256 of each network of an ensemble, under "checkpoints".
         box_plots: pictures of `metric_groups`.
-        training: picture of the training curves.
+        training: the training curves.
+        language: one of `src.report.texts.LANGUAGES`.
 
     Raises:
         DataError: the file cannot be written.
     """
-    page = render_page(rows, pictures, metadata, box_plots, training)
+    page = render_page(rows, pictures, metadata, box_plots, training, language)
     # Bytes of a file name that are not UTF-8 become question marks.
     write_files({Path(path): page.encode(errors="replace")})
 
@@ -102,38 +126,72 @@ def render_page(
     pictures: Mapping[str, CasePictures],
     metadata: dict,
     box_plots: Sequence[Picture],
-    training: Picture | None,
+    training: TrainingCurves | None,
+    language: str,
 ) -> str:
     """Renders the report as HTML; for the arguments see `write_report`."""
     is_evaluation = "dice" in rows[0]
-    cases = _report_cases(rows)
-    case_of = {id(case.row): case for case in cases}
-    ordered = [case_of[id(row)] for row in worst_first(rows)]
+    text = Texts(language)
+    cases = _report_cases(worst_first(rows), text)
     style, script = ((FOLDER / name).read_text("utf-8") for name in ("page.css", "page.js"))
-    template = _environment().get_template("page.html")
-    return template.render(
-        is_evaluation=is_evaluation,
-        **(_evaluation_statistics(rows) if is_evaluation else _prediction_statistics(rows)),
-        cases=cases,
-        worst_first=ordered,
-        failed=[case for case in ordered if case.failures],
-        pictured=[case for case in ordered if case.anchor],
-        pictures=pictures,
-        box_plots=box_plots,
-        training=training,
-        configuration=metadata.get("configuration", {}),
-        origin=_origin(metadata),
-        columns=_columns(rows),
-        csv_name=METRICS_CSV if is_evaluation else VOLUMES_CSV,
-        lowest_cases=LOWEST_CASES,
-        pictured_cases=PICTURED_CASES,
-        low_dice=LOW_DICE,
-        plausible_ml=PLAUSIBLE_ML,
-        style=style,
-        script=script,
-        style_hash=_csp_hash(style),
-        script_hash=_csp_hash(script),
+    changed, defaults = _split_configuration(metadata.get("configuration", {}))
+    has_surfaces = any(drawn.surfaces for drawn in pictures.values())
+    statistics = _evaluation_statistics if is_evaluation else _prediction_statistics
+    return (
+        _environment()
+        .get_template("page.html")
+        .render(
+            t=text,
+            is_evaluation=is_evaluation,
+            **statistics(rows, text),
+            cases=cases,
+            failed=[case for case in cases if case.failures],
+            pictured=[case for case in cases if case.anchor],
+            pictures=pictures,
+            has_surfaces=has_surfaces,
+            has_distances=has_surfaces and any(row.get("reference_ml") for row in rows),
+            box_plots=list(zip(metric_groups(rows), box_plots, strict=False)),
+            training=training,
+            changed=changed,
+            defaults=defaults,
+            origin=_origin(metadata, text),
+            columns=_columns(rows, is_evaluation),
+            diameters=DIAMETERS,
+            sides=SURFACE_LETTERS,
+            csv_name=METRICS_CSV if is_evaluation else VOLUMES_CSV,
+            lowest_cases=LOWEST_CASES,
+            pictured_cases=PICTURED_CASES,
+            low_dice=LOW_DICE,
+            plausible_ml=PLAUSIBLE_ML,
+            grey_percentiles=GREY_PERCENTILES,
+            bar_mm=SURFACE_BAR_MM,
+            distance_limit_mm=DISTANCE_LIMIT_MM,
+            distance_colours=DISTANCE_COLOURS,
+            style=style,
+            script=script,
+            style_hash=_csp_hash(style),
+            script_hash=_csp_hash(script),
+        )
     )
+
+
+def _columns(rows: list[dict], is_evaluation: bool) -> list[Column]:
+    """The columns of the table of cases, those of folds and measures only if a case has one."""
+    folds = [FOLD_COLUMN] if "fold" in rows[0] else []
+    measured = [
+        column for column in MEASURE_COLUMNS if any(row.get(column.key) is not None for row in rows)
+    ]
+    return [*folds, *(REFERENCE_COLUMNS if is_evaluation else VOLUME_COLUMNS), *measured]
+
+
+def _split_configuration(configuration: dict) -> tuple[dict, dict]:
+    """Splits a configuration into the keys that differ from their default, and the others."""
+    changed = {
+        key: value
+        for key, value in configuration.items()
+        if key not in KEYS or value != KEYS[key].default
+    }
+    return changed, {key: value for key, value in configuration.items() if key not in changed}
 
 
 def _environment() -> Environment:
@@ -144,7 +202,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": format_number, "as_text": _as_text}
+    environment.filters |= {"number": format_number, "as_text": _as_text, "medians": _medians}
     return environment
 
 
@@ -152,26 +210,35 @@ def _csp_hash(text: str) -> str:
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 
-def format_number(value: float, unit: str, signed: bool = False) -> str:
-    """Writes a number with the decimals of its unit and a typographic minus; an int as it is."""
+def format_number(value: float, unit: str, signed: bool = False, digits: int | None = None) -> str:
+    """Writes a number with a typographic minus, by default with the decimals of its unit.
+
+    An int is written as it is.
+    """
     if isinstance(value, int):
         return str(value)
-    return f"{value:{'+' if signed else ''}.{DIGITS[unit]}f}".replace("-", "−")
+    decimals = DIGITS[unit] if digits is None else digits
+    return f"{value:{'+' if signed else ''}.{decimals}f}".replace("-", "−")
 
 
-def _columns(rows: list[dict]) -> tuple[Column, ...]:
-    if "dice" not in rows[0]:
-        return VOLUME_COLUMNS
-    return (FOLD_COLUMN, *REFERENCE_COLUMNS) if "fold" in rows[0] else REFERENCE_COLUMNS
+def _medians(metric: "MetricGroups", text: Texts) -> str:
+    """The median of each group of a box plot, for those who cannot see it."""
+    return text.comma.join(
+        f"{text(part)} {format_number(float(np.median(values)), metric.unit)}"
+        for part, values in metric.groups.items()
+        if values
+    )
 
 
-def _origin(metadata: dict) -> dict[str, Any]:
+def _origin(metadata: dict, text: Texts) -> dict[str, Any]:
     """The origin of the results by the names that the page shows; a row for each network."""
-    rows = {key: value for key, value in metadata.items() if key not in NOT_ORIGIN}
     networks = metadata.get("checkpoints", {}).items()
-    for number, (path, digest) in enumerate(networks, 1):
-        rows[f"network {number} of {len(networks)}"] = f"{path} (SHA-256 {digest})"
-    return rows
+    rows: dict[str, Any] = {
+        text("network", n=number, count=len(networks)): f"{path} (SHA-256 {digest})"
+        for number, (path, digest) in enumerate(networks, 1)
+    }
+    others = {key: value for key, value in metadata.items() if key not in NOT_ORIGIN}
+    return rows | {text(key) if key in ORIGIN else key: value for key, value in others.items()}
 
 
 def _as_text(value: Any) -> str:
@@ -185,7 +252,9 @@ def _as_text(value: Any) -> str:
 
 def worst_first(rows: list[dict]) -> list[dict]:
     """Sorts the rows of the results: by Dice, or of a prediction the failed ones first."""
-    return sorted(rows, key=lambda row: row.get("dice", not _failures(row)))
+    return sorted(
+        rows, key=lambda row: row.get("dice", not (row.get("problem") or row["findings_text"]))
+    )
 
 
 def report_cases(rows: list[dict]) -> list[str]:
@@ -198,71 +267,102 @@ def report_cases(rows: list[dict]) -> list[str]:
     return [row["case"] for row in worst_first(segmented)[:PICTURED_CASES]]
 
 
-def _failures(row: dict) -> list[str]:
-    return [row["problem"]] if row.get("problem") else row["findings_text"]
+def _failures(row: dict, text: Texts) -> list[str]:
+    """Why a case counts as failed; the reasons of errors stay English."""
+    if row.get("problem"):
+        return [row["problem"]]
+    codes = row.get("findings", [""] * len(row["findings_text"]))
+    return [text.finding(*found) for found in zip(codes, row["findings_text"], strict=True)]
 
 
-def _report_cases(rows: list[dict]) -> list[ReportCase]:
+def _report_cases(rows: list[dict], text: Texts) -> list[ReportCase]:
     """The cases in the order of the rows."""
     pictured = report_cases(rows)
     return [
-        ReportCase(row, _failures(row), f"case-{i}" if row["case"] in pictured else "")
+        ReportCase(row, _failures(row, text), f"case-{i}" if row["case"] in pictured else "")
         for i, row in enumerate(rows, 1)
     ]
 
 
 # --- statistics ----------------------------------------------------------------------------------
 
+StatisticsLine = tuple[str, str, list[float | None]]  # label, unit, values
 
-def _evaluation_statistics(rows: list[dict]) -> dict:
+
+def _evaluation_statistics(rows: list[dict], text: Texts) -> dict:
     """Heading and table of statistics, by the template's names."""
-    statistics = summarize(rows)
-    dice = statistics["dice"]
-    by_fold = _dice_by_fold(rows)
-    folds = f" in {len(by_fold)} folds" if by_fold else ""
+    summary, cases = summarize(rows), text.count(len(rows), "case")
+    dice, by_fold = summary["dice"], _dice_by_fold(rows, text)
+    if by_fold:
+        cases = text("cases_in_folds", cases=cases, n=len(by_fold))
+    heading, subheading, names = (
+        (f"Dice {dice['mean']:.3f}", cases, ["mean"])
+        if len(rows) == 1
+        else (
+            f"Dice {dice['mean']:.3f} ± {dice['std']:.3f}",
+            text("mean_dice", cases=cases),
+            [*dice],
+        )
+    )
+    statistics: dict[str, list[StatisticsLine]] = {
+        part: [
+            (text(metric.key), metric.unit, [summary[prefix + metric.key][name] for name in names])
+            for metric in GLAND_METRICS
+        ]
+        for prefix, part in PARTS.items()
+    }
+    if by_fold:
+        statistics["folds"] = by_fold
     return {
-        "heading": f"Dice {dice['mean']:.3f} ± {dice['std']:.3f}",
-        "subheading": f"mean ± standard deviation of {_count(len(rows), 'case')}{folds}",
-        "statistics": {
-            part: [
-                (metric.label, metric.unit, list(statistics[prefix + metric.key].values()))
-                for metric in GLAND_METRICS
-            ]
-            for prefix, part in PARTS.items()
-        }
-        | ({"folds": by_fold} if by_fold else {}),
+        "heading": heading,
+        "subheading": subheading,
+        "statistic_names": ["value"] if len(rows) == 1 else names,
+        "statistics": statistics,
     }
 
 
-def _dice_by_fold(rows: list[dict]) -> list[tuple[str, str, list[float]]]:
+def _dice_by_fold(rows: list[dict], text: Texts) -> list[StatisticsLine]:
     """Lines of the table of statistics: the Dice of each fold of a cross-validation."""
     lines = []
     for fold in sorted({row["fold"] for row in rows if "fold" in row}):
         own = [row for row in rows if row["fold"] == fold]
-        label = f"Dice of fold {fold}, {_count(len(own), 'case')}"
-        lines.append((label, "", list(summarize(own)["dice"].values())))
+        values = [
+            None if name == "std" and len(own) == 1 else value
+            for name, value in summarize(own)["dice"].items()
+        ]
+        label = text("dice_of_fold", fold=fold, cases=text.count(len(own), "case"))
+        lines.append((label, "", values))
     return lines
 
 
-def _prediction_statistics(rows: list[dict]) -> dict:
+def _prediction_statistics(rows: list[dict], text: Texts) -> dict:
     """Heading and table of statistics, by the template's names."""
     volumes_ml = np.array([row["prostate_ml"] for row in rows if not row["problem"]])
-    if not len(volumes_ml):
-        images = f"of {_count(len(rows), 'image')}"
-        return {"heading": "No mask", "subheading": images, "statistics": {}}
-    values = [f(volumes_ml) for f in (np.mean, np.std, np.median, np.min, np.max)]
-    cases = _count(len(volumes_ml), "case")
+    cases = text.count(len(volumes_ml), "case")
+    if len(volumes_ml) == 0:
+        heading, subheading = text("no_mask"), text.count(len(rows), "image")
+        return {"heading": heading, "subheading": subheading, "statistics": {}}
+    if len(volumes_ml) == 1:
+        return {"heading": f"{volumes_ml[0]:.1f} ml", "subheading": cases, "statistics": {}}
+    values = {
+        "mean": float(volumes_ml.mean()),
+        "std": float(volumes_ml.std()),
+        "median": float(np.median(volumes_ml)),
+        "least": float(volumes_ml.min()),
+        "most": float(volumes_ml.max()),
+    }
     return {
-        "heading": f"{values[0]:.1f} ± {values[1]:.1f} ml",
-        "subheading": f"mean volume ± standard deviation of {cases}",
-        "statistics": {"": [("Volume", "ml", values)]},
+        "heading": f"{values['mean']:.1f} ± {values['std']:.1f} ml",
+        "subheading": text("mean_volume", cases=cases),
+        "statistic_names": list(values),
+        "statistics": {"": [(text("prostate_ml"), "ml", list(values.values()))]},
     }
 
 
 class MetricGroups(NamedTuple):
-    """The values that a box plot shows, {name of a group: its values}."""
+    """The values that a box plot shows, {part of the gland: its values}."""
 
-    label: str
+    key: str
     unit: str
     groups: dict[str, list[float]]
 
@@ -271,19 +371,21 @@ def metric_groups(rows: list[dict]) -> list[MetricGroups]:
     """Returns what the box plots show: each metric by part of the gland, or the volumes.
 
     Args:
-        rows: see `write_report`.
+        rows: see `write_report`; a single case has no distribution.
     """
     if "dice" in rows[0]:
         return [
             MetricGroups(
-                metric.label,
+                metric.key,
                 metric.unit,
                 {part: _metric_values(rows, prefix, metric) for prefix, part in PARTS.items()},
             )
             for metric in GLAND_METRICS
+            if len(rows) > 1
         ]
     volumes_ml = [row["prostate_ml"] for row in rows if not row["problem"]]
-    return [MetricGroups("Volume", "ml", {PARTS[""]: volumes_ml})] if volumes_ml else []
+    groups = MetricGroups("prostate_ml", "ml", {PARTS[""]: volumes_ml})
+    return [groups] if len(volumes_ml) > 1 else []
 
 
 def _metric_values(rows: list[dict], prefix: str, metric: Metric) -> list[float]:
@@ -293,7 +395,3 @@ def _metric_values(rows: list[dict], prefix: str, metric: Metric) -> list[float]
         for row in rows
         if not (metric.unit == "mm" and row[f"{prefix}empty"])
     ]
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -12,14 +12,16 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.image import imsave
 
 from ..config import config_path_of
 from .figures import PLOTTED_COLUMNS, box_plot_figure, progress_figure
 from .overlays import annotate_plane, draw_plane, overlays_png
-from .page import MetricGroups, format_number
-from .planes import CasePictures, Picture, Plane
+from .page import MetricGroups, TrainingCurves
+from .planes import CasePictures, Masks, Picture, Plane
+from .surfaces import surface_views
 
-__all__ = ["box_plot_picture", "case_pictures", "overlays_png", "training_picture_of"]
+__all__ = ["box_plot_picture", "case_pictures", "overlays_png", "training_curves_of"]
 
 
 class RenderStyle(NamedTuple):
@@ -33,62 +35,53 @@ class RenderStyle(NamedTuple):
 
 VIEW_STYLE = RenderStyle(dpi=110, jpeg_quality=70, line_scale=1, annotated=True)
 SLICE_STYLE = RenderStyle(dpi=50, jpeg_quality=60, line_scale=1.5, annotated=False)
+SURFACE_QUALITY = 80
 
 
-def case_pictures(name: str, views: list[Plane], slices: list[Plane]) -> CasePictures:
+def case_pictures(views: list[Plane], slices: list[Plane], masks: Masks | None) -> CasePictures:
     """Draws the pictures of a case.
 
     Args:
-        name: of the case, for their descriptions.
         views: of `central_planes`.
         slices: of `axial_planes`.
+        masks: of `cropped_masks`.
     """
+    surfaces = {} if masks is None else surface_views(masks)
     return CasePictures(
-        [
-            _plane_picture(plane, f"{name}, {plane.name} plane with outlines", VIEW_STYLE)
-            for plane in views
-        ],
-        {
-            plane.name: _plane_picture(plane, f"{name}, axial slice {plane.name}", SLICE_STYLE)
-            for plane in slices
-        },
+        {plane.name: _plane_picture(plane, VIEW_STYLE) for plane in views},
+        {plane.name: _plane_picture(plane, SLICE_STYLE) for plane in slices},
+        {side: _surface_picture(pixels) for side, pixels in surfaces.items()},
     )
 
 
 def box_plot_picture(values: MetricGroups) -> Picture:
     """Draws a box plot per group of values."""
-    label, unit, groups = values
-    title = f"{label} ({unit})" if unit else label
-    medians = [
-        f"{name} {format_number(float(np.median(group)), unit)}"
-        for name, group in groups.items()
-        if group
-    ]
-    alt = f"Box plot of {title}, medians: {', '.join(medians)}"
-    return _encode(box_plot_figure(groups, title), alt, dpi=160)
+    _, _, groups = values
+    return _encode(box_plot_figure(list(groups.values())), dpi=160)
 
 
-def training_picture_of(checkpoint_path: str | Path) -> Picture | None:
+def training_curves_of(checkpoint_path: str | Path) -> TrainingCurves | None:
     """Draws the training curves of the run that a checkpoint comes from; None if it has none."""
-    return training_picture(read_history_of(checkpoint_path))
+    return training_curves(read_history_of(checkpoint_path))
 
 
-def training_picture(history: pd.DataFrame | None) -> Picture | None:
+def training_curves(history: pd.DataFrame | None) -> TrainingCurves | None:
     """Draws training curves.
 
     Args:
         history: as `src.report.figures.plot_progress` takes it.
 
     Returns:
-        The picture; None if there is no history, or an empty one.
+        The picture and its figures; None if there is no history, or an empty one.
     """
     if history is None or history.empty:
         return None
-    last = history.iloc[-1]
-    alt = (
-        f"Training curves over {last['epoch']:.0f} epochs: loss {last['train_loss']:.4f} at the end"
-    )
-    return _encode(progress_figure(history), alt, dpi=140)
+    last, best = history.iloc[-1], None
+    if history["val_dice"].notna().any():
+        row = history.loc[history["val_dice"].idxmax()]
+        best = (int(row["epoch"]), float(row["val_dice"]))
+    picture = _encode(progress_figure(history, labelled=False), dpi=140)
+    return TrainingCurves(picture, int(last["epoch"]), float(last["train_loss"]), best)
 
 
 def read_history_of(checkpoint_path: str | Path) -> pd.DataFrame | None:
@@ -107,7 +100,7 @@ def read_history_of(checkpoint_path: str | Path) -> pd.DataFrame | None:
         return None
 
 
-def _plane_picture(plane: Plane, alt: str, style: RenderStyle) -> Picture:
+def _plane_picture(plane: Plane, style: RenderStyle) -> Picture:
     figure = Figure(figsize=(3, 3))
     panel = figure.add_axes((0, 0, 1, 1))
     draw_plane(panel, plane, style.line_scale)
@@ -115,15 +108,24 @@ def _plane_picture(plane: Plane, alt: str, style: RenderStyle) -> Picture:
         annotate_plane(panel, plane)
     # Chroma subsampling would blend the colours of outlines that lie on one another.
     jpeg = {"quality": style.jpeg_quality, "subsampling": 0, "optimize": True}
-    return _encode(figure, alt, style.dpi, "jpeg", jpeg)
+    return _encode(figure, style.dpi, "jpeg", jpeg)
+
+
+def _surface_picture(pixels: np.ndarray) -> Picture:
+    content = BytesIO()
+    imsave(content, pixels, format="jpeg", pil_kwargs={"quality": SURFACE_QUALITY})
+    return _picture(content, "jpeg", pixels.shape[1], pixels.shape[0])
 
 
 def _encode(
-    figure: Figure, alt: str, dpi: int, file_format: str = "png", options: dict | None = None
+    figure: Figure, dpi: int, file_format: str = "png", options: dict | None = None
 ) -> Picture:
     """Renders a figure as a data URI; `options` go to Pillow."""
     content = BytesIO()
     figure.savefig(content, format=file_format, dpi=dpi, pil_kwargs=options)
-    width, height = (round(side * dpi) for side in figure.get_size_inches())
+    return _picture(content, file_format, *(round(side * dpi) for side in figure.get_size_inches()))
+
+
+def _picture(content: BytesIO, file_format: str, width: int, height: int) -> Picture:
     code = base64.b64encode(content.getvalue()).decode()
-    return Picture(alt, f"data:image/{file_format};base64,{code}", width, height)
+    return Picture(f"data:image/{file_format};base64,{code}", width, height)

@@ -11,6 +11,21 @@ from ..metrics import bounding_box, dice, volume_ml
 OVERLAY_ROWS = 12
 AXIAL_SLICES = 12  # of a case in report.html, at most
 OVERLAY_MARGIN_MM = 15  # around the masks, to show the tissue next to the gland
+# Of the grey values in the box that is shown. An endorectal coil makes the tissue next to it
+# several times as bright as the gland, so that a higher percentile would leave the gland dark.
+GREY_PERCENTILES = (1, 95)
+
+# Of the pictures of surfaces. The colours are those of signed distances, from minus to plus the
+# limit; they are told apart by colour-blind readers, too.
+PLAIN_COLOUR = "#56B4E9"
+DISTANCE_COLOURS = ("#2166AC", "#67A9CF", "#F7F7F7", "#F4A582", "#CA4A3C")
+DISTANCE_LIMIT_MM = 5
+SURFACE_BAR_MM = 20
+# Patient directions at the edges of each side, with the names that page.css has for the places.
+SURFACE_LETTERS = {
+    side: tuple(zip(letters, ("at-left", "at-right", "at-top", "at-bottom"), strict=True))
+    for side, letters in {"front": "RLSI", "left": "APSI", "back": "LRSI", "right": "PASI"}.items()
+}
 
 
 class OverlayCase(NamedTuple):
@@ -52,20 +67,28 @@ class Volumes(NamedTuple):
     grey_range: tuple[float, float]
 
 
+class Masks(NamedTuple):
+    """The masks of a case in their common bounding box; axes and vectors are `zyx`, in LPS."""
+
+    prediction: np.ndarray  # bool
+    reference: np.ndarray | None  # bool; None if it is empty or there is none
+    spacing_mm: np.ndarray
+
+
 class Picture(NamedTuple):
     """An image of the report; width and height in pixels."""
 
-    alt: str
     uri: str
     width: int
     height: int
 
 
 class CasePictures(NamedTuple):
-    """The three planes through a case, and its axial slices by their name."""
+    """Three planes through a case, its axial slices and sides of the predicted surface, by name."""
 
-    views: list[Picture]
+    views: dict[str, Picture]
     slices: dict[str, Picture]
+    surfaces: dict[str, Picture]
 
 
 class OverlayRow(NamedTuple):
@@ -97,7 +120,7 @@ def orient_to_lps(case: OverlayCase) -> Volumes:
     """Reorients a case to LPS by permuting and flipping its axes, without interpolation.
 
     In LPS the rows of an axial slice run from anterior to posterior and its columns from right to
-    left, as radiologists view it. The grey range is the 1st to the 99th percentile of the image.
+    left, as radiologists view it.
 
     Raises:
         ValueError: a mask has another grid than the image.
@@ -119,16 +142,29 @@ def orient_to_lps(case: OverlayCase) -> Volumes:
         box, margin_mm = bounding_box(prediction | reference), OVERLAY_MARGIN_MM
     else:
         box, margin_mm = tuple(slice(0, side) for side in image_zyx.shape), 0
-    return Volumes(
-        image_zyx,
-        prediction,
-        reference,
-        np.array(image.GetSpacing()[::-1]),
-        np.array([side.start for side in box]),
-        np.array([side.stop for side in box]),
-        margin_mm,
-        tuple(np.percentile(image_zyx, (1, 99))),
-    )
+    spacing_mm = np.array(image.GetSpacing()[::-1])
+    low, high = (np.array([getattr(side, end) for side in box]) for end in ("start", "stop"))
+    grey_range = _grey_range(image_zyx, low, high, np.ceil(margin_mm / spacing_mm).astype(int))
+    return Volumes(image_zyx, prediction, reference, spacing_mm, low, high, margin_mm, grey_range)
+
+
+def _grey_range(
+    image: np.ndarray, low: np.ndarray, high: np.ndarray, margin: np.ndarray
+) -> tuple[float, float]:
+    """The grey values to show as black and as white, by the voxels in a box and around it."""
+    ends = zip((low - margin).clip(0), high + margin, strict=True)
+    shown = image[tuple(slice(*side) for side in ends)]
+    black, white = np.percentile(shown, GREY_PERCENTILES)
+    return (black, white) if white > black else (image.min(), image.max())
+
+
+def cropped_masks(volumes: Volumes) -> Masks | None:
+    """Returns the part of the masks that pictures of a surface need; None: an empty prediction."""
+    if not volumes.prediction.any():
+        return None
+    box = tuple(slice(low, high) for low, high in zip(volumes.low, volumes.high, strict=True))
+    prediction, reference = (mask[box].copy() for mask in (volumes.prediction, volumes.reference))
+    return Masks(prediction, reference if reference.any() else None, volumes.spacing_mm)
 
 
 def central_planes(volumes: Volumes) -> list[Plane]:
@@ -157,13 +193,13 @@ def central_planes(volumes: Volumes) -> list[Plane]:
 def axial_planes(volumes: Volumes, count: int = AXIAL_SLICES) -> list[Plane]:
     """Cuts at most `count` axial slices, evenly spaced from the first to the last one with a mask.
 
-    Their names count all slices from the feet: "3 of 24".
+    Their names count all slices from the feet: "3/24".
     """
     first, last = volumes.low[0], volumes.high[0] - 1
     slices = np.unique(np.linspace(first, last, count).round().astype(int))
     width_mm = _width_mm(volumes, (1, 2))
     return [
-        _plane(volumes, f"{z + 1} of {len(volumes.image)}", 0, z, "RLAP", width_mm) for z in slices
+        _plane(volumes, f"{z + 1}/{len(volumes.image)}", 0, z, "RLAP", width_mm) for z in slices
     ]
 
 

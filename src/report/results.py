@@ -106,6 +106,7 @@ def write_pictures(
         {**metadata, **versions},
         [picture.result() for picture in box_plots],
         None if album.training is None else album.training.result(),
+        album.language,
     )
 
 

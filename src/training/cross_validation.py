@@ -53,6 +53,7 @@ def cross_validate(
     device_id: int = 0,
     split_seed: int = 1,
     parallel: int = 1,
+    language: str = "en",
 ) -> None:
     """Trains and evaluates a network for each fold of the cases, or goes on with that.
 
@@ -65,6 +66,7 @@ def cross_validate(
         split_seed: of the draw of the folds.
         parallel: number of folds at the same time. On a CPU they share the cores; on Ascend and GPU
             each has a device.
+        language: of the reports that are not yet written, one of `src.report.texts.LANGUAGES`.
 
     Raises:
         UsageError: other arguments than those that `out_path` was started with, or wrong ones.
@@ -107,8 +109,8 @@ def cross_validate(
             for number in range(count)
         ]
         write_status("running", results=str(out))
-        _Work(folds, data, out, target, device_id, parallel).run()
-        _finish(folds, data, out)
+        _Work(folds, data, out, target, device_id, parallel, language).run()
+        _finish(folds, data, out, language)
 
 
 def _check_request(path: Path, request: dict) -> None:
@@ -155,13 +157,21 @@ class _Work:
         folds: all of them.
         data: folder with `img/` and `gt/`.
         out: of the cross-validation.
-        target, device_id, parallel: see `cross_validate`.
+        target, device_id, parallel, language: see `cross_validate`.
     """
 
     def __init__(
-        self, folds: list[Fold], data: Path, out: Path, target: str, device_id: int, parallel: int
+        self,
+        folds: list[Fold],
+        data: Path,
+        out: Path,
+        target: str,
+        device_id: int,
+        parallel: int,
+        language: str,
     ) -> None:
         self.folds, self.data, self.out, self.target = folds, data, out, target
+        self.language = language
         self.parallel = min(parallel, len(folds))
         self.devices: queue.SimpleQueue[int] = queue.SimpleQueue()
         for slot in range(self.parallel):
@@ -232,7 +242,7 @@ class _Work:
 
     def evaluate(self, fold: Fold, device: int) -> None:
         words = ["--dev_id", device, "--ckpt_path", fold.final_checkpoint()]
-        words += ["--eval_split_file_path", self.split("val", fold)]
+        words += ["--eval_split_file_path", self.split("val", fold), "--language", self.language]
         self.start("eval", fold, [*words, "--set", f"dirPredictionImage={fold.results}"])
 
     def split(self, kind: str, fold: Fold) -> Path:
@@ -356,11 +366,11 @@ class Pace:
         return f"; trained about {datetime.fromtimestamp(end_s):%a %H:%M} (in {wait_s})"
 
 
-def _finish(folds: list[Fold], data: Path, out: Path) -> None:
+def _finish(folds: list[Fold], data: Path, out: Path, language: str) -> None:
     """Writes the results of all cases, and the list of the networks."""
     if not (out / ENSEMBLE).is_file():
         with Painter(PROCESSES) as painter:
-            rows = write_pooled_results(out / EVALUATION, folds, data, painter)
+            rows = write_pooled_results(out / EVALUATION, folds, data, painter, language)
         for fold in folds:
             own = [row["dice"] for row in rows if row["fold"] == fold.number]
             log.info(f"fold {fold.number}: dice {sum(own) / len(own):.4f} of {len(own)} cases")

@@ -90,7 +90,11 @@ class Fold(NamedTuple):
 
 
 def write_pooled_results(
-    folder: Path, folds: Sequence[Fold], data_path: str | Path, painter: Painter
+    folder: Path,
+    folds: Sequence[Fold],
+    data_path: str | Path,
+    painter: Painter,
+    language: str = "en",
 ) -> list[dict]:
     """Writes metrics.csv, metrics.json, overlays.png and report.html of the cases of all folds.
 
@@ -99,6 +103,7 @@ def write_pooled_results(
         folds: all trained and evaluated.
         data_path: folder with `img/` and `gt/`.
         painter: draws the pictures.
+        language: of the report, one of `src.report.texts.LANGUAGES`.
 
     Returns:
         The rows of `src.evaluation.evaluate`, by case, each with its "fold".
@@ -135,7 +140,7 @@ def write_pooled_results(
     }
     with output_folder.acquire(folder), output_folder.register(folder, EVALUATION_FILES):
         write_metrics(rows, folder, metadata)
-        write_pictures(folder, rows, Album(painter), metadata, read)
+        write_pictures(folder, rows, Album(painter, language=language), metadata, read)
     return rows
 
 

@@ -398,7 +398,8 @@ def test_the_commands_take_all_from_beside_the_model(
     run_script("preprocess")
     stand_in_program(tmp_path / INPUT_FOLDER, tmp_path / "result_Files")
     assert len(contents(tmp_path / "result_Files")) == count
-    words = "--result_path result_Files --set threshold=0.4 --set dirPredictionImage=files"
+    words = "--result_path result_Files --language zh --set threshold=0.4"
+    words += " --set dirPredictionImage=files"
     monkeypatch.setattr(sys, "argv", ["postprocess.py", *words.split(), *flip])
     capsys.readouterr()
     run_script("postprocess")
@@ -410,6 +411,7 @@ def test_the_commands_take_all_from_beside_the_model(
     assert printed == capsys.readouterr().out.replace(str(tmp_path / "masks"), "files")
     report = json.loads((tmp_path / "files" / "metrics.json").read_text())
     assert report["model"] == "./vnet.mindir"
+    assert "<h2>来源</h2>" in (tmp_path / "files" / "report.html").read_text("utf-8")
     assert report["configuration"] == {key: wanted[key] for key in KNOWN}
     for name, content in contents(tmp_path / "masks").items():
         if name not in ("metrics.json", "summary.json", "report.html"):

@@ -120,6 +120,7 @@ def test_the_card_of_a_recorded_run(run, config):
     assert "preset `accurate`, but `epochs=300`" in card and "1.00 h in training steps" in card
     assert "10 of them are the validation cases" in card
     assert "| Dice | 0.500 | 0.250 | 0.500 | 0.125 |" in card
+    assert "| Average boundary distance, apex (mm) |" in card
     assert "112 x 112 x 96 mm" in card and card.count("1 x CPU on ") == 1
     published = json.dumps(found) + card
     assert not any(name in published for name in ZOO_CASES) and str(run) not in published

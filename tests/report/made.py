@@ -9,7 +9,7 @@ from matplotlib.colors import to_rgb
 
 from src.metrics import case_metrics
 from src.report.page import metric_groups, write_report
-from src.report.pictures import box_plot_picture, training_picture
+from src.report.pictures import box_plot_picture, training_curves
 from tests.volumes import image_of
 
 SPACING_XYZ_MM = (0.7, 0.9, 3.0)
@@ -58,7 +58,8 @@ def near(picture, colour, tolerance=0.12):
     return np.abs(picture - to_rgb(colour)).max(axis=-1) < tolerance
 
 
-def write_page(path, rows, pictures, metadata, history=None):
+def write_page(path, rows, pictures, metadata, history=None, language="en"):
     """Writes a report with its box plots and training curves."""
     box_plots = [box_plot_picture(values) for values in metric_groups(rows)]
-    write_report(path, rows, pictures, metadata, box_plots, training_picture(history))
+    curves = training_curves(history)
+    write_report(path, rows, pictures, metadata, box_plots, curves, language)

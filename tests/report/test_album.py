@@ -73,6 +73,7 @@ def test_only_what_is_shown_and_not_in_the_album_is_read(tmp_path):
     assert asked == ["other"]
     report = (tmp_path / "report.html").read_text("utf-8")
     assert report.count("<article") == 2 and report.count('alt="mine, axial slice') == 5
+    assert report.count('alt="mine, surface from') == 4
 
     def gone(row):
         raise DataError(f"{row['case']}: no such file")

@@ -149,7 +149,7 @@ def test_a_montage_runs_from_the_feet_through_both_masks(orientation, count, exp
     masks = box_mask(z=(2, 9), x=(5, 25)), box_mask(z=(4, 12))
     case = OverlayCase("a", *(sitk.DICOMOrient(on_grid(a), orientation) for a in (array, *masks)))
     shown = planes.axial_planes(planes.orient_to_lps(case), count)
-    assert [plane.name for plane in shown] == [f"{z + 1} of 14" for z in expected]
+    assert [plane.name for plane in shown] == [f"{z + 1}/14" for z in expected]
     for plane, z in zip(shown, expected, strict=True):
         assert np.unique(plane.image).tolist() == [z]
         np.testing.assert_array_equal(plane.prediction, masks[0][z] != 0)
@@ -163,15 +163,27 @@ def test_a_montage_runs_from_the_feet_through_both_masks(orientation, count, exp
 def test_a_montage_without_masks_shows_the_whole_image(count, expected):
     case = OverlayCase("a", grey_image(), on_grid(0 * box_mask()))
     shown = planes.axial_planes(planes.orient_to_lps(case), count)
-    assert [plane.name for plane in shown] == [f"{z + 1} of 14" for z in expected]
+    assert [plane.name for plane in shown] == [f"{z + 1}/14" for z in expected]
     assert shown[0].width_mm == pytest.approx(60 * 0.9)
 
 
-def test_grey_values_run_from_the_first_to_the_99th_percentile(tmp_path):
+def test_grey_values_run_from_the_first_to_the_95th_percentile_of_what_is_shown():
+    """Whatever lies farther than the margin from both masks does not count."""
     array = np.random.default_rng(0).permutation(np.prod(SHAPE_ZYX)).reshape(SHAPE_ZYX)
-    case = OverlayCase("a", on_grid(array.astype(np.float32)), on_grid(box_mask()))
+    reference, prediction = box_mask(y=(30, 38)), box_mask(x=(30, 52), z=(5, 9))
+    # Both masks and 15 mm: 5 slices, 17 rows and 22 columns on each side.
+    box = array[0:14, 3:55, 3:70].copy()
+    array[:, :3], array[:, :, :3] = 10**6, -(10**6)
+    case = OverlayCase(
+        "a", on_grid(array.astype(np.float32)), *map(on_grid, (prediction, reference))
+    )
     (shown,) = figure_of([case]).axes[0].images
-    assert shown.get_clim() == pytest.approx(((array.size - 1) * 0.01, (array.size - 1) * 0.99))
+    assert shown.get_clim() == pytest.approx(np.percentile(box, (1, 95)))
+    # Where nearly all voxels are equal, all values are shown; without masks, those of all voxels.
+    array[:], array[13, 59, 69] = 7, 9
+    case = OverlayCase("a", on_grid(array.astype(np.float32)), on_grid(0 * box_mask()))
+    (shown,) = figure_of([case]).axes[0].images
+    assert shown.get_clim() == (7, 9)
 
 
 def row_titles(figure):

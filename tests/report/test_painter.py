@@ -19,7 +19,7 @@ from src.utils.errors import DataError
 from tests.helpers import ROOT, wait_until
 from tests.report.made import box_mask, grey_image, on_grid
 
-VALUES = MetricGroups("Dice", "", {"whole gland": [0.5, 0.75]})
+VALUES = MetricGroups("dice", "", {"whole_gland": [0.5, 0.75]})
 
 
 def process_ids(painter):
@@ -56,7 +56,7 @@ def test_an_error_of_a_drawing_is_raised_and_the_process_goes_on(painter):
             future.result()
     with pytest.raises(AttributeError, match="has no attribute 'no_such_function'"):
         painter.submit("no_such_function").result()
-    assert painter.submit("box_plot_picture", VALUES).result().alt.startswith("Box plot of Dice")
+    assert painter.submit("box_plot_picture", VALUES).result().uri.startswith("data:image/png")
     assert process_ids(painter) == before and all(map(is_running, before))
 
 
@@ -67,7 +67,7 @@ def test_without_other_processes_this_one_draws(monkeypatch):
     monkeypatch.setattr(module.subprocess, "Popen", refuse)
     with Painter(2) as alone:
         drawn = alone.submit("box_plot_picture", VALUES).result()
-    assert drawn.alt.startswith("Box plot of Dice")
+    assert drawn.uri.startswith("data:image/png")
 
 
 def test_a_process_that_is_killed_is_told():

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -92,7 +93,7 @@ def cut_and_continued(data, tmp_path_factory):
         kept = tree(folder / "fold0")
         with pytest.raises(DataError, match="out: a cross-validation that has not ended"):
             find_checkpoints(folder)
-        cross_validate(data, 2, folder, SETTINGS, "CPU")
+        cross_validate(data, 2, folder, SETTINGS, "CPU", language="zh")
         assert tree(folder / "fold0") == kept
     return folder, first, runner.calls, str(error.value)
 
@@ -128,9 +129,16 @@ def test_the_pooled_metrics_are_those_of_the_folds(cut_and_continued):
     table = pd.read_csv(folder / "evaluation" / "metrics.csv", index_col="case")
     assert table["fold"].to_dict() == {row["case"]: row["fold"] for row in alone}
     page = (folder / "evaluation" / "report.html").read_text("utf-8")
-    assert "of 5 cases in 2 folds" in page and page.count("<article") == 5
+    assert "5 例（2 折）的平均值" in page and page.count("<article") == 5
     for row in alone:
         assert f'<td data-value="{row["fold"]}">{row["fold"]}</td>' in page
+
+
+def test_a_language_is_that_of_reports_not_yet_written(cut_and_continued):
+    folder, *_ = cut_and_continued
+    pages = [folder / name / "evaluation" / "report.html" for name in ("fold0", "fold1", ".")]
+    languages = [re.search('lang="(.*?)"', page.read_text("utf-8"))[1] for page in pages]
+    assert languages == ["en", "zh-CN", "zh-CN"]
 
 
 def test_it_leaves_an_ensemble(cut_and_continued, data):
@@ -245,7 +253,7 @@ def work(data, tmp_path):
     folds = [Fold(number, tmp_path / f"fold{number}", config) for number in range(3)]
 
     def make(target="CPU", parallel=1):
-        return cross_validation._Work(folds, data, tmp_path, target, 4, parallel)
+        return cross_validation._Work(folds, data, tmp_path, target, 4, parallel, "zh")
 
     return make
 
