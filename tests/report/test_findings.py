@@ -1,11 +1,13 @@
 """When somebody should look at a mask: each rule at its bound, and the codes that programs read."""
 
+import re
+
 import numpy as np
 import pytest
 import SimpleITK as sitk
 from scipy import ndimage
 
-from src.config import override_config
+from src.config import PRESETS, override_config
 from src.data_manager import probability_to_case_grid, xyz
 from src.report.findings import (
     LOW_DICE,
@@ -15,6 +17,9 @@ from src.report.findings import (
     plane_findings,
     touches_border,
 )
+from src.report.planes import DISTANCE_LIMIT_MM, GREY_PERCENTILES
+from src.report.texts import FINDINGS
+from tests.helpers import ROOT
 
 GOOD = {"dice": 0.9, "reference_ml": 40.0, "prediction_ml": 38.0}
 GOOD |= {"empty": 0.0, "base_empty": 0.0, "apex_empty": 0.0}
@@ -147,3 +152,17 @@ def test_a_stack_of_another_plane(small_config, make_image, trained, spacing_mm,
 
 def test_cubes_have_no_plane(small_config):
     assert plane_findings(sitk.Image(4, 4, 4, sitk.sitkFloat32), small_config()) == {}
+
+
+@pytest.mark.parametrize("page", ["docs/radiologists.md", "docs/zh/radiologists.md"])
+def test_the_page_for_radiologists_tells_of_every_finding_and_bound(page):
+    text = (ROOT / page).read_text("utf-8")
+    assert set(re.findall(r"`(\w+)`", text)) == set(FINDINGS)
+    numbers = [*PLAUSIBLE_ML, LOW_DICE, DISTANCE_LIMIT_MM, *GREY_PERCENTILES]
+    for preset in PRESETS.values():
+        numbers += [
+            round(n * mm) for n, mm in zip(preset["VolSize"], preset["dstRes"], strict=True)
+        ]
+    assert {float(number) for number in re.findall(r"\d[\d.]*", text)} >= set(map(float, numbers))
+    for readme in ("README.md", "README_CN.md"):
+        assert (page in (ROOT / readme).read_text("utf-8")) == (("zh" in page) == ("CN" in readme))
