@@ -28,6 +28,7 @@ check_arguments() {
   local names usage="usage: bash scripts/${0##*/} $1 [$2]"
   read -ra names <<<"$1"
   shift 2
+  remember_command "$@"
   if [[ ${1:-} == -h || ${1:-} == --help ]]; then
     echo "$usage"
     exit 0
@@ -57,6 +58,26 @@ check_arguments() {
     esac
     shift
   done
+}
+
+# quote WORD...: prints the words for a shell, each after a space.
+quote() {
+  local word
+  for word in "$@"; do
+    if [[ $word =~ ^[A-Za-z0-9_@%+=:,./-]+$ ]]; then printf ' %s' "$word"; else printf ' %s' "${word@Q}"; fi
+  done
+}
+
+# remember_command "$@": sets VNET_COMMAND to the command that started the running script, for a shell, without
+# RESUME=1: --resume names the run.
+remember_command() {
+  local name value
+  VNET_COMMAND=""
+  for name in WAIT DEVICE_TARGET PYTHON NODES NODE_RANK MASTER_ADDR MASTER_PORT; do
+    value=$(quote "${!name:-}")
+    [[ -z ${!name:-} ]] || VNET_COMMAND+="$name=${value# } "
+  done
+  VNET_COMMAND+="bash$(quote "$0" "$@")"
 }
 
 # PYTHON if set, then the active environment, then the repository's .venv, then python3.
@@ -104,8 +125,27 @@ stop() { # stop SIGNAL EXIT_CODE
   kill -s "$1" -- "-$child" 2>/dev/null || true
   while kill -0 "$child" 2>/dev/null && ((SECONDS < deadline)); do sleep 0.1; done
   kill -s KILL -- "-$child" 2>/dev/null || true
+  [[ -z ${follower:-} ]] || wait "$follower" || true # for the last lines of the log
   echo "stopped process $child"
   exit "$2"
+}
+
+# tell_folder NAME: prints the folder that the status file names, and the command that continues a training.
+tell_folder() {
+  local folder
+  folder=$(sed -nE 's/.*"(run_folder|results)": "((\\.|[^"\\])*)".*/\2/p' "$VNET_STATUS_FILE" 2>/dev/null) || true
+  folder=$(printf %b "${folder//'\"'/'"'}") # JSON has characters such as \u00e9
+  if [[ -d $folder ]]; then echo "  folder: $folder"; fi
+  case $1 in
+    train.py)
+      if [[ " $VNET_COMMAND" == *" --cont"* ]]; then
+        echo "  resume: $VNET_COMMAND"
+      elif [[ -d $folder ]]; then
+        echo "  resume: $VNET_COMMAND --resume$(quote "$folder")"
+      fi
+      ;;
+    cross_validate.py) echo "  resume: $VNET_COMMAND" ;;
+  esac
 }
 
 # launch LOG NAME PYTHON ARGUMENT...: starts Python in the caller's folder, detached from the terminal.
@@ -132,23 +172,29 @@ launch() {
   set +m
   exec 3>&-
   echo "$entry started with $python: process $child, log $log"
+  echo "  follow: tail -f$(quote "$log")"
+  echo "  stop:   kill $child"
 
   local foreground=${WAIT:-0} deadline=$((SECONDS + ${START_SECONDS:-20}))
   if [[ $foreground == 1 ]]; then
     trap 'stop TERM 129' HUP
     tail -n +1 -f -s 0.2 --pid="$child" -- "$log" 2>/dev/null &
+    follower=$!
   fi
   { # hides bash's message about a process that a signal ended
     while [[ $foreground != 1 ]] && kill -0 "$child"; do
-      if ((SECONDS >= deadline)) || grep -qs '"state": "running"' "$VNET_STATUS_FILE"; then exit 0; fi
+      if ((SECONDS >= deadline)) || grep -qs '"state": "running"' "$VNET_STATUS_FILE"; then
+        tell_folder "$entry"
+        exit 0
+      fi
       sleep 0.1
     done
     wait "$child" || code=$?
   } 2>/dev/null
   if [[ $foreground == 1 ]]; then
-    wait $! || true # for the last lines of the log
+    wait "$follower" || true # for the last lines of the log
   elif ((code == 0)); then
-    echo "$entry has finished"
+    echo "$entry has finished: $(tail -n 1 -- "$log")"
   else
     echo "error: $entry ended with exit code $code; the end of $log:" >&2
     tail -n "${shown_lines:-20}" -- "$log" >&2
@@ -163,7 +209,7 @@ train_standalone() { # train_standalone DEFAULT_DEVICE_TARGET LOG "$@"
   target=$(device_target "$default")
   python=$(find_python)
   [[ ${RESUME:-0} != 1 ]] || resume=(--resume)
-  export DEVICE_ID=$1 DEVICE_NUM=1 RANK_ID=0
+  export DEVICE_ID=$1 DEVICE_NUM=1 RANK_ID=0 VNET_COMMAND
   launch "$log" train.py "$python" "$ROOT/train.py" --device_target "$target" --device_id "$1" \
     --data_path "$2" --train_split_file_path "$3" "${resume[@]}" "${@:4}"
 }
@@ -196,7 +242,7 @@ set_training() {
     training+=("$word")
     option=$word
   done
-  export DEVICE_NUM=$3 RANK_SIZE=$3
+  export DEVICE_NUM=$3 RANK_SIZE=$3 VNET_COMMAND
 }
 
 is_taken() { (exec 9<>"/dev/tcp/$1/$2") 2>/dev/null; } # is_taken ADDRESS PORT: whether a process listens

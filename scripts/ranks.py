@@ -20,8 +20,9 @@ import time
 from pathlib import Path
 
 # Environment variables: the folder to which ranks write their exit status; this host's first rank;
-# the status file, see src/utils/status.py.
+# the status file, see src/utils/status.py; the launcher's command.
 JOB, FIRST_RANK, STATUS_FILE = "VNET_JOB", "VNET_FIRST_RANK", "VNET_STATUS_FILE"
+COMMAND = "VNET_COMMAND"
 LINES_SHOWN = 20  # of the log of the rank that failed
 END_SECONDS = 3  # for msrun or mpirun to end after a rank has failed
 LINGER_SECONDS = 60  # the same after all have finished: msrun may wait for its scheduler for ever
@@ -181,7 +182,9 @@ def print_end(args, stops, ended, status):
     else:
         message = describe_exit(Path(args.command[0]).name, status) + ", before its ranks"
     print(f"error: {message}")
-    print("to continue a training that had begun, run the same command with RESUME=1")
+    command = os.environ.get(COMMAND)
+    again = f": RESUME=1 {command}" if command else ", run the same command with RESUME=1"
+    print(f"to continue a training that had begun{again}")
     return exit_code(status or 1)
 
 

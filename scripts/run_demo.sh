@@ -72,7 +72,7 @@ logged create_csv.log bash "$ROOT/scripts/create_csv.sh" . 1 --data_path data
 
 begin 4 training "some minutes, log $folder/train_standalone.log"
 bash "$ROOT/scripts/train_standalone.sh" 0 data train.csv --val_split_file_path val.csv \
-  "${SETTINGS[@]}" 2>&1 | sed -un 's/^epoch: .* validation dice/      &/p' ||
+  "${SETTINGS[@]}" 2>&1 | sed -un 's/^epoch [0-9]* of .*: validation Dice/      &/p' ||
   step_failed train_standalone.log
 runs=(results/infer/vnet.*)
 

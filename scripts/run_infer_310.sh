@@ -8,13 +8,25 @@
 # shellcheck source=scripts/common.sh
 source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
 
-# step NAME LOG COMMAND...: the output goes to the log, whose end is shown where the command fails.
+# show PATTERN COUNT: copies the lines of standard input that match, numbered.
+show() {
+  local line number=0
+  while IFS= read -r line; do
+    if [[ $line =~ $1 ]]; then echo "  $((number += 1)) of $2: $line"; fi
+  done
+}
+
+# step NAME LOG COUNT PATTERN COMMAND...: the output goes to the log, whose end is shown where the command fails.
+# Lines that match, one for each of COUNT cases or volumes, are shown at once.
 step() {
-  local name=$1 log=$PWD/$2 code=0
-  shift 2
+  local name=$1 log=$PWD/$2 count=$3 pattern=$4 code=0
+  shift 4
   open_log "$log"
   echo "$name: log $log"
-  "$@" >&3 2>&1 3>&- || code=$?
+  set +e
+  "$@" 2>&1 3>&- | tee /dev/fd/3 2>/dev/null | show "$pattern" "$count"
+  code=${PIPESTATUS[0]}
+  set -e
   exec 3>&-
   ((code == 0)) && return
   tail -n 20 -- "$log" >&2
@@ -42,19 +54,27 @@ for model in "${models[@]}"; do echo "model: $model"; done
 cases=(--mindir_path "${models[0]}" --data_path "$2" --split_file_path "$3" "${@:5}")
 
 trap '' PIPE
-step preprocess preprocess.log "$python" "$ROOT/preprocess.py" "${cases[@]}"
-step build build.log env PYTHON="$python" bash "$ROOT/ascend310_infer/build.sh" --runtime "$runtime"
+export PYTHONUNBUFFERED=1
+none='^$.' # matches no line
+step preprocess preprocess.log 0 "$none" "$python" "$ROOT/preprocess.py" "${cases[@]}"
+# "results/bin_data: 4 volume(s) of [64, 64, 32] voxels, of 2 case(s)"
+volumes=$(sed -n 's/.*: \([0-9]*\) volume(s) of .*/\1/p' preprocess.log)
+count=$(sed -n 's/.*, of \([0-9]*\) case(s)$/\1/p' preprocess.log)
+step build build.log 0 "$none" env PYTHON="$python" bash "$ROOT/ascend310_infer/build.sh" --runtime "$runtime"
 outputs=() times=()
 for model in "${models[@]}"; do
   name=${model##*/} name=${name%.*} outputs+=(result_Files) log=infer.log
   ((${#models[@]} == 1)) || { outputs[-1]=result_Files/$name log=infer_$name.log && mkdir -p result_Files; }
-  step inference "$log" "$ROOT/ascend310_infer/out/main" --mindir_path "$model" \
+  step inference "$log" "$volumes" ' ms, ' "$ROOT/ascend310_infer/out/main" --mindir_path "$model" \
     --dataset_path results/bin_data --output_path "${outputs[-1]}" \
     --device_type "$target" --runtime "$runtime" --device_id "$device_id"
   time=$(tail -n 1 -- time_Result/test_perform_static.txt 2>/dev/null) && times+=("$time")
 done
-step postprocess acc.log "$python" "$ROOT/postprocess.py" --result_path "${outputs[@]}" "${cases[@]}"
+step postprocess acc.log "$count" '^save predicted label' "$python" "$ROOT/postprocess.py" \
+  --result_path "${outputs[@]}" "${cases[@]}"
 { # only a summary: the results are written even if this fails
   ((${#times[@]})) && printf '%s\n' "${times[@]}"
-  grep -E '^(avg_|predictions, )' acc.log
+  grep '^avg_' acc.log
+  report=$(realpath -m -- "$(sed -n 's/^predictions and metrics, shown in //p' acc.log)") &&
+    printf '%s\n' "report: $report" "masks: ${report%/*}/CASE_test.mhd"
 } 2>/dev/null || true

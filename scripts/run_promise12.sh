@@ -112,7 +112,7 @@ begin 3 split "the model zoo's, $out/split"
 logged create_csv.log "$python" "$ROOT/create_csv.py" --out_path split --data_path data/TrainData
 
 begin 4 training "log $out/train.log; Ctrl-C stops it, the same command goes on"
-SHOWN='s/^\(resuming\|run: \|nothing is left\|epoch: .* validation dice\)/      &/p' \
+SHOWN='s/^\(resuming\|run: \|nothing is left\|epoch [0-9]* of .*: validation Dice\|trained: \)/      &/p' \
   logged train.log "$python" "$ROOT/train.py" --device_target "$target" --data_path data/TrainData \
   --train_split_file_path split/train.csv --val_split_file_path split/val.csv "${training[@]}"
 run=$(sed -n 's/^run: //p' train.log)

@@ -398,7 +398,8 @@ def estimate_training(
         if count < least:
             raise UsageError(f"{name} is {count}, expected at least {least}")
     training_config(device_target, [*preset_overrides(preset), *overrides])  # wrong words
-    from .training.duration import duration_text, measure_step_s, training_s
+    from .training.duration import measure_step_s, training_s
+    from .training.progress import duration_text
     from .training.run_folder import newest_state
 
     state = newest_state(overrides, val_cases > 0) if continues else None

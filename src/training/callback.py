@@ -32,9 +32,18 @@ class TrainingCallback(ms.Callback):
         super().__init__()
         self.epoch_end = epoch_end
         self.samples = samples
+        self.bar = tqdm(disable=True)  # of the whole training, from its begin on
 
     def on_train_begin(self, run_context: ms.RunContext) -> None:
         log.info("compiling the network: the first step takes longer than the others")
+        batches, progress = run_context.original_args().batch_num, self.epoch_end.progress
+        self.bar = tqdm(
+            total=batches * self.epoch_end.config.epochs,
+            initial=batches * progress.epoch,
+            unit="step",
+            leave=False,
+            disable=None,  # only on a terminal
+        )
 
     def on_train_epoch_begin(self, run_context: ms.RunContext) -> None:
         arguments = run_context.original_args()
@@ -42,12 +51,8 @@ class TrainingCallback(ms.Callback):
         self.losses: list[float] = []
         self.skipped = 0
         self.waited_s = 0.0
-        self.bar = tqdm(
-            total=arguments.batch_num,
-            desc=f"epoch {arguments.cur_epoch_num}",
-            leave=False,
-            disable=None,  # only on a terminal
-        )
+        epochs = self.epoch_end.config.epochs
+        self.bar.set_description(f"epoch {arguments.cur_epoch_num} of {epochs}")
 
     def on_train_step_begin(self, run_context: ms.RunContext) -> None:
         if not run_context.original_args().get("dataset_sink_mode"):
@@ -70,22 +75,24 @@ class TrainingCallback(ms.Callback):
         arguments = run_context.original_args()
         if not is_finite(arguments.train_network):
             self.stop(arguments, "weights became NaN or infinite")
-        self.bar.close()
         elapsed_s = time.perf_counter() - self.started_s
         steps = EpochSteps(
             arguments.cur_epoch_num, self.losses, self.skipped, elapsed_s, self.waited_s
         )
         if self.epoch_end.run(steps):
             run_context.request_stop()
-        elif steps.epoch < arguments.epoch_num:  # else all that is left is the last checkpoint
+        elif steps.epoch < self.epoch_end.config.epochs:  # else only the last checkpoint is left
             stop_if_asked()
 
     def on_train_end(self, run_context: ms.RunContext) -> None:
         self.epoch_end.finish()
 
+    def __exit__(self, *error: object) -> None:
+        """Removes the bar, however the training ends."""
+        self.bar.close()
+
     def stop(self, arguments: Any, finding: str) -> None:
         """Raises a DataError that names the batch, its cases and the last good checkpoint."""
-        self.bar.close()
         epoch = arguments.cur_epoch_num
         if arguments.get("dataset_sink_mode"):
             where = f"in epoch {epoch}"

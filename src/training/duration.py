@@ -90,10 +90,3 @@ def training_s(config: EasyDict, step_s: float, cases: int, val_cases: int, done
     steps = math.ceil(cases / (config.batch_size * config.accumulate_steps))
     validations = math.ceil(epochs / config.val_interval)
     return (epochs * steps + validations * val_cases) * step_s + START_S
-
-
-def duration_text(seconds: float) -> str:
-    """Returns a time in words: "2 min", "1 h 25 min"."""
-    minutes = max(1, round(seconds / 60))
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min"

@@ -18,7 +18,7 @@ from ..checkpoint_file import BEST, PREFIX
 from ..data_manager import worker_count
 from ..devices.ranks import Ranks
 from ..report.figures import plot_progress
-from .progress import Progress, read_history, write_history
+from .progress import Progress, TimeLeft, read_history, write_history
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +71,8 @@ class EpochEnd:
         self.score = score
         self.run_folder = run_folder
         self.ranks = ranks
+        self.time_left = TimeLeft(config.epochs)
+        self.logged_left: str | None = None
         self.history = [] if run_folder is None else read_history(run_folder, progress.epoch)
         self.saved_epoch = progress.epoch
         self.saved_at_s = time.monotonic()
@@ -93,6 +95,7 @@ class EpochEnd:
             update_weight_average(self.cells.average, self.cells.network, steps.epoch, decay)
         if self.score is not None and self.is_due(self.config.val_interval):
             row["val_dice"] = self.validate(self.score)
+        self.log_epoch(row["val_dice"])
         if self.run_folder is not None:
             self.history.append(row)
             write_history(self.run_folder, self.history)
@@ -101,9 +104,18 @@ class EpochEnd:
         return self.score is not None and self.stops_early()
 
     def finish(self) -> None:
-        """Saves the last epoch of a training, unless it is saved."""
-        if self.run_folder is not None and self.progress.epoch != self.saved_epoch:
+        """Saves the last epoch of a training, unless it is saved; logs the result."""
+        if self.run_folder is None:
+            return
+        if self.progress.epoch != self.saved_epoch:
             self.save(self.run_folder)
+        best, name = "", self.checkpoint_name()
+        if self.progress.best_dice > -1:
+            best, name = f", best validation Dice {self.progress.best_dice:.4f}", BEST
+        log.info(
+            f"trained: epoch {self.progress.epoch} of {self.config.epochs}{best}, "
+            f"checkpoint {self.run_folder / 'ckpt' / name}"
+        )
 
     def is_due(self, interval: int) -> bool:
         """Whether this epoch is a multiple of `interval` or the last one."""
@@ -161,17 +173,29 @@ class EpochEnd:
                 checkpoint.save_weights(network, self.run_folder / "ckpt" / BEST)
             progress.best_dice = dice
             progress.validations_since_best = 0
-        log.info(
-            f"epoch: {progress.epoch} validation dice: {dice:.4f}, best: {progress.best_dice:.4f}"
-        )
         return dice
+
+    def log_epoch(self, dice: float) -> None:
+        """Logs the validation, NaN if there was none, and the time left if its words changed."""
+        epoch, epochs = self.progress.epoch, self.config.epochs
+        left = self.time_left.text(epoch, time.monotonic())
+        found = [left] if left else []
+        if not np.isnan(dice):
+            found.insert(0, f"validation Dice {dice:.4f}, best {self.progress.best_dice:.4f}")
+        elif left == self.logged_left:
+            return
+        self.logged_left = left
+        log.info(f"epoch {epoch} of {epochs}" + (f": {', '.join(found)}" if found else ""))
+
+    def checkpoint_name(self) -> str:
+        """The name of this epoch's numbered checkpoint."""
+        return f"{PREFIX}-{self.progress.epoch}_{self.steps_per_epoch}.ckpt"
 
     def save(self, run_folder: Path) -> None:
         """Writes a numbered checkpoint, what a resume needs, and the curve; takes the time."""
         started_s = time.monotonic()
         folder = run_folder / "ckpt"
-        name = f"{PREFIX}-{self.progress.epoch}_{self.steps_per_epoch}.ckpt"
-        checkpoint.save_weights(self.cells.scored, folder / name)
+        checkpoint.save_weights(self.cells.scored, folder / self.checkpoint_name())
         checkpoint.prune(folder, self.config.keep_checkpoint_max)
         checkpoint.save_last(folder, self.cells, asdict(self.progress))
         plot_progress(pd.DataFrame(self.history), run_folder / "progress.png")

@@ -26,6 +26,40 @@ class Progress:
         return 0 < patience <= self.validations_since_best
 
 
+class TimeLeft:
+    """Estimates the rest of a training from its epochs so far, without the first, which compiles.
+
+    Args:
+        epochs: number of epochs of the training.
+    """
+
+    def __init__(self, epochs: int) -> None:
+        self.epochs = epochs
+        self.first: tuple[int, float] | None = None  # epoch and its end
+
+    def text(self, epoch: int, now_s: float) -> str:
+        """Returns the rest in words, such as "1 h 23 min left"; "" if unknown, or nothing is left.
+
+        Args:
+            epoch: that has ended, counted from 1.
+            now_s: time on a clock that does not jump.
+        """
+        if self.first is None:
+            self.first = epoch, now_s
+        done = epoch - self.first[0]
+        if not done or epoch >= self.epochs:
+            return ""
+        left_s = (now_s - self.first[1]) / done * (self.epochs - epoch)
+        return f"{duration_text(left_s) if left_s >= 60 else 'under 1 min'} left"
+
+
+def duration_text(seconds: float) -> str:
+    """Returns a time in words: "2 min", "1 h 25 min"."""
+    minutes = max(1, round(seconds / 60))
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
+
+
 def read_history(run_folder: str | Path, epochs: int) -> list[dict[str, float]]:
     """Reads the rows of the first `epochs` epochs of a run's history.csv, none if it is missing."""
     path = Path(run_folder, "history.csv")

@@ -1,7 +1,9 @@
 """Training: `train` runs it from start to end; `src.training.epoch_end` ends each epoch."""
 
 import logging
+import os
 import shlex
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +15,7 @@ import numpy as np
 from easydict import EasyDict
 from mindspore import nn
 
+from .. import __version__
 from ..checkpoint import TrainingCells
 from ..data_manager import Case, TrainingVolume, load_training_volumes, worker_count
 from ..dataset import TrainingSamples, create_dataset
@@ -22,7 +25,8 @@ from ..fast_conv3d.adam import FusedAdam
 from ..fast_conv3d.network import FastVNet, to_fast_vnet
 from ..lr_schedule import learning_rates
 from ..promise12.splits import split_cases
-from ..run_record import record_session
+from ..run_record import processor, record_session
+from ..utils.command_line import LAUNCHED, own_command
 from ..utils.errors import DataError, UsageError
 from ..utils.log import without_mindspore_warning
 from ..utils.status import write_status
@@ -120,9 +124,21 @@ def resume_hint(run_folder: Path | None) -> str:
     checkpoint = last_good_checkpoint(run_folder)
     if run_folder is None:
         return checkpoint
-    return (
-        f"{checkpoint}; continue with the same command and --resume {shlex.quote(str(run_folder))}"
-    )
+    return f"{checkpoint}; continue with {resume_command(run_folder)}"
+
+
+def resume_command(run_folder: Path) -> str:
+    """Returns the command that continues a run, for a shell; without one, the argument of `train`.
+
+    A launcher's ranks may work in other folders than it: the run's path is then absolute.
+    """
+    command = own_command()
+    if not command:
+        return f"resume={str(run_folder)!r}"
+    if any(word.startswith("--cont") for word in shlex.split(command)):  # --continue
+        return command
+    folder = run_folder.absolute() if LAUNCHED in os.environ else run_folder
+    return f"{command} --resume {shlex.quote(str(folder))}"
 
 
 def check_batch_norm(config: EasyDict, device_target: str) -> None:
@@ -179,6 +195,11 @@ def train(
         UsageError: the device does not support the precision or the batch norm.
         DataError: a file is wrong, memory is too small, or the loss became NaN.
     """
+    device = f"CPU, {processor()}" if device_target == "CPU" else device_target
+    log.info(
+        f"{time.strftime('%Y-%m-%d %H:%M:%S %z')}: vnet_mindspore {__version__}, "
+        f"MindSpore {ms.__version__}, {device}"
+    )
     check_batch_norm(config, device_target)
     cases, val_cases = find_cases(config, data_path, train_split, val_split)
     ms.set_seed(config.seed)

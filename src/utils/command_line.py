@@ -1,5 +1,7 @@
 """The command line of all entry points: argument parser, error messages, exit codes."""
 
+import os
+import shlex
 import signal
 import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
@@ -13,7 +15,10 @@ from .status import write_status
 MODEL_FORMATS = ("MINDIR", "ONNX", "AIR", "VNET")
 RESEARCH_ONLY = "Not a medical device; for research."
 TERMINATED = 128 + signal.SIGTERM  # exit code
+LAUNCHED = "VNET_COMMAND"  # environment variable: the command of a launcher, for a shell
 MINDIR_VERSIONS = (3, 1)  # what MindSpore 2.10 writes; what MindSpore Lite 2.0 reads
+
+_runs = False  # whether `run` has started this process's work
 
 
 def new_parser(description: str | None, prog: str | None = None) -> ArgumentParser:
@@ -40,6 +45,8 @@ def run(main: Callable[[], None]) -> None:
     1 for other errors. When the reader of standard output exits, such as `head`, the work
     continues.
     """
+    global _runs
+    _runs = True
     prepare_streams()
     prepare_numpy()
     prepare_matplotlib()
@@ -77,6 +84,16 @@ def run(main: Callable[[], None]) -> None:
     if lost is not None:
         sys.exit(_report_error(f"standard output: {reason_of(lost)}; the work itself is done", 1))
     write_status("finished")
+
+
+def own_command() -> str:
+    """Returns the command that started this process, for a shell; that of its launcher, if any.
+
+    It is "" where there is none: in a notebook, or in a process of a cross-validation.
+    """
+    if not _runs or sys.argv[0] == "-c":
+        return ""
+    return os.environ.get(LAUNCHED) or shlex.join(sys.orig_argv)
 
 
 def _report_error(error, code):

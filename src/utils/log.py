@@ -4,7 +4,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 
 _PACKAGE = logging.getLogger(__name__.split(".")[0])
@@ -17,7 +17,11 @@ class _StandardStreams(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         stream = sys.stderr if record.levelno >= logging.WARNING else sys.stdout
-        if stream is not None:  # print would take standard output instead
+        if stream is None:  # print would take standard output instead
+            return
+        # A progress bar on the terminal makes room for the line, and is drawn anew below it.
+        bars = sys.modules.get("tqdm")
+        with nullcontext() if bars is None else bars.tqdm.external_write_mode(stream):
             print(record.getMessage(), file=stream, flush=True)
 
 

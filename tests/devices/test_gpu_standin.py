@@ -95,7 +95,7 @@ def test_one_card_and_all_programs(folder, standin):
     resume = ["--resume", "--set", "task=one", "--set", "epochs=2"]
     printed = run([*train, *resume], folder, standin)
     assert re.search("^resuming .* after epoch 1$", printed, re.M)
-    assert "epoch: 2 validation dice: " in printed
+    assert ": validation Dice " in printed
     path, history = trained(folder, "one")
     assert history["epoch"].tolist() == [1, 2] and history["val_dice"].notna().tolist()[1]
     checkpoint = path / "ckpt" / "best.ckpt"

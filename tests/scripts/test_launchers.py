@@ -6,6 +6,7 @@ environments and folders of ranks on Ascend and GPU are checked without such har
 
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -274,9 +275,13 @@ def test_a_rank_that_fails_ends_the_others(caller, script, rank):
     message = f"error: rank {rank} ended with exit code 3; the end of {log}:\n"
     tail = [f"line {number} of rank {rank}" for number in range(11, 30)]
     tail += [f"last words of rank {rank}"]
-    assert output.partition(message)[2].splitlines() == [
-        *tail,
-        "to continue a training that had begun, run the same command with RESUME=1",
+    *shown, last = output.partition(message)[2].splitlines()
+    assert shown == tail
+    advice, _, command = last.partition(": ")
+    assert advice == "to continue a training that had begun"
+    assert shlex.split(command) == [
+        *("RESUME=1", "WAIT=1", f"PYTHON={caller.tools / 'python3'}"),
+        *("bash", str(ROOT / "scripts" / script), *ARGUMENTS[script]),
     ]
 
 

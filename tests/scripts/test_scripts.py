@@ -38,7 +38,7 @@ for line in os.environ.get("PRINT", "").split("|"):
 print("err", file=sys.stderr)
 if os.environ.get("STATE"):
     with open(os.environ["VNET_STATUS_FILE"], "w") as file:
-        json.dump({"state": os.environ["STATE"]}, file)
+        json.dump({"state": os.environ["STATE"], **json.loads(os.environ.get("WHERE", "{}"))}, file)
 time.sleep(float(os.environ.get("SLEEP", "0")))
 print("last words", flush=True)
 if os.environ.get("DIE_OF"):
@@ -120,7 +120,9 @@ def test_the_whole_command(caller, script):
     assert process.returncode == 0
     assert str(caller.log(script)) in process.stdout_text
     assert f"process {call['pid']}" in process.stdout_text
-    assert "has finished" in process.stdout_text
+    assert f"  follow: tail -f '{caller.log(script)}'\n" in process.stdout_text
+    assert f"  stop:   kill {call['pid']}\n" in process.stdout_text
+    assert process.stdout_text.endswith(" has finished: last words\n")
     assert process.stderr_text == ""
     assert caller.log(script).read_text().splitlines() == ["out ", "err", "last words"]
 
@@ -184,6 +186,40 @@ def test_the_launcher_returns_when_the_status_file_says_running(caller):
     assert not Path(call["env"]["VNET_STATUS_FILE"]).parent.exists()
 
 
+# Launcher, its key in the status file, further arguments, what continues it (None: nothing does).
+WORK = {
+    "train": ("train_standalone.sh", "run_folder", ["--set", "task=a b"], ["--resume", "{folder}"]),
+    "continue": ("train_standalone_gpu.sh", "run_folder", ["--continue"], []),
+    "cross-validation": ("cross_validate.sh", "results", ["--preset", "compact"], []),
+    "evaluation": ("eval.sh", "results", [], None),
+}
+
+
+@pytest.mark.parametrize("name", ["my run", 'l\u00e4uft "$HOME" a\\b'])
+@pytest.mark.parametrize("work", WORK)
+def test_the_launcher_says_where_the_files_are_and_how_to_go_on(caller, work, name):
+    script, key, further, more = WORK[work]
+    arguments = caller.arguments(script) if script in TARGETS else ["my data", "5"]
+    folder = caller.folder / name
+    folder.mkdir()
+    variables = {"DEVICE_TARGET": "CPU", "RESUME": 1, "LC_ALL": "C.UTF-8"}
+    state = {"START_SECONDS": 60, "SLEEP": 60, "STATE": "running"}
+    state["WHERE"] = json.dumps({"pid": 1, key: str(folder)})
+    process = caller.run(script, *arguments, *further, **variables, **state)
+    told = dict(line.strip().split(": ", 1) for line in process.stdout_text.splitlines()[1:])
+    assert told.pop("folder") == str(folder)
+    assert set(told) == {"follow", "stop"} | ({"resume"} if more is not None else set())
+    if more is not None:
+        words = ["DEVICE_TARGET=CPU", f"PYTHON={caller.python}", "bash"]
+        words += [str(ROOT / "scripts" / script), *arguments, *further]
+        words += [word.format(folder=folder) for word in more]
+        # As a shell reads it.
+        text = subprocess.run(
+            ["bash", "-c", f"printf '%s\\n' {told['resume']}"], capture_output=True, text=True
+        )
+        assert text.stdout.splitlines() == words
+
+
 def test_no_line_of_the_log_makes_the_launcher_return(caller):
     """Else it would not have seen the end."""
     lines, ending = "|run: results|evaluating 3 cases", {"SLEEP": 0.5, "EXIT": 3}
@@ -222,7 +258,8 @@ def test_wait_passes_output_and_exit_code_on(caller, script, code):
     assert process.returncode == code
     log = caller.log(script).read_text()
     assert log.splitlines() == [f"out {number}" for number in range(500)] + ["err", "last words"]
-    assert process.stdout_text.partition("\n")[2] == log
+    started = f"follow: tail -f '{caller.log(script)}'\n  stop:   kill {caller.call()['pid']}\n"
+    assert process.stdout_text.endswith(f"  {started}{log}")
     assert process.stderr_text == ""
 
 
@@ -421,7 +458,7 @@ case "$*" in
   */create_phantom.py*) [[ -z ${PHANTOM_EXIT:-} ]] || { echo "no space"; exit "$PHANTOM_EXIT"; } ;;
   */create_csv.py*) printf 'Case1.mhd\\nCase2.mhd\\n' | tee train.csv >val.csv; mkdir data ;;
   */train.py*)
-    echo "epoch: 5 validation dice: 0.5, best: 0.5"
+    echo "epoch 5 of 9: validation Dice 0.5, best 0.5"
     [[ -z ${TRAIN_EXIT:-} ]] || { echo "error: NaN"; exit "$TRAIN_EXIT"; }
     mkdir -p results/infer/vnet.a.1/ckpt
     touch results/infer/vnet.a.1/ckpt/best.ckpt ;;
@@ -746,7 +783,7 @@ def test_demo(checkout):
     )
     steps = [line for line in process.stdout.splitlines() if line.startswith("[")]
     assert [line[:5] for line in steps] == [f"[{number}/5]" for number in range(1, 6)]
-    assert "      epoch: 5 validation dice: 0.5" in process.stdout
+    assert "      epoch 5 of 9: validation Dice 0.5" in process.stdout
     assert process.stdout.endswith("Mean Dice of 2 validation cases: 0.875\n")
     assert (folder / "train_standalone.log").is_file()
 
@@ -828,11 +865,13 @@ case $name in
   build.sh) mkdir -p "${0%/*}/out" && cp "$0" "${0%/*}/out/main" ;;
   main)
     mkdir -p time_Result
+    printf '%s\\n' "loaded" "in/Case00.bin: 5 ms, out" "in/Case00_mirrored.bin: 6 ms, out"
     printf 'an earlier one\\ninference cost average time: 5 ms\\n' \\
       >time_Result/test_perform_static.txt ;;
   postprocess.py)
-    printf '%s\\n' "save predicted" "avg_Hausdorff_distance: 2.5" "avg_dice: 0.875" \\
-      "predictions, metrics and overlays: there" ;;
+    printf '%s\\n' "save predicted label for test 'Case00'" "avg_Hausdorff_distance: 2.5" \\
+      "avg_dice: 0.875" "predictions and metrics, shown in results/there/report.html" ;;
+  preprocess.py) echo "results/bin_data: 2 volume(s) of [8, 8, 8] voxels, of 1 case(s)" ;;
 esac
 echo "$name has run"
 """
@@ -904,16 +943,18 @@ def test_the_four_steps_of_an_inference(inference):
     # What a user wants to know, at the end; all else is in the logs.
     assert process.stdout.splitlines() == [
         f"model: {model}",
-        *(
-            f"{step}: log {folder / log}"
-            for step, log in zip(
-                ["preprocess", "build", "inference", "postprocess"], LOGS.values(), strict=True
-            )
-        ),
+        f"preprocess: log {folder / 'preprocess.log'}",
+        f"build: log {folder / 'build.log'}",
+        f"inference: log {folder / 'infer.log'}",
+        "  1 of 2: in/Case00.bin: 5 ms, out",
+        "  2 of 2: in/Case00_mirrored.bin: 6 ms, out",
+        f"postprocess: log {folder / 'acc.log'}",
+        "  1 of 1: save predicted label for test 'Case00'",
         "inference cost average time: 5 ms",
         "avg_Hausdorff_distance: 2.5",
         "avg_dice: 0.875",
-        "predictions, metrics and overlays: there",
+        f"report: {folder / 'results' / 'there' / 'report.html'}",
+        f"masks: {folder / 'results' / 'there' / 'CASE_test.mhd'}",
     ]
     assert process.stderr == ""
     for name, log in LOGS.items():

@@ -1,6 +1,7 @@
 """What the callback measures of an epoch's steps, and when it stops a training."""
 
 import io
+import logging
 import signal
 import sys
 from types import SimpleNamespace
@@ -23,6 +24,7 @@ class Recorder:
     def __init__(self, stops=False, run_folder=None):
         self.stops, self.run_folder = stops, run_folder
         self.progress = Progress(case_ids=["Case00", "Case01", "Case02", "Case03"])
+        self.config = EasyDict(epochs=9)
         self.ended, self.finished = [], 0
 
     def run(self, steps):
@@ -51,7 +53,6 @@ class Context:
         known = {
             "batch_num": 2,
             "cur_epoch_num": epoch,
-            "epoch_num": 9,
             "train_network": nn.Dense(1, 1),
         }
         self.arguments = EasyDict({**known, **arguments})
@@ -97,14 +98,26 @@ class Terminal(io.StringIO):
 
 
 @pytest.mark.parametrize(("stream", "shown"), [(Terminal, True), (io.StringIO, False)])
-def test_the_progress_bar_is_for_terminals_only(stream, shown, monkeypatch):
+def test_one_bar_for_the_whole_training_on_terminals_only(stream, shown, monkeypatch):
+    """Of a resume, too; a line of the log stands above it, and no end of it leaves it there."""
     drawn = stream()
     monkeypatch.setattr(sys, "stderr", drawn)
+    monkeypatch.setattr(sys, "stdout", drawn)
     monkeypatch.setenv("COLUMNS", "80")
-    callback = TrainingCallback(Recorder(), SAMPLES)
-    callback.on_train_epoch_begin(Context(epoch=7))
-    callback.bar.close()
-    assert ("epoch 7" in drawn.getvalue()) == shown
+    recorder = Recorder()
+    recorder.progress.epoch = 6
+    with TrainingCallback(recorder, SAMPLES) as callback:
+        callback.on_train_begin(Context(epoch=7))
+        for epoch in (7, 8):
+            follow(callback, Context(epoch), ms.Tensor(0.5), ms.Tensor(0.25))
+        drawn.truncate(0)
+        logging.getLogger("src").info("a line")
+        callback.bar.refresh()
+        *before, last = drawn.getvalue().split("\n")
+        assert before[-1].split("\r")[-1].strip("\0") == "a line"
+        assert ("epoch 8 of 9" in last and "16/18" in last) == shown
+    assert (not drawn.getvalue().endswith("a line\n")) == shown
+    assert drawn.getvalue().rstrip(" \r").endswith("step/s]") == shown  # blanked
 
 
 @pytest.mark.parametrize("stops", [False, True])
@@ -187,7 +200,7 @@ def test_a_signal_is_answered_after_the_step_or_what_ends_the_epoch(capsys, numb
 
 @pytest.mark.parametrize("stops", [False, True])
 def test_a_signal_after_the_last_step_does_not_keep_the_training_from_its_end(stops):
-    context = Context(epoch=3 if stops else 9)
+    context = Context(epoch=3 if stops else 9)  # of a resume, MindSpore's epoch_num is the rest
     callback = TrainingCallback(Recorder(stops), SAMPLES)
     callback.on_train_epoch_begin(context)
     with between_steps(lambda: "resume it"):

@@ -4,7 +4,7 @@ import pytest
 
 from src.api import estimate_training
 from src.training import duration
-from src.training.duration import START_S, duration_text, measure_step_s, training_s
+from src.training.duration import START_S, measure_step_s, training_s
 from src.utils.errors import UsageError
 
 
@@ -22,20 +22,6 @@ from src.utils.errors import UsageError
 def test_the_formula(small_config, overrides, cases, val_cases, done, steps):
     found = training_s(small_config(*overrides), 0.5, cases, val_cases, done)
     assert found == pytest.approx(steps * 0.5 + START_S)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (3, "1 min"),
-        (89, "1 min"),
-        (3599, "1 h 0 min"),
-        (5100, "1 h 25 min"),
-        (90_000, "25 h 0 min"),
-    ],
-)
-def test_durations_in_words(seconds, text):
-    assert duration_text(seconds) == text
 
 
 def test_a_step_is_measured(small_config, monkeypatch):

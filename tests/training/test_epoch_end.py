@@ -94,8 +94,48 @@ def test_the_log_of_an_epoch(run_folder, capsys):
         "epoch: 1 step: 3, loss is 0.7",
         "epoch: 1 steps skipped for overflow: 2",
         "epoch time: 4500.000 ms, per step time: 1500.000 ms",
-        "epoch: 1 validation dice: 0.2500, best: 0.2500",
+        "epoch 1 of 5: validation Dice 0.2500, best 0.2500",
     ]
+
+
+@pytest.mark.parametrize(
+    ("dices", "lines"),
+    [
+        (
+            [0.5, 0.25, 0.75],
+            [
+                "epoch 1 of 6: validation Dice 0.5000, best 0.5000",
+                "epoch 2 of 6: 1 min left",
+                "epoch 3 of 6: validation Dice 0.2500, best 0.5000, 1 min left",
+                "epoch 4 of 6: under 1 min left",
+                "epoch 6 of 6: validation Dice 0.7500, best 0.7500",
+                "trained: epoch 6 of 6, best validation Dice 0.7500, checkpoint {folder}/best.ckpt",
+            ],
+        ),
+        (
+            None,
+            [
+                "epoch 1 of 6",
+                "epoch 2 of 6: 1 min left",
+                "epoch 4 of 6: under 1 min left",
+                "epoch 6 of 6",
+                "trained: epoch 6 of 6, checkpoint {folder}/checkpoint_vnet-6_3.ckpt",
+            ],
+        ),
+    ],
+)
+def test_an_epoch_has_one_line_of_ours_at_most(run_folder, capsys, monkeypatch, dices, lines):
+    """Validation, and the time left where that is news; epochs of 20 s, validated at 1, 3 and 6."""
+    now_s = 100.0
+    monkeypatch.setattr(epoch_end.time, "monotonic", lambda: now_s)
+    ended = end(run_folder, dices=dices, epochs=6)
+    ended.is_due = lambda _: ended.progress.epoch in (1, 3, 6)
+    for epoch in range(1, 7):
+        now_s += 20
+        ended.run(steps_of(epoch))
+    ended.finish()
+    said = [line for line in capsys.readouterr().out.splitlines() if " of 6" in line]
+    assert said == [line.format(folder=run_folder / "ckpt") for line in lines]
 
 
 @pytest.mark.parametrize(("waited_s", "reported"), [(0.29, False), (0.31, True)])

@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -31,11 +32,13 @@ from src.training.run_folder import configure_run, new_run_folder
 from src.training.trainer import (
     create_optimizer,
     report_lost_ranks,
+    resume_command,
     train,
     training_plane,
     uses_dataset_sink,
 )
 from src.training.validation import ValidationSet
+from src.utils import command_line
 from src.utils.errors import DataError, UsageError
 from src.vnet import create_vnet
 from tests.helpers import ROOT
@@ -154,6 +157,8 @@ def test_the_log_has_the_zoos_lines(whole_run):
     _, losses, printed = whole_run
     text = "\n".join(printed)
     assert "compiling" in text
+    assert re.match(r"\d{4}-\d\d-\d\d [\d:]{8} [+-]\d{4}: vnet_mindspore \S+, MindSpore", text)
+    assert re.fullmatch(r"trained: epoch 4 of 4, best validation .*/best\.ckpt", printed[-1])
     assert "============== Starting Training fold 0 ==============" in text
     lines = re.findall(r"^epoch: (\d+) step: (\d+), loss is (0\.\d{1,8})$", text, re.MULTILINE)
     assert [(int(epoch), int(step)) for epoch, step, _ in lines] == [(e, 3) for e in (1, 2, 3, 4)]
@@ -369,11 +374,33 @@ def test_a_signal_ends_a_training_with_its_exit_code(data, sent, name, code, las
             child.send_signal(sent)
     assert child.wait(timeout=60) == code
     (folder,) = Path("my runs").iterdir()
+    started = shlex.join(map(str, command))
     assert lines[-2:] == [
         f"stopped by {name}; the last good checkpoint is {folder}/ckpt/last.ckpt; continue with "
-        f"the same command and --resume '{folder}'",
+        f"{started} --resume '{folder}'",
         last,
     ]
+
+
+@pytest.mark.parametrize(
+    ("started", "launched", "expected"),
+    [
+        (["python", "train.py", "--set", "task=a b"], "", "python train.py --set 'task=a b' {own}"),
+        (["vnet", "train", "--continue"], "", "vnet train --continue"),
+        (["python", "train.py"], "bash x.sh 'my data'", "bash x.sh 'my data' {absolute}"),
+        (["python", "-c", "x"], "", "resume='my runs/one'"),  # a fold's process
+        ([], "", "resume='my runs/one'"),  # a notebook
+    ],
+)
+def test_the_command_that_continues(monkeypatch, started, launched, expected):
+    monkeypatch.setattr(command_line, "_runs", bool(started))
+    monkeypatch.setattr(sys, "orig_argv", started)
+    monkeypatch.setattr(sys, "argv", started[1:])
+    if launched:
+        monkeypatch.setenv("VNET_COMMAND", launched)
+    run_folder = Path("my runs", "one")
+    own, absolute = (f"--resume '{path}'" for path in (run_folder, run_folder.absolute()))
+    assert resume_command(run_folder) == expected.format(own=own, absolute=absolute)
 
 
 EARLY = ("lr=1e-30", "epochs=20", "val_interval=1", "weight_decay=0")
