@@ -125,7 +125,8 @@ stop() { # stop SIGNAL EXIT_CODE
   kill -s "$1" -- "-$child" 2>/dev/null || true
   while kill -0 "$child" 2>/dev/null && ((SECONDS < deadline)); do sleep 0.1; done
   kill -s KILL -- "-$child" 2>/dev/null || true
-  [[ -z ${follower:-} ]] || wait "$follower" || true # for the last lines of the log
+  deadline=$((SECONDS + 2)) # for the last lines of the log, unless nobody reads them
+  while [[ -n ${follower:-} ]] && kill -0 "$follower" 2>/dev/null && ((SECONDS < deadline)); do sleep 0.1; done
   echo "stopped process $child"
   exit "$2"
 }

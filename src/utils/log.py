@@ -20,7 +20,7 @@ class _StandardStreams(logging.Handler):
         if stream is None:  # print would take standard output instead
             return
         # A progress bar on the terminal makes room for the line, and is drawn anew below it.
-        bars = sys.modules.get("tqdm")
+        bars = sys.modules.get("tqdm") if stream.isatty() else None
         with nullcontext() if bars is None else bars.tqdm.external_write_mode(stream):
             print(record.getMessage(), file=stream, flush=True)
 
