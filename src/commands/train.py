@@ -88,8 +88,15 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def execute(args: Namespace) -> None:
     """Trains."""
-    from ..api import train
     from ..utils.stopping import listen
+
+    # With several ranks the launcher ends those that wait for one that has stopped.
+    with nullcontext() if args.run_distribute else listen():
+        _train(args)
+
+
+def _train(args: Namespace) -> None:
+    from ..api import train
 
     resume: str | bool = args.resume or args.resume == ""
     if args.go_on:
@@ -103,18 +110,16 @@ def execute(args: Namespace) -> None:
             log.info(f"run: {state.folder}\nnothing is left to train after epoch {state.epoch}")
             return
         resume = str(state.folder) if state is not None else False
-    # With several ranks the launcher ends those that wait for one that has stopped.
-    with nullcontext() if args.run_distribute else listen():
-        train(
-            args.data_path,
-            args.train_split_file_path,
-            args.val_split_file_path,
-            resume=resume,
-            device_target=args.device_target,
-            device_id=args.device_id,
-            overrides=overrides_of(args, resumes=bool(resume)),
-            device_num=args.device_num if args.run_distribute else None,
-        )
+    train(
+        args.data_path,
+        args.train_split_file_path,
+        args.val_split_file_path,
+        resume=resume,
+        device_target=args.device_target,
+        device_id=args.device_id,
+        overrides=overrides_of(args, resumes=bool(resume)),
+        device_num=args.device_num if args.run_distribute else None,
+    )
 
 
 def _check_same_cases(state: "RunState", train_split: str) -> None:

@@ -87,15 +87,17 @@ def listen() -> Iterator[None]:
     """Takes the signals of the process in a thread, for the block; call it in the main thread.
 
     Signals are blocked in this thread and in those that it starts, so that no handler of MindSpore
-    ever runs. The thread has Python call the handler. If that does not stop the process within
-    `GRACE_S`, or at a second signal, it ends the process. Signals that are ignored stay so.
+    ever runs. Threads from before, such as NumPy's, would run one. The thread that takes the
+    signals has Python call the handler. If that does not stop the process within `GRACE_S`, or at a
+    second signal, it ends the process. Signals that are ignored stay so.
     """
     handlers = {number: signal.getsignal(number) for number in NAMES}
     taken = [number for number in NAMES if handlers[number] != signal.SIG_IGN]
     if not taken:
         yield
         return
-    handle_signals()
+    for number in taken:
+        signal.signal(number, _on_signal)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, NAMES)
     closing = threading.Event()
 

@@ -7,7 +7,14 @@ import time
 
 import pytest
 
-from src.utils.stopping import NAMES, between_steps, handle_signals, stop_if_asked
+from src.utils.stopping import (
+    NAMES,
+    between_steps,
+    handle_signals,
+    listen,
+    stop_if_asked,
+    unblocked,
+)
 from tests.helpers import ROOT
 
 BOTH = pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -119,6 +126,27 @@ def test_an_ignored_signal_stays_ignored():
     """As that of a job that a shell has started in the background."""
     start = "env --ignore-signal=INT"
     assert outcome("compute(100)", INT, start=start) == (0, ["not stopped"])
+
+
+def test_a_process_that_it_starts_inherits_that(handlers):
+    signal.signal(INT, signal.SIG_IGN)
+    with listen(), unblocked():
+        assert signal.getsignal(INT) == signal.SIG_IGN
+        signal.raise_signal(INT)
+
+
+def test_training_listens_before_libraries_start_threads():
+    """OpenBLAS starts some with NumPy, unless OPENBLAS_NUM_THREADS is 1."""
+    script = """
+import sys
+from src.utils import stopping
+stopping.listen = lambda: sys.exit(", ".join({"numpy", "mindspore"} & set(sys.modules)))
+from src.commands import main
+main()
+"""
+    command = [sys.executable, "-c", script, "train", "--continue"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, "\n")
 
 
 def test_a_process_that_it_starts_can_be_stopped():
