@@ -552,17 +552,26 @@ def test_a_short_training_follows_the_plain_one(phantom_volumes):
     assert apart < max(spread)
 
 
-def test_equal_calls_do_not_share_what_the_backward_uses_up():
-    """Two equal calls with different gradients, and the same as one call."""
+def test_several_calls_in_a_graph_are_apart():
+    """Two equal ones, which may not share a tape that the backward pass uses up, and one of the
+    logits; with a gradient each. The same as one call.
+    """
     fast = FastVNet(seeded_vnet("instance", 1)).set_train()
     volume, _ = batch_of(1, (32, 16, 16))
-    first, second = (ms.Tensor(batch_of(1, (32, 16, 16), seed)[0].asnumpy()[0]) for seed in (2, 3))
+    first, second, third = (
+        ms.Tensor(batch_of(1, (32, 16, 16), seed)[0].asnumpy()[0]) for seed in (2, 3, 4)
+    )
+    probability = ms.Tensor(fast(volume).asnumpy().copy())
+    of_logits = third * probability * (1 - probability)
 
     def separate(volume):
-        return (fast(volume) * first).sum() + (fast(volume) * second).sum()
+        logits = fast.logits(volume)
+        return ((fast(volume) * first).sum() + (fast(volume) * second).sum()) + (
+            logits * of_logits
+        ).sum()
 
     def together(volume):
-        return (fast(volume) * (first + second)).sum()
+        return (fast(volume) * (first + second + third)).sum()
 
     of = fast.trainable_params()[:3]
     gradients = [
