@@ -1,6 +1,7 @@
 // The operators that MindSpore's ops.Custom calls. Each takes the data pointers and shapes of its
 // inputs and then of its outputs, and returns 0, or an error code that MindSpore turns into an
-// exception. conv3d.py and network.py check dtypes and shapes; protocol.h tells their order.
+// exception. conv3d.py, loss.py and network.py check dtypes and shapes; protocol.h tells their
+// order.
 #include <unistd.h>
 
 #include <algorithm>
@@ -71,14 +72,13 @@ struct Arguments {
   T* get(int index) const {
     return static_cast<T*>(data[index]);
   }
-  // The shape of a plain (batch, channels, x, y, z) or a blocked tensor.
+  // The shape of a (batch, channels, x, y, z) tensor.
   Shape shape(int index, int channels) const {
     const int64_t* sides = shapes[index];
-    const bool plain = ranks[index] == 5;
-    assert(plain ? sides[1] == channels : sides[1] * kLanes >= channels && sides[5] == kLanes);
+    assert(ranks[index] == 5 && sides[1] == channels);
     return {static_cast<int>(sides[0]), channels,
             static_cast<int>(sides[2]), static_cast<int>(sides[3]),
-            static_cast<int>(sides[4]), plain};
+            static_cast<int>(sides[4]), true};
   }
 };
 
@@ -108,7 +108,7 @@ struct Conv5 {
         has_bias(spec.has_bias),
         few(std::min(spec.in_channels, spec.out_channels) <= kPlainChannels) {
     y.channels = spec.out_channels;
-    assert(x.valid() && y.valid() && x.plain);
+    assert(x.valid() && y.valid());
     assert(arguments.shapes[ConvForward::kWeight][0] == y.channels);
     assert(arguments.shapes[ConvForward::kWeight][1] == x.channels);
   }

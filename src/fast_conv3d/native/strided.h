@@ -17,7 +17,6 @@
 #include <algorithm>
 #include <cassert>
 #include <cstddef>
-#include <cstring>
 
 #include "tensor.h"
 #include "thread_pool.h"
@@ -257,27 +256,13 @@ inline void gradient_microkernel(const float* coarse, const float* fine, int vox
     }
 }
 
-// target += sum of `voxels` Vecs.
-inline void accumulate_sum(const float* source, int voxels, int stride, float* target) {
-  Vec sum = zero();
-  for (int voxel = 0; voxel < voxels; ++voxel) sum += load(source + voxel * stride);
-  store(target, load(target) + sum);
+constexpr int kGroups = kTaps / kNR;
+
+// The sums of one part of the voxels: [coarse block][fine block][group of kNR taps][row], kNR Vecs
+// of fine channels.
+inline View<4> gradient_sums(float* data, int k_blocks, int c_blocks) {
+  return View<4>::packed(data, {k_blocks, c_blocks, kGroups, kLanes}, 0, kNR * kLanes);
 }
-
-// The sums of one part of the voxels.
-struct GradientSums {
-  static constexpr int kGroups = kTaps / kNR;
-
-  View<4> weights;  // [coarse block][fine block][group of kNR taps][row], kNR Vecs of fine channels
-  View<1> coarse, fine;  // [block], sums over voxels
-
-  GradientSums(float* data, int k_blocks, int c_blocks) {
-    weights = View<4>::packed(data, {k_blocks, c_blocks, kGroups, kLanes}, 0, kNR * kLanes);
-    coarse = View<1>::packed(data + weights.floats(), {k_blocks});
-    fine = View<1>::packed(coarse.data() + coarse.floats(), {c_blocks});
-  }
-  size_t floats() const { return weights.floats() + coarse.floats() + fine.floats(); }
-};
 
 // The work is split by voxels and, where there are few voxels and many weights, by coarse channels
 // too. Each part of the voxels has its own sums, which are added in a fixed order at the end.
@@ -307,38 +292,34 @@ inline void copy_taps(const float* source, const Shape& fine, int group, const s
 }
 
 // Adds a run of coarse voxels of an image, from `voxel` on, to the sums, for coarse blocks in
-// [k_begin, k_end). `copy` is scratch; fine_sums tells whether to sum the fine channels.
+// [k_begin, k_end). `copy` is scratch.
 inline void add_run(const float* coarse, const Shape& shape, const float* fine, const Shape& from,
-                    size_t voxel, int k_begin, int k_end, float* copy, bool fine_sums,
-                    const GradientSums& sums) {
+                    size_t voxel, int k_begin, int k_end, float* copy, const View<4>& sums) {
   const int count = static_cast<int>(std::min<size_t>(kGradientVoxels, shape.voxels() - voxel));
   size_t fine_voxels[kGradientVoxels];
   first_tap_voxels(shape, voxel, count, fine_voxels);
   for (int c_block = 0; c_block < from.blocks(); ++c_block)
-    for (int group = 0; group < GradientSums::kGroups; ++group) {
+    for (int group = 0; group < kGroups; ++group) {
       copy_taps(fine + c_block * from.block_floats(), from, group, fine_voxels, count, copy);
-      for (int i = 0; fine_sums && i < kNR; ++i)
-        accumulate_sum(copy + i * kLanes, count, kNR * kLanes, sums.fine(c_block));
       for (int k_block = k_begin; k_block < k_end; ++k_block)
         for (int row = 0; row < kLanes; row += kGradientMR)
           gradient_microkernel(coarse + k_block * shape.block_floats() + voxel * kLanes + row, copy,
-                               count, sums.weights(k_block, c_block, group, row));
+                               count, sums(k_block, c_block, group, row));
     }
 }
 
 // Writes the sums of all parts as (coarse channels, fine channels, 2, 2, 2). `first` are those of
 // the first part.
-inline void write_weights(const PartSums& all, const GradientSums& first, int coarse_channels,
+inline void write_weights(const PartSums& all, const View<4>& first, int coarse_channels,
                           int fine_channels, ThreadPool& pool, float* weights_gradient) {
-  const int c_blocks = first.fine.size(0);
-  pool.for_each(first.coarse.size(0) * c_blocks, [&](int pair, int) {
+  const int c_blocks = first.size(1);
+  pool.for_each(first.size(0) * c_blocks, [&](int pair, int) {
     const int k_block = pair / c_blocks, c_block = pair % c_blocks;
     const int k_first = k_block * kLanes, c_first = c_block * kLanes;
     for (int row = 0; row < std::min(kLanes, coarse_channels - k_first); ++row) {
       float taps[kTaps][kLanes];
       for (int tap = 0; tap < kTaps; ++tap)
-        store(taps[tap],
-              all.total(first.weights(k_block, c_block, tap / kNR, row) + tap % kNR * kLanes));
+        store(taps[tap], all.total(first(k_block, c_block, tap / kNR, row) + tap % kNR * kLanes));
       float* target =
           weights_gradient + (static_cast<size_t>(k_first + row) * fine_channels + c_first) * kTaps;
       for (int c = 0; c < std::min(kLanes, fine_channels - c_first); ++c)
@@ -347,27 +328,16 @@ inline void write_weights(const PartSums& all, const GradientSums& first, int co
   });
 }
 
-// Writes the sums of each channel, unless `target` is null.
-inline void write_sums(const PartSums& all, const View<1>& first, int channels, float* target) {
-  for (int block = 0; target != nullptr && block < first.size(0); ++block) {
-    const Vec sum = all.total(first(block));
-    const int count = std::min(kLanes, channels - block * kLanes);
-    std::memcpy(target + block * kLanes, &sum, count * sizeof(float));
-  }
-}
-
 // weights_gradient[k][c][tap] = sum over batch and voxels of coarse[k][v] * fine[c][2 v + tap].
-// Also the sums over batch and voxels of each channel of either tensor, unless null: coarse_sums is
-// the bias gradient of nn.Conv3d, fine_sums that of nn.Conv3dTranspose. `shape` is that of
-// `coarse`.
+// `shape` is that of `coarse`.
 inline void weight_gradient(const float* coarse, const Shape& shape, const float* fine,
-                            int fine_channels, float* weights_gradient, float* coarse_sums,
-                            float* fine_sums, ThreadPool& pool, Scratch& scratch) {
+                            int fine_channels, float* weights_gradient, ThreadPool& pool,
+                            Scratch& scratch) {
   assert(shape.valid() && fine_channels > 0);
   assert(coarse != nullptr && fine != nullptr && weights_gradient != nullptr);
   const Shape from = fine_shape(shape, fine_channels);
   const int k_blocks = shape.blocks(), c_blocks = from.blocks();
-  const size_t part_floats = GradientSums(nullptr, k_blocks, c_blocks).floats();
+  const size_t part_floats = gradient_sums(nullptr, k_blocks, c_blocks).floats();
   const GradientSplit split(shape, part_floats, pool.size());
   const int parts = split.parts, k_parts = split.k_parts;
   constexpr size_t kCopyFloats = size_t{kGradientVoxels} * kNR * kLanes;
@@ -378,24 +348,16 @@ inline void weight_gradient(const float* coarse, const Shape& shape, const float
   pool.for_each(parts * k_parts, [&](int item, int thread) {
     const int part = item / k_parts, k_part = item % k_parts;
     const int k_begin = k_blocks * k_part / k_parts, k_end = k_blocks * (k_part + 1) / k_parts;
-    const GradientSums sums(part_sums + part * part_floats, k_blocks, c_blocks);
+    const View<4> sums = gradient_sums(part_sums + part * part_floats, k_blocks, c_blocks);
     for (size_t run = split.runs * part / parts; run < split.runs * (part + 1) / parts; ++run) {
       const size_t image = run / split.image_runs, voxel = run % split.image_runs * kGradientVoxels;
-      const float* k_source = coarse + image * shape.image_floats();
-      add_run(k_source, shape, fine + image * from.image_floats(), from, voxel, k_begin, k_end,
-              copies + thread * kCopyFloats, fine_sums != nullptr && k_part == 0, sums);
-      const int count = static_cast<int>(std::min<size_t>(kGradientVoxels, shape.voxels() - voxel));
-      for (int k_block = k_begin; coarse_sums != nullptr && k_block < k_end; ++k_block)
-        accumulate_sum(k_source + k_block * shape.block_floats() + voxel * kLanes, count, kLanes,
-                       sums.coarse(k_block));
+      add_run(coarse + image * shape.image_floats(), shape, fine + image * from.image_floats(),
+              from, voxel, k_begin, k_end, copies + thread * kCopyFloats, sums);
     }
   });
 
-  const PartSums all{parts, part_floats};
-  const GradientSums first(part_sums, k_blocks, c_blocks);
-  write_weights(all, first, shape.channels, fine_channels, pool, weights_gradient);
-  write_sums(all, first.coarse, shape.channels, coarse_sums);
-  write_sums(all, first.fine, fine_channels, fine_sums);
+  write_weights({parts, part_floats}, gradient_sums(part_sums, k_blocks, c_blocks), shape.channels,
+                fine_channels, pool, weights_gradient);
 }
 
 }  // namespace strided

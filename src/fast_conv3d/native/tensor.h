@@ -9,14 +9,14 @@
 
 namespace fast_conv3d {
 
-// The shape of a tensor between operators. It is blocked, (batch, blocks(), x, y, z, 16), see
-// vector.h; or plain, (batch, channels, x, y, z), where its blocks are its channels and a Vec holds
-// 16 neighbours along z.
+// The shape of a tensor. It is blocked, (batch, blocks(), x, y, z, 16), see vector.h; or plain,
+// (batch, channels, x, y, z), where its blocks are its channels and a Vec holds 16 neighbours along
+// z.
 struct Shape {
   int batch, channels, x, y, z;
   bool plain = false;
 
-  // As operators.shape_between_units.
+  // Of a tensor between units: plain where it has few channels and rows of whole vectors.
   static Shape between_units(int batch, int channels, int x, int y, int z) {
     return {batch, channels, x, y, z, channels <= kPlainChannels && z % kLanes == 0};
   }

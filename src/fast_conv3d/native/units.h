@@ -62,8 +62,8 @@ inline void weight_gradient2(ThreadPool& pool, Workspace& workspace, const Shape
     plane_strided::weight_gradient(coarse_data, coarse, fine_data, fine.channels, dw, pool,
                                    workspace.shared);
   else
-    strided::weight_gradient(coarse_data, coarse, fine_data, fine.channels, dw, nullptr, nullptr,
-                             pool, workspace.shared);
+    strided::weight_gradient(coarse_data, coarse, fine_data, fine.channels, dw, pool,
+                             workspace.shared);
 }
 
 // An epilogue that adds a bias, unless null.
