@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from .config import CONFIG_NAME
-from .released_model import CHECKSUMS, RELEASED, local_folder, parse_checksums
+from .released_model import CHECKSUMS, ENSEMBLE, RELEASED, local_folder, parse_checksums
 from .utils.errors import DataError, reason_of
 from .utils.files import hash_file, write_files
 
@@ -16,7 +16,6 @@ log = logging.getLogger(__name__)
 PREFIX = "checkpoint_vnet"
 NUMBERED = re.compile(rf"{PREFIX}-\d+_\d+\.ckpt")
 BEST = "best.ckpt"
-ENSEMBLE = "ensemble.json"  # of a folder with the checkpoints of several networks
 CROSS_VALIDATION = "cross_validation.json"  # of a cross-validation, which writes ENSEMBLE last
 
 

@@ -13,6 +13,7 @@ import logging
 import re
 import shutil
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from urllib.parse import urldefrag
 
@@ -23,6 +24,7 @@ from .utils.files import Lock, hash_file, temporary_folder, user_cache_folder
 log = logging.getLogger(__name__)
 
 RELEASED, CHECKSUMS = "vnet.ckpt", "SHA256SUMS"  # of a released folder, beside its config.json
+ENSEMBLE = "ensemble.json"  # of a folder with the checkpoints of several networks
 FOLDER = "models"
 ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 SHA256_LINE = re.compile(r"([0-9a-fA-F]{64}) [ *](\S.*)")
@@ -81,7 +83,10 @@ def _downloaded(address: str) -> Path:
     if match is None:
         raise UsageError(f"{address}: expected #sha256= and 64 hexadecimal digits, or no #")
     if not is_allowed(url):
-        raise UsageError(f"{url}: expected an https address of a zipped release")
+        raise UsageError(
+            f"{url}: expected an https address of a zipped release, spaces and non-ASCII letters "
+            "in it as %XX, as browsers copy it"
+        )
     path = _cache() / f"{hashlib.sha256(address.encode()).hexdigest()[:32]}.zip"
     with Lock(path.with_suffix(".lock")) as lock:
         lock.acquire()  # another process may be downloading it
@@ -108,15 +113,15 @@ def _unpacked(archive_path: Path, origin: str) -> Path:
     if folder.is_dir() and _is_whole(folder):
         return folder
     try:
-        with zipfile.ZipFile(archive_path) as archive, temporary_folder(folder.parent) as scratch:
+        archive = zipfile.ZipFile(archive_path)
+    except Exception as error:
+        raise _damaged(origin, error) from None
+    try:
+        with archive, temporary_folder(folder.parent) as scratch:
             _unpack(archive, scratch / folder.name, origin)
             shutil.rmtree(folder, ignore_errors=True)  # damaged since it was unpacked
             if not folder.is_dir():  # unless another process was faster
                 (scratch / folder.name).rename(folder)
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
-        raise DataError(
-            f"{origin}: a damaged or encrypted zip ({reason_of(error)}); get it again"
-        ) from None
     except OSError as error:
         raise DataError(f"{folder.parent}: cannot be written ({reason_of(error)})") from None
     log.info(f"{origin}: unpacked to {folder}")
@@ -136,8 +141,13 @@ def _unpack(archive: zipfile.ZipFile, folder: Path, origin: str) -> None:
     root = lists[0].removesuffix(CHECKSUMS)
     if archive.getinfo(lists[0]).file_size > LARGEST_LIST:
         raise DataError(f"{origin}: its {CHECKSUMS} is larger than {LARGEST_LIST} bytes")
-    text = archive.read(lists[0])
+    text = b"".join(_blocks(archive, lists[0], origin))
     digests = parse_checksums(text.decode("utf-8", "replace"))
+    if not {RELEASED, ENSEMBLE} & digests.keys():
+        raise DataError(
+            f"{origin}: its {CHECKSUMS} lists neither {RELEASED} nor {ENSEMBLE}, so it is no "
+            "release; tools/release.py --zip makes one"
+        )
     for name in digests:
         parts = PurePosixPath(name).parts
         if "\\" in name or "\0" in name or ".." in parts or PurePosixPath(name).is_absolute():
@@ -157,12 +167,26 @@ def _write_checked(
 ) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     found = hashlib.sha256()
-    with archive.open(member) as source, path.open("wb") as target:
-        while block := source.read(BLOCK):
+    with path.open("wb") as target:
+        for block in _blocks(archive, member, origin):
             found.update(block)
             target.write(block)
     if found.hexdigest() != digest:
         raise DataError(f"{origin}: {member} differs from its {CHECKSUMS}; get the release again")
+
+
+def _blocks(archive: zipfile.ZipFile, member: str, origin: str) -> Iterator[bytes]:
+    try:
+        with archive.open(member) as source:
+            while block := source.read(BLOCK):
+                yield block
+    except Exception as error:
+        raise _damaged(origin, error) from None
+
+
+def _damaged(origin: str, error: Exception) -> DataError:
+    """The error for what zipfile raises: exceptions of many types, OSError among them."""
+    return DataError(f"{origin}: a damaged or encrypted zip ({reason_of(error)}); get it again")
 
 
 def _depth(name: str) -> int:

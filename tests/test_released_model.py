@@ -81,6 +81,7 @@ OUTSIDE = "0" * 64 + "  "
         (lambda f: write_sums(f, OUTSIDE + "/etc/evil"), "names '/etc/evil', outside"),
         (lambda f: write_sums(f, OUTSIDE + "..\\evil"), "outside of the release"),
         (lambda f: (f / "SHA256SUMS").write_text("#" * 100_001), "larger than 100000 bytes"),
+        (lambda f: (f / "SHA256SUMS").write_text(""), "lists neither vnet.ckpt nor ensemble.json"),
     ],
 )
 def test_zips_that_are_refused_leave_nothing(release, tmp_path, cache, change, words):
@@ -107,6 +108,21 @@ def test_what_is_no_zip_too_large_or_two_releases(release, tmp_path, monkeypatch
         find_checkpoint(tmp_path / "text.zip")
     with pytest.raises(DataError, match="no such checkpoint"):
         find_checkpoint(tmp_path / "absent.zip")
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_damaged_zip_is_no_full_disk(release, tmp_path, cache, method):
+    """Its decompressors raise exceptions of their own, OSError among them."""
+    path = tmp_path / "model.zip"
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.write(release / "config.json", "SHA256SUMS")
+        first = archive.getinfo("SHA256SUMS").compress_size
+    content = bytearray(path.read_bytes())
+    content[40 : 40 + first] = bytes(255 - byte for byte in content[40 : 40 + first])
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="model.zip: a damaged or encrypted zip .*; get it again"):
+        find_checkpoint(path)
+    assert list(cache.iterdir()) == []
 
 
 @pytest.mark.usefixtures("homeless")
@@ -165,6 +181,7 @@ def test_a_damaged_download_is_fetched_again(release, published, server, cache):
         ("http://example.org/model.zip", "expected an https address"),
         ("ftp://example.org/model.zip", "expected an https address"),
         ("file:///model.zip", "expected an https address"),
+        ("https://example.org/my model.zip", "spaces .* as %XX"),
         ("https://example.org/model.zip#md5=1", "expected #sha256="),
         ("https://example.org/model.zip#sha256=12", "64 hexadecimal digits"),
     ],

@@ -3,6 +3,7 @@
 import hashlib
 import http.client
 import logging
+import re
 import time
 import urllib.error
 import urllib.parse
@@ -23,9 +24,15 @@ THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
 
 
 def is_allowed(url: str) -> bool:
-    """Whether an address is https, or http of this machine, where nobody can change the answer."""
+    """Whether an address is https, or http of this machine, where nobody can change the answer.
+
+    Spaces and other letters than ASCII's must be written as %XX, a host's name in its ASCII form.
+    """
+    if not re.fullmatch(r"[!-~]+", url):
+        return False
     try:
         parts = urllib.parse.urlsplit(url)
+        _ = parts.port  # a ValueError if it is no number
         is_local = parts.scheme == "http" and parts.hostname in THIS_MACHINE
         return (parts.scheme == "https" or is_local) and bool(parts.hostname)
     except ValueError:  # such as a bracket without its counterpart

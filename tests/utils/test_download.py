@@ -173,6 +173,10 @@ def test_a_file_beyond_the_limit_is_not_kept(server, payload, tmp_path):
         ("file:///etc/passwd", False),
         ("https://[/a.zip", False),
         ("https:///a.zip", False),
+        ("https://example.org:8443/a%20b.zip", True),
+        ("https://example.org:port/a.zip", False),
+        ("https://example.org/a b.zip", False),
+        ("https://example.org/前列腺.zip", False),
     ],
 )
 def test_addresses(url, allowed):
