@@ -65,10 +65,18 @@ def masks_for(cases: Iterable[Case], folder: str | Path) -> dict[str, Path]:
         folder: of the masks to evaluate.
 
     Raises:
-        DataError: a case has no mask in the folder, or the folder is no such folder.
+        DataError: a case has no mask in the folder, or its reference itself; two cases would have
+            the same; or the folder is no such folder.
     """
     masks = masks_of(folder)
-    wanted = {case_name(case.case_id): case for case in cases}
+    wanted: dict[str, Case] = {}
+    for case in cases:
+        other = wanted.setdefault(case_name(case.case_id), case)
+        if other != case:
+            raise DataError(
+                f"{folder}: a mask {case_name(case.case_id)} could be of {other.case_id} or "
+                f"{case.case_id}; rename one of these cases"
+            )
     for name in list(masks.keys() - wanted.keys()):
         of_image = name.removesuffix(FIRST_CHANNEL)
         if of_image in wanted:
@@ -84,4 +92,10 @@ def masks_for(cases: Iterable[Case], folder: str | Path) -> dict[str, Path]:
         )
     if extra:
         log.info(f"{folder}: {len(extra)} mask(s) left out, {left_out}")
+    for name, case in wanted.items():
+        if case.mask_path is not None and masks[name].samefile(case.mask_path):
+            raise DataError(
+                f"{masks[name]}: the reference itself, expected another program's mask; give the "
+                "folder of these"
+            )
     return {case.case_id: masks[name] for name, case in wanted.items()}

@@ -246,11 +246,13 @@ class _Reader(NamedTuple):
             raise source
         if self.refers_to_dicom:
             from .images.dicom import choose_series, find_series
-            from .images.dicom.segmentation import read_source
+            from .images.dicom.segmentation import make_segmentation, read_source
 
             series = choose_series(find_series(source), self.series, source)
             image = read_image(source, channel_of(self.config), series)
             dicom = read_source(series)
+            # Headers that no segmentation may have are told before the network runs.
+            make_segmentation(sitk.Image(image.GetSize(), sitk.sitkUInt8), dicom)
         else:
             image, dicom = read_image(source, channel_of(self.config), self.series), None
         fingerprint, volumes = _fingerprint(image, self.network_id), None

@@ -1,6 +1,7 @@
 """Masks of any program against references: names, grids, and the report they get."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,7 @@ from src import evaluation
 from src.api import compare_masks
 from src.commands import command_parser
 from src.commands import eval as eval_command
+from src.data_manager import Case
 from src.mask_folders import case_name, masks_for, reference_cases
 from src.metrics import case_metrics
 from src.utils.errors import DataError, UsageError
@@ -82,6 +84,19 @@ def test_predictions_of_nnunets_images(tmp_path):
 )
 def test_folders_that_are_no_set_of_masks(masks, words, tmp_path):
     assert words in refusal(["a.mhd"], masks, tmp_path)
+
+
+def test_the_references_themselves_are_no_masks(tmp_path):
+    touch(tmp_path / "gt", "a.mhd")
+    with pytest.raises(DataError, match="gt/a.mhd: the reference itself, expected another"):
+        masks_for(reference_cases(tmp_path / "gt"), tmp_path / "gt")
+
+
+def test_two_cases_that_one_mask_could_be_of(tmp_path):
+    touch(tmp_path / "masks", "a.mhd")
+    cases = [Case(name, Path(name), None) for name in ("a", "a_seg")]
+    with pytest.raises(DataError, match="mask a could be of a or a_seg; rename one"):
+        masks_for(cases, tmp_path / "masks")
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import warnings
 import zipfile
 
 import mindspore as ms
@@ -181,6 +182,21 @@ def test_a_series_without_what_a_segmentation_needs_is_one_problem(tmp_path, con
         "good_test.dcm",
         "good_test.nii.gz",
     ]
+
+
+@pytest.mark.parametrize("tags", [{"FrameOfReferenceUID": None}, {"PatientBirthDate": "1950?"}])
+def test_headers_that_no_segmentation_may_have_are_told_before_the_network_runs(
+    tmp_path, config, results, tags
+):
+    pytest.importorskip("highdicom")
+    noise = np.random.default_rng(1).integers(0, 90, (10, 24, 24))
+    with warnings.catch_warnings(action="ignore"):
+        write_series(tmp_path / "bad", noise, **tags)
+    images = find_images([tmp_path / "bad"])
+    network, asked = counting()
+    with pytest.raises(DataError, match="leave out --output_type dicom_seg"):
+        predict(network, images, config, {}, output_types=["image", "dicom_seg"])
+    assert not asked and not results.exists()
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ def list_images(folder: str | Path) -> dict[str, list[Path]]:
         DataError: no such folder.
     """
     if not Path(folder).is_dir():
-        raise DataError(f"{folder}: no such folder; expected the images there")
+        raise DataError(f"{folder}: no such folder; expected images or masks there")
     found: dict[str, list[Path]] = {}
     for path in sorted(Path(folder).iterdir()):
         if suffix_of(path) and not path.name.startswith("."):

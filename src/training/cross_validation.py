@@ -26,7 +26,7 @@ from ..promise12.splits import draw_splits, list_cases
 from ..report.painter import PROCESSES, Painter
 from ..report.results import REPORT
 from ..report.tables import zoo_lines
-from ..utils.errors import DataError, UsageError
+from ..utils.errors import DataError, UsageError, reason_of
 from ..utils.files import Lock, write_files
 from ..utils.status import STATUS_FILE, write_status
 from .folds import EVALUATION, Fold, write_pooled_results
@@ -93,7 +93,12 @@ def cross_validate(
         "cases": cases,
         "configuration": dict(config),
     }
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(
+            f"{out}: cannot be created ({reason_of(error)}); choose another --out_path"
+        ) from None
     with Lock(out) as lock:
         if not lock.acquire(wait=False):
             raise DataError(f"{out}: another cross-validation is running there")
