@@ -17,18 +17,14 @@ A run writes everything to results/infer/vnet.TASK.DATE/ (keys dirResult, task).
 import logging
 from argparse import ArgumentParser, Namespace
 from contextlib import nullcontext
-from typing import TYPE_CHECKING
 
-from ..utils.errors import DataError, UsageError
+from ..utils.errors import UsageError
 from .arguments import (
     add_config_arguments,
     add_device_arguments,
     overrides_of,
     own_overrides_of,
 )
-
-if TYPE_CHECKING:
-    from ..training.run_folder import RunState
 
 log = logging.getLogger(__name__)
 
@@ -102,11 +98,11 @@ def _train(args: Namespace) -> None:
     if args.go_on:
         if args.run_distribute:
             raise UsageError("--continue: for one process; several take --resume")
-        from ..training.run_folder import newest_state
+        from ..training.run_folder import check_same_cases, newest_state
 
         state = newest_state(own_overrides_of(args), args.val_split_file_path is not None)
         if state is not None and state.is_complete:
-            _check_same_cases(state, args.train_split_file_path)
+            check_same_cases(state, args.train_split_file_path)
             log.info(f"run: {state.folder}\nnothing is left to train after epoch {state.epoch}")
             return
         resume = str(state.folder) if state is not None else False
@@ -120,17 +116,3 @@ def _train(args: Namespace) -> None:
         overrides=overrides_of(args, resumes=bool(resume)),
         device_num=args.device_num if args.run_distribute else None,
     )
-
-
-def _check_same_cases(state: "RunState", train_split: str) -> None:
-    """Raises a DataError if a complete run was trained on other cases than the split lists."""
-    from ..images.formats import stem
-    from ..promise12.splits import read_split, split_file
-
-    names = read_split(split_file(train_split, "train", state.config.fold))
-    other = sorted({stem(name) for name in names} ^ set(state.case_ids))
-    if other:
-        raise DataError(
-            f"{state.folder}: is complete, but of other training cases ({other[0]} differs); give "
-            "this training a name of its own, --set task=NAME"
-        )

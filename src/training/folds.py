@@ -83,9 +83,9 @@ class Fold(NamedTuple):
         """The metrics.json of the final checkpoint's evaluation; None if that has not ended."""
         try:
             content = json.loads((self.results / METRICS_JSON).read_text("utf-8"))
-        except (OSError, ValueError):
+            is_current = content["checkpoint"] == str(self.final_checkpoint())
+        except (OSError, ValueError, LookupError, TypeError):
             return None
-        is_current = content["checkpoint"] == str(self.final_checkpoint())
         return content if is_current and (self.results / REPORT).is_file() else None
 
 

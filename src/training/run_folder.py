@@ -28,6 +28,8 @@ from ..config import (
     vnet_cfg,
 )
 from ..devices.ranks import Ranks
+from ..images.formats import stem
+from ..promise12.splits import read_split, split_file
 from ..utils.errors import DataError, UsageError, reason_of
 from ..utils.files import Lock
 from .progress import Progress
@@ -120,6 +122,22 @@ def newest_state(overrides: list[str], has_validation: bool) -> RunState | None:
     is_over = progress.epoch >= config.epochs
     stopped = has_validation and progress.has_stalled(config.early_stop)
     return RunState(folder, config, progress.case_ids, progress.epoch, is_over or stopped)
+
+
+def check_same_cases(state: RunState, train_split: str | Path) -> None:
+    """Raises a DataError if a run was trained on other cases than a split lists.
+
+    Args:
+        state: of the run.
+        train_split: file of the split, or a folder with such files.
+    """
+    names = read_split(split_file(train_split, "train", state.config.fold))
+    other = sorted({stem(name) for name in names} ^ set(state.case_ids))
+    if other:
+        raise DataError(
+            f"{state.folder}: is complete, but of other training cases ({other[0]} differs); give "
+            "this training a name of its own, --set task=NAME"
+        )
 
 
 def configure_run(

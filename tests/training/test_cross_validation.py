@@ -325,6 +325,14 @@ def test_when_a_training_has_ended(tmp_path, small_config, early_stop, scores, c
     assert (fold.final_checkpoint() is not None) == ended
 
 
+@pytest.mark.parametrize("text", ["", "{}", "[]"])
+def test_damaged_metrics_of_a_fold_do_not_count(tmp_path, small_config, text):
+    fold = Fold(0, tmp_path / "fold0", small_config())
+    fold.results.mkdir(parents=True)
+    (fold.results / "metrics.json").write_text(text)
+    assert fold.metrics() is None
+
+
 def test_a_run_keeps_what_it_was_started_with(tmp_path, small_config):
     fold = Fold(0, tmp_path / "fold0", small_config("seed=3"))
     fold.create()
