@@ -198,17 +198,22 @@ def _metrics(
     """Summary of an evaluation, which must be of these networks with these settings."""
     try:
         content = json.loads(Path(path).read_text("utf-8"))
-        cases = [row["case"] for row in content["cases"]]
+        folds = len(content.get("folds", ()))
         summary = {m.key: content["summary"][m.key] for m in METRICS}
         configuration = content["configuration"]
         evaluated = content.get("checkpoints") or {content["checkpoint"]: None}
         digests = [digest or hash_file(file) for file, digest in evaluated.items()]
+        # {case: the networks that segmented it}; in a cross-validation that of its fold alone.
+        used = {
+            row["case"]: [digests[row["fold"]]] if folds else digests for row in content["cases"]
+        }
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise DataError(
             f"{path}: not the metrics.json of an evaluation whose checkpoint is there "
             f"({reason_of(error)}); run eval.py again"
         ) from None
-    if sorted(digests) != sorted(hash_file(network.checkpoint) for network in networks):
+    packed = [hash_file(network.checkpoint) for network in networks]
+    if sorted(digests) != sorted(packed):
         raise DataError(
             f"{path}: of {', '.join(evaluated)}, not of {networks[0].checkpoint}; evaluate what "
             "you release"
@@ -220,13 +225,19 @@ def _metrics(
                 f"{path}: evaluated with {key}={configuration.get(key)}, the release has "
                 f"{config[key]}; give both the same --set {key}="
             )
-    trained = [record.get("training_cases") for record in records]
-    validated = {name for record in records for name in record.get("validation_cases", [])}
-    known = [name for names in trained for name in names or ()]
+
+    def count(kind: str) -> int | None:
+        """Number of cases that a network that segmented them had among its own of this kind."""
+        if any(kind not in record for record in records):
+            return None
+        lists = {digest: record[kind] for digest, record in zip(packed, records, strict=True)}
+        return sum(any(case in lists[digest] for digest in used[case]) for case in used)
+
     return {
-        "cases": len(cases),
-        "of_them_trained_on": None if None in trained else len(set(cases).intersection(known)),
-        "of_them_validated_on": None if None in trained else len(validated.intersection(cases)),
+        "cases": len(used),
+        "folds": folds or None,
+        "of_them_trained_on": count("training_cases"),
+        "of_them_validated_on": count("validation_cases"),
         "summary": summary,
     }
 
@@ -316,14 +327,19 @@ def _metric_lines(metrics: dict[str, Any] | None) -> list[str]:
     if metrics is None:
         return ["Not stated: no evaluation was given."]
     lines = [f"Of {metrics['cases']} cases with reference masks."]
-    if metrics["of_them_trained_on"] is None:
+    if metrics["folds"]:
+        lines[0] += (
+            f" From a cross-validation of {metrics['folds']} folds: each case by the network of "
+            "its fold, which was not trained on it, and not by the mean of the networks."
+        )
+    if metrics["of_them_trained_on"] is None and not metrics["folds"]:
         lines[0] += " Whether the network was trained on some of them is not recorded."
     elif metrics["of_them_trained_on"]:
         lines[0] += (
             f" **{metrics['of_them_trained_on']} of them were used for training: these figures say "
             "little about other cases.**"
         )
-    elif metrics["of_them_validated_on"]:
+    elif metrics["of_them_validated_on"] and not metrics["folds"]:
         lines[0] += (
             f" {metrics['of_them_validated_on']} of them are the validation cases of the training, "
             "on which the weights were chosen: slightly optimistic."

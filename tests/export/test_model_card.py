@@ -1,6 +1,7 @@
 """The model card: what it says is recorded or stated, everything else is said to be unknown."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -132,6 +133,36 @@ def test_cases_that_were_trained_on_are_named_as_such(run, config):
     assert found["metrics"]["of_them_trained_on"] == 1
     assert found["data"]["split"] == "another than the MindSpore model zoo's"
     assert "**1 of them were used for training" in render_card(found)
+
+
+def test_a_cross_validation_is_of_networks_that_did_not_see_the_cases(tmp_path, config):
+    """Each network was trained on the other's cases."""
+    folds = {}
+    for name, own, other in (("fold0", "a", "b"), ("fold1", "b", "a")):
+        checkpoint = tmp_path / name / "ckpt" / "best.ckpt"
+        checkpoint.parent.mkdir(parents=True)
+        checkpoint.write_text(name)
+        save_config(config, tmp_path / name / "config.json")
+        record_session(tmp_path / name, cases([other]), cases([own]), "CPU", 1, 0)
+        folds[str(checkpoint)] = hash_file(checkpoint)
+    path = metrics_of(tmp_path, config, [])
+    content = json.loads(path.read_text())
+    del content["checkpoint"]
+    content |= {"checkpoints": folds, "folds": {"0": {}, "1": {}}}
+    content["cases"] = [{"case": "a", "fold": 0}, {"case": "b", "fold": 1}]
+    path.write_text(json.dumps(content))
+    networks = [Packed(Path(name), config, "vnet.ckpt", 1) for name in reversed(folds)]
+    found = describe_release(networks, Statement(), path)
+    assert {key: found["metrics"][key] for key in ("cases", "folds", "of_them_trained_on")} == {
+        **{"cases": 2, "folds": 2, "of_them_trained_on": 0}
+    }
+    assert "From a cross-validation of 2 folds" in render_card(found)
+    assert "were used for training" not in render_card(found)
+    del content["folds"]  # the mean of both networks, on the same cases
+    path.write_text(json.dumps(content))
+    found = describe_release(networks, Statement(), path)
+    assert (found["metrics"]["folds"], found["metrics"]["of_them_trained_on"]) == (None, 2)
+    assert "**2 of them were used for training" in render_card(found)
 
 
 def test_the_epoch_of_a_numbered_checkpoint(run, config):
