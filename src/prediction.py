@@ -92,7 +92,7 @@ def predict(
         report: write overlays.png and report.html; without, earlier ones are removed.
         painter: draws them; None: one that does so in this process.
         output_types: of the masks, at least one of `OUTPUT_TYPES`. All files of an image appear
-            together.
+            together; those of other types, of an earlier prediction, are removed.
         studies: names of images whose files get a folder of their own, called like the image.
         language: of the report, one of `src.report.texts.LANGUAGES`.
 
@@ -135,15 +135,19 @@ def predict(
             earlier = table.start(alone, keep=skip_existing)
             reader.perhaps_done.intersection_update(earlier)
             rows, kept_count = [], 0
+            outdated: set[str] = set()
             progress = tqdm(images.items(), desc="predicting", disable=None)
             for (name, source), ready in zip(progress, prepared, strict=False):
                 row, is_kept = segmenter.process(
                     name, source, outputs[name], earlier.get(name), ready, is_only
                 )
                 kept_count += is_kept
+                if row["mask"] and not is_kept:
+                    outdated |= _other_outputs(name, source, outputs[name], name in studies)
                 rows.append(row)
                 table.add(row)
                 _warn(row)
+            output_folder.remove(folder, outdated & output_folder.list_outputs(folder))
             if album is not None:
                 _draw(folder, table, album, metadata)
             elif alone:
@@ -187,6 +191,14 @@ def _outputs(
     place = f"{name}/{name}" if has_folder else name
     files = {kind: f"{place}_test{OUTPUT_TYPES[kind] or suffix}" for kind in types}
     return files | ({"probability": f"{place}_probability{suffix}"} if save_probability else {})
+
+
+def _other_outputs(
+    name: str, source: Path | DataError, outputs: dict[str, str], has_folder: bool
+) -> set[str]:
+    """Files that an image had of an earlier prediction with other output types."""
+    possible = _outputs(name, source, OUTPUT_TYPES, True, has_folder)
+    return set(volume_files(possible.values())).difference(volume_files(outputs.values()))
 
 
 def _writers(

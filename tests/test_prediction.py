@@ -23,7 +23,7 @@ from src.predictor import LazyNetwork
 from src.utils.errors import DataError, UsageError
 from src.utils.output_folder import MANIFEST, acquire, list_outputs
 from tests.dicom_study import write_series, write_study
-from tests.helpers import ROOT, names_in, run_program, strict_json, tree, wait_until
+from tests.helpers import ROOT, names_in, run_program, strict_json, touch, tree, wait_until
 from tests.networks import bright
 from tests.volumes import geometry_error, read_array
 
@@ -142,6 +142,23 @@ def test_of_an_image_whose_files_cannot_all_be_written_there_is_none(
         predict(bright, images, config, {}, output_types=["image", "seg_nrrd"])
     assert not [name for name in names_in(results) if "Case0" in name]
     assert [path for path in results.iterdir() if path.is_dir()] == []
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_no_mask_of_another_type_outlives_the_network_that_made_it(data, results, config, capsys):
+    images = find_images([data / "img" / "Case0.mhd"])
+    kept = {"a.txt", "Case1_test.seg.nrrd"}
+    results.mkdir()
+    touch(results, *kept)
+    predict(bright, images, config, {}, True, output_types=["image", "seg_nrrd"])
+    wanted = {"skip_existing": True, "output_types": ["image"]}
+    predict(bright, images, config, {}, **wanted)  # the same network: all are still right
+    before = {name for name in names_in(results) if "Case0" in name}
+    assert {"Case0_test.seg.nrrd", "Case0_probability.zraw"} < before
+    predict(lambda batch: 1 - bright(batch), images, config, {}, output_types=["image"])
+    left = {name for name in names_in(results) if "Case" in name or name in kept}
+    assert left == {*kept, "Case0_test.mhd", "Case0_test.zraw"}
+    assert "removing 3 file(s) of an earlier run" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("undrawn")
