@@ -3,6 +3,8 @@
 Figures are built without pyplot, to leave its global state to the user's notebook.
 """
 
+import warnings
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 
@@ -10,8 +12,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import fontManager
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
+from matplotlib.text import Text
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from ..utils.files import write_files
@@ -20,6 +24,12 @@ from ..utils.files import write_files
 # stand out from every grey of an image.
 REFERENCE_COLOUR, PREDICTION_COLOUR = "#E69F00", "#56B4E9"
 LOSS_COLOUR, DICE_COLOUR, RATE_COLOUR = "#D55E00", "#0072B2", "#555555"
+
+# Fonts for Chinese names of cases, of which Matplotlib's own font has no character.
+CHINESE_FONTS = (
+    *("Noto Sans CJK SC", "Source Han Sans SC", "WenQuanYi Zen Hei", "WenQuanYi Micro Hei"),
+    *("Microsoft YaHei", "SimHei", "PingFang SC"),
+)
 
 BOX_PLOT_SIDES = (0.16, 0.98)  # page.css has the first for the names below
 
@@ -200,5 +210,17 @@ def _edge(width_pt: float) -> withStroke:
 def figure_png(figure: Figure) -> bytes:
     """Returns a figure as a PNG."""
     png = BytesIO()
-    figure.savefig(png, format="png", dpi=110)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)  # a box stands there
+        for text in figure.findobj(Text):
+            if not text.get_text().isascii():
+                text.set_fontfamily([*text.get_fontfamily(), *_chinese_fonts()])
+        figure.savefig(png, format="png", dpi=110)
     return png.getvalue()
+
+
+@cache
+def _chinese_fonts() -> list[str]:
+    """Those of `CHINESE_FONTS` that are installed."""
+    installed = {font.name for font in fontManager.ttflist}
+    return [name for name in CHINESE_FONTS if name in installed]

@@ -3,9 +3,11 @@
 import re
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 from matplotlib.text import Text
 
@@ -86,6 +88,19 @@ def test_the_pictures_of_the_report_need_no_language():
     unlabelled = figures.progress_figure(table, labelled=False)
     assert not words(unlabelled) and len(unlabelled.axes) == 3
     assert not words(figures.box_plot_figure([[0.9, 0.7], [0.5], []]))
+
+
+def test_names_in_chinese_are_drawn_or_boxes_without_a_warning():
+    def png(name):
+        figure = Figure(figsize=(1, 1))
+        figure.text(0, 0, name)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            return figures.figure_png(figure)
+
+    different = png("病例") != png("影像")
+    assert different == bool(figures._chinese_fonts())
+    assert png("\U0010fffd")  # no font has it
 
 
 def test_drawing_leaves_the_global_state_of_pyplot_alone():
