@@ -3,6 +3,7 @@
 Figures are built without pyplot, to leave its global state to the user's notebook.
 """
 
+import logging
 import warnings
 from functools import cache
 from io import BytesIO
@@ -222,5 +223,7 @@ def figure_png(figure: Figure) -> bytes:
 @cache
 def _chinese_fonts() -> list[str]:
     """Those of `CHINESE_FONTS` that are installed."""
+    # Some have no weight "normal", which Matplotlib would log at each start.
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
     installed = {font.name for font in fontManager.ttflist}
     return [name for name in CHINESE_FONTS if name in installed]

@@ -90,7 +90,7 @@ def test_the_pictures_of_the_report_need_no_language():
     assert not words(figures.box_plot_figure([[0.9, 0.7], [0.5], []]))
 
 
-def test_names_in_chinese_are_drawn_or_boxes_without_a_warning():
+def test_names_in_chinese_are_drawn_or_boxes_without_a_warning(capfd):
     def png(name):
         figure = Figure(figsize=(1, 1))
         figure.text(0, 0, name)
@@ -101,6 +101,7 @@ def test_names_in_chinese_are_drawn_or_boxes_without_a_warning():
     different = png("病例") != png("影像")
     assert different == bool(figures._chinese_fonts())
     assert png("\U0010fffd")  # no font has it
+    assert capfd.readouterr() == ("", "")
 
 
 def test_drawing_leaves_the_global_state_of_pyplot_alone():
