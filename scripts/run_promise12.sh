@@ -92,6 +92,7 @@ child=""
 trap 'stop INT 130' INT
 trap 'stop TERM 143' TERM
 training=(--preset accurate --set dirResult=runs --set task=promise12 "${training[@]}" --continue)
+step="the estimate of the training time"
 logged time.log "$python" "$ROOT/tools/training_time.py" --device_target "$target" \
   --cases $CASES --val_cases $VAL_CASES "${training[@]}"
 echo "      training: $(tail -n 1 time.log)"
