@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 
 NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 GRACE_S = 5.0  # for the current step; launchers kill a process 10 s after a signal
+# One Ctrl-C may arrive several times, from the terminal and from the process that started this one.
+REPEATED_S = 0.5
 
 _asked = 0  # the signal that waits for `stop_if_asked`
 _hint: Callable[[], str] | None = None  # of `between_steps`; None outside of it
@@ -89,7 +91,7 @@ def listen() -> Iterator[None]:
     Signals are blocked in this thread and in those that it starts, so that no handler of MindSpore
     ever runs. Threads from before, such as NumPy's, would run one. The thread that takes the
     signals has Python call the handler. If that does not stop the process within `GRACE_S`, or at a
-    second signal, it ends the process. Signals that are ignored stay so.
+    second signal after `REPEATED_S`, it ends the process. Signals that are ignored stay so.
     """
     handlers = {number: signal.getsignal(number) for number in NAMES}
     taken = [number for number in NAMES if handlers[number] != signal.SIG_IGN]
@@ -105,6 +107,10 @@ def listen() -> Iterator[None]:
         number = signal.Signals(signal.sigwait(taken))
         if not closing.is_set():
             _thread.interrupt_main(number)
+            closing.wait(REPEATED_S)
+            while not closing.is_set() and signal.sigtimedwait(taken, 0):
+                pass
+        if not closing.is_set():
             signal.sigtimedwait(taken, GRACE_S)
         if not closing.is_set():
             _log_stop(number)
@@ -121,6 +127,8 @@ def listen() -> Iterator[None]:
         if thread.is_alive():
             signal.pthread_kill(thread.ident, taken[0])
         thread.join()
+        while signal.sigtimedwait(taken, 0):  # those that came after the first
+            pass
         for number, handler in handlers.items():
             signal.signal(number, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -113,7 +113,20 @@ INT, TERM = signal.SIGINT, signal.SIGTERM
         pytest.param(
             "stopping.GRACE_S = 0.1; compute(60000)", [INT], 130, ["Ctrl-C"], id="long step"
         ),
-        pytest.param("compute(60000)", [TERM, TERM], 143, ["SIGTERM"], id="second signal"),
+        pytest.param(
+            "stopping.REPEATED_S = 0.05; compute(60000)",
+            [TERM, TERM],
+            143,
+            ["SIGTERM"],
+            id="second signal",
+        ),
+        pytest.param(
+            "compute(300)",
+            [TERM, INT, TERM],
+            143,
+            ["SIGTERM", "error: terminated"],
+            id="the same signal several times",
+        ),
     ],
 )
 def test_a_signal_while_it_computes(body, signals, code, lines):
