@@ -3,6 +3,7 @@
 import locale
 import pwd
 import resource
+import signal
 from contextlib import contextmanager
 
 import mindspore as ms
@@ -32,6 +33,8 @@ LONG_FILES = (
     "test_vnet.py",
 )
 
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # in the background; programs inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 log_to_standard_streams()
 start_device("CPU")  # MindSpore takes a device only before the first kernel of a process
 

@@ -202,7 +202,7 @@ class _Work:
                 left = set(futures)
                 while left:
                     done, left = wait(left, POLL_S, FIRST_EXCEPTION)
-                    for future in done:
+                    for future in sorted(done, key=futures.index):  # the first fault counts
                         future.result()
                     if line := pace.line(time.time()):
                         log.info(line)
