@@ -175,7 +175,8 @@ def _picture(
     rows, columns = np.nonzero(innermost_mm < pixel_mm / 2)
     inner = (values_mm[:, rows, columns] < pixel_mm / 2).argmax(axis=0).clip(1)
     before, after = (values_mm[inner - n, rows, columns] - pixel_mm / 2 for n in (1, 0))
-    places = np.stack([inner - 1 + before / (before - after), rows, columns])
+    falls = np.maximum(before - after, 1e-6)  # of rays that begin in the mask, which do not fall
+    places = np.stack([inner - 1 + (before / falls).clip(0, 1), rows, columns])
 
     colours = np.broadcast_to(rgb(PLAIN_COLOUR), (len(rows), 3))
     if distance is not None:

@@ -152,3 +152,14 @@ def test_colours_run_between_symmetric_limits():
     assert colours / 255 == pytest.approx(np.array(expected)[[0, 0, 2, 4, 4]])
     half = surfaces.distance_colours(np.array([-limit / 4]))[0]
     assert half / 255 == pytest.approx(np.mean(expected[1:3], axis=0))
+
+
+@pytest.mark.parametrize("spacing_mm", [0.05, 0.3, 1.0])
+@pytest.mark.parametrize("ratio", [0.1, 1, 10])
+def test_masks_of_any_size_and_spacing_are_drawn(spacing_mm, ratio):
+    """Smoothing may leave no voxel outside: of a small mask, or of one whose rim is thin."""
+    for sides in ((1, 1, 1), (3, 40, 40), (40, 3, 40), (40, 40, 2)):
+        mask = np.ones(sides, bool)
+        spacing = np.array([spacing_mm * ratio, spacing_mm, spacing_mm])
+        for picture in surfaces.surface_views(surfaces.Masks(mask, mask, spacing)).values():
+            assert picture.shape == (surfaces.SIDE, surfaces.SIDE, 3)
