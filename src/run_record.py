@@ -1,4 +1,4 @@
-"""training.json of a run: what it was trained on, where and when, for the card of its release."""
+"""What a run records: its epochs in history.csv; its cases, machine and times in training.json."""
 
 import json
 import logging
@@ -9,14 +9,49 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from . import __version__
 from .data_manager import Case
-from .utils.errors import DataError
+from .utils.errors import DataError, reason_of
 from .utils.files import write_files
 
 log = logging.getLogger(__name__)
 
 RECORD = "training.json"
+HISTORY = "history.csv"
+HISTORY_TYPES = {
+    **{"epoch": int, "step": int, "learning_rate": float, "train_loss": float},
+    **{"epoch_time_s": float, "val_dice": float},
+}
+
+
+def read_history(run_folder: str | Path) -> pd.DataFrame:
+    """Reads a run's history.csv.
+
+    Returns:
+        A row per epoch with the columns `HISTORY_TYPES`; `val_dice` is NaN without a validation. No
+        row if there is no history.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    path = Path(run_folder, HISTORY)
+    if not path.is_file():
+        return pd.DataFrame(columns=[*HISTORY_TYPES]).astype(HISTORY_TYPES)
+    try:
+        return pd.read_csv(path, usecols=[*HISTORY_TYPES], dtype=HISTORY_TYPES)
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{path}: not the history of a training ({reason_of(error)}); restore it, or move it "
+            "away"
+        ) from None
+
+
+def write_history(run_folder: str | Path, rows: list[dict[str, float]]) -> None:
+    """Writes a run's history.csv."""
+    table = pd.DataFrame(rows, columns=[*HISTORY_TYPES])
+    write_files({Path(run_folder, HISTORY): table.to_csv(index=False).encode()})
 
 
 def record_session(

@@ -1,5 +1,7 @@
 """Small networks with known weights, and training steps of known gradients."""
 
+from contextlib import contextmanager
+
 import mindspore as ms
 import numpy as np
 from mindspore import nn
@@ -7,6 +9,17 @@ from mindspore import nn
 from src.commands.golden import seeded
 from src.training.step import AccumulatingLossScaledStep, LossScaledStep
 from src.vnet import VARIANTS, VNet
+
+
+@contextmanager
+def in_mode(mode):
+    """Computes the block in ms.GRAPH_MODE or ms.PYNATIVE_MODE."""
+    before = ms.get_context("mode")
+    ms.set_context(mode=mode)
+    try:
+        yield
+    finally:
+        ms.set_context(mode=before)
 
 
 def seed_weights(network):
@@ -23,12 +36,8 @@ def seeded_vnet(variant, width):
 
 def computed_once(network, volume):
     """A network's output, in PyNative mode: to compile a graph for one call takes longer."""
-    mode = ms.get_context("mode")
-    ms.set_context(mode=ms.PYNATIVE_MODE)
-    try:
+    with in_mode(ms.PYNATIVE_MODE):
         return network(ms.Tensor(volume)).asnumpy().copy()
-    finally:
-        ms.set_context(mode=mode)
 
 
 def bright(batch):

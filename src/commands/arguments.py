@@ -60,14 +60,19 @@ def add_language_argument(parser: ArgumentParser) -> None:
     )
 
 
-def add_case_arguments(parser: ArgumentParser, split_flag: str) -> None:
-    """Adds `--data_path` and the file that names the cases in it."""
+def add_data_argument(parser: ArgumentParser) -> None:
+    """Adds the folder of cases with references."""
     parser.add_argument(
         "--data_path",
         default="./promise",
         metavar="FOLDER",
         help="folder with img/ and gt/ (default: ./promise)",
     )
+
+
+def add_case_arguments(parser: ArgumentParser, split_flag: str) -> None:
+    """Adds `--data_path` and the file that names the cases in it."""
+    add_data_argument(parser)
     parser.add_argument(
         split_flag,
         default="./split/val.csv",

@@ -15,6 +15,7 @@ from argparse import ArgumentParser, Namespace
 
 from .arguments import (
     add_config_arguments,
+    add_data_argument,
     add_device_arguments,
     add_language_argument,
     overrides_of,
@@ -24,12 +25,7 @@ from .arguments import (
 def add_arguments(parser: ArgumentParser) -> None:
     """Adds the arguments of the command."""
     add_device_arguments(parser, "--device_id")
-    parser.add_argument(
-        "--data_path",
-        default="./promise",
-        metavar="FOLDER",
-        help="folder with img/ and gt/ (default: ./promise)",
-    )
+    add_data_argument(parser)
     parser.add_argument("--folds", type=int, required=True, metavar="K", help="number of folds")
     parser.add_argument(
         "--out_path",

@@ -21,6 +21,7 @@ from contextlib import nullcontext
 from ..utils.errors import UsageError
 from .arguments import (
     add_config_arguments,
+    add_data_argument,
     add_device_arguments,
     overrides_of,
     own_overrides_of,
@@ -46,12 +47,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         metavar="N",
         help="number of processes with --run_distribute 1 (default: 1)",
     )
-    parser.add_argument(
-        "--data_path",
-        default="./promise",
-        metavar="FOLDER",
-        help="folder with img/ and gt/ (default: ./promise)",
-    )
+    add_data_argument(parser)
     parser.add_argument(
         "--train_split_file_path",
         default="./split/train.csv",

@@ -21,7 +21,7 @@ from ..config import PRESETS, config_path_of, vnet_cfg
 from ..metrics import METRICS
 from ..promise12.splits import ZOO_CASES, ZOO_EVALUATION
 from ..report.texts import Texts
-from ..run_record import read_record
+from ..run_record import read_history, read_record
 from ..utils.command_line import RESEARCH_ONLY
 from ..utils.errors import DataError, reason_of
 from ..utils.files import hash_file
@@ -161,29 +161,23 @@ def nearest_preset(config: EasyDict) -> tuple[str | None, dict[str, Any]]:
 def _training(network: Packed, record: dict[str, Any]) -> dict[str, Any]:
     """What the run's history and record say about the training of a checkpoint."""
     config_path = config_path_of(network.checkpoint)
-    path = Path("" if config_path is None else config_path.parent, "history.csv")
     training: dict[str, Any] = {
         **{"epochs": None, "epoch_of_checkpoint": None, "hours": None, "validation_dice": None},
         "sessions": record.get("sessions") or None,
     }
-    if config_path is None or not path.is_file():
+    if config_path is None:
         return training
-    try:
-        history = pd.read_csv(path).set_index("epoch")
-        dice = history["val_dice"].dropna()
-        epoch = _epoch_of(network.checkpoint, dice)
-        training |= {
-            "epochs": int(history.index.max()),
-            "epoch_of_checkpoint": epoch,
-            "hours": round(float(history["epoch_time_s"].sum()) / 3600, 3),
-            "validation_dice": round(float(dice[epoch]), 4) if epoch in dice.index else None,
-        }
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise DataError(
-            f"{path}: not the history of a training ({reason_of(error)}); restore it, or move it "
-            "away"
-        ) from None
-    return training
+    history = read_history(config_path.parent).set_index("epoch")
+    if history.empty:
+        return training
+    dice = history["val_dice"].dropna()
+    epoch = _epoch_of(network.checkpoint, dice)
+    return training | {
+        "epochs": int(history.index.max()),
+        "epoch_of_checkpoint": epoch,
+        "hours": round(float(history["epoch_time_s"].sum()) / 3600, 3),
+        "validation_dice": round(float(dice[epoch]), 4) if epoch in dice.index else None,
+    }
 
 
 def _epoch_of(checkpoint: Path, dice: pd.Series) -> int | None:

@@ -15,7 +15,9 @@ from matplotlib.figure import Figure
 from matplotlib.image import imsave
 
 from ..config import config_path_of
-from .figures import PLOTTED_COLUMNS, box_plot_figure, progress_figure
+from ..run_record import read_history
+from ..utils.errors import DataError
+from .figures import box_plot_figure, progress_figure
 from .overlays import annotate_plane, draw_plane, overlays_png
 from .page import MetricGroups, TrainingCurves
 from .planes import CasePictures, Masks, Picture, Plane
@@ -88,16 +90,16 @@ def read_history_of(checkpoint_path: str | Path) -> pd.DataFrame | None:
     """Reads the history of the run that a checkpoint comes from, which lies beside config.json.
 
     Returns:
-        A row per epoch with `PLOTTED_COLUMNS`; None if there is no readable history.
+        As `read_history`; None if there is no readable history.
     """
     config_path = config_path_of(checkpoint_path)
     if config_path is None:
         return None
-    history_path = config_path.with_name("history.csv")
     try:
-        return pd.read_csv(history_path, usecols=PLOTTED_COLUMNS, dtype=float)
-    except (OSError, ValueError):  # the results are complete without it
+        history = read_history(config_path.parent)
+    except DataError:  # the results are complete without it
         return None
+    return None if history.empty else history
 
 
 def _plane_picture(plane: Plane, style: RenderStyle) -> Picture:

@@ -18,7 +18,8 @@ from ..checkpoint_file import BEST, PREFIX
 from ..data_manager import worker_count
 from ..devices.ranks import Ranks
 from ..report.figures import plot_progress
-from .progress import Progress, TimeLeft, read_history, write_history
+from ..run_record import read_history, write_history
+from .progress import Progress, TimeLeft
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +74,10 @@ class EpochEnd:
         self.ranks = ranks
         self.time_left = TimeLeft(config.epochs)
         self.logged_left: str | None = None
-        self.history = [] if run_folder is None else read_history(run_folder, progress.epoch)
+        self.history: list[dict] = []
+        if run_folder is not None and progress.epoch:
+            done = read_history(run_folder).query("epoch <= @progress.epoch")
+            self.history = done.to_dict("records")
         self.saved_epoch = progress.epoch
         self.saved_at_s = time.monotonic()
         self.save_took_s = 0.0  # unknown until the first checkpoint, which is due at once

@@ -10,7 +10,6 @@ OUT_PATH/
 """
 
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -28,8 +27,8 @@ from ..report.painter import Painter
 from ..report.planes import OverlayCase
 from ..report.results import REPORT, write_pictures
 from ..report.tables import METRICS_JSON, write_metrics
+from ..run_record import read_history
 from ..utils import output_folder
-from .progress import read_history
 
 EVALUATION = "evaluation"
 
@@ -60,19 +59,18 @@ class Fold(NamedTuple):
 
     def epochs_done(self) -> int:
         """The number of epochs in the run's history."""
-        history = read_history(self.folder, self.config.epochs)
-        return int(history[-1]["epoch"]) if history else 0
+        return max(read_history(self.folder)["epoch"], default=0)
 
     def final_checkpoint(self) -> Path | None:
         """The checkpoint of the last epoch; None if the training has not ended.
 
         It is the one to evaluate: best.ckpt was chosen on the very cases of the fold.
         """
-        history = read_history(self.folder, self.config.epochs)
-        if not history:
+        history = read_history(self.folder)
+        if history.empty:
             return None
-        last = int(history[-1]["epoch"])
-        scores = [row["val_dice"] for row in history if not math.isnan(row["val_dice"])]
+        last = history["epoch"].iloc[-1]
+        scores = history["val_dice"].dropna().tolist()
         since_best = len(scores) - 1 - scores.index(max(scores)) if scores else 0
         if last < self.config.epochs and not 0 < self.config.early_stop <= since_best:
             return None

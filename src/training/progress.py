@@ -1,14 +1,6 @@
-"""The progress of a training and the history of its epochs."""
+"""The progress of a training and the time that it still takes."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
-
-import pandas as pd
-
-from ..utils.errors import DataError, reason_of
-from ..utils.files import write_files
-
-HISTORY_COLUMNS = ("epoch", "step", "learning_rate", "train_loss", "epoch_time_s", "val_dice")
 
 
 @dataclass
@@ -59,29 +51,3 @@ def duration_text(seconds: float) -> str:
     minutes = max(1, round(seconds / 60))
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min"
-
-
-def read_history(run_folder: str | Path, epochs: int) -> list[dict[str, float]]:
-    """Reads the rows of the first `epochs` epochs of a run's history.csv, none if it is missing.
-
-    Raises:
-        DataError: it is damaged.
-    """
-    path = Path(run_folder, "history.csv")
-    if not epochs or not path.is_file():
-        return []
-    try:
-        history = pd.read_csv(path, dtype={"epoch": int, "val_dice": float})
-        history["val_dice"]
-        return history[history["epoch"] <= epochs].to_dict("records")
-    except (OSError, ValueError, LookupError) as error:
-        raise DataError(
-            f"{path}: not the history of a training ({reason_of(error)}); restore it, or move it "
-            "away"
-        ) from None
-
-
-def write_history(run_folder: str | Path, rows: list[dict[str, float]]) -> None:
-    """Writes a run's history.csv."""
-    table = pd.DataFrame(rows, columns=list(HISTORY_COLUMNS))
-    write_files({Path(run_folder, "history.csv"): table.to_csv(index=False).encode()})

@@ -132,13 +132,23 @@ def resume_command(run_folder: Path) -> str:
 
     A launcher's ranks may work in other folders than it: the run's path is then absolute.
     """
-    command = own_command()
-    if not command:
+    words = shlex.split(own_command())
+    if not words:
         return f"resume={str(run_folder)!r}"
-    if any(word.startswith("--cont") for word in shlex.split(command)):  # --continue
-        return command
+    if any(word.startswith("--cont") for word in words):  # --continue
+        return shlex.join(words)
     folder = run_folder.absolute() if LAUNCHED in os.environ else run_folder
-    return f"{command} --resume {shlex.quote(str(folder))}"
+    return shlex.join([*_without_resume(words), "--resume", str(folder)])
+
+
+def _without_resume(words: list[str]) -> list[str]:
+    """Leaves out `--resume`, `--resume RUN` and `--resume=RUN`."""
+    before = ["", *words[:-1]]
+    return [
+        word
+        for word, previous in zip(words, before, strict=True)
+        if word.partition("=")[0] != "--resume" and (previous != "--resume" or word.startswith("-"))
+    ]
 
 
 def check_batch_norm(config: EasyDict, device_target: str) -> None:

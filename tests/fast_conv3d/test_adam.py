@@ -6,6 +6,7 @@ import pytest
 from mindspore import nn
 
 from src.fast_conv3d.adam import FusedAdam
+from tests.networks import in_mode
 
 SHAPES = {"a.weight": (3, 5, 2), "b.weight": (40_000,), "b.bias": (7,), "c.weight": (1,)}
 RATES = np.linspace(0.1, 0.02, 5).astype(np.float32)
@@ -15,10 +16,8 @@ STEPS = 4
 
 @pytest.fixture(params=[ms.GRAPH_MODE, ms.PYNATIVE_MODE], ids=["graph", "pynative"])
 def mode(request):
-    before = ms.get_context("mode")
-    ms.set_context(mode=request.param)
-    yield
-    ms.set_context(mode=before)
+    with in_mode(request.param):
+        yield
 
 
 def drawn(seed):

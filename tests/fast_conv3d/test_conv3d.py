@@ -17,6 +17,7 @@ from mindspore import nn
 from src.fast_conv3d import operators
 from src.fast_conv3d.conv3d import Conv3d
 from tests.helpers import ROOT
+from tests.networks import in_mode
 from tests.rounding import LAYER_ERROR
 
 MODES = {"graph": ms.GRAPH_MODE, "pynative": ms.PYNATIVE_MODE}
@@ -32,20 +33,15 @@ def own_folder(tmp_path, monkeypatch):
 @pytest.fixture(params=MODES)
 def mode(request):
     """A test runs in both modes."""
-    yield from in_mode(request.param)
+    with in_mode(MODES[request.param]):
+        yield request.param
 
 
 @pytest.fixture
 def pynative():
     """Without the time to compile graphs."""
-    yield from in_mode("pynative")
-
-
-def in_mode(name):
-    before = ms.get_context("mode")
-    ms.set_context(mode=MODES[name])
-    yield name
-    ms.set_context(mode=before)
+    with in_mode(ms.PYNATIVE_MODE):
+        yield
 
 
 # ---------------------------------------------------------------------------------------- oracle

@@ -6,16 +6,15 @@ import pytest
 
 from src.fast_conv3d.loss import FusedLoss
 from src.loss import DICE_EPSILON, LOSSES
+from tests.networks import in_mode
 
 BOTH = pytest.mark.parametrize("takes_logits", [True, False], ids=["dice_ce", "dice"])
 
 
 @pytest.fixture(params=[ms.GRAPH_MODE, ms.PYNATIVE_MODE], ids=["graph", "pynative"])
 def mode(request):
-    before = ms.get_context("mode")
-    ms.set_context(mode=request.param)
-    yield
-    ms.set_context(mode=before)
+    with in_mode(request.param):
+        yield
 
 
 def loss_of_volumes(prediction, mask, takes_logits):

@@ -26,6 +26,7 @@ from src.training.step import create_training_cell
 from src.training.trainer import create_optimizer
 from src.utils.errors import UsageError
 from src.vnet import DOWN_NAMES, UP_NAMES, VARIANTS, VNet, create_vnet
+from tests.networks import in_mode
 from tests.rounding import GRADIENT_ERROR, LAYER_ERROR, perturb
 
 MODES = {"graph": ms.GRAPH_MODE, "pynative": ms.PYNATIVE_MODE}
@@ -84,10 +85,8 @@ def compiler():
 
 @pytest.fixture(autouse=True)
 def graph_mode():
-    before = ms.get_context("mode")
-    ms.set_context(mode=ms.GRAPH_MODE)
-    yield
-    ms.set_context(mode=before)
+    with in_mode(ms.GRAPH_MODE):
+        yield
 
 
 @pytest.fixture

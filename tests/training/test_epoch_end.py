@@ -15,8 +15,7 @@ from src.checkpoint_file import BEST
 from src.devices.ranks import Ranks
 from src.training import epoch_end
 from src.training.epoch_end import EpochEnd, EpochSteps, update_weight_average
-from src.training.progress import Progress, read_history
-from src.utils.errors import DataError
+from src.training.progress import Progress
 from tests.helpers import names_in
 
 STEPS = 3
@@ -83,17 +82,8 @@ def test_a_resumed_run_keeps_the_rows_of_its_epochs_only(run_folder):
     ended = end(run_folder)
     for epoch in (1, 2, 3):
         ended.run(steps_of(epoch))
-    assert [row["epoch"] for row in read_history(run_folder, 2)] == [1, 2]
     end(run_folder, progress=Progress(epoch=2)).run(steps_of(3))
     assert list(pd.read_csv(run_folder / "history.csv")["epoch"]) == [1, 2, 3]
-
-
-@pytest.mark.parametrize("text", ["", "a,b\n1,2\n", "epoch,val_dice\nx,1\n", "epoch,step\n1,2\n"])
-def test_a_damaged_history_is_told(tmp_path, text):
-    (tmp_path / "history.csv").write_text(text)
-    with pytest.raises(DataError, match="history.csv: not the history of a training") as error:
-        read_history(tmp_path, 2)
-    assert "\n" not in str(error.value)
 
 
 def test_the_log_of_an_epoch(run_folder, capsys):

@@ -14,7 +14,7 @@ from src.training.step import AccumulatingLossScaledStep, LossCell, create_train
 from src.training.trainer import create_optimizer
 from src.utils.errors import UsageError
 from src.vnet import VARIANTS, create_vnet
-from tests.networks import scaled_step, seed_weights
+from tests.networks import in_mode, scaled_step, seed_weights
 
 
 def trajectory(step, values):
@@ -118,9 +118,7 @@ class Saturated(ms.nn.Cell):
 @pytest.mark.parametrize("logit", [-50.0, 50.0])
 def test_a_wrong_certain_network_learns_from_its_logits(mode, logit):
     """Dice has no gradient where the probability rounds to 0 or 1; cross-entropy has p - g."""
-    before = ms.get_context("mode")
-    ms.set_context(mode=mode)
-    try:
+    with in_mode(mode):
         image = ms.Tensor(np.zeros((1, 1, 2, 2, 2), np.float32))
         mask = ms.Tensor(np.full((1, 2, 2, 2), logit < 0, np.float32))
         gradients = {}
@@ -129,8 +127,6 @@ def test_a_wrong_certain_network_learns_from_its_logits(mode, logit):
             weights = ms.ParameterTuple(network.trainable_params())
             gradient = ms.grad(LossCell(network, loss()), None, weights)(image, mask)
             gradients[name] = gradient[0].asnumpy().item()
-    finally:
-        ms.set_context(mode=before)
     assert gradients["dice"] == pytest.approx(0, abs=1e-12)
     assert gradients["dice_ce"] == pytest.approx(np.sign(logit), abs=1e-6)
 

@@ -387,6 +387,15 @@ def test_a_signal_ends_a_training_with_its_exit_code(data, sent, name, code, las
     [
         (["python", "train.py", "--set", "task=a b"], "", "python train.py --set 'task=a b' {own}"),
         (["vnet", "train", "--continue"], "", "vnet train --continue"),
+        (["vnet", "train", "--resume"], "", "vnet train {own}"),
+        (["vnet", "train", "--resume", "--set", "a=1"], "", "vnet train --set a=1 {own}"),
+        (
+            ["vnet", "train", "--resume", "my runs/x", "--set", "a=1"],
+            "",
+            "vnet train --set a=1 {own}",
+        ),
+        (["vnet", "train", "--resume=my runs/x"], "", "vnet train {own}"),
+        (["vnet", "train"], "bash x.sh --resume my\\ runs/x a", "bash x.sh a {absolute}"),
         (["python", "train.py"], "bash x.sh 'my data'", "bash x.sh 'my data' {absolute}"),
         (["python", "-c", "x"], "", "resume='my runs/one'"),  # a fold's process
         ([], "", "resume='my runs/one'"),  # a notebook
