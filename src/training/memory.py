@@ -14,7 +14,8 @@ from ..utils.errors import DataError
 
 # Fitted to the measured peak memory of CPU training steps of full-width V-Nets with two threads:
 # 64x64x32 with batches of 1 and 2, with the fast convolution also 128x128x64, batches of 1 and 4.
-# Each further thread takes some tens of megabytes.
+# Each further thread takes some tens of megabytes. Since then the fast convolution has come to need
+# up to a fifth less, which leaves a margin.
 PROCESS_BYTES = 0.7e9  # interpreter and libraries
 BYTES_PER_PARAMETER = 22  # weight, gradient, Adam's moments, a copy
 BYTES_PER_AVERAGED_PARAMETER = 4
