@@ -16,12 +16,12 @@ from benchmarks.machine import (
 )
 from benchmarks.worker import FULL_WIDTH
 from src.config import override_config, vnet_cfg
-from src.dataset import draw_dropout_mask
 from src.devices.device import start_device
+from src.dropout import draw_dropout_mask
 from src.export.monai_weights import from_monai, read_state_dict
 from src.fast_conv3d.network import to_fast_vnet
+from src.training.optimizer import create_optimizer
 from src.training.step import create_training_cell
-from src.training.trainer import create_optimizer
 from src.vnet import create_vnet
 
 DEVICE = "CPU"

@@ -12,9 +12,10 @@ from easydict import EasyDict
 
 from .augment import augment_case
 from .data_manager import TrainingVolume
+from .dropout import draw_dropout_mask
 from .images.intensity import z_score
 
-ORDER_STREAM, DROPOUT_STREAM = 0, 1  # random streams of the seed; src.augment has another
+ORDER_STREAM = 0  # random stream of the seed; src.dropout and src.augment have others
 
 
 def epoch_order(case_count: int, epoch: int, seed: int, global_batch_size: int) -> np.ndarray:
@@ -41,27 +42,6 @@ def epoch_order(case_count: int, epoch: int, seed: int, global_batch_size: int) 
         )
     order = np.random.default_rng((seed, ORDER_STREAM, epoch)).permutation(case_count)
     return np.resize(order, -(-case_count // global_batch_size) * global_batch_size)
-
-
-def draw_dropout_mask(seed: int, sample_index: int, channels: int, rate: float) -> np.ndarray:
-    """Draws the channel dropout of a sample, from (seed, sample, channel) only.
-
-    Args:
-        seed: of the training.
-        sample_index: see the module's docstring.
-        channels: number of channels with dropout.
-        rate: probability with which a channel is dropped.
-
-    Returns:
-        (channels,) float32 factors: 0 for a dropped channel, else 1 / (1 - rate).
-
-    Raises:
-        ValueError: a rate below 0, or of 1 or more.
-    """
-    if not 0 <= rate < 1:
-        raise ValueError(f"a dropout of {rate}, expected 0 to below 1")
-    draw = np.random.default_rng((seed, DROPOUT_STREAM, sample_index)).random(channels)
-    return np.where(draw < rate, 0, 1 / (1 - rate)).astype(np.float32)
 
 
 class TrainingSamples:

@@ -370,7 +370,7 @@ class VNet(nn.Cell):
         dropout_on: stage name -> places ("down"; "up", "skip") where training drops channels.
 
     `construct(volume, dropout_mask=None)` takes a (batch, 1, X, Y, Z) volume and, in training, the
-    factors that drop channels, (batch, `dropout_channels`), from `src.dataset.draw_dropout_mask`:
+    factors that drop channels, (batch, `dropout_channels`), from `src.dropout.draw_dropout_mask`:
     MindSpore's own Dropout3D cannot be seeded. It returns the foreground's probability,
     (batch, X, Y, Z) float32 in 0..1.
 

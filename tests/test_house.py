@@ -8,7 +8,7 @@ from tests.helpers import ROOT
 
 # From the ground up; a folder stands for all its modules.
 FLOORS = (
-    ("utils", "lr_schedule", "loss"),
+    ("utils", "lr_schedule", "loss", "dropout"),
     ("images", "vnet"),
     ("metrics",),
     ("config", "measurements", "released_model"),

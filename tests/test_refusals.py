@@ -17,7 +17,8 @@ from src.data_manager import (
     mask_to_network_grid,
     network_grid,
 )
-from src.dataset import TrainingSamples, draw_dropout_mask, epoch_order
+from src.dataset import TrainingSamples, epoch_order
+from src.dropout import draw_dropout_mask
 from src.images.intensity import z_score
 from src.images.orientation import direction_matrix, to_patient_order
 from src.loss import LOSSES

@@ -312,8 +312,8 @@ def check_speed(target: str, table: Table) -> None:
     """Times the zoo's training step."""
     import mindspore as ms
 
+    from ..training.optimizer import create_optimizer
     from ..training.step import create_training_cell
-    from ..training.trainer import create_optimizer
     from ..vnet import create_vnet
 
     with table.record_errors(SPEED):
@@ -341,8 +341,8 @@ def check_rank(target: str, device_num: int, small: bool, folder: Path) -> None:
     from mindspore import ops
 
     from ..devices.device import start_communication
+    from ..training.optimizer import create_optimizer
     from ..training.step import create_training_cell
-    from ..training.trainer import create_optimizer
     from ..vnet import create_vnet
 
     ranks = start_communication(device_num)

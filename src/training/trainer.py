@@ -21,44 +21,25 @@ from ..data_manager import Case, TrainingVolume, load_training_volumes, worker_c
 from ..dataset import TrainingSamples, create_dataset
 from ..devices.device import apply_precision, mindspore_reason
 from ..devices.ranks import Ranks
-from ..fast_conv3d.adam import FusedAdam
-from ..fast_conv3d.network import FastVNet, to_fast_vnet
+from ..fast_conv3d.network import to_fast_vnet
 from ..lr_schedule import learning_rates
 from ..promise12.splits import split_cases
 from ..run_record import processor, record_session
 from ..utils.command_line import LAUNCHED, own_command
 from ..utils.errors import DataError, UsageError
-from ..utils.log import without_mindspore_warning
 from ..utils.status import write_status
 from ..utils.stopping import between_steps
 from ..vnet import VARIANTS, create_vnet
 from .callback import TrainingCallback, last_good_checkpoint
 from .epoch_end import EpochEnd
 from .memory import VALIDATION_BYTES, check_training_fits
+from .optimizer import create_optimizer
 from .progress import Progress
 from .run_folder import open_run
 from .step import create_training_cell
 from .validation import ValidationSet
 
 log = logging.getLogger(__name__)
-
-
-def create_optimizer(network: nn.Cell, config: EasyDict, rates: np.ndarray) -> nn.Optimizer:
-    """Returns Adam or the paper's momentum, with L2 on the weights of the convolutions only."""
-    parameters = network.trainable_params()
-    decayed = [p for p in parameters if p.name.endswith(".weight")]
-    others = [p for p in parameters if not p.name.endswith(".weight")]
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}]
-    if others:
-        groups.append({"params": others, "weight_decay": 0.0})
-    rates = ms.Tensor(rates)
-    if config.optimizer == "momentum":
-        return nn.Momentum(groups, rates, config.momentum)
-    if isinstance(network, FastVNet):
-        return FusedAdam(groups, rates)
-    # It is for sparse gradients, which nobody has here.
-    with without_mindspore_warning("'FusedSparseAdam' is deprecated"):
-        return nn.Adam(groups, rates)
 
 
 def create_cells(

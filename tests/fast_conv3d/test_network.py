@@ -22,8 +22,8 @@ from src.fast_conv3d.build import BuildError
 from src.fast_conv3d.network import FastVNet, to_fast_vnet
 from src.loss import DiceLoss
 from src.promise12.phantom import phantom_case
+from src.training.optimizer import create_optimizer
 from src.training.step import create_training_cell
-from src.training.trainer import create_optimizer
 from src.utils.errors import UsageError
 from src.vnet import DOWN_NAMES, UP_NAMES, VARIANTS, VNet, create_vnet
 from tests.networks import in_mode

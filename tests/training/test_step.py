@@ -10,8 +10,8 @@ import pytest
 from src.fast_conv3d.loss import FusedLoss
 from src.fast_conv3d.network import to_fast_vnet
 from src.loss import LOSSES
+from src.training.optimizer import create_optimizer
 from src.training.step import AccumulatingLossScaledStep, LossCell, create_training_cell
-from src.training.trainer import create_optimizer
 from src.utils.errors import UsageError
 from src.vnet import VARIANTS, create_vnet
 from tests.networks import in_mode, scaled_step, seed_weights

@@ -1,7 +1,6 @@
 """Trainings for real, in small: what a run leaves, resume, NaN, and each key that acts here."""
 
 import json
-import logging
 import re
 import shlex
 import signal
@@ -14,23 +13,19 @@ import mindspore as ms
 import numpy as np
 import pandas as pd
 import pytest
-from mindspore import log as mindspore_log
 from mindspore import nn
-from mindspore.common import _decorator
 
 from src import checkpoint
 from src.config import load_config, override_config, vnet_cfg
 from src.data_manager import Case, TrainingVolume
 from src.devices.ranks import Ranks
 from src.evaluation import load_network
-from src.fast_conv3d.network import to_fast_vnet
 from src.lr_schedule import learning_rates
 from src.promise12.splits import split_cases
 from src.run_record import read_record
 from src.training.memory import VALIDATION_BYTES
 from src.training.run_folder import configure_run, new_run_folder
 from src.training.trainer import (
-    create_optimizer,
     report_lost_ranks,
     resume_command,
     train,
@@ -480,66 +475,6 @@ def test_weights_that_became_nan_in_the_last_step_are_not_saved(data):
     (folder,) = Path("runs").iterdir()
     for value in ms.load_checkpoint(str(folder / "ckpt" / "last.ckpt")).values():
         assert np.isfinite(value.asnumpy()).all()
-
-
-def adam_step(config, steps=2):
-    """One tiny parameter set through the real optimizer: names, values before and after."""
-    network = create_vnet(config)
-    rates = np.full(10, 0.1, np.float32)
-    optimizer = create_optimizer(network, config, rates)
-    before = {p.name: p.asnumpy().copy() for p in optimizer.parameters}
-    for _ in range(steps):
-        optimizer(tuple(ms.ops.ones_like(p) * 1e-3 for p in optimizer.parameters))
-    return before, {p.name: p.asnumpy() for p in optimizer.parameters}
-
-
-def test_momentum_belongs_to_the_momentum_optimizer():
-    """Two steps of a constant gradient g move by lr * g * (1 + (1 + momentum))."""
-    for momentum in (0.5, 0.99):
-        config = small("optimizer=momentum", f"momentum={momentum}", "weight_decay=0")
-        before, after = adam_step(config)
-        for name in before:
-            expected = before[name] - 0.1 * 1e-3 * (2 + momentum)
-            np.testing.assert_allclose(after[name], expected, atol=1e-6)
-
-
-def test_adam_is_the_default_optimizer():
-    """Adam moves by the rate whatever the gradient's size; momentum does not act on it."""
-    before, after = adam_step(small("weight_decay=0"))
-    for name in before:
-        np.testing.assert_allclose(after[name], before[name] - 0.2, atol=2e-3)
-
-
-@pytest.mark.parametrize("fast", ["on", "off"])
-def test_adam_brings_no_warning_of_mindspore(monkeypatch, fast):
-    """It warns of a primitive that its own Adam does not use for dense gradients, once."""
-    records = []
-    handler = logging.Handler()
-    monkeypatch.setattr(handler, "emit", records.append)
-    logger = mindspore_log._get_logger()
-    logger.addHandler(handler)
-    config = small(f"fast_conv3d={fast}")
-    network = to_fast_vnet(create_vnet(config), config, "CPU")
-    try:
-        monkeypatch.setattr(_decorator, "DEPRECATE_SET", set())
-        create_optimizer(network, config, np.full(10, 0.1, np.float32))
-        assert not records
-        monkeypatch.setattr(_decorator, "DEPRECATE_SET", set())
-        nn.Adam(network.trainable_params())
-        assert "FusedSparseAdam" in records[0].getMessage()
-    finally:
-        logger.removeHandler(handler)
-
-
-def test_weight_decay_is_l2_on_convolution_weights_alone():
-    config = small("optimizer=momentum", "momentum=0", "weight_decay=0.1")
-    before, after = adam_step(config, steps=1)
-    for name in before:
-        is_convolution = re.search(r"conv\d?\.weight$", name)
-        decay = 0.1 * before[name] if is_convolution else 0
-        expected = before[name] - 0.1 * (1e-3 + decay)
-        np.testing.assert_allclose(after[name], expected, atol=1e-6, err_msg=name)
-    assert any(name.endswith("gamma") for name in before)
 
 
 def test_accumulated_batches_make_one_step(data):
