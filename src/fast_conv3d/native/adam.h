@@ -26,12 +26,13 @@ struct Parameter {
   float weight_decay;  // of the L2 penalty, whose gradient is added
 };
 
-inline void update(const Settings& settings, const Parameter& of, size_t begin, size_t end) {
-  float* __restrict values = of.values;
-  float* __restrict moment1 = of.moment1, * __restrict moment2 = of.moment2;
-  const float* __restrict gradient = of.gradient;
-  for (size_t i = begin; i < end; ++i) {
-    const float g = gradient[i] + of.weight_decay * values[i];
+// The pointers are parameters, and the numbers copies: the compiler vectorizes only what it knows
+// not to overlap.
+inline void update(const Settings settings, const float weight_decay, size_t count,
+                   float* __restrict values, float* __restrict moment1, float* __restrict moment2,
+                   const float* __restrict gradient) {
+  for (size_t i = 0; i < count; ++i) {
+    const float g = gradient[i] + weight_decay * values[i];
     moment1[i] += (g - moment1[i]) * (1 - settings.beta1);
     moment2[i] += (g * g - moment2[i]) * (1 - settings.beta2);
     values[i] -= settings.rate * moment1[i] / (std::sqrt(moment2[i]) + settings.epsilon);
@@ -50,7 +51,9 @@ inline void step(ThreadPool& pool, const Settings& settings,
     for (size_t begin = 0; begin < parameter.size; begin += kPart)
       parts.push_back({&parameter, begin, std::min(begin + kPart, parameter.size)});
   pool.for_each(static_cast<int>(parts.size()), [&](int item, int) {
-    update(settings, *parts[item].parameter, parts[item].begin, parts[item].end);
+    const auto [of, begin, end] = parts[item];
+    update(settings, of->weight_decay, end - begin, of->values + begin, of->moment1 + begin,
+           of->moment2 + begin, of->gradient + begin);
   });
 }
 
