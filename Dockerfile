@@ -13,7 +13,7 @@ WORKDIR /package
 COPY pyproject.toml README.md LICENSE NOTICE requirements*.txt ./
 COPY src ./src
 RUN ln -s src vnet_mindspore \
-    && pip install --no-cache-dir '.[dicom,onnx]' \
+    && pip install --no-cache-dir '.[dicom,onnx,tensorboard]' \
     && rm -rf /package
 
 WORKDIR /data

@@ -15,7 +15,7 @@ if [[ ${1:-} == -h || ${1:-} == --help ]]; then
   print_help
   exit 0
 fi
-prepare_environment requirements.txt requirements-dicom.txt requirements-onnx.txt requirements-dev.txt
+prepare_environment requirements.txt requirements-{dicom,onnx,tensorboard,dev}.txt
 has_compiler || system_package g++
 optional_package "aarch64-linux-gnu-g++ qemu-aarch64" "the test of the C++ code for Arm" \
   g++-aarch64-linux-gnu qemu-user

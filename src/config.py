@@ -125,6 +125,8 @@ TABLE = (
     Key("early_stop", 0, int, at_least(0), TRAINING,
         "validations without a better Dice after which training ends; 0: never"),
     Key("keep_checkpoint_max", 10, int, at_least(1), TRAINING, "number of checkpoints to keep"),
+    Key("tensorboard", False, bool, ANYTHING, TRAINING,
+        "write events for TensorBoard to the run's folder; needs tensorboardX"),
     Key("cache_dir", "auto", str, ANYTHING, FILES,
         "folder of preprocessed cases; auto: the user's cache folder; off: none"),
     # Probability of each transform of a training sample, see src/augment.py.

@@ -80,6 +80,7 @@ EFFECTS = {
     "save_interval": "test_checkpoints_come_every_save_interval_and_at_the_end",
     "early_stop": "test_early_stop_ends_the_training_and_a_resume_says_so",
     "keep_checkpoint_max": "test_a_run_leaves_what_the_readme_says",
+    "tensorboard": "test_the_events_of_a_run_are_its_history_and_overlays",
     "cache_dir": "test_cache_lies_where_the_configuration_says",
     "threshold": "test_foreground_is_strictly_above_the_threshold",
     "flip_average": "test_segment_averages_over_the_flip_if_configured",

@@ -119,7 +119,8 @@ def test_the_metadata(wheel):
     assert ("License-Expression", "Apache-2.0") in fields
     python = next(value for key, value in fields if key == "Requires-Python")
     assert set(python.split(",")) == {">=3.10", "<3.13"}
-    assert {value for key, value in fields if key == "Provides-Extra"} == {"dicom", "onnx", "dev"}
+    extras = {value for key, value in fields if key == "Provides-Extra"}
+    assert extras == {"dicom", "onnx", "tensorboard", "dev"}
     required = {value for key, value in fields if key == "Requires-Dist" and "extra" not in value}
     wanted = (ROOT / "requirements.txt").read_text().splitlines()
     assert {re.split(r"[<>=]", line)[0] for line in required} == {

@@ -36,6 +36,7 @@ INTENDED_USE = (
 NO_RECIPE = (
     *("task", "fold", "dirResult", "dirPredictionImage", "cache_dir", "num_workers"),
     *("fast_conv3d", "precision", "dataset_sink", "plane", "save_interval", "keep_checkpoint_max"),
+    "tensorboard",
 )
 # Keys that decide what the metrics of a network are; all networks of an ensemble share them.
 SHARED = ("VolSize", "dstRes", "normDir", "intensity", "threshold", "flip_average")

@@ -40,10 +40,10 @@ OF_A_RELEASE = re.compile(
     rf"({NETWORK}\d+/)?({re.escape(RELEASED)}|{re.escape(CONFIG_NAME)}|{CHECKSUMS})"
     rf"|{re.escape(ENSEMBLE)}"
 )
-# Keys that describe the machine of the training; a release has their defaults.
+# Keys for the machine of the training; a release has their defaults.
 MACHINE_KEYS = (
     *("dirResult", "dirPredictionImage", "cache_dir", "num_workers"),
-    *("fast_conv3d", "precision", "dataset_sink"),
+    *("fast_conv3d", "precision", "dataset_sink", "tensorboard"),
 )
 ZIP_MARK = b"vnet_mindspore release"  # the comment of our zips, which may be replaced
 ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # so that the same release gives the same zip

@@ -19,6 +19,7 @@ from ..data_manager import worker_count
 from ..devices.ranks import Ranks
 from ..report.figures import plot_progress
 from ..run_record import read_history, write_history
+from .event_log import EventLog
 from .progress import Progress, TimeLeft
 
 log = logging.getLogger(__name__)
@@ -52,6 +53,10 @@ class EpochEnd:
             None: no validation.
         run_folder: gets history, curve and checkpoints; None on all ranks but the first.
         ranks: the processes that train together.
+        events: gets the rows of the history; None: no events for TensorBoard.
+
+    Raises:
+        DataError: the history is damaged, or no events can be written.
     """
 
     def __init__(
@@ -63,6 +68,7 @@ class EpochEnd:
         score: Callable[[nn.Cell], float] | None,
         run_folder: Path | None,
         ranks: Ranks = Ranks(),  # noqa: B008, it is frozen
+        events: EventLog | None = None,
     ) -> None:
         self.config = config
         self.cells = cells
@@ -78,12 +84,15 @@ class EpochEnd:
         if run_folder is not None and progress.epoch:
             done = read_history(run_folder).query("epoch <= @progress.epoch")
             self.history = done.to_dict("records")
+        self.events = events
+        if events is not None:
+            events.open(self.history)
         self.saved_epoch = progress.epoch
         self.saved_at_s = time.monotonic()
         self.save_took_s = 0.0  # unknown until the first checkpoint, which is due at once
 
     def run(self, steps: EpochSteps) -> bool:
-        """Ends an epoch; writes the history before the checkpoint, whose resume reads it.
+        """Ends an epoch; writes history and events before the checkpoint, which a resume needs.
 
         Args:
             steps: of the epoch, on this rank.
@@ -103,6 +112,8 @@ class EpochEnd:
         if self.run_folder is not None:
             self.history.append(row)
             write_history(self.run_folder, self.history)
+            if self.events is not None:
+                self.events.add(row)
             if self.is_save_due():
                 self.save(self.run_folder)
         return self.score is not None and self.stops_early()

@@ -3,6 +3,7 @@
 dirResult/vnet.TASK.DATE/
     config.json  history.csv  progress.png  training.json
     ckpt/        see src/checkpoint.py
+    tensorboard/ with `tensorboard`, see src/training/event_log.py
 """
 
 import json

@@ -32,6 +32,7 @@ from ..utils.stopping import between_steps
 from ..vnet import VARIANTS, create_vnet
 from .callback import TrainingCallback, last_good_checkpoint
 from .epoch_end import EpochEnd
+from .event_log import OVERLAYS, EventLog, check_tensorboard
 from .memory import VALIDATION_BYTES, check_training_fits
 from .optimizer import create_optimizer
 from .progress import Progress
@@ -183,7 +184,8 @@ def train(
         The run's folder, None on all ranks but the first.
 
     Raises:
-        UsageError: the device does not support the precision or the batch norm.
+        UsageError: the device does not support the precision or the batch norm, or tensorboardX is
+            missing.
         DataError: a file is wrong, memory is too small, or the loss became NaN.
     """
     device = f"CPU, {processor()}" if device_target == "CPU" else device_target
@@ -192,6 +194,7 @@ def train(
         f"MindSpore {ms.__version__}, {device}"
     )
     check_batch_norm(config, device_target)
+    check_tensorboard(config)
     cases, val_cases = find_cases(config, data_path, train_split, val_split)
     ms.set_seed(config.seed)
     network = create_vnet(config, sync_batch_norm=config.sync_batch_norm and ranks.count > 1)
@@ -199,7 +202,8 @@ def train(
     budget_bytes = VALIDATION_BYTES
     if device_target == "CPU":
         budget_bytes = min(budget_bytes, check_training_fits(config, network, len(cases)))
-    validation = ValidationSet(val_cases, config, budget_bytes, ranks)
+    drawn = OVERLAYS if config.tensorboard and ranks.is_first else 0
+    validation = ValidationSet(val_cases, config, budget_bytes, ranks, drawn)
     volumes = load_training_volumes(cases, config)
     config.plane = training_plane(config, cases, volumes)
     samples = TrainingSamples(volumes, config, network.dropout_channels, ranks.count)
@@ -217,8 +221,11 @@ def train(
         if folder is not None:
             record_session(folder, cases, val_cases, device_target, ranks.count, progress.epoch)
         score = validation.mean_dice if val_cases else None
-        epoch_end = EpochEnd(config, cells, progress, rates, score, folder, ranks)
+        events = EventLog(folder, validation) if config.tensorboard and folder else None
+        epoch_end = EpochEnd(config, cells, progress, rates, score, folder, ranks, events)
         log.info(f"run: {folder}" if ranks.is_first else f"run: rank {ranks.rank} of {ranks.count}")
+        if events is not None:
+            log.info(f"TensorBoard: tensorboard --logdir {shlex.quote(str(events.folder))}")
         write_status("running", run_folder=str(folder.absolute()) if folder else None)
         log.info(f"============== Starting Training fold {config.fold} ==============")
         with report_lost_ranks(ranks), between_steps(partial(resume_hint, folder)):

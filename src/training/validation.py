@@ -1,7 +1,6 @@
 """The validation of a training: the mean Dice of cases that are prepared once."""
 
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -13,27 +12,32 @@ from ..data_manager import Case, read_case, worker_count, xyz
 from ..devices.ranks import Ranks
 from ..metrics import dice
 from ..predictor import foreground_probability, network_inputs, segment_outputs
+from ..report.planes import OverlayCase
 from ..utils.stopping import stop_if_asked
 
 
 class PreparedCase(NamedTuple):
     """What a validation needs of a case."""
 
+    case_id: str
     inputs: list[np.ndarray]  # `network_inputs` of the image
     reference: sitk.Image  # uint8, 0 and 1, with the image's geometry
+    image: sitk.Image | None  # float32, of a case to draw
 
     @property
     def nbytes(self) -> int:
         """Memory in bytes; the mirror image of `flip_average` shares that of the volume."""
-        return self.inputs[0].nbytes + self.reference.GetNumberOfPixels()
+        voxel_bytes = 1 if self.image is None else 5
+        return self.inputs[0].nbytes + voxel_bytes * self.reference.GetNumberOfPixels()
 
 
-def prepare_case(case: Case, config: EasyDict) -> PreparedCase:
+def prepare_case(case: Case, config: EasyDict, is_drawn: bool = False) -> PreparedCase:
     """Reads a case and prepares it for the network.
 
     Args:
         case: with a reference mask.
         config: see `read_case` and `network_inputs`.
+        is_drawn: whether to keep the image.
 
     Raises:
         DataError: see `read_case`.
@@ -42,7 +46,8 @@ def prepare_case(case: Case, config: EasyDict) -> PreparedCase:
     image, reference = read_case(case, config)
     if reference is None:
         raise ValueError(f"case {case.case_id} without a mask, expected one for validation")
-    return PreparedCase(network_inputs(image, config), reference)
+    kept_image = image if is_drawn else None
+    return PreparedCase(case.case_id, network_inputs(image, config), reference, kept_image)
 
 
 class ValidationSet:
@@ -56,6 +61,10 @@ class ValidationSet:
         config: see `prepare_case`, `segment_outputs`; `num_workers`.
         budget_bytes: of memory for the prepared cases of this rank.
         ranks: that validate together, with the same cases.
+        drawn: number of cases, the first of this rank, whose masks are kept in `overlays`.
+
+    Attributes:
+        overlays: the drawn cases with the masks of the last validation.
 
     Raises:
         DataError: a case cannot be read.
@@ -68,14 +77,17 @@ class ValidationSet:
         config: EasyDict,
         budget_bytes: float,
         ranks: Ranks = Ranks(),  # noqa: B008, it is frozen
+        drawn: int = 0,
     ) -> None:
         self.config = config
         self.ranks = ranks
         self.case_count = len(cases)
         self.share: list[Case | PreparedCase] = []
+        self.overlays: list[OverlayCase] = []
         own = ranks.share(cases)
+        self.drawn_ids = {case.case_id for case in own[:drawn]}
         with ThreadPoolExecutor(worker_count(config)) as pool:
-            prepared_cases = pool.map(partial(prepare_case, config=config), own)
+            prepared_cases = pool.map(self._prepare, own)
             for case, prepared in zip(own, prepared_cases, strict=True):
                 budget_bytes -= prepared.nbytes
                 self.share.append(prepared if budget_bytes >= 0 else case)
@@ -86,13 +98,19 @@ class ValidationSet:
         Args:
             network: in evaluation mode.
         """
+        self.overlays = []
         scores = [self._dice(network, case) for case in self.share]
         return float(np.mean(self.ranks.gather(scores, self.case_count)))
+
+    def _prepare(self, case: Case) -> PreparedCase:
+        return prepare_case(case, self.config, case.case_id in self.drawn_ids)
 
     def _dice(self, network: nn.Cell, case: Case | PreparedCase) -> float:
         stop_if_asked()
         if isinstance(case, Case):
-            case = prepare_case(case, self.config)
+            case = self._prepare(case)
         outputs = [foreground_probability(network, volume) for volume in case.inputs]
         mask, _ = segment_outputs(outputs, case.reference, self.config)
+        if case.image is not None:
+            self.overlays.append(OverlayCase(case.case_id, case.image, mask, case.reference))
         return dice(xyz(case.reference) > 0, xyz(mask) > 0)

@@ -32,6 +32,6 @@ def test_imports_are_required():
     modules = {name.partition(".")[0] for path in files for name in imported(path)}
     packages = {PACKAGES.get(name, name) for name in modules - own - sys.stdlib_module_names}
     assert packages > {"mindspore", "SimpleITK", "psutil"}
-    optional = required("requirements-dicom.txt") | required("requirements-onnx.txt") | OPTIONAL
-    known = required("requirements.txt") | optional
+    extras = (f"requirements-{extra}.txt" for extra in ("dicom", "onnx", "tensorboard"))
+    known = required("requirements.txt").union(OPTIONAL, *map(required, extras))
     assert packages - known == set()

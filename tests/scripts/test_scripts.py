@@ -468,7 +468,9 @@ esac
 """
 
 
-REQUIREMENTS = [f"requirements{part}.txt" for part in ("", "-dicom", "-onnx", "-dev")]
+REQUIREMENTS = [
+    f"requirements{part}.txt" for part in ("", "-dicom", "-onnx", "-tensorboard", "-dev")
+]
 
 
 class Checkout:

@@ -315,13 +315,14 @@ def test_other_ranks_than_the_first_write_nothing(tmp_path, monkeypatch):
 
 
 def test_ranks_are_averaged_before_the_weights_are_scored(run_folder, monkeypatch):
-    """Statistics, weight average, validation, history, checkpoint: in this order."""
+    """Statistics, weight average, validation, history, events, checkpoint: in this order."""
     order = []
     averaged = SimpleNamespace(
         mean=lambda value: 10 * value, average=lambda parameters: order.append("statistics")
     )
     ended = end(run_folder, dense_cells(with_average=True), dices=[], ranks=averaged)
     ended.score = lambda network: order.append("score") or 0.5
+    ended.events = SimpleNamespace(add=lambda row: order.append(row))
     for module, name in (
         (epoch_end, "update_weight_average"),
         (checkpoint, "save_weights"),
@@ -333,6 +334,6 @@ def test_ranks_are_averaged_before_the_weights_are_scored(run_folder, monkeypatc
     ended.run(steps_of(1))
     assert order == [
         *("statistics", "update_weight_average", "score", "save_weights", "write_history"),
-        *("save_weights", "save_last", "plot_progress"),
+        *(ended.history[0], "save_weights", "save_last", "plot_progress"),
     ]
     assert ended.history[0]["train_loss"] == pytest.approx(8)

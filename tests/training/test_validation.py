@@ -72,6 +72,30 @@ def test_broken_and_unlabelled_cases_stop_at_the_start(data, small_config):
         ValidationSet([Case("Case2", cases[2].image_path)], small_config(), budget_bytes=0)
 
 
+@pytest.mark.parametrize("kept", [0, 3])
+def test_the_first_cases_are_there_to_draw_with_the_masks_of_the_last_validation(
+    data, small_config, kept
+):
+    """Whether they are kept or read anew; their images count as memory, four bytes per voxel."""
+    config, cases = small_config(*GRID), find_cases(data, NAMES)
+    prepared = 3 * 4 * 32**3 + 2 * 5 * 26 * 24 * 12 + 30 * 22 * 10
+    validation = ValidationSet(cases, config, prepared - (kept < 3), drawn=2)
+    assert (validation.share[2] is cases[2]) == (kept < 3)
+    if kept == 0:
+        validation.share = list(cases)
+    assert validation.overlays == []
+    for network in (bright, shifted):
+        validation.mean_dice(network)
+    assert [drawn.case for drawn in validation.overlays] == NAMES[:2]
+    for drawn, case in zip(validation.overlays, cases, strict=False):
+        image, reference = read_case(case, config)
+        expected = (image, segment(shifted, image, config)[0], reference)
+        found = (drawn.image, drawn.prediction, drawn.reference)
+        for volume, other in zip(found, expected, strict=True):
+            arrays = (sitk.GetArrayFromImage(one) for one in (volume, other))
+            np.testing.assert_array_equal(*arrays)
+
+
 class TwoRanks:
     """The second of two ranks: what it gathers."""
 
@@ -87,7 +111,9 @@ def test_each_rank_validates_its_share(data, small_config):
     config, ranks = small_config(*GRID), TwoRanks()
     cases = find_cases(data, NAMES)
     cases[0].image_path.unlink()  # another rank's
-    score = ValidationSet(cases, config, 1e9, ranks).mean_dice(shifted)
+    validation = ValidationSet(cases, config, 1e9, ranks, drawn=1)
+    score = validation.mean_dice(shifted)
+    assert [drawn.case for drawn in validation.overlays] == ["Case1"]
     own = dice_anew(cases[1], config)
     assert ranks.gathered == ([own], 3)
     assert score == pytest.approx((0.25 + own + 0.5) / 3)
