@@ -68,9 +68,10 @@ class EventLog:
             is_first = not any(self.folder.iterdir())
             # tensorboardX's name has the time in seconds, and would replace a file of the same one.
             self.writer = EventsWriter(str(self.folder / "events"), f".{time.time_ns()}")
-        self._write(epoch + 1, session_log=SessionLog(status=SessionLog.START))
-        for row in history if is_first else ():
-            self._write(int(row["epoch"]), summary=_summary(row, []))
+            self._write(epoch + 1, session_log=SessionLog(status=SessionLog.START))
+            for row in history if is_first else ():
+                self._write(int(row["epoch"]), summary=_summary(row, []))
+            self.writer.flush()
 
     def add(self, row: dict[str, float]) -> None:
         """Writes the events of an epoch, after a validation with pictures.
@@ -82,14 +83,15 @@ class EventLog:
             DataError: the file cannot be written.
         """
         cases = [] if math.isnan(row["val_dice"]) else self.validation.overlays
-        self._write(int(row["epoch"]), summary=_summary(row, cases))
+        summary = _summary(row, cases)
+        with self._report_errors():
+            self._write(int(row["epoch"]), summary=summary)
+            self.writer.flush()
 
     def _write(self, epoch: int, **content: Any) -> None:
         from tensorboardX.proto.event_pb2 import Event
 
-        with self._report_errors():
-            self.writer.write_event(Event(wall_time=time.time(), step=epoch, **content))
-            self.writer.flush()
+        self.writer.write_event(Event(wall_time=time.time(), step=epoch, **content))
 
     @contextmanager
     def _report_errors(self) -> Iterator[None]:

@@ -27,7 +27,7 @@ class PreparedCase(NamedTuple):
     @property
     def nbytes(self) -> int:
         """Memory in bytes; the mirror image of `flip_average` shares that of the volume."""
-        voxel_bytes = 1 if self.image is None else 5
+        voxel_bytes = 1 if self.image is None else 1 + 4
         return self.inputs[0].nbytes + voxel_bytes * self.reference.GetNumberOfPixels()
 
 
