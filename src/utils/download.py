@@ -4,6 +4,7 @@ import hashlib
 import http.client
 import logging
 import re
+import ssl
 import time
 import urllib.error
 import urllib.parse
@@ -142,6 +143,13 @@ def _continue(
             f"{url}: the server answers {error.code} {error.reason}; {remedy}"
         ) from error
     except (OSError, http.client.HTTPException) as error:
+        reason = getattr(error, "reason", error)  # what a URLError wraps
+        if isinstance(reason, ssl.SSLCertVerificationError):
+            raise DataError(
+                f"{url}: this machine does not trust the server's certificate "
+                f"({reason.verify_message}); name your site's authority, SSL_CERT_FILE=FILE.pem, or "
+                "get the file by hand"
+            ) from None
         raise _ConnectionLost(f"no connection ({error})") from error
     with response:
         if response.status == 206:

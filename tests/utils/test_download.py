@@ -1,6 +1,9 @@
 """Download from a local server that fails in all the usual ways."""
 
 import hashlib
+import ssl
+import urllib.error
+import urllib.request
 
 import numpy as np
 import pytest
@@ -123,6 +126,22 @@ def test_http_errors(server, payload, tmp_path, code, requests):
 def test_no_server(server, tmp_path):
     with pytest.raises(DataError, match="no connection"):
         fetch("http://127.0.0.1:9/data.bin", tmp_path / "data.bin", attempts=2, pause_s=0.0)
+
+
+def test_a_certificate_that_is_not_trusted_is_not_tried_again(tmp_path, monkeypatch):
+    requests = []
+
+    def refuse(self, request, *arguments, **named):
+        requests.append(request.full_url)
+        error = ssl.SSLCertVerificationError(1, "certificate verify failed")
+        error.verify_message = "self-signed certificate"
+        raise urllib.error.URLError(error)
+
+    monkeypatch.setattr(urllib.request.OpenerDirector, "open", refuse)
+    with pytest.raises(DataError, match=r"certificate \(self-signed.*SSL_CERT_FILE"):
+        fetch("https://localhost/model.zip", tmp_path / "model.zip")
+    assert len(requests) == 1
+    assert not list(tmp_path.iterdir())
 
 
 def test_full_disk_is_not_taken_for_a_lost_connection(server, payload, tmp_path, monkeypatch):
