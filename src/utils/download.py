@@ -147,8 +147,8 @@ def _continue(
         if isinstance(reason, ssl.SSLCertVerificationError):
             raise DataError(
                 f"{url}: this machine does not trust the server's certificate "
-                f"({reason.verify_message}); name your site's authority, SSL_CERT_FILE=FILE.pem, or "
-                "get the file by hand"
+                f"({reason.verify_message}); name your site's authority, SSL_CERT_FILE=FILE.pem, "
+                "or get the file by hand"
             ) from None
         raise _ConnectionLost(f"no connection ({error})") from error
     with response:
