@@ -205,6 +205,7 @@ launch() {
 
 train_standalone() { # train_standalone DEFAULT_DEVICE_TARGET LOG "$@"
   local default=$1 log=$2 target python resume=()
+  : "${STOP_SECONDS:=300}" # it stops by itself, but not before a checkpoint is complete
   shift 2
   check_arguments "DEVICE_ID DATA_PATH TRAIN_SPLIT_FILE_PATH" "further arguments for train.py" "$@"
   target=$(device_target "$default")

@@ -10,5 +10,6 @@ check_arguments "DATA_PATH K" "further arguments for cross_validate.py" "$@"
 target=auto
 [[ -z ${DEVICE_TARGET:-} ]] || target=$(device_target CPU)
 python=$(find_python)
+: "${STOP_SECONDS:=300}" # as in train_standalone
 launch cross_validate.log cross_validate.py "$python" "$ROOT/tools/cross_validate.py" --device_target "$target" \
   --data_path "$1" --folds "$2" "${@:3}"

@@ -28,6 +28,7 @@ from mindspore import nn
 from .checkpoint_file import epoch_and_step, is_numbered
 from .utils.errors import DataError, reason_of
 from .utils.files import follow_umask, replace_file, sync
+from .utils.stopping import unhurried
 from .vnet import VARIANTS, VNet
 
 LAST, STATE, COMMIT = "last.ckpt", "last_state.ckpt", "last.commit"
@@ -100,6 +101,7 @@ def _entries(parameters):
     return [{"name": name, "data": parameter} for name, parameter in parameters.items()]
 
 
+@unhurried()
 def save_weights(network: nn.Cell, path: str | Path, half: bool = False) -> None:
     """Writes a network's parameters to `path`, replacing an earlier file atomically.
 
@@ -131,6 +133,7 @@ def _to_float16(weights, path):
     return {name: ms.Tensor(values) for name, values in halved.items()}
 
 
+@unhurried()
 def save_last(folder: str | Path, cells: TrainingCells, progress: dict[str, Any]) -> None:
     """Replaces `last.ckpt` (the network) and `last_state.ckpt` (the rest) in one transaction.
 

@@ -1,6 +1,7 @@
 """The transaction of last.ckpt and last_state.ckpt at any moment of dying, and strict loading."""
 
 import errno
+import math
 import os
 import shutil
 import signal
@@ -18,6 +19,7 @@ from mindspore import nn
 
 from src import checkpoint, checkpoint_file
 from src.config import vnet_cfg
+from src.utils import stopping
 from src.utils.errors import DataError
 from src.utils.log import log_to_standard_streams
 from src.vnet import VARIANTS, VNet
@@ -161,6 +163,15 @@ def test_a_kill_at_many_random_moments_leaves_one_whole_pair(tmp_path):
     pair = Pair(200_000)
     checkpoint.load_last(folder, pair.as_cells())
     assert sorted(path.name for path in folder.iterdir()) == ["last.ckpt", "last_state.ckpt"]
+
+
+def test_a_signal_lets_a_checkpoint_be_completed(tmp_path, monkeypatch):
+    """See the tests of `unhurried`."""
+    begins_s = []
+    monkeypatch.setattr(checkpoint, "sync", lambda _: begins_s.append(stopping._grace_from_s))
+    save(tmp_path, 1)
+    checkpoint.save_weights(Pair().network, tmp_path / "best.ckpt")
+    assert set(begins_s) == {math.inf} and stopping._grace_from_s <= time.monotonic()
 
 
 def test_a_full_disk_keeps_the_old_pair(tmp_path, monkeypatch):

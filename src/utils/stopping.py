@@ -7,10 +7,12 @@ see `listen`.
 
 import _thread
 import logging
+import math
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -19,12 +21,13 @@ from .status import write_status
 log = logging.getLogger(__name__)
 
 NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
-GRACE_S = 5.0  # for the current step; launchers kill a process 10 s after a signal
+GRACE_S = 5.0  # for the current step, not counting what is `unhurried`
 # One Ctrl-C may arrive several times, from the terminal and from the process that started this one.
 REPEATED_S = 0.5
 
 _asked = 0  # the signal that waits for `stop_if_asked`
 _hint: Callable[[], str] | None = None  # of `between_steps`; None outside of it
+_grace_from_s = 0.0  # the grace begins no earlier (`time.monotonic`); infinite in `unhurried`
 
 
 def handle_signals() -> None:
@@ -85,13 +88,37 @@ def _log_stop(number: signal.Signals) -> None:
 
 
 @contextmanager
+def unhurried() -> Iterator[None]:
+    """Lets the block end after a first signal, however long it takes; the grace begins after it.
+
+    For what must be finished, such as a checkpoint on a slow disk.
+    """
+    global _grace_from_s
+    _grace_from_s = math.inf
+    try:
+        yield
+    finally:
+        _grace_from_s = time.monotonic()
+
+
+def _another_within_grace(taken: list[signal.Signals], closing: threading.Event) -> None:
+    """Waits for another signal, at most until the grace has passed or the listener closes."""
+    since_s = time.monotonic()
+    while not closing.is_set():
+        left_s = max(since_s, _grace_from_s) + GRACE_S - time.monotonic()
+        if left_s <= 0 or signal.sigtimedwait(taken, min(left_s, GRACE_S)):
+            return
+
+
+@contextmanager
 def listen() -> Iterator[None]:
     """Takes the signals of the process in a thread, for the block; call it in the main thread.
 
     Signals are blocked in this thread and in those that it starts, so that no handler of MindSpore
     ever runs. Threads from before, such as NumPy's, would run one. The thread that takes the
-    signals has Python call the handler. If that does not stop the process within `GRACE_S`, or at a
-    second signal after `REPEATED_S`, it ends the process. Signals that are ignored stay so.
+    signals has Python call the handler. If that does not stop the process within `GRACE_S`, see
+    `unhurried`, or at a second signal after `REPEATED_S`, it ends the process. Signals that are
+    ignored stay so.
     """
     handlers = {number: signal.getsignal(number) for number in NAMES}
     taken = [number for number in NAMES if handlers[number] != signal.SIG_IGN]
@@ -110,8 +137,7 @@ def listen() -> Iterator[None]:
             closing.wait(REPEATED_S)
             while not closing.is_set() and signal.sigtimedwait(taken, 0):
                 pass
-        if not closing.is_set():
-            signal.sigtimedwait(taken, GRACE_S)
+        _another_within_grace(taken, closing)
         if not closing.is_set():
             _log_stop(number)
             write_status("failed", exit_code=128 + number, error=f"stopped by {NAMES[number]}")

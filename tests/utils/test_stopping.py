@@ -99,7 +99,7 @@ def outcome(body, *signals, start=""):
             child.send_signal(number)
             time.sleep(0.1)  # a second signal of a kind would be merged with one that waits
         said += child.stdout.read()
-    return child.returncode, said.splitlines()[1:]
+    return child.returncode, [line for line in said.splitlines() if line != "started"]
 
 
 INT, TERM = signal.SIGINT, signal.SIGTERM
@@ -114,11 +114,32 @@ INT, TERM = signal.SIGINT, signal.SIGTERM
             "stopping.GRACE_S = 0.1; compute(60000)", [INT], 130, ["Ctrl-C"], id="long step"
         ),
         pytest.param(
+            "stopping.GRACE_S = 0.1; stopping.unhurried()(compute)(1000)",
+            [TERM],
+            143,
+            ["SIGTERM", "error: terminated"],
+            id="checkpoint on a slow disk",
+        ),
+        pytest.param(
+            "stopping.GRACE_S = 0.1; stopping.unhurried()(compute)(300); compute(60000)",
+            [TERM],
+            143,
+            ["SIGTERM"],
+            id="long step after a checkpoint",
+        ),
+        pytest.param(
             "stopping.REPEATED_S = 0.05; compute(60000)",
             [TERM, TERM],
             143,
             ["SIGTERM"],
             id="second signal",
+        ),
+        pytest.param(
+            "stopping.REPEATED_S = 0.05; stopping.unhurried()(compute)(60000)",
+            [TERM, TERM],
+            143,
+            ["SIGTERM"],
+            id="second signal in a checkpoint",
         ),
         pytest.param(
             "compute(300)",
