@@ -12,7 +12,7 @@ from tests.helpers import ROOT, alive, wait_until, write_executable
 RANKS = str(ROOT / "scripts" / "ranks.py")
 TRAIN = str(ROOT / "train.py")
 # Settings of a training of seconds.
-SETTINGS = ["width=2", "VolSize=16,16,16", "dstRes=2.5,2.5,2.5", "batch_size=1", "cache_dir=off"]
+SETTINGS = ["width=2", "VolSize=32,16,16", "dstRes=2.5,2.5,2.5", "batch_size=1", "cache_dir=off"]
 SETTINGS += ["save_interval=1"]
 # Further arguments that a shell could take apart.
 FURTHER = ["--set", "VolSize=32,32,16", "--note", "two words; $HOME *", ""]

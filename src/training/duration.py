@@ -22,7 +22,7 @@ from ..dataset import TrainingSamples, create_dataset
 from ..fast_conv3d.network import to_fast_vnet
 from ..lr_schedule import learning_rates
 from ..vnet import create_vnet
-from .trainer import create_cells
+from .trainer import check_batch_norm, create_cells
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,11 @@ def measure_step_s(config: EasyDict, device_target: str) -> float:
     Args:
         config: of the training.
         device_target: "Ascend", "GPU" or "CPU".
+
+    Raises:
+        UsageError: see `check_batch_norm`.
     """
+    check_batch_norm(config, device_target)
     network = to_fast_vnet(create_vnet(config), config, device_target)
     steps = MEASURED_STEPS * config.accumulate_steps
     samples = TrainingSamples(

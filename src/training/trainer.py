@@ -29,7 +29,7 @@ from ..utils.command_line import LAUNCHED, own_command
 from ..utils.errors import DataError, UsageError
 from ..utils.status import write_status
 from ..utils.stopping import between_steps
-from ..vnet import VARIANTS, create_vnet
+from ..vnet import SIDE_MULTIPLE, VARIANTS, create_vnet
 from .callback import TrainingCallback, last_good_checkpoint
 from .epoch_end import EpochEnd
 from .event_log import OVERLAYS, EventLog, check_tensorboard
@@ -133,14 +133,31 @@ def _without_resume(words: list[str]) -> list[str]:
     ]
 
 
-def check_batch_norm(config: EasyDict, device_target: str) -> None:
-    """Raises a UsageError if `sync_batch_norm` is on where it is not supported."""
+def check_batch_norm(config: EasyDict, device_target: str, device_count: int = 1) -> None:
+    """Raises a UsageError if batch norm cannot be trained so.
+
+    From a single value per channel it learns a variance of 0 or NaN, with which nothing can be
+    predicted.
+
+    Args:
+        config: `variant`, `VolSize`, `batch_size`, `sync_batch_norm`.
+        device_target: "Ascend", "GPU" or "CPU".
+        device_count: devices that train together.
+    """
     if config.sync_batch_norm and device_target != "Ascend":
         raise UsageError(
             f"sync_batch_norm=True: MindSpore has it on Ascend, not on {device_target}"
         )
     if config.sync_batch_norm and VARIANTS[config.variant]["norm"] != "batch":
         raise UsageError(f"sync_batch_norm=True: variant={config.variant} has no batch norm")
+    normed_together = config.batch_size * (device_count if config.sync_batch_norm else 1)
+    has_one_voxel = max(config.VolSize) == SIDE_MULTIPLE  # at the lowest level
+    if VARIANTS[config.variant]["norm"] == "batch" and has_one_voxel and normed_together == 1:
+        raise UsageError(
+            f"VolSize={config.VolSize} with batch_size={config.batch_size}: the lowest level has "
+            f"one voxel, of which the batch norm of variant={config.variant} cannot learn a "
+            f"variance; use a side of at least {2 * SIDE_MULTIPLE}, or batch_size=2"
+        )
 
 
 def find_cases(
@@ -184,8 +201,8 @@ def train(
         The run's folder, None on all ranks but the first.
 
     Raises:
-        UsageError: the device does not support the precision or the batch norm, or tensorboardX is
-            missing.
+        UsageError: the device does not support the precision or the batch norm, that would have a
+            single value per channel, or tensorboardX is missing.
         DataError: a file is wrong, memory is too small, or the loss became NaN.
     """
     device = f"CPU, {processor()}" if device_target == "CPU" else device_target
@@ -193,7 +210,7 @@ def train(
         f"{time.strftime('%Y-%m-%d %H:%M:%S %z')}: vnet_mindspore {__version__}, "
         f"MindSpore {ms.__version__}, {device}"
     )
-    check_batch_norm(config, device_target)
+    check_batch_norm(config, device_target, ranks.count)
     check_tensorboard(config)
     cases, val_cases = find_cases(config, data_path, train_split, val_split)
     ms.set_seed(config.seed)

@@ -21,7 +21,7 @@ from src.vnet import create_vnet
 from tests.networks import scaled_step, seed_weights
 
 SETTINGS = [
-    *("width=2", "VolSize=16,16,16", "dstRes=2.5,2.5,2.5", "batch_size=1", "cache_dir=off"),
+    *("width=2", "VolSize=32,16,16", "dstRes=2.5,2.5,2.5", "batch_size=1", "cache_dir=off"),
     *("epochs=2", "warmup_step=2", "val_interval=2", "ema_decay=0.5"),
 ]
 

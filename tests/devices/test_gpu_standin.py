@@ -18,7 +18,7 @@ import pytest
 
 from tests.helpers import ROOT
 
-SETTINGS = ["VolSize=16,16,16", "dstRes=2.5,2.5,2.5", "width=2", "batch_size=1", "cache_dir=off"]
+SETTINGS = ["VolSize=32,16,16", "dstRes=2.5,2.5,2.5", "width=2", "batch_size=1", "cache_dir=off"]
 # What MindSpore says where a graph does not compile, has no kernel, or flows nowhere.
 FAULTS = ("Traceback", "is null", "Unsupported op", "kernel type", "Exception", "RuntimeError")
 

@@ -27,7 +27,7 @@ from src.vnet import create_vnet
 from tests.helpers import ROOT, run_program, tree, wait_until
 
 CASES = [f"Case{number}" for number in range(5)]
-SETTINGS = ["width=1", "VolSize=16,16,16", "dstRes=2.5,2.5,2.5", "batch_size=1", "cache_dir=off"]
+SETTINGS = ["width=1", "VolSize=32,16,16", "dstRes=2.5,2.5,2.5", "batch_size=1", "cache_dir=off"]
 SETTINGS += ["epochs=2", "threshold=0.4"]
 
 

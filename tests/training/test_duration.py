@@ -3,6 +3,7 @@
 import pytest
 
 from src.api import estimate_training
+from src.config import override_config
 from src.training import duration
 from src.training.duration import START_S, measure_step_s, training_s
 from src.utils.errors import UsageError
@@ -27,7 +28,9 @@ def test_the_formula(small_config, overrides, cases, val_cases, done, steps):
 def test_a_step_is_measured(small_config, monkeypatch):
     monkeypatch.setattr(duration, "MEASURED_STEPS", 3)
     config = small_config("augment_noise=1.0", "batch_size=1", "dropout=0.2")
-    assert 0 < measure_step_s(config, "CPU") < 60
+    with pytest.raises(UsageError, match="batch_size=1: the lowest level has one voxel"):
+        measure_step_s(config, "CPU")
+    assert 0 < measure_step_s(override_config(config, ["VolSize=32,16,16"]), "CPU") < 60
 
 
 def test_the_estimate_in_words(monkeypatch, tmp_path):

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import mindspore as ms
@@ -26,6 +27,7 @@ from src.run_record import read_record
 from src.training.memory import VALIDATION_BYTES
 from src.training.run_folder import configure_run, new_run_folder
 from src.training.trainer import (
+    check_batch_norm,
     report_lost_ranks,
     resume_command,
     train,
@@ -521,6 +523,33 @@ def test_synchronised_batch_norm_has_the_same_parameters(data, monkeypatch):
     np.testing.assert_allclose(*answers, atol=1e-6)
     with pytest.raises(UsageError, match="sync_batch_norm=True: MindSpore has it on Ascend"):
         run(data, small("sync_batch_norm=true"))
+
+
+@pytest.mark.parametrize("fast", ["on", "off"])
+def test_batch_norm_of_one_value_is_refused(data, fast):
+    """Its variance became 0 or NaN, and the message named the cases and `lr`."""
+    words = r"VolSize=\[16, 16, 16\] with batch_size=1: .*variant=zoo.* side of at least 32"
+    with pytest.raises(UsageError, match=words):
+        run(data, small("batch_size=1", f"fast_conv3d={fast}"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "device_count", "is_refused"),
+    [
+        ([], 1, True),
+        (["variant=monai", "accumulate_steps=4"], 1, True),
+        (["variant=paper"], 1, False),
+        (["batch_size=2"], 1, False),
+        (["VolSize=16,16,32"], 1, False),
+        ([], 2, True),
+        (["sync_batch_norm=true"], 2, False),
+        (["sync_batch_norm=true"], 1, True),
+    ],
+)
+def test_batch_norm_needs_two_values(overrides, device_count, is_refused):
+    config = small("batch_size=1", *overrides)
+    with pytest.raises(UsageError) if is_refused else nullcontext():
+        check_batch_norm(config, "Ascend", device_count)
 
 
 @pytest.mark.parametrize(
