@@ -3,9 +3,9 @@
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -125,13 +125,14 @@ def predict(
         is_only = len(images) == 1
         if is_only:  # one that cannot be read is an error before anything is written
             prepared.peek()
+        table = VolumesTable(folder, metadata)
         with (
             output_folder.acquire(folder, images) as alone,
             output_folder.register(folder, PREDICTION_FILES),
+            _restored_on_failure(table, images),
         ):
             if alone and not skip_existing:
                 output_folder.announce(folder, files)
-            table = VolumesTable(folder, metadata)
             earlier = table.start(alone, keep=skip_existing)
             reader.perhaps_done.intersection_update(earlier)
             rows, kept_count = [], 0
@@ -387,6 +388,18 @@ def _fingerprint(image: sitk.Image, network_id: str) -> str:
     digest = hashlib.sha256(repr((network_id, geometry, image.GetSize())).encode())
     digest.update(sitk.GetArrayViewFromImage(image).data)
     return digest.hexdigest()
+
+
+@contextmanager
+def _restored_on_failure(table: VolumesTable, cases: Collection[str]) -> Iterator[None]:
+    """Puts the tables back where the block fails before its first row, and nobody else writes."""
+    try:
+        yield
+    except BaseException:
+        if not output_folder.has_others(table.folder, cases):
+            with suppress(DataError):
+                table.restore()
+        raise
 
 
 # --- results of all images ------------------------------------------------------------------------

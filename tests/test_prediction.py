@@ -8,6 +8,8 @@ import sys
 import threading
 import warnings
 import zipfile
+from contextlib import ExitStack
+from unittest import mock
 
 import mindspore as ms
 import numpy as np
@@ -140,8 +142,7 @@ def test_of_an_image_whose_files_cannot_all_be_written_there_is_none(
     monkeypatch.setattr(prediction, failing, fail)
     with pytest.raises(DataError, match="Case0_test.*cannot be written .No space left"):
         predict(bright, images, config, {}, output_types=["image", "seg_nrrd"])
-    assert not [name for name in names_in(results) if "Case0" in name]
-    assert [path for path in results.iterdir() if path.is_dir()] == []
+    assert not results.exists()
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -411,6 +412,60 @@ def test_a_bad_image_does_not_keep_the_others_from_their_masks(
         predict(bright, {"Case1b": path}, config, {})
     assert str(error.value) == problem
     assert tree(results) == before
+
+
+def failing(batch):
+    raise RuntimeError("no kernel")
+
+
+@pytest.mark.parametrize("earlier", [[], ["Case0.mhd"]])
+@pytest.mark.parametrize("fault", ["network", "disk", "Ctrl-C"])
+@pytest.mark.usefixtures("undrawn")
+def test_what_fails_before_the_first_row_leaves_all_as_it_was(
+    data, results, config, monkeypatch, earlier, fault
+):
+    images = find_images([data / "img" / "Case1.nii.gz"])
+    network = failing if fault == "network" else bright
+    if earlier:
+        predict(bright, find_images([data / "img" / name for name in earlier]), config, {})
+    before = tree(results) if earlier else None
+    if fault != "network":
+        images = find_images([data / "img"])
+        error = DataError("disk is full") if fault == "disk" else KeyboardInterrupt()
+        monkeypatch.setattr(prediction, "write_volumes", mock.Mock(side_effect=error))
+    # Once the image is being segmented; of several only the disk or Ctrl-C ends all.
+    with pytest.raises((RuntimeError, DataError, KeyboardInterrupt)):
+        predict(network, images, config, {"checkpoint": "another"})
+    assert (tree(results) if results.exists() else None) == before
+
+
+def test_what_fails_later_leaves_the_rows_that_are_complete(data, results, config, monkeypatch):
+    whole = prediction.write_volumes
+    effects = [whole, DataError("disk is full")]
+
+    def write(*arguments):
+        effect = effects.pop(0)
+        if isinstance(effect, DataError):
+            raise effect
+        effect(*arguments)
+
+    monkeypatch.setattr(prediction, "write_volumes", write)
+    with pytest.raises(DataError, match="disk is full"):
+        predict(bright, find_images([data / "img"]), config, {})
+    assert list(rows_of(results)) == ["Case0"] and (results / "Case0_test.mhd").exists()
+
+
+def test_what_fails_leaves_the_table_to_others(data, results, config):
+    """Those that have joined meanwhile write their rows into it."""
+    with ExitStack() as other:
+
+        def join_and_fail(batch):
+            other.enter_context(acquire(results, ["Other"]))
+            failing(batch)
+
+        with pytest.raises(RuntimeError):
+            predict(join_and_fail, find_images([data / "img" / "Case1.nii.gz"]), config, {})
+        assert rows_of(results) == {} and "volumes.csv" in list_outputs(results)
 
 
 def test_of_bad_images_only_there_is_still_a_report(tmp_path, results, config):

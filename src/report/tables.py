@@ -125,6 +125,9 @@ class VolumesTable:
 
     def __init__(self, folder: Path, metadata: dict) -> None:
         self.folder, self.metadata = folder, metadata
+        self.paths = folder / VOLUMES_CSV, folder / VOLUMES_JSON
+        self.before: dict[Path, bytes] | None = None  # content that `start` has replaced
+        self.started: list[dict] = []  # rows after it
 
     def start(self, alone: bool, keep: bool) -> dict[str, dict]:
         """Begins a prediction, with an empty table unless rows are to be kept.
@@ -139,10 +142,22 @@ class VolumesTable:
         with output_folder.lock(self.folder):
             ours = output_folder.list_outputs(self.folder)
             rows = self.rows()
+            if alone:
+                self.before = {path: path.read_bytes() for path in self.paths if path.is_file()}
             earlier = {row["case"]: row for row in rows if row["mask"] in ours} if keep else {}
             if alone:
                 self._write(list(earlier.values()))
+        self.started = list(earlier.values())
         return earlier
+
+    def restore(self) -> None:
+        """Puts back the files that `start` has replaced, unless there is a row since."""
+        with output_folder.lock(self.folder):
+            if self.before is None or self.rows() != self.started:
+                return
+            write_files(self.before)
+            for path in set(self.paths).difference(self.before):
+                path.unlink(missing_ok=True)
 
     def add(self, row: dict) -> None:
         """Appends a row, and removes an earlier one of the same case."""
@@ -167,4 +182,5 @@ class VolumesTable:
             "flagged": [row["case"] for row in rows if row["findings"] or row["problem"]],
             "cases": rows,
         }
-        _write(self.folder / VOLUMES_CSV, table, self.folder / VOLUMES_JSON, content)
+        csv_path, json_path = self.paths
+        _write(csv_path, table, json_path, content)

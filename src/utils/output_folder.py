@@ -108,8 +108,11 @@ def remove(folder: str | Path, names: set[str]) -> None:
         _write_manifest(folder, _read_manifest(folder) - names)
 
 
-def _write_manifest(folder: str | Path, names: Iterable[str]) -> None:
-    write_files({Path(folder, MANIFEST): json.dumps(sorted(names), indent=2).encode()})
+def _write_manifest(folder: str | Path, names: set[str]) -> None:
+    if names:
+        write_files({Path(folder, MANIFEST): json.dumps(sorted(names), indent=2).encode()})
+    else:
+        Path(folder, MANIFEST).unlink(missing_ok=True)
 
 
 # --- several processes ---------------------------------------------------------------------------
@@ -142,21 +145,20 @@ def acquire(folder: str | Path, cases: Collection[str] | None = None) -> Iterato
 
 def _start(folder: Path, running: Lock, cases: Collection[str] | None) -> bool:
     """Acquires the lock, exclusive or shared, and records the cases; returns if it is alone."""
-    running_file = folder / RUNNING
     alone = running.acquire(wait=False)
     if not alone and (cases is None or not running.acquire(shared=True, wait=False)):
         raise DataError(
             f"{folder}: another evaluation or prediction is writing there; wait for it or choose "
             "another folder"
         )
-    others = [] if alone else json.loads(running_file.read_text() or "[]")
+    others = [] if alone else _running_cases(folder)
     if twice := sorted(set(others).intersection(cases or ())):
         raise DataError(
             f"{folder}: another prediction is writing its {twice[0]} there; wait for it, choose "
             "another folder, or rename the image"
         )
     # In place, since a new file would have no lock.
-    running_file.write_text(json.dumps(sorted({*others, *(cases or ())})))
+    (folder / RUNNING).write_text(json.dumps(sorted({*others, *(cases or ())})))
     if alone:
         _tidy(folder)
         if cases is not None:
@@ -178,6 +180,15 @@ def _tidy(folder: Path) -> None:
         _write_manifest(folder, list_outputs(folder))
     for scratch in folder.glob(f"{WRITING}*"):
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def has_others(folder: str | Path, cases: Collection[str]) -> bool:
+    """Whether other processes than that of `cases` write, or wrote meanwhile, to a folder."""
+    return bool(set(_running_cases(Path(folder))).difference(cases))
+
+
+def _running_cases(folder: Path) -> list[str]:
+    return json.loads((folder / RUNNING).read_text() or "[]")
 
 
 @contextmanager
