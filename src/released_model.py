@@ -2,7 +2,7 @@
 
 `local_folder` unpacks them into the user's cache folder, where later calls find them:
 
-models/<hash of the address>.zip    a downloaded zip
+models/<hash of the address>.zip    a downloaded zip, which stays current, see `local_folder`
 models/<SHA-256 of a zip>/          its content
 
 Only files that the SHA256SUMS in the zip lists are unpacked, and only if they match it.
@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from urllib.parse import urldefrag
 
-from .utils.download import fetch, is_allowed
+from .utils.download import fetch, is_allowed, refresh
 from .utils.errors import DataError, UsageError, reason_of
 from .utils.files import Lock, hash_file, temporary_folder, user_cache_folder
 
@@ -39,7 +39,8 @@ def local_folder(path: str | Path) -> Path:
 
     Args:
         path: an https address of a zip, with `#sha256=DIGEST` at its end if its digest is to be
-            checked; a zip file; any other path, which is returned as it is.
+            checked; without, each call asks the server whether the zip has changed. Or a zip file;
+            or any other path, which is returned as it is.
 
     Returns:
         A path on this machine: of the unpacked release, or `path`.
@@ -50,12 +51,7 @@ def local_folder(path: str | Path) -> Path:
         UsageError: an address that is not https, or has another fragment.
     """
     if isinstance(path, str) and ADDRESS.match(path):
-        archive_path = _downloaded(path)
-        try:
-            return _unpacked(archive_path, urldefrag(path).url)
-        except DataError:
-            archive_path.unlink(missing_ok=True)  # the next call downloads it again
-            raise
+        return _folder_of_address(path)
     path = Path(path)
     if path.suffix.lower() == ".zip" and path.is_file():
         return _unpacked(path, str(path))
@@ -76,8 +72,8 @@ def _cache() -> Path:
     return cache / FOLDER
 
 
-def _downloaded(address: str) -> Path:
-    """Downloads the zip at an address, once."""
+def _folder_of_address(address: str) -> Path:
+    """Downloads and unpacks the zip at an address."""
     url, fragment = urldefrag(address)
     match = re.fullmatch(r"(?:sha256=([0-9a-fA-F]{64}))?", fragment)
     if match is None:
@@ -90,18 +86,25 @@ def _downloaded(address: str) -> Path:
     path = _cache() / f"{hashlib.sha256(address.encode()).hexdigest()[:32]}.zip"
     with Lock(path.with_suffix(".lock")) as lock:
         lock.acquire()  # another process may be downloading it
-        if match[1] and path.is_file() and hash_file(path) != match[1].lower():
-            path.unlink()  # damaged since
-        if path.is_file():
-            return path
+        _download(url, match[1], path)
+        try:
+            return _unpacked(path, url)
+        except DataError:
+            path.unlink(missing_ok=True)  # the next call downloads it again
+            raise
+
+
+def _download(url: str, digest: str | None, path: Path) -> None:
+    """Downloads a zip to a path: once if it has a digest, else whenever it may have changed."""
+    remedy = "check the address, or download the model and name its file"
+    if digest is None:
+        refresh(url, path, remedy, LARGEST_BYTES)
+        return
+    if path.is_file() and hash_file(path) != digest.lower():
+        path.unlink()  # damaged since
+    if not path.is_file():
         log.info(f"downloading {url}")
-        return fetch(
-            url,
-            path,
-            sha256=match[1],
-            largest_bytes=LARGEST_BYTES,
-            remedy="check the address, or download the model and name its file",
-        )
+        fetch(url, path, sha256=digest, largest_bytes=LARGEST_BYTES, remedy=remedy)
 
 
 # --- unpacking -----------------------------------------------------------------------------------

@@ -26,6 +26,12 @@ class Server(BaseHTTPRequestHandler):
             self.answer(fault or 404, b"sorry", {})
             return
         headers = {"ETag": server.etag} if server.etag else {}
+        if server.date:
+            headers["Last-Modified"] = server.date
+        known = self.headers.get("If-None-Match"), self.headers.get("If-Modified-Since")
+        if any(known) and known in ((server.etag, None), (None, server.date)):
+            self.answer(304, b"", headers)
+            return
         first = int(asked[len("bytes=") : -1]) if asked else 0
         if not asked or not server.ranges or self.headers.get("If-Range") != server.etag:
             self.answer(200, content, headers, fault)
@@ -56,7 +62,7 @@ def running_server():
     """A server of `files`, {path: content}; `url` is its address."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
     server.files, server.redirects, server.requests, server.faults = {}, {}, [], []
-    server.etag, server.ranges, server.shift = '"v1"', True, 0
+    server.etag, server.date, server.ranges, server.shift = '"v1"', None, True, 0
     server.url = f"http://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()

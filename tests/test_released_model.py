@@ -147,7 +147,68 @@ def test_an_address_is_downloaded_once(release, published, server):
     for address in (url, f"{url}#sha256={digest}", f"{url}#sha256={digest.upper()}"):
         for _ in range(2):
             assert tree(find_checkpoint(address).parent) == tree(release)
-    assert len(server.requests) == 3  # one for each way to write it
+    assert len(server.requests) == 4  # one for each way to write it, and whether it has changed
+
+
+DATE = "Sat, 28 Nov 2026 10:00:00 GMT"
+
+
+@pytest.mark.parametrize(
+    ("validators", "later"),
+    [
+        (('"v1"', None), ('"v2"', None)),
+        (('"v1"', DATE), ('"v2"', DATE)),
+        ((None, DATE), (None, DATE.replace("10:", "11:"))),
+        (('W/"v1"', DATE), ('W/"v1"', DATE.replace("10:", "11:"))),
+        ((None, None), (None, None)),
+        (('"v1"', None), (None, None)),
+    ],
+)
+def test_another_zip_at_the_same_address_is_not_missed(
+    release, published, server, tmp_path, cache, capsys, validators, later
+):
+    url, digest = published
+    server.etag, server.date = validators
+    first = find_checkpoint(url).read_bytes()
+    (release / "vnet.ckpt").write_bytes(os.urandom(50_000))
+    write_sums(release)
+    server.files["/model.zip"] = zip_of(release, tmp_path / "later.zip").read_bytes()
+    server.etag, server.date = later
+    found = find_checkpoint(url)
+    assert found.read_bytes() == (release / "vnet.ckpt").read_bytes() != first
+    assert f"downloading {url} again" in capsys.readouterr().out
+    assert len(list(cache.glob("*.zip"))) == 1 and not list(cache.glob("new-*"))
+    with pytest.raises(DataError, match="SHA256 .* expected"):
+        find_checkpoint(f"{url}#sha256={digest}")
+
+
+@pytest.mark.parametrize("fault", [503, ConnectionError()])
+def test_a_server_that_is_away_leaves_the_copy_with_a_note(
+    release, published, server, capsys, fault
+):
+    url, _ = published
+    find_checkpoint(url)
+    server.faults = [fault]
+    assert tree(find_checkpoint(url).parent) == tree(release)
+    assert f"note: {url}: " in (said := capsys.readouterr().out) and "using the copy" in said
+    del server.files["/model.zip"]  # withdrawn
+    with pytest.raises(DataError, match="answers 404"):
+        find_checkpoint(url)
+
+
+def test_a_later_zip_that_is_cut_goes_on_and_the_copy_stays(
+    release, published, server, monkeypatch
+):
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    url, _ = published
+    first = find_checkpoint(url).read_bytes()
+    server.etag, server.faults = '"v2"', [None, "cut 20000", *[503] * 5]
+    with pytest.raises(DataError, match="503.*run the command again"):
+        find_checkpoint(url)
+    server.faults = [503]
+    assert find_checkpoint(url).read_bytes() == first
+    assert find_checkpoint(url).read_bytes() == first
+    assert server.requests[-1][1] == "bytes=20000-"
 
 
 def test_a_download_that_was_cut_goes_on(release, published, server, monkeypatch):

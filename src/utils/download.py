@@ -11,7 +11,7 @@ import urllib.parse
 import urllib.request
 import zipfile
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from tqdm import tqdm
 
@@ -21,6 +21,7 @@ from .files import hash_file
 log = logging.getLogger(__name__)
 
 TIMEOUT_S = 60
+CHECK_TIMEOUT_S = 10  # whether a kept file has changed, without which it can be used
 THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
 
 
@@ -65,6 +66,7 @@ def fetch(
     sha256: str | None = None,
     largest_bytes: int | None = None,
     remedy: str = "check the address",
+    keeps_validator: bool = False,
 ) -> Path:
     """Downloads a file; continues `PATH.part` of an earlier call with an HTTP Range request.
 
@@ -76,6 +78,7 @@ def fetch(
         pause_s: seconds before the second attempt; doubled before each further one.
         largest_bytes: limit of the file's size.
         remedy: what to do where the server refuses the address.
+        keeps_validator: whether to write the file's ETag or date to `PATH.etag`, for `refresh`.
 
     Returns:
         `path`.
@@ -109,35 +112,82 @@ def fetch(
     wrong = _wrong_hash(part, md5, sha256)
     if not wrong and path.suffix == ".zip" and not zipfile.is_zipfile(part):
         wrong = "the server sent something that is not a zip file"
-    validator.unlink(missing_ok=True)
+    if wrong or not keeps_validator:
+        validator.unlink(missing_ok=True)
     if wrong:
         part.unlink()
         raise DataError(f"{url}: {wrong}; it was removed, check what is expected and run it again")
-    return part.replace(path)
+    part.replace(path)
+    if keeps_validator:
+        validator.replace(_etag_path(path))
+    return path
 
 
-def _continue(
-    url: str, part: Path, validator: Path, largest_bytes: int | None, remedy: str
-) -> None:
-    """Downloads over one connection: appends to `part`, or starts again if that is not possible.
+def refresh(url: str, path: Path, remedy: str, largest_bytes: int) -> Path:
+    """Downloads a file, again if the server does not say that it is as it was the last time.
 
-    `validator` holds the ETag or date of the file when `part` was started. With If-Range the server
-    sends the whole file if it has changed since; without a validator the download starts again.
+    Args:
+        url, remedy, largest_bytes: see `fetch`.
+        path: of the file; an earlier one is replaced once the new one is complete. It is used as it
+            is, with a note, where the server cannot be reached.
+
+    Returns:
+        `path`.
+
+    Raises:
+        DataError: see `fetch`.
     """
-    known = validator.read_text() if validator.exists() and part.exists() else ""
-    offset = part.stat().st_size if known else 0
-    headers = {"User-Agent": "vnet_mindspore", "Accept-Encoding": "identity"}
-    if offset:
-        headers |= {"Range": f"bytes={offset}-", "If-Range": known}
+    if path.exists():
+        try:
+            if _is_unchanged(url, _etag_path(path), remedy):
+                return path
+        except _ConnectionLost as error:
+            date = time.strftime("%Y-%m-%d", time.localtime(path.stat().st_mtime))
+            log.info(f"note: {url}: {error}; using the copy that was downloaded on {date}")
+            return path
+    new = path.with_name(f"new-{path.name}")
+    new.unlink(missing_ok=True)  # of a process that was killed
+    log.info(f"downloading {url}" + (" again: it may have changed" if path.exists() else ""))
+    fetch(url, new, largest_bytes=largest_bytes, remedy=remedy, keeps_validator=True)
+    new.replace(path)
+    _etag_path(new).replace(_etag_path(path))
+    return path
+
+
+def _etag_path(path: Path) -> Path:
+    return path.with_name(path.name + ".etag")
+
+
+def _is_unchanged(url: str, etag_path: Path, remedy: str) -> bool:
+    """Whether the server says that a file is still that of an ETag or a date.
+
+    Raises:
+        DataError: the server refuses the address.
+        _ConnectionLost: it cannot be asked.
+    """
+    known = etag_path.read_text() if etag_path.exists() else ""
+    if not known:
+        return False
+    header = "If-None-Match" if known.startswith('"') else "If-Modified-Since"
+    with _open(url, {header: known}, CHECK_TIMEOUT_S, remedy) as response:
+        return response.status == 304
+
+
+def _open(url: str, headers: dict[str, str], timeout_s: float, remedy: str) -> Any:
+    """Requests a file; returns the response of status 200, 206, 304 or 416.
+
+    Raises:
+        DataError: the server refuses the address.
+        _ConnectionLost: another attempt may succeed.
+    """
+    headers = {"User-Agent": "vnet_mindspore", "Accept-Encoding": "identity", **headers}
+    opener = urllib.request.build_opener(_SafeRedirects)
     try:
-        opener = urllib.request.build_opener(_SafeRedirects)
-        response = opener.open(urllib.request.Request(url, headers=headers), timeout=TIMEOUT_S)
+        return opener.open(urllib.request.Request(url, headers=headers), timeout=timeout_s)
     except urllib.error.HTTPError as error:
-        if error.code == 416 and error.headers.get("Content-Range") == f"bytes */{offset}":
-            return
-        if error.code == 416:
-            part.unlink()
-        if error.code in (408, 416, 429) or error.code >= 500:
+        if error.code in (304, 416):
+            return error
+        if error.code in (408, 429) or error.code >= 500:
             raise _ConnectionLost(f"the server answers {error.code} {error.reason}") from error
         raise DataError(
             f"{url}: the server answers {error.code} {error.reason}; {remedy}"
@@ -151,7 +201,25 @@ def _continue(
                 "or get the file by hand"
             ) from None
         raise _ConnectionLost(f"no connection ({error})") from error
-    with response:
+
+
+def _continue(
+    url: str, part: Path, validator: Path, largest_bytes: int | None, remedy: str
+) -> None:
+    """Downloads over one connection: appends to `part`, or starts again if that is not possible.
+
+    `validator` holds the ETag or date of the file when `part` was started. With If-Range the server
+    sends the whole file if it has changed since; without a validator the download starts again.
+    """
+    known = validator.read_text() if validator.exists() and part.exists() else ""
+    offset = part.stat().st_size if known else 0
+    headers = {"Range": f"bytes={offset}-", "If-Range": known} if offset else {}
+    with _open(url, headers, TIMEOUT_S, remedy) as response:
+        if response.status == 416:
+            if response.headers.get("Content-Range") == f"bytes */{offset}":
+                return
+            part.unlink()
+            raise _ConnectionLost("the server answers 416 to the part that was requested")
         if response.status == 206:
             if not response.headers.get("Content-Range", "").startswith(f"bytes {offset}-"):
                 part.unlink()
