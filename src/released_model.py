@@ -31,6 +31,7 @@ SHA256_LINE = re.compile(r"([0-9a-fA-F]{64}) [ *](\S.*)")
 # A release of the largest network has 0.1 GB, and an ensemble of a cross-validation a few of them.
 LARGEST_BYTES = 4_000_000_000
 LARGEST_LIST = 100_000  # bytes of SHA256SUMS
+LONGEST_NAME = 255  # bytes, with folders; file systems allow as many without
 BLOCK = 1 << 20
 
 
@@ -151,10 +152,11 @@ def _unpack(archive: zipfile.ZipFile, folder: Path, origin: str) -> None:
             f"{origin}: its {CHECKSUMS} lists neither {RELEASED} nor {ENSEMBLE}, so it is no "
             "release; tools/release.py --zip makes one"
         )
+    folders = {str(parent) for name in digests for parent in PurePosixPath(name).parents}
     for name in digests:
-        parts = PurePosixPath(name).parts
-        if "\\" in name or "\0" in name or ".." in parts or PurePosixPath(name).is_absolute():
-            raise DataError(f"{origin}: its {CHECKSUMS} names {name!r}, outside of the release")
+        if fault := _fault_of_name(name, folders):
+            raise DataError(f"{origin}: its {CHECKSUMS} names {name[:50]!r}, {fault}")
+    for name in digests:
         if root + name not in names:
             raise DataError(f"{origin}: {name} is missing, but listed in its {CHECKSUMS}")
     size = sum(archive.getinfo(root + name).file_size for name in digests)
@@ -163,6 +165,23 @@ def _unpack(archive: zipfile.ZipFile, folder: Path, origin: str) -> None:
     for name, digest in digests.items():
         _write_checked(archive, root + name, folder / name, digest, origin)
     (folder / CHECKSUMS).write_bytes(text)
+
+
+def _fault_of_name(name: str, folders: set[str]) -> str:
+    """What keeps a file of this name from being written; "" if nothing does.
+
+    Args:
+        name: listed in a SHA256SUMS.
+        folders: of all names that it lists.
+    """
+    path = PurePosixPath(name)
+    if "\\" in name or "\0" in name or ".." in path.parts or path.is_absolute():
+        return "outside of the release"
+    if len(name.encode()) > LONGEST_NAME:
+        return f"a name of more than {LONGEST_NAME} bytes"
+    if name in folders:
+        return "once as a file, once as a folder of others"
+    return "" if str(path) == name else f"expected {str(path)!r}"
 
 
 def _write_checked(
