@@ -264,16 +264,14 @@ def read_mask(
         )
     found = _distinct(whole).astype(np.int64)
     if not labels and not np.isin(found, (0, 1)).all():
-        above = found[found > 0]
-        example = above[0] if len(above) == 1 and above[0] > LABEL_MAP_VALUES else "1,2"
         raise DataError(
-            f"{path}: labels {_shown(found)}, expected only 0 and 1 (1 is the prostate); choose "
-            f"those of the prostate, such as --labels {example}"
+            f"{path}: labels {_shown(found)}, expected only 0 and 1 (1 is the prostate); "
+            f"{_labels_remedy(found)}"
         )
     if labels and found.any() and not np.isin(found, labels).any():
         raise DataError(
             f"{path}: labels {_shown(found)}, none of them among --labels "
-            f"{','.join(map(str, labels))}"
+            f"{','.join(map(str, labels))}; {_labels_remedy(found)}"
         )
     foreground = sitk.GetImageFromArray(np.isin(whole, labels or (1,)).astype(np.uint8))
     foreground.CopyInformation(image)
@@ -285,6 +283,14 @@ def _distinct(values):
     zeros, ones = values == 0, values == 1
     common = [value for value, where in ((0, zeros), (1, ones)) if where.any()]
     return np.union1d(values[~(zeros | ones)], common)
+
+
+def _labels_remedy(found):
+    """What to do about the labels of a mask: an argument that it can be read with."""
+    positive = found[found > 0][:2]
+    if not positive.size:
+        return "write a mask with 1 for the prostate"
+    return f"choose those of the prostate, such as --labels {','.join(map(str, positive))}"
 
 
 def _shown(values):

@@ -543,7 +543,7 @@ def test_masks_on_another_grid(tmp_path, make_image, shape, change, words):
         ([0, 0.5, 1], np.float32, "values 0.5, expected whole numbers"),
         ([0, 1.0011, 1], np.float32, "values 1.00109994, expected whole numbers"),
         (range(30), np.uint8, "18, 19 and 10 more, expected only 0 and 1"),
-        ([0, 2], np.uint8, "such as --labels 1,2"),
+        ([-1, 0], np.int16, "; write a mask with 1 for the prostate"),
         ([0, np.nan], np.float32, "voxels are NaN"),
     ],
 )
@@ -554,6 +554,30 @@ def test_masks_with_foreign_labels(tmp_path, make_image, labels, dtype, words):
     with pytest.raises(DataError) as error:
         read_mask(path, image, "scan.mha")
     assert str(error.value).startswith(f"{path}: ") and words in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("found", "labels", "proposed"),
+    [
+        ([0, 2], (), (2,)),
+        ([0, 2, 3], (), (2, 3)),
+        ([0, 1, 2], (), (1, 2)),
+        ([0, 1, 7], (), (1, 7)),
+        ([-1, 0, 1], (), (1,)),
+        (range(30), (), (1, 2)),
+        ([0, 2, 3], (1, 4), (2, 3)),
+        ([5], (1,), (5,)),
+    ],
+)
+def test_the_labels_that_a_message_proposes_can_be_used(
+    tmp_path, make_image, found, labels, proposed
+):
+    image = make_image(np.zeros((3, 4, 5), np.float32))
+    path = written_mask(tmp_path, make_image, np.resize(np.array(found, np.int16), (3, 4, 5)))
+    with pytest.raises(DataError) as error:
+        read_mask(path, image, "scan.mha", labels)
+    assert str(error.value).endswith(f"such as --labels {','.join(map(str, proposed))}")
+    assert sitk.GetArrayFromImage(read_mask(path, image, "scan.mha", proposed)).any()
 
 
 @pytest.mark.parametrize("suffix", [".mha", ".nii.gz"])
@@ -606,7 +630,9 @@ def test_labels_become_the_foreground(tmp_path, make_image, dtype, labels):
 def test_labels_that_a_mask_has_none_of_are_refused(tmp_path, make_image):
     image = make_image(np.zeros((3, 4, 5), np.float32))
     path = written_mask(tmp_path, make_image, np.full((3, 4, 5), 4, np.uint8))
-    with pytest.raises(DataError, match="labels 4, none of them among --labels 1,2"):
+    with pytest.raises(
+        DataError, match="labels 4, none of them among --labels 1,2; .* --labels 4$"
+    ):
         read_mask(path, image, "scan.mha", (1, 2))
     empty = written_mask(tmp_path, make_image, np.zeros((3, 4, 5), np.uint8))
     assert not sitk.GetArrayFromImage(read_mask(empty, image, "scan.mha", (1, 2))).any()

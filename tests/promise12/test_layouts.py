@@ -612,6 +612,11 @@ BAD = {
         {},
         r"channels 0, 1, not exactly one of them T2.*--channel 0",
     ),
+    "nnU-Net, channels that do not begin with 0": (
+        {"imagesTr/a_0001.nii": IMAGE, "imagesTr/a_0002.nii": IMAGE, "labelsTr/a.nii": GLAND},
+        {},
+        r"channels 1, 2, not exactly one of them T2.*--channel 1",
+    ),
     "nnU-Net, only ADC": (
         NNUNET | {"dataset.json": nnunet_json(PROSTATE, c0="ADC")},
         {},

@@ -140,7 +140,7 @@ def _t2_channel(source, names, requested):
     if names:
         raise DataError(
             f"{source.path}: channels {listed}, not exactly one of them T2 by name; say which, "
-            "such as --channel 0"
+            f"such as --channel {min(t2 or names)}"
         )
     return None, []
 
