@@ -274,8 +274,8 @@ def render_card(metadata: dict[str, Any]) -> str:
         "",
         f"- Data: {data['description'] or NOT_STATED}",
         f"- Licence of the data: {data['licence'] or NOT_STATED}",
-        f"- Cases: {_known(data['training_cases'])} for training, "
-        f"{_known(data['validation_cases'])} for validation",
+        f"- Cases for training: {_known(data['training_cases'])}; for validation: "
+        f"{_known(data['validation_cases'])}",
         f"- Split: {data['split']}",
         "",
         "## Metrics",
@@ -293,13 +293,11 @@ def _network_lines(network: dict[str, Any]) -> list[str]:
     training, preset = network["training"], network["preset"]
     base = f"preset `{preset}`" if preset else "the model zoo's settings"
     differences = ", ".join(f"`{key}={_text(v)}`" for key, v in network["differences"].items())
-    hours = "" if training["hours"] is None else f", {training['hours']:.2f} h in training steps"
     lines = [
         f"- `{network['file']}`: variant `{network['variant']}`, width {network['width']}, "
         f"{network['parameters']:,} parameters; SHA-256 `{network['sha256']}`",
         f"- Settings: {base}" + (f", but {differences}" if differences else ""),
-        f"- Training: {_known(training['epochs'])} epochs{hours}; weights of epoch "
-        f"{_known(training['epoch_of_checkpoint'])}",
+        f"- Training: {_training_text(training)}",
         f"- Dice on the validation cases in training: {_known(training['validation_dice'])}",
     ]
     machines = [_machine(session) for session in training["sessions"] or ()]
@@ -307,21 +305,39 @@ def _network_lines(network: dict[str, Any]) -> list[str]:
     return [*lines, ""]
 
 
+def _training_text(training: dict[str, Any]) -> str:
+    epochs, epoch, hours = (training[key] for key in ("epochs", "epoch_of_checkpoint", "hours"))
+    if epochs is None:
+        return NOT_RECORDED
+    texts = [_count(epochs, "epoch")]
+    if hours is not None:
+        texts.append(f"{hours:.2f} h in training steps")
+    texts.append(
+        f"epoch of the weights {NOT_RECORDED}" if epoch is None else f"weights of epoch {epoch}"
+    )
+    return ", ".join(texts)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + "s" * (number != 1)
+
+
 def _text(value: object) -> str:
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _machine(session: dict[str, Any]) -> str:
-    return (
-        f"{session.get('devices')} x {session.get('device')} on {session.get('processor')} with "
-        f"{session.get('cores')} cores, MindSpore {session.get('mindspore')}"
+    devices, device, processor, mindspore, cores = (
+        session.get(key) for key in ("devices", "device", "processor", "mindspore", "cores")
     )
+    with_cores = "" if cores is None else f" with {_count(cores, 'core')}"  # None off Linux
+    return f"{devices} x {device} on {processor}{with_cores}, MindSpore {mindspore}"
 
 
 def _metric_lines(metrics: dict[str, Any] | None) -> list[str]:
     if metrics is None:
         return ["Not stated: no evaluation was given."]
-    lines = [f"Of {metrics['cases']} cases with reference masks."]
+    lines = [f"Of {_count(metrics['cases'], 'case')} with reference masks."]
     if metrics["folds"]:
         lines[0] += (
             f" From a cross-validation of {metrics['folds']} folds: each case by the network of "

@@ -85,12 +85,41 @@ def test_what_is_not_known_is_said(run, config):
         "Licence of the weights: not stated",
         "- Data: not stated",
         "- Licence of the data: not stated",
-        "- Cases: not recorded for training, not recorded for validation",
+        "- Cases for training: not recorded; for validation: not recorded",
         "- Machine: not recorded",
-        "- Training: not recorded epochs; weights of epoch not recorded",
+        "- Training: not recorded",
     ):
-        assert line in card
+        assert line in card.splitlines() or line in card.partition("##")[0]
     assert RESEARCH_ONLY in card and "None" not in card
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "epochs", "text"),
+    [
+        ("best.ckpt", 3, "3 epochs, 1.00 h in training steps, weights of epoch 2"),
+        ("checkpoint_vnet-1_9.ckpt", 1, "1 epoch, 0.50 h in training steps, weights of epoch 1"),
+        ("last.ckpt", 3, "3 epochs, 1.00 h in training steps, epoch of the weights not recorded"),
+    ],
+)
+def test_the_line_about_the_training(run, config, checkpoint, epochs, text):
+    (run / "ckpt" / checkpoint).write_bytes(b"weights")
+    (run / "history.csv").write_text("".join(HISTORY.splitlines(True)[: 1 + epochs]))
+    card = render_card(described(run, config, name=checkpoint))
+    assert f"- Training: {text}" in card.splitlines()
+
+
+@pytest.mark.parametrize(("cores", "text"), [(1, " with 1 core"), (8, " with 8 cores"), (None, "")])
+def test_the_line_about_the_machine(run, config, cores, text):
+    session = {
+        "devices": 1,
+        "device": "CPU",
+        "processor": "P",
+        "cores": cores,
+        "mindspore": "2.10.0",
+    }
+    (run / "training.json").write_text(json.dumps({"sessions": [session]}))
+    card = render_card(described(run, config))
+    assert f"- Machine: 1 x CPU on P{text}, MindSpore 2.10.0" in card.splitlines()
 
 
 def test_the_card_of_a_recorded_run(run, config):
