@@ -4,6 +4,7 @@ The package exports it: `import vnet_mindspore; model = vnet_mindspore.load("vne
 commands call the same functions.
 """
 
+import logging
 import os
 import threading
 from collections.abc import Mapping, Sequence
@@ -29,6 +30,8 @@ from .utils.process import no_garbage_collection
 if TYPE_CHECKING:
     import pandas as pd
     from mindspore import nn
+
+log = logging.getLogger(__name__)
 
 _started: list[tuple[str, int]] = []  # the device of this process, once it is chosen
 _computing = threading.RLock()  # MindSpore crashes where two threads compute
@@ -371,6 +374,49 @@ def train(
         return trainer.train(
             config, target, data_path, train_split, val_split, run_folder, ranks=ranks
         )
+
+
+def continue_training(
+    data_path: str | Path,
+    train_split: str | Path,
+    val_split: str | Path | None,
+    preset: str | None,
+    device_target: str,
+    device_id: int,
+    overrides: list[str],
+) -> Path | None:
+    """Continues the newest run of a task and fold, starts one if there is none.
+
+    Args:
+        data_path, train_split, val_split, device_target, device_id: see `train`.
+        preset: see `train`; for a run that is started.
+        overrides: `--set` texts.
+
+    Returns:
+        The run's folder, also if it is complete and nothing is done.
+
+    Raises:
+        DataError: the run is complete, but of other cases; or see `train`.
+        UsageError: see `train`.
+    """
+    from .training.run_folder import check_same_cases, newest_state
+
+    state = newest_state(overrides, val_split is not None)
+    if state is not None and state.is_complete:
+        check_same_cases(state, train_split)
+        log.info(f"run: {state.folder}\nnothing is left to train after epoch {state.epoch}")
+        return state.folder
+    resume = False if state is None else state.folder
+    return train(
+        data_path,
+        train_split,
+        val_split,
+        preset=preset,
+        resume=resume,
+        device_target=device_target,
+        device_id=device_id,
+        overrides=overrides,
+    )
 
 
 def estimate_training(

@@ -12,7 +12,6 @@ the mean of their probabilities is thresholded.
 """
 
 from argparse import ArgumentParser, Namespace
-from typing import TYPE_CHECKING
 
 from ..utils.command_line import MINDIR_VERSIONS, MODEL_FORMATS
 from .arguments import (
@@ -21,9 +20,6 @@ from .arguments import (
     add_device_arguments,
     overrides_of,
 )
-
-if TYPE_CHECKING:
-    from ..export.exporter import Export
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -60,28 +56,16 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def execute(args: Namespace) -> None:
     """Exports."""
-    from ..devices.device import choose_device, start_device
-    from ..ensemble import find_members
-    from ..export.exporter import (
-        comparison_device,
-        ensemble_of,
-        export_model,
-        member_names,
-        plan_exports,
+    from ..export.exporter import export_checkpoints
+
+    export_checkpoints(
+        args.ckpt_file,
+        overrides_of(args),
+        args.file_format,
+        args.file_name,
+        args.conv2d,
+        args.mindir_version,
+        args.batch_size,
+        args.device_target,
+        args.device_id,
     )
-
-    target = choose_device(args.device_target)
-
-    def plan(name: str) -> "list[Export]":
-        options = args.conv2d, args.mindir_version, target, args.batch_size
-        return plan_exports(args.file_format, name, *options)
-
-    plan(args.file_name)  # wrong options are told before the checkpoints are read
-    members = find_members(args.ckpt_file, overrides_of(args))
-    names = member_names(args.file_name, len(members))
-    ensemble = ensemble_of(names, [member.checkpoint for member in members])
-    start_device(comparison_device(target), args.device_id)
-    for (checkpoint, config), name in zip(members, names, strict=True):
-        export_model(
-            checkpoint, config, target, plan(name), args.batch_size, args.device_id, ensemble
-        )

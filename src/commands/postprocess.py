@@ -27,13 +27,13 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def execute(args: Namespace) -> None:
     """Evaluates the output."""
-    from ..export.description import config_of_model, ensemble_models
-    from ..export.infer_310 import evaluate_outputs
-    from ..promise12.splits import split_cases
+    from ..export.infer_310 import postprocess
 
-    config = config_of_model(args.mindir_path, overrides_of(args))
-    cases = split_cases(args.data_path, args.split_file_path, "val", config.fold)
-    models = ensemble_models(args.mindir_path)
-    origin = {"models": [str(path) for path in models]} if len(models) > 1 else {}
-    origin = origin or {"model": args.mindir_path}
-    evaluate_outputs(cases, config, args.result_path, origin, len(models), args.language)
+    postprocess(
+        args.data_path,
+        args.split_file_path,
+        args.mindir_path,
+        args.result_path,
+        overrides_of(args),
+        args.language,
+    )

@@ -17,9 +17,6 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def execute(args: Namespace) -> None:
     """Writes the volumes."""
-    from ..export.description import config_of_model
-    from ..export.infer_310 import write_inputs
-    from ..promise12.splits import split_cases
+    from ..export.infer_310 import preprocess
 
-    config = config_of_model(args.mindir_path, overrides_of(args))
-    write_inputs(split_cases(args.data_path, args.split_file_path, "val", config.fold), config)
+    preprocess(args.data_path, args.split_file_path, args.mindir_path, overrides_of(args))

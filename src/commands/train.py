@@ -14,7 +14,6 @@ scripts/train_distribute.sh, train_distribute_gpu.sh and train_msrun.sh start it
 A run writes everything to results/infer/vnet.TASK.DATE/ (keys dirResult, task).
 """
 
-import logging
 from argparse import ArgumentParser, Namespace
 from contextlib import nullcontext
 
@@ -23,11 +22,8 @@ from .arguments import (
     add_config_arguments,
     add_data_argument,
     add_device_arguments,
-    overrides_of,
     own_overrides_of,
 )
-
-log = logging.getLogger(__name__)
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -88,27 +84,20 @@ def execute(args: Namespace) -> None:
 
 
 def _train(args: Namespace) -> None:
-    from ..api import train
+    from ..api import continue_training, train
 
-    resume: str | bool = args.resume or args.resume == ""
-    if args.go_on:
-        if args.run_distribute:
-            raise UsageError("--continue: for one process; several take --resume")
-        from ..training.run_folder import check_same_cases, newest_state
-
-        state = newest_state(own_overrides_of(args), args.val_split_file_path is not None)
-        if state is not None and state.is_complete:
-            check_same_cases(state, args.train_split_file_path)
-            log.info(f"run: {state.folder}\nnothing is left to train after epoch {state.epoch}")
-            return
-        resume = str(state.folder) if state is not None else False
-    train(
-        args.data_path,
-        args.train_split_file_path,
-        args.val_split_file_path,
-        resume=resume,
-        device_target=args.device_target,
-        device_id=args.device_id,
-        overrides=overrides_of(args, resumes=bool(resume)),
-        device_num=args.device_num if args.run_distribute else None,
-    )
+    settings = {
+        "preset": args.preset,
+        "device_target": args.device_target,
+        "device_id": args.device_id,
+        "overrides": own_overrides_of(args),
+    }
+    where = args.data_path, args.train_split_file_path, args.val_split_file_path
+    if not args.go_on:
+        resume = True if args.resume == "" else args.resume or False
+        device_num = args.device_num if args.run_distribute else None
+        train(*where, resume=resume, device_num=device_num, **settings)
+    elif args.run_distribute:
+        raise UsageError("--continue: for one process; several take --resume")
+    else:
+        continue_training(*where, **settings)

@@ -18,6 +18,8 @@ from easydict import EasyDict
 from mindspore import nn
 
 from ..checkpoint import load_weights
+from ..devices.device import choose_device, start_device
+from ..ensemble import find_members
 from ..evaluation import load_network
 from ..fast_conv3d import operators
 from ..fast_conv3d.build import BuildError
@@ -71,6 +73,44 @@ def ensemble_of(names: Sequence[str], checkpoints: Sequence[Path]) -> dict[str, 
         return {}
     pairs = zip(names, checkpoints, strict=True)
     return {Path(name).name: hash_file(checkpoint) for name, checkpoint in pairs}
+
+
+def export_checkpoints(
+    paths: Sequence[str],
+    overrides: list[str],
+    file_format: str,
+    file_name: str,
+    conv2d: bool = False,
+    mindir_version: int = MINDIR_VERSIONS[0],
+    batch_size: int = 1,
+    device_target: str = "auto",
+    device_id: int = 0,
+) -> None:
+    """Exports the checkpoints at some paths; of several each becomes a model of an ensemble.
+
+    Args:
+        paths: see `find_checkpoint`.
+        overrides: see `override_config`.
+        file_format, file_name, conv2d, mindir_version, batch_size: see `plan_exports`; of several
+            checkpoints `file_name` gets numbers.
+        device_target: "Ascend", "GPU", "CPU" or "auto"; the function starts it.
+        device_id: number of the card.
+
+    Raises:
+        DataError, UsageError: see `find_members`, `plan_exports` and `export_model`.
+    """
+    target = choose_device(device_target)
+
+    def plan(name: str) -> list[Export]:
+        return plan_exports(file_format, name, conv2d, mindir_version, target, batch_size)
+
+    plan(file_name)  # wrong options are told before the checkpoints are read
+    members = find_members(paths, overrides)
+    names = member_names(file_name, len(members))
+    ensemble = ensemble_of(names, [member.checkpoint for member in members])
+    start_device(comparison_device(target), device_id)
+    for (checkpoint, config), name in zip(members, names, strict=True):
+        export_model(checkpoint, config, target, plan(name), batch_size, device_id, ensemble)
 
 
 def comparison_device(target: str) -> str:

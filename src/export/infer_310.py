@@ -17,10 +17,11 @@ from ..data_manager import Case, channel_of
 from ..evaluation import evaluate_masks
 from ..images.reading import read_image
 from ..predictor import network_inputs, segment_outputs
+from ..promise12.splits import split_cases
 from ..utils import output_folder
 from ..utils.errors import DataError, UsageError
 from ..utils.files import write_files
-from .description import CONFIGURATION
+from .description import CONFIGURATION, config_of_model, ensemble_models
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +70,48 @@ def write_inputs(cases: list[Case], config: EasyDict, folder: str | Path = INPUT
     log.info(
         f"{folder}: {len(names)} volume(s) of {config.VolSize} voxels, of {len(cases)} case(s)"
     )
+
+
+def preprocess(
+    data_path: str | Path, split: str | Path, model_path: str | Path, overrides: list[str]
+) -> None:
+    """Writes the volumes of the cases of a split, see `write_inputs`.
+
+    Args:
+        data_path, split: see `split_cases`.
+        model_path: exported model, whose description has grid and intensities.
+        overrides: see `config_of_model`.
+
+    Raises:
+        DataError, UsageError: see `config_of_model`, `split_cases` and `write_inputs`.
+    """
+    config = config_of_model(model_path, overrides)
+    write_inputs(split_cases(data_path, split, "val", config.fold), config)
+
+
+def postprocess(
+    data_path: str | Path,
+    split: str | Path,
+    model_path: str | Path,
+    result_folders: Sequence[str | Path],
+    overrides: list[str],
+    language: str = "en",
+) -> list[dict[str, str | float]]:
+    """Evaluates the outputs for the cases of a split, see `evaluate_outputs`.
+
+    Args:
+        data_path, split, model_path, overrides: see `preprocess`; of an ensemble one of its models.
+        result_folders, language: see `evaluate_outputs`.
+
+    Raises:
+        DataError, UsageError: see `preprocess`, `ensemble_models` and `evaluate_outputs`.
+    """
+    config = config_of_model(model_path, overrides)
+    cases = split_cases(data_path, split, "val", config.fold)
+    models = ensemble_models(model_path)
+    is_ensemble = len(models) > 1
+    origin = {"models": [str(path) for path in models]} if is_ensemble else {"model": model_path}
+    return evaluate_outputs(cases, config, result_folders, origin, len(models), language)
 
 
 def evaluate_outputs(
