@@ -3,6 +3,7 @@
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import psutil
@@ -11,40 +12,66 @@ from mindspore import nn
 
 from ..fast_conv3d.network import FastVNet
 from ..utils.errors import DataError
+from ..vnet import VARIANTS
 
-# Fitted to the measured peak memory of CPU training steps of full-width V-Nets with two threads:
-# 64x64x32 with batches of 1 and 2, with the fast convolution also 128x128x64, batches of 1 and 4.
-# Each further thread takes some tens of megabytes. Since then the fast convolution has come to need
-# up to a fifth less, which leaves a margin.
-PROCESS_BYTES = 0.7e9  # interpreter and libraries
-BYTES_PER_PARAMETER = 22  # weight, gradient, Adam's moments, a copy
+
+class _Costs(NamedTuple):
+    """What a kind of network takes beside its weights, in bytes.
+
+    The last three are per voxel of the network grid and channel of the first stage.
+    """
+
+    process: float  # interpreter, libraries, preparing cases
+    per_volume: float  # of a batch: what the backward pass needs
+    once: float  # whatever the batch
+    validation: float  # memory that the training does not use again
+
+
+# Fitted to the peak resident memory of whole trainings (train.py, two threads, cases of 128x128 and
+# 320x320 pixels), see the tests: 0 to 15 % above it. Each further thread takes some tens of
+# megabytes.
+FAST = _Costs(0.81e9, 70, 0, 28)
+PLAIN = _Costs(0.9e9, 210, 170, 115)
+PLAIN_INSTANCE_NORM = _Costs(0.9e9, 530, 200, 420)
+BYTES_PER_PARAMETER = 18  # weight, gradient, Adam's moments
 BYTES_PER_AVERAGED_PARAMETER = 4
-# Activations kept for the backward pass, per voxel of the input and channel of the first stage.
-FAST_BYTES_PER_VOXEL_AND_CHANNEL = 85
-BYTES_PER_VOXEL_AND_CHANNEL = 360
+BYTES_PER_ACCUMULATED_PARAMETER = 30  # the mean gradient, and copies
 BYTES_PER_PREPROCESSED_VOXEL = 5  # float32 intensity, bool mask
 VALIDATION_BYTES = 1e9  # validation cases kept in memory, at most
 CGROUP = Path("/sys/fs/cgroup")
 
 
 def training_bytes(
-    config: EasyDict, parameter_count: int, batch_size: int, fast: bool, case_count: int = 0
+    config: EasyDict,
+    parameter_count: int,
+    batch_size: int,
+    fast: bool,
+    case_count: int = 0,
+    validates: bool = True,
 ) -> float:
     """Returns the estimated peak memory of a training process on a CPU, in bytes.
 
     Args:
-        config: `VolSize`, `width`, `ema_decay`.
+        config: `VolSize`, `width`, `variant`, `ema_decay`, `accumulate_steps`.
         parameter_count: number of the network's weights.
         batch_size: volumes per step.
         fast: whether the network is a `FastVNet`.
         case_count: number of training cases, all of which are kept in memory on the network grid.
+        validates: whether there are validation cases.
     """
+    has_instance_norm = VARIANTS[config.variant]["norm"] == "instance"
+    costs = FAST if fast else PLAIN_INSTANCE_NORM if has_instance_norm else PLAIN
     voxels = float(np.prod(config.VolSize))
-    per_voxel = FAST_BYTES_PER_VOXEL_AND_CHANNEL if fast else BYTES_PER_VOXEL_AND_CHANNEL
-    features = voxels * config.width * per_voxel
-    cases = voxels * BYTES_PER_PREPROCESSED_VOXEL * case_count
-    per_parameter = BYTES_PER_PARAMETER + BYTES_PER_AVERAGED_PARAMETER * (config.ema_decay > 0)
-    return PROCESS_BYTES + per_parameter * parameter_count + features * batch_size + cases
+    per_feature = costs.per_volume * batch_size + costs.once + costs.validation * validates
+    per_parameter = BYTES_PER_PARAMETER
+    per_parameter += BYTES_PER_AVERAGED_PARAMETER * (config.ema_decay > 0)
+    per_parameter += BYTES_PER_ACCUMULATED_PARAMETER * (config.accumulate_steps > 1)
+    return (
+        costs.process
+        + per_parameter * parameter_count
+        + per_feature * config.width * voxels
+        + BYTES_PER_PREPROCESSED_VOXEL * case_count * voxels
+    )
 
 
 def available_bytes() -> int:
@@ -60,13 +87,15 @@ def available_bytes() -> int:
     return min(available, limit - used + int(statistics.get("inactive_file", 0)))
 
 
-def check_training_fits(config: EasyDict, network: nn.Cell, case_count: int) -> float:
+def check_training_fits(
+    config: EasyDict, network: nn.Cell, case_count: int, validates: bool = True
+) -> float:
     """Checks that a CPU training fits into the available memory.
 
     Args:
         config: see `training_bytes`; `batch_size`.
         network: the network to train.
-        case_count: number of training cases.
+        case_count, validates: see `training_bytes`.
 
     Returns:
         The memory that it leaves available, in bytes.
@@ -77,7 +106,9 @@ def check_training_fits(config: EasyDict, network: nn.Cell, case_count: int) -> 
     parameters = sum(parameter.size for parameter in network.get_parameters())
     available = available_bytes()
     fast = isinstance(network, FastVNet)
-    needed = partial(training_bytes, config, parameters, fast=fast, case_count=case_count)
+    needed = partial(
+        training_bytes, config, parameters, fast=fast, case_count=case_count, validates=validates
+    )
     if needed(config.batch_size) <= available:
         return available - needed(config.batch_size)
     fitting = list(takewhile(lambda b: needed(b) <= available, range(1, config.batch_size)))

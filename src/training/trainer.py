@@ -218,7 +218,8 @@ def train(
     network = to_fast_vnet(network, config, device_target)
     budget_bytes = VALIDATION_BYTES
     if device_target == "CPU":
-        budget_bytes = min(budget_bytes, check_training_fits(config, network, len(cases)))
+        free_bytes = check_training_fits(config, network, len(cases), bool(val_cases))
+        budget_bytes = min(budget_bytes, free_bytes)
     drawn = OVERLAYS if config.tensorboard and ranks.is_first else 0
     validation = ValidationSet(val_cases, config, budget_bytes, ranks, drawn)
     volumes = load_training_volumes(cases, config)
