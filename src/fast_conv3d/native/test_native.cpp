@@ -821,6 +821,19 @@ void test_threads() {
   }
 }
 
+// A thread that leaves its processor runs on another one, if the process may.
+void test_processors() {
+  std::thread([] {
+    cpu_set_t allowed;
+    check(sched_getaffinity(getpid(), sizeof allowed, &allowed) == 0, "processors", "are unknown");
+    for (int move = 0; move < 3; ++move) {
+      const int left = current_processor();
+      leave_processor(left);
+      check(CPU_COUNT(&allowed) == 1 || current_processor() != left, "processors", "it stays");
+    }
+  }).join();
+}
+
 void test_view() {
   float data[64];
   // Items of 4 floats; the stride of the first axis is padded.
@@ -1447,6 +1460,7 @@ bool is_large(const Case& c) {
 
 int test_all() {
   test_threads();
+  test_processors();
   test_view();
   test_fork();
   test_elu();
