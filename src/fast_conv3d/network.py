@@ -68,6 +68,18 @@ class FastVNet(nn.Cell):
         self.statistics = tuple(value for name, value in named if name in STATISTICS)
         self.no_mask = Tensor([0.0], mstype.float32)
 
+    @property
+    def compile_phase(self) -> str | None:
+        return self._compile_phase
+
+    @compile_phase.setter
+    def compile_phase(self, value: str) -> None:
+        """Sets it of this cell alone: MindSpore sets it at each call.
+
+        The plain network's hundred cells, which are not compiled, would take half a millisecond.
+        """
+        object.__setattr__(self, "_compile_phase", value)
+
     def logits(self, volume: Tensor, dropout_mask: Tensor | None = None) -> Tensor:
         """The foreground's logit, (batch, X, Y, Z), as `VNet.logits`."""
         mask = self.checked_mask(volume, dropout_mask)
