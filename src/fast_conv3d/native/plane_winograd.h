@@ -323,7 +323,7 @@ void multiply_kernel(const float* values, const ptrdiff_t* offsets, size_t chann
       for (int k = 0; k < KB; ++k) weight[k] = weights[dz * KB + k] - Register{};
 #pragma GCC unroll 12
       for (int v = 0; v < VB; ++v) {
-        const Register value = load_register(sources[v] + at + dz);
+        const Register value = in_register(load_register(sources[v] + at + dz));
 #pragma GCC unroll 8
         for (int k = 0; k < KB; ++k) sum[k][v] += weight[k] * value;
       }
@@ -442,10 +442,11 @@ void gradient_kernel(int tiles, const ConstView<3>& values, const ConstView<3>& 
       const float* gradient = first_gradient + tile * tile_stride + z;
       Register row[KB];
 #pragma GCC unroll 8
-      for (int i = 0; i < KB; ++i) row[i] = load_register(gradient + i * channel_stride);
+      for (int i = 0; i < KB; ++i)
+        row[i] = in_register(load_register(gradient + i * channel_stride));
 #pragma GCC unroll 5
       for (int dz = 0; dz < kTaps; ++dz) {
-        const Register shifted = load_register(value + dz);
+        const Register shifted = in_register(load_register(value + dz));
 #pragma GCC unroll 8
         for (int i = 0; i < KB; ++i) sum[i][dz] += row[i] * shifted;
       }

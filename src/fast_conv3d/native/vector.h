@@ -72,6 +72,16 @@ FC3D_INLINE Vec zero() { return broadcast(0.f); }
 FC3D_INLINE Register load_register(const float* source) {
   return *reinterpret_cast<const UnalignedRegister*>(source);
 }
+// Keeps a loaded value in a register. GCC would load it anew in each multiply-add that takes it,
+// and at an address that is no multiple of a register's size each load takes two accesses.
+FC3D_INLINE Register in_register(Register value) {
+#if defined(__x86_64__)
+  asm("" : "+v"(value));
+#elif defined(__aarch64__)
+  asm("" : "+w"(value));
+#endif
+  return value;
+}
 FC3D_INLINE void store_register(float* target, Register value) {
   *reinterpret_cast<UnalignedRegister*>(target) = value;
 }
