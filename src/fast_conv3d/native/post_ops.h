@@ -26,28 +26,36 @@ namespace fast_conv3d {
 // exp(x) = power * (1 + fraction) for x <= 0: power is 2^n for the n nearest to x / ln 2, and
 // fraction = exp(r) - 1 for the remainder r. Positive x are taken as 0, NaN stays NaN, and x below
 // -87.3, where the result would be denormal, as -87.3.
-FC3D_INLINE void split_exp(Vec x, Vec* power, Vec* fraction) {
+template <int N>
+FC3D_INLINE void split_exp(const Registers<N>& x, Registers<N>* power, Registers<N>* fraction) {
   constexpr float kLowest = -87.3f, kLog2e = 1.44269504f;
   constexpr float kRound = 12582912.f;  // 1.5 * 2^23: floats of this size are integers
   // ln 2 in two parts; n * kLn2High is exact.
   constexpr float kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
-  for (int i = 0; i < kParts; ++i) {
-    Register r = x.part[i];
-    r = r < kLowest ? Register{} + kLowest : r;
-    r = r > 0.f ? Register{} : r;
-    const Register shifted = r * kLog2e + kRound, n = shifted - kRound;
-    r = (r - n * kLn2High) - n * kLn2Low;
+  Registers<N> r, shifted;
+#pragma GCC unroll 16
+  for (int i = 0; i < N; ++i) {
+    r.part[i] = x.part[i] < kLowest ? Register{} + kLowest : x.part[i];
+    r.part[i] = r.part[i] > 0.f ? Register{} : r.part[i];
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < N; ++i) shifted.part[i] = r.part[i] * kLog2e + kRound;
+  const Registers<N> n = shifted - kRound;
+  r = r - n * kLn2High;
+  r = r - n * kLn2Low;
+#pragma GCC unroll 16
+  for (int i = 0; i < N; ++i) {
     IntRegister bits;  // of `shifted`; the low bits are n
-    std::memcpy(&bits, &shifted, sizeof bits);
+    std::memcpy(&bits, &shifted.part[i], sizeof bits);
     bits = (bits + 127) << 23;
     std::memcpy(&power->part[i], &bits, sizeof bits);
-    // Minimax polynomial for (exp(r) - 1 - r) / r^2 where |r| <= ln 2 / 2, to 1e-7.
-    Register q = r * 1.3946159e-3f + 8.366437e-3f;
-    q = q * r + 4.1666288e-2f;
-    q = q * r + 1.6666545e-1f;
-    q = q * r + 0.5f;
-    fraction->part[i] = q * (r * r) + r;
   }
+  // Minimax polynomial for (exp(r) - 1 - r) / r^2 where |r| <= ln 2 / 2, to 1e-7.
+  Registers<N> q = r * 1.3946159e-3f + 8.366437e-3f;
+  q = q * r + 4.1666288e-2f;
+  q = q * r + 1.6666545e-1f;
+  q = q * r + 0.5f;
+  *fraction = q * (r * r) + r;
 }
 
 // exp(min(x, 0)) with a relative error below 2e-7.
@@ -58,8 +66,9 @@ FC3D_INLINE Vec exp_nonpositive(Vec x) {
 }
 
 // x > 0 ? x : exp(x) - 1, without cancellation near 0.
-FC3D_INLINE Vec elu(Vec x) {
-  Vec power, fraction;
+template <int N>
+FC3D_INLINE Registers<N> elu(const Registers<N>& x) {
+  Registers<N> power, fraction;
   split_exp(x, &power, &fraction);
   return where_positive(x, x, power * fraction + (power - 1.f));
 }
@@ -167,14 +176,18 @@ class BlockPostOps {
       residual_ = post_ops.residual + image * shape.image_floats() + block * shape.block_floats();
   }
 
-  // The output at vector number `vector` of the block.
-  FC3D_INLINE Vec operator()(Vec y, size_t vector) const {
-    const Vec sum = add_residual(first(normalized(centered(y))), vector);
+  // The output at vector number `vector` of the block, or from it on.
+  template <int N>
+  FC3D_INLINE Registers<N> operator()(const Registers<N>& y, size_t vector) const {
+    const Registers<N> sum = add_residual(first(normalized(centered(y))), vector);
     if (!has_second_) return sum;
     return second_elu_ ? elu(sum) : where_positive(sum, sum, second_slope_ * sum);
   }
 
-  FC3D_INLINE Vec centered(Vec y) const { return y - center_; }
+  template <int N>
+  FC3D_INLINE Registers<N> centered(const Registers<N>& y) const {
+    return y - center_;
+  }
   FC3D_INLINE Vec scale() const { return scale_; }
 
   // The backward steps. Each takes the gradient of a step's output, returns that of its input, and
@@ -199,17 +212,28 @@ class BlockPostOps {
   }
 
  private:
-  FC3D_INLINE Vec normalized(Vec centered) const { return centered * scale_ + shift_; }
-  FC3D_INLINE Vec first(Vec x) const {
+  template <int N>
+  FC3D_INLINE Registers<N> normalized(const Registers<N>& centered) const {
+    return centered * scale_ + shift_;
+  }
+  template <int N>
+  FC3D_INLINE Registers<N> first(const Registers<N>& x) const {
     if (!has_first_) return x;
     return first_elu_ ? elu(x) : where_positive(x, x, first_slope_ * x);
   }
-  FC3D_INLINE Vec add_residual(Vec x, size_t vector) const {
-    if (residual_ != nullptr) return x + load(residual_ + vector * kLanes);
-    if (volume_ != nullptr) return x + valid_only(broadcast(volume_[vector]));
-    return x;
+  template <int N>
+  FC3D_INLINE Registers<N> add_residual(const Registers<N>& x, size_t vector) const {
+    if (residual_ != nullptr) return x + load<Registers<N>>(residual_ + vector * kLanes);
+    if (volume_ == nullptr) return x;
+    Registers<N> voxels;  // one in each Vec
+#pragma GCC unroll 16
+    for (int i = 0; i < N; ++i) voxels.part[i] = volume_[vector + i / kParts] - Register{};
+    return x + valid_only(voxels);
   }
-  FC3D_INLINE Vec valid_only(Vec x) const { return where_positive(valid_, x, zero()); }
+  template <int N>
+  FC3D_INLINE Registers<N> valid_only(const Registers<N>& x) const {
+    return where_positive(valid_, x, zero());
+  }
   FC3D_INLINE static Vec activation_backward(bool is_elu, Vec slope, Vec d_value, Vec x,
                                              Vec* d_slope) {
     if (is_elu) return where_positive(x, d_value, d_value * exp_nonpositive(x));
@@ -554,7 +578,10 @@ inline void post_ops_forward(ThreadPool& pool, const PostOps& post_ops, const fl
     const BlockPostOps block(post_ops, chunk.image, chunk.block, mean, variance);
     const float* source = y + block_offset(shape, chunk.image, chunk.block);
     float* target = out + block_offset(out_shape, chunk.image, chunk.block);
-    for (size_t vector = chunk.begin; vector < chunk.end; ++vector)
+    size_t vector = chunk.begin;
+    for (; vector + kVecs <= chunk.end; vector += kVecs)
+      store(target + vector * kLanes, block(load<Vecs>(source + vector * kLanes), vector));
+    for (; vector < chunk.end; ++vector)
       store(target + vector * kLanes, block(load(source + vector * kLanes), vector));
   });
   if (post_ops.skip != nullptr) concat_forward(pool, post_ops, out);

@@ -6,6 +6,7 @@
 // AVX2, SSE2 or NEON: a `Vec` is one, two or four registers.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <utility>
@@ -31,23 +32,35 @@ typedef float UnalignedRegister
 
 #define FC3D_INLINE inline __attribute__((always_inline))
 
-struct Vec {
-  Register part[kParts];
+// Registers that belong together. Arithmetic is lane by lane; of two operands, the one with fewer
+// registers is repeated. Multiply-adds are fused by the compiler (-ffp-contract=fast).
+template <int N>
+struct Registers {
+  Register part[N];
 };
+using Vec = Registers<kParts>;
+// Neighbouring Vecs: a processor is faster at a long chain of operations, such as ELU, if it has
+// the same operation of others to do while it waits for a result.
+constexpr int kVecs = kParts == 1 ? 6 : 1;
+using Vecs = Registers<kVecs * kParts>;
 
-// Lane-wise arithmetic. Multiply-adds are fused by the compiler (-ffp-contract=fast).
-#define FC3D_BINARY(op)                                                  \
-  FC3D_INLINE Vec operator op(Vec a, Vec b) {                            \
-    for (int i = 0; i < kParts; ++i) a.part[i] = a.part[i] op b.part[i]; \
-    return a;                                                            \
-  }                                                                      \
-  FC3D_INLINE Vec operator op(Vec a, float b) {                          \
-    for (int i = 0; i < kParts; ++i) a.part[i] = a.part[i] op b;         \
-    return a;                                                            \
-  }                                                                      \
-  FC3D_INLINE Vec operator op(float a, Vec b) {                          \
-    for (int i = 0; i < kParts; ++i) b.part[i] = a op b.part[i];         \
-    return b;                                                            \
+#define FC3D_BINARY(op)                                                                \
+  template <int A, int B, int N = (A > B ? A : B)>                                     \
+  FC3D_INLINE Registers<N> operator op(const Registers<A>& a, const Registers<B>& b) { \
+    Registers<N> result;                                                               \
+    _Pragma("GCC unroll 16") for (int i = 0; i < N; ++i) result.part[i] =              \
+        a.part[i % A] op b.part[i % B];                                                \
+    return result;                                                                     \
+  }                                                                                    \
+  template <int N>                                                                     \
+  FC3D_INLINE Registers<N> operator op(Registers<N> a, float b) {                      \
+    _Pragma("GCC unroll 16") for (int i = 0; i < N; ++i) a.part[i] = a.part[i] op b;   \
+    return a;                                                                          \
+  }                                                                                    \
+  template <int N>                                                                     \
+  FC3D_INLINE Registers<N> operator op(float a, Registers<N> b) {                      \
+    _Pragma("GCC unroll 16") for (int i = 0; i < N; ++i) b.part[i] = a op b.part[i];   \
+    return b;                                                                          \
   }
 FC3D_BINARY(+)
 FC3D_BINARY(-)
@@ -85,13 +98,20 @@ FC3D_INLINE Register in_register(Register value) {
 FC3D_INLINE void store_register(float* target, Register value) {
   *reinterpret_cast<UnalignedRegister*>(target) = value;
 }
-FC3D_INLINE Vec load(const float* source) {
-  Vec result;
-  for (int i = 0; i < kParts; ++i) result.part[i] = load_register(source + i * kRegisterFloats);
+template <typename V = Vec>
+FC3D_INLINE V load(const float* source) {
+  V result;
+#pragma GCC unroll 16
+  for (Register& part : result.part) {
+    part = load_register(source);
+    source += kRegisterFloats;
+  }
   return result;
 }
-FC3D_INLINE void store(float* target, Vec value) {
-  for (int i = 0; i < kParts; ++i) store_register(target + i * kRegisterFloats, value.part[i]);
+template <int N>
+FC3D_INLINE void store(float* target, const Registers<N>& value) {
+#pragma GCC unroll 16
+  for (int i = 0; i < N; ++i) store_register(target + i * kRegisterFloats, value.part[i]);
 }
 
 // Loads the first `count` floats of `source` (0 to 16); the other lanes are zero.
@@ -102,9 +122,14 @@ FC3D_INLINE Vec load_first(const float* source, int count) {
 }
 
 // condition > 0 ? a : b, lane by lane.
-FC3D_INLINE Vec where_positive(Vec condition, Vec a, Vec b) {
-  Vec result;
-  for (int i = 0; i < kParts; ++i) result.part[i] = condition.part[i] > 0.f ? a.part[i] : b.part[i];
+template <int C, int A, int B>
+FC3D_INLINE auto where_positive(const Registers<C>& condition, const Registers<A>& a,
+                                const Registers<B>& b) {
+  constexpr int kN = std::max({A, B, C});
+  Registers<kN> result;
+#pragma GCC unroll 16
+  for (int i = 0; i < kN; ++i)
+    result.part[i] = condition.part[i % C] > 0.f ? a.part[i % A] : b.part[i % B];
   return result;
 }
 
