@@ -116,11 +116,14 @@ open_log() { # open_log LOG: opens a new log as descriptor 3
   set +o noclobber
 }
 
-# Ends the started process and its children: sends SIGNAL, and KILL after STOP_SECONDS.
+# Ends the started process and its children: sends SIGNAL, again at each further signal, and KILL after
+# STOP_SECONDS.
 stop() { # stop SIGNAL EXIT_CODE
   trap '' INT TERM HUP
   child=${child:-${!:-}}
   [[ -n $child ]] || exit "$2"
+  # shellcheck disable=SC2064
+  trap "kill -s $1 -- -$child 2>/dev/null || true" INT TERM HUP
   local deadline=$((SECONDS + ${STOP_SECONDS:-10}))
   kill -s "$1" -- "-$child" 2>/dev/null || true
   while kill -0 "$child" 2>/dev/null && ((SECONDS < deadline)); do sleep 0.1; done

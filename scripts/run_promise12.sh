@@ -89,6 +89,7 @@ SECONDS=0
 cd -- "$out"
 export PYTHONUNBUFFERED=1
 child=""
+: "${STOP_SECONDS:=300}" # as in train_standalone
 trap 'stop INT 130' INT
 trap 'stop TERM 143' TERM
 training=(--preset accurate --set dirResult=runs --set task=promise12 "${training[@]}" --continue)

@@ -70,14 +70,15 @@ class FastVNet(nn.Cell):
 
     @property
     def compile_phase(self) -> str | None:
+        """MindSpore's name of the compiled graph, which it sets at each call.
+
+        `nn.Cell` also sets it for all cells inside. Those of the plain network are not compiled;
+        to set a hundred of them takes half a millisecond.
+        """
         return self._compile_phase
 
     @compile_phase.setter
     def compile_phase(self, value: str) -> None:
-        """Sets it of this cell alone: MindSpore sets it at each call.
-
-        The plain network's hundred cells, which are not compiled, would take half a millisecond.
-        """
         object.__setattr__(self, "_compile_phase", value)
 
     def logits(self, volume: Tensor, dropout_mask: Tensor | None = None) -> Tensor:

@@ -67,11 +67,17 @@ class EventLog:
             self.folder.mkdir(exist_ok=True)
             is_first = not any(self.folder.iterdir())
             # tensorboardX's name has the time in seconds, and would replace a file of the same one.
-            self.writer = EventsWriter(str(self.folder / "events"), f".{time.time_ns()}")
-            self._write(epoch + 1, session_log=SessionLog(status=SessionLog.START))
-            for row in history if is_first else ():
-                self._write(int(row["epoch"]), summary=_summary(row, []))
-            self.writer.flush()
+            suffix = f".{time.time_ns()}"
+            try:
+                self.writer = EventsWriter(str(self.folder / "events"), suffix)
+                self._write(epoch + 1, session_log=SessionLog(status=SessionLog.START))
+                for row in history if is_first else ():
+                    self._write(int(row["epoch"]), summary=_summary(row, []))
+                self.writer.flush()
+            except OSError:  # a later resume must not take the folder for one that has the history
+                for file in self.folder.glob(f"*{suffix}"):
+                    file.unlink()
+                raise
 
     def add(self, row: dict[str, float]) -> None:
         """Writes the events of an epoch, after a validation with pictures.

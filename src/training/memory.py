@@ -22,14 +22,13 @@ class _Costs(NamedTuple):
     """
 
     process: float  # interpreter, libraries, preparing cases
-    per_volume: float  # of a batch: what the backward pass needs
-    once: float  # whatever the batch
-    validation: float  # memory that the training does not use again
+    per_volume: float  # of each volume of a batch: what the backward pass needs
+    once: float  # the same for any batch
+    validation: float  # of a validation, which the training's memory does not serve
 
 
 # Fitted to the peak resident memory of whole trainings (train.py, two threads, cases of 128x128 and
-# 320x320 pixels), see the tests: 0 to 15 % above it. Each further thread takes some tens of
-# megabytes.
+# 320x320 pixels), see the tests: 0 to 15 % above it. What further threads take is not in it.
 FAST = _Costs(0.81e9, 70, 0, 28)
 PLAIN = _Costs(0.9e9, 210, 170, 115)
 PLAIN_INSTANCE_NORM = _Costs(0.9e9, 530, 200, 420)

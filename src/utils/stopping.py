@@ -89,7 +89,7 @@ def _log_stop(number: signal.Signals) -> None:
 
 @contextmanager
 def unhurried() -> Iterator[None]:
-    """Lets the block end after a first signal, however long it takes; the grace begins after it.
+    """In `between_steps`: a first signal lets the block end; the grace begins after it.
 
     For what must be finished, such as a checkpoint on a slow disk.
     """

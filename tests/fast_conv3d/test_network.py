@@ -383,6 +383,14 @@ def test_parameters_are_those_of_the_plain_network(variant):
     assert list(fast.parameters_dict()) == names
 
 
+def test_a_call_does_not_name_the_graph_in_each_cell_of_the_plain_network():
+    """MindSpore would, at every call, which takes longer than some of the kernels."""
+    fast = FastVNet(seeded_vnet("zoo", 2)).set_train(False)
+    fast(batch_of(1, (16, 16, 16))[0])
+    assert fast.compile_phase
+    assert not any(cell.compile_phase for _, cell in fast.network.cells_and_names())
+
+
 @pytest.mark.parametrize(("mode", "training"), [("graph", False), ("pynative", True)])
 @pytest.mark.parametrize(
     ("shape", "dtype", "error", "found"),

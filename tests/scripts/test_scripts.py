@@ -26,6 +26,9 @@ STAND_IN = """
 import json, os, signal, subprocess, sys, time
 if os.environ.get("STUBBORN"):
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+if os.environ.get("SECOND"):
+    end = lambda *_: signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, end)
 call = {"argv": sys.argv[1:], "env": dict(os.environ), "cwd": os.getcwd(), "pid": os.getpid()}
 call["stdin_at_end"] = sys.stdin.read() == ""
 if os.environ.get("GRANDCHILD"):
@@ -293,6 +296,19 @@ def test_a_stopped_launcher_leaves_no_process(caller, sent, variables, code):
     assert errors == ""
     wait_until(lambda: not alive(call["pid"]) and not alive(call["grandchild"]))
     assert "last words" not in caller.log(script).read_text()
+
+
+def test_a_second_signal_reaches_what_a_launcher_waits_for(caller):
+    script = "train_standalone.sh"
+    process = caller.start(script, *caller.arguments(script), WAIT=1, SLEEP=60, SECOND=1)
+    call = caller.call()
+    wait_until(lambda: caller.log(script).read_text().endswith("err\n"))
+    process.send_signal(signal.SIGINT)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(1)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 130
+    assert not alive(call["pid"])
 
 
 @pytest.mark.parametrize("script", TARGETS)

@@ -178,6 +178,15 @@ def test_what_cannot_be_written_is_one_line(tensorboardx, tmp_path, full_disk):
         EventLog(tmp_path, NO_CASES).open([])
 
 
+def test_a_start_that_fails_leaves_no_file_that_hides_the_history(
+    tensorboardx, tmp_path, full_disk
+):
+    log = EventLog(tmp_path, NO_CASES)
+    with full_disk(50), pytest.raises(DataError):
+        log.open([row(1), row(2)])
+    assert not list((tmp_path / "tensorboard").iterdir())
+
+
 def test_the_missing_package_is_named_before_a_file_is_read(tmp_path, small_config, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     monkeypatch.chdir(tmp_path)

@@ -51,9 +51,9 @@ inline void step(ThreadPool& pool, const Settings& settings,
     for (size_t begin = 0; begin < parameter.size; begin += kPart)
       parts.push_back({&parameter, begin, std::min(begin + kPart, parameter.size)});
   pool.for_each(static_cast<int>(parts.size()), [&](int item, int) {
-    const auto [of, begin, end] = parts[item];
-    update(settings, of->weight_decay, end - begin, of->values + begin, of->moment1 + begin,
-           of->moment2 + begin, of->gradient + begin);
+    const auto [parameter, begin, end] = parts[item];
+    update(settings, parameter->weight_decay, end - begin, parameter->values + begin,
+           parameter->moment1 + begin, parameter->moment2 + begin, parameter->gradient + begin);
   });
 }
 

@@ -39,13 +39,17 @@ inline int current_processor() {
 #endif
 }
 
-// Moves the calling thread to another of the process's processors, if it has any.
+// Moves the calling thread to another of its processors, if it has any. Linux may move it back
+// later.
 inline void leave_processor([[maybe_unused]] int processor) {
 #if defined(__linux__)
-  cpu_set_t others;
-  if (processor < 0 || sched_getaffinity(getpid(), sizeof others, &others) != 0) return;
+  cpu_set_t all;
+  if (processor < 0 || sched_getaffinity(0, sizeof all, &all) != 0) return;
+  cpu_set_t others = all;
   CPU_CLR(processor, &others);
-  if (CPU_COUNT(&others) > 0) sched_setaffinity(0, sizeof others, &others);
+  if (CPU_COUNT(&others) == 0) return;
+  sched_setaffinity(0, sizeof others, &others);
+  sched_setaffinity(0, sizeof all, &all);
 #endif
 }
 

@@ -40,7 +40,8 @@ struct Registers {
 };
 using Vec = Registers<kParts>;
 // Neighbouring Vecs: a processor is faster at a long chain of operations, such as ELU, if it has
-// the same operation of others to do while it waits for a result.
+// the same operation of others to do while it waits for a result. Six use AVX-512's registers well;
+// without it a Vec is several registers already.
 constexpr int kVecs = kParts == 1 ? 6 : 1;
 using Vecs = Registers<kVecs * kParts>;
 
