@@ -191,18 +191,36 @@ def test_another_zip_at_the_same_address_is_not_missed(
         find_checkpoint(f"{url}#sha256={digest}")
 
 
+@pytest.mark.parametrize(
+    "validators", [('"v1"', None), (None, DATE), ('W/"v1"', None), (None, None)]
+)
 @pytest.mark.parametrize("fault", [503, ConnectionError()])
 def test_a_server_that_is_away_leaves_the_copy_with_a_note(
-    release, published, server, capsys, fault
+    release, published, server, capsys, validators, fault
 ):
     url, _ = published
+    server.etag, server.date = validators
     find_checkpoint(url)
-    server.faults = [fault]
+    server.faults = [fault] * 5
     assert tree(find_checkpoint(url).parent) == tree(release)
     assert f"note: {url}: " in (said := capsys.readouterr().out) and "using the copy" in said
+    assert len(server.requests) == 2
+    server.faults = []
     del server.files["/model.zip"]  # withdrawn
     with pytest.raises(DataError, match="answers 404"):
         find_checkpoint(url)
+
+
+def test_a_zip_that_was_kept_without_a_validator_is_used_where_the_server_is_away(
+    release, published, server, cache, capsys
+):
+    url, _ = published
+    find_checkpoint(url)
+    for path in cache.glob("*.etag"):
+        path.unlink()
+    server.faults = [503] * 5
+    assert tree(find_checkpoint(url).parent) == tree(release)
+    assert "using the copy" in capsys.readouterr().out
 
 
 def test_a_later_zip_that_is_cut_goes_on_and_the_copy_stays(

@@ -166,10 +166,9 @@ def _is_unchanged(url: str, etag_path: Path, remedy: str) -> bool:
         _ConnectionLost: it cannot be asked.
     """
     known = etag_path.read_text() if etag_path.exists() else ""
-    if not known:
-        return False
     header = "If-None-Match" if known.startswith('"') else "If-Modified-Since"
-    with _open(url, {header: known}, CHECK_TIMEOUT_S, remedy) as response:
+    # Without a validator only whether the server is there is learnt, and the body is not read.
+    with _open(url, {header: known} if known else {}, CHECK_TIMEOUT_S, remedy) as response:
         return response.status == 304
 
 
