@@ -2,6 +2,7 @@
 
 import threading
 from contextlib import contextmanager
+from email.utils import parsedate_to_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
@@ -28,8 +29,7 @@ class Server(BaseHTTPRequestHandler):
         headers = {"ETag": server.etag} if server.etag else {}
         if server.date:
             headers["Last-Modified"] = server.date
-        known = self.headers.get("If-None-Match"), self.headers.get("If-Modified-Since")
-        if any(known) and known in ((server.etag, None), (None, server.date)):
+        if self.is_known():
             self.answer(304, b"", headers)
             return
         first = int(asked[len("bytes=") : -1]) if asked else 0
@@ -41,6 +41,14 @@ class Server(BaseHTTPRequestHandler):
             start = first + server.shift
             headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
             self.answer(206, content[start:], headers, fault)
+
+    def is_known(self):
+        """Whether the client has the file, see RFC 9110, 13.1.2 and 13.1.3."""
+        etag, date = self.headers.get("If-None-Match"), self.headers.get("If-Modified-Since")
+        if etag:
+            return etag.removeprefix("W/") == (self.server.etag or "").removeprefix("W/")
+        sent = self.server.date
+        return bool(date and sent and parsedate_to_datetime(sent) <= parsedate_to_datetime(date))
 
     def answer(self, code, body, headers, cut=None):
         """`cut` is a string such as 'cut 100': the connection ends after so many bytes."""

@@ -151,6 +151,21 @@ def published(release, server, tmp_path):
     return f"{server.url}/model.zip", hashlib.sha256(content).hexdigest()
 
 
+DATE = "Sat, 28 Nov 2026 10:00:00 GMT"
+
+
+@pytest.mark.parametrize("etag", ['"v1"', 'W/"v1"', None])
+@pytest.mark.parametrize("date", [DATE, None])
+def test_a_zip_that_is_as_it_was_is_not_downloaded_again(
+    release, published, server, capsys, etag, date
+):
+    server.etag, server.date = etag, date
+    for _ in range(2):
+        assert tree(find_checkpoint(published[0]).parent) == tree(release)
+    is_again = "again: it may have changed" in capsys.readouterr().out
+    assert is_again == (etag is date is None)
+
+
 def test_an_address_is_downloaded_once(release, published, server):
     url, digest = published
     for address in (url, f"{url}#sha256={digest}", f"{url}#sha256={digest.upper()}"):
@@ -159,16 +174,15 @@ def test_an_address_is_downloaded_once(release, published, server):
     assert len(server.requests) == 4  # one for each way to write it, and whether it has changed
 
 
-DATE = "Sat, 28 Nov 2026 10:00:00 GMT"
-
-
 @pytest.mark.parametrize(
     ("validators", "later"),
     [
         (('"v1"', None), ('"v2"', None)),
         (('"v1"', DATE), ('"v2"', DATE)),
         ((None, DATE), (None, DATE.replace("10:", "11:"))),
-        (('W/"v1"', DATE), ('W/"v1"', DATE.replace("10:", "11:"))),
+        ((None, DATE), (None, DATE.replace("10:", "09:"))),  # an older one put back
+        (('W/"v1"', DATE), ('W/"v2"', DATE.replace("10:", "09:"))),
+        (('W/"v1"', DATE), ('W/"v2"', DATE)),
         ((None, None), (None, None)),
         (('"v1"', None), (None, None)),
     ],

@@ -78,7 +78,7 @@ def fetch(
         pause_s: seconds before the second attempt; doubled before each further one.
         largest_bytes: limit of the file's size.
         remedy: what to do where the server refuses the address.
-        keeps_validator: whether to write the file's ETag or date to `PATH.etag`, for `refresh`.
+        keeps_validator: whether to write the file's ETag and date to `PATH.etag`, for `refresh`.
 
     Returns:
         `path`.
@@ -159,17 +159,26 @@ def _etag_path(path: Path) -> Path:
 
 
 def _is_unchanged(url: str, etag_path: Path, remedy: str) -> bool:
-    """Whether the server says that a file is still that of an ETag or a date.
+    """Whether the server says that a file is still that of the ETag and date kept of it.
 
     Raises:
         DataError: the server refuses the address.
         _ConnectionLost: it cannot be asked.
     """
-    known = etag_path.read_text() if etag_path.exists() else ""
-    header = "If-None-Match" if known.startswith('"') else "If-Modified-Since"
-    # Without a validator only whether the server is there is learnt, and the body is not read.
-    with _open(url, {header: known} if known else {}, CHECK_TIMEOUT_S, remedy) as response:
-        return response.status == 304
+    etag, date = _read_validators(etag_path)
+    # If-Modified-Since would miss an older file that is put back, so without an ETag the dates are
+    # compared; without either it is learnt that the server is there. The body is not read.
+    with _open(url, {"If-None-Match": etag} if etag else {}, CHECK_TIMEOUT_S, remedy) as response:
+        is_same_date = bool(date) and response.headers.get("Last-Modified") == date
+        return response.status == 304 or (not etag and is_same_date)
+
+
+def _read_validators(path: Path) -> tuple[str, str]:
+    """Reads the ETag and the date of a file, each as the server sent it, "" if it did not."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    etags = [line for line in lines if line.startswith(('"', "W/"))]
+    dates = [line for line in lines if line and line not in etags]
+    return "".join(etags[:1]), "".join(dates[:1])
 
 
 def _open(url: str, headers: dict[str, str], timeout_s: float, remedy: str) -> Any:
@@ -207,10 +216,12 @@ def _continue(
 ) -> None:
     """Downloads over one connection: appends to `part`, or starts again if that is not possible.
 
-    `validator` holds the ETag or date of the file when `part` was started. With If-Range the server
-    sends the whole file if it has changed since; without a validator the download starts again.
+    `validator` holds the ETag and date of the file when `part` was started. With If-Range the
+    server sends the whole file if it has changed since; without one the download starts again.
     """
-    known = validator.read_text() if validator.exists() and part.exists() else ""
+    etag, date = _read_validators(validator) if part.exists() else ("", "")
+    # A weak ETag does not promise equal bytes (RFC 9110, 8.8.1).
+    known = date if etag.startswith("W/") else etag or date
     offset = part.stat().st_size if known else 0
     headers = {"Range": f"bytes={offset}-", "If-Range": known} if offset else {}
     with _open(url, headers, TIMEOUT_S, remedy) as response:
@@ -225,10 +236,8 @@ def _continue(
                 raise _ConnectionLost("the server sent another part than requested")
         else:
             offset = 0
-        etag = response.headers.get("ETag", "W/")
-        date = response.headers.get("Last-Modified", "")
-        # A weak ETag does not promise equal bytes (RFC 9110, 8.8.1).
-        validator.write_text(date if etag.startswith("W/") else etag)
+        sent = (response.headers.get(name, "") for name in ("ETag", "Last-Modified"))
+        validator.write_text("\n".join(sent))
         length = response.headers.get("Content-Length")
         total = offset + int(length) if length else None
         _check_size(url, part, total or offset, largest_bytes)
