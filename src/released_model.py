@@ -14,6 +14,7 @@ import re
 import shutil
 import zipfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from urllib.parse import urldefrag
 
@@ -31,7 +32,7 @@ SHA256_LINE = re.compile(r"([0-9a-fA-F]{64}) [ *](\S.*)")
 # A release of the largest network has 0.1 GB, and an ensemble of a cross-validation a few of them.
 LARGEST_BYTES = 4_000_000_000
 LARGEST_LIST = 100_000  # bytes of SHA256SUMS
-LONGEST_NAME = 255  # bytes, with folders; file systems allow as many without
+LONGEST_NAME = 255  # bytes of a path; file systems allow this for one name
 BLOCK = 1 << 20
 
 
@@ -90,6 +91,8 @@ def _folder_of_address(address: str) -> Path:
         _download(url, match[1], path)
         try:
             return _unpacked(path, url)
+        except _NotWritten:
+            raise
         except DataError:
             path.unlink(missing_ok=True)  # the next call downloads it again
             raise
@@ -99,7 +102,7 @@ def _download(url: str, digest: str | None, path: Path) -> None:
     """Downloads a zip to a path: once if it has a digest, else whenever it may have changed."""
     remedy = "check the address, or download the model and name its file"
     if digest is None:
-        refresh(url, path, remedy, LARGEST_BYTES)
+        refresh(url, path, remedy, LARGEST_BYTES, check=lambda new: _check_zip(new, url))
         return
     if path.is_file() and hash_file(path) != digest.lower():
         path.unlink()  # damaged since
@@ -127,9 +130,19 @@ def _unpacked(archive_path: Path, origin: str) -> Path:
             if not folder.is_dir():  # unless another process was faster
                 (scratch / folder.name).rename(folder)
     except OSError as error:
-        raise DataError(f"{folder.parent}: cannot be written ({reason_of(error)})") from None
+        raise _NotWritten(f"{folder.parent}: cannot be written ({reason_of(error)})") from None
     log.info(f"{origin}: unpacked to {folder}")
     return folder
+
+
+class _NotWritten(DataError):
+    """A zip could not be unpacked, which is no fault of the zip."""
+
+
+def _check_zip(path: Path, origin: str) -> None:
+    """Unpacks a zip, which raises a DataError if there is a fault in it."""
+    with suppress(_NotWritten):  # raised again where it is used
+        _unpacked(path, origin)
 
 
 def _unpack(archive: zipfile.ZipFile, folder: Path, origin: str) -> None:

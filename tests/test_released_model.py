@@ -237,6 +237,40 @@ def test_a_zip_that_was_kept_without_a_validator_is_used_where_the_server_is_awa
     assert "using the copy" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("fragment", ["", "#sha256="])
+def test_a_zip_that_finds_the_disk_full_is_kept(
+    release, published, server, cache, full_disk, monkeypatch, fragment
+):
+    url, digest = published
+    address = url + fragment + (digest if fragment else "")
+    whole = released_model._unpack
+
+    def unpack(*arguments):
+        with full_disk(1000):
+            whole(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(DataError, match="models: cannot be wr"):
+        patch.setattr(released_model, "_unpack", unpack)
+        find_checkpoint(address)
+    assert len(list(cache.glob("*.zip"))) == 1
+    assert tree(find_checkpoint(address).parent) == tree(release)
+    assert len(server.requests) == (1 if fragment else 2)  # the second: whether it has changed
+
+
+def test_a_later_zip_with_a_fault_leaves_the_copy(release, published, server, tmp_path, cache):
+    url, _ = published
+    first = find_checkpoint(url).read_bytes()
+    (release / "config.json").write_text("{}")  # not that of SHA256SUMS
+    server.files["/model.zip"] = zip_of(release, tmp_path / "later.zip").read_bytes()
+    server.etag = '"v2"'
+    for _ in range(2):
+        with pytest.raises(DataError, match="config.json differs from its SHA256SUMS"):
+            find_checkpoint(url)
+    assert len(list(cache.glob("*.zip*"))) == 2  # the copy and its ETag
+    server.faults = [503]
+    assert find_checkpoint(url).read_bytes() == first
+
+
 def test_a_later_zip_that_is_cut_goes_on_and_the_copy_stays(
     release, published, server, monkeypatch
 ):

@@ -10,6 +10,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
@@ -123,19 +124,22 @@ def fetch(
     return path
 
 
-def refresh(url: str, path: Path, remedy: str, largest_bytes: int) -> Path:
+def refresh(
+    url: str, path: Path, remedy: str, largest_bytes: int, check: Callable[[Path], object]
+) -> Path:
     """Downloads a file, again if the server does not say that it is as it was the last time.
 
     Args:
         url, remedy, largest_bytes: see `fetch`.
         path: of the file; an earlier one is replaced once the new one is complete. It is used as it
             is, with a note, where the server cannot be reached.
+        check: of a new file; if it raises a DataError, that file is removed and the earlier stays.
 
     Returns:
         `path`.
 
     Raises:
-        DataError: see `fetch`.
+        DataError: see `fetch` and `check`.
     """
     if path.exists():
         try:
@@ -149,6 +153,12 @@ def refresh(url: str, path: Path, remedy: str, largest_bytes: int) -> Path:
     new.unlink(missing_ok=True)  # of a process that was killed
     log.info(f"downloading {url}" + (" again: it may have changed" if path.exists() else ""))
     fetch(url, new, largest_bytes=largest_bytes, remedy=remedy, keeps_validator=True)
+    try:
+        check(new)
+    except DataError:
+        new.unlink()
+        _etag_path(new).unlink()
+        raise
     new.replace(path)
     _etag_path(new).replace(_etag_path(path))
     return path
