@@ -272,7 +272,7 @@ def test_a_later_zip_with_a_fault_leaves_the_copy(release, published, server, tm
 
 
 def test_a_later_zip_that_is_cut_goes_on_and_the_copy_stays(
-    release, published, server, monkeypatch
+    release, published, server, monkeypatch, capsys
 ):
     monkeypatch.setattr("time.sleep", lambda _: None)
     url, _ = published
@@ -280,6 +280,7 @@ def test_a_later_zip_that_is_cut_goes_on_and_the_copy_stays(
     server.etag, server.faults = '"v2"', [None, "cut 20000", *[503] * 5]
     with pytest.raises(DataError, match="503.*run the command again"):
         find_checkpoint(url)
+    assert "\nmodel.zip: cut at 20000 of" in capsys.readouterr().out
     server.faults = [503]
     assert find_checkpoint(url).read_bytes() == first
     assert find_checkpoint(url).read_bytes() == first

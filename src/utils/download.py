@@ -108,7 +108,7 @@ def fetch(
                     f"{url}: {error}; run the command again to continue where it stopped"
                 ) from error
             wait_s = pause_s * 2 ** (failures - 1)
-            log.info(f"{path.name}: {error}; next attempt in {wait_s:g} s")
+            log.info(f"{_name(url)}: {error}; next attempt in {wait_s:g} s")
             time.sleep(wait_s)
     wrong = _wrong_hash(part, md5, sha256)
     if not wrong and path.suffix == ".zip" and not zipfile.is_zipfile(part):
@@ -215,8 +215,8 @@ def _open(url: str, headers: dict[str, str], timeout_s: float, remedy: str) -> A
         if isinstance(reason, ssl.SSLCertVerificationError):
             raise DataError(
                 f"{url}: this machine does not trust the server's certificate "
-                f"({reason.verify_message}); name your site's authority, SSL_CERT_FILE=FILE.pem, "
-                "or get the file by hand"
+                f"({reason.verify_message}); set SSL_CERT_FILE=FILE.pem to the certificate of your "
+                "site's authority, or get the file by hand"
             ) from None
         raise _ConnectionLost(f"no connection ({error})") from error
 
@@ -254,7 +254,7 @@ def _continue(
         with (
             part.open("ab" if offset else "wb") as file,
             tqdm(
-                desc=part.stem,
+                desc=_name(url),
                 total=total,
                 initial=offset,
                 unit="B",
@@ -269,6 +269,11 @@ def _continue(
     size = part.stat().st_size
     if total is not None and size != total:
         raise _ConnectionLost(f"cut at {size} of {total} bytes")
+
+
+def _name(url: str) -> str:
+    """The file's name in its address, for messages; that on the disk may say nothing."""
+    return urllib.parse.urlsplit(url).path.rpartition("/")[2] or url
 
 
 def _check_size(url: str, part: Path, size: int, largest_bytes: int | None) -> None:

@@ -4,6 +4,7 @@ import hashlib
 import ssl
 import urllib.error
 import urllib.request
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -41,6 +42,19 @@ def test_fetch_goes_on_where_the_connection_was_cut(server, payload, tmp_path, c
     assert ranges(server) == [None, "bytes=30000-", *["bytes=50000-"] * 3]
     assert {validator for _, _, validator in server.requests[1:]} == {'"v1"'}
     assert "cut at 30000 of 100000 bytes; next attempt" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("place", "name"), [("data.bin", "data.bin"), ("a/data.bin?x=b/c", "data.bin"), ("", None)]
+)
+def test_the_progress_shows_the_name_in_the_address(
+    server, payload, tmp_path, monkeypatch, place, name
+):
+    server.files |= dict.fromkeys(("/a/data.bin", "/"), payload)
+    shown = mock.Mock(wraps=download.tqdm)
+    monkeypatch.setattr(download, "tqdm", shown)
+    fetch(f"{server.url}/{place}", tmp_path / "new-123.zip.bin")
+    assert shown.call_args.kwargs["desc"] == (name or f"{server.url}/")
 
 
 def test_fetch_does_not_give_up_while_something_comes(server, payload, tmp_path):
@@ -138,7 +152,9 @@ def test_a_certificate_that_is_not_trusted_is_not_tried_again(tmp_path, monkeypa
         raise urllib.error.URLError(error)
 
     monkeypatch.setattr(urllib.request.OpenerDirector, "open", refuse)
-    with pytest.raises(DataError, match=r"certificate \(self-signed.*SSL_CERT_FILE"):
+    with pytest.raises(
+        DataError, match=r"certificate \(self-signed.*set SSL_CERT_FILE=FILE\.pem to"
+    ):
         fetch("https://localhost/model.zip", tmp_path / "model.zip")
     assert len(requests) == 1
     assert not list(tmp_path.iterdir())
