@@ -396,9 +396,8 @@ def _restored_on_failure(table: VolumesTable, cases: Collection[str]) -> Iterato
     try:
         yield
     except BaseException:
-        if not output_folder.has_others(table.folder, cases):
-            with suppress(DataError):
-                table.restore()
+        with suppress(DataError):
+            table.restore(cases)
         raise
 
 

@@ -22,6 +22,7 @@ from src.config import override_config
 from src.input_images import find_images, found_studies
 from src.prediction import predict
 from src.predictor import LazyNetwork
+from src.report.tables import VolumesTable
 from src.utils.errors import DataError, UsageError
 from src.utils.output_folder import MANIFEST, acquire, list_outputs
 from tests.dicom_study import write_series, write_study
@@ -466,6 +467,34 @@ def test_what_fails_leaves_the_table_to_others(data, results, config):
         with pytest.raises(RuntimeError):
             predict(join_and_fail, find_images([data / "img" / "Case1.nii.gz"]), config, {})
         assert rows_of(results) == {} and "volumes.csv" in list_outputs(results)
+
+
+@pytest.mark.parametrize("joins", ["before", "after"])
+@pytest.mark.usefixtures("undrawn")
+def test_who_comes_while_a_table_is_put_back_shares_it_or_is_the_first(
+    data, results, config, monkeypatch, joins
+):
+    """Rows of the earlier prediction must not stay among those of the one that comes."""
+    images = find_images([data / "img"])
+    predict(bright, {"Case0": images["Case0"]}, config, {})
+    whole = VolumesTable.restore
+    with ExitStack() as other:
+        alone = []
+
+        def restore(*arguments):
+            if joins == "after":
+                whole(*arguments)
+            alone.append(other.enter_context(acquire(results, ["Other"])))
+            if joins == "before":
+                whole(*arguments)
+
+        monkeypatch.setattr(VolumesTable, "restore", restore)
+        with pytest.raises(RuntimeError):
+            predict(failing, {"Case1": images["Case1"]}, config, {})
+        assert alone == [joins == "after"]
+        assert list(rows_of(results)) == (["Case0"] if joins == "after" else [])
+        with pytest.raises(DataError, match="another prediction is writing its Other"):
+            acquire(results, ["Other"]).__enter__()
 
 
 def test_of_bad_images_only_there_is_still_a_report(tmp_path, results, config):

@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -150,10 +150,18 @@ class VolumesTable:
         self.started = list(earlier.values())
         return earlier
 
-    def restore(self) -> None:
-        """Puts back the files that `start` has replaced, unless there is a row since."""
+    def restore(self, cases: Collection[str]) -> None:
+        """Puts back the files that `start` has replaced, and withdraws from the folder.
+
+        Nothing changes if there is a row since, or other processes write there.
+
+        Args:
+            cases: that this process writes.
+        """
         with output_folder.lock(self.folder):
             if self.before is None or self.rows() != self.started:
+                return
+            if not output_folder.withdraw(self.folder, cases):
                 return
             write_files(self.before)
             for path in set(self.paths).difference(self.before):

@@ -167,9 +167,9 @@ def _start(folder: Path, running: Lock, cases: Collection[str] | None) -> bool:
 
 
 def _stop(folder: Path, running: Lock) -> None:
-    """Releases the lock; the last process removes its file."""
+    """Releases the lock; the last process removes its file, unless that is of later ones."""
     with lock(folder):
-        if running.acquire(wait=False):
+        if running.still_locks(folder / RUNNING) and running.acquire(wait=False):
             (folder / RUNNING).unlink(missing_ok=True)
         running.close()
 
@@ -182,9 +182,18 @@ def _tidy(folder: Path) -> None:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def has_others(folder: str | Path, cases: Collection[str]) -> bool:
-    """Whether other processes than that of `cases` write, or wrote meanwhile, to a folder."""
-    return bool(set(_running_cases(Path(folder))).difference(cases))
+def withdraw(folder: str | Path, cases: Collection[str]) -> bool:
+    """Gives up writing, if only the process of `cases` has written since it acquired the folder.
+
+    A process that comes later is the first then. The caller holds `lock(folder)`.
+
+    Returns:
+        Whether it has; if not, other processes write, or wrote meanwhile.
+    """
+    if set(_running_cases(Path(folder))).difference(cases):
+        return False
+    Path(folder, RUNNING).unlink()
+    return True
 
 
 def _running_cases(folder: Path) -> list[str]:
