@@ -93,9 +93,12 @@ def register(folder: str | Path, names: Iterable[str]) -> Iterator[None]:
     try:
         yield
     finally:
-        if absent := {name for name in names if not Path(folder, name).exists()}:
-            with lock(folder):
-                _write_manifest(folder, _read_manifest(folder) - absent)
+        with lock(folder):
+            # Another process that registered the same names may have forgotten ours meanwhile.
+            absent = {name for name in names if not Path(folder, name).exists()}
+            known = _read_manifest(folder)
+            if (wanted := (known | names) - absent) != known:
+                _write_manifest(folder, wanted)
 
 
 def remove(folder: str | Path, names: set[str]) -> None:

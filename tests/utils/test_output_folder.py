@@ -184,6 +184,14 @@ def test_no_name_is_lost_where_several_write(tmp_path):
     assert not (tmp_path / LOCK).exists()
 
 
+def test_a_name_of_two_processes_is_not_forgotten_with_the_first(tmp_path):
+    with register(tmp_path, ["a.mhd", "report.html"]):
+        with register(tmp_path, ["b.mhd", "report.html"]):  # which writes no report
+            write(tmp_path, ["b.mhd"])
+        write(tmp_path, ["a.mhd", "report.html"])
+    assert list_outputs(tmp_path) == {"a.mhd", "b.mhd", "report.html"}
+
+
 def test_who_wants_to_be_alone_is_or_is_refused(tmp_path):
     folder = tmp_path / "a" / "b"
     for first, second in ((None, None), (None, ["x"]), (["x"], None)):
