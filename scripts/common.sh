@@ -126,10 +126,10 @@ stop() { # stop SIGNAL EXIT_CODE
   trap "kill -s $1 -- -$child 2>/dev/null || true" INT TERM HUP
   local deadline=$((SECONDS + ${STOP_SECONDS:-10}))
   kill -s "$1" -- "-$child" 2>/dev/null || true
-  while kill -0 "$child" 2>/dev/null && ((SECONDS < deadline)); do sleep 0.1; done
+  while kill -0 "$child" 2>/dev/null && ((SECONDS < deadline)); do sleep 0.1 || true; done
   kill -s KILL -- "-$child" 2>/dev/null || true
   deadline=$((SECONDS + 2)) # for the last lines of the log, unless nobody reads them
-  while [[ -n ${follower:-} ]] && kill -0 "$follower" 2>/dev/null && ((SECONDS < deadline)); do sleep 0.1; done
+  while [[ -n ${follower:-} ]] && kill -0 "$follower" 2>/dev/null && ((SECONDS < deadline)); do sleep 0.1 || true; done
   echo "stopped process $child"
   exit "$2"
 }

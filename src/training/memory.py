@@ -24,7 +24,7 @@ class _Costs(NamedTuple):
     process: float  # interpreter, libraries, preparing cases
     per_volume: float  # of each volume of a batch: what the backward pass needs
     once: float  # the same for any batch
-    validation: float  # of a validation, which the training's memory does not serve
+    validation: float  # added where there are validation cases
 
 
 # Fitted to the peak resident memory of whole trainings (train.py, two threads, cases of 128x128 and

@@ -303,11 +303,14 @@ def test_a_second_signal_reaches_what_a_launcher_waits_for(caller):
     process = caller.start(script, *caller.arguments(script), WAIT=1, SLEEP=60, SECOND=1)
     call = caller.call()
     wait_until(lambda: caller.log(script).read_text().endswith("err\n"))
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(1)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(30) == 130
+    os.killpg(process.pid, signal.SIGINT)
+    output, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert output.endswith(f"stopped process {call['pid']}\n")
+    assert errors == ""
     assert not alive(call["pid"])
 
 
