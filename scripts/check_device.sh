@@ -11,4 +11,4 @@ check_arguments TARGET DEVICE_NUM "$@"
 [[ ${2:-1} =~ ^[1-9][0-9]{0,4}$ ]] || fail 2 "DEVICE_NUM '$2' is not a number from 1"
 python=$(find_python)
 python=$(realpath -s -- "$python")
-PYTHONPATH=$ROOT${PYTHONPATH:+:$PYTHONPATH} exec "$python" -m src.commands.check "$@"
+PYTHONPATH=$ROOT${PYTHONPATH:+:$PYTHONPATH} exec "$python" -m src check "$@"

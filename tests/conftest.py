@@ -24,7 +24,7 @@ from tests.volumes import image_of
 # keep one process busy long after the other.
 LONG_FILES = (
     "test_gpu_standin.py",
-    "test_check.py",
+    "test_machine.py",
     "test_two_hosts.py",
     "test_ranks.py",
     "test_trainer.py",

@@ -6,7 +6,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import nn
 
-from src.commands.golden import seeded
+from src.acceptance.golden import seeded
 from src.training.step import AccumulatingLossScaledStep, LossScaledStep
 from src.vnet import VARIANTS, VNet
 

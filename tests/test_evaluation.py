@@ -10,8 +10,8 @@ import pytest
 import SimpleITK as sitk
 
 from src import evaluation
+from src.acceptance.golden import seeded
 from src.checkpoint import save_weights
-from src.commands.golden import seeded
 from src.config import override_config, vnet_cfg
 from src.data_manager import Case, find_cases, read_case
 from src.evaluation import evaluate, evaluate_masks, load_network

@@ -18,7 +18,7 @@ FLOORS = (
     ("dataset", "input_images", "mask_folders", "report"),
     ("evaluation",),
     ("prediction", "training", "export"),
-    ("api",),
+    ("api", "acceptance"),
     ("commands",),
 )
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}

@@ -153,7 +153,7 @@ def test_the_installed_package_segments_alike_in_python_and_by_command(elsewhere
 
 def test_the_installed_package_has_what_a_check_and_the_compiler_need(elsewhere):
     code = (
-        "from vnet_mindspore.commands.golden import GOLDEN, seeded\n"
+        "from vnet_mindspore.acceptance.golden import GOLDEN, seeded\n"
         "from vnet_mindspore.fast_conv3d.build import SOURCES\n"
         "print(sorted(path.name for path in GOLDEN.glob('*.npz')), seeded.volume().shape)\n"
         "print((SOURCES / 'ops.cpp').is_file())\n"

@@ -1,7 +1,7 @@
 """The network against independent oracles.
 
 `golden/make_zoo.py` and `golden/make_monai.py` wrote what the model zoo's and MONAI's own code
-computes from weights that `src/commands/golden/seeded.py` makes here again, by name.
+computes from weights that `src/acceptance/golden/seeded.py` makes here again, by name.
 """
 
 import json
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from mindspore import nn
 
-from src.commands.golden import GOLDEN, seeded
+from src.acceptance.golden import GOLDEN, seeded
 from src.config import override_config, vnet_cfg
 from src.export.monai_weights import from_monai, monai_names
 from src.loss import DiceLoss

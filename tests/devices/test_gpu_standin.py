@@ -16,6 +16,7 @@ import sys
 import pandas as pd
 import pytest
 
+from src.acceptance.processes import group_command
 from tests.helpers import ROOT
 
 SETTINGS = ["VolSize=32,16,16", "dstRes=2.5,2.5,2.5", "width=2", "batch_size=1", "cache_dir=off"]
@@ -224,8 +225,7 @@ def test_what_cuda_lacks_is_one_line(folder, standin, tmp_path, lacking, says):
 
 def test_each_layer_has_a_kernel_in_each_precision(folder, standin):
     """The groups of scripts/check_device.sh flow; that they find wrong numbers is right here."""
-    words = ["--group", "layers", "--folder", str(folder)]
-    run([sys.executable, "-m", "src.commands.check", "GPU", *words], ROOT, standin)
+    run(group_command("layers", "GPU", folder, small=True), ROOT, standin)
     rows = json.loads((folder / "layers_GPU.json").read_text())
     assert len(rows) == 2 * 27
     for row in rows:

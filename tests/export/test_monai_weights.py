@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from src.acceptance.golden import GOLDEN, seeded
 from src.checkpoint import load_weights
-from src.commands.golden import GOLDEN, seeded
 from src.config import load_config
 from src.export.monai_weights import from_monai, read_state_dict
 from src.utils.command_line import run

@@ -13,7 +13,7 @@ import pytest
 import SimpleITK as sitk
 from mindspore import nn
 
-from src.commands.golden import seeded
+from src.acceptance.golden import seeded
 from src.config import override_config, vnet_cfg
 from src.data_manager import TrainingVolume, intensity_on_network_grid, mask_to_network_grid
 from src.dataset import TrainingSamples

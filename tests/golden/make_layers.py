@@ -3,7 +3,7 @@
     python tests/golden/make_layers.py
 
 Convolutions are sums over the kernel's offsets, their gradients the adjoints of these sums; the
-others are their textbook formulas. src/commands/check.py compares a device with it.
+others are their textbook formulas. src/acceptance/layers.py compares a device with it.
 """
 
 from pathlib import Path
@@ -120,7 +120,7 @@ def main():
         kept |= {f"parameter{i}": parameter for i, parameter in enumerate(parameters)}
         kept |= {f"gradient{i}": gradient for i, gradient in enumerate(backward(upstream))}
         arrays |= {f"{number} {key}": np.float32(value) for key, value in kept.items()}
-    golden = Path(__file__).resolve().parents[2] / "src" / "commands" / "golden"
+    golden = Path(__file__).resolve().parents[2] / "src" / "acceptance" / "golden"
     np.savez_compressed(golden / "layers.npz", **arrays)
 
 

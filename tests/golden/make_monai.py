@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from monai.networks.nets import VNet
 
-GOLDEN = Path(__file__).resolve().parents[2] / "src" / "commands" / "golden"
+GOLDEN = Path(__file__).resolve().parents[2] / "src" / "acceptance" / "golden"
 sys.path.insert(0, str(GOLDEN))
 import seeded  # noqa: E402
 

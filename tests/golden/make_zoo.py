@@ -13,7 +13,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import nn
 
-GOLDEN = Path(__file__).resolve().parents[2] / "src" / "commands" / "golden"
+GOLDEN = Path(__file__).resolve().parents[2] / "src" / "acceptance" / "golden"
 sys.path.insert(0, str(GOLDEN))
 import seeded  # noqa: E402
 

@@ -1,0 +1,57 @@
+"""Runs a command in a process of its own, with a time-out."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from .table import Table
+
+PACKAGE = __package__.split(".")[0]
+ROOT = Path(__file__).resolve().parents[2]  # the checkout, or the folder of the package
+NO_CHECKOUT = "only in a checkout of the repository, which has scripts/"
+TIMEOUT_S = 240
+
+
+def run_command(
+    words: Sequence[str | Path], table: Table, check: str, timeout_s: int = TIMEOUT_S
+) -> bool:
+    """Runs a command; adds a failed check with its last line where it fails.
+
+    Returns:
+        Whether it succeeded.
+    """
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    modules = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    variables = {"GLOG_v": "3", "PYTHONPATH": modules, "PYTHONUNBUFFERED": "1", "PATH": path}
+    try:
+        ended = subprocess.run(
+            words, env=os.environ | variables, capture_output=True, text=True, timeout=timeout_s
+        )
+    except subprocess.TimeoutExpired:
+        table.add(check, f"ends within {timeout_s} s", "hangs", False)
+        return False
+    if ended.returncode != 0:
+        lines = [line for line in (ended.stdout + ended.stderr).splitlines() if line.strip()]
+        errors = [line for line in lines if line.startswith("error: ")]
+        last = (errors or lines or [""])[-1]
+        table.add(check, "exit code 0", f"exit code {ended.returncode}, {last}", False)
+    return ended.returncode == 0
+
+
+def run_program(words: Sequence[str | Path], table: Table, check: str) -> bool:
+    """Runs a command; adds a check that its exit code is 0, and returns whether it is."""
+    succeeded = run_command(words, table, check)
+    if succeeded:
+        table.add(check, "exit code 0", "exit code 0", True)
+    return succeeded
+
+
+def group_command(
+    group: str, target: str, folder: Path, small: bool, device_num: int = 1
+) -> list[str]:
+    """Returns the command of a group of checks, see __main__.py."""
+    size = "small" if small else "full"
+    module = f"{PACKAGE}.acceptance"
+    return [sys.executable, "-m", module, group, target, str(device_num), size, str(folder)]

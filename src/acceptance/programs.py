@@ -1,0 +1,63 @@
+"""Do the programs run: training, resume, evaluation, export, and C++ inference on an Ascend 310?"""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from ..promise12.phantom import write_phantom
+from ..utils.process import change_folder
+from .processes import NO_CHECKOUT, PACKAGE, ROOT, run_program
+from .table import Table
+
+
+def check_programs(target: str, table: Table, folder: Path) -> None:
+    """Trains, resumes, evaluates and exports, on phantoms; leaves the files in the folder."""
+
+    def passes(check: str, command: str, *words: str) -> bool:
+        vnet = (sys.executable, "-m", PACKAGE, command, "--device_target", target)
+        return run_program([*vnet, *words], table, check)
+
+    with change_folder(folder):
+        write_phantom("data", cases=3, seed=1)
+        names = sorted(path.name for path in Path("data/img").glob("*.mhd"))
+        Path("split.csv").write_text("".join(f"{name}\n" for name in names))
+        settings = ["width=2", "VolSize=32,16,16", "dstRes=3,6,6", "batch_size=1", "cache_dir=off"]
+        data = ["--data_path", "data"]
+        train = [*data, "--train_split_file_path", "split.csv"]
+        train += ["--val_split_file_path", "split.csv"]
+        train += [word for setting in settings for word in ("--set", setting)]
+        if not (
+            passes("a training", "train", *train, "--set", "epochs=1")
+            and passes("its resume", "train", *train, "--set", "epochs=2", "--resume")
+        ):
+            return
+        best = next(Path("results/infer").glob("vnet.*/ckpt/best.ckpt"), "no checkpoint")
+        evaluate = [*data, "--eval_split_file_path", "split.csv", "--ckpt_path", str(best)]
+        if passes("its evaluation", "eval", *evaluate):
+            passes("its export, loaded back", "export", "--ckpt_file", str(best))
+
+
+def check_310(target: str, table: Table, folder: Path) -> None:
+    """Runs the C++ program with MindSpore Lite if the chip is an Ascend 310.
+
+    Args:
+        target: "Ascend", "GPU" or "CPU".
+        table: gets the check.
+        folder: of `check_programs`, which exported the model.
+    """
+    check = "C++ program on an Ascend 310"
+    chip = ""
+    if target == "Ascend" and shutil.which("npu-smi"):
+        chip = subprocess.run(["npu-smi", "info"], capture_output=True, text=True).stdout
+    script = ROOT / "scripts" / "run_infer_310.sh"
+    if not re.search(r"\b310", chip):
+        table.add(check, "-", "no Ascend 310 here", None)
+    elif not script.is_file():
+        table.add(check, "-", NO_CHECKOUT, None)
+    elif not (folder / "vnet.mindir").is_file():
+        table.add(check, "an exported model", "the export failed", False)
+    else:
+        with change_folder(folder):
+            run_program(["bash", script, "vnet.mindir", "data", "split.csv"], table, check)
