@@ -157,12 +157,12 @@ AUGMENT_KEYS = tuple(key.name for key in TABLE if key.group == AUGMENTATION)
 PRESETS: dict[str, dict[str, Any]] = {
     "accurate": {
         "variant": "instance",
-        "width": 8,
+        "width": 4,
         "VolSize": [80, 80, 48],
         "dstRes": [1.4, 1.4, 2.0],
         "intensity": "equalize",
-        "batch_size": 1,
-        "epochs": 500,
+        "batch_size": 4,
+        "epochs": 800,
         "lr": 0.002,  # on a GPU too
         "dropout": 0.2,
         "loss": "dice_ce",
@@ -178,7 +178,6 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 PRESETS["compact"] = {
     **PRESETS["accurate"],
-    "width": 4,
     "VolSize": [64, 64, 32],
     "dstRes": [1.75, 1.75, 3.0],
 }

@@ -35,7 +35,7 @@ def test_a_step_is_measured(small_config, monkeypatch):
 
 def test_the_estimate_in_words(monkeypatch, tmp_path):
     monkeypatch.setattr(duration, "measure_step_s", lambda config, target: 0.3)
-    own = [f"dirResult={tmp_path}", "epochs=100"]
+    own = [f"dirResult={tmp_path}", "epochs=100", "batch_size=1"]
     line = estimate_training(40, 10, "CPU", 0, "accurate", own, True)
     assert line.startswith("100 epochs of 40 cases will take about 21 min") and "0.30 s" in line
     for cases, val_cases in ((0, 1), (1, -1)):
