@@ -56,19 +56,37 @@ cases=(--mindir_path "${models[0]}" --data_path "$2" --split_file_path "$3" "${@
 trap '' PIPE
 export PYTHONUNBUFFERED=1
 none='^$.' # matches no line
+# written NUMBER LOG: of the log's line "results/bin_data: 4 volume(s) of [64, 64, 32] voxels, of 2 case(s)".
+written() { sed -n "s/.*: \\([0-9]*\\) volume(s) of .*, of \\([0-9]*\\) case(s)$/\\$1/p" "$2"; }
+
+# infer FOLDER VOLUMES SUFFIX: runs each model on the volumes of a folder; the suffix is that of the logs.
+infer() {
+  local index time
+  for index in "${!models[@]}"; do
+    step inference "${logs[index]}$3.log" "$2" ' ms, ' "$ROOT/ascend310_infer/out/main" \
+      --mindir_path "${models[index]}" --dataset_path "$1" --output_path "${outputs[index]}" \
+      --device_type "$target" --runtime "$runtime" --device_id "$device_id"
+    if time=$(tail -n 1 -- time_Result/test_perform_static.txt 2>/dev/null); then times+=("$time"); fi
+  done
+}
+
 step preprocess preprocess.log 0 "$none" "$python" "$ROOT/preprocess.py" "${cases[@]}"
-# "results/bin_data: 4 volume(s) of [64, 64, 32] voxels, of 2 case(s)"
-volumes=$(sed -n 's/.*: \([0-9]*\) volume(s) of .*/\1/p' preprocess.log)
-count=$(sed -n 's/.*, of \([0-9]*\) case(s)$/\1/p' preprocess.log)
+count=$(written 2 preprocess.log)
 step build build.log 0 "$none" env PYTHON="$python" bash "$ROOT/ascend310_infer/build.sh" --runtime "$runtime"
-outputs=() times=()
-for model in "${models[@]}"; do
-  name=${model##*/} name=${name%.*} outputs+=(result_Files) log=infer.log
-  ((${#models[@]} == 1)) || { outputs[-1]=result_Files/$name log=infer_$name.log && mkdir -p result_Files; }
-  step inference "$log" "$volumes" ' ms, ' "$ROOT/ascend310_infer/out/main" --mindir_path "$model" \
-    --dataset_path results/bin_data --output_path "${outputs[-1]}" \
-    --device_type "$target" --runtime "$runtime" --device_id "$device_id"
-  time=$(tail -n 1 -- time_Result/test_perform_static.txt 2>/dev/null) && times+=("$time")
+outputs=(result_Files) logs=(infer) times=()
+if ((${#models[@]} > 1)); then
+  names=("${models[@]##*/}") && names=("${names[@]%.*}")
+  outputs=("${names[@]/#/result_Files/}") logs=("${names[@]/#/infer_}")
+  mkdir -p result_Files
+fi
+infer results/bin_data "$(written 1 preprocess.log)" ""
+# With the key recentre, glands far from the grid's centre are segmented again, on a moved grid.
+for turn in 1 2; do
+  grep -q '^recentre: ' preprocess.log || break
+  step recentre "recentre_$turn.log" 0 "$none" "$python" "$ROOT/preprocess.py" --result_path "${outputs[@]}" "${cases[@]}"
+  volumes=$(written 1 "recentre_$turn.log")
+  [[ -n $volumes ]] || break
+  infer results/bin_data_recentred "$volumes" "_recentred$turn"
 done
 step postprocess acc.log "$count" '^save predicted label' "$python" "$ROOT/postprocess.py" \
   --result_path "${outputs[@]}" "${cases[@]}"

@@ -148,6 +148,8 @@ TABLE = (
         "voxels with a probability above it are foreground"),
     Key("flip_average", False, bool, ANYTHING, PREDICTION,
         "average every prediction over a left-right flip, in validation and exported models too"),
+    Key("recentre", False, bool, ANYTHING, PREDICTION,
+        "predict again about a gland that is found more than 15 mm off the network grid's centre"),
 )  # fmt: skip
 KEYS = {key.name: key for key in TABLE}
 vnet_cfg = EasyDict({key.name: key.default for key in TABLE})
@@ -169,6 +171,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "ema_decay": 0.9,
         "threshold": 0.45,
         "flip_average": True,
+        "recentre": True,
         **dict.fromkeys(
             [f"augment_{name}" for name in ("flip", "rotate", "scale", "shift", "deform")], 0.5
         ),

@@ -11,6 +11,7 @@ import itertools
 import json
 import logging
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -105,7 +106,9 @@ def xyz(image: sitk.Image) -> np.ndarray:
     return sitk.GetArrayFromImage(image).T
 
 
-def network_grid(image: sitk.Image, config: EasyDict) -> sitk.Image:
+def network_grid(
+    image: sitk.Image, config: EasyDict, centre_mm: Sequence[float] | None = None
+) -> sitk.Image:
     """Returns an empty image that has the geometry of the network grid.
 
     Its axes are the image's, permuted and flipped to the nearest patient axes (left, posterior,
@@ -113,8 +116,10 @@ def network_grid(image: sitk.Image, config: EasyDict) -> sitk.Image:
     With `normDir` they are the patient axes themselves.
 
     Args:
-        image: 3-D scalar; the grid has the same centre.
+        image: 3-D scalar.
         config: `VolSize` (voxels, X Y Z), `dstRes` (mm, X Y Z), `normDir`.
+        centre_mm: (3,) the grid's centre in the image's patient coordinates; None: the image's
+            centre.
 
     Raises:
         ValueError: not a 3-D scalar image.
@@ -124,17 +129,21 @@ def network_grid(image: sitk.Image, config: EasyDict) -> sitk.Image:
     grid.SetSpacing([float(size_mm) for size_mm in config.dstRes])
     direction = np.eye(3) if config.normDir else patient_direction(image)
     grid.SetDirection(direction.ravel())
-    centre = image.TransformContinuousIndexToPhysicalPoint(
-        [(side - 1) / 2 for side in image.GetSize()]
-    )
-    grid_centre = grid.TransformContinuousIndexToPhysicalPoint(
-        [(side - 1) / 2 for side in grid.GetSize()]
-    )
-    grid.SetOrigin(np.subtract(centre, grid_centre))
+    wanted_mm = grid_centre_mm(image) if centre_mm is None else centre_mm
+    grid.SetOrigin(np.subtract(wanted_mm, grid_centre_mm(grid)))
     return grid
 
 
-def intensity_on_network_grid(image: sitk.Image, config: EasyDict) -> np.ndarray:
+def grid_centre_mm(image: sitk.Image) -> tuple[float, ...]:
+    """Returns the centre of an image's voxel grid in patient coordinates."""
+    return image.TransformContinuousIndexToPhysicalPoint(
+        [(side - 1) / 2 for side in image.GetSize()]
+    )
+
+
+def intensity_on_network_grid(
+    image: sitk.Image, config: EasyDict, centre_mm: Sequence[float] | None = None
+) -> np.ndarray:
     """Scales an image to 0..1 and resamples it to the network grid.
 
     "rescale" takes the darkest and the brightest of all voxels; "equalize" sees only what lies on
@@ -143,6 +152,7 @@ def intensity_on_network_grid(image: sitk.Image, config: EasyDict) -> np.ndarray
     Args:
         image: 3-D scalar, of any voxel type.
         config: `VolSize`, `dstRes`, `normDir`, `intensity` ("rescale" or "equalize").
+        centre_mm: of the grid, see `network_grid`.
 
     Returns:
         (X, Y, Z) float32, 0 outside the image.
@@ -151,7 +161,7 @@ def intensity_on_network_grid(image: sitk.Image, config: EasyDict) -> np.ndarray
         ValueError: not a 3-D scalar image, or NaN or infinity in it.
     """
     image = to_float32(image)
-    grid = network_grid(image, config)
+    grid = network_grid(image, config, centre_mm)
     if config.intensity == "equalize":
         return equalize(xyz(_sampled(image, grid, np.nan)), config.dstRes)
     return xyz(_sampled(sitk.RescaleIntensity(image, 0.0, 1.0), grid, 0.0))
@@ -194,16 +204,18 @@ def _part_around(image, grid, margin):
     return image[tuple(slice(int(a), int(b)) for a, b in zip(first, stop, strict=True))]
 
 
-def image_to_network_grid(image: sitk.Image, config: EasyDict) -> np.ndarray:
+def image_to_network_grid(
+    image: sitk.Image, config: EasyDict, centre_mm: Sequence[float] | None = None
+) -> np.ndarray:
     """Returns the network's input for an image, (X, Y, Z) float32: on the network grid, z-scored.
 
     Args:
-        image, config: see `intensity_on_network_grid`.
+        image, config, centre_mm: see `intensity_on_network_grid`.
 
     Raises:
         ValueError: see `intensity_on_network_grid`.
     """
-    return z_score(intensity_on_network_grid(image, config))
+    return z_score(intensity_on_network_grid(image, config, centre_mm))
 
 
 def mask_to_network_grid(mask: sitk.Image, config: EasyDict) -> np.ndarray:
@@ -228,7 +240,10 @@ def mask_to_network_grid(mask: sitk.Image, config: EasyDict) -> np.ndarray:
 
 
 def probability_to_case_grid(
-    probability: np.ndarray, image: sitk.Image, config: EasyDict
+    probability: np.ndarray,
+    image: sitk.Image,
+    config: EasyDict,
+    centre_mm: Sequence[float] | None = None,
 ) -> sitk.Image:
     """Resamples the network's output to the voxels of the case's image.
 
@@ -236,6 +251,7 @@ def probability_to_case_grid(
         probability: (X, Y, Z) on the network grid.
         image: the case's image, for its geometry.
         config: `VolSize`, `dstRes`, `normDir`.
+        centre_mm: of the network grid, see `network_grid`.
 
     Returns:
         float32 with the image's geometry; 0 outside the network grid.
@@ -246,7 +262,7 @@ def probability_to_case_grid(
     if np.shape(probability) != tuple(config.VolSize):
         raise ValueError(f"shape {np.shape(probability)}, expected VolSize {config.VolSize}")
     on_grid = sitk.GetImageFromArray(np.ascontiguousarray(probability.T, dtype=np.float32))
-    on_grid.CopyInformation(network_grid(image, config))
+    on_grid.CopyInformation(network_grid(image, config, centre_mm))
     return sitk.Resample(on_grid, image, sitk.Transform(), sitk.sitkLinear, 0.0, sitk.sitkFloat32)
 
 

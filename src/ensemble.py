@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 # Keys that decide what the networks are given and what becomes of their mean. Variant and width may
 # differ, and so may all that only mattered to the training.
 INPUT_KEYS = ("VolSize", "dstRes", "normDir", "intensity", "channel", "labels", "plane")
-OUTPUT_KEYS = ("threshold", "flip_average")
+OUTPUT_KEYS = ("threshold", "flip_average", "recentre")
 
 
 class Member(NamedTuple):

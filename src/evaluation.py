@@ -131,7 +131,7 @@ def evaluate(
         cell = loaded(network)
 
         def predict_mask(case: _Read) -> sitk.Image:
-            return segment_inputs(cell, case.inputs, case.image, config)[0]
+            return segment_inputs(cell, case.inputs, case.image, config).mask
 
         metadata = {**metadata, "configuration": dict(config)}
         return _evaluate(predict_mask, cases, ready, config, metadata, painter, language)

@@ -53,7 +53,7 @@ PREDICTION_FILES = (VOLUMES_CSV, VOLUMES_JSON, OVERLAYS, REPORT)
 # Configuration keys that change a mask, given the weights and the image.
 MASK_KEYS = (
     *("variant", "width", "intensity", "VolSize", "dstRes", "normDir"),
-    *("threshold", "flip_average"),
+    *("threshold", "flip_average", "recentre"),
 )
 
 
@@ -315,7 +315,7 @@ class _Segmenter(NamedTuple):
                 return {**earlier, **place}, True
             if volumes is None:
                 volumes = network_inputs(image, self.config)
-            mask, probability = segment_inputs(self.network, volumes, image, self.config)
+            mask, probability, centre_mm = segment_inputs(self.network, volumes, image, self.config)
             assert isinstance(source, Path)  # otherwise `prepare` has raised it
             writers = _writers(outputs, mask, probability, source, dicom)
         except (DataError, MemoryError, RuntimeError, ValueError) as error:
@@ -323,7 +323,7 @@ class _Segmenter(NamedTuple):
                 raise
             return {**row, "problem": printable(reason_of(error))}, False
         write_volumes(self.folder, writers)
-        findings = plane_findings(image, self.config) | mask_findings(mask, self.config)
+        findings = plane_findings(image, self.config) | mask_findings(mask, self.config, centre_mm)
         row |= {
             "mask": next(iter(outputs.values())),
             "outputs": outputs,

@@ -1,14 +1,24 @@
-"""Segmentation of one image: network grid, network, threshold, largest component."""
+"""Segmentation of one image: network grid, network, threshold, largest component.
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+The network grid lies about the image's centre. With `recentre` it is moved to a gland that is found
+far from there, and the network runs again.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import SimpleITK as sitk
 from easydict import EasyDict
 from scipy import ndimage
 
-from .data_manager import LEFT_RIGHT_AXIS, image_to_network_grid, probability_to_case_grid
+from .data_manager import (
+    LEFT_RIGHT_AXIS,
+    grid_centre_mm,
+    image_to_network_grid,
+    network_grid,
+    probability_to_case_grid,
+)
 from .images.orientation import to_patient_order
 from .metrics import bounding_box
 from .utils.errors import DataError
@@ -19,12 +29,21 @@ if TYPE_CHECKING:
     from .ensemble import Ensemble
 
 
-def network_inputs(image: sitk.Image, config: EasyDict) -> list[np.ndarray]:
+# From some 20 mm off the centre on, glands are segmented worse (docs/accuracy.md); and the part of a
+# gland that the grid shows lies nearer than the gland.
+RECENTRE_BEYOND_MM = 15.0
+MOST_RECENTRINGS = 2
+
+
+def network_inputs(
+    image: sitk.Image, config: EasyDict, centre_mm: Sequence[float] | None = None
+) -> list[np.ndarray]:
     """Returns the volumes that the network segments for one image.
 
     Args:
         image: 3-D scalar, of any voxel type.
         config: of the network grid, `intensity`, `flip_average`.
+        centre_mm: of the network grid, see `src.data_manager.network_grid`.
 
     Returns:
         The image on the network grid, (X, Y, Z) float32; with `flip_average` followed by its
@@ -33,7 +52,7 @@ def network_inputs(image: sitk.Image, config: EasyDict) -> list[np.ndarray]:
     Raises:
         ValueError: not a 3-D scalar image, or NaN or infinity in it.
     """
-    volume = image_to_network_grid(image, config)
+    volume = image_to_network_grid(image, config, centre_mm)
     if not config.flip_average:
         return [volume]
     return [volume, np.flip(volume, LEFT_RIGHT_AXIS)]
@@ -136,15 +155,58 @@ def mask_of_probability(probability: sitk.Image, threshold: float = 0.5) -> sitk
     return mask
 
 
+class Segmentation(NamedTuple):
+    """What `segment_inputs` and `segment_repeatedly` find in an image."""
+
+    mask: sitk.Image  # uint8, 0 and 1, with the image's geometry
+    probability: sitk.Image  # float32, with the image's geometry
+    centre_mm: Sequence[float] | None  # of the network grid in patient coordinates, if it was moved
+
+
+def off_centre_mm(
+    outputs: list[np.ndarray],
+    image: sitk.Image,
+    config: EasyDict,
+    centre_mm: Sequence[float] | None = None,
+) -> tuple[float, ...] | None:
+    """Returns where the network grid should lie instead, if the gland is far from its centre.
+
+    Args:
+        outputs, image, config, centre_mm: see `segment_outputs`.
+
+    Returns:
+        The centre of mass of the largest component in patient coordinates, if `recentre` is set and
+        it is more than `RECENTRE_BEYOND_MM` from the grid's centre; else None.
+
+    Raises:
+        ValueError: see `segment_outputs`.
+    """
+    if not config.recentre:
+        return None
+    found = largest_component(_average(outputs, config) > config.threshold)
+    if not found.any():
+        return None
+    grid = network_grid(image, config, centre_mm)
+    gland_mm = grid.TransformContinuousIndexToPhysicalPoint(
+        [float(place) for place in np.mean(np.nonzero(found), axis=1)]
+    )
+    is_far = np.linalg.norm(np.subtract(gland_mm, grid_centre_mm(grid))) > RECENTRE_BEYOND_MM
+    return gland_mm if is_far else None
+
+
 def segment_outputs(
-    outputs: list[np.ndarray], image: sitk.Image, config: EasyDict
+    outputs: list[np.ndarray],
+    image: sitk.Image,
+    config: EasyDict,
+    centre_mm: Sequence[float] | None = None,
 ) -> tuple[sitk.Image, sitk.Image]:
     """Converts the network's outputs for one image to a mask on the image's own grid.
 
     Args:
-        outputs: of `network_inputs(image, config)`, each (X, Y, Z) float32 in 0..1.
+        outputs: of `network_inputs(image, config, centre_mm)`, each (X, Y, Z) float32 in 0..1.
         image: the case's image.
         config: of the network grid, `threshold`, `flip_average`.
+        centre_mm: of the network grid, see `src.data_manager.network_grid`.
 
     Returns:
         Mask (uint8, 0 and 1) and probability (float32), with the geometry of `image`.
@@ -152,15 +214,18 @@ def segment_outputs(
     Raises:
         ValueError: the number or the shape of the outputs does not fit the configuration.
     """
+    probability = probability_to_case_grid(_average(outputs, config), image, config, centre_mm)
+    return mask_of_probability(probability, config.threshold), probability
+
+
+def _average(outputs, config):
+    """The probability (X, Y, Z) that the outputs for one image give."""
     expected = 1 + config.flip_average
     if len(outputs) != expected:
         raise ValueError(
             f"{len(outputs)} outputs, expected {expected} with flip_average={config.flip_average}"
         )
-    if config.flip_average:
-        outputs = [average_over_flip(outputs)]
-    probability = probability_to_case_grid(outputs[0], image, config)
-    return mask_of_probability(probability, config.threshold), probability
+    return average_over_flip(outputs) if config.flip_average else outputs[0]
 
 
 def segment(
@@ -179,7 +244,7 @@ def segment(
     Raises:
         ValueError: not a 3-D scalar image of finite voxels, or a network in training mode.
     """
-    return segment_inputs(network, network_inputs(image, config), image, config)
+    return segment_inputs(network, network_inputs(image, config), image, config)[:2]
 
 
 def segment_inputs(
@@ -187,22 +252,47 @@ def segment_inputs(
     volumes: list[np.ndarray],
     image: sitk.Image,
     config: EasyDict,
-) -> tuple[sitk.Image, sitk.Image]:
-    """Segments one image from its volumes on the network grid.
+) -> Segmentation:
+    """Segments one image from its volumes on the network grid, which `recentre` may move.
 
     Args:
         network: a `VNet` in evaluation mode.
         volumes: `network_inputs(image, config)`.
-        image, config: see `segment_outputs`.
-
-    Returns:
-        Mask and probability, see `segment_outputs`.
+        image: the case's image.
+        config: see `network_inputs`, `segment_outputs` and `off_centre_mm`.
 
     Raises:
         ValueError: a network in training mode.
     """
-    outputs = [foreground_probability(network, volume) for volume in volumes]
-    return segment_outputs(outputs, image, config)
+
+    def run(attempt: int, centre_mm: Sequence[float] | None) -> list[np.ndarray]:
+        inputs = network_inputs(image, config, centre_mm) if attempt else volumes
+        return [foreground_probability(network, volume) for volume in inputs]
+
+    return segment_repeatedly(run, image, config)
+
+
+def segment_repeatedly(
+    run: Callable[[int, Sequence[float] | None], list[np.ndarray]],
+    image: sitk.Image,
+    config: EasyDict,
+) -> Segmentation:
+    """Segments one image on the network grid, and again on a grid moved to the gland if need be.
+
+    Args:
+        run: returns the outputs of an attempt, counted from 0, for `network_inputs` on a grid with
+            this centre, None for the image's.
+        image, config: see `segment_inputs`.
+    """
+    centre_mm, attempt = None, 0
+    outputs = run(attempt, centre_mm)
+    while attempt < MOST_RECENTRINGS:
+        moved_mm = off_centre_mm(outputs, image, config, centre_mm)
+        if moved_mm is None:
+            break
+        centre_mm, attempt = moved_mm, attempt + 1
+        outputs = run(attempt, centre_mm)
+    return Segmentation(*segment_outputs(outputs, image, config, centre_mm), centre_mm)
 
 
 class LazyNetwork:

@@ -84,6 +84,7 @@ EFFECTS = {
     "cache_dir": "test_cache_lies_where_the_configuration_says",
     "threshold": "test_foreground_is_strictly_above_the_threshold",
     "flip_average": "test_segment_averages_over_the_flip_if_configured",
+    "recentre": "test_a_gland_far_from_the_centre_is_segmented_on_a_grid_about_it",
 }
 
 
@@ -329,7 +330,7 @@ def test_an_unknown_key_names_the_nearest(key, nearest):
 
 
 def test_a_key_like_no_other_gets_the_list():
-    with pytest.raises(UsageError, match="'#'; known: task, fold, .*, flip_average$"):
+    with pytest.raises(UsageError, match="'#'; known: task, fold, .*, recentre$"):
         override_config(vnet_cfg, ["#=1"])
 
 

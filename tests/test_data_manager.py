@@ -103,11 +103,15 @@ def axes_of(image, config):
     return np.eye(3) if config.normDir else np.reshape(image.GetDirection(), (3, 3))
 
 
-def grid_points(image, config):
+# How far the grid is moved off the image's centre, in patient coordinates.
+moved = pytest.mark.parametrize("moved_mm", [(0, 0, 0), (7.3, -4.1, 5.9)])
+
+
+def grid_points(image, config, moved_mm=(0, 0, 0)):
     """Physical points (3, X, Y, Z) of the network grid, from its definition."""
     direction = np.reshape(image.GetDirection(), (3, 3))
     half = np.multiply(np.subtract(image.GetSize(), 1), image.GetSpacing()) / 2
-    centre = np.array(image.GetOrigin()) + direction @ half
+    centre = np.array(image.GetOrigin()) + direction @ half + moved_mm
     steps = np.indices(config.VolSize) - (np.reshape(config.VolSize, (3, 1, 1, 1)) - 1) / 2
     return np.einsum(
         "ij,jxyz->ixyz", axes_of(image, config), steps * np.reshape(config.dstRes, (3, 1, 1, 1))
@@ -136,6 +140,12 @@ def image_indices(image, points):
     return along / np.reshape(image.GetSpacing(), (3, 1, 1, 1))
 
 
+def centre_of(image, moved_mm):
+    """The argument `centre_mm`."""
+    middle = [(side - 1) / 2 for side in image.GetSize()]
+    return np.add(image.TransformContinuousIndexToPhysicalPoint(middle), moved_mm)
+
+
 def test_network_grid_lies_about_the_images_centre(gridded):
     image, config = gridded
     grid = network_grid(image, config)
@@ -155,14 +165,16 @@ def test_network_grid_lies_about_the_images_centre(gridded):
     )
 
 
-def test_image_is_sampled_where_it_lies(gridded):
+@moved
+def test_image_is_sampled_where_it_lies(gridded, moved_mm):
     image, config = gridded
     array = sitk.GetArrayFromImage(image).T.astype(np.float64)
     unit = blurred((array - array.min()) / np.ptp(array), image, config)
-    expected = sampled(unit, image_indices(image, grid_points(image, config)))
+    expected = sampled(unit, image_indices(image, grid_points(image, config, moved_mm)))
     positive = expected[expected > 0]
     expected = (expected - positive.mean()) / positive.std()
-    volume = image_to_network_grid(image, config)
+    centre_mm = centre_of(image, moved_mm) if any(moved_mm) else None
+    volume = image_to_network_grid(image, config, centre_mm)
     assert volume.shape == tuple(config.VolSize) and volume.dtype == np.float32
     np.testing.assert_allclose(volume, expected, atol=0.02)  # the Gaussian ends at 3 sigma
     assert np.abs(volume - expected).mean() < 5e-3
@@ -251,17 +263,19 @@ def test_mask_is_sampled_linearly_and_cut_at_one_half(gridded):
     np.testing.assert_array_equal(found[clear], expected[clear] > 0.5)
 
 
-def test_probability_comes_back_to_where_it_was(gridded):
+@moved
+def test_probability_comes_back_to_where_it_was(gridded, moved_mm):
     image, config = gridded
     noise = np.random.default_rng(1).random(config.VolSize)
     probability = ndimage.gaussian_filter(noise, 1).astype(np.float32)
     points = np.indices(image.GetSize()) * np.reshape(image.GetSpacing(), (3, 1, 1, 1))
     points = np.einsum("ij,jxyz->ixyz", np.reshape(image.GetDirection(), (3, 3)), points)
     points = points + np.reshape(image.GetOrigin(), (3, 1, 1, 1))
-    axes, origin = axes_of(image, config), grid_points(image, config)[:, 0, 0, 0]
+    axes, origin = axes_of(image, config), grid_points(image, config, moved_mm)[:, 0, 0, 0]
     along = np.einsum("ji,jxyz->ixyz", axes, points - origin.reshape(3, 1, 1, 1))
     expected = sampled(probability, along / np.reshape(config.dstRes, (3, 1, 1, 1)))
-    found = probability_to_case_grid(probability, image, config)
+    centre_mm = centre_of(image, moved_mm) if any(moved_mm) else None
+    found = probability_to_case_grid(probability, image, config, centre_mm)
     assert found.GetPixelID() == sitk.sitkFloat32
     assert geometry_error(found, image) == 0
     np.testing.assert_allclose(xyz(found), expected, atol=1e-5)

@@ -13,7 +13,7 @@ import src.api as api
 from src.checkpoint import save_weights
 from src.checkpoint_file import find_checkpoints, write_ensemble
 from src.config import save_config
-from src.ensemble import Ensemble, Run, find_members, origin_of
+from src.ensemble import OUTPUT_KEYS, Ensemble, Run, find_members, origin_of
 from src.evaluation import load_members, load_network
 from src.export.description import config_of_model, ensemble_models, read_description
 from src.export.weight_file import run_weights
@@ -120,6 +120,7 @@ def test_an_evaluation_names_all_networks(runs, data, tmp_path):
     [
         *("VolSize=32,16,16", "dstRes=2,2.5,2.5", "normDir=true", "intensity=equalize"),
         *("channel=1", "labels=2", "plane=sagittal", "threshold=0.4", "flip_average=true"),
+        "recentre=true",
     ],
 )
 def test_networks_that_differ_in_the_input_or_threshold_are_refused(
@@ -133,7 +134,7 @@ def test_networks_that_differ_in_the_input_or_threshold_are_refused(
     for part in (first.checkpoint, second.checkpoint, second.config[key], first.config[key]):
         assert str(part) in str(error.value)
     assert f"{key}={second.config[key]}" in str(error.value)
-    if key in ("threshold", "flip_average"):
+    if key in OUTPUT_KEYS:
         assert f"--set {key}=VALUE" in str(error.value)
         find_members([runs[0], other], [f"{key}={text}"])
 

@@ -17,7 +17,9 @@ from src.predictor import (
     largest_component,
     mask_of_probability,
     network_inputs,
+    off_centre_mm,
     segment,
+    segment_inputs,
     segment_outputs,
 )
 from src.utils.errors import DataError
@@ -244,6 +246,111 @@ def test_an_empty_prediction_is_an_empty_mask(make_image, small_config):
     image = make_image(np.random.default_rng(0).random((12, 20, 20)).astype(np.float32))
     mask, _ = segment(lambda batch: ms.ops.zeros_like(batch)[:, 0], image, small_config())
     assert not sitk.GetArrayViewFromImage(mask).any()
+
+
+# A grid that is moved -----------------------------------------------------------------------------
+
+
+def block_image(make_image, off_mm, direction=None):
+    """A bright block of 20 mm in an image of 160 x 160 x 120 mm, off its centre; and the block."""
+    values = np.full((40, 80, 80), 100, np.float32)  # z, y, x
+    low = [
+        int(side / 2 + off / size - 10 / size)
+        for side, off, size in zip((40, 80, 80), off_mm[::-1], (3, 2, 2), strict=True)
+    ]
+    block = tuple(
+        slice(start, start + length) for start, length in zip(low, (7, 10, 10), strict=True)
+    )
+    values[block] = 900
+    return make_image(values, (2.0, 2.0, 3.0), direction=direction), values > 500
+
+
+def overlap(mask, truth):
+    found = sitk.GetArrayFromImage(mask) > 0
+    return 2 * (found & truth).sum() / (found.sum() + truth.sum())
+
+
+def centre_mm(image):
+    return np.array(
+        image.TransformContinuousIndexToPhysicalPoint([(side - 1) / 2 for side in image.GetSize()])
+    )
+
+
+GRID_OF_64_MM = ("VolSize=32,32,32", "dstRes=2,2,2")
+
+
+@pytest.mark.parametrize("flip", ["false", "true"])
+@pytest.mark.parametrize("off_mm", [(30, 0, 0), (0, -34, 0), (-16, 12, 28), (0, 0, 33)])
+def test_a_gland_far_from_the_centre_is_segmented_on_a_grid_about_it(
+    make_image, small_config, oblique, off_mm, flip
+):
+    """Each reaches beyond the border of a grid about the image's centre."""
+    image, truth = block_image(make_image, off_mm, oblique)
+    fixed, moving = (
+        small_config(*GRID_OF_64_MM, f"flip_average={flip}", f"recentre={moves}")
+        for moves in ("false", "true")
+    )
+    assert overlap(segment(bright, image, fixed)[0], truth) < 0.9
+    found = segment_inputs(bright, network_inputs(image, moving), image, moving)
+    assert overlap(found.mask, truth) > 0.97
+    centre = [np.mean(places) for places in np.nonzero(truth.T)]
+    block_mm = image.TransformContinuousIndexToPhysicalPoint(centre)
+    # The first grid shows a part of the block only.
+    assert np.linalg.norm(np.subtract(found.centre_mm, block_mm)) < 10
+    outputs = [
+        foreground_probability(bright, volume)
+        for volume in network_inputs(image, moving, found.centre_mm)
+    ]
+    expected = segment_outputs(outputs, image, moving, found.centre_mm)
+    for one, other in zip(found[:2], expected, strict=True):
+        same_voxels(one, other)
+        assert geometry_of(one) == geometry_of(image)
+    for one, other in zip(segment(bright, image, moving), expected, strict=True):
+        same_voxels(one, other)
+
+
+@pytest.mark.parametrize("off_mm", [14.0, 16.0])
+def test_the_grid_stays_for_a_gland_up_to_15_mm_off(make_image, small_config, off_mm):
+    """Outputs of one voxel, at a known place."""
+    image = make_image(np.zeros((40, 80, 80), np.float32), (2.0, 2.0, 3.0))
+    config = small_config("VolSize=32,32,32", "dstRes=2,2,2", "recentre=true")
+    output = np.zeros((32, 32, 32), np.float32)
+    # The grid's centre lies between two voxels, so the voxel is 1 mm off it along x and y.
+    z = round((off_mm**2 - 2) ** 0.5 / 2 - 0.5) + 16
+    output[16, 16, z] = 1
+    true_off_mm = np.array([1, 1, 2 * (z - 15.5)])
+    expected = None
+    if np.linalg.norm(true_off_mm) > 15:
+        expected = centre_mm(image) + true_off_mm
+    found = off_centre_mm([output], image, config)
+    assert (found is None) == (expected is None) == (off_mm < 15)
+    if found is not None:
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+        # On a grid about that place the same voxel is as far off again.
+        again = off_centre_mm([output], image, config, found)
+        np.testing.assert_allclose(again, expected + true_off_mm, atol=1e-6)
+    assert off_centre_mm([output], image, small_config("VolSize=32,32,32", "dstRes=2,2,2")) is None
+
+
+@pytest.mark.parametrize("value", [0.0, 0.9])
+def test_the_grid_moves_twice_at_most_and_never_for_nothing(make_image, small_config, value):
+    """A network that always finds a corner, and one that finds nothing."""
+    image, _ = block_image(make_image, (0, 0, 0))
+    config, seen = small_config(*GRID_OF_64_MM, "recentre=true"), []
+
+    def corner(batch):
+        seen.append(batch.asnumpy())
+        output = np.zeros((1, 32, 32, 32), np.float32)
+        output[0, :3, :3, :3] = value
+        return ms.Tensor(output)
+
+    found = segment_inputs(corner, network_inputs(image, config), image, config)
+    assert len(seen) == (3 if value else 1)
+    if not value:
+        assert found.centre_mm is None and not sitk.GetArrayViewFromImage(found.mask).any()
+    else:
+        # Each time from voxel 15.5 to voxel 1.
+        np.testing.assert_allclose(found.centre_mm, centre_mm(image) - 2 * 29, atol=1e-6)
 
 
 def patient(image):

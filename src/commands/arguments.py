@@ -93,6 +93,17 @@ def add_model_arguments(parser: ArgumentParser) -> None:
     add_config_arguments(parser, "labels", "channel")
 
 
+def add_result_argument(parser: ArgumentParser, required: bool) -> None:
+    """Adds the C++ program's results."""
+    parser.add_argument(
+        "--result_path",
+        required=required,
+        nargs="+",
+        metavar="FOLDER",
+        help="folder with the program's NAME_0.bin files, of an ensemble one for each model",
+    )
+
+
 def add_config_arguments(parser: ArgumentParser, *shortcuts: str, has_preset: bool = False) -> None:
     """Adds `--config` and `--set`.
 

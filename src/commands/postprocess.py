@@ -9,18 +9,17 @@ results/prediction (key dirPredictionImage).
 
 from argparse import ArgumentParser, Namespace
 
-from .arguments import add_language_argument, add_model_arguments, overrides_of
+from .arguments import (
+    add_language_argument,
+    add_model_arguments,
+    add_result_argument,
+    overrides_of,
+)
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Adds the arguments of the command."""
-    parser.add_argument(
-        "--result_path",
-        required=True,
-        nargs="+",
-        metavar="FOLDER",
-        help="folder with the program's NAME_0.bin files, of an ensemble one for each model",
-    )
+    add_result_argument(parser, required=True)
     add_language_argument(parser)
     add_model_arguments(parser)
 

@@ -30,6 +30,7 @@ from ..images.intensity import (
     HISTOGRAM_STEPS,
     LOG_OFFSET,
 )
+from ..predictor import MOST_RECENTRINGS, RECENTRE_BEYOND_MM
 from ..utils.command_line import run
 from ..utils.errors import DataError, UsageError
 from ..utils.files import check_name, hash_file
@@ -40,7 +41,7 @@ VERSION = 2  # of the description; increase it when the meaning of an entry chan
 # Keys of the configuration that are stored with the model. FIXED cannot be overridden.
 FIXED = ("variant", "width", "VolSize", "dstRes", "normDir", "intensity")
 # Keys that older descriptions do not have; their defaults apply.
-ADDED = ("intensity", "plane", "labels", "channel")
+ADDED = ("intensity", "plane", "labels", "channel", "recentre")
 CONFIGURATION = tuple(dict.fromkeys((*FIXED, *ADDED, "flip_average", "threshold")))
 LITE_SUFFIX = "_lite"  # of the file name of the model for MindSpore Lite
 LITE_MINDIR_VERSION = 1
@@ -139,6 +140,12 @@ def describe(
             "resample linearly, with 0 beyond the border voxels' edges, to the image's own voxels",
             f"the prostate is where the probability is above {config.threshold}",
             "keep its largest component (26 neighbours)",
+            *[
+                "if on the model's grid the centre of mass of that component lies more than "
+                f"{RECENTRE_BEYOND_MM:g} mm from the grid's centre: move the grid's centre there "
+                f"and repeat all steps, at most {MOST_RECENTRINGS} times; the last result counts"
+            ]
+            * config.recentre,
         ],
         "configuration": {key: config[key] for key in CONFIGURATION},
         **({"ensemble": dict(ensemble)} if ensemble else {}),

@@ -1,13 +1,14 @@
 """Files for the C++ program in ascend310_infer: writes its inputs, evaluates its outputs.
 
 Each file holds one (X, Y, Z) array of float32, Z fastest, as in the model zoo. With `flip_average`
-the mirrored volume has its own file.
+the mirrored volume has its own file. With `recentre` the program runs again for the cases whose
+gland lies far from the grid's centre: their volumes on the moved grid are NAME_recentredN.
 """
 
 import logging
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import SimpleITK as sitk
@@ -16,7 +17,13 @@ from easydict import EasyDict
 from ..data_manager import Case, channel_of
 from ..evaluation import evaluate_masks
 from ..images.reading import read_image
-from ..predictor import network_inputs, segment_outputs
+from ..predictor import (
+    MOST_RECENTRINGS,
+    Segmentation,
+    network_inputs,
+    off_centre_mm,
+    segment_repeatedly,
+)
 from ..promise12.splits import split_cases
 from ..utils import output_folder
 from ..utils.errors import DataError, UsageError
@@ -26,18 +33,32 @@ from .description import CONFIGURATION, config_of_model, ensemble_models
 log = logging.getLogger(__name__)
 
 INPUT_FOLDER = "results/bin_data"  # folder and file names are the zoo's
+RECENTRED_FOLDER = f"{INPUT_FOLDER}_recentred"
 
 
-def _volume_names(case, config):
-    """The file names, without suffix, of the volumes of a case."""
-    return [case.case_id, *[f"{case.case_id}_mirrored"] * config.flip_average]
+class Attempt(NamedTuple):
+    """A case on a network grid."""
+
+    case: Case
+    number: int = 0  # how often the grid has been moved
+    centre_mm: Sequence[float] | None = None  # see `src.data_manager.network_grid`
+
+    def volume_names(self, config: EasyDict) -> list[str]:
+        """Returns the file names, without suffix, of the volumes."""
+        name = self.case.case_id + f"_recentred{self.number}" * (self.number > 0)
+        return [name, *[f"{name}_mirrored"] * config.flip_average]
 
 
 def write_inputs(cases: list[Case], config: EasyDict, folder: str | Path = INPUT_FOLDER) -> None:
-    """Writes the network input of each case as NAME.bin.
+    """Writes the network input of each case as NAME.bin, see `write_attempts`."""
+    write_attempts([Attempt(case) for case in cases], config, folder)
+
+
+def write_attempts(attempts: list[Attempt], config: EasyDict, folder: str | Path) -> None:
+    """Writes the network input of each case on its grid.
 
     Args:
-        cases: the cases.
+        attempts: the cases.
         config: network grid, `flip_average`.
         folder: to write to. Files of an earlier call that belong to other cases are removed.
 
@@ -46,9 +67,9 @@ def write_inputs(cases: list[Case], config: EasyDict, folder: str | Path = INPUT
             write, which the C++ program would also segment.
     """
     folder = Path(folder)
-    for case in cases:
-        read_image(case.image_path, channel_of(config))
-    names = [f"{name}.bin" for case in cases for name in _volume_names(case, config)]
+    for attempt in attempts:
+        read_image(attempt.case.image_path, channel_of(config))
+    names = [f"{name}.bin" for attempt in attempts for name in attempt.volume_names(config)]
     if len(set(names)) < len(names):
         duplicate = next(name for name in names if names.count(name) > 1)
         raise DataError(f"{folder / duplicate}: two cases have this name; rename one of them")
@@ -62,18 +83,23 @@ def write_inputs(cases: list[Case], config: EasyDict, folder: str | Path = INPUT
     output_folder.announce(folder, names)
     output_folder.remove(folder, others)
     with output_folder.register(folder, names):
-        for case in cases:
-            volumes = network_inputs(read_image(case.image_path, channel_of(config)), config)
-            for name, volume in zip(_volume_names(case, config), volumes, strict=True):
+        for attempt in attempts:
+            image = read_image(attempt.case.image_path, channel_of(config))
+            volumes = network_inputs(image, config, attempt.centre_mm)
+            for name, volume in zip(attempt.volume_names(config), volumes, strict=True):
                 content = np.ascontiguousarray(volume, "<f4").tobytes()
                 write_files({folder / f"{name}.bin": content})
     log.info(
-        f"{folder}: {len(names)} volume(s) of {config.VolSize} voxels, of {len(cases)} case(s)"
+        f"{folder}: {len(names)} volume(s) of {config.VolSize} voxels, of {len(attempts)} case(s)"
     )
 
 
 def preprocess(
-    data_path: str | Path, split: str | Path, model_path: str | Path, overrides: list[str]
+    data_path: str | Path,
+    split: str | Path,
+    model_path: str | Path,
+    overrides: list[str],
+    result_folders: Sequence[str | Path] = (),
 ) -> None:
     """Writes the volumes of the cases of a split, see `write_inputs`.
 
@@ -81,12 +107,28 @@ def preprocess(
         data_path, split: see `split_cases`.
         model_path: exported model, whose description has grid and intensities.
         overrides: see `config_of_model`.
+        result_folders: see `Results`; if there are any, the volumes of the cases whose grid is to
+            be moved are written instead, to `RECENTRED_FOLDER`.
 
     Raises:
-        DataError, UsageError: see `config_of_model`, `split_cases` and `write_inputs`.
+        DataError, UsageError: see `config_of_model`, `split_cases`, `Results` and `write_inputs`.
     """
     config = config_of_model(model_path, overrides)
-    write_inputs(split_cases(data_path, split, "val", config.fold), config)
+    cases = split_cases(data_path, split, "val", config.fold)
+    if not result_folders:
+        write_inputs(cases, config)
+        if config.recentre:
+            log.info(
+                "recentre: once the C++ program has run, preprocess.py --result_path FOLDER writes "
+                "the volumes to run it on again"
+            )
+        return
+    results = Results(result_folders, config, len(ensemble_models(model_path)))
+    pending = [attempt for attempt in map(results.next_attempt, cases) if attempt]
+    if pending:
+        write_attempts(pending, config, RECENTRED_FOLDER)
+    else:
+        log.info("no case has to be segmented again on a moved grid")
 
 
 def postprocess(
@@ -127,8 +169,7 @@ def evaluate_outputs(
     Args:
         cases: cases with reference masks.
         config: that of `write_inputs`, `threshold`, `dirPredictionImage`.
-        result_folders: hold the outputs, NAME_0.bin, of each model of an ensemble one folder; their
-            mean counts.
+        result_folders: see `Results`.
         metadata: entries about the model for metrics.json.
         models: number of models in the ensemble.
         language: of the report, one of `src.report.texts.LANGUAGES`.
@@ -137,41 +178,114 @@ def evaluate_outputs(
         The metrics of each case.
 
     Raises:
-        DataError: an output is missing, has the wrong size, or is not a probability.
-        UsageError: more or fewer folders than models, or one of them twice.
+        DataError, UsageError: see `Results`.
     """
-    if isinstance(result_folders, str | Path):
-        result_folders = [result_folders]
-    folders = list(map(Path, result_folders))
-    if len({folder.resolve() for folder in folders}) != len(folders) or len(folders) != models:
-        raise UsageError(
-            f"--result_path {' '.join(map(str, folders))}: expected {models} different folder(s), "
-            f"one for each of the {models} model(s) of which the mean counts"
-        )
-    read_outputs = partial(_read_outputs, config=config, folders=folders)
+    results = Results(result_folders, config, models)
     for case in cases:
-        read_outputs(case)  # check all files before anything is written
+        results.of(Attempt(case))  # check all files before anything is written
 
     def segment(case: Case, image: sitk.Image) -> sitk.Image:
-        return segment_outputs(read_outputs(case), image, config)[0]
+        return results.segment(case, image).mask
 
     metadata = {**metadata, "configuration": {key: config[key] for key in CONFIGURATION}}
     return evaluate_masks(segment, cases, config, metadata, language)
 
 
-def _read_outputs(case, config, folders):
-    """The output for each volume of a case, of several models their mean."""
-    outputs = []
-    for name in _volume_names(case, config):
-        each = [_read_output(folder / f"{name}_0.bin", config) for folder in folders]
-        outputs.append(sum(each[1:], each[0]) / np.float32(len(each)))
-    return outputs
+class Results:
+    """The outputs of the C++ program.
+
+    Args:
+        folders: hold the outputs, NAME_0.bin, of each model of an ensemble one folder; their mean
+            counts.
+        config: that of `write_inputs`, and `recentre`.
+        models: number of models in the ensemble.
+
+    Raises:
+        UsageError: more or fewer folders than models, or one of them twice.
+    """
+
+    def __init__(
+        self, folders: str | Path | Sequence[str | Path], config: EasyDict, models: int = 1
+    ) -> None:
+        folders = [folders] if isinstance(folders, str | Path) else folders
+        self.folders, self.config = list(map(Path, folders)), config
+        if not len({folder.resolve() for folder in self.folders}) == len(self.folders) == models:
+            raise UsageError(
+                f"--result_path {' '.join(map(str, folders))}: expected {models} different "
+                f"folder(s), one for each of the {models} model(s) of which the mean counts"
+            )
+
+    def of(self, attempt: Attempt) -> list[np.ndarray]:
+        """Returns the output for each volume of a case, of several models their mean.
+
+        Returns:
+            Each (X, Y, Z) float32 in 0..1.
+
+        Raises:
+            DataError: an output is missing, has the wrong size, or is not a probability; or that
+                on a moved grid is older than the one for which the grid was moved.
+        """
+        remedy = f"run the C++ program on {INPUT_FOLDER} first"
+        if attempt.number:
+            remedy = (
+                "the grid of this case is to be moved to its gland: run preprocess.py with "
+                f"--result_path, then the C++ program on {RECENTRED_FOLDER}"
+            )
+            if self._is_older(attempt):
+                raise DataError(
+                    f"{self._paths(attempt)[0]}: older than the result before; {remedy}"
+                )
+        each = [_read_output(path, self.config, remedy) for path in self._paths(attempt)]
+        models = len(self.folders)
+        by_volume = [each[first : first + models] for first in range(0, len(each), models)]
+        return [sum(of_models[1:], of_models[0]) / np.float32(models) for of_models in by_volume]
+
+    def next_attempt(self, case: Case) -> Attempt | None:
+        """Returns a case on the grid on which it has to be segmented next; None: on no other.
+
+        Raises:
+            DataError: see `of`; or the image cannot be read.
+        """
+        if not self.config.recentre:
+            return None
+        image = read_image(case.image_path, channel_of(self.config))
+        attempt = Attempt(case)
+        while attempt.number < MOST_RECENTRINGS:
+            centre_mm = off_centre_mm(self.of(attempt), image, self.config, attempt.centre_mm)
+            if centre_mm is None:
+                return None
+            attempt = Attempt(case, attempt.number + 1, centre_mm)
+            if self._is_older(attempt) or not all(path.is_file() for path in self._paths(attempt)):
+                return attempt
+        return None
+
+    def segment(self, case: Case, image: sitk.Image) -> Segmentation:
+        """Segments an image from the outputs, see `segment_repeatedly`."""
+
+        def run(number: int, centre_mm: Sequence[float] | None) -> list[np.ndarray]:
+            return self.of(Attempt(case, number, centre_mm))
+
+        return segment_repeatedly(run, image, self.config)
+
+    def _paths(self, attempt: Attempt) -> list[Path]:
+        """The files of the first volume, of each model one, and so on."""
+        names = attempt.volume_names(self.config)
+        return [folder / f"{name}_0.bin" for name in names for folder in self.folders]
+
+    def _is_older(self, attempt: Attempt) -> bool:
+        """Whether the results are older than those of the attempt before."""
+        before = self._paths(attempt._replace(number=attempt.number - 1))
+        times = [
+            [path.stat().st_mtime_ns for path in paths if path.is_file()]
+            for paths in (before, self._paths(attempt))
+        ]
+        return all(times) and min(times[1]) < max(times[0])
 
 
-def _read_output(path, config):
+def _read_output(path, config, remedy):
     """Reads an output, (X, Y, Z) float32 in 0..1."""
     if not path.is_file():
-        raise DataError(f"{path}: no such result; run the C++ program on {INPUT_FOLDER} first")
+        raise DataError(f"{path}: no such result; {remedy}")
     size, expected = path.stat().st_size, 4 * int(np.prod(config.VolSize))
     if size != expected:
         raise DataError(

@@ -39,7 +39,7 @@ NO_RECIPE = (
     "tensorboard",
 )
 # Keys that decide what the metrics of a network are; all networks of an ensemble share them.
-SHARED = ("VolSize", "dstRes", "normDir", "intensity", "threshold", "flip_average")
+SHARED = ("VolSize", "dstRes", "normDir", "intensity", "threshold", "flip_average", "recentre")
 NOT_STATED, NOT_RECORDED = "not stated", "not recorded"
 
 
@@ -94,7 +94,7 @@ def describe_release(
             "field_of_view_mm": [round(float(side), 3) for side in sides_mm],
             "intensity": config.intensity,
         },
-        "output": {"threshold": config.threshold, "flip_average": config.flip_average},
+        "output": {key: config[key] for key in ("threshold", "flip_average", "recentre")},
         "data": {
             "description": statement.data or None,
             "licence": statement.data_licence or None,

@@ -4,6 +4,8 @@ Functions return {code: text}. The codes are stable, for programs; the texts, of
 are for people, shown after a case's Dice or volume. No rule is a clinical limit.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import SimpleITK as sitk
 from easydict import EasyDict
@@ -40,17 +42,20 @@ def plane_findings(image: sitk.Image, config: EasyDict) -> dict[str, str]:
     return {"plane": finding_text("plane", plane=plane, trained=trained)}
 
 
-def mask_findings(mask: sitk.Image, config: EasyDict) -> dict[str, str]:
+def mask_findings(
+    mask: sitk.Image, config: EasyDict, centre_mm: Sequence[float] | None = None
+) -> dict[str, str]:
     """Finds what is suspicious about a mask that has no reference.
 
     Args:
         mask: uint8, 0 and 1.
         config: network grid.
+        centre_mm: of the network grid, see `src.data_manager.network_grid`.
     """
     prostate_ml, (least, most) = volume_ml(mask), PLAUSIBLE_ML
     found = {
         "empty": prostate_ml == 0,
-        "border": touches_border(mask, config),
+        "border": touches_border(mask, config, centre_mm),
         "small": 0 < prostate_ml < least,
         "large": prostate_ml > most,
     }
@@ -58,7 +63,9 @@ def mask_findings(mask: sitk.Image, config: EasyDict) -> dict[str, str]:
     return {code: finding_text(code, **bounds) for code, holds in found.items() if holds}
 
 
-def touches_border(mask: sitk.Image, config: EasyDict) -> bool:
+def touches_border(
+    mask: sitk.Image, config: EasyDict, centre_mm: Sequence[float] | None = None
+) -> bool:
     """Whether a mask reaches the border of what the network saw, so that the gland may be cut off.
 
     The first and the last slice of an image do not count: many stacks end where the gland does.
@@ -66,13 +73,14 @@ def touches_border(mask: sitk.Image, config: EasyDict) -> bool:
     Args:
         mask: uint8, 0 and 1.
         config: network grid.
+        centre_mm: see `mask_findings`.
     """
     box = bounding_box(mask_array(mask))[::-1]  # x, y, z
     if box[0].stop == 0:  # an empty mask
         return False
     # Around the mask, with a neighbour of each of its voxels, except at the border of the image.
     near = mask[tuple(slice(max(0, side.start - 1), side.stop + 1) for side in box)]
-    ones = network_grid(mask, config) + 1
+    ones = network_grid(mask, config, centre_mm) + 1
     seen = sitk.Resample(ones, near, sitk.Transform(), sitk.sitkLinear, 0.0, sitk.sitkFloat32)
     # One more slice at both ends, so that the erosion leaves the first and the last one.
     padding = [int(axis == _slice_axis(mask)) for axis in range(3)]

@@ -11,7 +11,7 @@ from mindspore import nn
 from ..data_manager import Case, read_case, worker_count, xyz
 from ..devices.ranks import Ranks
 from ..metrics import dice
-from ..predictor import foreground_probability, network_inputs, segment_outputs
+from ..predictor import network_inputs, segment_inputs
 from ..report.planes import OverlayCase
 from ..utils.stopping import stop_if_asked
 
@@ -22,7 +22,7 @@ class PreparedCase(NamedTuple):
     case_id: str
     inputs: list[np.ndarray]  # `network_inputs` of the image
     reference: sitk.Image  # uint8, 0 and 1, with the image's geometry
-    image: sitk.Image | None  # float32, of a case to draw
+    image: sitk.Image | None  # float32, of a case to draw or where `recentre` may need it
 
     @property
     def nbytes(self) -> int:
@@ -37,7 +37,7 @@ def prepare_case(case: Case, config: EasyDict, is_drawn: bool = False) -> Prepar
     Args:
         case: with a reference mask.
         config: see `read_case` and `network_inputs`.
-        is_drawn: whether to keep the image.
+        is_drawn: whether to keep the image even without `recentre`.
 
     Raises:
         DataError: see `read_case`.
@@ -46,7 +46,7 @@ def prepare_case(case: Case, config: EasyDict, is_drawn: bool = False) -> Prepar
     image, reference = read_case(case, config)
     if reference is None:
         raise ValueError(f"case {case.case_id} without a mask, expected one for validation")
-    kept_image = image if is_drawn else None
+    kept_image = image if is_drawn or config.recentre else None
     return PreparedCase(case.case_id, network_inputs(image, config), reference, kept_image)
 
 
@@ -58,7 +58,7 @@ class ValidationSet:
 
     Args:
         cases: with reference masks; each rank keeps its share.
-        config: see `prepare_case`, `segment_outputs`; `num_workers`.
+        config: see `prepare_case`, `segment_inputs`; `num_workers`.
         budget_bytes: of memory for the prepared cases of this rank.
         ranks: that validate together, with the same cases.
         drawn: number of cases, the first of this rank, whose masks are kept in `overlays`.
@@ -109,8 +109,9 @@ class ValidationSet:
         stop_if_asked()
         if isinstance(case, Case):
             case = self._prepare(case)
-        outputs = [foreground_probability(network, volume) for volume in case.inputs]
-        mask, _ = segment_outputs(outputs, case.reference, self.config)
-        if case.image is not None:
+        # Without `recentre` only the geometry of the image counts.
+        image = case.reference if case.image is None else case.image
+        mask = segment_inputs(network, case.inputs, image, self.config).mask
+        if case.image is not None and case.case_id in self.drawn_ids:
             self.overlays.append(OverlayCase(case.case_id, case.image, mask, case.reference))
         return dice(xyz(case.reference) > 0, xyz(mask) > 0)

@@ -30,7 +30,7 @@ PLAIN = {"operators": "3-D", "mindir_version": 3}
 LITE = {"operators": "2-D", "mindir_version": 1}
 KEYS = {
     *("variant", "width", "VolSize", "dstRes", "normDir", "intensity"),
-    *("plane", "labels", "channel", "flip_average", "threshold"),
+    *("plane", "labels", "channel", "recentre", "flip_average", "threshold"),
 }
 
 

@@ -15,20 +15,21 @@ from src.commands import run_script
 from src.data_manager import find_cases
 from src.evaluation import evaluate
 from src.export.description import describe
-from src.export.infer_310 import INPUT_FOLDER, evaluate_outputs, write_inputs
+from src.export.infer_310 import INPUT_FOLDER, RECENTRED_FOLDER, evaluate_outputs, write_inputs
 from src.images.orientation import to_patient_order
 from src.images.reading import read_image
 from src.predictor import network_inputs, segment_outputs
 from src.utils.errors import DataError, UsageError
 from src.utils.files import hash_file
 from src.utils.output_folder import MANIFEST
+from tests.networks import bright
 from tests.volumes import STORAGE_ORDERS, stored_in_order
 
 SIDES = (32, 48, 16)
 # All that is known of a model whose training is far away.
 KNOWN = (
     *("variant", "width", "VolSize", "dstRes", "normDir", "intensity"),
-    *("plane", "labels", "channel", "flip_average", "threshold"),
+    *("plane", "labels", "channel", "recentre", "flip_average", "threshold"),
 )
 # Slices run to the left.
 SAGITTAL = np.array([[0, 0, 1], [1, 0, 0], [0, -1, 0]], float)
@@ -416,6 +417,75 @@ def test_the_commands_take_all_from_beside_the_model(
     for name, content in contents(tmp_path / "masks").items():
         if name not in ("metrics.json", "summary.json", "report.html"):
             assert (tmp_path / "files" / name).read_bytes() == content
+
+
+@pytest.mark.parametrize("flip", ["false", "true"])
+def test_the_program_runs_again_for_a_gland_far_from_the_grids_centre(
+    tmp_path, data, cases, config, monkeypatch, capsys, flip
+):
+    """On a volume about the gland; the masks are those of an evaluation in Python."""
+    for path in (cases[0].image_path, cases[0].mask_path):
+        # 30 mm more at one end of each axis in the slices: the gland lies off by half of it.
+        padded = sitk.ConstantPad(sitk.ReadImage(str(path)), [0, 0, 0], [60, 60, 0])
+        sitk.WriteImage(padded, str(path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "val.csv").write_text("Case0.mhd\nCase1.nii.gz\nCase2.mha\n")
+    model = tmp_path / "vnet.mindir"
+    model.write_bytes(b"model")
+    hashes = {"sha256": hash_file(model), "checkpoint_sha256": "0"}
+    trained = config("recentre=true", "dstRes=2,2,4", f"flip_average={flip}")
+    content = describe(trained, 1, {model.name: {"format": "MINDIR", **hashes}})
+    model.with_suffix(".json").write_text(json.dumps(content))
+    assert "about that point" not in content["postprocessing"][-1]
+    assert "more than 15 mm from the grid's centre" in content["postprocessing"][-1]
+
+    def command(name, *further):
+        words = ["--data_path", "data", "--split_file_path", "val.csv"]
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *words, *further])
+        capsys.readouterr()
+        code = 0
+        try:
+            run_script(name)
+        except SystemExit as ended:
+            code = ended.code
+        return code, capsys.readouterr()
+
+    results, again = tmp_path / "result_Files", ("--result_path", "result_Files")
+    _, printed = command("preprocess")
+    assert printed.out.splitlines()[1].startswith("recentre: once the C++ program has run, ")
+    stand_in_program(tmp_path / INPUT_FOLDER, results, bright)
+    _, printed = command("preprocess", *again)
+    names = ["Case2_recentred1"] + ["Case2_recentred1_mirrored"] * (flip == "true")
+    assert printed.out == (
+        f"{RECENTRED_FOLDER}: {len(names)} volume(s) of [32, 48, 16] voxels, of 1 case(s)\n"
+    )
+    assert set(contents(tmp_path / RECENTRED_FOLDER)) == {f"{name}.bin" for name in names}
+
+    code, printed = command("postprocess", *again)
+    assert code == 1 and not (tmp_path / "masks").exists()
+    line = f"result_Files/{names[0]}_0.bin: no such result; the grid of this case is to be moved"
+    assert line in printed.err and RECENTRED_FOLDER in printed.err
+
+    stand_in_program(tmp_path / RECENTRED_FOLDER, results, bright)
+    _, printed = command("preprocess", *again)
+    assert printed.out == "no case has to be segmented again on a moved grid\n"
+    command("postprocess", *again, "--set", "dirPredictionImage=files")
+    evaluate(bright, cases, trained, {})
+    tables = [pd.read_csv(tmp_path / name / "metrics.csv") for name in ("files", "masks")]
+    pd.testing.assert_frame_equal(
+        *(table.sort_values("case", ignore_index=True) for table in tables)
+    )
+    fixed = config("dstRes=2,2,4", f"flip_average={flip}", f"dirPredictionImage={tmp_path}/fixed")
+    fixed_dice = {row["case"]: row["dice"] for row in evaluate(bright, cases, fixed, {})}
+    dice = tables[0].set_index("case")["dice"]
+    assert dice["Case2"] > fixed_dice["Case2"] + 0.5
+    assert dice["Case0"] == pytest.approx(fixed_dice["Case0"], abs=1e-6)  # as a table has it
+
+    stand_in_program(tmp_path / INPUT_FOLDER, results, bright)  # another run of the first step
+    code, printed = command("postprocess", *again)
+    assert code == 1 and "_recentred1_0.bin: older than the result before" in printed.err
+    _, printed = command("preprocess", *again)
+    assert f"{len(names)} volume(s)" in printed.out
 
 
 # Ensembles ---------------------------------------------------------------------------------------

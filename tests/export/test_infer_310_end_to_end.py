@@ -16,7 +16,8 @@ import pandas as pd
 import pytest
 import SimpleITK as sitk
 
-from src.config import config_of_checkpoint
+from src.checkpoint import save_weights
+from src.config import config_of_checkpoint, override_config, save_config, vnet_cfg
 from src.data_manager import find_cases, read_case
 from src.evaluation import load_network
 from src.export.lowered_vnet import LoweredVNet
@@ -25,7 +26,7 @@ from src.export.weight_file import write_weights
 from src.metrics import case_metrics
 from src.predictor import foreground_probability, network_inputs, segment_outputs
 from src.promise12.phantom import write_phantom
-from src.vnet import VARIANTS
+from src.vnet import VARIANTS, create_vnet
 from tests.helpers import ROOT
 from tests.networks import seeded_vnet
 from tests.rounding import LAYER_ERROR, assert_same_sums, perturb
@@ -132,6 +133,40 @@ def test_the_310_path_ends_in_the_masks_of_eval(exported, runtime):
         probability = sitk.GetArrayFromImage(segment_outputs(expected, image, config)[1])
         crossed = probability[masks[0] != masks[1]]  # either way, where it lies at the threshold
         np.testing.assert_allclose(crossed, config.threshold, rtol=0, atol=spread)
+
+
+def test_the_310_path_moves_the_grid_to_the_gland_as_eval_does(tmp_path, write_case):
+    """With weights that call bright voxels foreground: the input, through the uppermost skip."""
+    config = override_config(vnet_cfg, [*TRAINING[:2], "variant=paper", "width=2", "recentre=true"])
+    network = create_vnet(config)
+    for parameter in network.get_parameters():
+        value = np.full(parameter.shape, 0.25 * parameter.name.endswith("relu2.w"), np.float32)
+        if parameter.name == "out_tr.conv2.weight":
+            value[1, 2:] = 5
+        elif parameter.name == "out_tr.conv2.bias":
+            value[1] = -8  # half of the probability where the input is 0.8
+        parameter.set_data(ms.Tensor(value))
+    checkpoint = tmp_path / "run" / "ckpt" / "last.ckpt"
+    checkpoint.parent.mkdir(parents=True)
+    save_config(config, tmp_path / "run" / "config.json")
+    save_weights(network, checkpoint)
+    for name, off_mm in (("Case0", 5), ("Case1", 30)):
+        paths = write_case(tmp_path / "data", name, size_xyz=(60, 30, 30), spacing_mm=(2, 2, 2))
+        for path in paths:
+            shifted = sitk.CyclicShift(sitk.ReadImage(str(path)), [off_mm // 2, 0, 0])
+            sitk.WriteImage(shifted, str(path))
+    (tmp_path / "val.csv").write_text("Case0.mhd\nCase1.mhd\n")
+    export = [ROOT / "export.py", "--ckpt_file", checkpoint, "--device_target", "CPU"]
+    subprocess.run([sys.executable, *export], cwd=tmp_path, check=True, capture_output=True)
+    bash(tmp_path, "scripts/eval.sh", 0, checkpoint, "data", "val.csv")
+    by_eval = pd.read_csv(tmp_path / "results" / "prediction" / "metrics.csv", index_col="case")
+    further = ("--set", "dirPredictionImage=by_program")
+    bash(tmp_path, "scripts/run_infer_310.sh", "vnet.mindir", "data", "val.csv", 0, *further)
+    by_program = pd.read_csv(tmp_path / "by_program" / "metrics.csv", index_col="case")
+    outputs = {path.name for path in (tmp_path / "result_Files").glob("*_0.bin")}
+    assert outputs == {"Case0_0.bin", "Case1_0.bin", "Case1_recentred1_0.bin"}
+    assert by_eval["dice"].min() > 0.9
+    pd.testing.assert_frame_equal(by_eval, by_program, atol=1e-3)
 
 
 @pytest.mark.parametrize(

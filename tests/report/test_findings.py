@@ -113,6 +113,19 @@ def touches_border_of_all_voxels(mask, config):
     return bool((xyz(mask) > 0)[~inside].any())
 
 
+def test_the_border_is_that_of_the_grid_that_was_moved(make_image, small_config):
+    """A grid of 64 mm in an image of 160 mm, about a gland 40 mm off: the gland is not cut off."""
+    config = small_config("VolSize=32,32,32", "dstRes=2,2,2")
+    array = np.zeros((80, 80, 80), np.uint8)
+    array[35:45, 35:45, 55:65] = 1  # 40 mm from the centre along x
+    mask = make_image(array, (2, 2, 2))
+    centre_mm = np.array(mask.TransformContinuousIndexToPhysicalPoint((59.5, 39.5, 39.5)))
+    assert touches_border(mask, config) and "border" in mask_findings(mask, config)
+    assert mask_findings(mask, config, centre_mm).keys() == {"small"}
+    beside_mm = centre_mm - (23, 0, 0)  # the gland's end lies at the border
+    assert "border" in mask_findings(mask, config, beside_mm)
+
+
 @pytest.mark.parametrize("grid_mm", [(100, 100, 100), (22, 24, 21)])
 def test_the_border_is_searched_near_the_mask_only(small_config, make_image, oblique, grid_mm):
     config = small_config("dstRes=" + ",".join(str(side / 16) for side in grid_mm), "normDir=true")

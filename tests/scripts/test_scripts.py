@@ -892,7 +892,17 @@ case $name in
   postprocess.py)
     printf '%s\\n' "save predicted label for test 'Case00'" "avg_Hausdorff_distance: 2.5" \\
       "avg_dice: 0.875" "predictions and metrics, shown in results/there/report.html" ;;
-  preprocess.py) echo "results/bin_data: 2 volume(s) of [8, 8, 8] voxels, of 1 case(s)" ;;
+  preprocess.py)
+    folder=results/bin_data line=
+    if [[ -n ${RECENTRE-} ]]; then line="recentre: again"; fi
+    if [[ $2 == --result_path ]]; then folder+=_recentred line=; fi
+    count=2
+    if [[ $folder == *_recentred ]]; then
+      turns=$(grep -c "^preprocess.py.*result_path" "$CALLS")
+      if ((turns > RECENTRE)); then count=; fi
+    fi
+    echo "${count:+$folder: $count volume(s) of [8, 8, 8] voxels, of 1 case(s)}"
+    echo "$line" ;;
 esac
 echo "$name has run"
 """
@@ -980,6 +990,26 @@ def test_the_four_steps_of_an_inference(inference):
     assert process.stderr == ""
     for name, log in LOGS.items():
         assert (folder / log).read_text().endswith(f"{name} has run\n")
+
+
+@pytest.mark.parametrize("turns", [0, 1, 2, 3])
+def test_an_inference_is_repeated_on_moved_grids_twice_at_most(inference, turns):
+    process, calls = inference.run(RECENTRE=str(turns))
+    assert process.returncode == 0, process.stderr
+    again = ["preprocess.py", "main"] * min(turns, 2) + ["preprocess.py"] * (turns < 2)
+    assert [call[0] for call in calls] == [*STEPS[:-1], *again, STEPS[-1]]
+    for call in calls[4:-1]:
+        if call[0] == "preprocess.py":
+            assert call[3][1:] == ["--result_path", "result_Files", *calls[1][3][1:]]
+        else:
+            place = calls[3][3].index("results/bin_data")
+            expected = [*calls[3][3]]
+            expected[place] += "_recentred"
+            assert call[3] == expected
+    logs = {path.name for path in inference.folder.glob("*.log")} - set(LOGS.values())
+    infer = [f"infer_recentred{turn}.log" for turn in range(1, min(turns, 2) + 1)]
+    recentre = [f"recentre_{turn}.log" for turn in range(1, min(turns + 1, 2) + 1)]
+    assert logs == {*infer, *recentre}
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,25 @@ def test_the_dice_is_the_same_whether_cases_are_kept_or_read_anew(
             validation.mean_dice(shifted)
 
 
+@pytest.mark.parametrize("kept", [0, 3])
+def test_a_validation_moves_the_grid_as_a_prediction_does(data, small_config, kept):
+    """On a grid so small that what it shows of each gland lies far from its centre."""
+    config = small_config("VolSize=32,32,32", "dstRes=2,2,2", "recentre=true")
+    cases = find_cases(data, NAMES)
+    for case in cases:  # 40 mm to the side
+        for path in (case.image_path, case.mask_path):
+            volume = sitk.ReadImage(str(path))
+            padded = sitk.ConstantPad(volume, [0, 0, 0], [80, 0, 0])
+            sitk.WriteImage(padded, str(path))
+    expected = [dice_anew(case, config) for case in cases]
+    assert min(expected) > 0.8
+    fixed = small_config("VolSize=32,32,32", "dstRes=2,2,2")
+    assert max(dice_anew(case, fixed) for case in cases) < 0.8
+    validation = ValidationSet(cases, config, 1e9 if kept else 0)
+    assert validation.mean_dice(shifted) == float(np.mean(np.float32(expected)))
+    assert validation.overlays == []
+
+
 def test_the_memory_of_a_case_is_what_is_counted(data, small_config):
     """The volume, which its mirror image shares, and a byte per voxel of the mask."""
     (case,) = find_cases(data, ["Case0"])
