@@ -16,11 +16,11 @@ from scipy import ndimage
 from .data_manager import LEFT_RIGHT_AXIS, TrainingVolume
 from .metrics import bounding_box
 
-# In the order of application. Each draws from its own random stream: switching one on or off does
-# not change the others.
+# In the order of application; `transplant` comes between. Each draws from its own random stream, so
+# that switching one on or off does not change the others.
 SPATIAL = ("flip", "rotate", "scale", "shift", "deform")
 INTENSITY = ("histogram", "gamma", "bias", "low_resolution", "blur", "noise")
-TRANSFORMS = SPATIAL + INTENSITY
+TRANSFORMS = (*SPATIAL, *INTENSITY, "transplant")
 STREAM = 2  # random stream of the seed; src.dataset uses others
 
 # Milletari et al. 2016, section 3: a 2x2x2 grid of B-splines, control points displaced with a
@@ -39,6 +39,8 @@ BIAS_SIGMA = 0.5  # of the field's logarithm at its control points
 LOW_RESOLUTION = (1.5, 3.0)  # times coarser, along one axis
 BLUR_SIGMA_MM = (0.5, 1.5)
 NOISE_SIGMA = (0.0, 0.25)  # relative to the standard deviation of the intensities
+TRANSPLANT_MARGIN_MM = (2.0, 12.0)  # of the tissue around the gland that comes with it
+TRANSPLANT_FADE_MM = 6.0
 QUANTILES = 256  # of histogram matching
 QUANTILE_STEP = 7  # quantiles are those of every seventh voxel, for speed
 
@@ -55,7 +57,7 @@ def draw(
         config: `seed` and the probabilities `augment_NAME`.
         epoch: counted from 0.
         case: index of the training case.
-        case_count: number of training cases; with one there is no histogram matching.
+        case_count: number of training cases; with one there is no `histogram` and no `transplant`.
         repeat: number of earlier samples of this case in the epoch; cases are repeated to fill the
             last batch.
 
@@ -67,11 +69,15 @@ def draw(
     for stream, name in enumerate(TRANSFORMS):
         rng = np.random.default_rng((config.seed, STREAM, epoch, case, repeat, stream))
         if rng.random() < config[f"augment_{name}"]:
-            params[name] = _draw_one(name, rng, case, case_count)
+            params[name] = _draw_one(name, rng, config, case, case_count)
     return {name: value for name, value in params.items() if value is not None}
 
 
-def _draw_one(name: str, rng: np.random.Generator, case: int, case_count: int) -> Any:
+def _draw_one(
+    name: str, rng: np.random.Generator, config: EasyDict, case: int, case_count: int
+) -> Any:
+    if name in ("histogram", "transplant") and case_count < 2:
+        return None
     if name == "flip":
         return LEFT_RIGHT_AXIS
     if name == "rotate":
@@ -85,7 +91,7 @@ def _draw_one(name: str, rng: np.random.Generator, case: int, case_count: int) -
         points = (DEFORM_MESH + 3,) * 3
         return np.stack([rng.normal(0, sigma, points) for sigma in DEFORM_SIGMA_MM])
     if name == "histogram":
-        return int(case + rng.integers(1, case_count)) % case_count if case_count > 1 else None
+        return _draw_other(rng, case, case_count)
     if name == "gamma":
         return float(np.exp(rng.uniform(*np.log(GAMMA))))
     if name == "bias":
@@ -96,7 +102,21 @@ def _draw_one(name: str, rng: np.random.Generator, case: int, case_count: int) -
         return float(rng.uniform(*BLUR_SIGMA_MM))
     if name == "noise":
         return float(rng.uniform(*NOISE_SIGMA)), int(rng.integers(2**32))
+    if name == "transplant":
+        donor = _draw_other(rng, case, case_count)
+        margin_mm = float(rng.uniform(*TRANSPLANT_MARGIN_MM))
+        params = {"case": donor, "margin_mm": margin_mm}
+        for move in SPATIAL:
+            is_chosen = rng.random() < config[f"augment_{move}"]
+            value = _draw_one(move, rng, config, donor, case_count)
+            params |= {move: value} if is_chosen else {}
+        return params
     raise ValueError(f"{name}: no such transform")
+
+
+def _draw_other(rng, case, case_count):
+    """A training case other than this one."""
+    return int(case + rng.integers(1, case_count)) % case_count
 
 
 # --- deterministic transforms --------------------------------------------------------------------
@@ -116,12 +136,12 @@ def apply(
     Returns:
         Intensity (X, Y, Z) float32, in 0..1 before noise and bias field, and mask (X, Y, Z) bool.
     """
-    intensity, mask, _ = volumes[case]
-    spatial = {name: params[name] for name in SPATIAL if name in params}
-    if spatial:
-        positions = sampling_positions(intensity.shape, voxel_mm, **spatial)
-        intensity = resample(intensity, positions)
-        mask = resample_mask(mask, positions)
+    intensity, mask = _apply_spatial(params, volumes[case], voxel_mm)
+    if "transplant" in params:
+        of_donor = params["transplant"]
+        new, new_mask = _apply_spatial(of_donor, volumes[of_donor["case"]], voxel_mm)
+        margin_mm = of_donor["margin_mm"]
+        intensity, mask = transplant(intensity, mask, new, new_mask, margin_mm, voxel_mm)
     if "histogram" in params:
         intensity = match_histogram(intensity, volumes[params["histogram"]].intensity)
     if "gamma" in params:
@@ -135,6 +155,16 @@ def apply(
     if "noise" in params:
         intensity = add_noise(intensity, *params["noise"])
     return intensity, mask
+
+
+def _apply_spatial(params, volume, voxel_mm):
+    """Intensity and mask of a case after the spatial ones of the transforms."""
+    intensity, mask, _ = volume
+    spatial = {name: params[name] for name in SPATIAL if name in params}
+    if not spatial:
+        return intensity, mask
+    positions = sampling_positions(intensity.shape, voxel_mm, **spatial)
+    return resample(intensity, positions), resample_mask(mask, positions)
 
 
 def augment_case(
@@ -251,6 +281,59 @@ def resample_mask(mask: np.ndarray, positions: np.ndarray) -> np.ndarray:
         near &= (position > side.start - 1) & (position < side.stop)
     result[near] = resample(mask.astype(np.float32), positions[:, near]) > 0.5
     return result
+
+
+def transplant(
+    intensity: np.ndarray,
+    mask: np.ndarray,
+    donor_intensity: np.ndarray,
+    donor_mask: np.ndarray,
+    margin_mm: float,
+    voxel_mm: Sequence[float],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Puts the gland of another case, with the tissue near it, in the place of the gland.
+
+    As CarveMix does with lesions (Zhang et al. 2021, https://arxiv.org/abs/2108.06883), but the
+    centres of mass are brought together, by whole voxels, and the border is faded. What the new
+    tissue does not cover stays as it is, with its mask.
+
+    Args:
+        intensity, mask: (X, Y, Z) of the case.
+        donor_intensity, donor_mask: (X, Y, Z) of the other case.
+        margin_mm: distance from the donor's gland at which either image has half of the weight. It
+            changes from all to none over `TRANSPLANT_FADE_MM`.
+        voxel_mm: (3,) voxel size.
+
+    Returns:
+        Intensity (X, Y, Z) float32 and mask (X, Y, Z) bool; the case's own if either mask is empty.
+    """
+    if not (mask.any() and donor_mask.any()):
+        return intensity, mask
+    centre, donor_centre = (np.mean(np.nonzero(one), axis=1) for one in (mask, donor_mask))
+    steps = np.rint(centre - donor_centre).astype(int)
+    donor_intensity, donor_mask = _moved(donor_intensity, steps), _moved(donor_mask, steps)
+    reach = np.ceil((margin_mm + TRANSPLANT_FADE_MM / 2) / np.asarray(voxel_mm)).astype(int)
+    box = tuple(
+        slice(max(0, side.start - voxels), side.stop + voxels)
+        for side, voxels in zip(bounding_box(donor_mask), reach, strict=True)
+    )
+    donor_intensity, donor_mask = donor_intensity[box], donor_mask[box]
+    distance_mm = ndimage.distance_transform_edt(~donor_mask, sampling=voxel_mm)
+    share = np.clip((margin_mm - distance_mm) / TRANSPLANT_FADE_MM + 0.5, 0, 1)
+    share = np.where(donor_intensity > 0, share, 0).astype(np.float32)
+    intensity, mask = intensity.copy(), mask.copy()
+    intensity[box] += share * (donor_intensity - intensity[box])
+    mask[box] = np.where(share > 0.5, donor_mask, mask[box])
+    return intensity, mask
+
+
+def _moved(array, steps):
+    """The array moved by whole voxels along each axis; what comes in is 0."""
+    moved = np.zeros_like(array)
+    target = tuple(slice(max(0, n), min(0, n) or None) for n in steps)
+    source = tuple(slice(max(0, -n), min(0, -n) or None) for n in steps)
+    moved[target] = array[source]
+    return moved
 
 
 def match_histogram(intensity: np.ndarray, reference: np.ndarray) -> np.ndarray:

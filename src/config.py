@@ -144,6 +144,8 @@ TABLE = (
     Key("augment_low_resolution", 0.0, float, PROBABILITY, AUGMENTATION, "lower the resolution"),
     Key("augment_blur", 0.0, float, PROBABILITY, AUGMENTATION, "blur"),
     Key("augment_noise", 0.0, float, PROBABILITY, AUGMENTATION, "add noise"),
+    Key("augment_transplant", 0.0, float, PROBABILITY, AUGMENTATION,
+        "replace the gland by another training case's"),
     Key("threshold", 0.5, float, SHARE, PREDICTION,
         "voxels with a probability above it are foreground"),
     Key("flip_average", False, bool, ANYTHING, PREDICTION,
@@ -177,6 +179,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         ),
         **dict.fromkeys([f"augment_{name}" for name in ("gamma", "bias", "noise")], 0.3),
         **dict.fromkeys([f"augment_{name}" for name in ("blur", "low_resolution")], 0.2),
+        "augment_transplant": 0.4,
     },
 }
 PRESETS["compact"] = {

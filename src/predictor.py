@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from .ensemble import Ensemble
 
 
-# From some 20 mm off the centre on, glands are segmented worse (docs/accuracy.md); and the part of a
-# gland that the grid shows lies nearer than the gland.
+# From some 20 mm off the centre on, glands are segmented worse (docs/accuracy.md). Of a gland that
+# reaches beyond the grid, the part on it lies nearer than the whole.
 RECENTRE_BEYOND_MM = 15.0
 MOST_RECENTRINGS = 2
 

@@ -8,7 +8,7 @@ import itertools
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from scipy import interpolate, ndimage, stats
+from scipy import interpolate, ndimage, spatial, stats
 
 from src import augment
 from src.augment import (
@@ -28,6 +28,7 @@ from src.augment import (
     resample_mask,
     sampling_positions,
     spline_field,
+    transplant,
 )
 from src.data_manager import TrainingVolume
 from src.dataset import TrainingSamples, create_dataset
@@ -84,8 +85,14 @@ def all_on(small_config, probability=1, *more):
 
 
 def same_parameters(one, other):
-    """Whether two draws are equal; values are numbers, tuples or arrays."""
-    return list(one) == list(other) and all(np.array_equal(one[k], other[k]) for k in one)
+    """Whether two draws are equal; values are numbers, tuples, arrays, or dicts of such."""
+
+    def same(first, second):
+        if isinstance(first, dict):
+            return same_parameters(first, second)
+        return np.array_equal(first, second)
+
+    return list(one) == list(other) and all(same(one[k], other[k]) for k in one)
 
 
 # Spatial transforms ------------------------------------------------------------------------------
@@ -459,16 +466,62 @@ def test_low_resolution_is_linear_interpolation_along_lines(axis, factor):
     assert lower_resolution(stripes, axis, factor).std() < 0.85 * stripes.std()
 
 
+# Another case's gland -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("margin_mm", [2.0, 5.5, 12.0])
+@pytest.mark.parametrize("off_mm", [(0, 0, 0), (5.3, -4.1, 6.2)])
+def test_a_transplant_is_what_its_definition_says(margin_mm, off_mm):
+    """Voxel by voxel: the nearest voxel of the other gland by brute force."""
+    host, donor = volume_of(1), volume_of(2)
+    host = host._replace(mask=ellipsoid(MIDDLE_MM + off_mm, (6, 5, 7)))
+    found, mask = transplant(*host[:2], *donor[:2], margin_mm, VOXEL_MM)
+    centres = [np.mean(np.argwhere(volume.mask), axis=0) for volume in (host, donor)]
+    steps = np.rint(np.subtract(*centres)).astype(int)
+    gland = np.argwhere(donor.mask) + steps
+    gland = gland[((gland >= 0) & (gland < SHAPE)).all(axis=1)]
+    voxels = np.indices(SHAPE).reshape(3, -1).T
+    nearest_mm = spatial.cKDTree(gland * VOXEL_MM).query(voxels * VOXEL_MM)[0]
+    covered = 0
+    for voxel, distance_mm in zip(map(tuple, voxels), nearest_mm, strict=True):
+        source = np.subtract(voxel, steps)
+        is_in_donor = ((source >= 0) & (source < SHAPE)).all()
+        value = donor.intensity[tuple(source)] if is_in_donor else 0
+        share = min(max((margin_mm - distance_mm) / 6 + 0.5, 0), 1) if value > 0 else 0
+        expected = host.intensity[voxel] * (1 - share) + value * share
+        assert found[voxel] == pytest.approx(expected, abs=1e-5)
+        if abs(share - 0.5) > 1e-6:
+            assert mask[voxel] == (distance_mm == 0 if share > 0.5 else host.mask[voxel])
+        covered += share > 0
+    assert len(gland) < covered < found.size
+    assert (found.dtype, mask.dtype) == (np.float32, bool)
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_without_a_gland_nothing_is_transplanted(which):
+    volumes = [volume_of(1), volume_of(2)]
+    volumes[which] = volumes[which]._replace(mask=np.zeros(SHAPE, bool))
+    (intensity, mask, _), donor = volumes
+    found = transplant(intensity, mask, *donor[:2], 5.0, VOXEL_MM)
+    np.testing.assert_array_equal(found[0], intensity)
+    np.testing.assert_array_equal(found[1], mask)
+
+
 # Random parameters -------------------------------------------------------------------------------
 
 
 def test_the_parameters_of_a_seed_do_not_change(small_config):
     """A training resumed by a later version gets the same samples; fields by a weighted sum."""
     params = draw(all_on(small_config, 1, "seed=1"), 2, 3, 5)
-    summed = {
-        name: value.ravel() @ np.arange(value.size) if np.size(value) > 3 else value
-        for name, value in params.items()
-    }
+
+    def summed_fields(params):
+        return {
+            name: value.ravel() @ np.arange(value.size) if np.size(value) > 3 else value
+            for name, value in params.items()
+        }
+
+    of_donor = summed_fields(params.pop("transplant"))
+    summed = summed_fields(params)
     expected = {
         "flip": 0,
         "rotate": [-6.35342979, -1.51486158, -8.9177593],
@@ -485,6 +538,18 @@ def test_the_parameters_of_a_seed_do_not_change(small_config):
     assert list(summed) == list(expected)
     for name, value in expected.items():
         np.testing.assert_allclose(summed[name], value, rtol=1e-7, err_msg=name)
+    expected = {
+        "case": 0,
+        "margin_mm": 9.965977843169252,
+        "flip": 0,
+        "rotate": [9.52894657, -4.31784365, 0.07580579],
+        "scale": [0.78585024, 0.82198923, 0.85773839],
+        "shift": [5.03970129, 3.32483962, -2.84757236],
+        "deform": 57965.98304555259,
+    }
+    assert list(of_donor) == list(expected)
+    for name, value in expected.items():
+        np.testing.assert_allclose(of_donor[name], value, rtol=1e-7, err_msg=name)
 
 
 @pytest.mark.parametrize("name", TRANSFORMS)
@@ -509,7 +574,9 @@ def test_probabilities_are_met_and_independent(small_config):
 def test_parameters_fill_their_ranges(small_config):
     config = all_on(small_config)
     params = [draw(config, epoch, 3, 6) for epoch in range(1000)]
-    of = {name: np.array([one[name] for one in params]) for name in TRANSFORMS}
+    donors = [one.pop("transplant") for one in params]
+    assert {donor["case"] for donor in donors} == {0, 1, 2, 4, 5}  # any case but itself
+    of = {name: np.array([one[name] for one in params]) for name in params[0]}
     low_resolution_axes, factors = of["low_resolution"].T
     sigmas, seeds = of["noise"].T
     least, most = np.multiply(augment.SCALE, augment.ASPECT)
@@ -524,6 +591,9 @@ def test_parameters_fill_their_ranges(small_config):
         (factors, augment.LOW_RESOLUTION),
         (of["blur"], augment.BLUR_SIGMA_MM),
         (sigmas, augment.NOISE_SIGMA),
+        (np.array([d["margin_mm"] for d in donors]), augment.TRANSPLANT_MARGIN_MM),
+        (np.array([d["rotate"] for d in donors]), [-10.0, 10.0]),
+        (np.array([d["shift"] for d in donors]), [-augment.SHIFT_MM, augment.SHIFT_MM]),
     ):
         columns, margin = values.reshape(len(params), -1), 0.05 * (high - low)
         assert ((columns >= low) & (columns <= high)).all()
@@ -554,7 +624,11 @@ def test_switching_one_transform_leaves_the_others_as_they_are(small_config):
     whole = draw(all_on(small_config), 4, 2, 5)
     for off in TRANSFORMS:
         rest = draw(all_on(small_config, 1, f"augment_{off}=0"), 4, 2, 5)
-        assert same_parameters(rest, {key: whole[key] for key in whole if key != off})
+        kept = {key: whole[key] for key in whole if key != off}
+        if "transplant" in kept:  # the other case has the same transforms
+            of_donor = {key: value for key, value in kept["transplant"].items() if key != off}
+            kept["transplant"] = of_donor
+        assert same_parameters(rest, kept)
     often = draw(all_on(small_config, 0.999), 4, 2, 5)
     assert same_parameters(often, whole)
 
@@ -571,9 +645,9 @@ def test_a_draw_follows_from_seed_epoch_and_case(small_config):
         assert len({str(one[name]) for one in draws.values()}) == len(keys), name
 
 
-def test_a_single_case_has_no_other_histogram(small_config):
+def test_a_single_case_has_no_other(small_config):
     params = draw(all_on(small_config), 0, 0, 1)
-    assert list(params) == [name for name in TRANSFORMS if name != "histogram"]
+    assert list(params) == [n for n in TRANSFORMS if n not in ("histogram", "transplant")]
     assert set(draw(all_on(small_config), 0, 1, 2)) == set(TRANSFORMS)
 
 
@@ -609,7 +683,8 @@ def test_each_transform_changes_what_it_should_and_nothing_of_the_cases(small_co
     assert np.isfinite(intensity).all()
     assert intensity.min() >= 0
     assert not np.array_equal(intensity, volumes[0].intensity)
-    assert np.array_equal(mask, volumes[0].mask) == (name in INTENSITY)
+    # Both cases have the same gland.
+    assert np.array_equal(mask, volumes[0].mask) == (name in (*INTENSITY, "transplant"))
     for volume, (intensity, mask) in zip(volumes, before, strict=True):
         np.testing.assert_array_equal(volume.intensity, intensity)
         np.testing.assert_array_equal(volume.mask, mask)
@@ -622,15 +697,20 @@ def test_apply_does_them_in_order(small_config):
         **STRONG,
         **{"histogram": 1, "gamma": 1.3, "bias": np.full((4, 4, 4), 0.1)},
         **{"low_resolution": (2, 2.0), "blur": 0.8, "noise": (0.2, 5)},
+        "transplant": {"case": 1, "margin_mm": 4.0, "shift": np.array([3.0, 1.0, -2.0])},
     }
     positions = sampling_positions((32, 32, 16), VOXEL_MM, **STRONG)
     expected = resample(volumes[0].intensity, positions)
+    expected_mask = resample_mask(volumes[0].mask, positions)
+    positions = sampling_positions((32, 32, 16), VOXEL_MM, shift=params["transplant"]["shift"])
+    donor = resample(volumes[1].intensity, positions), resample_mask(volumes[1].mask, positions)
+    expected, expected_mask = transplant(expected, expected_mask, *donor, 4.0, VOXEL_MM)
     expected = adjust_gamma(match_histogram(expected, volumes[1].intensity), 1.3)
     expected = lower_resolution(apply_bias_field(expected, params["bias"]), 2, 2.0)
     expected = add_noise(blur(expected, 0.8 / np.array(VOXEL_MM)), 0.2, 5)
     found, mask = apply(params, volumes, 0, list(VOXEL_MM))
     np.testing.assert_array_equal(found, expected)
-    np.testing.assert_array_equal(mask, resample_mask(volumes[0].mask, positions))
+    np.testing.assert_array_equal(mask, expected_mask)
 
 
 def test_a_flip_mirrors_the_patients_left_and_right(small_config):
@@ -683,7 +763,8 @@ def test_a_sample_is_interpolated_once_and_its_mask_only_near_it(small_config, m
 
     map_coordinates = ndimage.map_coordinates
     monkeypatch.setattr(ndimage, "map_coordinates", counted)
-    intensity, mask = augment_case(two_volumes(small_config)[0], 0, 0, all_on(small_config))
+    config = all_on(small_config, 1, "augment_transplant=0")
+    intensity, mask = augment_case(two_volumes(small_config)[0], 0, 0, config)
     of_image, of_mask = interpolated
     assert of_image == intensity.size
     assert np.count_nonzero(mask) < of_mask < intensity.size / 2

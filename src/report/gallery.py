@@ -18,8 +18,8 @@ from ..promise12.phantom import phantom_case
 from ..utils.files import write_files
 from .figures import PREDICTION_COLOUR, REFERENCE_COLOUR, add_line_legend
 
-CASES = 3  # phantoms; the first is shown, the last is the reference of histogram matching
-SAMPLES = 3  # with all transforms on
+CASES = 3  # phantoms; the first is shown, the last is the other of histogram and transplant
+SAMPLES = 2  # with all transforms on
 COLUMNS = 5
 # Layout in inches: side of a view, gap between views, caption below a view, title at the top.
 CELL, GAP, CAPTION, TITLE = 2.2, 0.14, 0.5, 0.5
@@ -106,7 +106,7 @@ def strong_parameters(params: dict[str, Any], case_count: int) -> dict[str, Any]
 
     Args:
         params: from `augment.draw` with all transforms on; deformation and noise are kept.
-        case_count: number of cases; the last is the reference of histogram matching.
+        case_count: number of cases; the last is the other of histogram and transplant.
 
     Returns:
         {transform: parameters} at the end of the range that `augment.draw` draws from.
@@ -123,6 +123,7 @@ def strong_parameters(params: dict[str, Any], case_count: int) -> dict[str, Any]
         "low_resolution": (0, augment.LOW_RESOLUTION[1]),
         "blur": augment.BLUR_SIGMA_MM[1],
         "noise": (augment.NOISE_SIGMA[1], params["noise"][1]),
+        "transplant": {"case": case_count - 1, "margin_mm": augment.TRANSPLANT_MARGIN_MM[1]},
     }
 
 
@@ -148,6 +149,7 @@ def describe(name: str, value: Any) -> str:
         "gamma": f"intensity to the power of {value}",
         "bias": "brighter near a coil behind",
         "blur": f"Gaussian of {value} mm",
+        "transplant": "the gland of another case",
     }[name]
 
 

@@ -54,7 +54,7 @@ def vertices(contour):
 def test_every_transform_has_its_panel(volumes):
     names = [panel.name for panel in gallery.gallery_panels(*volumes)]
     transforms = [name.replace("_", " ") for name in augment.TRANSFORMS]
-    assert names == ["original", *transforms, "all", "all", "all"]
+    assert names == ["original", *transforms, *["all"] * gallery.SAMPLES]
 
 
 def test_panels_show_what_training_would_get(volumes):
@@ -69,7 +69,7 @@ def test_panels_show_what_training_would_get(volumes):
         assert np.array_equal(panel.mask, mask), name
         assert (panel.positions is not None) == (name in augment.SPATIAL)
         assert not np.array_equal(intensity, cases[0].intensity), name
-    for epoch, panel in enumerate(shown[-3:]):
+    for epoch, panel in enumerate(shown[-gallery.SAMPLES :]):
         intensity, mask = augment.augment_case(cases, 0, epoch, config)
         assert np.array_equal(panel.intensity, intensity)
         assert np.array_equal(panel.mask, mask)
@@ -90,7 +90,9 @@ def test_strong_is_within_what_may_be_drawn(volumes):
     assert np.abs(strong["bias"]).max() < 3 * augment.BIAS_SIGMA
     for name in strong:
         assert np.shape(strong[name]) == np.shape(params[name]), name
-    assert strong["histogram"] in (1, 2)
+    assert strong["histogram"] in (1, 2) and strong["transplant"]["case"] in (1, 2)
+    low, high = augment.TRANSPLANT_MARGIN_MM
+    assert low <= strong["transplant"]["margin_mm"] <= high
 
 
 def test_words_have_the_parameters(volumes):
