@@ -238,7 +238,6 @@ def test_a_broken_validation_case_is_found_before_anything_runs(
         (PREPROCESS + " --set VolSize=32,32,32", 2, "VolSize=[16, 16, 16]"),
         (PREPROCESS + " --set normDir=true", 2, "normDir=False"),
         (PREPROCESS + " --set treshold=0.4", 2, "did you mean 'threshold'"),
-        (PREPROCESS + " --result_path answers", 2, "--result_path"),
         (POSTPROCESS.replace("--result_path answers", ""), 2, "--result_path"),
         (POSTPROCESS.replace("answers", "run"), 1, "run/Case02_0.bin: no such result"),
         (POSTPROCESS + " --set dstRes=1,1,1", 2, "dstRes=[4.0, 4.0, 4.0]"),
