@@ -127,8 +127,8 @@ def load(
 
     Raises:
         DataError: the checkpoint is missing, damaged or of another network; of several two are the
-            same, or differ in grid, intensity, threshold or flip averaging; or there is no such
-            device.
+            same, or differ in grid, intensity, threshold, flip averaging or recentring; or there is
+            no such device.
         UsageError: an unknown key, a wrong value, or another device than the process already uses.
     """
     return _load(find_model(path, overrides), device_target, device_id)

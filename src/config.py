@@ -166,7 +166,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "dstRes": [1.4, 1.4, 2.0],
         "intensity": "equalize",
         "batch_size": 4,
-        "epochs": 800,
+        "epochs": 1200,
         "lr": 0.002,  # on a GPU too
         "dropout": 0.2,
         "loss": "dice_ce",

@@ -55,7 +55,7 @@ def find_members(
 
 
 def check_agreement(members: Sequence[Member]) -> None:
-    """Raises a DataError if networks cannot be averaged: other inputs, threshold or flip."""
+    """Raises a DataError if networks differ in their inputs or in what becomes of their mean."""
     first = members[0]
     for other in members[1:]:
         for key in (*INPUT_KEYS, *OUTPUT_KEYS):
