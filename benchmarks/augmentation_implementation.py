@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+OURS_ONLY = "augment_transplant"  # which the other libraries do not have
 TURN_DEGREES, SHIFT_MM, SCALE = 10, 8, (0.7, 1.4)  # as in src/augment.py
 
 
@@ -45,7 +46,7 @@ def _ours(volumes, masks):
     from src.config import AUGMENT_KEYS, override_config, vnet_cfg
     from src.data_manager import TrainingVolume
 
-    config = override_config(vnet_cfg, [f"{key}=1" for key in AUGMENT_KEYS])
+    config = override_config(vnet_cfg, [f"{key}=1" for key in AUGMENT_KEYS if key != OURS_ONLY])
     cases = [TrainingVolume(*case, "axial") for case in zip(volumes, masks, strict=True)]
     return lambda number: augment_case(cases, 0, number, config), "src/augment.py"
 

@@ -17,7 +17,7 @@ from .data_manager import LEFT_RIGHT_AXIS, TrainingVolume
 from .metrics import bounding_box
 
 # In the order of application; `transplant` comes between. Each draws from its own random stream, so
-# that switching one on or off does not change the others.
+# that switching one on or off does not change the others; the spatial ones are also the donor's.
 SPATIAL = ("flip", "rotate", "scale", "shift", "deform")
 INTENSITY = ("histogram", "gamma", "bias", "low_resolution", "blur", "noise")
 TRANSFORMS = (*SPATIAL, *INTENSITY, "transplant")
@@ -312,6 +312,8 @@ def transplant(
     centre, donor_centre = (np.mean(np.nonzero(one), axis=1) for one in (mask, donor_mask))
     steps = np.rint(centre - donor_centre).astype(int)
     donor_intensity, donor_mask = _moved(donor_intensity, steps), _moved(donor_mask, steps)
+    if not donor_mask.any():  # of pieces that all left the grid
+        return intensity, mask
     reach = np.ceil((margin_mm + TRANSPLANT_FADE_MM / 2) / np.asarray(voxel_mm)).astype(int)
     box = tuple(
         slice(max(0, side.start - voxels), side.stop + voxels)

@@ -145,7 +145,7 @@ TABLE = (
     Key("augment_blur", 0.0, float, PROBABILITY, AUGMENTATION, "blur"),
     Key("augment_noise", 0.0, float, PROBABILITY, AUGMENTATION, "add noise"),
     Key("augment_transplant", 0.0, float, PROBABILITY, AUGMENTATION,
-        "replace the gland by another training case's"),
+        "put another training case's gland in the place of the gland"),
     Key("threshold", 0.5, float, SHARE, PREDICTION,
         "voxels with a probability above it are foreground"),
     Key("flip_average", False, bool, ANYTHING, PREDICTION,

@@ -53,7 +53,7 @@ PREDICTION_FILES = (VOLUMES_CSV, VOLUMES_JSON, OVERLAYS, REPORT)
 # Configuration keys that change a mask, given the weights and the image.
 MASK_KEYS = (
     *("variant", "width", "intensity", "VolSize", "dstRes", "normDir"),
-    *("threshold", "flip_average", "recentre"),
+    *("threshold", "flip_average"),
 )
 
 
@@ -83,7 +83,7 @@ def predict(
         network: from `load_network` or `load_members`; a `LazyNetwork` is loaded while the first
             image is read.
         images: from `find_images`.
-        config: network grid, threshold, flip averaging, `dirPredictionImage`.
+        config: network grid, threshold, flip averaging, recentring, `dirPredictionImage`.
         metadata: origin of the masks, for volumes.json and the report, such as "checkpoint".
         save_probability: also write the foreground probability (float32).
         series: the DICOM series to read, see `src.images.dicom.choose_series`.
@@ -374,7 +374,9 @@ def _rounded(measures: dict[str, float | None]) -> dict[str, float | None]:
 
 def _network_id(metadata: dict) -> str:
     """Hash of the weights and of the settings that change a mask."""
-    settings = [metadata["configuration"].get(key) for key in MASK_KEYS]
+    configuration = metadata["configuration"]
+    settings = [configuration.get(key) for key in MASK_KEYS]
+    settings += ["recentre"] * configuration.get("recentre", False)  # masks without it stay valid
     digest = hashlib.sha256(json.dumps(settings).encode())
     digest.update("".join(metadata.get("checkpoints", {}).values()).encode())
     with suppress(OSError):

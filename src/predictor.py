@@ -155,45 +155,6 @@ def mask_of_probability(probability: sitk.Image, threshold: float = 0.5) -> sitk
     return mask
 
 
-class Segmentation(NamedTuple):
-    """What `segment_inputs` and `segment_repeatedly` find in an image."""
-
-    mask: sitk.Image  # uint8, 0 and 1, with the image's geometry
-    probability: sitk.Image  # float32, with the image's geometry
-    centre_mm: Sequence[float] | None  # of the network grid in patient coordinates, if it was moved
-
-
-def off_centre_mm(
-    outputs: list[np.ndarray],
-    image: sitk.Image,
-    config: EasyDict,
-    centre_mm: Sequence[float] | None = None,
-) -> tuple[float, ...] | None:
-    """Returns where the network grid should lie instead, if the gland is far from its centre.
-
-    Args:
-        outputs, image, config, centre_mm: see `segment_outputs`.
-
-    Returns:
-        The centre of mass of the largest component in patient coordinates, if `recentre` is set and
-        it is more than `RECENTRE_BEYOND_MM` from the grid's centre; else None.
-
-    Raises:
-        ValueError: see `segment_outputs`.
-    """
-    if not config.recentre:
-        return None
-    found = largest_component(_average(outputs, config) > config.threshold)
-    if not found.any():
-        return None
-    grid = network_grid(image, config, centre_mm)
-    gland_mm = grid.TransformContinuousIndexToPhysicalPoint(
-        [float(place) for place in np.mean(np.nonzero(found), axis=1)]
-    )
-    is_far = np.linalg.norm(np.subtract(gland_mm, grid_centre_mm(grid))) > RECENTRE_BEYOND_MM
-    return gland_mm if is_far else None
-
-
 def segment_outputs(
     outputs: list[np.ndarray],
     image: sitk.Image,
@@ -228,6 +189,14 @@ def _average(outputs, config):
     return average_over_flip(outputs) if config.flip_average else outputs[0]
 
 
+class Segmentation(NamedTuple):
+    """What is found in an image."""
+
+    mask: sitk.Image  # uint8, 0 and 1, with the image's geometry
+    probability: sitk.Image  # float32, with the image's geometry
+    centre_mm: Sequence[float] | None  # of the network grid in patient coordinates, if it was moved
+
+
 def segment(
     network: "nn.Cell | Ensemble", image: sitk.Image, config: EasyDict
 ) -> tuple[sitk.Image, sitk.Image]:
@@ -236,7 +205,7 @@ def segment(
     Args:
         network: a `VNet` in evaluation mode.
         image: 3-D scalar, of any voxel type.
-        config: see `network_inputs` and `segment_outputs`.
+        config: see `network_inputs`, `segment_outputs` and `off_centre_mm`.
 
     Returns:
         Mask and probability, see `segment_outputs`.
@@ -258,41 +227,62 @@ def segment_inputs(
     Args:
         network: a `VNet` in evaluation mode.
         volumes: `network_inputs(image, config)`.
-        image: the case's image.
-        config: see `network_inputs`, `segment_outputs` and `off_centre_mm`.
+        image, config: see `segment`.
 
     Raises:
         ValueError: a network in training mode.
     """
 
-    def run(attempt: int, centre_mm: Sequence[float] | None) -> list[np.ndarray]:
-        inputs = network_inputs(image, config, centre_mm) if attempt else volumes
+    def run(centre_mm: Sequence[float] | None) -> list[np.ndarray]:
+        inputs = volumes if centre_mm is None else network_inputs(image, config, centre_mm)
         return [foreground_probability(network, volume) for volume in inputs]
 
-    return segment_repeatedly(run, image, config)
+    return segment_on_grids(run, image, config)
 
 
-def segment_repeatedly(
-    run: Callable[[int, Sequence[float] | None], list[np.ndarray]],
-    image: sitk.Image,
-    config: EasyDict,
+def segment_on_grids(
+    run: Callable[[Sequence[float] | None], list[np.ndarray]], image: sitk.Image, config: EasyDict
 ) -> Segmentation:
-    """Segments one image on the network grid, and again on a grid moved to the gland if need be.
+    """Segments one image on the network grid, and again on a grid about the gland if need be.
+
+    A grid on which nothing is found does not count.
 
     Args:
-        run: returns the outputs of an attempt, counted from 0, for `network_inputs` on a grid with
-            this centre, None for the image's.
-        image, config: see `segment_inputs`.
+        run: returns the network's outputs for `network_inputs` with this `centre_mm`.
+        image: the case's image, for its geometry.
+        config: see `segment`.
     """
-    centre_mm, attempt = None, 0
-    outputs = run(attempt, centre_mm)
-    while attempt < MOST_RECENTRINGS:
-        moved_mm = off_centre_mm(outputs, image, config, centre_mm)
-        if moved_mm is None:
+    found = Segmentation(*segment_outputs(run(None), image, config), None)
+    for _ in range(MOST_RECENTRINGS):
+        centre_mm = off_centre_mm(found, config)
+        if centre_mm is None:
             break
-        centre_mm, attempt = moved_mm, attempt + 1
-        outputs = run(attempt, centre_mm)
-    return Segmentation(*segment_outputs(outputs, image, config, centre_mm), centre_mm)
+        mask, probability = segment_outputs(run(centre_mm), image, config, centre_mm)
+        if not sitk.GetArrayViewFromImage(mask).any():
+            break
+        found = Segmentation(mask, probability, centre_mm)
+    return found
+
+
+def off_centre_mm(found: Segmentation, config: EasyDict) -> tuple[float, float, float] | None:
+    """Returns where the network grid should lie instead, if the gland is far from its centre.
+
+    Args:
+        found: on the present grid.
+        config: of the network grid, `recentre`.
+
+    Returns:
+        The mask's centre of mass in patient coordinates, to 0.1 mm, if `recentre` is set and it is
+        more than `RECENTRE_BEYOND_MM` from the grid's centre; else None.
+    """
+    voxels = np.nonzero(sitk.GetArrayViewFromImage(found.mask))[::-1]  # x, y, z
+    if not config.recentre or not voxels[0].size:
+        return None
+    gland_mm = found.mask.TransformContinuousIndexToPhysicalPoint([float(v.mean()) for v in voxels])
+    x, y, z = (round(place, 1) + 0.0 for place in gland_mm)  # -0.0 + 0.0 is 0.0
+    grid_mm = grid_centre_mm(network_grid(found.mask, config, found.centre_mm))
+    is_far = np.linalg.norm(np.subtract((x, y, z), grid_mm)) > RECENTRE_BEYOND_MM
+    return (x, y, z) if is_far else None
 
 
 class LazyNetwork:

@@ -683,7 +683,8 @@ def test_what_is_done_stays_and_the_rest_can_be_done_later(data, results, config
 
 
 @pytest.mark.parametrize(
-    "change", ["image", "geometry", "settings", "checkpoint", "mask", "probability", "nothing"]
+    "change",
+    ["image", "geometry", "settings", "recentre", "checkpoint", "mask", "probability", "nothing"],
 )
 @pytest.mark.usefixtures("undrawn")
 def test_only_what_would_come_out_the_same_is_kept(tmp_path, data, config, results, change):
@@ -699,6 +700,8 @@ def test_only_what_would_come_out_the_same_is_kept(tmp_path, data, config, resul
         image.SetSpacing((1.25, 1.25, 2.6))
     elif change == "settings":
         config = override_config(config, ["threshold=0.4"])
+    elif change == "recentre":
+        config = override_config(config, ["recentre=true"])
     elif change == "checkpoint":
         checkpoint.write_bytes(b"other weights")
     elif change == "mask":

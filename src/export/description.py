@@ -141,9 +141,9 @@ def describe(
             f"the prostate is where the probability is above {config.threshold}",
             "keep its largest component (26 neighbours)",
             *[
-                "if on the model's grid the centre of mass of that component lies more than "
-                f"{RECENTRE_BEYOND_MM:g} mm from the grid's centre: move the grid's centre there "
-                f"and repeat all steps, at most {MOST_RECENTRINGS} times; the last result counts"
+                f"if its centre of mass lies more than {RECENTRE_BEYOND_MM:g} mm from the centre "
+                "of the model's grid: repeat all steps with the grid's centre there (to 0.1 mm), "
+                f"at most {MOST_RECENTRINGS} times; the last result with any prostate counts"
             ]
             * config.recentre,
         ],

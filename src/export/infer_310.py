@@ -2,7 +2,8 @@
 
 Each file holds one (X, Y, Z) array of float32, Z fastest, as in the model zoo. With `flip_average`
 the mirrored volume has its own file. With `recentre` the program runs again for the cases whose
-gland lies far from the grid's centre: their volumes on the moved grid are NAME_recentredN.
+gland lies far from the grid's centre: their volumes on a grid about the place X, Y, Z in mm are
+NAME_about_X_Y_Z, so that no result can be taken for that of another grid.
 """
 
 import logging
@@ -18,11 +19,9 @@ from ..data_manager import Case, channel_of
 from ..evaluation import evaluate_masks
 from ..images.reading import read_image
 from ..predictor import (
-    MOST_RECENTRINGS,
     Segmentation,
     network_inputs,
-    off_centre_mm,
-    segment_repeatedly,
+    segment_on_grids,
 )
 from ..promise12.splits import split_cases
 from ..utils import output_folder
@@ -40,13 +39,18 @@ class Attempt(NamedTuple):
     """A case on a network grid."""
 
     case: Case
-    number: int = 0  # how often the grid has been moved
     centre_mm: Sequence[float] | None = None  # see `src.data_manager.network_grid`
 
     def volume_names(self, config: EasyDict) -> list[str]:
         """Returns the file names, without suffix, of the volumes."""
-        name = self.case.case_id + f"_recentred{self.number}" * (self.number > 0)
+        name = self.case.case_id
+        if self.centre_mm is not None:
+            name += "_about_" + "_".join(f"{place:.1f}" for place in self.centre_mm)
         return [name, *[f"{name}_mirrored"] * config.flip_average]
+
+
+class _Missing(Exception):
+    """There is no result for `args[0]`, an `Attempt` on a moved grid."""
 
 
 def write_inputs(cases: list[Case], config: EasyDict, folder: str | Path = INPUT_FOLDER) -> None:
@@ -222,69 +226,59 @@ class Results:
             Each (X, Y, Z) float32 in 0..1.
 
         Raises:
-            DataError: an output is missing, has the wrong size, or is not a probability; or that
-                on a moved grid is older than the one for which the grid was moved.
+            DataError: an output is missing, has the wrong size, or is not a probability.
         """
-        remedy = f"run the C++ program on {INPUT_FOLDER} first"
-        if attempt.number:
-            remedy = (
-                "the grid of this case is to be moved to its gland: run preprocess.py with "
-                f"--result_path, then the C++ program on {RECENTRED_FOLDER}"
-            )
-            if self._is_older(attempt):
-                raise DataError(
-                    f"{self._paths(attempt)[0]}: older than the result before; {remedy}"
-                )
-        each = [_read_output(path, self.config, remedy) for path in self._paths(attempt)]
-        models = len(self.folders)
-        by_volume = [each[first : first + models] for first in range(0, len(each), models)]
-        return [sum(of_models[1:], of_models[0]) / np.float32(models) for of_models in by_volume]
+        outputs = []
+        for paths in self._paths(attempt):
+            each = [_read_output(path, self.config, attempt.centre_mm) for path in paths]
+            outputs.append(sum(each[1:], each[0]) / np.float32(len(each)))
+        return outputs
+
+    def segment(self, case: Case, image: sitk.Image) -> Segmentation:
+        """Segments an image from the outputs, see `src.predictor.segment_on_grids`."""
+
+        def run(centre_mm: Sequence[float] | None) -> list[np.ndarray]:
+            return self.of(Attempt(case, centre_mm))
+
+        return segment_on_grids(run, image, self.config)
 
     def next_attempt(self, case: Case) -> Attempt | None:
-        """Returns a case on the grid on which it has to be segmented next; None: on no other.
+        """Returns a case on the moved grid for which there is no result yet, None if on none.
 
         Raises:
             DataError: see `of`; or the image cannot be read.
         """
+
+        def run(centre_mm: Sequence[float] | None) -> list[np.ndarray]:
+            attempt = Attempt(case, centre_mm)
+            files = [path for paths in self._paths(attempt) for path in paths]
+            if centre_mm is not None and not all(path.is_file() for path in files):
+                raise _Missing(attempt)
+            return self.of(attempt)
+
         if not self.config.recentre:
             return None
-        image = read_image(case.image_path, channel_of(self.config))
-        attempt = Attempt(case)
-        while attempt.number < MOST_RECENTRINGS:
-            centre_mm = off_centre_mm(self.of(attempt), image, self.config, attempt.centre_mm)
-            if centre_mm is None:
-                return None
-            attempt = Attempt(case, attempt.number + 1, centre_mm)
-            if self._is_older(attempt) or not all(path.is_file() for path in self._paths(attempt)):
-                return attempt
+        try:
+            segment_on_grids(run, read_image(case.image_path, channel_of(self.config)), self.config)
+        except _Missing as missing:
+            return missing.args[0]
         return None
 
-    def segment(self, case: Case, image: sitk.Image) -> Segmentation:
-        """Segments an image from the outputs, see `segment_repeatedly`."""
-
-        def run(number: int, centre_mm: Sequence[float] | None) -> list[np.ndarray]:
-            return self.of(Attempt(case, number, centre_mm))
-
-        return segment_repeatedly(run, image, self.config)
-
-    def _paths(self, attempt: Attempt) -> list[Path]:
-        """The files of the first volume, of each model one, and so on."""
+    def _paths(self, attempt: Attempt) -> list[list[Path]]:
+        """For each volume the files of all models."""
         names = attempt.volume_names(self.config)
-        return [folder / f"{name}_0.bin" for name in names for folder in self.folders]
-
-    def _is_older(self, attempt: Attempt) -> bool:
-        """Whether the results are older than those of the attempt before."""
-        before = self._paths(attempt._replace(number=attempt.number - 1))
-        times = [
-            [path.stat().st_mtime_ns for path in paths if path.is_file()]
-            for paths in (before, self._paths(attempt))
-        ]
-        return all(times) and min(times[1]) < max(times[0])
+        return [[folder / f"{name}_0.bin" for folder in self.folders] for name in names]
 
 
-def _read_output(path, config, remedy):
+def _read_output(path, config, centre_mm):
     """Reads an output, (X, Y, Z) float32 in 0..1."""
     if not path.is_file():
+        remedy = f"run the C++ program on {INPUT_FOLDER} first"
+        if centre_mm is not None:
+            remedy = (
+                "the gland lies far from the grid's centre (key recentre): run preprocess.py with "
+                f"--result_path, then the C++ program on {RECENTRED_FOLDER}"
+            )
         raise DataError(f"{path}: no such result; {remedy}")
     size, expected = path.stat().st_size, 4 * int(np.prod(config.VolSize))
     if size != expected:

@@ -214,6 +214,7 @@ def _metrics(
             "you release"
         )
     config = networks[0].config
+    configuration = {"recentre": False, **configuration}  # which older evaluations do not have
     for key in SHARED:
         if configuration.get(key) != config[key]:
             raise DataError(
@@ -264,8 +265,10 @@ def render_card(metadata: dict[str, Any]) -> str:
         "",
         f"{seen['plane'].capitalize()} {seen['modality']} of any size and spacing, resampled to "
         f"{voxels} voxels of {spacing} mm about the centre of the image. It sees {sides} mm there: "
-        "a gland that reaches beyond that is cut off. Other contrasts, other planes and cases "
-        "after surgery are outside of what it was made for.",
+        "a gland that reaches beyond that is cut off"
+        + (" unless enough of it is seen to move there" * metadata["output"]["recentre"])
+        + ". Other contrasts, other planes and cases after surgery are outside of what it was made "
+        "for.",
         "",
         "## Network" + ("s, averaged" if is_ensemble else ""),
         "",

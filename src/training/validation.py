@@ -1,5 +1,6 @@
 """The validation of a training: the mean Dice of cases that are prepared once."""
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ from mindspore import nn
 from ..data_manager import Case, read_case, worker_count, xyz
 from ..devices.ranks import Ranks
 from ..metrics import dice
-from ..predictor import network_inputs, segment_inputs
+from ..predictor import foreground_probability, network_inputs, segment_on_grids
 from ..report.planes import OverlayCase
 from ..utils.stopping import stop_if_asked
 
@@ -19,10 +20,10 @@ from ..utils.stopping import stop_if_asked
 class PreparedCase(NamedTuple):
     """What a validation needs of a case."""
 
-    case_id: str
+    case: Case
     inputs: list[np.ndarray]  # `network_inputs` of the image
     reference: sitk.Image  # uint8, 0 and 1, with the image's geometry
-    image: sitk.Image | None  # float32, of a case to draw or where `recentre` may need it
+    image: sitk.Image | None  # float32, of a case to draw
 
     @property
     def nbytes(self) -> int:
@@ -37,7 +38,7 @@ def prepare_case(case: Case, config: EasyDict, is_drawn: bool = False) -> Prepar
     Args:
         case: with a reference mask.
         config: see `read_case` and `network_inputs`.
-        is_drawn: whether to keep the image even without `recentre`.
+        is_drawn: whether to keep the image.
 
     Raises:
         DataError: see `read_case`.
@@ -46,8 +47,8 @@ def prepare_case(case: Case, config: EasyDict, is_drawn: bool = False) -> Prepar
     image, reference = read_case(case, config)
     if reference is None:
         raise ValueError(f"case {case.case_id} without a mask, expected one for validation")
-    kept_image = image if is_drawn or config.recentre else None
-    return PreparedCase(case.case_id, network_inputs(image, config), reference, kept_image)
+    kept_image = image if is_drawn else None
+    return PreparedCase(case, network_inputs(image, config), reference, kept_image)
 
 
 class ValidationSet:
@@ -58,7 +59,7 @@ class ValidationSet:
 
     Args:
         cases: with reference masks; each rank keeps its share.
-        config: see `prepare_case`, `segment_inputs`; `num_workers`.
+        config: see `prepare_case`, `segment_on_grids`; `num_workers`.
         budget_bytes: of memory for the prepared cases of this rank.
         ranks: that validate together, with the same cases.
         drawn: number of cases, the first of this rank, whose masks are kept in `overlays`.
@@ -109,9 +110,17 @@ class ValidationSet:
         stop_if_asked()
         if isinstance(case, Case):
             case = self._prepare(case)
-        # Without `recentre` only the geometry of the image counts.
-        image = case.reference if case.image is None else case.image
-        mask = segment_inputs(network, case.inputs, image, self.config).mask
-        if case.image is not None and case.case_id in self.drawn_ids:
-            self.overlays.append(OverlayCase(case.case_id, case.image, mask, case.reference))
+
+        def run(centre_mm: Sequence[float] | None) -> list[np.ndarray]:
+            inputs = case.inputs
+            if centre_mm is not None:  # rare: the image is read again
+                inputs = network_inputs(
+                    read_case(case.case, self.config)[0], self.config, centre_mm
+                )
+            return [foreground_probability(network, volume) for volume in inputs]
+
+        mask = segment_on_grids(run, case.reference, self.config).mask
+        if case.image is not None:
+            drawn = OverlayCase(case.case.case_id, case.image, mask, case.reference)
+            self.overlays.append(drawn)
         return dice(xyz(case.reference) > 0, xyz(mask) > 0)

@@ -283,6 +283,16 @@ def test_averaging_with_the_mirror_image_is_the_users_choice(model, trained, wan
     assert config.flip_average == (wanted == "true")
 
 
+def test_a_description_of_an_earlier_version_has_the_defaults_of_newer_keys(model):
+    put(model, config_of("recentre=true"))
+    assert config_of_model(model, []).recentre
+    path = description_path(model)
+    description = json.loads(path.read_text())
+    del description["configuration"]["recentre"]
+    path.write_text(json.dumps(description))
+    assert not config_of_model(model, []).recentre
+
+
 @pytest.mark.parametrize("count", [2, 5, 0])
 def test_a_model_of_several_volumes_per_call_is_none_for_the_program(model, count):
     put(model, batch_size=count)

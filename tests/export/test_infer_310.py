@@ -15,10 +15,16 @@ from src.commands import run_script
 from src.data_manager import find_cases
 from src.evaluation import evaluate
 from src.export.description import describe
-from src.export.infer_310 import INPUT_FOLDER, RECENTRED_FOLDER, evaluate_outputs, write_inputs
+from src.export.infer_310 import (
+    INPUT_FOLDER,
+    RECENTRED_FOLDER,
+    Results,
+    evaluate_outputs,
+    write_inputs,
+)
 from src.images.orientation import to_patient_order
 from src.images.reading import read_image
-from src.predictor import network_inputs, segment_outputs
+from src.predictor import network_inputs, segment_inputs, segment_outputs
 from src.utils.errors import DataError, UsageError
 from src.utils.files import hash_file
 from src.utils.output_folder import MANIFEST
@@ -436,8 +442,7 @@ def test_the_program_runs_again_for_a_gland_far_from_the_grids_centre(
     trained = config("recentre=true", "dstRes=2,2,4", f"flip_average={flip}")
     content = describe(trained, 1, {model.name: {"format": "MINDIR", **hashes}})
     model.with_suffix(".json").write_text(json.dumps(content))
-    assert "about that point" not in content["postprocessing"][-1]
-    assert "more than 15 mm from the grid's centre" in content["postprocessing"][-1]
+    assert "more than 15 mm from the centre of the model's grid" in content["postprocessing"][-1]
 
     def command(name, *further):
         words = ["--data_path", "data", "--split_file_path", "val.csv"]
@@ -455,7 +460,9 @@ def test_the_program_runs_again_for_a_gland_far_from_the_grids_centre(
     assert printed.out.splitlines()[1].startswith("recentre: once the C++ program has run, ")
     stand_in_program(tmp_path / INPUT_FOLDER, results, bright)
     _, printed = command("preprocess", *again)
-    names = ["Case2_recentred1"] + ["Case2_recentred1_mirrored"] * (flip == "true")
+    (name,) = (tmp_path / RECENTRED_FOLDER).glob("Case2_about_*[0-9].bin")
+    names = [name.stem] + [f"{name.stem}_mirrored"] * (flip == "true")
+    about_mm = [float(place) for place in name.stem.split("_")[2:]]
     assert printed.out == (
         f"{RECENTRED_FOLDER}: {len(names)} volume(s) of [32, 48, 16] voxels, of 1 case(s)\n"
     )
@@ -463,7 +470,9 @@ def test_the_program_runs_again_for_a_gland_far_from_the_grids_centre(
 
     code, printed = command("postprocess", *again)
     assert code == 1 and not (tmp_path / "masks").exists()
-    line = f"result_Files/{names[0]}_0.bin: no such result; the grid of this case is to be moved"
+    line = (
+        f"result_Files/{names[0]}_0.bin: no such result; the gland lies far from the grid's centre"
+    )
     assert line in printed.err and RECENTRED_FOLDER in printed.err
 
     stand_in_program(tmp_path / RECENTRED_FOLDER, results, bright)
@@ -481,11 +490,32 @@ def test_the_program_runs_again_for_a_gland_far_from_the_grids_centre(
     assert dice["Case2"] > fixed_dice["Case2"] + 0.5
     assert dice["Case0"] == pytest.approx(fixed_dice["Case0"], abs=1e-6)  # as a table has it
 
-    stand_in_program(tmp_path / INPUT_FOLDER, results, bright)  # another run of the first step
-    code, printed = command("postprocess", *again)
-    assert code == 1 and "_recentred1_0.bin: older than the result before" in printed.err
-    _, printed = command("preprocess", *again)
-    assert f"{len(names)} volume(s)" in printed.out
+    image = read_image(cases[0].image_path)
+    found = segment_inputs(bright, network_inputs(image, trained), image, trained)
+    np.testing.assert_allclose(found.centre_mm, about_mm, atol=1e-9)
+
+    # Of an ensemble, each model has to have run on the moved grid.
+    shutil.copytree(results, tmp_path / "second")
+    both = Results([results, tmp_path / "second"], trained, models=2)
+    assert both.next_attempt(cases[0]) is None
+    mask = both.segment(cases[0], image).mask
+    np.testing.assert_array_equal(*map(sitk.GetArrayFromImage, (mask, found.mask)))
+    (tmp_path / "second" / f"{names[-1]}_0.bin").unlink()
+    attempt = both.next_attempt(cases[0])
+    assert attempt.case == cases[0] and attempt.volume_names(trained) == names
+
+    # With another threshold the gland's centre is another: no result is taken for that of its grid.
+    other = ("--set", "threshold=0.99999")
+    assert command("postprocess", *again, "--set", "dirPredictionImage=files")[0] == 0
+    for volume in results.glob("Case2*"):
+        output = np.fromfile(volume, "<f4")
+        half = (
+            slice(output.size // 2) if "mirr" not in volume.name else slice(output.size // 2, None)
+        )
+        output[half] *= 0.9  # along X
+        output.tofile(volume)
+    code, printed = command("postprocess", *again, *other)
+    assert code == 1 and "no such result" in printed.err
 
 
 # Ensembles ---------------------------------------------------------------------------------------

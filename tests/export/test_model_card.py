@@ -216,6 +216,22 @@ def test_metrics_of_something_else_are_refused(run, config, change, words):
     assert words in str(error.value) and str(path) in str(error.value)
 
 
+def test_an_evaluation_before_recentring_was_without_it(run, config):
+    """It fits a release without, and no other; so does the card."""
+    without = override_config(config, ["recentre=false"])
+    path = metrics_of(run, without, ["a"])
+    content = json.loads(path.read_text())
+    del content["configuration"]["recentre"]
+    path.write_text(json.dumps(content))
+    card = render_card(described(run, without, metrics=path))
+    assert "cut off. Other" in card
+    with pytest.raises(DataError, match="evaluated with recentre=False, the release has True"):
+        described(run, config, metrics=path)
+    assert "cut off unless enough of it is seen to move there. Other" in render_card(
+        described(run, config)
+    )
+
+
 def test_damaged_files_are_named(run, config):
     (run / "metrics.json").write_text("{")
     with pytest.raises(DataError, match="metrics.json: not the metrics"):
