@@ -109,7 +109,8 @@ def _draw_one(
         for move in SPATIAL:
             is_chosen = rng.random() < config[f"augment_{move}"]
             value = _draw_one(move, rng, config, donor, case_count)
-            params |= {move: value} if is_chosen else {}
+            if is_chosen:
+                params[move] = value
         return params
     raise ValueError(f"{name}: no such transform")
 

@@ -275,8 +275,10 @@ def off_centre_mm(found: Segmentation, config: EasyDict) -> tuple[float, float, 
         The mask's centre of mass in patient coordinates, to 0.1 mm, if `recentre` is set and it is
         more than `RECENTRE_BEYOND_MM` from the grid's centre; else None.
     """
+    if not config.recentre:
+        return None
     voxels = np.nonzero(sitk.GetArrayViewFromImage(found.mask))[::-1]  # x, y, z
-    if not config.recentre or not voxels[0].size:
+    if not voxels[0].size:
         return None
     gland_mm = found.mask.TransformContinuousIndexToPhysicalPoint([float(v.mean()) for v in voxels])
     x, y, z = (round(place, 1) + 0.0 for place in gland_mm)  # -0.0 + 0.0 is 0.0

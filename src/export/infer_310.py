@@ -18,11 +18,7 @@ from easydict import EasyDict
 from ..data_manager import Case, channel_of
 from ..evaluation import evaluate_masks
 from ..images.reading import read_image
-from ..predictor import (
-    Segmentation,
-    network_inputs,
-    segment_on_grids,
-)
+from ..predictor import Segmentation, network_inputs, segment_on_grids
 from ..promise12.splits import split_cases
 from ..utils import output_folder
 from ..utils.errors import DataError, UsageError
@@ -49,8 +45,15 @@ class Attempt(NamedTuple):
         return [name, *[f"{name}_mirrored"] * config.flip_average]
 
 
-class _Missing(Exception):
-    """There is no result for `args[0]`, an `Attempt` on a moved grid."""
+class _NotRunYet(DataError):
+    """There is no result for an attempt on a moved grid."""
+
+    def __init__(self, path: Path, attempt: Attempt) -> None:
+        super().__init__(
+            f"{path}: no such result; the gland lies far from the grid's centre (key recentre): "
+            f"run preprocess.py with --result_path, then the C++ program on {RECENTRED_FOLDER}"
+        )
+        self.attempt = attempt
 
 
 def write_inputs(cases: list[Case], config: EasyDict, folder: str | Path = INPUT_FOLDER) -> None:
@@ -229,8 +232,12 @@ class Results:
             DataError: an output is missing, has the wrong size, or is not a probability.
         """
         outputs = []
-        for paths in self._paths(attempt):
-            each = [_read_output(path, self.config, attempt.centre_mm) for path in paths]
+        for name in attempt.volume_names(self.config):
+            paths = [folder / f"{name}_0.bin" for folder in self.folders]
+            for path in paths:
+                if attempt.centre_mm is not None and not path.is_file():
+                    raise _NotRunYet(path, attempt)
+            each = [_read_output(path, self.config) for path in paths]
             outputs.append(sum(each[1:], each[0]) / np.float32(len(each)))
         return outputs
 
@@ -248,38 +255,19 @@ class Results:
         Raises:
             DataError: see `of`; or the image cannot be read.
         """
-
-        def run(centre_mm: Sequence[float] | None) -> list[np.ndarray]:
-            attempt = Attempt(case, centre_mm)
-            files = [path for paths in self._paths(attempt) for path in paths]
-            if centre_mm is not None and not all(path.is_file() for path in files):
-                raise _Missing(attempt)
-            return self.of(attempt)
-
         if not self.config.recentre:
             return None
         try:
-            segment_on_grids(run, read_image(case.image_path, channel_of(self.config)), self.config)
-        except _Missing as missing:
-            return missing.args[0]
+            self.segment(case, read_image(case.image_path, channel_of(self.config)))
+        except _NotRunYet as error:
+            return error.attempt
         return None
 
-    def _paths(self, attempt: Attempt) -> list[list[Path]]:
-        """For each volume the files of all models."""
-        names = attempt.volume_names(self.config)
-        return [[folder / f"{name}_0.bin" for folder in self.folders] for name in names]
 
-
-def _read_output(path, config, centre_mm):
+def _read_output(path, config):
     """Reads an output, (X, Y, Z) float32 in 0..1."""
     if not path.is_file():
-        remedy = f"run the C++ program on {INPUT_FOLDER} first"
-        if centre_mm is not None:
-            remedy = (
-                "the gland lies far from the grid's centre (key recentre): run preprocess.py with "
-                f"--result_path, then the C++ program on {RECENTRED_FOLDER}"
-            )
-        raise DataError(f"{path}: no such result; {remedy}")
+        raise DataError(f"{path}: no such result; run the C++ program on {INPUT_FOLDER} first")
     size, expected = path.stat().st_size, 4 * int(np.prod(config.VolSize))
     if size != expected:
         raise DataError(

@@ -18,7 +18,7 @@ from ..promise12.phantom import phantom_case
 from ..utils.files import write_files
 from .figures import PREDICTION_COLOUR, REFERENCE_COLOUR, add_line_legend
 
-CASES = 3  # phantoms; the first is shown, the last is the other of histogram and transplant
+CASES = 3  # phantoms; the first is shown, the last is the other case of some transforms
 SAMPLES = 2  # with all transforms on
 COLUMNS = 5
 # Layout in inches: side of a view, gap between views, caption below a view, title at the top.
@@ -106,7 +106,7 @@ def strong_parameters(params: dict[str, Any], case_count: int) -> dict[str, Any]
 
     Args:
         params: from `augment.draw` with all transforms on; deformation and noise are kept.
-        case_count: number of cases; the last is the other of histogram and transplant.
+        case_count: number of cases; the last is the other case of histogram and transplant.
 
     Returns:
         {transform: parameters} at the end of the range that `augment.draw` draws from.
