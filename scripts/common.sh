@@ -314,6 +314,12 @@ optional_package() {
   echo "no $1: $2 is skipped (Debian, Ubuntu: sudo apt-get install ${*:3})" >&2
 }
 
+need_space() { # need_space FOLDER MEGABYTES PURPOSE
+  local free
+  free=$(df --output=avail --block-size=1M -- "$1" | tail -n 1)
+  ((free >= $2)) || fail 1 "$1 has ${free// /} MB left, $3 takes up to $2 MB: make room and start again"
+}
+
 # Whether src/fast_conv3d/build.py finds a compiler; one that CXX names is not checked.
 has_compiler() {
   local candidate
@@ -361,6 +367,7 @@ prepare_environment() {
     # The first file has the packages of the project itself: when it changes, .venv is made anew.
     if [[ ${missing[0]} == "$1" ]]; then
       create_venv "$python" "$venv"
+      need_space "$ROOT" 4000 "the environment .venv"
     fi
     : >"$installed"
     echo "installing ${missing[*]} into $venv (once, some minutes)"

@@ -506,6 +506,10 @@ class Checkout:
         self.python = write_executable(folder / "bin" / "python3.11", FAKE_PYTHON)
         for name in ["g++", "c++", "clang++"]:
             write_executable(self.python.with_name(name), '#!/bin/sh\nexit "${NO_COMPILER:-0}"\n')
+        write_executable(
+            self.python.with_name("df"),  # else the tests would fail where little is left
+            '#!/bin/sh\necho "   Avail"\necho "    ${FREE_MB:-9999}"\n',
+        )
 
     def add_apt_get(self):
         """A stand-in for the system's package manager, which fails where the test asks."""
@@ -581,6 +585,32 @@ def test_an_interrupted_install_counts_for_nothing(checkout):
     assert checkout.prepare("requirements.txt")[0] == ["venv", "pip"]
     assert checkout.prepare(*both, PIP_EXIT="130")[0] == ["pip"]
     assert checkout.prepare(*both)[0] == ["venv", "pip"]
+
+
+@pytest.mark.parametrize(
+    ("script", "free_mb", "message"),
+    [
+        ("run_demo.sh", 3000, "has 3000 MB left, the environment .venv takes up to 4000 MB"),
+        ("run_tests.sh", 3999, "has 3999 MB left, the environment .venv takes up to 4000 MB"),
+    ],
+)
+def test_too_little_space_for_the_environment(checkout, script, free_mb, message):
+    process, calls = checkout.run("bash", f"{checkout.root}/scripts/{script}", FREE_MB=str(free_mb))
+    assert process.returncode == 1
+    assert process.stderr == f"error: {checkout.root} {message}: make room and start again\n"
+    assert not any(" -m pip " in call for call in calls)
+
+
+def test_too_little_space_for_the_tests(checkout, tmp_path):
+    script = f"{checkout.root}/scripts/run_tests.sh"
+    assert checkout.run("bash", script)[0].returncode == 0
+    process, calls = checkout.run("bash", script, FREE_MB="287", TMPDIR=str(tmp_path))
+    assert process.returncode == 1
+    assert process.stderr == (
+        f"error: {tmp_path} has 287 MB left, a run of the tests (TMPDIR names another folder) "
+        "takes up to 2000 MB: make room and start again\n"
+    )
+    assert not any(" -m pytest" in call for call in calls)
 
 
 def test_a_foreign_environment_stays(checkout):
