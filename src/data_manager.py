@@ -24,11 +24,17 @@ from easydict import EasyDict
 from scipy import ndimage
 
 from .images.formats import MASK_SUFFIX, SUFFIXES, list_images, only_file, stem, suffix_of
-from .images.intensity import check_scalar_3d, equalize, to_float32, z_score
+from .images.intensity import (
+    check_scalar_3d,
+    equalize,
+    to_float32,
+    without_padding,
+    z_score,
+)
 from .images.metaimage import data_file
 from .images.orientation import acquisition_plane, patient_direction
 from .images.reading import read_image, read_mask
-from .utils.errors import DataError
+from .utils.errors import DataError, naming
 from .utils.files import check_name, user_cache_folder, write_files
 
 log = logging.getLogger(__name__)
@@ -36,7 +42,7 @@ log = logging.getLogger(__name__)
 LEFT_RIGHT_AXIS = 0  # of the network grid: flipping it swaps the patient's left and right
 FULL_WIDTH_SIGMAS = np.sqrt(8 * np.log(2))  # a Gaussian's full width at half maximum, in sigmas
 MIN_SHARE_ON_GRID = 0.95  # of the prostate's voxels; below it a line is logged
-CACHE_VERSION = 6  # raise it when preprocessing the same case gives another result
+PREPROCESSING = 7  # a version: raise it when the same image gives another network input
 
 
 @dataclass(frozen=True)
@@ -159,12 +165,22 @@ def intensity_on_network_grid(
 
     Raises:
         ValueError: not a 3-D scalar image, or NaN or infinity in it.
+        DataError: the image has no contrast on the network grid.
     """
-    image = to_float32(image)
+    image = without_padding(to_float32(image))
     grid = network_grid(image, config, centre_mm)
     if config.intensity == "equalize":
-        return equalize(xyz(_sampled(image, grid, np.nan)), config.dstRes)
-    return xyz(_sampled(sitk.RescaleIntensity(image, 0.0, 1.0), grid, 0.0))
+        intensity = equalize(xyz(_sampled(image, grid, np.nan)), config.dstRes)
+    else:
+        intensity = xyz(_sampled(sitk.RescaleIntensity(image, 0.0, 1.0), grid, 0.0))
+    positive = intensity[intensity > 0]
+    if not positive.size or positive.min() == positive.max():
+        x, y, z = np.multiply(config.VolSize, config.dstRes)
+        raise DataError(
+            f"no contrast within {x:g} x {y:g} x {z:g} mm about its centre, where the prostate is "
+            "expected; crop the image about the prostate"
+        )
+    return intensity
 
 
 def _sampled(image, grid, outside):
@@ -213,7 +229,7 @@ def image_to_network_grid(
         image, config, centre_mm: see `intensity_on_network_grid`.
 
     Raises:
-        ValueError: see `intensity_on_network_grid`.
+        ValueError, DataError: see `intensity_on_network_grid`.
     """
     return z_score(intensity_on_network_grid(image, config, centre_mm))
 
@@ -342,8 +358,10 @@ def _training_volume(case, config):
             log.info(f"{cached}: damaged cache file ({error}), preprocessing the case again")
     image, mask = read_case(case, config)
     assert mask is not None  # `load_training_volumes` has checked it
+    with naming(case.image_path):
+        intensity = intensity_on_network_grid(image, config)
     arrays = {
-        "intensity": intensity_on_network_grid(image, config),
+        "intensity": intensity,
         "mask": mask_to_network_grid(mask, config),
         "plane": acquisition_plane(image) or "",
     }
@@ -400,7 +418,7 @@ def _cache_file(case, config):
         config.intensity,
         config.labels,
         config.channel,
-        CACHE_VERSION,
+        PREPROCESSING,
         sitk.Version_VersionString(),
     ]
     key = hashlib.sha256(json.dumps([identity, geometry]).encode()).hexdigest()[:32]

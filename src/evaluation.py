@@ -33,7 +33,7 @@ from .report.results import (
 from .report.tables import METRICS_CSV, METRICS_JSON, write_metrics, zoo_lines
 from .utils import output_folder
 from .utils.ahead import Ahead
-from .utils.errors import DataError
+from .utils.errors import DataError, naming
 from .utils.files import temporary_folder
 from .utils.status import write_status
 
@@ -204,7 +204,7 @@ def compare_masks(
                 f"{path}: not on the grid of its reference {reference_path}: {difference}; "
                 "resample it onto the reference"
             )
-        return read_mask(path, read.reference, reference_path, config.labels)
+        return read_mask(path, read.reference, reference_path, config.labels, may_lack=True)
 
     with Ahead(lambda case: _Read.of(case, config), cases) as ready:
         return _evaluate(read_prediction, cases, ready, config, metadata, painter, language, masks)
@@ -223,7 +223,9 @@ class _Read(NamedTuple):
         image, reference = read_case(case, config) if has_image(case) else _no_image(case, config)
         if reference is None:
             raise ValueError(f"{case.case_id} without a mask, expected a case with a reference")
-        return cls(case, image, reference, network_inputs(image, config) if with_inputs else [])
+        with naming(case.image_path):
+            inputs = network_inputs(image, config) if with_inputs else []
+        return cls(case, image, reference, inputs)
 
 
 def _no_image(case: Case, config: EasyDict) -> tuple[sitk.Image, sitk.Image]:

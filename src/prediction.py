@@ -15,14 +15,21 @@ import SimpleITK as sitk
 from easydict import EasyDict
 from tqdm import tqdm
 
-from .data_manager import channel_of
+from .data_manager import PREPROCESSING, channel_of
 from .images.formats import OUTPUT_TYPES, suffix_of
 from .images.grid import check_same_grid
 from .images.reading import read_image, read_volume
 from .images.seg_nrrd import save_seg_nrrd
 from .images.writing import save_volume
 from .measurements import MEASURES, measure_gland
-from .predictor import LazyNetwork, loaded, network_inputs, segment_inputs
+from .predictor import (
+    MOST_RECENTRINGS,
+    RECENTRE_BEYOND_MM,
+    LazyNetwork,
+    loaded,
+    network_inputs,
+    segment_inputs,
+)
 from .report.album import Album
 from .report.findings import finding_fields, mask_findings, plane_findings
 from .report.painter import Painter
@@ -38,7 +45,7 @@ from .report.results import (
 from .report.tables import VOLUMES_CSV, VOLUMES_JSON, VolumesTable, volumes_text
 from .utils import output_folder
 from .utils.ahead import Ahead
-from .utils.errors import DataError, UsageError, reason_of
+from .utils.errors import DataError, UsageError, naming, reason_of
 from .utils.files import check_name, hash_file, printable
 
 if TYPE_CHECKING:
@@ -270,7 +277,8 @@ class _Reader(NamedTuple):
             image, dicom = read_image(source, channel_of(self.config), self.series), None
         fingerprint, volumes = _fingerprint(image, self.network_id), None
         if name not in self.perhaps_done:
-            with suppress(MemoryError, RuntimeError, ValueError):  # raised again by `process`
+            # Those that are suppressed are raised again by `process`.
+            with suppress(MemoryError, RuntimeError, ValueError), naming(source):
                 volumes = network_inputs(image, self.config)
         return _Prepared(image, fingerprint, volumes, dicom)
 
@@ -313,10 +321,11 @@ class _Segmenter(NamedTuple):
             if earlier is not None and self._is_done(earlier, row, image, outputs):
                 place = {key: row[key] for key in ("image", "series", "channel")}
                 return {**earlier, **place}, True
-            if volumes is None:
-                volumes = network_inputs(image, self.config)
-            mask, probability, centre_mm = segment_inputs(self.network, volumes, image, self.config)
             assert isinstance(source, Path)  # otherwise `prepare` has raised it
+            if volumes is None:
+                with naming(source):
+                    volumes = network_inputs(image, self.config)
+            mask, probability, centre_mm = segment_inputs(self.network, volumes, image, self.config)
             writers = _writers(outputs, mask, probability, source, dicom)
         except (DataError, MemoryError, RuntimeError, ValueError) as error:
             if is_only:
@@ -376,7 +385,9 @@ def _network_id(metadata: dict) -> str:
     """Hash of the weights and of the settings that change a mask."""
     configuration = metadata["configuration"]
     settings = [configuration.get(key) for key in MASK_KEYS]
-    settings += ["recentre"] * configuration.get("recentre", False)  # masks without it stay valid
+    settings.append(PREPROCESSING)
+    if configuration.get("recentre", False):
+        settings += [RECENTRE_BEYOND_MM, MOST_RECENTRINGS]
     digest = hashlib.sha256(json.dumps(settings).encode())
     digest.update("".join(metadata.get("checkpoints", {}).values()).encode())
     with suppress(OSError):

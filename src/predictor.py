@@ -51,6 +51,7 @@ def network_inputs(
 
     Raises:
         ValueError: not a 3-D scalar image, or NaN or infinity in it.
+        DataError: the image has no contrast on the network grid.
     """
     volume = image_to_network_grid(image, config, centre_mm)
     if not config.flip_average:
@@ -212,6 +213,7 @@ def segment(
 
     Raises:
         ValueError: not a 3-D scalar image of finite voxels, or a network in training mode.
+        DataError: the image has no contrast on the network grid.
     """
     return segment_inputs(network, network_inputs(image, config), image, config)[:2]
 

@@ -24,6 +24,7 @@ from src.data_manager import (
 )
 from src.images.intensity import z_score
 from src.images.writing import write_volume
+from src.training.validation import prepare_case
 from src.utils.errors import DataError
 from tests.helpers import flip_middle, touch, tree
 from tests.volumes import STORAGE_ORDERS, geometry_error, stored_in_order
@@ -308,11 +309,37 @@ def test_there_and_back_again(make_image, oblique, small_config, patient):
     assert on_grid.sum() * 0.7**3 == pytest.approx(volume_mm3, rel=0.03)
 
 
-def test_an_image_dark_on_the_whole_grid_gives_zeros(make_image, small_config):
-    values = np.zeros((9, 40, 40), np.float32)
-    values[0, 0, 0] = 1000  # far from the centre
-    volume = image_to_network_grid(make_image(values), small_config("dstRes=0.5,0.5,0.5"))
-    assert not volume.any()
+@pytest.mark.parametrize("intensity", ["rescale", "equalize"])
+@pytest.mark.parametrize("value", [0, 7, -3])
+def test_an_image_without_contrast_on_the_grid_is_refused(
+    tmp_path, make_image, write_case, small_config, intensity, value
+):
+    config = small_config("dstRes=0.5,0.5,1", f"intensity={intensity}")
+    values = np.full((30, 40, 40), value, np.float32)
+    values[0, :3] = np.random.default_rng(0).integers(100, 900, (3, 40))  # far from the centre
+    words = "no contrast within 8 x 8 x 16 mm about its centre"
+    with pytest.raises(DataError, match=f"^{words}"):
+        image_to_network_grid(make_image(values), config)
+    path, _ = write_case(tmp_path, "Case0", ".mha", size_xyz=(40, 40, 30))
+    write_volume(make_image(values), path)
+    (case,) = find_cases(tmp_path, ["Case0"])
+    for use in (lambda: load_training_volumes([case], config), lambda: prepare_case(case, config)):
+        with pytest.raises(DataError, match=f"^{path}: {words}"):
+            use()
+
+
+@pytest.mark.parametrize("intensity", ["rescale", "equalize"])
+@pytest.mark.parametrize("constant", [-1024, -32768, 32767, 65535])
+def test_padding_hardly_changes_the_networks_input(make_image, small_config, intensity, constant):
+    config = small_config(f"intensity={intensity}")
+    rng = np.random.default_rng(0)
+    plain = ndimage.gaussian_filter(rng.normal(size=(16, 48, 48)), (1, 2, 2))
+    plain = (300 + 100 * plain / plain.std()).clip(1).astype(np.float32)
+    padded = plain.copy()
+    padded[..., :16] = constant
+    first, second = (image_to_network_grid(make_image(v), config) for v in (plain, padded))
+    tissue = np.s_[8:]  # of the grid's 16 voxels along x the first 5 lie on the padding
+    assert np.corrcoef(first[tissue].ravel(), second[tissue].ravel())[0, 1] > 0.97
 
 
 # Training volumes and their cache ---------------------------------------------------------------

@@ -74,6 +74,13 @@ def test_a_study_is_segmented_by_the_series_that_is_asked_for(tmp_path, config, 
     assert "<article" in (results / "report.html").read_text("utf-8")
 
 
+def test_a_folder_of_dicom_files_may_be_named_like_a_nifti_file(tmp_path, config, results):
+    array = np.random.default_rng(0).integers(0, 900, (10, 24, 24))
+    write_series(tmp_path / "P1.nii.gz", array)
+    (row,) = predict(bright, find_images([tmp_path / "P1.nii.gz"]), config, {})
+    assert row["problem"] is None and read_array(results / row["mask"]).shape == (10, 24, 24)
+
+
 # Output types -------------------------------------------------------------------------------------
 
 TYPES = ("seg_nrrd", "dicom_seg", "image")
@@ -362,6 +369,10 @@ def spoil(path, kind, make_image):
         array[3:8, 8:16, 8:18] = 1
         array[5:8, 12:16, 8:18] = 4
         sitk.WriteImage(make_image(array), str(path))
+    elif kind == "no contrast":
+        array = np.zeros((90, 12, 90), np.float32)
+        array[0] = np.random.default_rng(0).uniform(50, 90, (12, 90))
+        sitk.WriteImage(make_image(array), str(path))
     else:
         path.write_bytes(b"rubbish" * 100)
 
@@ -370,6 +381,7 @@ REASONS = {
     "missing": "no such file",
     "constant": "every voxel is 0",
     "label map": "only the values 0, 1, 4: looks like a label map, not an MR image",
+    "no contrast": "no contrast within 40 x 40 x 40 mm about its centre",
     "rubbish": "header cannot be read",
 }
 
@@ -684,10 +696,13 @@ def test_what_is_done_stays_and_the_rest_can_be_done_later(data, results, config
 
 @pytest.mark.parametrize(
     "change",
-    ["image", "geometry", "settings", "recentre", "checkpoint", "mask", "probability", "nothing"],
+    ["image", "geometry", "settings", "recentre", "version", "checkpoint", "mask", "probability"]
+    + ["nothing"],
 )
 @pytest.mark.usefixtures("undrawn")
-def test_only_what_would_come_out_the_same_is_kept(tmp_path, data, config, results, change):
+def test_only_what_would_come_out_the_same_is_kept(
+    tmp_path, data, config, results, monkeypatch, change
+):
     checkpoint = tmp_path / "best.ckpt"
     checkpoint.write_bytes(b"weights")
     path = data / "img" / "Case0.mhd"
@@ -702,6 +717,8 @@ def test_only_what_would_come_out_the_same_is_kept(tmp_path, data, config, resul
         config = override_config(config, ["threshold=0.4"])
     elif change == "recentre":
         config = override_config(config, ["recentre=true"])
+    elif change == "version":  # of this program, with another preprocessing
+        monkeypatch.setattr("src.prediction.PREPROCESSING", 0)
     elif change == "checkpoint":
         checkpoint.write_bytes(b"other weights")
     elif change == "mask":

@@ -28,7 +28,9 @@ from ..images.intensity import (
     BESIDE_AIR,
     FIELD_SIGMA_MM,
     HISTOGRAM_STEPS,
+    LEAST_PADDED,
     LOG_OFFSET,
+    MOSTLY,
 )
 from ..predictor import MOST_RECENTRINGS, RECENTRE_BEYOND_MM
 from ..utils.command_line import run
@@ -52,6 +54,13 @@ LITE: dict[str, str | int] = {"operators": "2-D", "mindir_version": LITE_MINDIR_
 WEIGHTS_SUFFIX = ".vnet"  # of the C++ program's model for CPUs
 RUNTIMES = ("native", "lite")  # of the C++ program
 
+# The step of `src.images.intensity.without_padding`.
+PADDING = (
+    f"a value of at least {LEAST_PADDED * 100:g} % of the voxels is padding, if it is the lowest "
+    "and negative, or the highest and further above the others than these are apart; if there is "
+    "one: the floor is the lowest of the others, or 0 if that is negative although more than "
+    f"{MOSTLY * 100:g} % of them are not; replace padding and what is below the floor by it"
+)
 # The steps of `src.images.intensity.equalize`.
 EQUALIZATION = (
     f"m is the mean of the intensities around each voxel, weighted with a Gaussian of "
@@ -128,6 +137,7 @@ def describe(
             "meaning": "probability of the prostate, 0 to 1",
         },
         "preprocessing": [
+            PADDING,
             *([] if equalizes else ["rescale the intensities of the whole image to 0..1"]),
             *resample,
             *(EQUALIZATION if equalizes else []),

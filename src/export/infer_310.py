@@ -21,7 +21,7 @@ from ..images.reading import read_image
 from ..predictor import Segmentation, network_inputs, segment_on_grids
 from ..promise12.splits import split_cases
 from ..utils import output_folder
-from ..utils.errors import DataError, UsageError
+from ..utils.errors import DataError, UsageError, naming
 from ..utils.files import write_files
 from .description import CONFIGURATION, config_of_model, ensemble_models
 
@@ -92,7 +92,8 @@ def write_attempts(attempts: list[Attempt], config: EasyDict, folder: str | Path
     with output_folder.register(folder, names):
         for attempt in attempts:
             image = read_image(attempt.case.image_path, channel_of(config))
-            volumes = network_inputs(image, config, attempt.centre_mm)
+            with naming(attempt.case.image_path):
+                volumes = network_inputs(image, config, attempt.centre_mm)
             for name, volume in zip(attempt.volume_names(config), volumes, strict=True):
                 content = np.ascontiguousarray(volume, "<f4").tobytes()
                 write_files({folder / f"{name}.bin": content})

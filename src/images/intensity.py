@@ -14,6 +14,7 @@ CHUNK = 1 << 16  # voxels that are looked up at a time
 AIR_FACTOR, AIR = 2, (0.04, 0.1)  # see `tissue`
 AIR_SIGMA_MM = 2.5  # standard deviation of the Gaussian over which air's noise is averaged
 BESIDE_AIR = 0.01  # share of that Gaussian that lies on air
+LEAST_PADDED, MOSTLY = 0.005, 0.9  # shares of an image's voxels; see `without_padding`
 LEAST_WEIGHT = 1e-4  # lower bound of the share of a Gaussian that lies on what counts
 
 
@@ -40,6 +41,39 @@ def to_float32(image: sitk.Image) -> sitk.Image:
     if not np.isfinite(sitk.GetArrayViewFromImage(image)).all():
         raise ValueError("an image with NaN or infinite voxels")
     return image
+
+
+def without_padding(image: sitk.Image) -> sitk.Image:
+    """Replaces a constant that fills voxels without a measurement by the lowest measured intensity.
+
+    MR intensities are not negative; some programs fill with -1024 or -32768, or with -1 that became
+    65535. Such a constant would take the scale that the tissue needs. It is the lowest intensity,
+    if that is negative, or the highest, if it is further above all others than these are apart,
+    each of at least `LEAST_PADDED` of the voxels.
+
+    Args:
+        image: float32.
+    """
+    values = sitk.GetArrayViewFromImage(image)
+    padded = np.zeros(values.shape, bool)
+    for constant, is_lowest in ((values.min(), True), (values.max(), False)):
+        if is_lowest and constant >= 0:
+            continue
+        where = values == constant
+        if where.mean() < LEAST_PADDED:
+            continue
+        others = values[~(where | padded)].astype(np.float64)  # differences may exceed float32
+        if others.size and (is_lowest or constant - others.max() > np.ptp(others)):
+            padded |= where
+    if not padded.any() or padded.all():
+        return image
+    measured = values[~padded]
+    lowest = measured.min()
+    if (measured >= 0).mean() > MOSTLY:  # an interpolation has left values between it and tissue
+        lowest = max(lowest, np.float32(0))
+    filled = sitk.GetImageFromArray(np.where(padded, lowest, np.maximum(values, lowest)))
+    filled.CopyInformation(image)
+    return filled
 
 
 def equalize(intensity: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray:

@@ -14,6 +14,7 @@ from ..devices.ranks import Ranks
 from ..metrics import dice
 from ..predictor import foreground_probability, network_inputs, segment_on_grids
 from ..report.planes import OverlayCase
+from ..utils.errors import naming
 from ..utils.stopping import stop_if_asked
 
 
@@ -41,14 +42,15 @@ def prepare_case(case: Case, config: EasyDict, is_drawn: bool = False) -> Prepar
         is_drawn: whether to keep the image.
 
     Raises:
-        DataError: see `read_case`.
+        DataError: see `read_case`, `network_inputs`.
         ValueError: the case has no mask.
     """
     image, reference = read_case(case, config)
     if reference is None:
         raise ValueError(f"case {case.case_id} without a mask, expected one for validation")
-    kept_image = image if is_drawn else None
-    return PreparedCase(case, network_inputs(image, config), reference, kept_image)
+    with naming(case.image_path):
+        inputs = network_inputs(image, config)
+    return PreparedCase(case, inputs, reference, image if is_drawn else None)
 
 
 class ValidationSet:

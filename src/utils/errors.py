@@ -5,7 +5,9 @@
 
 import difflib
 import errno
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 REMEDIES = {
     (errno.ENOSPC, errno.EDQUOT): "free some space",
@@ -26,6 +28,15 @@ class DataError(Exception):
 
 class SeveralVolumesError(DataError):
     """A file holds several volumes, and the command does not say which is meant."""
+
+
+@contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Puts the file that the block works on before the message of a DataError."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
 
 
 def reason_of(error: Exception, line: int = 0) -> str:

@@ -154,7 +154,7 @@ class Reader:
 
     def preprocessed(self):
         equalizes = self.settings["intensity"] == "equalize"
-        values = self.values.astype(float)
+        values = self.unpadded()
         if not equalizes:
             values = (values - values.min()) / np.ptp(values)
         # The grid's axis that is nearest to each of the image's.
@@ -168,6 +168,19 @@ class Reader:
             volume = self.equalized(volume, sampled(np.ones(values.shape), places) > 0.5)
         bright = volume[volume > 0]
         return (volume - bright.mean()) / bright.std()
+
+    def unpadded(self):
+        values = self.values.astype(float)
+        lowest, *inner, highest = np.unique(values)
+        padding = [lowest] if lowest < 0 and (values == lowest).mean() >= 0.005 else []
+        apart = inner[-1] - (inner[0] if padding else lowest)
+        if highest - inner[-1] > apart and (values == highest).mean() >= 0.005:
+            padding.append(highest)
+        if not padding:
+            return values
+        others = values[~np.isin(values, padding)]
+        floor = max(others.min(), 0) if (others >= 0).mean() > 0.9 else others.min()
+        return np.where(np.isin(values, padding), floor, np.maximum(values, floor))
 
     def equalized(self, volume, inside):
         def mean(array, counted, sigma_mm):
@@ -222,9 +235,12 @@ ORDERS = [((0, 1, 2), (1, 1, 1)), ((0, 1, 2), (1, -1, 1)), ((1, 2, 0), (-1, 1, 1
 
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("overrides", GRIDS)
-def test_who_follows_the_words_gets_the_networks_input(make_image, oblique, overrides, order):
+@pytest.mark.parametrize("padding", [0, -50, -1024, 65535])
+def test_who_follows_the_words_gets_the_networks_input(
+    make_image, oblique, overrides, order, padding
+):
     values = np.random.default_rng(0).integers(-50, 900, (18, 22, 24)).astype(np.float32)
-    values[..., :5] = values.min()  # padding
+    values[..., :5] = padding
     image = stored_in_order(make_image(values, (1.5, 1.6, 2), direction=oblique), *order)
     config = config_of(*overrides)
     followed = Reader(image, describe(config, 1, {})).preprocessed()

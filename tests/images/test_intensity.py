@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from scipy import ndimage
 
 from src.images import intensity
-from src.images.intensity import equalize, tissue
+from src.images.intensity import equalize, tissue, without_padding
+from tests.volumes import geometry_of, image_of
 
 
 def test_an_equalized_image_has_lost_its_coils_field():
@@ -49,6 +51,55 @@ def test_equalizing_forgets_the_scanners_scale(offset):
 @pytest.mark.parametrize("value", [np.nan, 0, 3, -2])
 def test_an_image_of_one_value_equalizes_to_zeros(value):
     assert not equalize(np.full((6, 5, 4), value, np.float32), (1, 1, 3)).any()
+
+
+# Padding -----------------------------------------------------------------------------------------
+
+
+def measured():
+    """Intensities of an MR image from 3 to 2000, (8, 20, 20) float32."""
+    values = np.random.default_rng(0).gamma(2, 150, (8, 20, 20)).clip(3, 2000)
+    values[0, 0, :2] = 3, 2000
+    return values.astype(np.float32)
+
+
+@pytest.mark.parametrize("constant", [-1, -1024, -32768, -3.4e38, 32767, 65535, 3.4e38])
+@pytest.mark.parametrize("is_interpolated", [False, True])
+def test_padding_becomes_the_lowest_measured_intensity(constant, is_interpolated, oblique):
+    values = measured()
+    values[:, 12:] = constant
+    expected = values.copy()
+    expected[:, 12:] = 3
+    if is_interpolated and constant < 0:
+        values[:, 12] = (values[:, 11].astype(float) + constant) / 2
+        lowest = np.clip(values[:, 12].min(), 0, 3)
+        expected[:, 12], expected[:, 13:] = values[:, 12].clip(lowest), lowest
+    image = image_of(values, (1, 1.5, 3), direction=oblique)
+    found = without_padding(image)
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(found), expected)
+    assert geometry_of(found) == geometry_of(image)
+
+
+def test_what_is_no_padding_stays():
+    plain = measured()
+    saturated = plain.clip(None, 900)
+    hot = plain.copy()
+    hot[0, 1, :3] = 65535  # fewer than half a percent
+    background = plain.copy()
+    background[:, 12:] = 0
+    scaled = ((plain - plain.mean()) / plain.std()).astype(np.float32)
+    for values in (plain, saturated, hot, background, scaled, np.full((4, 5, 6), -3, np.float32)):
+        found = without_padding(image_of(values))
+        np.testing.assert_array_equal(sitk.GetArrayFromImage(found), values)
+
+
+def test_the_background_of_a_standardized_image_is_its_lowest_tissue():
+    scaled = (measured() - 300) / 200
+    padded = scaled.copy()
+    padded[:, 12:] = -9
+    found = sitk.GetArrayFromImage(without_padding(image_of(padded)))
+    np.testing.assert_array_equal(found[:, :12], scaled[:, :12])
+    assert (found[:, 12:] == scaled.min()).all()
 
 
 # Air ---------------------------------------------------------------------------------------------
