@@ -16,6 +16,7 @@ from src.config import override_config, vnet_cfg
 from src.data_manager import Case, find_cases, read_case
 from src.evaluation import evaluate, evaluate_masks, load_network
 from src.fast_conv3d.network import FastVNet
+from src.images.reading import read_volume
 from src.predictor import largest_component, segment
 from src.utils.errors import DataError
 from src.utils.output_folder import MANIFEST, acquire
@@ -131,6 +132,20 @@ def test_foreign_files_stay_and_nothing_is_written(data, results, config, name):
     with pytest.raises(DataError, match=f"{name}: there already"):
         evaluate(bright, find_cases(data, ["Case0", "Case1"]), config, {})
     assert names_in(results) == [name] and (results / name).read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["LIST01", "50%", "%03d"])
+def test_a_name_that_metaimage_takes_for_several_files(data, write_case, results, config, name):
+    write_case(data, name, ".nii.gz")
+    with pytest.raises(DataError, match=f"{name}_test.mhd: MetaImage takes .* rename the case"):
+        evaluate(None, find_cases(data, ["Case0", name]), config, {})
+    assert not results.exists()
+
+
+def test_a_name_that_begins_like_a_list_is_no_list(data, write_case, results, config):
+    write_case(data, "List01", ".mhd")
+    (row,) = evaluate(bright, find_cases(data, ["List01"]), config, {})
+    assert row["dice"] > 0.9 and read_volume(results / "List01_test.mhd").GetSize() == (26, 24, 12)
 
 
 def test_a_broken_second_case_leaves_nothing_behind(data, results, config):

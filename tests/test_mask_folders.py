@@ -151,6 +151,14 @@ def test_another_programs_masks_get_the_same_numbers_and_report(folders, capsys)
     assert report["masks"] == str(folders / "masks") and "checkpoint" not in report
 
 
+def test_a_mask_of_another_organ_only_is_an_empty_prediction(folders, capsys):
+    path = str(folders / "masks" / "Case01.nii.gz")
+    sitk.WriteImage(sitk.ReadImage(path) * 3, path)
+    table = evaluated(folders, "--reference", str(folders / "gt"), "--labels", "1,2")
+    assert table["dice"]["Case00"] > 0.7 and table["dice"]["Case01"] == 0
+    assert "empty" in table["findings"]["Case01"]
+
+
 def test_with_the_cases_of_a_split_the_images_are_shown(folders, monkeypatch):
     (folders / "img").mkdir()
     grey = np.random.default_rng(0).integers(0, 900, (8, 16, 16)).astype(np.int16)

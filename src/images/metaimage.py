@@ -60,6 +60,11 @@ def _entries(file):
             break
 
 
+def names_several_files(name: str) -> bool:
+    """Whether MetaIO takes the name of a data file for a list or a pattern of files."""
+    return name.startswith("LIST") or "%" in name
+
+
 def data_file(path: str | Path) -> Path:
     """Returns the file that holds the voxels: `path`, or the file that a MetaImage header names.
 
@@ -79,7 +84,7 @@ def data_file(path: str | Path) -> Path:
             f"{path}: ElementDataFile {name} is not in the header's folder; put the file there and "
             "write its name without a folder into the header"
         )
-    if name.upper().startswith("LIST") or "%" in name:
+    if names_several_files(name):
         raise DataError(f"{path}: its voxels are in several files, expected one; save it as .mha")
     return path if name.upper() == "LOCAL" else path.parent / name
 

@@ -128,8 +128,10 @@ def _volume_index(path, size, components, channel):
             f"{path}: size {size} with {components} component(s) per voxel, "
             "expected a 3-D scalar volume"
         )
-    if count == 1:
+    if count == 1 and channel in (None, 0):
         return 0
+    if count == 1:
+        raise DataError(f"{path}: --channel {channel}, but it has 1 volume; expected 0")
     if channel is None or not 0 <= channel < count:
         raise SeveralVolumesError(
             f"{path}: size {size} with {components} component(s) per voxel, expected a 3-D scalar "
@@ -230,6 +232,7 @@ def read_mask(
     image: sitk.Image,
     image_path: str | Path,
     labels: Sequence[int] = (),
+    may_lack: bool = False,
 ) -> sitk.Image:
     """Reads the reference mask of an image: uint8, 0 and 1, with exactly the image's geometry.
 
@@ -241,10 +244,12 @@ def read_mask(
         image_path: of the image, for messages.
         labels: foreground values, all others are background; empty: the mask must have only 0
             and 1.
+        may_lack: whether a mask that is not empty may have none of `labels`, such as a prediction
+            in which only another organ was found.
 
     Raises:
         DataError: unreadable, another grid than the image's, values that are not labels, or a mask
-            that is not empty and has none of `labels`.
+            that has none of `labels` but others, without `may_lack`.
     """
     try:
         mask = reorder_like(read_volume(path), image)
@@ -268,7 +273,7 @@ def read_mask(
             f"{path}: labels {_shown(found)}, expected only 0 and 1 (1 is the prostate); "
             f"{_labels_remedy(found)}"
         )
-    if labels and found.any() and not np.isin(found, labels).any():
+    if labels and not may_lack and found.any() and not np.isin(found, labels).any():
         raise DataError(
             f"{path}: labels {_shown(found)}, none of them among --labels "
             f"{','.join(map(str, labels))}; {_labels_remedy(found)}"

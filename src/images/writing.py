@@ -66,7 +66,8 @@ def save_volume(image: sitk.Image, path: Path, like: str | Path | None = None) -
         OSError, RuntimeError: the file cannot be written completely.
     """
     if suffix_of(path) in NIFTI_SUFFIXES:
-        is_nifti = like is not None and suffix_of(like) in NIFTI_SUFFIXES
+        # A folder of DICOM files may have such a name, too.
+        is_nifti = like is not None and suffix_of(like) in NIFTI_SUFFIXES and Path(like).is_file()
         write_nifti(image, path, like if is_nifti else None)
         written = read_nifti(path)
     else:

@@ -592,6 +592,15 @@ def test_a_new_header_holds_the_geometry_in_both_forms(tmp_path, make_image, obl
         assert (tmp_path / f"again{suffix}").read_bytes() == path.read_bytes()
 
 
+def test_directions_that_a_header_rounds_are_written_as_unit_vectors(tmp_path):
+    image = sitk.GetImageFromArray(VOXELS)
+    image.SetDirection((1.004, 0, 0, 0, 0.997, 0.003, 0, -0.001, 1))
+    write_nifti(image, tmp_path / "scan.nii")
+    direction = np.reshape(read_nifti(tmp_path / "scan.nii").GetDirection(), (3, 3))
+    np.testing.assert_allclose(np.linalg.norm(direction, axis=0), 1, atol=1e-6)
+    np.testing.assert_allclose(direction, np.reshape(image.GetDirection(), (3, 3)), atol=0.005)
+
+
 def test_what_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "like.nii").write_bytes(nifti())
     (tmp_path / "text.nii").write_text("no header")

@@ -313,9 +313,13 @@ def test_a_channel_of_several_volumes(tmp_path, make_image, oblique, suffix, kin
             read_volume(path, channel)
 
 
-def test_a_channel_is_for_files_that_have_several(tmp_path, make_image):
-    path = stored_scan(tmp_path, make_image, ".mha")
-    assert read_volume(path, 3).GetSize() == (7, 6, 5)
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_file_of_one_volume_has_no_other_channel(tmp_path, make_image, suffix):
+    path = stored_scan(tmp_path, make_image, suffix)
+    for channel in (None, 0):
+        assert read_volume(path, channel).GetSize() == (7, 6, 5)
+    with pytest.raises(DataError, match="--channel 1, but it has 1 volume"):
+        read_volume(path, 1)
 
 
 # Header entry of a good NRRD, what stands there instead, and how x, y, z then run in LPS.
@@ -634,5 +638,7 @@ def test_labels_that_a_mask_has_none_of_are_refused(tmp_path, make_image):
         DataError, match="labels 4, none of them among --labels 1,2; .* --labels 4$"
     ):
         read_mask(path, image, "scan.mha", (1, 2))
+    lacking = read_mask(path, image, "scan.mha", (1, 2), may_lack=True)
+    assert not sitk.GetArrayFromImage(lacking).any()
     empty = written_mask(tmp_path, make_image, np.zeros((3, 4, 5), np.uint8))
     assert not sitk.GetArrayFromImage(read_mask(empty, image, "scan.mha", (1, 2))).any()

@@ -67,7 +67,8 @@ def _new_header(image, path):
         raise ValueError(f"{path}: size {image.GetSize()}, NIfTI-1 holds up to 32767 a side")
     record = np.zeros((), NIFTI1.newbyteorder("<"))
     direction = RAS_TO_LPS @ np.reshape(image.GetDirection(), (3, 3))
-    if np.abs(direction.T @ direction - np.eye(3)).max() > np.radians(LARGEST_SHEAR_DEG):
+    direction /= np.linalg.norm(direction, axis=0)  # MetaImage may store them less exactly
+    if np.abs(direction.T @ direction - np.eye(3)).max() > 1.1 * np.radians(LARGEST_SHEAR_DEG):
         raise ValueError(f"{path}: direction {image.GetDirection()}, not perpendicular")
     origin = RAS_TO_LPS @ image.GetOrigin()
     qfac = -1.0 if np.linalg.det(direction) < 0 else 1.0
