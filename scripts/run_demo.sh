@@ -5,6 +5,7 @@
 # not empty, FOLDER_2, FOLDER_3, ... is used instead.
 #
 # Needs Linux and Python 3.10, 3.11 or 3.12; the variable PYTHON=/path/to/python3.11 chooses one.
+# The environment takes 4 GB.
 # Makes the environment .venv in the repository and installs requirements.txt there with pip (once).
 # System packages that are missing are installed with apt-get if you are root on Debian or Ubuntu, with a
 # line for each: python3-venv and libgomp1, which are needed, and g++, without which training is slower.

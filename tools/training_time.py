@@ -31,7 +31,7 @@ def main():
         dest="go_on",
         help="estimate the epochs that are left of the newest run of the task",
     )
-    add_config_arguments(parser, has_preset=True)
+    add_config_arguments(parser, "labels", "channel", has_preset=True)
     args = parser.parse_args()
 
     from src.api import estimate_training
