@@ -52,7 +52,11 @@ def without_padding(image: sitk.Image) -> sitk.Image:
     each of at least `LEAST_PADDED` of the voxels.
 
     Args:
-        image: float32.
+        image: 3-D scalar, of any voxel type.
+
+    Returns:
+        The same voxel type and geometry. If more than `MOSTLY` of the measured intensities are not
+        negative, none is.
     """
     values = sitk.GetArrayViewFromImage(image)
     padded = np.zeros(values.shape, bool)
@@ -63,14 +67,14 @@ def without_padding(image: sitk.Image) -> sitk.Image:
         if where.mean() < LEAST_PADDED:
             continue
         others = values[~(where | padded)].astype(np.float64)  # differences may exceed float32
-        if others.size and (is_lowest or constant - others.max() > np.ptp(others)):
+        if others.size and (is_lowest or constant - others.max() > np.ptp(others) > 0):
             padded |= where
-    if not padded.any() or padded.all():
+    if not padded.any():
         return image
     measured = values[~padded]
     lowest = measured.min()
     if (measured >= 0).mean() > MOSTLY:  # an interpolation has left values between it and tissue
-        lowest = max(lowest, np.float32(0))
+        lowest = max(lowest, values.dtype.type(0))
     filled = sitk.GetImageFromArray(np.where(padded, lowest, np.maximum(values, lowest)))
     filled.CopyInformation(image)
     return filled

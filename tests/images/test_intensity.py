@@ -88,7 +88,9 @@ def test_what_is_no_padding_stays():
     background = plain.copy()
     background[:, 12:] = 0
     scaled = ((plain - plain.mean()) / plain.std()).astype(np.float32)
-    for values in (plain, saturated, hot, background, scaled, np.full((4, 5, 6), -3, np.float32)):
+    two_valued = np.where(plain > 300, np.float32(255), np.float32(0))
+    constant = np.full((4, 5, 6), -3, np.float32)
+    for values in (plain, saturated, hot, background, scaled, two_valued, constant):
         found = without_padding(image_of(values))
         np.testing.assert_array_equal(sitk.GetArrayFromImage(found), values)
 

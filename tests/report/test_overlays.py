@@ -186,6 +186,17 @@ def test_grey_values_run_from_the_first_to_the_95th_percentile_of_what_is_shown(
     assert shown.get_clim() == (7, 9)
 
 
+def test_padding_does_not_darken_the_tissue():
+    mask = box_mask()
+    values = np.random.default_rng(0).integers(100, 900, mask.shape).astype(np.float32)
+    padded = values.copy()
+    padded[:, :, :4], padded[:, :, 40:44] = -32768, 65535
+    plain, dark = (
+        planes.orient_to_lps(OverlayCase("a", on_grid(v), on_grid(mask))) for v in (values, padded)
+    )
+    assert dark.grey_range == pytest.approx(plain.grey_range, rel=0.1)
+
+
 def row_titles(figure):
     return [text.get_text() for text in figure.texts]
 
