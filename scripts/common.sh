@@ -316,8 +316,8 @@ optional_package() {
 
 need_space() { # need_space FOLDER MEGABYTES PURPOSE
   local free
-  free=$(df --output=avail --block-size=1M -- "$1" | tail -n 1)
-  ((free >= $2)) || fail 1 "$1 has ${free// /} MB left, $3 takes up to $2 MB: make room and start again"
+  free=$(df --output=avail --block-size=1M -- "$1" | awk 'END { print $1 }')
+  ((free >= $2)) || fail 1 "$1 has $free MB left, $3 takes up to $2 MB: make room and start again"
 }
 
 # Whether src/fast_conv3d/build.py finds a compiler; one that CXX names is not checked.
