@@ -314,10 +314,14 @@ optional_package() {
   echo "no $1: $2 is skipped (Debian, Ubuntu: sudo apt-get install ${*:3})" >&2
 }
 
+# Where df knows no number, as on some file systems, the work is tried.
 need_space() { # need_space FOLDER MEGABYTES PURPOSE
   local free
-  free=$(df --output=avail --block-size=1M -- "$1" | awk 'END { print $1 }')
-  ((free >= $2)) || fail 1 "$1 has $free MB left, $3 takes up to $2 MB: make room and start again"
+  [[ -d $1 ]] || fail 1 "$1: no such folder, $3 needs one"
+  free=$(df --output=avail --block-size=1M -- "$1" 2>/dev/null | awk 'END { print $1 }') || free=""
+  if [[ $free =~ ^[0-9]+$ ]] && ((free < $2)); then
+    fail 1 "$1 has $free MB left, $3 takes up to $2 MB: make room and start again"
+  fi
 }
 
 # Whether src/fast_conv3d/build.py finds a compiler; one that CXX names is not checked.

@@ -14,7 +14,7 @@ from .ensemble import Ensemble, Member, Run
 from .images.grid import grid_difference
 from .images.orientation import reorder_like
 from .images.reading import read_mask, read_volume
-from .images.writing import move_volumes, write_volume
+from .images.writing import check_volume_name, move_volumes, write_volume
 from .mask_folders import has_image
 from .metrics import case_metrics
 from .predictor import LazyNetwork, loaded, network_inputs, segment_inputs
@@ -194,17 +194,29 @@ def compare_masks(
         See `evaluate_masks`.
     """
 
+    lacking: list[Path] = []  # masks of other labels only
+
     def read_prediction(read: _Read) -> sitk.Image:
         path, reference_path = masks[read.case.case_id], read.case.mask_path or ""
-        difference = grid_difference(
-            read.reference, reorder_like(read_volume(path), read.reference)
-        )
+        volume = reorder_like(read_volume(path), read.reference)
+        difference = grid_difference(read.reference, volume)
         if difference:
             raise DataError(
                 f"{path}: not on the grid of its reference {reference_path}: {difference}; "
                 "resample it onto the reference"
             )
-        return read_mask(path, read.reference, reference_path, config.labels, may_lack=True)
+        mask = read_mask(path, read.reference, reference_path, config.labels, may_lack=True)
+        values, found = map(sitk.GetArrayViewFromImage, (volume, mask))
+        if values.any() and not found.any():
+            labels = ",".join(map(str, config.labels))
+            log.info(f"{path}: none of the labels {labels}, so an empty mask")
+            lacking.append(path)
+        if len(lacking) == len(cases):
+            raise DataError(
+                f"{path}: neither this mask nor any other has a voxel of --labels {labels}; name "
+                "those of the prostate in masks and references"
+            )
+        return mask
 
     with Ahead(lambda case: _Read.of(case, config), cases) as ready:
         return _evaluate(read_prediction, cases, ready, config, metadata, painter, language, masks)
@@ -248,7 +260,10 @@ def _evaluate(
 ) -> list[dict[str, str | float]]:
     """`evaluate_masks` of cases that are read in another thread; `masks` are those of files."""
     folder = Path(config.dirPredictionImage)
-    files = [*(volume_files(map(_mask_name, cases)) if masks is None else ()), *EVALUATION_FILES]
+    names = list(map(_mask_name, cases)) if masks is None else []
+    for name in names:
+        check_volume_name(name)
+    files = [*volume_files(names), *EVALUATION_FILES]
     output_folder.check(folder, files)
     if cases:
         ready.peek()  # a broken first case stops before the folder is made

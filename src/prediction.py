@@ -20,7 +20,7 @@ from .images.formats import OUTPUT_TYPES, suffix_of
 from .images.grid import check_same_grid
 from .images.reading import read_image, read_volume
 from .images.seg_nrrd import save_seg_nrrd
-from .images.writing import save_volume
+from .images.writing import check_volume_name, save_volume
 from .measurements import MEASURES, measure_gland
 from .predictor import (
     MOST_RECENTRINGS,
@@ -219,8 +219,10 @@ def _writers(
     """What writes the results of an image, {file name: function of a path}.
 
     Raises:
-        DataError: the series cannot have a DICOM segmentation.
+        DataError: the series cannot have a DICOM segmentation, or a file not this name.
     """
+    for file in outputs.values():
+        check_volume_name(file)
     writers = {
         "image": partial(save_volume, mask, like=source),
         "seg_nrrd": partial(save_seg_nrrd, mask),

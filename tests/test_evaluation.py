@@ -137,7 +137,7 @@ def test_foreign_files_stay_and_nothing_is_written(data, results, config, name):
 @pytest.mark.parametrize("name", ["LIST01", "50%", "%03d"])
 def test_a_name_that_metaimage_takes_for_several_files(data, write_case, results, config, name):
     write_case(data, name, ".nii.gz")
-    with pytest.raises(DataError, match=f"{name}_test.mhd: MetaImage takes .* rename the case"):
+    with pytest.raises(DataError, match=f"{name}_test.mhd: MetaImage takes .* rename the image"):
         evaluate(None, find_cases(data, ["Case0", name]), config, {})
     assert not results.exists()
 

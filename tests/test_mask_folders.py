@@ -157,6 +157,15 @@ def test_a_mask_of_another_organ_only_is_an_empty_prediction(folders, capsys):
     table = evaluated(folders, "--reference", str(folders / "gt"), "--labels", "1,2")
     assert table["dice"]["Case00"] > 0.7 and table["dice"]["Case01"] == 0
     assert "empty" in table["findings"]["Case01"]
+    assert f"{path}: none of the labels 1,2, so an empty mask" in capsys.readouterr().out
+
+
+def test_masks_of_which_none_has_a_label_are_refused(folders):
+    for path in (folders / "masks").iterdir():
+        sitk.WriteImage(sitk.ReadImage(str(path)) * 255, str(path))
+    with pytest.raises(DataError, match="nor any other has a voxel of --labels 1,2"):
+        evaluated(folders, "--reference", str(folders / "gt"), "--labels", "1,2")
+    assert not (folders / "out").exists()
 
 
 def test_with_the_cases_of_a_split_the_images_are_shown(folders, monkeypatch):

@@ -74,6 +74,23 @@ def test_a_study_is_segmented_by_the_series_that_is_asked_for(tmp_path, config, 
     assert "<article" in (results / "report.html").read_text("utf-8")
 
 
+@pytest.mark.parametrize("types", [["image"], ["seg_nrrd"]])
+def test_a_name_that_metaimage_takes_for_a_list_is_this_images_problem(
+    data, write_case, config, results, types
+):
+    path, _ = write_case(data, "Lister", ".mhd")
+    images = {"Case0": data / "img" / "Case0.mhd", "LIST": path.rename(path.with_name("LIST.mhd"))}
+    if types == ["seg_nrrd"]:
+        rows = predict(bright, images, config, {}, output_types=types)
+        assert [row["problem"] for row in rows] == [None, None]
+        return
+    with pytest.raises(DataError, match="1 of 2 images could not be segmented"):
+        predict(bright, images, config, {}, output_types=types)
+    rows = rows_of(results)
+    assert rows["LIST"]["problem"].startswith("LIST_test.mhd: MetaImage takes LIST")
+    assert read_array(results / rows["Case0"]["mask"]).any()
+
+
 def test_a_folder_of_dicom_files_may_be_named_like_a_nifti_file(tmp_path, config, results):
     array = np.random.default_rng(0).integers(0, 900, (10, 24, 24))
     write_series(tmp_path / "P1.nii.gz", array)

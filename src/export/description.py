@@ -59,7 +59,8 @@ PADDING = (
     f"a value of at least {LEAST_PADDED * 100:g} % of the voxels is padding, if it is the lowest "
     "and negative, or the highest and further above the others than these are apart; if there is "
     "one: the floor is the lowest of the others, or 0 if that is negative although more than "
-    f"{MOSTLY * 100:g} % of them are not; replace padding and what is below the floor by it"
+    f"{MOSTLY * 100:g} % of them are not, and the padding lower than minus the highest of them; "
+    "replace padding and what is below the floor by it"
 )
 # The steps of `src.images.intensity.equalize`.
 EQUALIZATION = (

@@ -44,19 +44,22 @@ def to_float32(image: sitk.Image) -> sitk.Image:
 
 
 def without_padding(image: sitk.Image) -> sitk.Image:
-    """Replaces a constant that fills voxels without a measurement by the lowest measured intensity.
+    """Makes a constant where nothing was measured as dark as the darkest measured voxel.
 
     MR intensities are not negative; some programs fill with -1024 or -32768, or with -1 that became
     65535. Such a constant would take the scale that the tissue needs. It is the lowest intensity,
     if that is negative, or the highest, if it is further above all others than these are apart,
     each of at least `LEAST_PADDED` of the voxels.
 
+    An interpolation leaves intensities between padding and tissue. Those below 0 are raised to 0
+    where they are few (more than `MOSTLY` of the others are not negative) and the padding is as far
+    below 0 as the tissue reaches above.
+
     Args:
         image: 3-D scalar, of any voxel type.
 
     Returns:
-        The same voxel type and geometry. If more than `MOSTLY` of the measured intensities are not
-        negative, none is.
+        The same voxel type and geometry.
     """
     values = sitk.GetArrayViewFromImage(image)
     padded = np.zeros(values.shape, bool)
@@ -67,13 +70,13 @@ def without_padding(image: sitk.Image) -> sitk.Image:
         if where.mean() < LEAST_PADDED:
             continue
         others = values[~(where | padded)].astype(np.float64)  # differences may exceed float32
-        if others.size and (is_lowest or constant - others.max() > np.ptp(others) > 0):
-            padded |= where
+        if others.size and np.ptp(others) > 0:
+            padded |= where & (is_lowest or constant - others.max() > np.ptp(others))
     if not padded.any():
         return image
     measured = values[~padded]
     lowest = measured.min()
-    if (measured >= 0).mean() > MOSTLY:  # an interpolation has left values between it and tissue
+    if values.min() < -float(measured.max()) and (measured >= 0).mean() > MOSTLY:
         lowest = max(lowest, values.dtype.type(0))
     filled = sitk.GetImageFromArray(np.where(padded, lowest, np.maximum(values, lowest)))
     filled.CopyInformation(image)

@@ -131,7 +131,10 @@ def _volume_index(path, size, components, channel):
     if count == 1 and channel in (None, 0):
         return 0
     if count == 1:
-        raise DataError(f"{path}: --channel {channel}, but it has 1 volume; expected 0")
+        raise DataError(
+            f"{path}: channel {channel} (of --channel or the model's config.json), but it has 1 "
+            "volume(s); expected 0"
+        )
     if channel is None or not 0 <= channel < count:
         raise SeveralVolumesError(
             f"{path}: size {size} with {components} component(s) per voxel, expected a 3-D scalar "

@@ -10,6 +10,7 @@ import SimpleITK as sitk
 from ..utils.errors import DataError, reason_of
 from ..utils.files import check_name, temporary_folder
 from .formats import NIFTI_SUFFIXES, suffix_of
+from .metaimage import names_several_files
 from .nifti import read_nifti, write_nifti
 
 
@@ -32,6 +33,15 @@ def write_volume(image: sitk.Image, path: str | Path, like: str | Path | None = 
     write_together(path.parent, {path.name: partial(save_volume, image, like=like)})
 
 
+def check_volume_name(name: str) -> None:
+    """Raises a DataError for a `.mhd` whose `.zraw` MetaIO would take for a list of files."""
+    if name.endswith(".mhd") and names_several_files(Path(name).name):
+        raise DataError(
+            f"{name}: MetaImage takes LIST at the start of a name, or %, for a list of files; "
+            "rename the image"
+        )
+
+
 def write_together(folder: Path, writers: dict[str, Callable[[Path], None]]) -> None:
     """Writes files that appear together, once all of them are complete.
 
@@ -45,6 +55,7 @@ def write_together(folder: Path, writers: dict[str, Callable[[Path], None]]) -> 
     name = ""
     for name in writers:
         check_name(folder / name)
+        check_volume_name(name)
     try:
         with temporary_folder(folder) as temporary:
             for name, write in writers.items():

@@ -145,7 +145,7 @@ def orient_to_lps(case: OverlayCase) -> Volumes:
         box, margin_mm = tuple(slice(0, side) for side in image_zyx.shape), 0
     spacing_mm = np.array(image.GetSpacing()[::-1])
     low, high = (np.array([getattr(side, end) for side in box]) for end in ("start", "stop"))
-    measured_zyx = sitk.GetArrayViewFromImage(without_padding(image))
+    measured_zyx = sitk.GetArrayFromImage(without_padding(image))
     margin = np.ceil(margin_mm / spacing_mm).astype(int)
     grey_range = _grey_range(measured_zyx, low, high, margin)
     return Volumes(image_zyx, prediction, reference, spacing_mm, low, high, margin_mm, grey_range)

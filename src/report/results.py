@@ -12,7 +12,6 @@ import numpy as np
 import SimpleITK as sitk
 from tqdm import tqdm
 
-from ..images.metaimage import names_several_files
 from ..images.writing import write_together
 from ..utils import output_folder
 from ..utils.errors import DataError
@@ -27,21 +26,12 @@ OVERLAYS, REPORT = "overlays.png", "report.html"
 
 
 def volume_files(names: Iterable[str]) -> list[str]:
-    """Lists the files of volumes with these names: a .mhd has its voxels in a .zraw beside it.
-
-    Raises:
-        DataError: a .mhd cannot name its .zraw.
-    """
+    """Lists the files of volumes with these names: a .mhd has its voxels in a .zraw beside it."""
     files = []
     for name in names:
         files.append(name)
         if name.endswith(".mhd"):
             files.append(f"{name[:-4]}.zraw")
-            if names_several_files(Path(files[-1]).name):
-                raise DataError(
-                    f"{name}: MetaImage takes LIST at the start of a name, or %, for a list of "
-                    "files; rename the case"
-                )
     return files
 
 

@@ -179,7 +179,9 @@ class Reader:
         if not padding:
             return values
         others = values[~np.isin(values, padding)]
-        floor = max(others.min(), 0) if (others >= 0).mean() > 0.9 else others.min()
+        floor = others.min()
+        if (others >= 0).mean() > 0.9 and lowest < -others.max():
+            floor = max(floor, 0)
         return np.where(np.isin(values, padding), floor, np.maximum(values, floor))
 
     def equalized(self, volume, inside):

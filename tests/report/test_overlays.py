@@ -187,10 +187,11 @@ def test_grey_values_run_from_the_first_to_the_95th_percentile_of_what_is_shown(
 
 
 def test_padding_does_not_darken_the_tissue():
-    mask = box_mask()
+    mask = np.zeros((24, 256, 256), np.uint8)
+    mask[8:16, 90:150, 90:150] = 1
     values = np.random.default_rng(0).integers(100, 900, mask.shape).astype(np.float32)
     padded = values.copy()
-    padded[:, :, :4], padded[:, :, 40:44] = -32768, 65535
+    padded[:, :, :40], padded[:, :, 120:124] = -32768, 65535
     plain, dark = (
         planes.orient_to_lps(OverlayCase("a", on_grid(v), on_grid(mask))) for v in (values, padded)
     )

@@ -603,7 +603,11 @@ def test_too_little_space_for_the_environment(checkout, script, free_mb, message
 
 def test_too_little_space_for_the_tests(checkout, tmp_path):
     script = f"{checkout.root}/scripts/run_tests.sh"
-    assert checkout.run("bash", script)[0].returncode == 0
+    for unknown in ({}, {"FREE_MB": "-"}):
+        assert checkout.run("bash", script, **unknown)[0].returncode == 0
+    process, _ = checkout.run("bash", script, TMPDIR=f"{tmp_path}/none")
+    assert process.returncode == 1
+    assert process.stderr.startswith(f"error: {tmp_path}/none: no such folder, a run of the tests")
     process, calls = checkout.run("bash", script, FREE_MB="287", TMPDIR=str(tmp_path))
     assert process.returncode == 1
     assert process.stderr == (

@@ -91,7 +91,7 @@ def _volume_index(channel, volumes, path):
         )
     if not 0 <= (channel or 0) < volumes:
         raise DataError(
-            f"{path}: --channel {channel}, but it has {volumes} volume(s); "
-            f"expected 0 to {volumes - 1}"
+            f"{path}: channel {channel} (of --channel or the model's config.json), but it has "
+            f"{volumes} volume(s); expected 0 to {volumes - 1}"
         )
     return channel or 0
