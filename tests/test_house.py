@@ -1,4 +1,4 @@
-"""The layout: each module imports only what stands below it, and config.py imports no network."""
+"""Rules of the whole source: who imports whom, annotations, views of images."""
 
 import ast
 
@@ -107,3 +107,16 @@ def test_public_functions_are_annotated(path):
         if None in [*types, function.returns]:
             bare.append(function.name)
     assert not bare
+
+
+def test_no_view_of_an_image_that_nothing_keeps():
+    """SimpleITK's views do not keep their image alive: f(view(g(x))) would read freed memory."""
+    found = [
+        f"{path}:{node.lineno}"
+        for path in MODULES
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+        and getattr(node.func, "attr", "") == "GetArrayViewFromImage"
+        and isinstance(node.args[0], ast.Call)
+    ]
+    assert found == []

@@ -10,7 +10,7 @@ from ..utils.errors import DataError
 
 def expected_bytes(reader: sitk.ImageFileReader) -> int:
     """Returns the number of bytes of the voxels, from the header that `reader` has read."""
-    component = sitk.GetArrayViewFromImage(sitk.Image([1, 1], _component_type(reader.GetPixelID())))
+    component = sitk.GetArrayFromImage(sitk.Image([1, 1], _component_type(reader.GetPixelID())))
     return int(np.prod(reader.GetSize())) * reader.GetNumberOfComponents() * component.itemsize
 
 
