@@ -4,7 +4,7 @@
 #   bash scripts/run_tests.sh tests/test_metrics.py -k dice     part of the tests
 #
 # Needs Linux and Python 3.10, 3.11 or 3.12; the variable PYTHON=/path/to/python3.11 chooses one.
-# The environment takes 4 GB, the tests up to 2 GB in /tmp; TMPDIR=/path/to/folder chooses another place.
+# The environment takes 4 GB, the tests up to 1.5 GB in /tmp; TMPDIR=/path/to/folder chooses another place.
 # Makes the environment .venv in the repository and installs requirements*.txt there with pip (once).
 # System packages that are missing are installed with apt-get if you are root on Debian or Ubuntu, with a
 # line for each: python3-venv, libgomp1 and g++, which are needed, and for tests that are skipped without
@@ -24,7 +24,7 @@ optional_package ip "the test of two hosts, made of network namespaces," iproute
 optional_package mpirun "the test of two GPUs by OpenMPI" openmpi-bin
 optional_package "chromium chromedriver" "the test of report.html in a browser" chromium chromium-driver
 optional_package dciodvfy "the check of DICOM segmentations by another program" dicom3tools
-need_space "${TMPDIR:-/tmp}" 2000 "a run of the tests (TMPDIR names another folder)"
+need_space "${TMPDIR:-/tmp}" 1500 "a run of the tests (TMPDIR names another folder)"
 cd -- "$ROOT"
 
 ruff format --check . || fail 1 "the formatter would change the files above: .venv/bin/ruff format ."

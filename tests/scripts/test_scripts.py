@@ -612,7 +612,7 @@ def test_too_little_space_for_the_tests(checkout, tmp_path):
     assert process.returncode == 1
     assert process.stderr == (
         f"error: {tmp_path} has 287 MB left, a run of the tests (TMPDIR names another folder) "
-        "takes up to 2000 MB: make room and start again\n"
+        "takes up to 1500 MB: make room and start again\n"
     )
     assert not any(" -m pytest" in call for call in calls)
 
