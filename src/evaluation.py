@@ -211,11 +211,11 @@ def compare_masks(
             labels = ",".join(map(str, config.labels))
             log.info(f"{path}: none of the labels {labels}, so an empty mask")
             lacking.append(path)
-        if len(lacking) == len(cases):
-            raise DataError(
-                f"{path}: neither this mask nor any other has a voxel of --labels {labels}; name "
-                "those of the prostate in masks and references"
-            )
+            if len(lacking) == len(cases):
+                raise DataError(
+                    f"{path}: neither this mask nor any other has a voxel of --labels {labels}; "
+                    "name those of the prostate in masks and references"
+                )
         return mask
 
     with Ahead(lambda case: _Read.of(case, config), cases) as ready:

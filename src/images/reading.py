@@ -128,9 +128,9 @@ def _volume_index(path, size, components, channel):
             f"{path}: size {size} with {components} component(s) per voxel, "
             "expected a 3-D scalar volume"
         )
-    if count == 1 and channel in (None, 0):
-        return 0
     if count == 1:
+        if channel in (None, 0):
+            return 0
         raise DataError(
             f"{path}: channel {channel} (of --channel or the model's config.json), but it has 1 "
             "volume(s); expected 0"
