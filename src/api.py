@@ -79,7 +79,7 @@ class Model:
         return self._segment(image, series)[0]
 
     def probability(self, image: sitk.Image | str | Path, series: str = "") -> sitk.Image:
-        """Returns the probability of the prostate, before threshold and largest component.
+        """Returns the probability of the prostate, before threshold and postprocessing.
 
         Args:
             image, series: see `segment`.

@@ -24,6 +24,7 @@ from .images.writing import check_volume_name, save_volume
 from .measurements import MEASURES, measure_gland
 from .predictor import (
     MOST_RECENTRINGS,
+    POSTPROCESSING,
     RECENTRE_BEYOND_MM,
     LazyNetwork,
     loaded,
@@ -387,7 +388,7 @@ def _network_id(metadata: dict) -> str:
     """Hash of the weights and of the settings that change a mask."""
     configuration = metadata["configuration"]
     settings = [configuration.get(key) for key in MASK_KEYS]
-    settings.append(PREPROCESSING)
+    settings += [PREPROCESSING, POSTPROCESSING]
     if configuration.get("recentre", False):
         settings += [RECENTRE_BEYOND_MM, MOST_RECENTRINGS]
     digest = hashlib.sha256(json.dumps(settings).encode())

@@ -1,4 +1,4 @@
-"""Segmentation of one image: network grid, network, threshold, largest component.
+"""Segmentation of one image: network grid, network, threshold, largest component without cavities.
 
 The network grid lies about the image's centre. With `recentre` it is moved to a gland that is found
 far from there, and the network runs again.
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 # reaches beyond the grid, the part on it lies nearer than the whole.
 RECENTRE_BEYOND_MM = 15.0
 MOST_RECENTRINGS = 2
+POSTPROCESSING = 1  # a version: raise it when the same output of the network gives another mask
 
 
 def network_inputs(
@@ -104,6 +105,11 @@ def average_over_flip(outputs: list[np.ndarray]) -> np.ndarray:
     return (straight + np.flip(mirrored, LEFT_RIGHT_AXIS)) / 2
 
 
+def _check_mask(mask):
+    if np.ndim(mask) != 3 or mask.dtype != bool:
+        raise ValueError(f"{mask.dtype} of shape {mask.shape}, expected bool with three axes")
+
+
 def largest_component(mask: np.ndarray) -> np.ndarray:
     """Returns the largest 26-connected component of a 3-D boolean mask.
 
@@ -112,8 +118,7 @@ def largest_component(mask: np.ndarray) -> np.ndarray:
     Raises:
         ValueError: not a boolean array of three axes.
     """
-    if np.ndim(mask) != 3 or mask.dtype != bool:
-        raise ValueError(f"{mask.dtype} of shape {mask.shape}, expected bool with three axes")
+    _check_mask(mask)
     box = bounding_box(mask)
     labels, count = ndimage.label(mask[box], structure=np.ones((3, 3, 3)))
     if count < 2:
@@ -124,8 +129,26 @@ def largest_component(mask: np.ndarray) -> np.ndarray:
     return largest
 
 
+def without_cavities(mask: np.ndarray) -> np.ndarray:
+    """Returns a 3-D boolean mask with the background filled that it encloses on all sides.
+
+    Background that reaches the array's border through its 6-connected voxels stays.
+
+    Raises:
+        ValueError: not a boolean array of three axes.
+    """
+    _check_mask(mask)
+    box = bounding_box(mask)
+    background, _ = ndimage.label(~np.pad(mask[box], 1))
+    filled = mask.copy()
+    filled[box] = (background != background[0, 0, 0])[1:-1, 1:-1, 1:-1]
+    return filled
+
+
 def mask_of_probability(probability: sitk.Image, threshold: float = 0.5) -> sitk.Image:
-    """Thresholds a probability and keeps the largest component.
+    """Thresholds a probability, keeps the largest component and fills its cavities.
+
+    A prostate has none: a cavity is tissue that the network does not know, such as a cyst.
 
     Args:
         probability: float32 or float64, on the case's own grid.
@@ -148,8 +171,8 @@ def mask_of_probability(probability: sitk.Image, threshold: float = 0.5) -> sitk
     above = values > threshold
     foreground = np.zeros(above.shape, np.uint8)
     # Of two equally large components the kept one must not depend on the voxels' storage order.
-    to_patient_order(foreground.T, probability).T[...] = largest_component(
-        to_patient_order(above.T, probability).T
+    to_patient_order(foreground.T, probability).T[...] = without_cavities(
+        largest_component(to_patient_order(above.T, probability).T)
     )
     mask = sitk.GetImageFromArray(foreground)
     mask.CopyInformation(probability)

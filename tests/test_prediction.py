@@ -713,8 +713,10 @@ def test_what_is_done_stays_and_the_rest_can_be_done_later(data, results, config
 
 @pytest.mark.parametrize(
     "change",
-    ["image", "geometry", "settings", "recentre", "version", "checkpoint", "mask", "probability"]
-    + ["nothing"],
+    [
+        *("image", "geometry", "settings", "recentre", "PREPROCESSING", "POSTPROCESSING"),
+        *("checkpoint", "mask", "probability", "nothing"),
+    ],
 )
 @pytest.mark.usefixtures("undrawn")
 def test_only_what_would_come_out_the_same_is_kept(
@@ -734,8 +736,8 @@ def test_only_what_would_come_out_the_same_is_kept(
         config = override_config(config, ["threshold=0.4"])
     elif change == "recentre":
         config = override_config(config, ["recentre=true"])
-    elif change == "version":  # of this program, with another preprocessing
-        monkeypatch.setattr("src.prediction.PREPROCESSING", 0)
+    elif change in ("PREPROCESSING", "POSTPROCESSING"):  # of another version of this program
+        monkeypatch.setattr(f"src.prediction.{change}", 0)
     elif change == "checkpoint":
         checkpoint.write_bytes(b"other weights")
     elif change == "mask":

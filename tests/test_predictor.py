@@ -22,6 +22,7 @@ from src.predictor import (
     segment,
     segment_inputs,
     segment_outputs,
+    without_cavities,
 )
 from src.utils.errors import DataError
 from tests.volumes import STORAGE_ORDERS, geometry_error, geometry_of, stored_in_order
@@ -78,6 +79,50 @@ def test_the_background_is_no_component():
     mask = np.zeros((6, 6, 6), bool)
     mask[2, 2, 2] = True  # one voxel of foreground, 215 of background
     np.testing.assert_array_equal(largest_component(mask), mask)
+
+
+def reached_from_the_border(background):
+    """The voxels of a boolean array that steps through faces reach from beyond its border."""
+    free = np.pad(background, 1, constant_values=True)
+    reached = np.zeros_like(free)
+    reached[0, 0, 0] = True
+    while True:
+        steps = [np.roll(reached, by, axis) for axis in range(3) for by in (-1, 1)]
+        wider = free & np.logical_or.reduce([reached, *steps])
+        if (wider == reached).all():
+            return reached[1:-1, 1:-1, 1:-1]
+        reached = wider
+
+
+@pytest.mark.parametrize("share", [0, 0.5, 0.8, 0.9, 1])
+@pytest.mark.parametrize("seed", range(3))
+def test_cavities_are_what_the_border_does_not_reach(seed, share):
+    mask = np.random.default_rng(seed).random((9, 8, 7)) < share
+    filled = without_cavities(mask)
+    np.testing.assert_array_equal(filled, ~reached_from_the_border(~mask))
+    np.testing.assert_array_equal(filled, ndimage.binary_fill_holes(mask))
+    assert (filled != mask).any() == (share in (0.5, 0.8, 0.9))
+
+
+@pytest.mark.parametrize(
+    ("open_at", "voxels"),
+    [((1, 1, 1), 27), ((1, 1, 2), 25), ((1, 2, 2), 26), ((2, 2, 2), 26)],
+    ids=["closed", "face", "edge", "corner"],
+)
+def test_a_cavity_is_open_through_a_face_only(open_at, voxels):
+    mask = np.ones((3, 3, 3), bool)
+    mask[1, 1, 1] = mask[open_at] = False
+    assert without_cavities(mask).sum() == voxels
+
+
+def test_a_mask_has_no_cavity(make_image, oblique):
+    """Of a shell with something smaller in it the shell counts, and is filled."""
+    values = np.full((9, 9, 9), 0.9, np.float32)
+    values[2:7, 2:7, 2:7] = 0.1
+    values[4, 4, 4] = 0.9
+    values = np.pad(values, 3)
+    mask = mask_of_probability(make_image(values, direction=oblique))
+    assert sitk.GetArrayFromImage(mask).sum() == 9**3
 
 
 # The network's answer ----------------------------------------------------------------------------
@@ -173,7 +218,7 @@ def test_segment_is_its_two_halves_with_a_network_between(make_image, small_conf
         same_voxels(one, other)
         assert sitk.GetArrayViewFromImage(one).any()
     mask, probability = map(sitk.GetArrayFromImage, whole)
-    np.testing.assert_array_equal(mask > 0, largest_component(probability > 0.4))
+    np.testing.assert_array_equal(mask > 0, without_cavities(largest_component(probability > 0.4)))
     assert np.any((probability > 0.4) & (probability < 0.5))
 
 

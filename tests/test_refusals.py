@@ -71,6 +71,7 @@ HALF = image_of(np.full(MASK.shape, 0.5, np.float32))
         "volume of a probability": (lambda: metrics.volume_ml(HALF), r"values \[0.5\]"),
         "component of numbers": (lambda: predictor.largest_component(NAN), "float32 of shape"),
         "component of a plane": (lambda: predictor.largest_component(MASK[0]), r"shape \(5, 6\)"),
+        "cavities of numbers": (lambda: predictor.without_cavities(NAN), "float32 of shape"),
         "one output for two": (lambda: predictor.average_over_flip([NAN]), "expected two"),
         "two shapes": (lambda: predictor.average_over_flip([MASK, NARROW]), r"\(4, 5, 5\)"),
         "threshold": (lambda: predictor.mask_of_probability(HALF, 1.5), "threshold of 1.5"),

@@ -151,6 +151,7 @@ def describe(
             "resample linearly, with 0 beyond the border voxels' edges, to the image's own voxels",
             f"the prostate is where the probability is above {config.threshold}",
             "keep its largest component (26 neighbours)",
+            "fill the background that it encloses on all sides (6 neighbours)",
             *[
                 f"if its centre of mass lies more than {RECENTRE_BEYOND_MM:g} mm from the centre "
                 "of the model's grid: repeat all steps with the grid's centre there (to 0.1 mm), "

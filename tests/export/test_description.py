@@ -218,7 +218,7 @@ class Reader:
         labels, _ = ndimage.label(soft > self.settings["threshold"], np.ones((3, 3, 3)))
         sizes = np.bincount(labels.ravel())
         sizes[0] = 0
-        return labels == np.argmax(sizes)
+        return ndimage.binary_fill_holes(labels == np.argmax(sizes))
 
 
 # The second grid reaches beyond the image, the third lies oblique in it. None has a point in the
