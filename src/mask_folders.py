@@ -2,8 +2,9 @@
 
 A case has the name of its file without suffix and without one of the endings `_test` (this
 project's predictions), `_segmentation`, `_seg`, `_label`, `_mask`: Case03_segmentation.mhd,
-Case03_test.mhd and nnU-Net's Case03.nii.gz are of one case, and so is Case03_0000_test.nii.gz, the
-prediction of nnU-Net's image Case03_0000.nii.gz, unless there is a reference of Case03_0000.
+Case03_test.mhd, Case03_test.seg.nrrd and nnU-Net's Case03.nii.gz are of one case, and so is
+Case03_0000_test.nii.gz, the prediction of nnU-Net's image Case03_0000.nii.gz, unless there is a
+reference of Case03_0000.
 """
 
 import logging
@@ -24,7 +25,8 @@ FIRST_CHANNEL = "_0000"  # end of the names of nnU-Net's images
 def case_name(path: str | Path) -> str:
     """Returns the name of the case that a mask is of."""
     name = stem(path)
-    return MASK_ENDING.sub("", name.removesuffix(PREDICTION_ENDING)) or name
+    bare = MASK_ENDING.sub("", name).removesuffix(PREDICTION_ENDING)
+    return MASK_ENDING.sub("", bare) or name
 
 
 def masks_of(folder: str | Path) -> dict[str, Path]:

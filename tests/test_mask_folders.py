@@ -25,6 +25,8 @@ from tests.volumes import image_of
     [
         ("Case03_segmentation.mhd", "Case03"),
         ("Case03_test.mhd", "Case03"),
+        ("Case03_test.seg.nrrd", "Case03"),
+        ("Case03_mask_test.mhd", "Case03"),
         ("Case03.nii.gz", "Case03"),
         ("p1_seg.nrrd", "p1"),
         ("p1-label.nii", "p1"),

@@ -102,4 +102,6 @@ def execute(args: Namespace) -> None:
             raise UsageError("--out_path is needed, the folder for the data")
         options = Options(args.labels, channel, args.series, args.image_pattern, args.mask_pattern)
         lay_out(args.source or download(args.out_path / "download"), args.out_path, options)
-    print_report(check(args.check or args.out_path, args.labels, channel))
+        print_report(check(args.out_path))  # its masks have 0 and 1, its images one channel
+    else:
+        print_report(check(args.check, args.labels, channel))

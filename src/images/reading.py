@@ -64,6 +64,25 @@ def read_volume(
     return image
 
 
+def read_volume_or_one_of(path: str | Path, channel: int | None) -> tuple[sitk.Image, bool]:
+    """Reads a 3-D image; of a file with several volumes, that of `channel`.
+
+    Args:
+        path: see `read_volume`.
+        channel: index of the volume, which does not count for a file with one.
+
+    Returns:
+        The volume, and whether the file has several.
+
+    Raises:
+        DataError, SeveralVolumesError: see `read_volume`.
+    """
+    try:
+        return read_volume(path), False
+    except SeveralVolumesError:
+        return read_volume(path, channel), True
+
+
 def _read_dicom(path: Path, series: "str | Series") -> sitk.Image:
     from .dicom import is_dicom, read_dicom  # pydicom takes 0.1 s to import
 

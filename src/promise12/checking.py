@@ -14,7 +14,7 @@ from tqdm import tqdm
 from ..config import vnet_cfg
 from ..data_manager import worker_count
 from ..images.formats import MASK_SUFFIX, list_images, only_file
-from ..images.reading import read_image, read_mask
+from ..images.reading import mr_image, read_mask, read_volume_or_one_of
 from ..metrics import volume_ml
 from ..utils.errors import DataError
 from ..utils.files import check_name
@@ -108,7 +108,7 @@ def _check_case(
     image = mask = None
     try:
         if images:
-            image = read_image(images[0], channel if is_stack(images[0]) else None)
+            image = mr_image(read_volume_or_one_of(images[0], channel)[0], images[0])
         if image is not None and masks:
             mask = read_mask(masks[0], image, images[0], labels)
     except DataError as error:
@@ -132,26 +132,14 @@ def _check_case(
 
 def _grid_by_header(path: Path) -> tuple[tuple[int, ...], tuple[float, ...]]:
     """Size and spacing from the header of a file whose voxels cannot be read; else empty."""
-    reader = _header(path)
-    return (reader.GetSize()[:3], reader.GetSpacing()[:3]) if reader else ((), ())
-
-
-def _header(path):
     reader = sitk.ImageFileReader()
     try:
         check_name(path)
         reader.SetFileName(str(path))
         reader.ReadImageInformation()
     except (DataError, RuntimeError):
-        return None
-    return reader
-
-
-def is_stack(path: Path) -> bool:
-    """Whether the header of a file says that it has several volumes; False if unreadable."""
-    reader = _header(path)
-    sizes = (*reader.GetSize()[3:], reader.GetNumberOfComponents()) if reader else ()
-    return max(sizes, default=1) > 1
+        return (), ()
+    return reader.GetSize()[:3], reader.GetSpacing()[:3]
 
 
 def format_table(frame: pd.DataFrame, width: int) -> str:

@@ -12,11 +12,11 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ..images.formats import only_file
-from ..images.reading import read_mask, read_volume
+from ..images.reading import read_mask, read_volume_or_one_of
 from ..images.writing import write_volume
 from ..utils.errors import DataError, UsageError
 from ..utils.files import temporary_folder
-from .checking import cases_of, is_stack, sets_of
+from .checking import cases_of, sets_of
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ def _cases(data_path):
 
 
 def _write(folder, part, name, image_path, mask_path, labels, channel):
-    image = read_volume(image_path, channel if is_stack(image_path) else None)
+    image = read_volume_or_one_of(image_path, channel)[0]
     write_volume(image, folder / f"images{part}" / f"{name}_0000{FILE_ENDING}", image_path)
     if mask_path is None:
         return

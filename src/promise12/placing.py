@@ -10,12 +10,16 @@ import SimpleITK as sitk
 from tqdm import tqdm
 
 from ..images.formats import MASK_SUFFIX
-from ..images.reading import check_no_label_map, read_mask, read_volume
+from ..images.reading import (
+    check_no_label_map,
+    read_mask,
+    read_volume,
+    read_volume_or_one_of,
+)
 from ..utils.errors import DataError
-from .checking import is_stack
 from .copying import Conversion, File, write_all
 from .layouts import Layout, Options, Pair, detect_layout
-from .sources import Dicom, Member, Source, Volume
+from .sources import Dicom, Member, Source, Volume, data_file
 
 log = logging.getLogger(__name__)
 
@@ -124,17 +128,16 @@ def _image_files(image, target, layout, folder, options):
         yield _with_suffix(target, ".mha"), Conversion(image.path, from_dicom)
         return
     local = image.local(folder)
-    has_channels = is_stack(local)
-    channel = layout.channel if has_channels else None
+    channel = layout.channel
     try:
-        volume = read_volume(local, channel)
+        volume, is_one_of_several = read_volume_or_one_of(local, channel)
     except DataError:
-        if not layout.is_own or channel is not None:
+        if not layout.is_own:
             raise
         yield from _copies(image, target)  # unchanged; the check reports what is wrong with it
         return
     _check_is_image(volume, local)
-    if has_channels:
+    if is_one_of_several:
         yield (
             _with_suffix(target, _single_file(image.suffix)),
             Conversion(image.path, lambda: (read_volume(local, channel), local)),
@@ -150,12 +153,12 @@ def _mask_files(mask, target, layout, folder, options):
     local = mask.local(folder)
     try:
         stored = read_volume(local)
-        merged = read_mask(local, stored, local, options.labels)
     except DataError:
         if not layout.is_own:
             raise
-        yield from _copies(mask, target)
+        yield from _copies(mask, target)  # as above
         return
+    merged = read_mask(local, stored, local, options.labels)
     values = sitk.GetArrayViewFromImage(stored)
     if np.array_equal(np.rint(values), sitk.GetArrayViewFromImage(merged)):
         yield from _copies(mask, target)
@@ -178,19 +181,19 @@ def _with_suffix(target, suffix):
 
 
 def _copies(volume: Volume, target: PurePosixPath):
-    """Yields a file and that of its voxels; under a new name the header refers to the new name."""
+    """Yields a file and that of its voxels beside it, which the header names."""
     header, voxels = volume.header, volume.voxels
     renamed = _with_suffix(target, volume.suffix)
-    if not voxels or renamed.name == header.path.name:
+    if not voxels:
         yield renamed, header
-        if voxels:
-            yield renamed.with_name(voxels.path.name), voxels
         return
-    voxels_name = target.name + voxels.path.suffix
+    is_same_name = renamed.name == header.path.name
+    voxels_name = voxels.path.name if is_same_name else target.name + voxels.path.suffix
 
     def with_new_name():
         start, key, _ = header.read().partition(b"ElementDataFile")
         return start + key + f" = {voxels_name}\n".encode()
 
-    yield renamed, Member(header.path, with_new_name)
+    is_as_named = data_file(header.start()) == voxels_name
+    yield renamed, header if is_as_named else Member(header.path, with_new_name)
     yield renamed.with_name(voxels_name), voxels

@@ -160,9 +160,9 @@ class Source:
 
     def _voxels(self, header):
         name = data_file(header.start()) if suffix_of(header.path) in META_SUFFIXES else None
-        if name is None or PurePosixPath(name).name != name:
+        if name is None or ".." in PurePosixPath(name).parts:
             return None
-        return self.members.get(header.path.with_name(name))
+        return self.members.get(header.path.parent / name)  # below it, or absolute and not found
 
     @cached_property
     def dicom(self) -> list[Member]:

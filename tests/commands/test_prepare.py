@@ -48,6 +48,25 @@ def test_a_peers_data_set_there_and_back(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
+    ("value", "folders"), [(255, ("img/", "gt/")), (2, ("img/", "gt/")), (255, ("", ""))]
+)
+def test_masks_of_another_value_are_merged_and_then_checked_as_such(
+    tmp_path, monkeypatch, capsys, value, folders
+):
+    gland = np.zeros((4, 5, 6), np.uint8)
+    gland[1:3, 1:4, 2:4] = value
+    make_volume(tmp_path / f"data/{folders[0]}a.nrrd")
+    make_volume(tmp_path / f"data/{folders[1]}a_segmentation.nrrd", values=gland)
+    monkeypatch.chdir(tmp_path)
+    arguments = f"--source data --labels {value} --out_path out"
+    monkeypatch.setattr(sys, "argv", ["prepare_data.py", *arguments.split()])
+    run_script("prepare")
+    assert "1 cases, no problems" in capsys.readouterr().out
+    placed = sitk.ReadImage("out/TrainData/gt/a_segmentation.nrrd")
+    assert np.array_equal(sitk.GetArrayFromImage(placed), gland > 0)
+
+
+@pytest.mark.parametrize(
     "arguments, code, message",
     [
         ("--source volumes", 2, "--out_path is needed"),

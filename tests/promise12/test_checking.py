@@ -203,13 +203,13 @@ def test_volumes_are_read_side_by_side_and_listed_in_order(tmp_path, monkeypatch
     monkeypatch.setattr(checking, "worker_count", lambda _: 1)
     alone = check(tmp_path / "data")
     both = threading.Barrier(2, timeout=60)
-    read_image = checking.read_image
+    read = checking.read_volume_or_one_of
 
     def together(path, channel):
         both.wait()  # raises where the other never comes
-        return read_image(path, channel)
+        return read(path, channel)
 
-    monkeypatch.setattr(checking, "read_image", together)
+    monkeypatch.setattr(checking, "read_volume_or_one_of", together)
     monkeypatch.setattr(checking, "worker_count", lambda _: 2)
     pd.testing.assert_frame_equal(check(tmp_path / "data"), alone)
     assert alone["case"].tolist() == [f"Case{number:02d}" for number in range(6)]

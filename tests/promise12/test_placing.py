@@ -1,14 +1,18 @@
 """Volumes copied to img/ and gt/: which set, nothing lost, nothing half written."""
 
 import shutil
+import struct
 from pathlib import Path
 
+import numpy as np
 import pytest
+import SimpleITK as sitk
 
-from src.promise12 import check, lay_out
+from src.images.reading import read_volume, read_volume_or_one_of
+from src.promise12 import Options, check, lay_out
 from src.utils.errors import DataError
 from tests.helpers import tree
-from tests.volumes import make_pairs, make_volume, zip_of
+from tests.volumes import image_of, make_pairs, make_volume, zip_of
 
 
 @pytest.mark.parametrize("suffix", [".mhd", ".mha", ".nii.gz", ".nii", ".nrrd"])
@@ -106,11 +110,55 @@ def test_img_gt_layout_and_the_zoos_test_folder(tmp_path):
     }
 
 
-def test_voxels_follow_the_name_in_their_header(tmp_path):
-    header = make_volume(tmp_path / "volumes/Case00.mhd")
-    header.with_suffix(".raw").rename(header.with_name("voxels.bin"))
-    header.write_text(header.read_text().replace("Case00.raw", "voxels.bin"))
-    lay_out([header.parent], tmp_path / "out")
+@pytest.mark.parametrize("named", ["voxels.bin", "./Case00.raw", "raw/voxels.bin"])
+@pytest.mark.parametrize("zipped", [False, True])
+def test_voxels_follow_the_name_in_their_header(tmp_path, named, zipped):
+    source = make_pairs(tmp_path / "volumes", ["Case00"], ".mha")
+    header = make_volume(source / "Case00.mhd")
+    (source / "Case00.mha").unlink()
+    expected = sitk.GetArrayFromImage(sitk.ReadImage(str(header)))
+    voxels = source / named
+    voxels.parent.mkdir(exist_ok=True)
+    header.with_suffix(".raw").rename(voxels)
+    header.write_text(header.read_text().replace("Case00.raw", named))
+    if zipped:
+        source = Path(shutil.make_archive(str(tmp_path / "zipped"), "zip", source))
+    lay_out([source], tmp_path / "out")
+    assert check(tmp_path / "out")["problems"].tolist() == [""]
+    placed = sitk.ReadImage(str(tmp_path / "out/TrainData/img/Case00.mhd"))
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(placed), expected)
+
+
+def test_a_mask_without_the_labels_is_no_gland(tmp_path):
+    """A mask of 0 and 1 only must not pass where its other files hold zones 1 and 2."""
+    make_volume(tmp_path / "data/img/a.mha")
+    make_volume(tmp_path / "data/gt/a_segmentation.mha")
+    with pytest.raises(DataError, match=r"a_segmentation.mha: labels 0, 1, none of .* --labels 2"):
+        lay_out([tmp_path / "data"], tmp_path / "out", Options(labels=(2,)))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("volumes", [1, 2])
+def test_directions_rounded_in_a_nifti_header_hide_no_channels(tmp_path, volumes):
+    """SimpleITK refuses the rounded axes of an oblique file that `read_volume` reads."""
+    array = np.random.default_rng(0).integers(0, 900, (volumes, 4, 5, 6)).astype(np.int16)
+    (tmp_path / "data/img").mkdir(parents=True)
+    path = tmp_path / "data/img/a.nii"
+    images = [image_of(volume) for volume in array]
+    sitk.WriteImage(sitk.JoinSeries(images) if volumes > 1 else images[0], str(path))
+    content = bytearray(path.read_bytes())
+    struct.pack_into("<2h", content, 252, 0, 1)  # qform_code, sform_code
+    struct.pack_into("<12f", content, 280, 1, 2e-3, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0)
+    path.write_bytes(content)
+    with pytest.raises(RuntimeError):
+        sitk.ReadImage(str(path))
+    make_volume(tmp_path / "data/gt/a_segmentation.nii", values=np.ones((4, 5, 6), np.uint8))
+    mask = sitk.ReadImage(str(tmp_path / "data/gt/a_segmentation.nii"))
+    mask.CopyInformation(read_volume_or_one_of(path, 0)[0])
+    sitk.WriteImage(mask, str(tmp_path / "data/gt/a_segmentation.nii"))
+    lay_out([tmp_path / "data"], tmp_path / "out", Options(labels=(1, 2), channel=volumes - 1))
+    placed = read_volume(tmp_path / "out/TrainData/img/a.nii")
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(placed), array[-1])
     assert check(tmp_path / "out")["problems"].tolist() == [""]
 
 
