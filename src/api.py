@@ -24,7 +24,7 @@ from .mask_folders import masks_for, reference_cases
 from .predictor import LazyNetwork, segment
 from .promise12.splits import split_cases
 from .report.painter import Painter
-from .utils.errors import UsageError
+from .utils.errors import UsageError, naming
 from .utils.process import no_garbage_collection
 
 if TYPE_CHECKING:
@@ -73,7 +73,8 @@ class Model:
 
         Raises:
             DataError: the image is not 3-D scalar, has a single slice, NaN, the same value
-                everywhere or a sheared geometry, is a label map, or cannot be read.
+                everywhere, no contrast on the network grid or a sheared geometry, is a label map,
+                or cannot be read; or the network's output has NaN.
             UsageError: neither an image nor a path.
         """
         return self._segment(image, series)[0]
@@ -96,13 +97,14 @@ class Model:
         self, image: sitk.Image | str | Path, series: str
     ) -> tuple[sitk.Image, sitk.Image]:
         if isinstance(image, sitk.Image):
-            check_volume(image, "the image")
-            image = mr_image(image, "the image")
+            name: str | Path = "the image"
+            check_volume(image, name)
+            volume = mr_image(image, name)
         else:
             _check_path(image, "image", "a SimpleITK image or a path")
-            image = read_image(image, channel_of(self.config), series)
-        with _computing:
-            return segment(self.network, image, self.config)
+            name, volume = image, read_image(image, channel_of(self.config), series)
+        with _computing, naming(name):
+            return segment(self.network, volume, self.config)
 
 
 def load(

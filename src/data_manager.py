@@ -36,6 +36,7 @@ from .images.orientation import acquisition_plane, patient_direction
 from .images.reading import read_image, read_mask
 from .utils.errors import DataError, naming
 from .utils.files import check_name, user_cache_folder, write_files
+from .utils.process import core_count
 
 log = logging.getLogger(__name__)
 
@@ -344,8 +345,7 @@ def worker_count(config: EasyDict) -> int:
 
     `num_workers` 0 stands for 8.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return min(config.num_workers or 8, cores or 1)
+    return min(config.num_workers or 8, core_count())
 
 
 def _training_volume(case, config):

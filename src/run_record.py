@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import platform
 import time
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from . import __version__
 from .data_manager import Case
 from .utils.errors import DataError, reason_of
 from .utils.files import write_files
+from .utils.process import core_count
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ def record_session(
         "device": device_target,
         "devices": device_num,
         "processor": processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        "cores": core_count(),
     }
     content = {
         "training_cases": [case.case_id for case in cases],

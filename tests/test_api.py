@@ -160,6 +160,21 @@ def test_images_that_cannot_be_segmented(model, method, image, words):
     assert all(word in str(error.value) for word in ["the image: ", *words])
 
 
+def test_an_image_without_contrast_on_the_network_grid_is_named(model, make_image, tmp_path):
+    array = np.zeros((90, 12, 90), np.float32)
+    array[0] = np.random.default_rng(0).uniform(50, 90, (12, 90))
+    path = tmp_path / "Case0.nrrd"
+    sitk.WriteImage(make_image(array), str(path))
+    for image, name in (
+        (path, str(path)),
+        (str(path), str(path)),
+        (read_volume(path), "the image"),
+    ):
+        with pytest.raises(DataError) as error:
+            model.segment(image)
+        assert str(error.value).startswith(f"{name}: no contrast within 40 x 40 x 40 mm")
+
+
 def test_a_path_with_nothing_there(model, tmp_path):
     with pytest.raises(DataError, match=r"scan\.nii\.gz: no such file"):
         model.segment(tmp_path / "scan.nii.gz")

@@ -159,15 +159,14 @@ def _key_lines(group: str) -> str:
     )
 
 
-def overrides_of(args: Namespace, resumes: bool = False) -> list[str]:
+def overrides_of(args: Namespace) -> list[str]:
     """Returns the overrides of `--preset`, `--config` and `--set`; of several, the last counts.
 
     Args:
         args: of a parser with `add_config_arguments`.
-        resumes: whether a run is resumed, which ignores the preset.
     """
     arguments: dict[str, Any] = vars(args)
-    return [*preset_overrides(arguments.get("preset"), resumes), *own_overrides_of(args)]
+    return [*preset_overrides(arguments.get("preset")), *own_overrides_of(args)]
 
 
 def own_overrides_of(args: Namespace) -> list[str]:

@@ -7,7 +7,7 @@ import numpy as np
 
 from ..checkpoint import save_weights
 from ..config import CONFIG_NAME, override_config, save_config, vnet_cfg
-from ..utils.errors import DataError, UsageError
+from ..utils.errors import DataError, UsageError, naming, reason_of
 from ..vnet import DOWN_NAMES, UP_NAMES, VARIANTS, VNet
 
 MONAI_VNET = "monai.networks.nets.VNet(out_channels=2)"
@@ -119,8 +119,9 @@ def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
             "np.savez(file, **{k: v.numpy() for k, v in state.items()})"
         ) from None
     except Exception as error:  # each library has its own exceptions for broken files
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise DataError(f"{path}: not a complete state dict of arrays ({reason[0]})") from None
+        raise DataError(
+            f"{path}: not a complete state dict of arrays ({reason_of(error)})"
+        ) from None
 
 
 def _read_npz(path):
@@ -154,7 +155,8 @@ def import_monai(state_dict_path: str | Path, ckpt_path: str | Path) -> None:
 
     Raises:
         UsageError: a file name has another suffix.
-        DataError: the state dict is unreadable or of another network, or a file exists already.
+        DataError: the state dict is unreadable or of another network, a file exists already, or
+            cannot be written.
     """
     ckpt_path = Path(ckpt_path)
     config_path = ckpt_path.with_name(CONFIG_NAME)
@@ -164,10 +166,8 @@ def import_monai(state_dict_path: str | Path, ckpt_path: str | Path) -> None:
         if path.exists():
             raise DataError(f"{path}: exists already; choose another folder")
     state = read_state_dict(state_dict_path)
-    try:
+    with naming(state_dict_path):
         weights = from_monai(state)
-    except DataError as error:
-        raise DataError(f"{state_dict_path}: {error}") from None
     network = VNet(**VARIANTS["monai"])
     parameters = network.parameters_dict()
     slope = next((name for name in weights if name not in parameters), None)
@@ -182,6 +182,6 @@ def import_monai(state_dict_path: str | Path, ckpt_path: str | Path) -> None:
     save_weights(network, ckpt_path)
     try:
         save_config(override_config(vnet_cfg, ["variant=monai"]), config_path)
-    except OSError:
+    except DataError:
         ckpt_path.unlink()  # without configuration it would be loaded as variant 'zoo'
         raise

@@ -12,6 +12,7 @@ from mindspore import Tensor, nn, ops
 from mindspore import dtype as mstype
 from mindspore.ops import constexpr
 
+from ..utils.process import core_count
 from .build import BuildError, library_path
 from .protocol import OPERATORS, VERSION, ConvSpec, LossSpec, NetworkSpec
 
@@ -24,7 +25,7 @@ def thread_count() -> int:
     setting = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
     if setting.isdigit() and int(setting) > 0:
         return int(setting)
-    return min(len(os.sched_getaffinity(0)), ms.get_context("runtime_num_threads"))
+    return min(core_count(), ms.get_context("runtime_num_threads"))
 
 
 @cache

@@ -26,7 +26,6 @@ def download(
     folder: Path,
     record_url: str = RECORD_URL,
     archives_md5: dict[str, str | None] = ARCHIVES_MD5,
-    attempts: int = 5,
     pause_s: float = 2.0,
 ) -> list[Path]:
     """Downloads the record's archives into `folder` and logs their licence.
@@ -35,7 +34,7 @@ def download(
         folder: created if absent.
         record_url: address of the Zenodo record.
         archives_md5: {file name: MD5 in hex, None if unknown}.
-        attempts, pause_s: see `fetch`.
+        pause_s: see `fetch`.
 
     Returns:
         Paths of the archives.
@@ -55,8 +54,7 @@ def download(
             f"{record_url}/files/{name}?download=1",
             folder / name,
             md5,
-            attempts,
-            pause_s,
+            pause_s=pause_s,
             remedy=BY_HAND,
         )
         for name, md5 in archives_md5.items()

@@ -37,19 +37,17 @@ BOX_PLOT_SIDES = (0.16, 0.98)  # page.css has the first for the names below
 PLOTTED_COLUMNS = ("epoch", "learning_rate", "train_loss", "val_dice")
 
 
-def plot_progress(history: str | Path | pd.DataFrame, path: str | Path) -> None:
+def plot_progress(history: pd.DataFrame, path: str | Path) -> None:
     """Writes the training curves as a PNG: loss, validation Dice (if any), learning rate.
 
     Args:
-        history: `history.csv` of a run or its table, with `PLOTTED_COLUMNS`.
+        history: a row per epoch, see `progress_figure`.
         path: of the PNG.
 
     Raises:
         DataError: the file cannot be written.
         ValueError: the table has no rows, or not these columns.
     """
-    if not isinstance(history, pd.DataFrame):
-        history = pd.read_csv(history)
     write_files({Path(path): figure_png(progress_figure(history))})
 
 

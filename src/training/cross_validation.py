@@ -28,6 +28,7 @@ from ..report.results import REPORT
 from ..report.tables import zoo_lines
 from ..utils.errors import DataError, UsageError, reason_of
 from ..utils.files import Lock, write_files
+from ..utils.process import core_count
 from ..utils.status import STATUS_FILE, write_status
 from .folds import EVALUATION, Fold, write_pooled_results
 
@@ -184,8 +185,8 @@ class _Work:
         self.environment = {k: v for k, v in os.environ.items() if k != STATUS_FILE}
         self.environment["PYTHONUNBUFFERED"] = "1"
         if self.parallel > 1 and target == "CPU":
-            cores = len(os.sched_getaffinity(0))
-            self.environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // self.parallel)))
+            threads = max(1, core_count() // self.parallel)
+            self.environment.setdefault("OMP_NUM_THREADS", str(threads))
         self.processes: set[subprocess.Popen] = set()
         self.stopped = threading.Event()
 

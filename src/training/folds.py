@@ -29,6 +29,7 @@ from ..report.results import REPORT, write_pictures
 from ..report.tables import METRICS_JSON, write_metrics
 from ..run_record import read_history
 from ..utils import output_folder
+from ..utils.errors import DataError
 
 EVALUATION = "evaluation"
 
@@ -107,9 +108,12 @@ def write_pooled_results(
         The rows of `src.evaluation.evaluate`, by case, each with its "fold".
 
     Raises:
-        DataError: a file is missing, or the folder cannot be written.
+        DataError: a fold is not evaluated, a file is missing, or the folder cannot be written.
     """
-    found = [fold.metrics() or {} for fold in folds]
+    found = [metrics for fold in folds if (metrics := fold.metrics())]
+    if len(found) < len(folds):
+        without = next(fold for fold in folds if not fold.metrics())
+        raise DataError(f"{without.results}: no complete evaluation of its last checkpoint")
     rows = [
         {"case": row["case"], "fold": fold.number, **row}
         for fold, metrics in zip(folds, found, strict=True)

@@ -1,4 +1,4 @@
-"""The environment of a process: standard streams, Matplotlib's folder, the current folder.
+"""The environment of a process: standard streams, cores, Matplotlib's folder, the current folder.
 
 A command works without them, too: with closed streams, output to a full disk, or no home folder.
 """
@@ -109,6 +109,13 @@ def prepare_matplotlib() -> None:
         folder = tempfile.mkdtemp(prefix="matplotlib-")
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
         os.environ["MPLCONFIGDIR"] = folder
+
+
+def core_count() -> int:
+    """Returns the number of processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # Linux only
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from src.commands.arguments import (
     add_device_arguments,
     add_model_arguments,
     overrides_of,
+    own_overrides_of,
 )
 from src.config import PRESETS, override_config, vnet_cfg
 
@@ -68,5 +69,5 @@ def test_overrides_are_those_of_preset_file_and_set(tmp_path):
         "fold": 3,
         "labels": [1, 2],
     }
-    assert overrides_of(args, resumes=True) == ["width=6", "fold=2", "fold=3", "labels=1,2"]
+    assert own_overrides_of(args) == ["width=6", "fold=2", "fold=3", "labels=1,2"]
     assert overrides_of(parse("", add)) == []

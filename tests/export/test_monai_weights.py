@@ -1,3 +1,4 @@
+import errno
 import json
 import sys
 from pathlib import Path
@@ -162,6 +163,27 @@ def test_slopes_have_no_place_in_a_configuration(tmp_path, monkeypatch, capsys):
     assert code == 1
     assert "vnet.npz: its activation is PReLU" in err
     assert list(tmp_path.iterdir()) == [source]
+
+
+def test_a_checkpoint_does_not_stay_without_its_configuration(
+    small_file_state, tmp_path, monkeypatch, capsys
+):
+    """Without one it would be loaded as variant 'zoo'."""
+    source, folder = tmp_path / "vnet.npz", tmp_path / "imported"
+    np.savez(source, **small_file_state)
+    replace = Path.replace
+
+    def onto_a_full_disk(path, target):
+        if Path(target).name == "config.json":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", onto_a_full_disk)
+    options = ("--state_dict", source, "--ckpt_file", folder / "vnet.ckpt")
+    code, err = import_with(monkeypatch, capsys, *options)
+    assert code == 1
+    assert "config.json" in err and "No space left on device" in err
+    assert list(folder.iterdir()) == []
 
 
 @pytest.mark.parametrize("present", ["vnet.ckpt", "config.json"])

@@ -45,8 +45,7 @@ def test_progress_shows_what_the_history_holds(tmp_path, epochs, validated, pane
         assert (star.get_xdata()[0], star.get_ydata()[0]) == (best["epoch"], best["val_dice"])
         assert f"{best['val_dice']:.4f} in epoch {best['epoch']:.0f}" in star.get_label()
 
-    table.to_csv(tmp_path / "history.csv", index=False)
-    plot_progress(tmp_path / "history.csv", tmp_path / "progress.png")
+    plot_progress(table, tmp_path / "progress.png")
     picture = imread(tmp_path / "progress.png")[..., :3]
     assert picture.shape[1] == 880
     assert picture.shape[0] == pytest.approx(110 * 1.1 * (7.6 if panels == 3 else 4.6), abs=1)

@@ -18,9 +18,10 @@ from src.checkpoint_file import find_checkpoints
 from src.commands import command_parser
 from src.config import load_config, override_config, save_config, vnet_cfg
 from src.ensemble import find_members
+from src.report.painter import Painter
 from src.training import cross_validation
 from src.training.cross_validation import Pace, cross_validate
-from src.training.folds import Fold
+from src.training.folds import Fold, write_pooled_results
 from src.utils.errors import DataError, UsageError
 from src.utils.files import Lock, hash_file
 from src.vnet import create_vnet
@@ -333,6 +334,13 @@ def test_damaged_metrics_of_a_fold_do_not_count(tmp_path, small_config, text):
     fold.results.mkdir(parents=True)
     (fold.results / "metrics.json").write_text(text)
     assert fold.metrics() is None
+
+
+def test_a_fold_without_metrics_is_not_pooled(tmp_path, small_config):
+    fold = Fold(0, tmp_path / "fold0", small_config())
+    with pytest.raises(DataError, match=r"fold0/evaluation: no complete evaluation of its last"):
+        write_pooled_results(tmp_path / "evaluation", [fold], tmp_path, Painter())
+    assert not (tmp_path / "evaluation").exists()
 
 
 def test_a_run_keeps_what_it_was_started_with(tmp_path, small_config):

@@ -46,7 +46,6 @@ class Series:
         problems: why it cannot be read; each names a file.
         diffusion, localizer: the evidence that it is one, else "".
         contrast: "T2", the evidence against T2, or "" if there is none.
-        echo_time_ms, repetition_time_ms: None if missing.
     """
 
     uid: str
@@ -61,8 +60,6 @@ class Series:
     diffusion: str = ""
     localizer: str = ""
     contrast: str = ""
-    echo_time_ms: float | None = None
-    repetition_time_ms: float | None = None
 
     @property
     def name(self) -> str:
@@ -232,10 +229,8 @@ def _series(path, headers, suspects):
         frames=frames,
         problems=tuple(problems),
         diffusion=_diffusion(frames, words, types),
-        localizer=_localizer(frames, words, types, plane),
+        localizer=_localizer(words, types, plane),
         contrast=_contrast(frames, words, types, echo_time, repetition_time),
-        echo_time_ms=echo_time,
-        repetition_time_ms=repetition_time,
     )
 
 
@@ -279,7 +274,7 @@ def _diffusion(frames, words, types):
     return f'description or sequence name "{found[0]}"' if found else ""
 
 
-def _localizer(frames, words, types, plane):
+def _localizer(words, types, plane):
     if "LOCALIZER" in types:
         return "ImageType LOCALIZER"
     if plane == "mixed":
