@@ -1,7 +1,6 @@
 """The images that a command line names: files, folders and DICOM studies."""
 
 import logging
-import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -10,7 +9,7 @@ from .images.formats import SUFFIXES, is_named_as_mask, stem, suffix_of
 from .promise12.names import is_other_contrast
 from .utils import output_folder
 from .utils.errors import DataError
-from .utils.files import printable
+from .utils.files import printable, walk
 
 log = logging.getLogger(__name__)
 
@@ -155,10 +154,10 @@ def _check_no_channels(folder: Path, images: list[Path]) -> None:
 def _volumes_below(folder: Path) -> Iterator[Path]:
     """Volume files of a folder tree, except hidden ones and those that this program wrote."""
     ours = _results_in(folder.parent)  # among them those of a study, in a folder of its own
-    for place, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        ours |= _results_in(Path(place))
-        for path in (Path(place, name) for name in sorted(names)):
+    for place, folders, names in walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        ours |= _results_in(place)
+        for path in (place / name for name in names):
             if suffix_of(path) and not path.name.startswith(".") and path not in ours:
                 yield path
 

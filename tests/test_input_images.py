@@ -137,6 +137,16 @@ def test_a_link_is_called_by_its_own_name(tmp_path, data):
     assert list(find_images([link])) == ["patient"]
 
 
+def test_folders_that_are_links_are_entered(tmp_path):
+    """Data sets are often put together from links; one that leads back has no end."""
+    study = write_study(tmp_path / "store" / "P2")
+    write_study(tmp_path / "patients" / "P1")
+    (tmp_path / "patients" / "P2").symlink_to(study)
+    (tmp_path / "patients" / "P1" / "back").symlink_to(tmp_path / "patients")
+    (study / "self").symlink_to(study)
+    assert list(find_images([tmp_path / "patients"])) == ["P1", "P2"]
+
+
 def test_names_that_are_no_utf8_can_be_printed(tmp_path):
     name = b"Prost\xe4t".decode(errors="surrogateescape")
     path = tmp_path / f"{name}.mha"

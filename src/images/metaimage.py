@@ -13,6 +13,7 @@ from typing import BinaryIO
 import SimpleITK as sitk
 
 from ..utils.errors import DataError
+from ..utils.log import warn_once
 from .formats import META_SUFFIXES, suffix_of
 from .voxel_bytes import check_length, expected_bytes
 
@@ -27,8 +28,10 @@ NUMBERS = {
     **dict.fromkeys(("TransformMatrix", "Rotation", "Orientation"), "n x n"),
 }
 INTEGERS = ("NDims", "DimSize", "HeaderSize", "CompressedDataSize", "ElementNumberOfChannels")
-SYNONYMS = ({"Offset", "Position", "Origin"}, {"TransformMatrix", "Rotation", "Orientation"})
-FLAGS = {"BinaryData", "CompressedData", "BinaryDataByteOrderMSB", "ElementByteOrderMSB"}
+DIRECTIONS = {"TransformMatrix", "Rotation", "Orientation"}
+SYNONYMS = ({"Offset", "Position", "Origin"}, DIRECTIONS)
+BYTE_ORDERS = {"BinaryDataByteOrderMSB", "ElementByteOrderMSB"}
+FLAGS = {"BinaryData", "CompressedData", *BYTE_ORDERS}
 OTHERS = "ObjectType ObjectSubType CompressionLevel AnatomicalOrientation "
 OTHERS += "DistanceUnits TransformType Modality SequenceID ElementMin ElementMax Comment Name"
 KNOWN = {*REQUIRED, *NUMBERS, *FLAGS, *OTHERS.split()}
@@ -106,6 +109,11 @@ def check_header(path: Path) -> None:
     _check_values(path, header)
     _check_order(path, entries, behind)
     _check_encoding(path, header)
+    if not DIRECTIONS & header.keys():
+        warn_once(
+            f"note: {path}: no TransformMatrix in its header, so its axes are taken as the "
+            "patient's: to the left, to the back, to the head"
+        )
 
 
 def _check_keys(path, header):
@@ -166,6 +174,12 @@ def _check_encoding(path, header):
     for key in FLAGS & header.keys():
         if header[key].lower() not in BOOLEANS:
             raise DataError(f"{path}: {key} = {header[key]}, expected True or False")
+    orders = {_flag(header, key, None) for key in BYTE_ORDERS & header.keys()}
+    if len(orders) > 1:
+        raise DataError(
+            f"{path}: {' and '.join(sorted(BYTE_ORDERS))} contradict each other in its header; "
+            "keep the right one"
+        )
     if not _flag(header, "BinaryData", True):
         raise DataError(f"{path}: its voxels are text (BinaryData = False); save it as binary")
     if header.get("DistanceUnits", "mm") not in ("mm", "?"):

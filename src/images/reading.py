@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .dicom import Series
 
 LARGEST_SHEAR_DEG = 0.3  # largest deviation of two axes from perpendicular
+LARGEST_LABEL = 2**31
 LABEL_TOLERANCE = 1e-3  # largest difference of a mask's values from whole numbers
 SHOWN_LABELS = 20
 # A label map has few different values, all whole numbers, and many voxels of each; even an 8-bit
@@ -289,6 +290,8 @@ def read_mask(
             f"{path}: values {_shown(odd)}, expected whole numbers; if these are probabilities, "
             "write a mask of them"
         )
+    if max(abs(float(whole.min())), abs(float(whole.max()))) > LARGEST_LABEL:
+        raise DataError(f"{path}: values of {whole.min():g} to {whole.max():g}, expected labels")
     found = _distinct(whole).astype(np.int64)
     if not labels and not np.isin(found, (0, 1)).all():
         raise DataError(

@@ -4,7 +4,7 @@ import fcntl
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePath
 from types import TracebackType
@@ -89,6 +89,31 @@ def write_files(files: dict[Path, bytes]) -> None:
         for leftover in temporary.values():
             with suppress(OSError):
                 leftover.unlink()
+
+
+def walk(
+    folder: Path, onerror: Callable[[OSError], None] | None = None
+) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """Goes through a folder tree as `os.walk` does, and through links to folders, too.
+
+    A link to a folder that it lies in is left out, which would have no end.
+
+    Yields:
+        A folder, the names of its folders and those of its files, both sorted. Names that are
+        removed from the first list are not entered.
+    """
+    for place, folders, names in os.walk(folder, onerror=onerror, followlinks=True):
+        path = Path(place)
+        above = {
+            path.resolve(),
+            *((folder / p).resolve() for p in path.relative_to(folder).parents),
+        }
+        folders[:] = sorted(
+            name
+            for name in folders
+            if not (path / name).is_symlink() or (path / name).resolve() not in above
+        )
+        yield path, folders, sorted(names)
 
 
 @contextmanager

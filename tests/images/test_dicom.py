@@ -231,6 +231,85 @@ def test_signed_values_and_padding_stay(tmp_path):
     assert np.all(sitk.GetArrayFromImage(image) == -32768)
 
 
+def with_bits(array, stored, signed=0, **tags):
+    """The tags of slices with these values."""
+    bits = {"BitsStored": stored, "HighBit": stored - 1, "PixelRepresentation": signed}
+    return {**bits, "PixelData": array.tobytes(), **tags}
+
+
+@pytest.mark.parametrize(
+    ("value", "signed", "read"),
+    [
+        (4095, 0, 4095),
+        (0x1000, 0, None),
+        (0xF800, 0, None),
+        (2047, 1, 2047),
+        (0xF800, 1, -2048),  # as 16-bit signed numbers are
+        (0x0800, 1, -2048),  # the sign in bit 11 only
+        (0xF7FF, 1, None),
+        (0x1800, 1, None),
+    ],
+)
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_bits_above_bits_stored(tmp_path, value, signed, read, order):
+    """Others take them as part of the value; the standard has them ignored."""
+    array = pixels(0).astype(f"{order}u2")
+    array[3, 4] = value
+    ds = slice_of(0, **with_bits(array, 12, signed))
+    syntax = ExplicitVRLittleEndian if order == "<" else ExplicitVRBigEndian
+    ds.file_meta.TransferSyntaxUID = syntax
+    write_series(tmp_path, skip=(0,))
+    ds.save_as(
+        tmp_path / name_of(0),
+        implicit_vr=False,
+        little_endian=order == "<",
+        enforce_file_format=True,
+    )
+    if read is None:
+        words = f"{name_of(0)}: pixels with bits above the 12 of BitsStored, such as {value};"
+        assert_says(refusal(tmp_path), words)
+    else:
+        assert sitk.GetArrayFromImage(read_dicom(tmp_path))[0, 3, 4] == read
+
+
+def test_an_overlay_in_the_unused_bits_is_no_intensity(tmp_path):
+    array = pixels(0)
+    array[3, 4] += 0x8000
+    tags = with_bits(array, 12)
+    ds = slice_of(0, **tags)
+    ds.add_new((0x6000, 0x0100), "US", 16)
+    ds.add_new((0x6000, 0x0102), "US", 15)
+    write_series(tmp_path, skip=(0,))
+    save(ds, tmp_path / name_of(0))
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(read_dicom(tmp_path))[0], pixels(0))
+
+
+@pytest.mark.parametrize("keyword", ["ImagesInAcquisition", "NumberOfSeriesRelatedInstances"])
+def test_a_copy_without_its_last_slices_is_told(tmp_path, capsys, keyword):
+    write_series(tmp_path / "whole", **{keyword: SLICES})
+    read_dicom(tmp_path / "whole")
+    assert capsys.readouterr().err == ""
+    write_series(tmp_path / "cut", skip=(SLICES - 2, SLICES - 1), **{keyword: SLICES})
+    read_dicom(tmp_path / "cut")
+    assert capsys.readouterr().err == (
+        f'warning: {tmp_path / "cut"}: series 5 "t2_tse_tra": {keyword} is {SLICES}, but '
+        f"{SLICES - 2} slices are there; if some are missing, get them\n"
+    )
+    save(enhanced(**{keyword: SLICES + 1}), tmp_path / "frames.dcm")
+    read_dicom(tmp_path / "frames.dcm")
+    assert capsys.readouterr().err == ""
+
+
+def test_series_of_several_patients_are_not_taken_for_one(tmp_path):
+    """One of them alone could be an axial T2, the other one a diffusion series."""
+    write_series(tmp_path, stem="a", uid="1.2.3.5")
+    tags = {"SeriesDescription": "ep2d_diff", "PatientID": "q", "SeriesNumber": 6}
+    write_series(tmp_path, stem="b", uid="1.2.3.6", **tags)
+    listed = ['5 "t2_tse_tra"', '6 "ep2d_diff"', "a folder of their own", "--series"]
+    assert_says(refusal(tmp_path), "series of 2 patients (PatientID)", *listed)
+    assert_geometry(read_dicom(tmp_path, "5"), AXIAL)
+
+
 @pytest.mark.parametrize(
     "syntax",
     [
@@ -754,6 +833,10 @@ def with_file(name, content):
 LAST = SLICES - 1
 # What is in the folder, and what the message says of it.
 DEFECTS = {
+    "left-aligned pixels": (
+        lambda folder: write_series(folder, BitsStored=12),
+        ["HighBit 15 with BitsStored 12, expected HighBit 11"],
+    ),
     "slices missing": (
         lambda folder: write_series(folder, skip=(2, 3)),
         ["2 slice(s) missing", "-67.70 mm", name_of(1), "-57.80 mm", name_of(4), "steps are 3.30"],

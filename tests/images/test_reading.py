@@ -120,6 +120,7 @@ BROKEN_HEADERS = [
     (".mhd", replaced(b"CompressedData = False", b"CompressedData = True"), "damaged"),
     (".mhd", replaced(b"BinaryData = True", b"BinaryData = False"), "voxels are text"),
     (".mhd", replaced(b"BinaryData = True", b"BinaryData = yes"), "expected True or False"),
+    (".mhd", replaced(b"Offset", b"ElementByteOrderMSB = True\nOffset"), "contradict each other"),
     (".mhd", replaced(b"Offset", b"ElementSpacing = 1 1 1\nOffset"), "ElementSpacing twice"),
     (".mhd", lambda content: content + b"Offset = 1 2 3\n", "Offset after ElementDataFile"),
     (".mhd", replaced(b"Offset", b"DistanceUnits = cm\nOffset"), "DistanceUnits = cm"),
@@ -415,6 +416,17 @@ def test_sheared_axes_are_refused(tmp_path, make_image, matrix, fine):
         assert "not perpendicular unit vectors" in refusal(path)
 
 
+def test_a_metaimage_without_directions_is_read_with_a_note(tmp_path, make_image, capsys):
+    path = stored_scan(tmp_path, make_image, ".mhd")
+    expected = read_image(path)
+    assert capsys.readouterr().err == ""
+    unit = b"TransformMatrix = 1 0 0 0 1 0 0 0 1\n"
+    path.write_bytes(replaced(unit, b"")(path.read_bytes()))
+    found = read_image(path)
+    assert geometry_error(found, expected) == 0
+    assert capsys.readouterr().err.startswith(f"note: {path}: no TransformMatrix in its header")
+
+
 @pytest.mark.parametrize(
     "value, words",
     [
@@ -549,6 +561,8 @@ def test_masks_on_another_grid(tmp_path, make_image, shape, change, words):
         (range(30), np.uint8, "18, 19 and 10 more, expected only 0 and 1"),
         ([-1, 0], np.int16, "; write a mask with 1 for the prostate"),
         ([0, np.nan], np.float32, "voxels are NaN"),
+        ([0, 1e30], np.float32, "values of 0 to 1e+30, expected labels"),
+        ([0, -(2**62)], np.int64, "values of -4.61169e+18 to 0, expected labels"),
     ],
 )
 def test_masks_with_foreign_labels(tmp_path, make_image, labels, dtype, words):

@@ -19,6 +19,7 @@ from src.utils.files import (
     replace_file,
     temporary_folder,
     user_cache_folder,
+    walk,
     write_files,
 )
 from tests.helpers import ROOT, tree
@@ -105,6 +106,24 @@ def test_only_new_empty_folders_are_removed(tmp_path):
         (tmp_path / "new" / "empty").mkdir(parents=True)
         (tmp_path / "new" / "file").touch()
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["earlier", "file", "new"]
+
+
+# Folders ----------------------------------------------------------------------------------------
+
+
+def test_a_walk_follows_links_but_not_in_circles(tmp_path):
+    for name in ("a/one", "a/x/two", "store/y/three"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "a/link").symlink_to(tmp_path / "store")
+    (tmp_path / "a/x/up").symlink_to("..")
+    (tmp_path / "store/y/across").symlink_to(tmp_path / "a")
+    found = [
+        str((place / name).relative_to(tmp_path / "a"))
+        for place, _, names in walk(tmp_path / "a")
+        for name in names
+    ]
+    assert found == ["one", "link/y/three", "x/two"]
 
 
 # Locks ------------------------------------------------------------------------------------------

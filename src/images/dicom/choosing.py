@@ -20,10 +20,17 @@ def choose_series(series: list[Series], wanted: str, path: str | Path) -> Series
         path: where they were found, for messages.
 
     Raises:
-        DataError: no series or several match; the message lists the series.
+        DataError: no series or several match, or without `wanted` those of MR are of several
+            patients; the message lists the series.
     """
     if wanted:
         return _find_wanted(series, wanted, path)
+    patients = {s.patient_id for s in series if not s.not_mr}
+    if len(patients) > 1:
+        raise DataError(
+            f"{path}: series of {len(patients)} patients (PatientID): {_list_series(series)}; give "
+            "each patient's files a folder of their own, or choose one series with --series"
+        )
     likely = [s for s in series if s.may_be_t2]
     chosen = [s for s in likely if s.contrast == "T2"]
     images = [s for s in series if not s.not_mr or "Image Storage" in class_name(s.sop_class)]

@@ -2,7 +2,6 @@
 
 import io
 import logging
-import os
 import threading
 import warnings
 import zipfile
@@ -15,6 +14,7 @@ import pydicom
 from pydicom.uid import UID_dictionary
 
 from ...utils.errors import DataError
+from ...utils.files import walk
 
 _quiet_lock = threading.Lock()  # `quiet` changes the warnings of the whole process
 # Attributes that identify an image without the preamble of part 10.
@@ -89,10 +89,10 @@ def _names_below(folder):
             f"{error.filename}: cannot be listed ({error.strerror}); check its permissions"
         )
 
-    for parent, folders, names in os.walk(folder, onerror=refuse):
-        folders[:] = sorted(name for name in folders if not _is_hidden([name]))
-        for name in sorted(names):
-            path = Path(parent, name)
+    for place, folders, names in walk(folder, refuse):
+        folders[:] = [name for name in folders if not _is_hidden([name])]
+        for name in names:
+            path = place / name
             if not _is_hidden([name]) and path.is_file():  # a pipe would block
                 yield path.relative_to(folder).as_posix()
 

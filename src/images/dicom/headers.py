@@ -52,10 +52,12 @@ CONTRAST_TAGS = (
     "EchoPlanarPulseSequence",
     "AcquisitionContrast",
 )
+COUNT_TAGS = ("ImagesInAcquisition", "NumberOfSeriesRelatedInstances")  # of the slices sent
 SIEMENS_B_VALUE, PHILIPS_B_VALUE = (0x0019, 0x100C), (0x2001, 0x1003)  # private
 HEADER_TAGS = [
     *DISTINGUISHING,
     *CONTRAST_TAGS,
+    *COUNT_TAGS,
     "EffectiveEchoTime",
     "SOPClassUID",
     "SOPInstanceUID",
@@ -71,6 +73,8 @@ HEADER_TAGS = [
     "NumberOfFrames",
     "SamplesPerPixel",
     "PhotometricInterpretation",
+    "BitsStored",
+    "HighBit",
     "ImagePositionPatient",
     "ImageOrientationPatient",
     "PixelSpacing",
@@ -101,7 +105,8 @@ class Frame:
     slope: float
     intercept: float
     instance_uid: str
-    tags: dict[str, str] = field(hash=False)  # non-empty ones of DISTINGUISHING, CONTRAST_TAGS
+    # Non-empty ones of DISTINGUISHING, CONTRAST_TAGS and COUNT_TAGS.
+    tags: dict[str, str] = field(hash=False)
 
 
 def class_name(sop_class: str) -> str:
@@ -302,6 +307,12 @@ def _frames(ds, name) -> Iterator[Frame]:
             f"SamplesPerPixel {samples}, PhotometricInterpretation {photometric or 'missing'}; "
             "expected grey values (1, MONOCHROME2), not colour; give the MR series"
         )
+    high_bit, bits = _number(ds, "HighBit"), _number(ds, "BitsStored")
+    if None not in (high_bit, bits) and high_bit + 1 != bits:
+        raise Malformed(
+            f"HighBit {high_bit:g} with BitsStored {bits:g}, expected HighBit {bits - 1:g}; export "
+            "the series again"
+        )
     count = whole_number(ds, "NumberOfFrames", 1)
     shared = ds.get("SharedFunctionalGroupsSequence") or [None]
     per_frame = ds.get("PerFrameFunctionalGroupsSequence") or []
@@ -334,7 +345,7 @@ def _frame(groups, ds, name, index, label):
         if private is None:
             private = groups.private(PHILIPS_B_VALUE, "Philips Imaging DD 001")
         tags["DiffusionBValue"] = "" if private is None else f"{private:g}"
-    tags.update((keyword, _text(groups, keyword)) for keyword in CONTRAST_TAGS)
+    tags.update((keyword, _text(groups, keyword)) for keyword in (*CONTRAST_TAGS, *COUNT_TAGS))
     return Frame(
         name,
         index,

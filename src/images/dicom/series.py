@@ -46,6 +46,7 @@ class Series:
         problems: why it cannot be read; each names a file.
         diffusion, localizer: the evidence that it is one, else "".
         contrast: "T2", the evidence against T2, or "" if there is none.
+        patient_id: "" if missing.
     """
 
     uid: str
@@ -60,6 +61,7 @@ class Series:
     diffusion: str = ""
     localizer: str = ""
     contrast: str = ""
+    patient_id: str = ""
 
     @property
     def name(self) -> str:
@@ -231,6 +233,7 @@ def _series(path, headers, suspects):
         diffusion=_diffusion(frames, words, types),
         localizer=_localizer(words, types, plane),
         contrast=_contrast(frames, words, types, echo_time, repetition_time),
+        patient_id=_common(value["PatientID"] for value in values) or "",
     )
 
 

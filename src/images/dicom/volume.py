@@ -10,9 +10,11 @@ import SimpleITK as sitk
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from ...utils.errors import DataError
+from ...utils.log import warn_once
 from . import codec
 from .files import Files, one_line, quiet
 from .headers import (
+    COUNT_TAGS,
     DISTINGUISHING,
     GET_AGAIN,
     VOLUME_KEYWORDS,
@@ -56,11 +58,30 @@ def read_series(series: Series) -> sitk.Image:
             volume = _read_voxels(files, frames)
     except Malformed as error:
         raise DataError(f"{series.path}: series {series.name}: {error}") from None
+    _warn_about_missing_slices(series)
     image = sitk.GetImageFromArray(volume)
     image.SetOrigin(frames[0].position_mm)
     image.SetSpacing(spacing_mm)
     image.SetDirection(direction.ravel().tolist())
     return image
+
+
+def _warn_about_missing_slices(series):
+    """Warns where the header tells of more slices than there are.
+
+    Slices that are missing between others are an error, see `_regular_step`; an end can be missing,
+    too, of a copy that was not completed.
+    """
+    if len({frame.name for frame in series.frames}) < len(series.frames):
+        return  # enhanced files: their frames are complete, and the counts are of files
+    for keyword in COUNT_TAGS:
+        counts = [number_or_none(frame.tags.get(keyword)) or 0 for frame in series.frames]
+        if min(counts) > len(series.frames):
+            warn_once(
+                f"warning: {series.path}: series {series.name}: {keyword} is {min(counts):g}, but "
+                f"{len(counts)} slices are there; if some are missing, get them"
+            )
+            return
 
 
 def _check_kind(series):
@@ -321,6 +342,7 @@ def _pixels(ds, shape):
         _check_bytes(
             len(ds.PixelData), np.prod(shape, dtype=float) * ds.BitsAllocated / 8, shape[0]
         )
+        _check_unused_bits(ds)
         return ds.pixel_array
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -328,6 +350,31 @@ def _pixels(ds, shape):
     if shape[0] > 1 and any("padding" in str(warning.message) for warning in caught):
         raise Malformed(f"its run lengths encode more pixels than Rows, Columns say{GET_AGAIN}")
     return values
+
+
+def _check_unused_bits(ds):
+    """Refuses bits above BitsStored that are neither an overlay nor the sign.
+
+    The standard has them ignored, other programs read them as part of the value.
+    """
+    allocated, stored = ds.BitsAllocated, ds.BitsStored
+    has_overlays = any(e.tag.group >> 8 == 0x60 and e.tag.element == 0x0102 and e.value for e in ds)
+    if allocated not in (8, 16, 32) or stored >= allocated or has_overlays:
+        return
+    order = ">" if ds.original_encoding == (False, False) else "<"
+    values = np.frombuffer(
+        ds.PixelData, f"{order}u{allocated // 8}", len(ds.PixelData) * 8 // allocated
+    )
+    unused = values >> stored
+    allowed = unused == 0
+    if ds.PixelRepresentation:
+        is_negative = (values >> (stored - 1)) & 1 == 1
+        allowed |= is_negative & (unused == (1 << (allocated - stored)) - 1)
+    if not allowed.all():
+        raise Malformed(
+            f"pixels with bits above the {stored} of BitsStored, such as "
+            f"{values[~allowed][0]}; export the series again"
+        )
 
 
 def _check_bytes(found, expected, frames):
