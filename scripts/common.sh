@@ -104,7 +104,7 @@ rename_earlier() {
   local number=1
   [[ -e $1 ]] || return 0
   while [[ -e $1.$number ]]; do ((number += 1)); done
-  mv -n -- "$1" "$1.$number"
+  mv -n -- "$1" "$1.$number" || fail 1 "cannot rename the earlier log $1: check the permissions of its folder"
   echo "the earlier log is now $1.$number"
 }
 
@@ -241,8 +241,8 @@ set_training() {
   [[ ${RESUME:-0} != 1 ]] || training+=(--resume)
   for word in "${@:6}"; do
     case $option=$word in
-      --val_split_file_path=[!/]* | --resume=[!/-]*) word=$(realpath -m -- "$word") ;;
-      *=--val_split_file_path=[!/]* | *=--resume=[!/]*) word=${word%%=*}=$(realpath -m -- "${word#*=}") ;;
+      --val_split_file_path=[!/]* | --config=[!/]* | --resume=[!/-]*) word=$(realpath -m -- "$word") ;;
+      *=--val_split_file_path=[!/]* | *=--config=[!/]* | *=--resume=[!/]*) word=${word%%=*}=$(realpath -m -- "${word#*=}") ;;
     esac
     training+=("$word")
     option=$word

@@ -60,6 +60,11 @@ while (($#)); do
       if [[ $1 == --source ]]; then source=$(realpath -- "$2"); else about+=("$1" "$2"); fi
       shift 2
       ;;
+    --config=*) training+=("--config=$(realpath -m -- "${1#*=}")") && shift ;;
+    --config) # from the caller's folder, too
+      (($# > 1)) || fail 2 "$1 needs a value ($usage)"
+      training+=("$1" "$(realpath -m -- "$2")") && shift 2
+      ;;
     *) training+=("$1") && shift ;;
   esac
 done

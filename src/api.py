@@ -391,7 +391,7 @@ def continue_training(
 
     Args:
         data_path, train_split, val_split, device_target, device_id: see `train`.
-        preset: see `train`; for a run that is started.
+        preset: see `train`; a run that is continued must have its settings.
         overrides: `--set` texts.
 
     Returns:
@@ -401,9 +401,11 @@ def continue_training(
         DataError: the run is complete, but of other cases; or see `train`.
         UsageError: see `train`.
     """
-    from .training.run_folder import check_same_cases, newest_state
+    from .training.run_folder import check_same_cases, check_same_preset, newest_state
 
     state = newest_state(overrides, val_split is not None)
+    if state is not None:
+        check_same_preset(state, preset, overrides)
     if state is not None and state.is_complete:
         check_same_cases(state, train_split)
         log.info(f"run: {state.folder}\nnothing is left to train after epoch {state.epoch}")
@@ -413,7 +415,7 @@ def continue_training(
         data_path,
         train_split,
         val_split,
-        preset=preset,
+        preset=preset if state is None else None,
         resume=resume,
         device_target=device_target,
         device_id=device_id,

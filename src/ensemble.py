@@ -82,11 +82,15 @@ def _check_distinct(checkpoints: list[Path]) -> None:
 def origin_of(checkpoints: Sequence[Path]) -> dict[str, str | dict[str, str]]:
     """Returns what results say about the networks that they are of, for JSON.
 
+    A path alone would not do: a training that goes on replaces its best.ckpt.
+
     Returns:
-        "checkpoint" with its path; of several "checkpoints", a dict of paths and SHA-256.
+        "checkpoint" with its path, and "checkpoint_sha256"; of several "checkpoints", a dict of
+        paths and SHA-256.
     """
     if len(checkpoints) == 1:
-        return {"checkpoint": str(checkpoints[0])}
+        path = checkpoints[0]
+        return {"checkpoint": str(path), "checkpoint_sha256": hash_file(path)}
     return {"checkpoints": {str(path): hash_file(path) for path in checkpoints}}
 
 

@@ -284,6 +284,11 @@ WRONG = [
     ("loss=focal", "loss is 'focal', expected one of dice, dice_ce"),
     ("precision=half", "precision is 'half', expected one of auto, float32, mixed"),
     ("dataset_sink=true", "dataset_sink is 'true', expected one of auto, off"),
+    *[
+        (f"{key}={text}", f"{key} is '{text}', expected a path, . for the current folder")
+        for key in ("dirResult", "dirPredictionImage", "cache_dir")
+        for text in ("", " ")
+    ],
     ("fast_conv3d=yes", "fast_conv3d is 'yes', expected one of auto, on, off"),
 ]  # fmt: skip
 

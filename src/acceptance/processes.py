@@ -6,10 +6,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..utils.process import ROOT, module_command
 from .table import Table
 
 PACKAGE = __package__.split(".")[0]
-ROOT = Path(__file__).resolve().parents[2]  # the checkout, or the folder of the package
 NO_CHECKOUT = "only in a checkout of the repository, which has scripts/"
 TIMEOUT_S = 240
 
@@ -53,5 +53,5 @@ def group_command(
 ) -> list[str]:
     """Returns the command of a group of checks, see __main__.py."""
     size = "small" if small else "full"
-    module = f"{PACKAGE}.acceptance"
-    return [sys.executable, "-m", module, group, target, str(device_num), size, str(folder)]
+    words = group, target, str(device_num), size, str(folder)
+    return module_command(f"{PACKAGE}.acceptance", *words)

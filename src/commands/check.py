@@ -9,6 +9,7 @@ end it; so does the CPU reference. Prints a table and writes it as JSON.
 import sys
 from argparse import ArgumentParser, Namespace
 
+from ..utils.errors import UsageError
 from .arguments import DEVICES
 
 
@@ -28,6 +29,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def execute(args: Namespace) -> None:
     """Runs the checks; exits with 1 if one failed."""
+    if args.device_num < 1:
+        raise UsageError(f"DEVICE_NUM {args.device_num}: expected at least 1")
     from ..acceptance.machine import check_machine
 
     if check_machine(args.target, args.device_num, args.small):

@@ -25,6 +25,8 @@ from .arguments import (
     own_overrides_of,
 )
 
+NEWEST = object()  # the value of --resume without a name
+
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Adds the arguments of the command."""
@@ -60,7 +62,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     resume.add_argument(
         "--resume",
         nargs="?",
-        const="",
+        const=NEWEST,
         metavar="RUN_FOLDER",
         help="continue a run, the newest one if none is named",
     )
@@ -94,7 +96,9 @@ def _train(args: Namespace) -> None:
     }
     where = args.data_path, args.train_split_file_path, args.val_split_file_path
     if not args.go_on:
-        resume = True if args.resume == "" else args.resume or False
+        if args.resume == "":
+            raise UsageError("--resume: an empty name; without a name the newest run is continued")
+        resume = True if args.resume is NEWEST else args.resume or False
         device_num = args.device_num if args.run_distribute else None
         train(*where, resume=resume, device_num=device_num, **settings)
     elif args.run_distribute:

@@ -19,7 +19,7 @@ from ..checkpoint import load_weights
 from ..devices.device import explain_errors, start_device
 from ..utils.command_line import run
 from ..utils.errors import DataError
-from ..utils.process import change_folder
+from ..utils.process import change_folder, module_command
 from ..vnet import create_vnet
 from .lowered_vnet import LoweredVNet
 
@@ -56,8 +56,7 @@ def write_air(
         "device_id": device_id,
     }
     result = subprocess.run(
-        [sys.executable, "-m", __name__],
-        cwd=Path(__file__).resolve().parents[2],
+        module_command(__name__),
         input=json.dumps(request),
         capture_output=True,
         text=True,

@@ -32,6 +32,7 @@ from ..vnet import create_vnet
 from .air import write_air
 from .description import (
     LITE_MINDIR_VERSION,
+    LITE_SUFFIX,
     describe,
     description_path,
     lite_path,
@@ -176,6 +177,11 @@ def plan_exports(
     name = MODEL_SUFFIX.sub("", file_name)
     if name.rpartition("/")[2] in ("", ".", ".."):
         raise UsageError(f"--file_name {file_name}: expected the name of a file, such as out/vnet")
+    if name.endswith(LITE_SUFFIX):
+        raise UsageError(
+            f"--file_name {file_name}: {LITE_SUFFIX} is the ending of models for MindSpore Lite, "
+            "which an export to MINDIR adds; choose another name"
+        )
     if batch_size < 1:
         raise UsageError(f"--batch_size {batch_size}: expected at least 1")
     path = Path(f"{name}.{file_format.lower()}")

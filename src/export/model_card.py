@@ -196,22 +196,24 @@ def _metrics(
         folds = len(content.get("folds", ()))
         summary = {m.key: content["summary"][m.key] for m in METRICS}
         configuration = content["configuration"]
-        evaluated = content.get("checkpoints") or {content["checkpoint"]: None}
-        digests = [digest or hash_file(file) for file, digest in evaluated.items()]
+        evaluated = content.get("checkpoints")
+        if evaluated is None:
+            evaluated = {content["checkpoint"]: content["checkpoint_sha256"]}
+        digests = list(evaluated.values())
         # {case: the networks that segmented it}; in a cross-validation that of its fold alone.
         used = {
             row["case"]: [digests[row["fold"]]] if folds else digests for row in content["cases"]
         }
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise DataError(
-            f"{path}: not the metrics.json of an evaluation whose checkpoint is there "
-            f"({reason_of(error)}); run eval.py again"
+            f"{path}: not the metrics.json of an evaluation of checkpoints ({reason_of(error)}); "
+            "run eval.py again"
         ) from None
     packed = [hash_file(network.checkpoint) for network in networks]
     if sorted(digests) != sorted(packed):
         raise DataError(
-            f"{path}: of {', '.join(evaluated)}, not of {networks[0].checkpoint}; evaluate what "
-            "you release"
+            f"{path}: of other weights ({', '.join(evaluated)} as it was then) than "
+            f"{networks[0].checkpoint} has now; evaluate what you release"
         )
     config = networks[0].config
     configuration = {"recentre": False, **configuration}  # which older evaluations do not have

@@ -9,7 +9,6 @@ import os
 import queue
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -28,18 +27,13 @@ from ..report.results import REPORT
 from ..report.tables import zoo_lines
 from ..utils.errors import DataError, UsageError, reason_of
 from ..utils.files import Lock, write_files
-from ..utils.process import core_count
+from ..utils.process import core_count, module_command
 from ..utils.status import STATUS_FILE, write_status
 from .folds import EVALUATION, Fold, write_pooled_results
 
 log = logging.getLogger(__name__)
 
-PACKAGE, ROOT = __package__.split(".")[0], Path(__file__).resolve().parents[2]
-# Not with -m, which would prefer a folder of the package's name in the current folder.
-START = (
-    "import sys; sys.path[0] = sys.argv.pop(1); "
-    f"from {PACKAGE}.commands import main; sys.exit(main())"
-)
+PACKAGE = __package__.split(".")[0]
 SET_HERE = ("fold", "dirResult", "dirPredictionImage")  # keys that each fold gets its own of
 POLL_S = 1.0
 PROGRESS_S = 60.0  # between two lines about the progress
@@ -276,7 +270,7 @@ class _Work:
         """Runs `vnet WORDS`, whose output is appended to a file; returns the exit code."""
         with path.open("ab") as file:
             process = subprocess.Popen(
-                [sys.executable, "-c", START, str(ROOT), *words],
+                module_command(PACKAGE, *words),
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
@@ -374,7 +368,7 @@ class Pace:
 
 def _finish(folds: list[Fold], data: Path, out: Path, language: str) -> None:
     """Writes the results of all cases, and the list of the networks."""
-    if not (out / ENSEMBLE).is_file():
+    if not (out / ENSEMBLE).is_file() or not (out / EVALUATION / REPORT).is_file():
         with Painter(PROCESSES) as painter:
             rows = write_pooled_results(out / EVALUATION, folds, data, painter, language)
         for fold in folds:

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import SimpleITK as sitk
 from easydict import EasyDict
 
 from ..checkpoint_file import epoch_and_step, is_numbered
@@ -22,6 +21,7 @@ from ..config import CONFIG_NAME, save_config
 from ..data_manager import Case, find_cases, read_case
 from ..ensemble import origin_of
 from ..evaluation import EVALUATION_FILES
+from ..images.reading import read_volume
 from ..report.album import Album
 from ..report.painter import Painter
 from ..report.planes import OverlayCase
@@ -148,5 +148,5 @@ def write_pooled_results(
 
 def _overlay_case(case: Case, fold: Fold) -> OverlayCase:
     image, reference = read_case(case, fold.config)
-    mask = sitk.ReadImage(str(fold.results / f"{case.case_id}_test.mhd"))
+    mask = read_volume(fold.results / f"{case.case_id}_test.mhd")
     return OverlayCase(case.case_id, image, mask, reference)

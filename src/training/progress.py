@@ -13,6 +13,7 @@ class Progress:
     validations_since_best: int = 0
     case_ids: list[str] = field(default_factory=list)  # training cases in the order of the split
     device_num: int = 1
+    val_case_ids: list[str] = field(default_factory=list)  # those that best_dice is of
 
     def has_stalled(self, patience: int) -> bool:
         """Whether the last `patience` validations brought no better Dice; 0: never."""

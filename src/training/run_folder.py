@@ -22,8 +22,10 @@ from .. import checkpoint
 from ..checkpoint import TrainingCells
 from ..config import (
     CONFIG_NAME,
+    PRESETS,
     config_of_run,
     override_config,
+    preset_overrides,
     save_config,
     training_config,
     vnet_cfg,
@@ -125,6 +127,24 @@ def newest_state(overrides: list[str], has_validation: bool) -> RunState | None:
     return RunState(folder, config, progress.case_ids, progress.epoch, is_over or stopped)
 
 
+def check_same_preset(state: RunState, preset: str | None, overrides: list[str]) -> None:
+    """Raises a DataError if a run has other settings than a preset.
+
+    Args:
+        state: of the run, which `newest_state` found with these overrides.
+        preset: that a user asks for; None: the run may have any settings.
+        overrides: of the preset's settings.
+    """
+    wanted = override_config(vnet_cfg, [*preset_overrides(preset), *overrides])
+    for key in PRESETS[preset] if preset else ():
+        if state.config[key] != wanted[key]:
+            raise DataError(
+                f"{state.folder}: was started with {key}={state.config[key]}, --preset {preset} "
+                f"has {wanted[key]}; repeat the arguments that it was started with, or give this "
+                "training a name of its own, --set task=NAME"
+            )
+
+
 def check_same_cases(state: RunState, train_split: str | Path) -> None:
     """Raises a DataError if a run was trained on other cases than a split lists.
 
@@ -213,12 +233,15 @@ def restore_run(
 
     Raises:
         UsageError: all epochs are trained, or the run was stopped early.
-        DataError: other cases, another number of devices, or a checkpoint that does not match.
+        DataError: other training or validation cases, another number of devices, or a checkpoint
+            that does not match.
     """
     progress = initial_progress
     if checkpoint.can_resume(run_folder / "ckpt"):
         progress = Progress(**checkpoint.load_last(run_folder / "ckpt", cells))
         check_can_continue(run_folder, config, progress, initial_progress, has_validation)
+        if has_validation:
+            progress.val_case_ids = initial_progress.val_case_ids
         log.info(f"resuming {run_folder} after epoch {progress.epoch}")
     else:
         log.info(f"resuming {run_folder} from its beginning: it has no checkpoint yet")
@@ -240,6 +263,12 @@ def check_can_continue(
         ]
         raise DataError(
             f"{run_folder}: was started with other training cases ({differing[0]} differs); "
+            "resume with the same split"
+        )
+    others = set(progress.val_case_ids) ^ set(initial_progress.val_case_ids)
+    if others and progress.val_case_ids and has_validation:
+        raise DataError(
+            f"{run_folder}: its best Dice is of other validation cases ({min(others)} differs); "
             "resume with the same split"
         )
     if progress.device_num != initial_progress.device_num:

@@ -230,8 +230,12 @@ def train(
     )
     cells = create_cells(network, config, device_target, rates)
 
-    initial_progress = Progress(case_ids=[case.case_id for case in cases], device_num=ranks.count)
-    val_ids = [case.case_id for case in val_cases]
+    initial_progress = Progress(
+        case_ids=[case.case_id for case in cases],
+        device_num=ranks.count,
+        val_case_ids=[case.case_id for case in val_cases],
+    )
+    val_ids = initial_progress.val_case_ids
     with open_run(run_folder, config, cells, initial_progress, val_ids, ranks) as (
         folder,
         progress,

@@ -69,9 +69,11 @@ def run(main: Callable[[], None]) -> None:
         name = error.object[max(0, error.start - 40) : error.end + 40]
         sys.exit(_report_error(f"{name}: {remedy}", 1))
     except (MemoryError, RuntimeError) as error:
-        reason = reason_of(error) if str(error) else "out of memory"
-        if "memory" not in reason.lower():
+        lines = str(error).splitlines() or ["out of memory"]
+        about = [line.strip("- ") for line in lines if "memory" in line.lower()]
+        if not about:
             raise
+        reason = next((line for line in about if line.lower() != "memory not enough:"), about[0])
         sys.exit(_report_error(f"{reason}; a smaller batch_size or VolSize needs less", 1))
     except SystemExit as end:
         if end.code == TERMINATED:

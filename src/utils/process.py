@@ -17,6 +17,8 @@ from pathlib import Path
 
 import platformdirs
 
+ROOT = Path(__file__).resolve().parents[2]  # the checkout, or the folder of the package
+
 
 class _Output(io.TextIOWrapper):
     """A standard stream that discards its output once it cannot be written, and raises nothing.
@@ -109,6 +111,18 @@ def prepare_matplotlib() -> None:
         folder = tempfile.mkdtemp(prefix="matplotlib-")
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
         os.environ["MPLCONFIGDIR"] = folder
+
+
+def module_command(module: str, *words: str) -> list[str]:
+    """Returns the command that runs a module of this package in another process.
+
+    Not by -m, which would prefer a folder of the package's name in the current folder.
+    """
+    code = (
+        "import sys; sys.path[0] = sys.argv.pop(1); from runpy import run_module; "
+        f"run_module({module!r}, run_name='__main__')"
+    )
+    return [sys.executable, "-c", code, str(ROOT), *words]
 
 
 def core_count() -> int:

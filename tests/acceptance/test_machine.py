@@ -23,6 +23,8 @@ def check(folder, *words):
 
 @pytest.mark.launchers
 def test_a_cpu_passes(tmp_path):
+    (tmp_path / "src").mkdir()  # another program's, which must not be taken for this one
+    (tmp_path / "src" / "__init__.py").touch()
     ended = check(tmp_path, "CPU", "2", "--small")
     assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-1000:]
     lines = ended.stdout.splitlines()

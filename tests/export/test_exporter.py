@@ -95,6 +95,13 @@ def test_the_files_of_a_command_line(file_format, name, conv2d, version, device,
     assert ", ".join(found) == expected
 
 
+@pytest.mark.parametrize("name", ["vnet_lite", "out/vnet_lite.mindir"])
+def test_a_name_of_lite_models_is_refused(name):
+    """Its files would be those of an export named vnet."""
+    with pytest.raises(UsageError, match="_lite is the ending of models for MindSpore Lite"):
+        plan_exports("MINDIR", name, False, 3, "CPU")
+
+
 @pytest.mark.parametrize("name", ["", "out/", ".", "out/..", ".mindir"])
 def test_a_name_without_a_file_is_refused(name):
     with pytest.raises(UsageError, match="expected the name of a file"):

@@ -7,6 +7,7 @@ import pytest
 
 from src.config import PRESETS, override_config, preset_overrides, save_config, vnet_cfg
 from src.data_manager import Case
+from src.ensemble import origin_of
 from src.export.model_card import (
     Packed,
     Statement,
@@ -59,7 +60,7 @@ def described(run, config, statement=Statement(), metrics=None, name="best.ckpt"
 def metrics_of(run, config, names, checkpoint="best.ckpt", **changes):
     values = {"mean": 0.5, "std": 0.25, "median": 0.5, "worst": 0.125}
     content = {
-        "checkpoint": str(run / "ckpt" / checkpoint),
+        **origin_of([run / "ckpt" / checkpoint]),
         "configuration": dict(config) | changes,
         "summary": {metric.key: values for metric in METRICS},
         "cases": [{"case": name} for name in names],
@@ -174,9 +175,9 @@ def test_a_cross_validation_is_of_networks_that_did_not_see_the_cases(tmp_path, 
         save_config(config, tmp_path / name / "config.json")
         record_session(tmp_path / name, cases([other]), cases([own]), "CPU", 1, 0)
         folds[str(checkpoint)] = hash_file(checkpoint)
-    path = metrics_of(tmp_path, config, [])
+    path = metrics_of(tmp_path, config, [], checkpoint)
     content = json.loads(path.read_text())
-    del content["checkpoint"]
+    del content["checkpoint"], content["checkpoint_sha256"]
     content |= {"checkpoints": folds, "folds": {"0": {}, "1": {}}}
     content["cases"] = [{"case": "a", "fold": 0}, {"case": "b", "fold": 1}]
     path.write_text(json.dumps(content))
@@ -200,11 +201,23 @@ def test_the_epoch_of_a_numbered_checkpoint(run, config):
     assert network["training"]["validation_dice"] == 0.7
 
 
+def test_metrics_of_weights_that_a_training_has_replaced_are_refused(run, config):
+    """A resumed training writes a better best.ckpt under the same name."""
+    path = metrics_of(run, config, ["a"])
+    (run / "ckpt" / "best.ckpt").write_bytes(b"better")
+    with pytest.raises(DataError, match=r"best\.ckpt has now; evaluate what you release"):
+        described(run, config, metrics=path)
+    content = json.loads(path.read_text())
+    del content["checkpoint_sha256"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match="not the metrics.json of an evaluation of checkpoints"):
+        described(run, config, metrics=path)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
         ({"checkpoint": "checkpoint_vnet-1_9.ckpt"}, "evaluate what you release"),
-        ({"checkpoint": "gone.ckpt"}, "not the metrics.json of an evaluation"),
         ({"threshold": 0.5}, "evaluated with threshold=0.5, the release has 0.45"),
         ({"dstRes": [1.0, 1.0, 1.0]}, "give both the same --set dstRes="),
     ],

@@ -183,13 +183,15 @@ def test_on_cpu_the_zoos_launchers_take_msrun(caller, script):
 @pytest.mark.parametrize("script", ARGUMENTS)
 def test_resume_and_relative_paths(caller, script):
     further = ["--val_split_file_path", "val.csv", "--resume", "train_parallel0/run 1"]
-    further += ["--val_split_file_path=../val.csv", "--resume", "--set", "task=a/b", "--resume=/x"]
+    further += ["--val_split_file_path=../val.csv", "--config", "a.yaml", "--config=b.yaml"]
+    further += ["--resume", "--set", "task=a/b", "--resume=/x"]
     process = caller.run(script, *ARGUMENTS[script], *further, ENDINGS=FINISHED, WAIT=1, RESUME=1)
     assert process.returncode == 0, process.stderr_text
     argv = caller.call(1)["argv"]
     expected = ["--resume", "--val_split_file_path", str(caller.folder / "val.csv"), "--resume"]
     expected += [str(caller.folder / "train_parallel0" / "run 1")]
-    expected += [f"--val_split_file_path={caller.folder.parent / 'val.csv'}"]
+    expected += [f"--val_split_file_path={caller.folder.parent / 'val.csv'}", "--config"]
+    expected += [str(caller.folder / "a.yaml"), f"--config={caller.folder / 'b.yaml'}"]
     assert argv[-len(expected) - 4 :] == [*expected, *further[-4:]]
     begin = argv.index("--train_split_file_path")
     assert argv[begin + 2 :] == [*expected, *further[-4:]]

@@ -34,7 +34,7 @@ PATCHED = """
 import runpy, sys
 sys.path.insert(0, {root!r})
 from src.promise12.downloading import download
-download.__defaults__ = ({url!r}, {{"training_data.zip": {md5!r}}}, 5, 60.0)
+download.__defaults__ = ({url!r}, {{"training_data.zip": {md5!r}}}, 60.0)
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
@@ -74,7 +74,7 @@ class Promise12Caller(Caller):
         return base | more | variables | {"XDG_CACHE_HOME": str(self.folder.parent / "cache")}
 
     def begin(self):
-        words = ["--licence", "two words", "--set", "epochs=9"]
+        words = ["--licence", "two words", "--config", "my.yaml", "--set", "epochs=9"]
         return self.start("run_promise12.sh", self.out.name, *words)
 
 
@@ -118,7 +118,8 @@ def test_interrupted_in_download_and_training_it_goes_on(caller, server):
     assert len(server.requests) == requests
     assert (caller.out / "split" / "val.csv").read_text() == "Case11.mhd\n"
     measure, training, evaluation, release = caller.calls.read_text().splitlines()[-4:]
-    recipe = "--preset accurate --set dirResult=runs --set task=promise12 --set epochs=9 --continue"
+    recipe = "--preset accurate --set dirResult=runs --set task=promise12 --config "
+    recipe += f"{caller.folder / 'my.yaml'} --set epochs=9 --continue"
     assert f"training_time.py --device_target CPU --cases 40 --val_cases 10 {recipe}" in measure
     assert training.endswith(f"--val_split_file_path split/val.csv {recipe}")
     assert "--ckpt_path runs/vnet.promise12.1 --data_path data/TrainData" in evaluation

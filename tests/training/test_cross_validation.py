@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -158,6 +159,26 @@ def test_a_finished_one_computes_nothing_again(cut_and_continued, data, monkeypa
     cross_validate(data, 2, folder, SETTINGS, "CPU", parallel=2)
     assert runner.calls == [] and tree(folder) == before
     assert str(folder / "evaluation" / "report.html") in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("gone", ["report.html", "Case0_test.mhd"])
+def test_results_that_are_gone_are_written_again(
+    cut_and_continued, data, tmp_path, monkeypatch, gone
+):
+    """Of a case whose mask is gone there is no picture, but the metrics."""
+    folder = tmp_path / "out"
+    shutil.copytree(cut_and_continued[0], folder)
+    runner = InThisProcess(monkeypatch)
+    for path in folder.rglob(gone):
+        path.unlink()
+    (folder / "evaluation" / "report.html").unlink(missing_ok=True)
+    for number in (0, 1):  # the copied runs name the originals' checkpoints
+        path = folder / f"fold{number}" / "evaluation" / "metrics.json"
+        path.write_text(path.read_text().replace(str(cut_and_continued[0]), str(folder)))
+    cross_validate(data, 2, folder, SETTINGS, "CPU", parallel=2)
+    assert runner.calls == [] or gone == "report.html"
+    assert (folder / "evaluation" / "report.html").is_file()
+    assert len(json.loads((folder / "evaluation" / "metrics.json").read_text())["cases"]) == 5
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from src import api, checkpoint
 from src.checkpoint import TrainingCells
 from src.commands import command_parser
 from src.commands import train as train_command
-from src.config import load_config, save_config
+from src.config import load_config, preset_overrides, save_config
 from src.devices.ranks import Ranks
 from src.training.progress import Progress
 from src.training.run_folder import (
@@ -113,7 +113,7 @@ def test_a_run_is_locked_while_it_is_open(small_config):
 
 # A run of seven epochs of the cases a and b on one device ---------------------------------------
 
-DONE = Progress(7, 70, 0.5, 2, ["a", "b"])
+DONE = Progress(7, 70, 0.5, 2, ["a", "b"], val_case_ids=["v"])
 
 
 @pytest.fixture
@@ -134,7 +134,8 @@ def test_a_run_is_restored_with_its_weights_and_the_new_configuration(run, capsy
     folder, config = run()
     config.epochs = 12
     cells = dense_cells()
-    assert restore_run(folder, config, cells, Progress(case_ids=["a", "b"]), True) == DONE
+    initial_progress = Progress(case_ids=["a", "b"], val_case_ids=["v"])
+    assert restore_run(folder, config, cells, initial_progress, True) == DONE
     assert cells.network.weight.asnumpy() == 7
     assert load_config(folder / "config.json").epochs == 12
     assert f"{folder} after epoch 7" in capsys.readouterr().out
@@ -153,6 +154,7 @@ def test_a_run_without_a_checkpoint_starts_from_its_beginning(run, capsys):
         ([], {"case_ids": ["a", "c"]}, DataError, ["(b differs)", "same split"]),
         ([], {"case_ids": ["b", "a"]}, DataError, ["(their order differs)"]),
         ([], {"device_num": 2}, DataError, ["on 1 device(s), not 2"]),
+        ([], {"val_case_ids": ["v", "w"]}, DataError, ["other validation cases (w differs)"]),
         (["epochs=7"], {}, UsageError, ["all 7 epochs are trained", "--set epochs=N"]),
         (["early_stop=2"], {}, UsageError, ["epoch 7", "0.5000", "--set early_stop=N"]),
     ],
@@ -161,7 +163,8 @@ def test_a_run_that_cannot_go_on_is_left_as_it_is(run, settings, initial_progres
     folder, config = run(*settings)
     before = tree(folder)
     with pytest.raises(error) as raised:
-        initial_progress = Progress(**{"case_ids": ["a", "b"], **initial_progress})
+        same = {"case_ids": ["a", "b"], "val_case_ids": ["v"]}
+        initial_progress = Progress(**{**same, **initial_progress})
         restore_run(folder, config, dense_cells(), initial_progress, True)
     assert all(word in str(raised.value) for word in [str(folder), *words])
     assert tree(folder) == before
@@ -172,8 +175,18 @@ def test_a_run_that_cannot_go_on_is_left_as_it_is(run, settings, initial_progres
 )
 def test_early_stop_does_not_keep_other_runs_from_going_on(run, settings, has_validation):
     folder, config = run(settings)
-    initial_progress = Progress(case_ids=["a", "b"])
+    initial_progress = Progress(case_ids=["a", "b"], val_case_ids=["v"] * has_validation)
     assert restore_run(folder, config, dense_cells(), initial_progress, has_validation) == DONE
+
+
+def test_a_run_without_validation_can_get_one(run):
+    folder, config = run()
+    checkpoint.save_last(
+        folder / "ckpt", dense_cells(7.0), vars(Progress(7, 70, case_ids=["a", "b"]))
+    )
+    initial_progress = Progress(case_ids=["a", "b"], val_case_ids=["v", "w"])
+    restored = restore_run(folder, config, dense_cells(), initial_progress, True)
+    assert restored == Progress(7, 70, case_ids=["a", "b"], val_case_ids=["v", "w"])
 
 
 def test_ranks_with_other_cases_than_the_first_are_told(small_config):
@@ -253,7 +266,7 @@ def test_continue_starts_resumes_or_has_nothing_to_do(saved_run, continued, caps
     fresh = continued("--preset", "compact")
     assert fresh["resume"] is False and fresh["preset"] == "compact"
     folder = saved_run(epoch=3)
-    resumed = continued("--preset", "compact", "--set", "epochs=9")
+    resumed = continued("--set", "epochs=9")
     assert resumed["resume"] == folder
     assert resumed["overrides"] == ["task=a", "dirResult=runs", "epochs=9"]
     folder = saved_run(epoch=4, case_ids=["a", "b"])
@@ -266,11 +279,34 @@ def test_continue_starts_resumes_or_has_nothing_to_do(saved_run, continued, caps
     ]
 
 
+@pytest.mark.parametrize("epoch", [3, 4], ids=["unfinished", "complete"])
+def test_a_run_of_other_settings_is_not_taken_for_a_presets(small_config, continued, epoch):
+    """Else the zoo's network would be evaluated and released as that of the preset."""
+    settings = [*preset_overrides("compact"), "task=a", "dirResult=runs", "epochs=4"]
+    folder = new_run_folder(small_config(*settings))
+    progress = asdict(Progress(epoch=epoch, case_ids=["a"]))
+    checkpoint.save_last(folder / "ckpt", dense_cells(), progress)
+    Path("train.csv").write_text("a.mhd\n")
+    where = ["--train_split_file_path", "train.csv"]
+    asked = continued("--preset", "compact", "--set", "epochs=4", *where)
+    assert (asked is None) == (epoch == 4)
+    with pytest.raises(DataError, match=r"started with VolSize=\[64, 64, 32\], --preset accurate"):
+        continued("--preset", "accurate", "--set", "epochs=4", *where)
+    with pytest.raises(DataError, match=r"epochs=4, --preset compact has 1200; repeat the arg"):
+        continued("--preset", "compact", *where)
+
+
 def test_a_complete_run_of_other_cases_is_not_taken_for_this_one(saved_run, continued):
     saved_run(epoch=4, case_ids=["a", "b"])
     Path("train.csv").write_text("a.mhd\nc.mhd\n")
     with pytest.raises(DataError, match=r"of other training cases \(b differs\).*--set task=NAME"):
         continued("--train_split_file_path", "train.csv")
+
+
+def test_an_empty_name_is_not_the_newest_run(continued):
+    words = command_parser("train", "train.py").parse_args(["--resume", ""])
+    with pytest.raises(UsageError, match="--resume: an empty name"):
+        train_command.execute(words)
 
 
 def test_continue_is_for_one_process(continued):

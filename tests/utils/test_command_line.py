@@ -97,11 +97,24 @@ def test_a_missing_package_is_named_with_its_remedy(capsys):
     assert "requirements.txt" in line
 
 
+MINDSPORES = """
+----------------------------------------------------
+- Memory not enough:
+----------------------------------------------------
+Device(id:0) memory isn't enough and alloc failed
+----------------------------------------------------
+- C++ Call Stack: (For framework developers)
+----------------------------------------------------
+mindspore/ccsrc/x.cc:1
+"""
+
+
 @pytest.mark.parametrize(
     ("error", "says"),
     [
         (MemoryError(), "out of memory; a smaller batch_size"),
-        (RuntimeError("Memory not enough: alloc failed\nlong trace"), "Memory not enough"),
+        (RuntimeError("Memory not enough: alloc failed\nlong trace"), "Memory not enough: alloc"),
+        (RuntimeError(MINDSPORES), "error: Device(id:0) memory isn't enough and alloc failed; a"),
         (OSError(28, "No space left on device", "x.mhd"), "x.mhd: No space left on device; free"),
     ],
 )

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable
-from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
@@ -20,6 +19,8 @@ import pydicom
 from pydicom.encaps import generate_frames
 from pydicom.pixels import pixel_array
 from pydicom.uid import JPEG2000TransferSyntaxes, JPEGLSTransferSyntaxes, JPEGTransferSyntaxes
+
+from ...utils.process import module_command
 
 SYNTAXES = (*JPEGTransferSyntaxes, *JPEGLSTransferSyntaxes, *JPEG2000TransferSyntaxes)
 TIMEOUT_S = 600  # for a whole series, which takes seconds
@@ -42,8 +43,7 @@ def decode(contents: list[bytes]) -> list[np.ndarray | str]:
     request = b"".join(struct.pack("<Q", len(content)) + content for content in contents)
     try:
         run = subprocess.run(
-            [sys.executable, "-m", __name__],
-            cwd=Path(__file__).resolve().parents[3],
+            module_command(__name__),
             input=request,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
