@@ -77,15 +77,24 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(_report_error(f"{reason}; a smaller batch_size or VolSize needs less", 1))
     except SystemExit as end:
         if end.code == TERMINATED:
-            sys.exit(_report_error("terminated", TERMINATED))
+            _exit(_report_error("terminated", TERMINATED))
         if end.code:  # of argparse, which has printed why
             write_status("failed", exit_code=2, error="wrong arguments, see standard error")
         raise
     except KeyboardInterrupt:
-        sys.exit(_report_error("interrupted", 130))
+        _exit(_report_error("interrupted", 130))
     if lost is not None:
         sys.exit(_report_error(f"standard output: {reason_of(lost)}; the work itself is done", 1))
     write_status("finished")
+
+
+def _exit(code):
+    """Ends the process; at once if MindSpore's import was cut, whose libraries would abort it."""
+    if "mindspore" not in sys.modules and any(n.startswith("mindspore.") for n in sys.modules):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def own_command() -> str:

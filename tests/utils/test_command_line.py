@@ -1,5 +1,6 @@
 """Exit codes and the one line of an error, from each kind of failure to the entry points."""
 
+import subprocess
 import sys
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from src.commands import run_script
 from src.utils.command_line import run
 from src.utils.errors import DataError, UsageError
+from tests.helpers import ROOT
 
 
 @pytest.mark.parametrize(
@@ -95,6 +97,25 @@ def test_a_missing_package_is_named_with_its_remedy(capsys):
     line = capsys.readouterr().err.strip()
     assert "no module no_such_package_at_all" in line
     assert "requirements.txt" in line
+
+
+@pytest.mark.parametrize(
+    ("cut", "code"), [("raise KeyboardInterrupt", 130), ("raise SystemExit(143)", 143)]
+)
+def test_an_interrupt_while_mindspore_is_imported_is_one_line(tmp_path, cut, code):
+    """Its libraries end a process with a core dump if their import was cut."""
+    (tmp_path / "mindspore").mkdir()
+    (tmp_path / "mindspore" / "__init__.py").write_text(f"import mindspore.library\n{cut}\n")
+    text = "import atexit, os; atexit.register(os.abort)"
+    (tmp_path / "mindspore" / "library.py").write_text(text)
+    program = (
+        f"import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(ROOT)!r}]\n"
+        "from src.utils.command_line import run\n"
+        "run(lambda: __import__('mindspore'))"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert ended.returncode == code
+    assert ended.stderr.startswith("error: ") and ended.stderr.count("\n") == 1
 
 
 MINDSPORES = """
