@@ -21,7 +21,7 @@ from .metrics import bounding_box
 SPATIAL = ("flip", "rotate", "scale", "shift", "deform")
 INTENSITY = ("histogram", "gamma", "bias", "low_resolution", "blur", "noise")
 TRANSFORMS = (*SPATIAL, *INTENSITY, "transplant")
-STREAM = 2  # random stream of the seed; src.dataset uses others
+STREAM = 2  # random stream of the seed; src.dataset and src.dropout use others
 
 # Milletari et al. 2016, section 3: a 2x2x2 grid of B-splines, control points displaced with a
 # standard deviation of 15 voxels of 1 x 1 x 1.5 mm. 2x2x2 is taken as the mesh size of SimpleITK's

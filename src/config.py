@@ -191,6 +191,12 @@ PRESETS["compact"] = {
 
 CONFIG_NAME = "config.json"
 LARGEST_FILE = 100_000  # bytes of a file for --config, which has some thousand
+GRID_KEYS = ("VolSize", "dstRes", "normDir", "intensity")  # decide what a network is given,
+OUTPUT_KEYS = ("threshold", "flip_average", "recentre")  # and these what becomes of its output
+MACHINE_KEYS = (  # places, and how the machine is used
+    *("dirResult", "dirPredictionImage", "cache_dir", "num_workers"),
+    *("fast_conv3d", "precision", "dataset_sink", "tensorboard"),
+)
 FIXED_BY_WEIGHTS = ("variant", "width", "intensity")
 # A resume must not change these keys: the steps already trained depend on them.
 FIXED_BY_RUN = (

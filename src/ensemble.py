@@ -8,7 +8,7 @@ import numpy as np
 from easydict import EasyDict
 
 from .checkpoint_file import find_checkpoints
-from .config import config_of_checkpoint
+from .config import GRID_KEYS, OUTPUT_KEYS, config_of_checkpoint
 from .utils.errors import DataError, UsageError
 from .utils.files import hash_file
 
@@ -16,10 +16,9 @@ if TYPE_CHECKING:
     import mindspore as ms
     from mindspore import nn
 
-# Keys that decide what the networks are given and what becomes of their mean. Variant and width may
-# differ, and so may all that only mattered to the training.
-INPUT_KEYS = ("VolSize", "dstRes", "normDir", "intensity", "channel", "labels", "plane")
-OUTPUT_KEYS = ("threshold", "flip_average", "recentre")
+# Keys in which the networks must agree, besides `OUTPUT_KEYS`. Variant and width may differ, and so
+# may all that only mattered to the training.
+INPUT_KEYS = (*GRID_KEYS, "channel", "labels", "plane")
 
 
 class Member(NamedTuple):

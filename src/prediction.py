@@ -15,6 +15,7 @@ import SimpleITK as sitk
 from easydict import EasyDict
 from tqdm import tqdm
 
+from .config import GRID_KEYS, OUTPUT_KEYS
 from .data_manager import PREPROCESSING, channel_of
 from .images.formats import OUTPUT_TYPES, suffix_of
 from .images.grid import check_same_grid
@@ -23,9 +24,7 @@ from .images.seg_nrrd import save_seg_nrrd
 from .images.writing import check_volume_name, save_volume
 from .measurements import MEASURES, measure_gland
 from .predictor import (
-    MOST_RECENTRINGS,
     POSTPROCESSING,
-    RECENTRE_BEYOND_MM,
     LazyNetwork,
     loaded,
     network_inputs,
@@ -59,10 +58,7 @@ log = logging.getLogger(__name__)
 
 PREDICTION_FILES = (VOLUMES_CSV, VOLUMES_JSON, OVERLAYS, REPORT)
 # Configuration keys that change a mask, given the weights and the image.
-MASK_KEYS = (
-    *("variant", "width", "intensity", "VolSize", "dstRes", "normDir"),
-    *("threshold", "flip_average"),
-)
+MASK_KEYS = ("variant", "width", *GRID_KEYS, *OUTPUT_KEYS)
 
 
 def predict(
@@ -389,8 +385,6 @@ def _network_id(metadata: dict) -> str:
     configuration = metadata["configuration"]
     settings = [configuration.get(key) for key in MASK_KEYS]
     settings += [PREPROCESSING, POSTPROCESSING]
-    if configuration.get("recentre", False):
-        settings += [RECENTRE_BEYOND_MM, MOST_RECENTRINGS]
     digest = hashlib.sha256(json.dumps(settings).encode())
     digest.update("".join(metadata.get("checkpoints", {}).values()).encode())
     with suppress(OSError):

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 # reaches beyond the grid, the part on it lies nearer than the whole.
 RECENTRE_BEYOND_MM = 15.0
 MOST_RECENTRINGS = 2
-POSTPROCESSING = 1  # a version: raise it when the same output of the network gives another mask
+POSTPROCESSING = 1  # a version: raise it when the same network, image and keys give another mask
 
 
 def network_inputs(
@@ -246,6 +246,7 @@ def segment_inputs(
     volumes: list[np.ndarray],
     image: sitk.Image,
     config: EasyDict,
+    read_image: Callable[[], sitk.Image] | None = None,
 ) -> Segmentation:
     """Segments one image from its volumes on the network grid, which `recentre` may move.
 
@@ -253,13 +254,18 @@ def segment_inputs(
         network: a `VNet` in evaluation mode.
         volumes: `network_inputs(image, config)`.
         image, config: see `segment`.
+        read_image: returns the image for a moved grid, which is rare, where `image` is its
+            reference mask; None: `image` is the image.
 
     Raises:
         ValueError: a network in training mode.
+        DataError: the image has no contrast on a moved grid, or the output has NaN.
     """
 
     def run(centre_mm: Sequence[float] | None) -> list[np.ndarray]:
-        inputs = volumes if centre_mm is None else network_inputs(image, config, centre_mm)
+        inputs = volumes
+        if centre_mm is not None:
+            inputs = network_inputs(read_image() if read_image else image, config, centre_mm)
         return [foreground_probability(network, volume) for volume in inputs]
 
     return segment_on_grids(run, image, config)

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from easydict import EasyDict
 
-from ..config import override_config, override_unfixed, vnet_cfg
+from ..config import GRID_KEYS, OUTPUT_KEYS, override_config, override_unfixed, vnet_cfg
 from ..images.intensity import (
     AIR,
     AIR_FACTOR,
@@ -41,10 +41,10 @@ log = logging.getLogger(__name__)
 
 VERSION = 2  # of the description; increase it when the meaning of an entry changes
 # Keys of the configuration that are stored with the model. FIXED cannot be overridden.
-FIXED = ("variant", "width", "VolSize", "dstRes", "normDir", "intensity")
+FIXED = ("variant", "width", *GRID_KEYS)
 # Keys that older descriptions do not have; their defaults apply.
 ADDED = ("intensity", "plane", "labels", "channel", "recentre")
-CONFIGURATION = tuple(dict.fromkeys((*FIXED, *ADDED, "flip_average", "threshold")))
+CONFIGURATION = tuple(dict.fromkeys((*FIXED, *ADDED, *OUTPUT_KEYS)))
 LITE_SUFFIX = "_lite"  # of the file name of the model for MindSpore Lite
 LITE_MINDIR_VERSION = 1
 # The properties of models that MindSpore Lite 2.0 can load on every device.

@@ -17,7 +17,14 @@ from easydict import EasyDict
 
 from .. import __version__
 from ..checkpoint_file import BEST, epoch_and_step, is_numbered
-from ..config import PRESETS, config_path_of, vnet_cfg
+from ..config import (
+    GRID_KEYS,
+    MACHINE_KEYS,
+    OUTPUT_KEYS,
+    PRESETS,
+    config_path_of,
+    vnet_cfg,
+)
 from ..metrics import METRICS
 from ..promise12.splits import ZOO_CASES, ZOO_EVALUATION
 from ..report.texts import Texts
@@ -34,12 +41,11 @@ INTENDED_USE = (
 )
 # Keys that do not belong to the recipe of a training: places, names, the machine, bookkeeping.
 NO_RECIPE = (
-    *("task", "fold", "dirResult", "dirPredictionImage", "cache_dir", "num_workers"),
-    *("fast_conv3d", "precision", "dataset_sink", "plane", "save_interval", "keep_checkpoint_max"),
-    "tensorboard",
+    *("task", "fold", "plane", "save_interval", "keep_checkpoint_max"),
+    *MACHINE_KEYS,
 )
 # Keys that decide what the metrics of a network are; all networks of an ensemble share them.
-SHARED = ("VolSize", "dstRes", "normDir", "intensity", "threshold", "flip_average", "recentre")
+SHARED = (*GRID_KEYS, *OUTPUT_KEYS)
 NOT_STATED, NOT_RECORDED = "not stated", "not recorded"
 
 

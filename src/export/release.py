@@ -18,7 +18,7 @@ from mindspore import nn
 
 from ..checkpoint import load_weights, save_weights
 from ..checkpoint_file import CHECKSUMS, ENSEMBLE, RELEASED, write_ensemble
-from ..config import CONFIG_NAME, config_path_of, save_config, vnet_cfg
+from ..config import CONFIG_NAME, MACHINE_KEYS, config_path_of, save_config, vnet_cfg
 from ..ensemble import Member, check_agreement
 from ..utils import output_folder
 from ..utils.errors import DataError
@@ -39,11 +39,6 @@ NETWORK = "network"  # name of an ensemble's folders, before their number
 OF_A_RELEASE = re.compile(
     rf"({NETWORK}\d+/)?({re.escape(RELEASED)}|{re.escape(CONFIG_NAME)}|{CHECKSUMS})"
     rf"|{re.escape(ENSEMBLE)}"
-)
-# Keys for the machine of the training; a release has their defaults.
-MACHINE_KEYS = (
-    *("dirResult", "dirPredictionImage", "cache_dir", "num_workers"),
-    *("fast_conv3d", "precision", "dataset_sink", "tensorboard"),
 )
 ZIP_MARK = b"vnet_mindspore release"  # the comment of our zips, which may be replaced
 ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # so that the same release gives the same zip
@@ -127,6 +122,7 @@ def _write_network(network: nn.Cell, entry: Packed, folder: Path) -> list[Path]:
     path.parent.mkdir(exist_ok=True)
     save_weights(network, path, half=True)
     config_path = path.with_name(CONFIG_NAME)
+    # Of no particular machine: a release has the defaults of these keys.
     public = {**entry.config, **{key: vnet_cfg[key] for key in MACHINE_KEYS}}
     save_config(EasyDict(public), config_path)
     files = [path, config_path]

@@ -1,6 +1,5 @@
 """The validation of a training: the mean Dice of cases that are prepared once."""
 
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -12,7 +11,7 @@ from mindspore import nn
 from ..data_manager import Case, read_case, worker_count, xyz
 from ..devices.ranks import Ranks
 from ..metrics import dice
-from ..predictor import foreground_probability, network_inputs, segment_on_grids
+from ..predictor import network_inputs, segment_inputs
 from ..report.planes import OverlayCase
 from ..utils.errors import naming
 from ..utils.stopping import stop_if_asked
@@ -113,15 +112,10 @@ class ValidationSet:
         if isinstance(case, Case):
             case = self._prepare(case)
 
-        def run(centre_mm: Sequence[float] | None) -> list[np.ndarray]:
-            inputs = case.inputs
-            if centre_mm is not None:  # rare: the image is read again
-                inputs = network_inputs(
-                    read_case(case.case, self.config)[0], self.config, centre_mm
-                )
-            return [foreground_probability(network, volume) for volume in inputs]
+        def read_again() -> sitk.Image:
+            return read_case(case.case, self.config)[0]
 
-        mask = segment_on_grids(run, case.reference, self.config).mask
+        mask = segment_inputs(network, case.inputs, case.reference, self.config, read_again).mask
         if case.image is not None:
             drawn = OverlayCase(case.case.case_id, case.image, mask, case.reference)
             self.overlays.append(drawn)
