@@ -8,7 +8,7 @@ from pathlib import Path
 
 from .config import CONFIG_NAME
 from .released_model import CHECKSUMS, ENSEMBLE, RELEASED, local_folder, parse_checksums
-from .utils.errors import DataError, reason_of
+from .utils.errors import DataError, list_few, reason_of
 from .utils.files import hash_file, write_files
 
 log = logging.getLogger(__name__)
@@ -117,8 +117,7 @@ def find_checkpoint(path: str | Path) -> Path:
             "arguments, and it goes on where it was"
         )
     if found is None:
-        names = sorted(file.name for file in path.iterdir())
-        shown = ", ".join(names[:5]) + (", ..." if names[5:] else "")
+        shown = list_few(sorted(file.name for file in path.iterdir()), 5)
         raise DataError(
             f"{path}: no checkpoint in this folder, which holds {shown or 'nothing'}; expected "
             f"a run with ckpt/{BEST} or ckpt/{PREFIX}-EPOCH_STEP.ckpt, or a release with {RELEASED}"

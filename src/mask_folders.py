@@ -13,8 +13,7 @@ from pathlib import Path
 
 from .data_manager import Case
 from .images.formats import MASK_ENDING, list_images, only_file, stem
-from .promise12.names import list_few
-from .utils.errors import DataError
+from .utils.errors import DataError, list_few
 
 log = logging.getLogger(__name__)
 

@@ -392,7 +392,7 @@ def test_a_checkpoint_is_found_in_a_run_and_a_release(tmp_path, capsys, files, p
         ([], "absent", ["absent: no such checkpoint or folder"]),
         (["other/a.txt"], "other", ["a.txt", "ckpt/best.ckpt", "vnet.ckpt"]),
         (["run/config.json", "run/ckpt/last.ckpt"], "run", ["holds ckpt, config.json"]),
-        ([f"many/{n}" for n in range(9)], "many", ["holds 0, 1, 2, 3, 4, ...;"]),
+        ([f"many/{n}" for n in range(9)], "many", ["holds 0, 1, 2, 3, 4 and 4 more;"]),
     ],
 )
 def test_a_path_without_a_checkpoint_is_named_with_what_it_holds(tmp_path, files, path, words):

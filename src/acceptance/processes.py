@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..utils.errors import last_error
 from ..utils.process import ROOT, module_command
 from .table import Table
 
@@ -33,10 +34,8 @@ def run_command(
         table.add(check, f"ends within {timeout_s} s", "hangs", False)
         return False
     if ended.returncode != 0:
-        lines = [line for line in (ended.stdout + ended.stderr).splitlines() if line.strip()]
-        errors = [line for line in lines if line.startswith("error: ")]
-        last = (errors or lines or [""])[-1]
-        table.add(check, "exit code 0", f"exit code {ended.returncode}, {last}", False)
+        reason = last_error(ended.stdout + ended.stderr)
+        table.add(check, "exit code 0", f"exit code {ended.returncode}, {reason}", False)
     return ended.returncode == 0
 
 

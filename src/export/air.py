@@ -18,7 +18,7 @@ from easydict import EasyDict
 from ..checkpoint import load_weights
 from ..devices.device import explain_errors, start_device
 from ..utils.command_line import run
-from ..utils.errors import DataError
+from ..utils.errors import DataError, last_error
 from ..utils.process import change_folder, module_command
 from ..vnet import create_vnet
 from .lowered_vnet import LoweredVNet
@@ -62,8 +62,8 @@ def write_air(
         text=True,
     )
     if result.returncode != 0:
-        lines = result.stderr.strip().splitlines() or [f"exit code {result.returncode}"]
-        raise DataError(f"AIR not written: {lines[-1].removeprefix('error: ')}")
+        reason = last_error(result.stderr) or f"exit code {result.returncode}"
+        raise DataError(f"AIR not written: {reason.removeprefix('error: ')}")
     # MindSpore writes files that only their owner can read.
     shutil.copyfile(written, path)
 

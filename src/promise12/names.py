@@ -4,7 +4,6 @@ The rules look at words: a name is split at blanks, dots, `_` and `-`, and case 
 """
 
 import re
-from collections.abc import Iterable
 from pathlib import PurePath
 
 from ..images.formats import stem
@@ -60,13 +59,6 @@ def set_of_path(path: PurePath) -> str | None:
 def relative_path(path: PurePath) -> str:
     """Returns a path below its source, whose name is the first part."""
     return "/".join(path.parts[1:])
-
-
-def list_few(names: Iterable[str], count: int = 3) -> str:
-    """Lists the first names, and how many more there are."""
-    names = list(names)
-    more = len(names) - count
-    return ", ".join(names[:count]) + (f" and {more} more" if more > 0 else "")
 
 
 def words(name: str) -> list[str]:

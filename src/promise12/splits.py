@@ -10,9 +10,8 @@ from pathlib import Path
 
 from ..data_manager import Case, find_cases
 from ..images.formats import MASK_SUFFIX, SUFFIXES, list_images, only_file, stem
-from ..utils.errors import DataError, UsageError, reason_of
+from ..utils.errors import DataError, UsageError, list_few, reason_of
 from ..utils.files import check_name, write_files
-from .names import list_few
 
 log = logging.getLogger(__name__)
 

@@ -25,7 +25,7 @@ from ..promise12.splits import draw_splits, list_cases
 from ..report.painter import PROCESSES, Painter
 from ..report.results import REPORT
 from ..report.tables import zoo_lines
-from ..utils.errors import DataError, UsageError, reason_of
+from ..utils.errors import DataError, UsageError, last_error, reason_of
 from ..utils.files import Lock, write_files
 from ..utils.process import core_count, module_command
 from ..utils.status import STATUS_FILE, write_status
@@ -261,8 +261,9 @@ class _Work:
         words = [command, "--device_target", self.target, "--data_path", self.data, *words]
         code = self.run_process(list(map(str, words)), path)
         if code != 0 and not self.stopped.is_set():
+            reason = last_error(path.read_text(errors="replace"))
             raise DataError(
-                f"fold {fold.number}: {command} ended with exit code {code}, {_last_line(path)}; "
+                f"fold {fold.number}: {command} ended with exit code {code}, {reason}; "
                 f"the whole log is {path}; start again with the same arguments to go on"
             )
 
@@ -297,12 +298,6 @@ def _term_as_interrupt() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _last_line(path: Path) -> str:
-    """The error in a log, or its last line."""
-    lines = [line for line in path.read_text(errors="replace").splitlines() if line.strip()]
-    return next((x for x in reversed(lines) if x.startswith("error: ")), lines[-1] if lines else "")
 
 
 class Pace:

@@ -58,3 +58,16 @@ def nearest(word: str, known: Iterable[str]) -> str:
     known = list(known)
     found = difflib.get_close_matches(word, known, n=1, cutoff=0.3)
     return f"; did you mean {found[0]!r}?" if found else f"; known: {', '.join(known)}"
+
+
+def list_few(names: Iterable[str], count: int = 3) -> str:
+    """Lists the first names, and how many more there are."""
+    names = list(names)
+    more = len(names) - count
+    return ", ".join(names[:count]) + (f" and {more} more" if more > 0 else "")
+
+
+def last_error(output: str) -> str:
+    """Returns the line of a command's output that says why it failed, without one the last line."""
+    lines = [line for line in output.splitlines() if line.strip()] or [""]
+    return next((line for line in reversed(lines) if line.startswith("error: ")), lines[-1])

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from src.utils.errors import reason_of
+from src.utils.errors import last_error, list_few, reason_of
 
 
 def system_error(number):
@@ -32,3 +32,22 @@ def test_a_reason_is_one_line(error, line, reason):
     found = reason_of(error, line)
     assert found.startswith(reason)
     assert "\n" not in found
+
+
+@pytest.mark.parametrize(
+    ("output", "line"),
+    [
+        ("", ""),
+        ("a\nb\n\n", "b"),
+        ("error: first\nerror: second\nterminated\n", "error: second"),
+        ("Traceback\n  error: x\nValueError: y", "ValueError: y"),
+    ],
+)
+def test_the_line_that_says_why_a_command_failed(output, line):
+    assert last_error(output) == line
+
+
+def test_of_many_names_a_few_are_listed():
+    assert list_few(["a", "b"]) == "a, b"
+    assert list_few(iter("abcde")) == "a, b, c and 2 more"
+    assert list_few("abcde", 5) == "a, b, c, d, e"

@@ -3,8 +3,8 @@
 import re
 
 from ...images.formats import MASK_SUFFIX, SUFFIXES, stem
-from ...utils.errors import DataError
-from ..names import list_few, outlines_lesions
+from ...utils.errors import DataError, list_few
+from ..names import outlines_lesions
 from ..sources import LEVELS, Source
 from .dicom import find_dicom_patients
 from .file_names import find_by_names

@@ -7,8 +7,8 @@ from pathlib import PurePosixPath
 import pydicom
 
 from ...images.formats import SUFFIXES
-from ...utils.errors import DataError
-from ..names import IMAGE_FOLDERS, list_few, set_of_path
+from ...utils.errors import DataError, list_few
+from ..names import IMAGE_FOLDERS, set_of_path
 from ..sources import Dicom, Member, Source, Volume
 from .layout import Key, Layout, Options, group
 from .patient_folders import is_patient_mask, patient_key

@@ -3,14 +3,13 @@
 from collections import defaultdict
 
 from ...images.formats import MASK_SUFFIX, stem
-from ...utils.errors import DataError
+from ...utils.errors import DataError, list_few
 from ..names import (
     T2_WORDS,
     case_names,
     has_mask_name,
     is_other_contrast,
     is_t2,
-    list_few,
     looks_like_mask,
     outlines_lesions,
     set_of_path,

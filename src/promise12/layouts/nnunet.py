@@ -6,14 +6,13 @@ from collections import defaultdict
 from pathlib import PurePosixPath
 
 from ...images.formats import stem
-from ...utils.errors import DataError
+from ...utils.errors import DataError, list_few
 from ..names import (
     LESION_WORDS,
     OTHER_CONTRASTS,
     PROSTATE_WORDS,
     T2_WORDS,
     ZONE_WORDS,
-    list_few,
     words,
 )
 from ..sources import Dicom, Source, Volume
