@@ -6,6 +6,7 @@ from mindspore import dtype as mstype
 from mindspore import nn, ops
 
 from .operators import library
+from .protocol import AdamSettings
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 
@@ -32,7 +33,7 @@ class FusedAdam(nn.Optimizer):
         self.moment1 = self.parameters.clone("moment1", init="zeros")
         self.moment2 = self.parameters.clone("moment2", init="zeros")
         decays = (float(decay) for decay in self.weight_decay)  # a number for each parameter
-        settings = np.array([BETA1, BETA2, EPSILON, *decays], np.float32)
+        settings = np.array([*AdamSettings(BETA1, BETA2, EPSILON), *decays], np.float32)
         self.settings = ms.Tensor(settings)
         self.update = ops.Custom(
             f"{library()}:adam_step", lambda *_: [1], lambda *_: mstype.float32, "aot"
@@ -45,6 +46,6 @@ class FusedAdam(nn.Optimizer):
         self.beta1_power = beta1_power
         beta2_power = self.beta2_power * BETA2
         self.beta2_power = beta2_power
-        numbers = ops.stack((rate, beta1_power, beta2_power))
+        numbers = ops.stack((rate, beta1_power, beta2_power))  # as `AdamNumbers`
         state = (*self.parameters, *self.moment1, *self.moment2, *gradients)
         return self.update(numbers, self.settings, *state)

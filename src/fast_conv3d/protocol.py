@@ -91,6 +91,22 @@ class LossSpec(NamedTuple):
     epsilon: float
 
 
+class AdamNumbers(NamedTuple):
+    """What changes from step to step: the learning rate, and each beta to the power of the step."""
+
+    rate: float
+    beta1_power: float
+    beta2_power: float
+
+
+class AdamSettings(NamedTuple):
+    """Followed by the weight decay of each parameter."""
+
+    beta1: float
+    beta2: float
+    epsilon: float
+
+
 class Operator(NamedTuple):
     """The tensors of an operator, in order. Those that it does not use may be any tensor.
 
@@ -119,6 +135,8 @@ OPERATORS = {
     "loss_backward": Operator(
         ("prediction", "mask", "coefficients", "d_loss", "spec"), ("d_prediction",)
     ),
+    # In place: all parameters, then their first and second moments and gradients; no real output.
+    "adam_step": Operator(("numbers", "settings", "*parameters"), ("nothing",)),
 }
 
 
@@ -193,8 +211,8 @@ def _operator(name: str) -> str:
 
 def _body() -> str:
     enums = "".join(_enum(enum) for enum in (Kind, Activation, Norm))
-    kinds = (NetworkDescription, DropoutColumns, NetworkSpec, ConvSpec, LossSpec)
-    specs = [_spec(spec) for spec in kinds]
+    kinds = NetworkDescription, DropoutColumns, NetworkSpec, ConvSpec, LossSpec
+    specs = [_spec(spec) for spec in (*kinds, AdamNumbers, AdamSettings)]
     constants = (
         f"constexpr int kLanes = {LANES};\nconstexpr int kPlainChannels = {PLAIN_CHANNELS};\n"
     )

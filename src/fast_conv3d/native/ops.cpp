@@ -207,27 +207,28 @@ FC3D_EXPORT int loss_backward(int, void** data, int* ranks, int64_t** shapes, co
   });
 }
 
-// A step of Adam, in place, see adam.py: [learning rate, beta1 and beta2 to the power of the step],
-// [beta1, beta2, epsilon, each parameter's weight decay], then all parameters, first moments,
-// second moments and gradients. The output means nothing.
+// A step of Adam, in place, see adam.py.
 FC3D_EXPORT int adam_step(int count, void** data, int* ranks, int64_t** shapes, const char**, void*,
                           void*) {
   return with_runtime([&](Runtime& shared) {
     const Arguments arguments{data, ranks, shapes};
-    const float *numbers = arguments.get(0), *settings = arguments.get(1);
-    const double correction =
-        std::sqrt(1 - static_cast<double>(numbers[2])) / (1 - static_cast<double>(numbers[1]));
-    const int first = 2, parameters = (count - first - 1) / 4;
+    const AdamNumbers numbers(arguments.get(AdamStep::kNumbers));
+    const AdamSettings settings(arguments.get(AdamStep::kSettings));
+    const float* decays = arguments.get(AdamStep::kSettings) + sizeof(AdamSettings) / sizeof(float);
+    const double correction = std::sqrt(1 - static_cast<double>(numbers.beta2_power)) /
+                              (1 - static_cast<double>(numbers.beta1_power));
+    const int first = AdamStep::kParameters, parameters = (count - first - 1) / 4;
     std::vector<adam::Parameter> all;
     for (int i = 0; i < parameters; ++i) {
       const auto tensor = [&](int group) { return arguments.get(first + group * parameters + i); };
       const int64_t* sides = shapes[first + i];
       const size_t size = std::accumulate(sides, sides + ranks[first + i], size_t{1},
                                           [](size_t a, int64_t b) { return a * b; });
-      all.push_back({size, tensor(0), tensor(1), tensor(2), tensor(3), settings[3 + i]});
+      all.push_back({size, tensor(0), tensor(1), tensor(2), tensor(3), decays[i]});
     }
     adam::step(shared.pool,
-               {static_cast<float>(numbers[0] * correction), settings[0], settings[1], settings[2]},
+               {static_cast<float>(numbers.rate * correction), settings.beta1, settings.beta2,
+                settings.epsilon},
                all);
     *arguments.get(count - 1) = 0;
   });

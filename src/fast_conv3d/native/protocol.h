@@ -7,7 +7,7 @@
 // clang-format off
 namespace fast_conv3d {
 
-constexpr int kProtocolVersion = 303344440;
+constexpr int kProtocolVersion = 2083599059;
 
 constexpr int kLanes = 16;
 constexpr int kPlainChannels = 8;
@@ -96,6 +96,30 @@ struct LossSpec {
   explicit LossSpec(const float* values)
       : logits(values[0] != 0),
         epsilon(values[1]) {}
+};
+
+struct AdamNumbers {
+  float rate;
+  float beta1_power;
+  float beta2_power;
+
+  AdamNumbers() = default;
+  explicit AdamNumbers(const float* values)
+      : rate(values[0]),
+        beta1_power(values[1]),
+        beta2_power(values[2]) {}
+};
+
+struct AdamSettings {
+  float beta1;
+  float beta2;
+  float epsilon;
+
+  AdamSettings() = default;
+  explicit AdamSettings(const float* values)
+      : beta1(values[0]),
+        beta2(values[1]),
+        epsilon(values[2]) {}
 };
 
 struct NetworkInfer {
@@ -196,6 +220,17 @@ struct LossBackward {
     kDLoss,
     kSpec,
     kDPrediction,  // the outputs
+  };
+};
+
+struct AdamStep {
+  enum Input {
+    kNumbers,
+    kSettings,
+    kParameters,  // and the following
+  };
+  enum Output {
+    kNothing,
   };
 };
 
