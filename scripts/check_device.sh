@@ -12,5 +12,5 @@ check_arguments TARGET DEVICE_NUM "$@"
 python=$(find_python)
 python=$(realpath -s -- "$python")
 # Not by -m, which would prefer a folder src in the caller's.
-exec "$python" -c 'import sys; sys.path[0] = sys.argv.pop(1); from src.commands import main; sys.exit(main())' \
+exec "$python" -c 'import sys; sys.path.insert(0, sys.argv.pop(1)); from src.commands import main; sys.exit(main())' \
   "$ROOT" check "$@"

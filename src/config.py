@@ -63,8 +63,8 @@ TABLE = (
     # The model zoo's keys.
     Key("task", "promise12", str, file_name_part(), FILES, "part of the run's name"),
     Key("fold", 0, int, at_least(0), FILES, "fold to take from a folder of splits"),
-    Key("dirResult", "results/infer", str, not_empty(), FILES, "folder of the runs"),
-    Key("dirPredictionImage", "results/prediction", str, not_empty(), FILES,
+    Key("dirResult", "results/infer", str, not_empty("a path"), FILES, "folder of the runs"),
+    Key("dirPredictionImage", "results/prediction", str, not_empty("a path"), FILES,
         "folder of masks, metrics and reports"),
     Key("normDir", False, bool, ANYTHING, GRID,
         "true: the grid follows the patient's axes; false: the image's"),
@@ -128,7 +128,7 @@ TABLE = (
     Key("keep_checkpoint_max", 10, int, at_least(1), TRAINING, "number of checkpoints to keep"),
     Key("tensorboard", False, bool, ANYTHING, TRAINING,
         "write events for TensorBoard to the run's folder; needs tensorboardX"),
-    Key("cache_dir", "auto", str, not_empty(), FILES,
+    Key("cache_dir", "auto", str, not_empty("a path"), FILES,
         "folder of preprocessed cases; auto: the user's cache folder; off: none"),
     # Probability of each transform of a training sample, see src/augment.py.
     Key("augment_flip", 0.0, float, PROBABILITY, AUGMENTATION, "flip left and right"),

@@ -9,7 +9,7 @@ from easydict import EasyDict
 
 from .checkpoint_file import find_checkpoints
 from .config import GRID_KEYS, OUTPUT_KEYS, config_of_checkpoint
-from .utils.errors import DataError, UsageError
+from .utils.errors import DataError, UsageError, reason_of
 from .utils.files import hash_file
 
 if TYPE_CHECKING:
@@ -86,11 +86,20 @@ def origin_of(checkpoints: Sequence[Path]) -> dict[str, str | dict[str, str]]:
     Returns:
         "checkpoint" with its path, and "checkpoint_sha256"; of several "checkpoints", a dict of
         paths and SHA-256.
+
+    Raises:
+        DataError: a file cannot be read.
     """
     if len(checkpoints) == 1:
-        path = checkpoints[0]
-        return {"checkpoint": str(path), "checkpoint_sha256": hash_file(path)}
-    return {"checkpoints": {str(path): hash_file(path) for path in checkpoints}}
+        return {"checkpoint": str(checkpoints[0]), "checkpoint_sha256": _hash(checkpoints[0])}
+    return {"checkpoints": {str(path): _hash(path) for path in checkpoints}}
+
+
+def _hash(checkpoint):
+    try:
+        return hash_file(checkpoint)
+    except OSError as error:
+        raise DataError(f"{checkpoint}: cannot be read ({reason_of(error)})") from None
 
 
 class Run(NamedTuple):

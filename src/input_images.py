@@ -154,8 +154,7 @@ def _check_no_channels(folder: Path, images: list[Path]) -> None:
 def _volumes_below(folder: Path) -> Iterator[Path]:
     """Volume files of a folder tree, except hidden ones and those that this program wrote."""
     ours = _results_in(folder.parent)  # among them those of a study, in a folder of its own
-    for place, folders, names in walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+    for place, _, names in walk(folder):
         ours |= _results_in(place)
         for path in (place / name for name in names):
             if suffix_of(path) and not path.name.startswith(".") and path not in ours:

@@ -285,7 +285,7 @@ WRONG = [
     ("precision=half", "precision is 'half', expected one of auto, float32, mixed"),
     ("dataset_sink=true", "dataset_sink is 'true', expected one of auto, off"),
     *[
-        (f"{key}={text}", f"{key} is '{text}', expected a path, . for the current folder")
+        (f"{key}={text}", f"{key} is '{text}', expected a path")
         for key in ("dirResult", "dirPredictionImage", "cache_dir")
         for text in ("", " ")
     ],

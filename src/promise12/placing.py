@@ -153,13 +153,15 @@ def _mask_files(mask, target, layout, folder, options):
     local = mask.local(folder)
     try:
         stored = read_volume(local)
+        merged = read_mask(local, stored, local, options.labels, may_lack=True)
     except DataError:
         if not layout.is_own:
             raise
         yield from _copies(mask, target)  # as above
         return
-    merged = read_mask(local, stored, local, options.labels)
     values = sitk.GetArrayViewFromImage(stored)
+    if values.any() and not sitk.GetArrayViewFromImage(merged).any():
+        read_mask(local, stored, local, options.labels)  # raises: it lacks them
     if np.array_equal(np.rint(values), sitk.GetArrayViewFromImage(merged)):
         yield from _copies(mask, target)
     else:

@@ -30,6 +30,7 @@ from ..report.tables import METRICS_JSON, write_metrics
 from ..run_record import read_history
 from ..utils import output_folder
 from ..utils.errors import DataError
+from ..utils.files import hash_file
 
 EVALUATION = "evaluation"
 
@@ -82,7 +83,7 @@ class Fold(NamedTuple):
         """The metrics.json of the final checkpoint's evaluation; None if that has not ended."""
         try:
             content = json.loads((self.results / METRICS_JSON).read_text("utf-8"))
-            is_current = content["checkpoint"] == str(self.final_checkpoint())
+            is_current = content["checkpoint_sha256"] == hash_file(self.final_checkpoint() or "")
         except (OSError, ValueError, LookupError, TypeError):
             return None
         return content if is_current and (self.results / REPORT).is_file() else None

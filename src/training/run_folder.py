@@ -22,6 +22,7 @@ from .. import checkpoint
 from ..checkpoint import TrainingCells
 from ..config import (
     CONFIG_NAME,
+    FIXED_BY_RUN,
     PRESETS,
     config_of_run,
     override_config,
@@ -128,7 +129,7 @@ def newest_state(overrides: list[str], has_validation: bool) -> RunState | None:
 
 
 def check_same_preset(state: RunState, preset: str | None, overrides: list[str]) -> None:
-    """Raises a DataError if a run has other settings than a preset.
+    """Raises a DataError if a run's training differs from a preset; logs other differences.
 
     Args:
         state: of the run, which `newest_state` found with these overrides.
@@ -136,13 +137,17 @@ def check_same_preset(state: RunState, preset: str | None, overrides: list[str])
         overrides: of the preset's settings.
     """
     wanted = override_config(vnet_cfg, [*preset_overrides(preset), *overrides])
-    for key in PRESETS[preset] if preset else ():
-        if state.config[key] != wanted[key]:
+    differ = [key for key in PRESETS.get(preset or "", ()) if state.config[key] != wanted[key]]
+    for key in differ:
+        if key in FIXED_BY_RUN:
             raise DataError(
                 f"{state.folder}: was started with {key}={state.config[key]}, --preset {preset} "
-                f"has {wanted[key]}; repeat the arguments that it was started with, or give this "
-                "training a name of its own, --set task=NAME"
+                f"has {wanted[key]}; leave --preset out to go on with it, or give this training a "
+                "name of its own, --set task=NAME"
             )
+    if differ:
+        kept = ", ".join(f"{key}={state.config[key]} (not {wanted[key]})" for key in differ)
+        log.info(f"--preset {preset}: the run keeps its own {kept}; --set changes them")
 
 
 def check_same_cases(state: RunState, train_split: str | Path) -> None:

@@ -1,6 +1,7 @@
 """The command line of all entry points: argument parser, error messages, exit codes."""
 
 import os
+import re
 import shlex
 import signal
 import sys
@@ -15,6 +16,8 @@ from .status import write_status
 MODEL_FORMATS = ("MINDIR", "ONNX", "AIR", "VNET")
 RESEARCH_ONLY = "Not a medical device; for research."
 TERMINATED = 128 + signal.SIGTERM  # exit code
+# In the messages of Python, MindSpore and its devices; not "illegal memory access".
+NO_MEMORY = re.compile(r"(?i)memory.*(enough|alloc)|(out of|alloc\w*|insufficient) .*memory")
 LAUNCHED = "VNET_COMMAND"  # environment variable: the command of a launcher, for a shell
 MINDIR_VERSIONS = (3, 1)  # what MindSpore 2.10 writes; what MindSpore Lite 2.0 reads
 
@@ -69,11 +72,11 @@ def run(main: Callable[[], None]) -> None:
         name = error.object[max(0, error.start - 40) : error.end + 40]
         sys.exit(_report_error(f"{name}: {remedy}", 1))
     except (MemoryError, RuntimeError) as error:
-        lines = str(error).splitlines() or ["out of memory"]
-        about = [line.strip("- ") for line in lines if "memory" in line.lower()]
+        lines = (str(error) or "out of memory").partition("C++ Call Stack")[0].splitlines()
+        about = [line.strip("- ") for line in lines if NO_MEMORY.search(line)]
         if not about:
             raise
-        reason = next((line for line in about if line.lower() != "memory not enough:"), about[0])
+        reason = next((line for line in about if not line.endswith(":")), about[0])
         sys.exit(_report_error(f"{reason}; a smaller batch_size or VolSize needs less", 1))
     except SystemExit as end:
         if end.code == TERMINATED:

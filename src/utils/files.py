@@ -94,25 +94,30 @@ def write_files(files: dict[Path, bytes]) -> None:
 def walk(
     folder: Path, onerror: Callable[[OSError], None] | None = None
 ) -> Iterator[tuple[Path, list[str], list[str]]]:
-    """Goes through a folder tree as `os.walk` does, and through links to folders, too.
+    """Goes through a folder tree as `os.walk` does, and through links to other places, too.
 
-    A link to a folder that it lies in is left out, which would have no end.
+    Hidden folders are left out, and links to folders that are walked anyway or hold the tree.
 
     Yields:
         A folder, the names of its folders and those of its files, both sorted. Names that are
         removed from the first list are not entered.
     """
+    root = folder.resolve()
+    linked: list[Path] = []  # folders that were entered by a link
+
+    def is_new(path: Path) -> bool:
+        if not path.is_symlink():
+            return not linked or path.resolve() not in linked
+        target = path.resolve()
+        if root.is_relative_to(target) or any(target.is_relative_to(t) for t in (root, *linked)):
+            return False
+        linked.append(target)
+        return True
+
     for place, folders, names in os.walk(folder, onerror=onerror, followlinks=True):
         path = Path(place)
-        above = {
-            path.resolve(),
-            *((folder / p).resolve() for p in path.relative_to(folder).parents),
-        }
-        folders[:] = sorted(
-            name
-            for name in folders
-            if not (path / name).is_symlink() or (path / name).resolve() not in above
-        )
+        seen = sorted(name for name in folders if not name.startswith(".") and name != "__MACOSX")
+        folders[:] = [name for name in seen if is_new(path / name)]
         yield path, folders, sorted(names)
 
 

@@ -119,7 +119,8 @@ def module_command(module: str, *words: str) -> list[str]:
     Not by -m, which would prefer a folder of the package's name in the current folder.
     """
     code = (
-        "import sys; sys.path[0] = sys.argv.pop(1); from runpy import run_module; "
+        "import sys; safe = getattr(sys.flags, 'safe_path', 0); "  # Python 3.11: no entry for -c
+        "sys.path[: not safe] = [sys.argv.pop(1)]; from runpy import run_module; "
         f"run_module({module!r}, run_name='__main__')"
     )
     return [sys.executable, "-c", code, str(ROOT), *words]

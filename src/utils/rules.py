@@ -47,9 +47,9 @@ def one_of(*choices: str) -> Rule:
     return Rule(f"one of {', '.join(choices)}", lambda value: value in choices, choices)
 
 
-def not_empty() -> Rule:
-    """A text of some characters, such as a path."""
-    return Rule("a path, . for the current folder", lambda value: bool(value.strip()))
+def not_empty(words: str) -> Rule:
+    """A text of some characters."""
+    return Rule(words, lambda value: bool(value.strip()))
 
 
 def positive_sizes(count: int, unit: str) -> Rule:

@@ -238,38 +238,34 @@ def with_bits(array, stored, signed=0, **tags):
 
 
 @pytest.mark.parametrize(
-    ("value", "signed", "read"),
+    ("value", "signed", "read", "told"),
     [
-        (4095, 0, 4095),
-        (0x1000, 0, None),
-        (0xF800, 0, None),
-        (2047, 1, 2047),
-        (0xF800, 1, -2048),  # as 16-bit signed numbers are
-        (0x0800, 1, -2048),  # the sign in bit 11 only
-        (0xF7FF, 1, None),
-        (0x1800, 1, None),
+        (4095, 0, 4095, False),
+        (0x1000, 0, 0, True),
+        (0xF801, 0, 0x801, True),
+        (2047, 1, 2047, False),
+        (0xF800, 1, -2048, False),  # as 16-bit signed numbers are
+        (0x0800, 1, -2048, False),  # the sign in bit 11 only
+        (0xF7FF, 1, 0x7FF, True),
+        (0x1800, 1, -2048, True),
     ],
 )
 @pytest.mark.parametrize("order", ["<", ">"])
-def test_bits_above_bits_stored(tmp_path, value, signed, read, order):
-    """Others take them as part of the value; the standard has them ignored."""
+def test_bits_above_bits_stored(tmp_path, capsys, value, signed, read, told, order):
+    """Others take them as part of the value; by the standard they do not count."""
     array = pixels(0).astype(f"{order}u2")
     array[3, 4] = value
     ds = slice_of(0, **with_bits(array, 12, signed))
+    ds.PixelData += b"\xff\xff"  # padding
     syntax = ExplicitVRLittleEndian if order == "<" else ExplicitVRBigEndian
     ds.file_meta.TransferSyntaxUID = syntax
     write_series(tmp_path, skip=(0,))
-    ds.save_as(
-        tmp_path / name_of(0),
-        implicit_vr=False,
-        little_endian=order == "<",
-        enforce_file_format=True,
-    )
-    if read is None:
-        words = f"{name_of(0)}: pixels with bits above the 12 of BitsStored, such as {value};"
-        assert_says(refusal(tmp_path), words)
-    else:
-        assert sitk.GetArrayFromImage(read_dicom(tmp_path))[0, 3, 4] == read
+    little = order == "<"
+    path = tmp_path / name_of(0)
+    ds.save_as(path, implicit_vr=False, little_endian=little, enforce_file_format=True)
+    assert sitk.GetArrayFromImage(read_dicom(tmp_path))[0, 3, 4] == read
+    err = capsys.readouterr().err
+    assert (f"bits of pixels above BitsStored 12, such as of {value}, are left" in err) == told
 
 
 def test_an_overlay_in_the_unused_bits_is_no_intensity(tmp_path):
@@ -308,6 +304,10 @@ def test_series_of_several_patients_are_not_taken_for_one(tmp_path):
     listed = ['5 "t2_tse_tra"', '6 "ep2d_diff"', "a folder of their own", "--series"]
     assert_says(refusal(tmp_path), "series of 2 patients (PatientID)", *listed)
     assert_geometry(read_dicom(tmp_path, "5"), AXIAL)
+    for path in tmp_path.glob("b*"):
+        path.unlink()
+    write_series(tmp_path, stem="b", uid="1.2.3.6", **{**tags, "PatientID": ""})
+    assert_geometry(read_dicom(tmp_path), AXIAL)  # removed from some series only
 
 
 @pytest.mark.parametrize(
@@ -835,7 +835,7 @@ LAST = SLICES - 1
 DEFECTS = {
     "left-aligned pixels": (
         lambda folder: write_series(folder, BitsStored=12),
-        ["HighBit 15 with BitsStored 12, expected HighBit 11"],
+        [f"{name_of(LAST)}: HighBit 15 with BitsStored 12, expected HighBit 11"],
     ),
     "slices missing": (
         lambda folder: write_series(folder, skip=(2, 3)),

@@ -138,6 +138,14 @@ def test_a_mask_without_the_labels_is_no_gland(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_faulty_mask_of_our_layout_is_left_to_the_check(tmp_path):
+    make_volume(tmp_path / "data/img/a.mha")
+    make_volume(tmp_path / "data/gt/a_segmentation.mha", values=np.full((4, 5, 6), 0.5))
+    lay_out([tmp_path / "data"], tmp_path / "out", Options(labels=(2,)))
+    (problem,) = check(tmp_path / "out")["problems"]
+    assert "values 0.5, expected whole numbers" in problem
+
+
 @pytest.mark.parametrize("volumes", [1, 2])
 def test_directions_rounded_in_a_nifti_header_hide_no_channels(tmp_path, volumes):
     """SimpleITK refuses the rounded axes of an oblique file that `read_volume` reads."""

@@ -172,11 +172,9 @@ def test_results_that_are_gone_are_written_again(
     for path in folder.rglob(gone):
         path.unlink()
     (folder / "evaluation" / "report.html").unlink(missing_ok=True)
-    for number in (0, 1):  # the copied runs name the originals' checkpoints
-        path = folder / f"fold{number}" / "evaluation" / "metrics.json"
-        path.write_text(path.read_text().replace(str(cut_and_continued[0]), str(folder)))
     cross_validate(data, 2, folder, SETTINGS, "CPU", parallel=2)
-    assert runner.calls == [] or gone == "report.html"
+    again = [("eval", "fold0"), ("eval", "fold1")] if gone == "report.html" else []
+    assert sorted(runner.calls) == again
     assert (folder / "evaluation" / "report.html").is_file()
     assert len(json.loads((folder / "evaluation" / "metrics.json").read_text())["cases"]) == 5
 

@@ -136,6 +136,7 @@ mindspore/ccsrc/x.cc:1
         (MemoryError(), "out of memory; a smaller batch_size"),
         (RuntimeError("Memory not enough: alloc failed\nlong trace"), "Memory not enough: alloc"),
         (RuntimeError(MINDSPORES), "error: Device(id:0) memory isn't enough and alloc failed; a"),
+        (RuntimeError("CUDA error\nout of memory"), "error: out of memory; a smaller batch_size"),
         (OSError(28, "No space left on device", "x.mhd"), "x.mhd: No space left on device; free"),
     ],
 )
@@ -148,6 +149,21 @@ def test_the_machines_faults_are_one_line(error, says, capsys):
     captured = capsys.readouterr().err
     assert ended.value.code == 1
     assert says in captured and captured.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "an illegal memory access was encountered",
+        "Launch kernel failed\n- C++ Call Stack:\nmindspore/gpu_memory_manager.cc:83 Malloc, alloc",
+    ],
+)
+def test_other_faults_keep_their_traceback(words):
+    def main():
+        raise RuntimeError(words)
+
+    with pytest.raises(RuntimeError, match="illegal|Launch"):
+        run(main)
 
 
 def test_a_fault_of_the_program_keeps_its_traceback():

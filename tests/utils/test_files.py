@@ -111,19 +111,31 @@ def test_only_new_empty_folders_are_removed(tmp_path):
 # Folders ----------------------------------------------------------------------------------------
 
 
-def test_a_walk_follows_links_but_not_in_circles(tmp_path):
-    for name in ("a/one", "a/x/two", "store/y/three"):
+def test_a_walk_enters_each_folder_once_also_by_links(tmp_path):
+    for name in (
+        "a/one",
+        "a/x/two",
+        "a/.hidden/no",
+        "a/__MACOSX/no",
+        "store/y/three",
+        "store/z/four",
+    ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "a/link").symlink_to(tmp_path / "store")
+    (tmp_path / "a/before").symlink_to(tmp_path / "store" / "y")  # a part of the former
+    (tmp_path / "a/then").symlink_to(tmp_path / "store" / "z")
+    (tmp_path / "a/sibling").symlink_to("x")
     (tmp_path / "a/x/up").symlink_to("..")
+    (tmp_path / "a/x/above").symlink_to(tmp_path)
+    (tmp_path / "a/.link").symlink_to(tmp_path / "store")
     (tmp_path / "store/y/across").symlink_to(tmp_path / "a")
     found = [
         str((place / name).relative_to(tmp_path / "a"))
         for place, _, names in walk(tmp_path / "a")
         for name in names
     ]
-    assert found == ["one", "link/y/three", "x/two"]
+    assert found == ["one", "before/three", "link/z/four", "x/two"]
 
 
 # Locks ------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ def choose_series(series: list[Series], wanted: str, path: str | Path) -> Series
     """
     if wanted:
         return _find_wanted(series, wanted, path)
-    patients = {s.patient_id for s in series if not s.not_mr}
+    patients = {s.patient_id for s in series if s.patient_id and not s.not_mr}
     if len(patients) > 1:
         raise DataError(
             f"{path}: series of {len(patients)} patients (PatientID): {_list_series(series)}; give "

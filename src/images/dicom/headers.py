@@ -73,8 +73,6 @@ HEADER_TAGS = [
     "NumberOfFrames",
     "SamplesPerPixel",
     "PhotometricInterpretation",
-    "BitsStored",
-    "HighBit",
     "ImagePositionPatient",
     "ImageOrientationPatient",
     "PixelSpacing",
@@ -306,12 +304,6 @@ def _frames(ds, name) -> Iterator[Frame]:
         raise Malformed(
             f"SamplesPerPixel {samples}, PhotometricInterpretation {photometric or 'missing'}; "
             "expected grey values (1, MONOCHROME2), not colour; give the MR series"
-        )
-    high_bit, bits = _number(ds, "HighBit"), _number(ds, "BitsStored")
-    if None not in (high_bit, bits) and high_bit + 1 != bits:
-        raise Malformed(
-            f"HighBit {high_bit:g} with BitsStored {bits:g}, expected HighBit {bits - 1:g}; export "
-            "the series again"
         )
     count = whole_number(ds, "NumberOfFrames", 1)
     shared = ds.get("SharedFunctionalGroupsSequence") or [None]

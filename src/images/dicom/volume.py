@@ -293,7 +293,7 @@ def _stored_values(files, labels):
                 with files.open(name) as file:
                     compressed[name] = file.read()
             else:
-                stored[name] = _pixels(ds, shapes[name])
+                stored[name] = _pixels(ds, shapes[name], f"{files.path}: {labels[name]}")
     decoded = codec.decode(list(compressed.values())) if compressed else []
     for name, values in zip(compressed, decoded, strict=False):  # ends at a damaged file
         with _name_in_errors(labels[name]):
@@ -336,13 +336,13 @@ def _read_dataset(files, name):
     return ds
 
 
-def _pixels(ds, shape):
+def _pixels(ds, shape, name):
     """Stored values of a file that is not compressed, or run-length encoded."""
     if not ds.file_meta.TransferSyntaxUID.is_compressed:
         _check_bytes(
             len(ds.PixelData), np.prod(shape, dtype=float) * ds.BitsAllocated / 8, shape[0]
         )
-        _check_unused_bits(ds)
+        _check_bits(ds, shape, name)
         return ds.pixel_array
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -352,28 +352,34 @@ def _pixels(ds, shape):
     return values
 
 
-def _check_unused_bits(ds):
-    """Refuses bits above BitsStored that are neither an overlay nor the sign.
+def _check_bits(ds, shape, name):
+    """Checks the bits of pixels that are not compressed.
 
-    The standard has them ignored, other programs read them as part of the value.
+    Bits above BitsStored do not count, by the standard, but other programs read them as part of the
+    value: a line tells of those that are neither an overlay nor the sign.
     """
     allocated, stored = ds.BitsAllocated, ds.BitsStored
-    has_overlays = any(e.tag.group >> 8 == 0x60 and e.tag.element == 0x0102 and e.value for e in ds)
-    if allocated not in (8, 16, 32) or stored >= allocated or has_overlays:
+    if allocated not in (8, 16, 32) or stored >= allocated:
+        return
+    if ds.HighBit != stored - 1:
+        raise Malformed(
+            f"HighBit {ds.HighBit} with BitsStored {stored}, expected HighBit {stored - 1}; export "
+            "the series again"
+        )
+    tags = list(ds.keys())  # the elements themselves may be damaged
+    if any(tag.group >> 8 == 0x60 and tag.elem == 0x0102 and ds[tag].value for tag in tags):
         return
     order = ">" if ds.original_encoding == (False, False) else "<"
-    values = np.frombuffer(
-        ds.PixelData, f"{order}u{allocated // 8}", len(ds.PixelData) * 8 // allocated
-    )
+    values = np.frombuffer(ds.PixelData, f"{order}u{allocated // 8}", np.prod(shape))
     unused = values >> stored
     allowed = unused == 0
     if ds.PixelRepresentation:
         is_negative = (values >> (stored - 1)) & 1 == 1
         allowed |= is_negative & (unused == (1 << (allocated - stored)) - 1)
     if not allowed.all():
-        raise Malformed(
-            f"pixels with bits above the {stored} of BitsStored, such as "
-            f"{values[~allowed][0]}; export the series again"
+        warn_once(
+            f"warning: {name}: bits of pixels above BitsStored {stored}, such as of "
+            f"{values[~allowed][0]}, are left out; if the image looks wrong, export it again"
         )
 
 
