@@ -48,7 +48,7 @@ def test_a_cpu_passes(tmp_path):
         "weights after three steps on different batches",
     ):
         assert name in passed
-    assert [path.name for path in tmp_path.iterdir()] == [report.name]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [report.name, "src"]
 
 
 @pytest.mark.parametrize(

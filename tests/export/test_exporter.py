@@ -37,6 +37,7 @@ from src.export.weight_file import run_weights
 from src.fast_conv3d.build import BuildError
 from src.utils.errors import DataError, UsageError
 from src.utils.output_folder import MANIFEST, claim
+from src.utils.process import module_command
 from tests.helpers import ROOT, tree, wait_until
 from tests.networks import computed_once, seeded_vnet
 from tests.rounding import LAYER_ERROR, assert_same_sums
@@ -712,7 +713,7 @@ def on_an_ascend(quick, monkeypatch):
     """Writes the AIR as the process on an Ascend would, here; keeps what it was asked for."""
 
     def written(command, input, **_):
-        assert command == [sys.executable, "-m", "src.export.air"]
+        assert command == module_command("src.export.air")
         asked.append(json.loads(input))
         monkeypatch.setattr(sys, "stdin", io.StringIO(input))
         air_export.main()
