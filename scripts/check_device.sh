@@ -11,6 +11,6 @@ check_arguments TARGET DEVICE_NUM "$@"
 [[ ${2:-1} =~ ^[1-9][0-9]{0,4}$ ]] || fail 2 "DEVICE_NUM '$2' is not a number from 1"
 python=$(find_python)
 python=$(realpath -s -- "$python")
-# Not by -m, which would prefer a folder src in the caller's.
-exec "$python" -c 'import sys; sys.path.insert(0, sys.argv.pop(1)); from src.commands import main; sys.exit(main())' \
-  "$ROOT" check "$@"
+# Not by -m, which would prefer modules in the caller's folder; so would the empty entry of -c.
+exec "$python" -c 'import sys; sys.path[:] = [sys.argv.pop(1), *filter(None, sys.path)]
+from src.commands import main; sys.exit(main())' "$ROOT" check "$@"

@@ -398,7 +398,8 @@ def continue_training(
         The run's folder, also if it is complete and nothing is done.
 
     Raises:
-        DataError: the run is complete, but of other cases; or see `train`.
+        DataError: the run is complete, but of other cases, or its training differs from the preset;
+            or see `train`.
         UsageError: see `train`.
     """
     from .training.run_folder import check_same_cases, check_same_preset, newest_state

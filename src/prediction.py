@@ -46,7 +46,7 @@ from .report.tables import VOLUMES_CSV, VOLUMES_JSON, VolumesTable, volumes_text
 from .utils import output_folder
 from .utils.ahead import Ahead
 from .utils.errors import DataError, UsageError, naming, reason_of
-from .utils.files import check_name, hash_file, printable
+from .utils.files import check_name, printable
 
 if TYPE_CHECKING:
     from mindspore import nn
@@ -88,7 +88,8 @@ def predict(
             image is read.
         images: from `find_images`.
         config: network grid, threshold, flip averaging, recentring, `dirPredictionImage`.
-        metadata: origin of the masks, for volumes.json and the report, such as "checkpoint".
+        metadata: origin of the masks, for volumes.json and the report, see
+            `src.ensemble.origin_of`.
         save_probability: also write the foreground probability (float32).
         series: the DICOM series to read, see `src.images.dicom.choose_series`.
         skip_existing: keep existing masks of the same images, checkpoint and settings, and the
@@ -386,9 +387,8 @@ def _network_id(metadata: dict) -> str:
     settings = [configuration.get(key) for key in MASK_KEYS]
     settings += [PREPROCESSING, POSTPROCESSING]
     digest = hashlib.sha256(json.dumps(settings).encode())
-    digest.update("".join(metadata.get("checkpoints", {}).values()).encode())
-    with suppress(OSError):
-        hash_file(metadata.get("checkpoint", ""), digest)
+    weights = [metadata.get("checkpoint_sha256", ""), *metadata.get("checkpoints", {}).values()]
+    digest.update("".join(weights).encode())
     return digest.hexdigest()
 
 

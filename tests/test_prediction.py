@@ -19,6 +19,7 @@ import SimpleITK as sitk
 
 from src import prediction
 from src.config import override_config
+from src.ensemble import origin_of
 from src.input_images import find_images, found_studies
 from src.prediction import predict
 from src.predictor import LazyNetwork
@@ -465,7 +466,7 @@ def test_what_fails_before_the_first_row_leaves_all_as_it_was(
         monkeypatch.setattr(prediction, "write_volumes", mock.Mock(side_effect=error))
     # Once the image is being segmented; of several only the disk or Ctrl-C ends all.
     with pytest.raises((RuntimeError, DataError, KeyboardInterrupt)):
-        predict(network, images, config, {"checkpoint": "another"})
+        predict(network, images, config, {"checkpoint_sha256": "another"})
     assert (tree(results) if results.exists() else None) == before
 
 
@@ -726,7 +727,7 @@ def test_only_what_would_come_out_the_same_is_kept(
     checkpoint.write_bytes(b"weights")
     path = data / "img" / "Case0.mhd"
     both = {"Case0": path, "Case1": data / "img" / "Case1.nii.gz"}
-    predict(bright, both, config, {"checkpoint": checkpoint})
+    predict(bright, both, config, origin_of([checkpoint]))
     image = sitk.ReadImage(str(path))
     if change == "image":
         image[0, 0, 0] = 5
@@ -745,7 +746,7 @@ def test_only_what_would_come_out_the_same_is_kept(
         mask.write_bytes(mask.read_bytes()[:-3])
     sitk.WriteImage(image, str(path))
     network, asked = counting()
-    about = {"checkpoint": checkpoint}
+    about = origin_of([checkpoint])
     predict(network, {"Case0": path}, config, about, change == "probability", skip_existing=True)
     assert len(asked) == (change != "nothing")
     assert set(rows_of(results)) == set(both)  # the folder's other masks keep their rows

@@ -25,8 +25,6 @@ from .arguments import (
     own_overrides_of,
 )
 
-NEWEST = object()  # the value of --resume without a name
-
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Adds the arguments of the command."""
@@ -62,7 +60,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     resume.add_argument(
         "--resume",
         nargs="?",
-        const=NEWEST,
+        const=True,
         metavar="RUN_FOLDER",
         help="continue a run, the newest one if none is named",
     )
@@ -98,9 +96,8 @@ def _train(args: Namespace) -> None:
     if not args.go_on:
         if args.resume == "":
             raise UsageError("--resume: an empty name; without a name the newest run is continued")
-        resume = True if args.resume is NEWEST else args.resume or False
         device_num = args.device_num if args.run_distribute else None
-        train(*where, resume=resume, device_num=device_num, **settings)
+        train(*where, resume=args.resume or False, device_num=device_num, **settings)
     elif args.run_distribute:
         raise UsageError("--continue: for one process; several take --resume")
     else:

@@ -19,16 +19,16 @@ from .voxel_bytes import check_length, expected_bytes
 
 MAX_HEADER_LINES = 200
 REQUIRED = ("NDims", "DimSize", "ElementType", "ElementDataFile")
+DIRECTIONS = {"TransformMatrix", "Rotation", "Orientation"}
 # Numeric entries, and how many numbers each has for n axes.
 NUMBERS = {
     **dict.fromkeys(("NDims", "HeaderSize", "CompressedDataSize"), "1"),
     "ElementNumberOfChannels": "1",
     **dict.fromkeys(("DimSize", "ElementSpacing", "ElementSize", "CenterOfRotation"), "n"),
     **dict.fromkeys(("Offset", "Position", "Origin"), "n"),
-    **dict.fromkeys(("TransformMatrix", "Rotation", "Orientation"), "n x n"),
+    **dict.fromkeys(DIRECTIONS, "n x n"),
 }
 INTEGERS = ("NDims", "DimSize", "HeaderSize", "CompressedDataSize", "ElementNumberOfChannels")
-DIRECTIONS = {"TransformMatrix", "Rotation", "Orientation"}
 SYNONYMS = ({"Offset", "Position", "Origin"}, DIRECTIONS)
 BYTE_ORDERS = {"BinaryDataByteOrderMSB", "ElementByteOrderMSB"}
 FLAGS = {"BinaryData", "CompressedData", *BYTE_ORDERS}

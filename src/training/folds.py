@@ -111,10 +111,12 @@ def write_pooled_results(
     Raises:
         DataError: a fold is not evaluated, a file is missing, or the folder cannot be written.
     """
-    found = [metrics for fold in folds if (metrics := fold.metrics())]
-    if len(found) < len(folds):
-        without = next(fold for fold in folds if not fold.metrics())
-        raise DataError(f"{without.results}: no complete evaluation of its last checkpoint")
+    found = []
+    for fold in folds:
+        metrics = fold.metrics()
+        if metrics is None:
+            raise DataError(f"{fold.results}: no complete evaluation of its last checkpoint")
+        found.append(metrics)
     rows = [
         {"case": row["case"], "fold": fold.number, **row}
         for fold, metrics in zip(folds, found, strict=True)

@@ -221,7 +221,6 @@ def restore_run(
     config: EasyDict,
     cells: TrainingCells,
     initial_progress: Progress,
-    has_validation: bool,
 ) -> Progress:
     """Restores a run from its last checkpoint, and saves the configuration it continues with.
 
@@ -230,8 +229,8 @@ def restore_run(
         config: to continue with.
         cells: get the run's values.
         initial_progress: of a new run with the same arguments. Its cases and number of devices
-            must be those of the run; a run without a checkpoint starts from it.
-        has_validation: whether there are validation cases; without them nothing stops early.
+            must be those of the run; a run without a checkpoint starts from it. Without validation
+            cases nothing stops early.
 
     Returns:
         The run's progress.
@@ -244,9 +243,8 @@ def restore_run(
     progress = initial_progress
     if checkpoint.can_resume(run_folder / "ckpt"):
         progress = Progress(**checkpoint.load_last(run_folder / "ckpt", cells))
-        check_can_continue(run_folder, config, progress, initial_progress, has_validation)
-        if has_validation:
-            progress.val_case_ids = initial_progress.val_case_ids
+        check_can_continue(run_folder, config, progress, initial_progress)
+        progress.val_case_ids = initial_progress.val_case_ids or progress.val_case_ids
         log.info(f"resuming {run_folder} after epoch {progress.epoch}")
     else:
         log.info(f"resuming {run_folder} from its beginning: it has no checkpoint yet")
@@ -259,7 +257,6 @@ def check_can_continue(
     config: EasyDict,
     progress: Progress,
     initial_progress: Progress,
-    has_validation: bool,
 ) -> None:
     """Raises an error if a run cannot continue from its progress; arguments as `restore_run`."""
     if progress.case_ids != initial_progress.case_ids:
@@ -270,6 +267,7 @@ def check_can_continue(
             f"{run_folder}: was started with other training cases ({differing[0]} differs); "
             "resume with the same split"
         )
+    has_validation = bool(initial_progress.val_case_ids)
     others = set(progress.val_case_ids) ^ set(initial_progress.val_case_ids)
     if others and progress.val_case_ids and has_validation:
         raise DataError(
@@ -299,7 +297,6 @@ def open_run(
     config: EasyDict,
     cells: TrainingCells,
     initial_progress: Progress,
-    val_ids: list[str],
     ranks: Ranks,
 ) -> Iterator[tuple[Path | None, Progress]]:
     """Creates or restores a run and locks its folder; only the first rank reads and writes it.
@@ -309,8 +306,8 @@ def open_run(
 
     Args:
         run_folder: of a run to resume; None: a new one.
-        config, cells, initial_progress: see `restore_run`.
-        val_ids: validation cases, which must be the same on every rank.
+        config, cells, initial_progress: see `restore_run`; the cases must be the same on every
+            rank.
         ranks: the processes that train together.
 
     Yields:
@@ -325,7 +322,8 @@ def open_run(
     with nullcontext() if folder is None else lock_run(folder):
         progress = initial_progress
         if folder is not None and run_folder is not None:
-            progress = restore_run(folder, config, cells, initial_progress, bool(val_ids))
+            progress = restore_run(folder, config, cells, initial_progress)
+        val_ids = initial_progress.val_case_ids
         first = ranks.text_from_first(json.dumps([asdict(progress), val_ids]))
         numbers, first_val_ids = json.loads(first)
         progress = Progress(**numbers)

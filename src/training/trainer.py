@@ -235,11 +235,7 @@ def train(
         device_num=ranks.count,
         val_case_ids=[case.case_id for case in val_cases],
     )
-    val_ids = initial_progress.val_case_ids
-    with open_run(run_folder, config, cells, initial_progress, val_ids, ranks) as (
-        folder,
-        progress,
-    ):
+    with open_run(run_folder, config, cells, initial_progress, ranks) as (folder, progress):
         if folder is not None:
             record_session(folder, cases, val_cases, device_target, ranks.count, progress.epoch)
         score = validation.mean_dice if val_cases else None

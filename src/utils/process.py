@@ -116,12 +116,11 @@ def prepare_matplotlib() -> None:
 def module_command(module: str, *words: str) -> list[str]:
     """Returns the command that runs a module of this package in another process.
 
-    Not by -m, which would prefer a folder of the package's name in the current folder.
+    Not by -m, which would prefer modules in the current folder; so would the empty entry of -c.
     """
     code = (
-        "import sys; safe = getattr(sys.flags, 'safe_path', 0); "  # Python 3.11: no entry for -c
-        "sys.path[: not safe] = [sys.argv.pop(1)]; from runpy import run_module; "
-        f"run_module({module!r}, run_name='__main__')"
+        "import sys; sys.path[:] = [sys.argv.pop(1), *filter(None, sys.path)]; "
+        f"from runpy import run_module; run_module({module!r}, run_name='__main__')"
     )
     return [sys.executable, "-c", code, str(ROOT), *words]
 

@@ -100,11 +100,11 @@ def test_ranks_that_were_started_differently_are_told(small_config, overrides, r
 
 def test_a_run_is_locked_while_it_is_open(small_config):
     config, initial_progress = small_config("dirResult=runs"), Progress(case_ids=["a"])
-    with open_run(None, config, dense_cells(), initial_progress, [], Ranks()) as (folder, progress):
+    with open_run(None, config, dense_cells(), initial_progress, Ranks()) as (folder, progress):
         assert progress == initial_progress
         with (
             pytest.raises(DataError, match="another process is training this run"),
-            open_run(folder, config, dense_cells(), initial_progress, [], Ranks()),
+            open_run(folder, config, dense_cells(), initial_progress, Ranks()),
         ):
             pass
     with lock_run(folder):
@@ -135,7 +135,7 @@ def test_a_run_is_restored_with_its_weights_and_the_new_configuration(run, capsy
     config.epochs = 12
     cells = dense_cells()
     initial_progress = Progress(case_ids=["a", "b"], val_case_ids=["v"])
-    assert restore_run(folder, config, cells, initial_progress, True) == DONE
+    assert restore_run(folder, config, cells, initial_progress) == DONE
     assert cells.network.weight.asnumpy() == 7
     assert load_config(folder / "config.json").epochs == 12
     assert f"{folder} after epoch 7" in capsys.readouterr().out
@@ -144,7 +144,7 @@ def test_a_run_is_restored_with_its_weights_and_the_new_configuration(run, capsy
 def test_a_run_without_a_checkpoint_starts_from_its_beginning(run, capsys):
     folder, config = run(saved=False)
     initial_progress = Progress(case_ids=["a"])
-    assert restore_run(folder, config, dense_cells(), initial_progress, True) == initial_progress
+    assert restore_run(folder, config, dense_cells(), initial_progress) == initial_progress
     assert f"{folder} from its beginning" in capsys.readouterr().out
 
 
@@ -165,7 +165,7 @@ def test_a_run_that_cannot_go_on_is_left_as_it_is(run, settings, initial_progres
     with pytest.raises(error) as raised:
         same = {"case_ids": ["a", "b"], "val_case_ids": ["v"]}
         initial_progress = Progress(**{**same, **initial_progress})
-        restore_run(folder, config, dense_cells(), initial_progress, True)
+        restore_run(folder, config, dense_cells(), initial_progress)
     assert all(word in str(raised.value) for word in [str(folder), *words])
     assert tree(folder) == before
 
@@ -176,7 +176,7 @@ def test_a_run_that_cannot_go_on_is_left_as_it_is(run, settings, initial_progres
 def test_early_stop_does_not_keep_other_runs_from_going_on(run, settings, has_validation):
     folder, config = run(settings)
     initial_progress = Progress(case_ids=["a", "b"], val_case_ids=["v"] * has_validation)
-    assert restore_run(folder, config, dense_cells(), initial_progress, has_validation) == DONE
+    assert restore_run(folder, config, dense_cells(), initial_progress) == DONE
 
 
 def test_a_run_without_validation_can_get_one(run):
@@ -185,7 +185,7 @@ def test_a_run_without_validation_can_get_one(run):
         folder / "ckpt", dense_cells(7.0), vars(Progress(7, 70, case_ids=["a", "b"]))
     )
     initial_progress = Progress(case_ids=["a", "b"], val_case_ids=["v", "w"])
-    restored = restore_run(folder, config, dense_cells(), initial_progress, True)
+    restored = restore_run(folder, config, dense_cells(), initial_progress)
     assert restored == Progress(7, 70, case_ids=["a", "b"], val_case_ids=["v", "w"])
 
 
@@ -193,10 +193,10 @@ def test_ranks_with_other_cases_than_the_first_are_told(small_config):
     first = json.dumps([vars(Progress(case_ids=["a"])), ["v"]])
     second = SimpleNamespace(rank=1, count=2, is_first=False, text_from_first=lambda text: first)
     for case_ids, val_ids in ((["b"], ["v"]), (["a"], ["w"])):
-        initial_progress = Progress(case_ids=case_ids)
+        initial_progress = Progress(case_ids=case_ids, val_case_ids=val_ids)
         with (
             pytest.raises(DataError, match="rank 1 was given other cases than rank 0"),
-            open_run(None, small_config(), dense_cells(), initial_progress, val_ids, second),
+            open_run(None, small_config(), dense_cells(), initial_progress, second),
         ):
             pass
 
