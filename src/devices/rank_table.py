@@ -15,6 +15,7 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from ..utils.command_line import run
 from ..utils.errors import DataError, UsageError
@@ -37,59 +38,19 @@ def read_rank_table(path: str | Path, device_num: int) -> list[str]:
         DataError: the table cannot be read, is invalid, or has another number of devices; the
             message names the first fault.
     """
-
-    def expect(condition, found, expected):
-        if not condition:
-            remedy = "scripts/create_hccl.py writes such a table"
-            raise DataError(f"{path}: {found}, expected {expected}; {remedy}")
-
-    def entry(owner, key, where, kind):
-        value = owner.get(key)
-        name = {str: "a text", list: "a list"}[kind]
-        expect(key in owner, f"{where} has no {key}", name)
-        expect(isinstance(value, kind) and value, f"{key} of {where} is {value!r}", name)
-        return value
-
+    expect = _Expectations(path)
     try:
         table = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); check its path") from None
     except ValueError as error:
         expect(False, f"is not JSON ({error})", "a rank table")
-    expect(isinstance(table, dict), f"holds a {type(table).__name__}", "a JSON object")
-    old = "group_list" in table or "chip_info" in table
-    chip = f", for chip {table.get('chip_info', '?')}"
-    expect(not old, f"is of HCCL's first form{chip}", "one with server_list")
-    status = entry(table, "status", "the table", str)
-    expect(status == "completed", f"status is {status!r}", "'completed'")
-    version = entry(table, "version", "the table", str)
-    expect(version in VERSIONS, f"version is {version!r}", " or ".join(map(repr, VERSIONS)))
-    servers = entry(table, "server_list", "the table", list)
-    count = entry(table, "server_count", "the table", str)
-    listed = str(len(servers))
-    expect(count == listed, f"server_count is {count!r}", f"{listed!r}, as server_list has them")
-    for server in servers:
-        expect(isinstance(server, dict), f"the server is {server!r}", "a JSON object")
-        entry(server, "server_id", "the server", str)
-        entry(server, "device", "the server", list)
+    servers = _servers(table, expect)
     if len(servers) > 1:
         raise DataError(
-            f"{path}: has {listed} servers, expected 1; {_several_hosts_remedy(servers)}"
+            f"{path}: has {len(servers)} servers, expected 1; {_several_hosts_remedy(servers)}"
         )
-
-    columns: dict[str, list[str]] = {"rank_id": [], "device_id": [], "device_ip": []}
-    for number, device in enumerate(servers[0]["device"]):
-        where = f"device entry {number}"
-        expect(isinstance(device, dict), f"{where} is {device!r}", "a JSON object")
-        for key, column in columns.items():
-            column.append(entry(device, key, where, str))
-            number_or_ip = is_address if key == "device_ip" else _is_number
-            expected = "an IP address" if key == "device_ip" else "a number such as '0'"
-            expect(number_or_ip(column[-1]), f"{key} of {where} is {column[-1]!r}", expected)
-    for key, column in columns.items():
-        value, times = Counter(column).most_common(1)[0]
-        expect(times == 1, f"{times} devices have {key} {value!r}", "each to have its own")
-    devices = dict(zip(columns["rank_id"], columns["device_id"], strict=True))
+    devices = _devices_of_ranks(servers[0]["device"], expect)
     if len(devices) != device_num:
         raise DataError(
             f"{path}: has {len(devices)} device(s), expected DEVICE_NUM {device_num}; "
@@ -98,6 +59,63 @@ def read_rank_table(path: str | Path, device_num: int) -> list[str]:
     for rank in map(str, range(device_num)):
         expect(rank in devices, f"no device has rank_id {rank!r}", f"ranks 0 to {device_num - 1}")
     return [devices[str(rank)] for rank in range(device_num)]
+
+
+class _Expectations(NamedTuple):
+    """Raises a DataError that names the table for what is not as expected in it."""
+
+    path: str | Path
+
+    def __call__(self, condition, found, expected):
+        if not condition:
+            remedy = "scripts/create_hccl.py writes such a table"
+            raise DataError(f"{self.path}: {found}, expected {expected}; {remedy}")
+
+    def entry(self, owner, key, where, kind):
+        """Returns a value that must be there, of this type and not empty."""
+        value = owner.get(key)
+        name = {str: "a text", list: "a list"}[kind]
+        self(key in owner, f"{where} has no {key}", name)
+        self(isinstance(value, kind) and value, f"{key} of {where} is {value!r}", name)
+        return value
+
+
+def _servers(table: Any, expect: _Expectations) -> list[dict]:
+    """Returns the servers of a table, each with its "server_id" and its "device" list."""
+    expect(isinstance(table, dict), f"holds a {type(table).__name__}", "a JSON object")
+    old = "group_list" in table or "chip_info" in table
+    chip = f", for chip {table.get('chip_info', '?')}"
+    expect(not old, f"is of HCCL's first form{chip}", "one with server_list")
+    status = expect.entry(table, "status", "the table", str)
+    expect(status == "completed", f"status is {status!r}", "'completed'")
+    version = expect.entry(table, "version", "the table", str)
+    expect(version in VERSIONS, f"version is {version!r}", " or ".join(map(repr, VERSIONS)))
+    servers = expect.entry(table, "server_list", "the table", list)
+    count = expect.entry(table, "server_count", "the table", str)
+    listed = str(len(servers))
+    expect(count == listed, f"server_count is {count!r}", f"{listed!r}, as server_list has them")
+    for server in servers:
+        expect(isinstance(server, dict), f"the server is {server!r}", "a JSON object")
+        expect.entry(server, "server_id", "the server", str)
+        expect.entry(server, "device", "the server", list)
+    return servers
+
+
+def _devices_of_ranks(entries: list, expect: _Expectations) -> dict[str, str]:
+    """Returns the device id of each rank id of a server's "device" list."""
+    columns: dict[str, list[str]] = {"rank_id": [], "device_id": [], "device_ip": []}
+    for number, device in enumerate(entries):
+        where = f"device entry {number}"
+        expect(isinstance(device, dict), f"{where} is {device!r}", "a JSON object")
+        for key, column in columns.items():
+            column.append(expect.entry(device, key, where, str))
+            number_or_ip = is_address if key == "device_ip" else _is_number
+            expected = "an IP address" if key == "device_ip" else "a number such as '0'"
+            expect(number_or_ip(column[-1]), f"{key} of {where} is {column[-1]!r}", expected)
+    for key, column in columns.items():
+        value, times = Counter(column).most_common(1)[0]
+        expect(times == 1, f"{times} devices have {key} {value!r}", "each to have its own")
+    return dict(zip(columns["rank_id"], columns["device_id"], strict=True))
 
 
 def _several_hosts_remedy(servers):
