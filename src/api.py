@@ -184,6 +184,9 @@ def evaluate(
     device_target: str = "auto",
     device_id: int = 0,
     overrides: Mapping[str, object] | Sequence[str] = (),
+    *,
+    painter: Painter | None = None,
+    language: str = "en",
 ) -> "pd.DataFrame":
     """Evaluates a model on cases with reference masks.
 
@@ -194,6 +197,8 @@ def evaluate(
         output_path: gets NAME_test.mhd of each case, metrics.csv, metrics.json, overlays.png and
             report.html; by default `dirPredictionImage` of the configuration.
         device_target, device_id, overrides: see `load`; only with a path.
+        painter: draws the pictures; None: this process does.
+        language: of the report, one of `src.report.texts.LANGUAGES`.
 
     Returns:
         A row per case: "case" and the columns of metrics.csv, see docs/evaluation.md.
@@ -202,35 +207,6 @@ def evaluate(
         DataError: a file is missing or cannot be used, or `output_path` holds files of these names
             that this program did not write.
         UsageError: see `load`.
-    """
-    import pandas as pd
-
-    rows = evaluate_rows(
-        model, data_path, split, output_path, device_target, device_id, overrides, None
-    )
-    return pd.DataFrame(rows).drop(columns="findings_text")
-
-
-def evaluate_rows(
-    model: Model | str | Path | Sequence[str | Path],
-    data_path: str | Path,
-    split: str | Path,
-    output_path: str | Path | None,
-    device_target: str,
-    device_id: int,
-    overrides: Mapping[str, object] | Sequence[str],
-    painter: Painter | None,
-    language: str = "en",
-) -> list[dict]:
-    """Evaluates a model, and returns a dict per case.
-
-    Args:
-        model, data_path, split, output_path, device_target, device_id, overrides: see `evaluate`.
-        painter: draws the pictures; None: this process does.
-        language: of the report, one of `src.report.texts.LANGUAGES`.
-
-    Raises:
-        DataError, UsageError: see `evaluate`.
     """
     _check_path(data_path, "data_path")
     _check_path(split, "split")
@@ -248,7 +224,8 @@ def evaluate_rows(
     cases = split_cases(data_path, split, "val", config.fold)  # before the device starts
     with _computing:
         origin = origin_of(checkpoints)
-        return evaluation.evaluate(network, cases, config, origin, painter, language)
+        rows = evaluation.evaluate(network, cases, config, origin, painter, language)
+    return _metrics_table(rows)
 
 
 def compare_masks(
@@ -258,6 +235,9 @@ def compare_masks(
     split: str | Path | None = None,
     output_path: str | Path | None = None,
     overrides: Mapping[str, object] | Sequence[str] = (),
+    *,
+    painter: Painter | None = None,
+    language: str = "en",
 ) -> "pd.DataFrame":
     """Evaluates the masks in a folder, such as another program's, without a network.
 
@@ -268,6 +248,7 @@ def compare_masks(
         output_path: gets metrics.csv, metrics.json, summary.json, overlays.png and report.html; by
             default `dirPredictionImage` of the configuration.
         overrides: of `labels`, `channel` and `dirPredictionImage`, see `load`.
+        painter, language: see `evaluate`.
 
     Returns:
         See `evaluate`.
@@ -276,32 +257,6 @@ def compare_masks(
         DataError: a case has no mask, a mask is on another grid than its reference, or see
             `evaluate`.
         UsageError: neither or both of `reference` and `data_path` with `split`; or see `load`.
-    """
-    import pandas as pd
-
-    rows = compare_mask_rows(masks, reference, data_path, split, output_path, overrides, None)
-    return pd.DataFrame(rows).drop(columns="findings_text")
-
-
-def compare_mask_rows(
-    masks: str | Path,
-    reference: str | Path | None,
-    data_path: str | Path | None,
-    split: str | Path | None,
-    output_path: str | Path | None,
-    overrides: Mapping[str, object] | Sequence[str],
-    painter: Painter | None,
-    language: str = "en",
-) -> list[dict]:
-    """Evaluates the masks in a folder, and returns a dict per case.
-
-    Args:
-        masks, reference, data_path, split, output_path, overrides: see `compare_masks`.
-        painter: draws the pictures; None: this process does.
-        language: of the report, one of `src.report.texts.LANGUAGES`.
-
-    Raises:
-        DataError, UsageError: see `compare_masks`.
     """
     _check_path(masks, "masks")
     config = override_config(vnet_cfg, _override_texts(overrides))
@@ -321,7 +276,14 @@ def compare_mask_rows(
         "configuration": {"labels": config.labels, "channel": config.channel},
     }
     found = masks_for(cases, masks)
-    return evaluation.compare_masks(cases, found, config, metadata, painter, language)
+    rows = evaluation.compare_masks(cases, found, config, metadata, painter, language)
+    return _metrics_table(rows)
+
+
+def _metrics_table(rows: list[dict]) -> "pd.DataFrame":
+    import pandas as pd
+
+    return pd.DataFrame(rows).drop(columns="findings_text")
 
 
 def train(

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from easydict import EasyDict
 from scipy import ndimage
+from scipy.spatial.transform import Rotation
 
 from .data_manager import LEFT_RIGHT_AXIS, TrainingVolume
 from .metrics import bounding_box
@@ -185,18 +186,6 @@ def augment_case(
     return apply(params, volumes, case, config.dstRes)
 
 
-def rotation_matrix(degrees: np.ndarray) -> np.ndarray:
-    """Returns the (3, 3) matrix of rotations about X, then Y, then Z."""
-    matrix = np.eye(3)
-    for axis, angle in enumerate(np.radians(degrees)):
-        i, j = (axis + 1) % 3, (axis + 2) % 3
-        turn = np.eye(3)
-        turn[i, i] = turn[j, j] = np.cos(angle)
-        turn[j, i], turn[i, j] = np.sin(angle), -np.sin(angle)
-        matrix = turn @ matrix
-    return matrix
-
-
 def sampling_positions(
     shape: tuple[int, ...],
     voxel_mm: Sequence[float],
@@ -229,7 +218,7 @@ def sampling_positions(
     if flip is not None:
         matrix[flip, flip] = -1
     if rotate is not None:
-        matrix = rotation_matrix(rotate).T @ matrix
+        matrix = Rotation.from_euler("xyz", rotate, degrees=True).as_matrix().T @ matrix
     if scale is not None:
         matrix = np.diag(1 / scale) @ matrix
     matrix = matrix * side_mm / side_mm[:, None]  # voxels

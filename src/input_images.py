@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from .images.formats import SUFFIXES, is_named_as_mask, stem, suffix_of
+from .images.formats import SUFFIXES, is_named_as_mask, is_other_image, stem, suffix_of
 from .promise12.names import is_other_contrast
 from .utils import output_folder
 from .utils.errors import DataError
@@ -87,9 +87,14 @@ def _images_of(item: Path, series: str) -> list[Path]:
 
 def _images_in(folder: Path, series: str) -> list[Path]:
     """The images directly in a folder, or the folders of its DICOM studies."""
-    from .images.dicom import dicom_files, study_folders  # pydicom takes 0.1 s to import
+    from .images.dicom import (  # pydicom takes 0.1 s to import
+        damaged_files,
+        dicom_files,
+        study_folders,
+    )
 
-    volumes = list(_volumes_below(folder))
+    files = list(_files_below(folder))
+    volumes = [path for path in files if suffix_of(path)]
     masks = [path for path in volumes if is_named_as_mask(path)]
     scans = [path for path in volumes if path not in masks]
     others = [path for path in scans if is_other_contrast(path)]
@@ -101,8 +106,12 @@ def _images_in(folder: Path, series: str) -> list[Path]:
             "are meant by their own path"
         )
     _log_left_out(folder, masks, "mask(s) left out, by name or folder")
-    zips = sorted(folder.glob("*.zip"))
+    zips = [path for path in files if path.suffix.lower() == ".zip"]
     _log_left_out(folder, zips, ".zip file(s) left out", "; name them as inputs if they are meant")
+    unread = [path for path in files if is_other_image(path)]
+    _log_left_out(folder, unread, "image(s) of formats that are not read", "; convert them")
+    damaged = damaged_files(files, dicom)
+    _log_left_out(folder, damaged, "damaged or empty DICOM file(s) left out", "; get them again")
     if dicom:
         studies = study_folders(folder, dicom, series)
         if len(studies) > 1:
@@ -151,13 +160,13 @@ def _check_no_channels(folder: Path, images: list[Path]) -> None:
             )
 
 
-def _volumes_below(folder: Path) -> Iterator[Path]:
-    """Volume files of a folder tree, except hidden ones and those that this program wrote."""
+def _files_below(folder: Path) -> Iterator[Path]:
+    """Files of a folder tree, except hidden ones and those that this program wrote."""
     ours = _results_in(folder.parent)  # among them those of a study, in a folder of its own
     for place, _, names in walk(folder):
         ours |= _results_in(place)
         for path in (place / name for name in names):
-            if suffix_of(path) and not path.name.startswith(".") and path not in ours:
+            if not path.name.startswith(".") and path not in ours:
                 yield path
 
 

@@ -66,6 +66,7 @@ def predict(
     images: dict[str, Path | DataError],
     config: EasyDict,
     metadata: dict,
+    *,
     save_probability: bool = False,
     series: str = "",
     skip_existing: bool = False,

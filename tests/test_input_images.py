@@ -205,14 +205,42 @@ def test_each_study_in_a_folder_of_patients_is_an_image(tmp_path, capsys):
     assert list(images) == ["A", "B"] and found_studies(images, given) == set()
 
 
-def test_a_patient_with_one_series_to_read_is_one_image(tmp_path):
+def test_a_patient_with_one_series_to_read_is_one_image(tmp_path, capsys):
     write_study(tmp_path / "P" / "first", ("t2_tse_tra",))
     write_study(tmp_path / "P" / "second", ("ep2d_diff_tra", "t2_tse_tra_later"))
     assert list(find_images([tmp_path / "P"])) == ["first", "second"]
     assert find_images([tmp_path / "P"], "*later") == {"P": tmp_path / "P"}
     write_study(tmp_path / "Q" / "first", ("t2_tse_tra",))
     write_study(tmp_path / "Q" / "second", ("ep2d_diff_tra",))
+    capsys.readouterr()
     assert find_images([tmp_path / "Q"]) == {"Q": tmp_path / "Q"}
+    assert '2 studies with one PatientID are taken as one; only series 1 "t2_tse_tra" is read' in (
+        capsys.readouterr().out
+    )
+
+
+def test_patients_without_an_id_are_not_one(tmp_path):
+    for number, description in enumerate(("t2_tse_tra", "t2_tse_sag", "ep2d_diff_tra")):
+        write_study(tmp_path / "r" / f"P{number}", (description,), patient="")
+    assert list(find_images([tmp_path / "r"])) == ["P0", "P1", "P2"]
+
+
+def test_what_cannot_be_read_in_a_folder_is_told(tmp_path, capsys, write_case):
+    """A patient whose files are all empty, images of other formats, a zip below."""
+    for patient in ("P1", "P2", "P3"):
+        write_study(tmp_path / "dicom" / patient, patient=patient)
+    for path in (tmp_path / "dicom" / "P2" / "S1").iterdir():
+        path.unlink()
+    (tmp_path / "dicom" / "P2" / "S1" / "1.dcm").touch()
+    (tmp_path / "dicom" / "P1" / "more.zip").touch()
+    assert list(find_images([tmp_path / "dicom"])) == ["P1", "P3"]
+    out = capsys.readouterr().out
+    assert "1 damaged or empty DICOM file(s) left out, such as" in out and "P2/S1/1.dcm" in out
+    assert "1 .zip file(s) left out" in out
+    write_case(tmp_path, "Case0")
+    (tmp_path / "img" / "vol.mgz").touch()
+    find_images([tmp_path / "img"])
+    assert "1 image(s) of formats that are not read, such as" in capsys.readouterr().out
 
 
 def test_studies_that_folders_do_not_part_stay_one_image(tmp_path):

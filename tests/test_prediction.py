@@ -177,7 +177,7 @@ def test_no_mask_of_another_type_outlives_the_network_that_made_it(data, results
     kept = {"a.txt", "Case1_test.seg.nrrd"}
     results.mkdir()
     touch(results, *kept)
-    predict(bright, images, config, {}, True, output_types=["image", "seg_nrrd"])
+    predict(bright, images, config, {}, save_probability=True, output_types=["image", "seg_nrrd"])
     wanted = {"skip_existing": True, "output_types": ["image"]}
     predict(bright, images, config, {}, **wanted)  # the same network: all are still right
     before = {name for name in names_in(results) if "Case0" in name}

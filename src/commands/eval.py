@@ -51,29 +51,26 @@ def execute(args: Namespace) -> None:
         raise UsageError("--reference: goes with --masks, the masks to compare with it")
     with Painter(PROCESSES) as painter:
         with no_garbage_collection():
-            from ..api import compare_mask_rows, evaluate_rows
+            from ..api import compare_masks, evaluate
 
-        if args.masks is not None:
-            has_reference = args.reference is not None
-            compare_mask_rows(
-                args.masks,
-                args.reference,
-                None if has_reference else args.data_path,
-                None if has_reference else args.eval_split_file_path,
-                None,
-                overrides_of(args),
-                painter,
-                args.language,
+        report = {"painter": painter, "language": args.language}
+        if args.masks is None:
+            evaluate(
+                args.ckpt_path,
+                args.data_path,
+                args.eval_split_file_path,
+                device_target=args.device_target,
+                device_id=args.dev_id,
+                overrides=overrides_of(args),
+                **report,
             )
-            return
-        evaluate_rows(
-            args.ckpt_path,
-            args.data_path,
-            args.eval_split_file_path,
-            None,
-            args.device_target,
-            args.dev_id,
-            overrides_of(args),
-            painter,
-            args.language,
-        )
+        elif args.reference is not None:
+            compare_masks(args.masks, args.reference, overrides=overrides_of(args), **report)
+        else:
+            compare_masks(
+                args.masks,
+                data_path=args.data_path,
+                split=args.eval_split_file_path,
+                overrides=overrides_of(args),
+                **report,
+            )

@@ -9,6 +9,9 @@ from ..utils.errors import DataError
 SUFFIXES = (".mhd", ".mha", ".nii.gz", ".nii", ".nrrd")
 META_SUFFIXES = (".mhd", ".mha")  # MetaImage
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
+# Images that this program does not read.
+OTHER_SUFFIXES = (".nhdr", ".hdr", ".hdr.gz", ".img.gz", ".nii.bz2", ".mgz", ".mgh", ".mnc")
+OTHER_SUFFIXES += (".par", ".gipl", ".gipl.gz", ".vtk")
 # What a predicted mask may be written as, and its suffix; the image's own format has the image's.
 OUTPUT_TYPES = {"image": "", "dicom_seg": ".dcm", "seg_nrrd": ".seg.nrrd"}
 MASK_SUFFIX = "_segmentation"
@@ -20,6 +23,11 @@ MASK_FOLDER = re.compile(r"(labels?|masks?)(tr|ts|val)?|gt|segmentations?", re.I
 def suffix_of(path: str | PurePath) -> str | None:
     """Returns which of `SUFFIXES` a file name ends with, in any case; None for others."""
     return next((suffix for suffix in SUFFIXES if Path(path).name.lower().endswith(suffix)), None)
+
+
+def is_other_image(path: str | PurePath) -> bool:
+    """Whether a file is named as an image of a format that is not read, one of `OTHER_SUFFIXES`."""
+    return Path(path).name.lower().endswith(OTHER_SUFFIXES)
 
 
 def stem(path: str | PurePath) -> str:

@@ -17,19 +17,21 @@ from ..utils.log import warn_once
 from .formats import META_SUFFIXES, suffix_of
 from .voxel_bytes import check_length, expected_bytes
 
-MAX_HEADER_LINES = 200
+MAX_HEADER_LINES = 5000  # of other files, that have no ElementDataFile
 REQUIRED = ("NDims", "DimSize", "ElementType", "ElementDataFile")
+POSITIONS = {"Offset", "Position", "Origin", "ImagePosition"}
 DIRECTIONS = {"TransformMatrix", "Rotation", "Orientation"}
+UNKNOWN_ORIENTATION, IDENTITY_ORIENTATION = "???", "RAI"
 # Numeric entries, and how many numbers each has for n axes.
 NUMBERS = {
     **dict.fromkeys(("NDims", "HeaderSize", "CompressedDataSize"), "1"),
     "ElementNumberOfChannels": "1",
     **dict.fromkeys(("DimSize", "ElementSpacing", "ElementSize", "CenterOfRotation"), "n"),
-    **dict.fromkeys(("Offset", "Position", "Origin"), "n"),
+    **dict.fromkeys(POSITIONS, "n"),
     **dict.fromkeys(DIRECTIONS, "n x n"),
 }
 INTEGERS = ("NDims", "DimSize", "HeaderSize", "CompressedDataSize", "ElementNumberOfChannels")
-SYNONYMS = ({"Offset", "Position", "Origin"}, DIRECTIONS)
+SYNONYMS = (POSITIONS, DIRECTIONS)
 BYTE_ORDERS = {"BinaryDataByteOrderMSB", "ElementByteOrderMSB"}
 FLAGS = {"BinaryData", "CompressedData", *BYTE_ORDERS}
 OTHERS = "ObjectType ObjectSubType CompressionLevel AnatomicalOrientation "
@@ -109,7 +111,14 @@ def check_header(path: Path) -> None:
     _check_values(path, header)
     _check_order(path, entries, behind)
     _check_encoding(path, header)
+    _check_place(path, header, is_local)
     if not DIRECTIONS & header.keys():
+        letters = header.get("AnatomicalOrientation", UNKNOWN_ORIENTATION)
+        if letters not in (UNKNOWN_ORIENTATION, IDENTITY_ORIENTATION):
+            raise DataError(
+                f"{path}: AnatomicalOrientation = {letters}, but no TransformMatrix in its header; "
+                "programs that read it take no notice of the former: add the latter"
+            )
         warn_once(
             f"note: {path}: no TransformMatrix in its header, so its axes are taken as the "
             "patient's: to the left, to the back, to the head"
@@ -125,7 +134,7 @@ def _check_keys(path, header):
             "the file again"
         )
     for key in header.keys() - KNOWN:
-        meant = difflib.get_close_matches(key.lower(), GEOMETRY_KEYS, n=1, cutoff=0.75)
+        meant = difflib.get_close_matches(key.lower(), GEOMETRY_KEYS, n=1, cutoff=0.84)
         if meant:
             name = GEOMETRY_KEYS[meant[0]]
             raise DataError(f"{path}: {key} in its header, expected {name}; repair it")
@@ -186,6 +195,17 @@ def _check_encoding(path, header):
         raise DataError(f"{path}: DistanceUnits = {header['DistanceUnits']}, expected mm")
 
 
+def _check_place(path, header, is_local):
+    """Where the voxels begin, which MetaIO takes from HeaderSize where it is positive."""
+    skipped, is_compressed = (
+        int(header.get("HeaderSize", 0)),
+        _flag(header, "CompressedData", False),
+    )
+    if skipped < -1 or (skipped > 0 and is_local) or (skipped < 0 and is_compressed):
+        expected = "none with ElementDataFile = LOCAL" if is_local else "0 or more bytes"
+        raise DataError(f"{path}: HeaderSize = {skipped}, expected {expected}; repair its header")
+
+
 def _flag(header, key, default):
     return BOOLEANS[header[key].lower()] if key in header else default
 
@@ -220,7 +240,8 @@ def check_voxels(path: Path, reader: sitk.ImageFileReader) -> None:
     skipped = int(header.get("HeaderSize", 0))  # -1: the voxels are the end of the file
     content = voxels.read_bytes()[start if voxels == path else max(skipped, 0) :]
     if _flag(header, "CompressedData", False):
-        content = _decompress(content, header, voxels, alone=voxels != path)
+        alone = voxels != path and skipped == 0
+        content = _decompress(content, header, voxels, alone)
     expected = expected_bytes(reader)
     check_length(
         voxels, expected if skipped < 0 <= len(content) - expected else len(content), expected

@@ -1,24 +1,24 @@
 """Reads volumes, MR images and reference masks from files, with all checks."""
 
 from collections.abc import Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import SimpleITK as sitk
 
-from ..utils.errors import DataError, SeveralVolumesError
+from ..utils.errors import DataError, SeveralVolumesError, reason_of
 from ..utils.files import check_name
 from . import metaimage, nrrd
 from .formats import MASK_SUFFIX, META_SUFFIXES, NIFTI_SUFFIXES, SUFFIXES, suffix_of
 from .grid import check_same_grid
-from .nifti import FARTHEST_MM, VOXEL_SIZES_MM, read_nifti
+from .nifti import FARTHEST_MM, LARGEST_SHEAR_DEG, VOXEL_SIZES_MM, read_nifti
 from .orientation import direction_matrix, reorder_like
 
 if TYPE_CHECKING:
     from .dicom import Series
 
-LARGEST_SHEAR_DEG = 0.3  # largest deviation of two axes from perpendicular
 LARGEST_LABEL = 2**31
 LABEL_TOLERANCE = 1e-3  # largest difference of a mask's values from whole numbers
 SHOWN_LABELS = 20
@@ -113,13 +113,13 @@ def check_volume(image: sitk.Image, name: str | Path) -> None:
 
 
 def _read_with_simpleitk(path, channel):
-    image_format = metaimage if suffix_of(path) in META_SUFFIXES else nrrd
-    try:
+    is_meta = suffix_of(path) in META_SUFFIXES
+    image_format = metaimage if is_meta else nrrd
+    with _unread_as_data_error(path):
         image_format.check_header(path)
-    except PermissionError:
-        raise DataError(f"{path}: may not be read; check its permissions") from None
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
+    reader.SetImageIO("MetaImageIO" if is_meta else "NrrdImageIO")  # ITK knows no .MHA
     try:
         reader.ReadImageInformation()
     except RuntimeError:
@@ -127,7 +127,8 @@ def _read_with_simpleitk(path, channel):
             f"{path}: its header cannot be read as {suffix_of(path)}; get the file again"
         ) from None
     index = _volume_index(path, reader.GetSize(), reader.GetNumberOfComponents(), channel)
-    image_format.check_voxels(path, reader)
+    with _unread_as_data_error(path):
+        image_format.check_voxels(path, reader)
     try:
         image = reader.Execute()
     except RuntimeError:
@@ -135,9 +136,27 @@ def _read_with_simpleitk(path, channel):
             f"{path}: truncated, damaged, or of an impossible geometry; get the file again"
         ) from None
     if image.GetDimension() == 4:
+        axes = np.reshape(image.GetDirection(), (4, 4))
+        if np.abs([*axes[3, :3], *axes[:3, 3]]).max() > 1e-3:
+            raise DataError(
+                f"{path}: its 4th axis lies in space, expected volumes along it; save the wanted "
+                "volume by itself"
+            )
         return image[:, :, :, index]
     is_vector = "vector" in image.GetPixelIDTypeAsString()  # also of one component
     return sitk.VectorIndexSelectionCast(image, index) if is_vector else image
+
+
+@contextmanager
+def _unread_as_data_error(path):
+    """A DataError for a file that the system does not let read: the header, or its data file."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"{error.filename or path}: cannot be read ({reason_of(error)}); check its name and "
+            "permissions"
+        ) from None
 
 
 def _volume_index(path, size, components, channel):

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from ..config import vnet_cfg
 from ..data_manager import worker_count
 from ..images.formats import MASK_SUFFIX, list_images, only_file
+from ..images.metaimage import data_file
 from ..images.reading import mr_image, read_mask, read_volume_or_one_of
 from ..metrics import volume_ml
 from ..utils.errors import DataError
@@ -57,7 +58,26 @@ def check(data_path: Path, labels: Sequence[int] = (), channel: int | None = Non
 
     with ThreadPoolExecutor(worker_count(vnet_cfg)) as pool:
         rows = list(tqdm(pool.map(row_of, cases), "Checking", len(cases), disable=None))
+    _add_shared_voxels([case for _, case in cases], rows)
     return pd.DataFrame(rows)
+
+
+def _add_shared_voxels(cases, rows):
+    """Adds the problem of a header that names the data file of another one."""
+    owners: dict[Path, Path] = {}
+    for (_, images, masks, _), row in zip(cases, rows, strict=True):
+        for path in (*images[:1], *masks[:1]):
+            try:
+                voxels = data_file(path).resolve()
+            except (DataError, OSError):  # told by its own row
+                continue
+            first = owners.setdefault(voxels, path)
+            if first != path:
+                problem = (
+                    f"{path.name}: its voxels are in {voxels.name}, like those of {first.name}; "
+                    "give each its own data file"
+                )
+                row["problems"] = "\n".join(filter(None, (row["problems"], problem)))
 
 
 def sets_of(data_path: Path) -> list[Path]:

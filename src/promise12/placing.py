@@ -1,6 +1,7 @@
 """Places the volumes of sources in img/ and gt/: which file goes where, copied or converted."""
 
 import logging
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -193,8 +194,8 @@ def _copies(volume: Volume, target: PurePosixPath):
     voxels_name = voxels.path.name if is_same_name else target.name + voxels.path.suffix
 
     def with_new_name():
-        start, key, _ = header.read().partition(b"ElementDataFile")
-        return start + key + f" = {voxels_name}\n".encode()
+        entry = f"ElementDataFile = {voxels_name}".encode()
+        return re.sub(rb"(?m)^[ \t]*ElementDataFile[ \t]*=.*", lambda _: entry, header.read())
 
     is_as_named = data_file(header.start()) == voxels_name
     yield renamed, header if is_as_named else Member(header.path, with_new_name)

@@ -12,14 +12,14 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from ..images.dicom import is_dicom
+from ..images.dicom import holds_dicom, is_dicom
 from ..images.formats import META_SUFFIXES, SUFFIXES, stem, suffix_of
 from ..images.metaimage import read_meta_header
 from ..utils.errors import DataError
+from ..utils.files import walk
 from .names import relative_path
 
 START_BYTES = 1 << 16
-LEVELS = 8  # depth of folders that is searched
 # Files with these suffixes are not opened to detect DICOM.
 NO_DICOM = (*SUFFIXES, ".raw", ".zraw", ".zip", ".json", ".csv", ".txt", ".md", ".png", ".pdf")
 
@@ -188,7 +188,7 @@ class Source:
 
 
 def _is_dicom(member):
-    return is_dicom(member.file) if member.file else member.start()[128:132] == b"DICM"
+    return is_dicom(member.file) if member.file else holds_dicom(io.BytesIO(member.read()))
 
 
 def data_file(header: bytes) -> str | None:
@@ -200,11 +200,13 @@ def data_file(header: bytes) -> str | None:
 def _folder_members(source: Path, exclude: Path | None) -> list[Member]:
     root = source.resolve()
     left_out = exclude.resolve() if exclude else None
-    found = (path for depth in range(LEVELS) for path in sorted(root.glob("*/" * depth + "*")))
+    found = []
+    for place, folders, names in walk(root):
+        folders[:] = [name for name in folders if place / name != left_out]
+        found += [place / name for name in names if (place / name).is_file()]
     return [
         Member(PurePosixPath(root.name, path.relative_to(root)), path.read_bytes, path)
-        for path in found
-        if path.is_file() and not (left_out and left_out != root and left_out in path.parents)
+        for path in sorted(found, key=lambda path: (len(path.parts), path))
     ]
 
 

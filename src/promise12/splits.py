@@ -20,7 +20,7 @@ ZOO_CASES = tuple(f"Case{number:02d}" for number in range(50))
 ZOO_EVALUATION = tuple(f"Case{number}" for number in (11, 15, 19, 30, 42, 43, 44, 46, 48, 49))
 EVALUATION_SHARE = 0.2
 _IMAGE_NAME = re.compile(
-    r'(?!\s)[^,;"\t/\\]+(?:' + "|".join(map(re.escape, SUFFIXES)) + ")", re.IGNORECASE
+    r'(?!\s)[^,;"\x00-\x1f/\\]+(?:' + "|".join(map(re.escape, SUFFIXES)) + ")", re.IGNORECASE
 )
 
 
@@ -43,7 +43,7 @@ def list_cases(data_path: Path) -> list[str]:
         if not _IMAGE_NAME.fullmatch(file.name):
             raise DataError(
                 f"{file}: a split file cannot hold this name; "
-                "rename it without commas, semicolons, quotes, tabs"
+                "rename it without commas, semicolons, quotes, tabs, line breaks"
             )
     lacking = [case_id for case_id in images if case_id + MASK_SUFFIX not in masks]
     if lacking:

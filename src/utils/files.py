@@ -4,7 +4,7 @@ import fcntl
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePath
 from types import TracebackType
@@ -91,9 +91,7 @@ def write_files(files: dict[Path, bytes]) -> None:
                 leftover.unlink()
 
 
-def walk(
-    folder: Path, onerror: Callable[[OSError], None] | None = None
-) -> Iterator[tuple[Path, list[str], list[str]]]:
+def walk(folder: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
     """Goes through a folder tree as `os.walk` does, and through links to other places, too.
 
     Hidden folders are left out, and links to folders that are walked anyway or hold the tree.
@@ -101,7 +99,16 @@ def walk(
     Yields:
         A folder, the names of its folders and those of its files, both sorted. Names that are
         removed from the first list are not entered.
+
+    Raises:
+        DataError: a folder cannot be listed.
     """
+
+    def refuse(error: OSError) -> None:
+        raise DataError(
+            f"{error.filename}: cannot be listed ({error.strerror}); check its permissions"
+        )
+
     root = folder.resolve()
     linked: list[Path] = []  # folders that were entered by a link
 
@@ -114,7 +121,7 @@ def walk(
         linked.append(target)
         return True
 
-    for place, folders, names in os.walk(folder, onerror=onerror, followlinks=True):
+    for place, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
         path = Path(place)
         seen = sorted(name for name in folders if not name.startswith(".") and name != "__MACOSX")
         folders[:] = [name for name in seen if is_new(path / name)]

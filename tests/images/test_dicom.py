@@ -666,6 +666,20 @@ def test_series_is_chosen(tmp_path, wanted, number):
     assert_geometry(read_series(found), {2: SAGITTAL, 3: CORONAL, 5: AXIAL}[number])
 
 
+def test_a_number_is_no_part_of_a_description(tmp_path):
+    write_series(tmp_path, SeriesDescription="t2_tse_tra_fov3")
+    assert_says(refusal(tmp_path, "3"), "--series 3 matches none of 1 series")
+
+
+def test_series_without_uids_are_told_apart_by_number_and_description(tmp_path):
+    """Else two stacks would become one volume."""
+    write_series(tmp_path, stem="a", SeriesInstanceUID=None)
+    moved = dict.fromkeys(range(SLICES), {"SeriesNumber": 6, "SeriesDescription": "adc"})
+    write_series(tmp_path, stem="b", SeriesInstanceUID=None, change=moved)
+    assert [s.name for s in find_series(tmp_path)] == ['5 "t2_tse_tra"', '6 "adc"']
+    assert read_dicom(tmp_path).GetSize()[2] == SLICES
+
+
 def test_no_single_series_is_meant(tmp_path):
     write_series(tmp_path, stem="a", uid="1.2.3.5")
     write_series(tmp_path, OBLIQUE, stem="b", uid="1.2.3.6", SeriesDescription="T2 small FOV")

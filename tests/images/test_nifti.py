@@ -89,6 +89,10 @@ def nifti(values=VOXELS, version=1, order="<", between=b"", **fields):
         "srow": SROW,
         **QFORM,
     }
+    if "srow" in fields:
+        steps = np.linalg.norm(np.reshape(fields["srow"], (3, 4))[:, :3], axis=0)
+        if np.isfinite(steps).all() and steps.all():
+            standard["pixdim"] = (1, *steps, 1, 1, 1, 1)
     header = packed(bytearray(first), version, order, standard | fields)
     header[FIRST_VOXEL[version] : first] = between
     return bytes(header) + values.astype(values.dtype.newbyteorder(order)).tobytes()
@@ -416,6 +420,11 @@ BAD_FIELDS = [
     ({"srow": (NAN, *SROW[1:])}, "its sform has voxels"),
     ({"srow": (*SROW[:3], INF, *SROW[4:])}, "its sform puts"),
     ({"srow": (0,) * 12}, "voxels of .0, 0, 0. mm"),
+    ({"pixdim": (1, 0.5, 0.5, 2.9, 1, 1, 1, 1)}, r"\(0.5, 0.5, 3\) mm by its sform, .*, 2.9\) by"),
+    (
+        {"qform_code": 1, "pixdim": (1, 0.6, 0.5, 3, 1, 1, 1, 1)},
+        r"\(0.5, 0.5, 3\) mm by its sform, \(0.6, 0.5, 3\) by its pixdim",
+    ),
     ({"srow": (1, 1, 0, 0, 1, 1, 0, 0, 0, 0, 3, 0)}, "90.00 degrees off"),
     ({"xyzt_units": 1}, r"voxels of \(500, 500, 3000\) mm, .*unit"),
     ({"xyzt_units": 3}, r"voxels of \(0.0005, 0.0005, 0.003\) mm, .*unit"),

@@ -129,6 +129,13 @@ BROKEN_HEADERS = [
         for key in (b"TransformMatrix", b"Offset", b"BinaryDataByteOrderMSB")
         for other in (key.upper(), key.lower(), key[:-1])
     ],
+    (".mha", replaced(b"Offset", b"HeaderSize = 6\nOffset"), "HeaderSize = 6, expected none with"),
+    (".mhd", replaced(b"Offset", b"HeaderSize = -2\nOffset"), "HeaderSize = -2, expected 0 or"),
+    (".mhd", lambda content: replaced(b"= RAI", b"= ASL")(
+        replaced(b"TransformMatrix = 1 0 0 0 1 0 0 0 1\n", b"")(content)
+    ), "= ASL, but no TransformMatrix"),
+    (".mhd", replaced(b"Offset", b"ImagePosition = 1 2 3\nOffset"), "ImagePosition and Offset in"),
+    (".mhd", replaced(b"scan.raw", b"scan." + b"a" * 300), "File name too long"),
     (".mhd", replaced(b"NDims = 3\n", b""), "has no NDims"),
     (".mha", lambda content: b"DimSize = 7 6 5\n" + content.replace(b"DimSize = 7 6 5\n", b""),
      "DimSize before NDims"),
@@ -414,6 +421,43 @@ def test_sheared_axes_are_refused(tmp_path, make_image, matrix, fine):
         read_image(path)
     else:
         assert "not perpendicular unit vectors" in refusal(path)
+
+
+def test_compressed_voxels_behind_a_header_need_their_size(tmp_path, make_image):
+    """MetaIO would decompress from the wrong place and return the memory of another image."""
+    path = stored_scan(tmp_path, make_image, ".mhd", packed=True)
+    voxels = path.with_suffix(".zraw")
+    voxels.write_bytes(b"4321" + voxels.read_bytes())
+    text = path.read_text()
+    (size,) = re.findall("CompressedDataSize = .*\n", text)
+    path.write_text(text.replace(size, "HeaderSize = 4\n"))
+    assert "CompressedDataSize missing" in refusal(path)
+    path.write_text(text.replace(size, "HeaderSize = -1\n"))
+    assert "HeaderSize = -1, expected 0 or more" in refusal(path)
+
+
+@pytest.mark.parametrize("suffix", [".MHA", ".MHD", ".NRRD"])
+def test_a_header_of_many_lines_and_a_suffix_in_capitals_are_read(tmp_path, make_image, suffix):
+    """ITK writes the attributes of a DICOM file so."""
+    image = make_image(np.arange(60, dtype=np.int16).reshape(3, 4, 5))
+    path = tmp_path / f"a{suffix.lower()}"
+    sitk.WriteImage(image, str(path))
+    if suffix != ".NRRD":
+        further = b"".join(b"0008|%04x = x\n" % number for number in range(300))
+        further += b"ImageOrientation = 1\nPatientOrientation = L\nOffset"
+        path.write_bytes(replaced(b"Offset", further)(path.read_bytes()))
+    path = path.rename(path.with_name(f"A{suffix}"))
+    found = read_image(path)
+    assert np.array_equal(sitk.GetArrayFromImage(found), sitk.GetArrayFromImage(image))
+    assert geometry_error(found, image) == 0
+
+
+def test_a_4th_axis_in_space_is_refused(tmp_path, make_image):
+    image = sitk.JoinSeries([make_image(np.ones((3, 4, 5), np.int16))] * 2)
+    image.SetDirection(np.eye(4)[[0, 1, 3, 2]].ravel().tolist())
+    sitk.WriteImage(image, str(tmp_path / "a.mha"))
+    with pytest.raises(DataError, match=r"a\.mha: its 4th axis lies in space"):
+        read_image(tmp_path / "a.mha", channel=0)
 
 
 def test_a_metaimage_without_directions_is_read_with_a_note(tmp_path, make_image, capsys):

@@ -115,6 +115,17 @@ def test_check_of_good_cases(data):
     assert frame["problems"].tolist() == ["", ""]
 
 
+def test_two_headers_that_name_one_data_file(data):
+    """An image like that of another case, or like a mask, is a mistake of copying."""
+    changed_header(data / "img/Case01.mhd", "Case01.raw", "Case00.raw")
+    problems = check(data)["problems"].tolist()
+    assert problems[0] == ""
+    assert problems[1] == (
+        "Case01.mhd: its voxels are in Case00.raw, like those of Case00.mhd; give each its own "
+        "data file"
+    )
+
+
 def test_training_images_need_masks(data):
     shutil.rmtree(data / "gt")
     assert check(data)["problems"].str.contains("image without a mask").tolist() == [True, True]

@@ -1,6 +1,7 @@
 """Trees of DICOM files, one folder per patient, with and without masks."""
 
 import shutil
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -115,6 +116,32 @@ def test_masks_beside_dicom(tmp_path, mask):
     assert frame["case"].tolist() == ["TrainData/P1", "TrainData/P2"]
     assert frame["problems"].tolist() == ["", ""]
     assert frame["prostate_ml"].tolist() == pytest.approx([24 * 0.625 * 0.625 * 3.3 / 1000] * 2)
+
+
+def test_what_cannot_be_read_is_told(tmp_path, capsys):
+    """A patient whose files are all empty, an image of another format; deep folders are read."""
+    for name in ("P1", "P3"):
+        write_series(tmp_path / "scans" / name / "/".join("abcdefgh"), generate_uid())
+    (tmp_path / "scans" / "P2").mkdir()
+    (tmp_path / "scans" / "P2" / "1.dcm").touch()
+    (tmp_path / "scans" / "P3" / "vol.mgz").touch()
+    lay_out([tmp_path / "scans"], tmp_path / "out")
+    out = capsys.readouterr().out
+    assert "1 damaged or empty DICOM file(s) left out: P2/1.dcm" in out
+    assert "1 image(s) of formats that are not read: P3/vol.mgz" in out
+    assert set(tree(tmp_path / "out")) == {f"TestData/img/{name}.mha" for name in ("P1", "P3")}
+
+
+def test_files_without_a_preamble_in_a_zip(tmp_path):
+    for name in ("P1", "P2"):
+        write_series(tmp_path / "scans" / name, generate_uid())
+    for path in (tmp_path / "scans" / "P2").iterdir():
+        content = path.read_bytes()
+        (length,) = struct.unpack("<I", content[140:144])  # of the group of the file's own elements
+        path.write_bytes(content[144 + length :])
+    source = Path(shutil.make_archive(str(tmp_path / "scans"), "zip", tmp_path, "scans"))
+    lay_out([source], tmp_path / "out")
+    assert set(tree(tmp_path / "out")) == {f"TestData/img/{name}.mha" for name in ("P1", "P2")}
 
 
 def test_second_run_keeps_what_was_converted(tmp_path, capsys):

@@ -155,6 +155,7 @@ def test_directions_rounded_in_a_nifti_header_hide_no_channels(tmp_path, volumes
     images = [image_of(volume) for volume in array]
     sitk.WriteImage(sitk.JoinSeries(images) if volumes > 1 else images[0], str(path))
     content = bytearray(path.read_bytes())
+    struct.pack_into("<3f", content, 80, 1, 1, 1)  # pixdim
     struct.pack_into("<2h", content, 252, 0, 1)  # qform_code, sform_code
     struct.pack_into("<12f", content, 280, 1, 2e-3, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0)
     path.write_bytes(content)

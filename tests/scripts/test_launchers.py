@@ -264,8 +264,16 @@ def test_a_second_launcher_in_the_same_folder_is_refused(caller):
     assert caller.run(script, *ARGUMENTS[script], ENDINGS=FINISHED, WAIT=1).returncode == 0
 
 
-@pytest.mark.parametrize("rank", [0, 2])
-@pytest.mark.parametrize("script", ARGUMENTS)
+# train_msrun.sh and train_distribute.sh start the same engine in the same way.
+@pytest.mark.parametrize(
+    ("script", "rank"),
+    [
+        ("train_distribute.sh", 2),
+        ("train_distribute_gpu.sh", 0),
+        ("train_distribute_gpu.sh", 2),
+        ("train_msrun.sh", 0),
+    ],
+)
 def test_a_rank_that_fails_ends_the_others(caller, script, rank):
     process = caller.run(
         script, *ARGUMENTS[script], WAIT=1, ENDINGS=json.dumps({str(rank): [0.3, 3]})
@@ -334,9 +342,14 @@ def test_kill_9(caller, script, victim):
 
 
 @pytest.mark.parametrize(
-    ("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+    ("script", "sent", "code"),
+    [
+        ("train_distribute.sh", signal.SIGINT, 130),
+        ("train_distribute_gpu.sh", signal.SIGINT, 130),
+        ("train_distribute_gpu.sh", signal.SIGTERM, 143),
+        ("train_msrun.sh", signal.SIGHUP, 129),
+    ],
 )
-@pytest.mark.parametrize("script", ARGUMENTS)
 def test_a_stopped_launcher_leaves_no_process(caller, script, sent, code):
     process = caller.start(script, *ARGUMENTS[script], WAIT=1)
     for rank in range(3):
@@ -475,7 +488,7 @@ def test_a_port_that_is_taken(caller):
     ],
 )
 def test_a_faulty_rank_table(caller, fault, complaint):
-    """One of them: all faults are in tests/test_rank_table.py."""
+    """One of them: all faults are in tests/devices/test_rank_table.py."""
     caller.table |= fault
     caller.write_table(["0", "1", "2"])
     process = caller.run("train_distribute.sh", *ARGUMENTS["train_distribute.sh"])

@@ -11,7 +11,7 @@ import SimpleITK as sitk
 
 from ...utils.log import warn_once
 from .choosing import choose_series
-from .files import dicom_files, is_dicom
+from .files import damaged_files, dicom_files, holds_dicom, is_dicom
 from .series import Series, find_series
 from .studies import study_folders
 from .volume import read_series
@@ -19,8 +19,10 @@ from .volume import read_series
 __all__ = [
     "Series",
     "choose_series",
+    "damaged_files",
     "dicom_files",
     "find_series",
+    "holds_dicom",
     "is_dicom",
     "read_dicom",
     "read_series",

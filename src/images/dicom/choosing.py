@@ -72,12 +72,14 @@ def _list_series(series):
 
 def _find_wanted(series, wanted, path):
     pattern = wanted.strip().lower()
+    is_number = pattern.isdecimal()
     rules = (
         lambda s: s.uid.lower() == pattern,
-        lambda s: pattern.isdecimal() and s.number == int(pattern),
+        lambda s: is_number and s.number == int(pattern),
         lambda s: s.description.lower() == pattern,
-        lambda s: fnmatch.fnmatchcase(s.description.lower(), pattern),
-        lambda s: pattern in s.description.lower(),
+        # The 3 of a patient without a series 3 is not that of another's "fov3".
+        lambda s: not is_number and fnmatch.fnmatchcase(s.description.lower(), pattern),
+        lambda s: not is_number and pattern in s.description.lower(),
     )
     for matches in rules:
         found = [s for s in series if matches(s)]

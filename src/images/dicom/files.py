@@ -5,10 +5,10 @@ import logging
 import threading
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import IO, Any, BinaryIO
+from pathlib import Path, PurePath
+from typing import IO, Any, BinaryIO, TypeVar
 
 import pydicom
 from pydicom.uid import UID_dictionary
@@ -17,6 +17,8 @@ from ...utils.errors import DataError
 from ...utils.files import walk
 
 _quiet_lock = threading.Lock()  # `quiet` changes the warnings of the whole process
+DICOM_SUFFIXES = (".dcm", ".ima", ".dicom")
+P = TypeVar("P", bound=PurePath)
 # Attributes that identify an image without the preamble of part 10.
 IMAGE_TAGS = ["SOPClassUID", "SOPInstanceUID", "Rows", "Columns"]
 
@@ -84,12 +86,7 @@ def _is_hidden(parts):
 
 
 def _names_below(folder):
-    def refuse(error):
-        raise DataError(
-            f"{error.filename}: cannot be listed ({error.strerror}); check its permissions"
-        )
-
-    for place, folders, names in walk(folder, refuse):
+    for place, folders, names in walk(folder):
         folders[:] = [name for name in folders if not _is_hidden([name])]
         for name in names:
             path = place / name
@@ -119,13 +116,22 @@ def is_dicom(path: str | Path) -> bool:
     try:
         if not path.is_file():
             return False
-        with path.open("rb") as file, quiet():
-            start = file.read(132)
-            if not starts_like_dicom(start):
-                return False
-            if start[128:] == b"DICM":
-                return True
-            file.seek(0)
+        with path.open("rb") as file:
+            return holds_dicom(file)
+    except OSError:
+        return False
+
+
+def holds_dicom(file: BinaryIO) -> bool:
+    """Whether an open file is DICOM, see `is_dicom`."""
+    try:
+        start = file.read(132)
+        if not starts_like_dicom(start):
+            return False
+        if start[128:] == b"DICM":
+            return True
+        file.seek(0)
+        with quiet():
             return is_image_without_preamble(
                 pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=IMAGE_TAGS)
             )
@@ -139,6 +145,23 @@ def dicom_files(path: str | Path) -> list[Path]:
     if not path.is_dir():
         return []
     return [path / name for name in _names_below(path) if is_dicom(path / name)]
+
+
+def damaged_files(files: Iterable[P], dicom: Iterable[P]) -> list[P]:
+    """Returns files that are named as DICOM but are not, in folders without any DICOM file.
+
+    Those beside DICOM files are problems of their series, see `find_series`.
+
+    Args:
+        files: all files of a folder tree.
+        dicom: those that are DICOM.
+    """
+    places = {file.parent for file in dicom}
+    return [
+        file
+        for file in files
+        if file.suffix.lower() in DICOM_SUFFIXES and file.parent not in places
+    ]
 
 
 @contextmanager

@@ -10,14 +10,13 @@ import numpy as np
 
 from ...utils.errors import DataError
 from ..orientation import PLANES
-from .files import Files, is_dicom, one_line, quiet
+from .files import DICOM_SUFFIXES, Files, is_dicom, one_line, quiet
 from .headers import GET_AGAIN, MR_CLASSES, Frame, Header, class_name, is_mr, read_header
 
 # A series with a lower echo or repetition time is not T2-weighted; one with higher ones is, unless
 # its description contradicts.
 LEAST_T2_ECHO_TIME_MS = 60.0
 LEAST_T2_REPETITION_TIME_MS = 800.0
-DICOM_SUFFIXES = (".dcm", ".ima", ".dicom")
 # Searched in a lower-case description in which all but letters, digits, * and + are blanks.
 T2_WORDS = r"(?<!r)t2|tse|fse|space|cube|vista|blade|propeller|multivane"
 OTHER_WORDS = (
@@ -35,7 +34,7 @@ OTHER_TYPES = {"MIP", "PROJECTION", "SUBTRACTION"}
 
 @dataclass(frozen=True)
 class Series:
-    """The files of one SeriesInstanceUID.
+    """The files of one SeriesInstanceUID; where no file has one, of one number and description.
 
     Attributes:
         uid, number, description, modality, sop_class: the most frequent values of the files; number
@@ -113,7 +112,7 @@ def find_series(path: str | Path) -> list[Series]:
             else:
                 headers.append(header)
         suspects = _suspects(files, headers, others)
-    by_uid: dict[str, list[Header]] = {}
+    groups: dict[tuple, list[Header]] = {}
     have_uid = any(header.values.get("uid") for header in headers)
     for header in headers:
         if have_uid and header.values.get("uid") == "" and header.values["sop_class"] in MR_CLASSES:
@@ -121,10 +120,11 @@ def find_series(path: str | Path) -> list[Series]:
                 f"no SeriesInstanceUID in its header, others have one{GET_AGAIN}"
             )
         elif header.values:
-            by_uid.setdefault(header.values["uid"], []).append(header)
+            keys = ("uid",) if have_uid else ("number", "description")
+            groups.setdefault(tuple(header.values[key] for key in keys), []).append(header)
         else:
             suspects[header.name] = header.problem
-    if not by_uid:
+    if not groups:
         if suspects:
             name, problem = next(iter(suspects.items()))
             raise DataError(f"{path}: {file_prefix(path, name)}{problem}")
@@ -132,7 +132,7 @@ def find_series(path: str | Path) -> list[Series]:
             raise DataError(f"{path}: a DICOMDIR, which only lists files; give its folder")
         among = f" among {len(others)} file(s), such as {one_line(others[0])}" if others else ""
         raise DataError(f"{path}: no DICOM images{among}; expected a series of MR slices")
-    series = [_series(path, group, suspects) for group in by_uid.values()]
+    series = [_series(path, group, suspects) for group in groups.values()]
     return sorted(series, key=lambda s: (s.number is None, s.number or 0, s.uid))
 
 

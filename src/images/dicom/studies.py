@@ -1,6 +1,8 @@
 """The studies in a folder tree: a folder of patients is divided into folders of one study each."""
 
+import logging
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import pydicom
@@ -9,6 +11,8 @@ from ...utils.errors import DataError
 from .choosing import choose_series
 from .files import quiet
 from .series import find_series
+
+log = logging.getLogger(__name__)
 
 
 def study_folders(folder: Path, files: Iterable[Path], series: str = "") -> list[Path]:
@@ -60,10 +64,13 @@ def _divide(folder, studies, series):
     together = set().union(*found)
     if len(together) == 1 or sum(map(len, found)) > len(together):
         return [folder]
-    if len(children) > 1 and len({patient for patient, _ in together}) == 1:
-        try:
-            choose_series(find_series(folder), series, folder)
+    patients = {patient for patient, _ in together}
+    if len(children) > 1 and len(patients) == 1 and "" not in patients:
+        with suppress(DataError):
+            chosen = choose_series(find_series(folder), series, folder)
+            log.info(
+                f"note: {folder}: {len(together)} studies with one PatientID are taken as one; "
+                f"only series {chosen.name} is read. To read the others, name their folders"
+            )
             return [folder]
-        except DataError:
-            pass
     return [place for child, below in children.items() for place in _divide(child, below, series)]

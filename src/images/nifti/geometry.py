@@ -10,7 +10,10 @@ from ...utils.errors import DataError
 
 # float32 quaternions near a half turn are off by up to 1.2 mrad, 0.4 mm at the far corner.
 FORMS_DIFFER_MM = 0.5
-LARGEST_SHEAR_DEG = 0.3  # an affine rounded to 1e-3 mm has less for voxels of 0.4 mm and more
+SIZES_DIFFER = 0.01  # largest relative difference of the voxel sizes by sform and by pixdim
+# Largest deviation of two axes from perpendicular. An affine rounded to 1e-3 mm has less for voxels
+# of 0.4 mm and more.
+LARGEST_SHEAR_DEG = 0.3
 VOXEL_SIZES_MM = (1e-3, 100.0)  # outside this range a header is damaged or has the wrong unit
 FARTHEST_MM = 1e5  # of any corner from the scanner's isocentre
 UNIT_MM = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # unknown, metre, millimetre, micron
@@ -53,6 +56,8 @@ def read_grid(record: np.void, size: tuple[int, int, int], path: Path) -> tuple[
         )
     affines = {name: unit_mm * AFFINES[name](record, path) for name in codes if codes[name]}
     corners = {name: _corners(affine, size, name, path) for name, affine in affines.items()}
+    if codes["sform"]:
+        _check_voxel_size(affines["sform"], unit_mm * record["pixdim"][1:4].astype(float), path)
     taken = "sform" if codes["sform"] else "qform"
     return _nearest_grid(affines[taken], size, path, taken, codes), _warning(corners, path)
 
@@ -105,6 +110,16 @@ def _check_pixdim(record, path):
         raise DataError(
             f"{path}: voxel size (pixdim) {_shown(sizes)}, expected three positive numbers; "
             "repair its header or convert the scan anew"
+        )
+
+
+def _check_voxel_size(sform, pixdim_mm, path):
+    """A DataError if the sform has other voxels than pixdim, which ITK takes beside an sform."""
+    found_mm = np.linalg.norm(sform[:, :3], axis=0)
+    if np.abs(found_mm / pixdim_mm - 1).max() > SIZES_DIFFER:
+        raise DataError(
+            f"{path}: voxels of {_shown(found_mm)} mm by its sform, {_shown(pixdim_mm)} by its "
+            "pixdim, and programs differ in which they take; set both to the true size"
         )
 
 

@@ -2,10 +2,11 @@
 
 import re
 
-from ...images.formats import MASK_SUFFIX, SUFFIXES, stem
+from ...images.dicom import damaged_files
+from ...images.formats import MASK_SUFFIX, SUFFIXES, is_other_image, stem
 from ...utils.errors import DataError, list_few
-from ..names import outlines_lesions
-from ..sources import LEVELS, Source
+from ..names import outlines_lesions, relative_path
+from ..sources import Source
 from .dicom import find_dicom_patients
 from .file_names import find_by_names
 from .layout import Layout, Options, Pair, use_sets_of
@@ -34,8 +35,8 @@ def detect_layout(source: Source, options: Options) -> tuple[Layout, list[Pair]]
     if not source.volumes and not source.dicom:
         zips = any(path.suffix == ".zip" for path in source.members)
         raise DataError(
-            f"{source.path}: holds no volume ({', '.join(SUFFIXES)}, DICOM) within {LEVELS} levels "
-            "of folders" + (f"; for its zip files say --source {source.path}/*.zip" if zips else "")
+            f"{source.path}: holds no volume ({', '.join(SUFFIXES)}, DICOM)"
+            + (f"; for its zip files say --source {source.path}/*.zip" if zips else "")
         )
     masks = {}
     if options.mask_pattern:
@@ -151,3 +152,16 @@ def _remark_on_the_rest(source, layout, pairs):
     rest = [volume.relative for volume in source.volumes if volume.path not in used]
     if rest:
         layout.remarks.append(f"{len(rest)} other volume(s) left out: {list_few(rest)}")
+    unread = [relative_path(path) for path in source.members if is_other_image(path)]
+    if unread:
+        layout.remarks.append(
+            f"{len(unread)} image(s) of formats that are not read: {list_few(unread)}; convert "
+            f"them to one of {', '.join(SUFFIXES)}"
+        )
+    dicom = [member.path for member in source.dicom]
+    damaged = [relative_path(path) for path in damaged_files(source.members, dicom)]
+    if damaged:
+        layout.remarks.append(
+            f"{len(damaged)} damaged or empty DICOM file(s) left out: {list_few(damaged)}; get "
+            "them again"
+        )
