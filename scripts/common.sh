@@ -37,6 +37,7 @@ check_arguments() {
     echo "$usage" >&2
     exit 2
   fi
+  check_variables
   local name
   for name in "${names[@]}"; do
     case $name in
@@ -90,6 +91,16 @@ find_python() {
     [[ -z ${PYTHON:-} ]] || fail 2 "PYTHON '$PYTHON' cannot be run: set it to a Python with MindSpore"
   done
   fail 2 "no python3 found: run 'bash scripts/run_tests.sh' or set PYTHON"
+}
+
+check_variables() { # what the environment asks of a launcher
+  local name
+  for name in WAIT RESUME; do
+    [[ ${!name:-0} =~ ^[01]$ ]] || fail 2 "$name '${!name}' is neither 0 nor 1"
+  done
+  for name in START_SECONDS STOP_SECONDS; do
+    [[ ${!name:-0} =~ ^(0|[1-9][0-9]*)$ ]] || fail 2 "$name '${!name}' is not a number of seconds"
+  done
 }
 
 device_target() { # device_target DEFAULT: the environment's DEVICE_TARGET comes first

@@ -69,6 +69,7 @@ while (($#)); do
   esac
 done
 [[ -z $source || -e $source ]] || fail 2 "--source '$source': no such file or folder ($usage)"
+check_variables
 target=auto
 [[ -z ${DEVICE_TARGET:-} ]] || target=$(device_target CPU)
 
@@ -104,6 +105,9 @@ logged time.log "$python" "$ROOT/tools/training_time.py" --device_target "$targe
 echo "      training: $(tail -n 1 time.log)"
 [[ -n $source || -e .prepared ]] || echo "      before it: a download of 324 MB and two test sets"
 
+if [[ -e .prepared && -n $source && $(<.prepared) != "--source $source" ]]; then
+  fail 1 "the data in $out/data are of '$(<.prepared)', not of --source $source: choose another folder"
+fi
 if [[ -e .prepared ]]; then
   begin 2 data "is in $out/data, only checked"
   logged prepare_data.log "$python" "$ROOT/prepare_data.py" --check data

@@ -26,6 +26,7 @@ import numpy as np
 from mindspore import nn
 
 from .checkpoint_file import epoch_and_step, is_numbered
+from .config import config_path_of
 from .utils.errors import DataError, reason_of
 from .utils.files import follow_umask, replace_file, sync
 from .utils.stopping import unhurried
@@ -273,19 +274,22 @@ def load_weights(network: nn.Cell, path: str | Path) -> None:
         None,
     )
     if wrong is not None:
-        raise DataError(f"{path}: {_mismatch(wrong, expected, found)}")
+        raise DataError(f"{path}: {_mismatch(wrong, expected, found, config_path_of(path))}")
     for name, parameter in expected.items():
         parameter.set_data(ms.Tensor(found[name].asnumpy(), parameter.dtype))
 
 
-def _mismatch(name, expected, found):
+def _mismatch(name, expected, found, config_path):
     """Describes how a checkpoint differs from the network."""
     fitting = fitting_architecture({key: tuple(value.shape) for key, value in found.items()})
     if fitting:
         variant, width = fitting
+        remedy = f"use --set variant={variant} --set width={width}"
+        if config_path:  # which `--set` may not contradict
+            remedy = f"restore {config_path}"
         return (
             f"holds a V-Net of variant={variant}, width={width}, not of this configuration; "
-            f"use --set variant={variant} --set width={width}"
+            f"{remedy}"
         )
     if name not in found:
         return (

@@ -204,6 +204,7 @@ FIXED_BY_RUN = (
     *("VolSize", "dstRes", "normDir", "channel", "labels"),
     *("batch_size", "accumulate_steps", "sync_batch_norm"),
     *("seed", "dropout", "optimizer", "loss", "ema_decay", *AUGMENT_KEYS),
+    *OUTPUT_KEYS,  # of the validations, whose best Dice decides about best.ckpt
 )
 
 # Values -----------------------------------------------------------------------------------------

@@ -34,7 +34,7 @@ from .images.intensity import (
 from .images.metaimage import data_file
 from .images.orientation import acquisition_plane, patient_direction
 from .images.reading import read_image, read_mask
-from .utils.errors import DataError, naming
+from .utils.errors import DataError, naming, reason_of
 from .utils.files import check_name, user_cache_folder, write_files
 from .utils.process import core_count
 
@@ -350,12 +350,14 @@ def worker_count(config: EasyDict) -> int:
 
 def _training_volume(case, config):
     cached = _cache_file(case, config)
-    if cached is not None and cached.is_file():
+    if cached is not None:
         try:
             with np.load(cached) as arrays:
                 return _from_arrays(arrays)
+        except FileNotFoundError:
+            pass
         except Exception as error:  # damaged archives raise many kinds
-            log.info(f"{cached}: damaged cache file ({error}), preprocessing the case again")
+            log.info(f"{cached}: cannot be read ({reason_of(error)}), preprocessing the case again")
     image, mask = read_case(case, config)
     assert mask is not None  # `load_training_volumes` has checked it
     with naming(case.image_path):

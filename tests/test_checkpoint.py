@@ -318,6 +318,16 @@ def test_another_variant_or_width_is_named(weights, variant, width, says):
         checkpoint.load_weights(VNet(width=width, **VARIANTS[variant]), weights[0])
 
 
+def test_a_configuration_that_contradicts_the_weights_is_named(weights, tmp_path):
+    """`--set` could not say otherwise."""
+    path = tmp_path / "ckpt" / "best.ckpt"
+    path.parent.mkdir()
+    path.write_bytes(weights[0].read_bytes())
+    (tmp_path / "config.json").touch()
+    with pytest.raises(DataError, match=f"width=2, not .*; restore {tmp_path / 'config.json'}$"):
+        checkpoint.load_weights(VNet(width=4, **VARIANTS["zoo"]), path)
+
+
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.999])
 def test_a_truncated_checkpoint_is_refused(weights, tmp_path, share):
     whole = weights[0].read_bytes()

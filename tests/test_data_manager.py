@@ -479,6 +479,18 @@ def test_the_second_start_reads_no_image(cases, cached_config, small_config, mon
     assert_same(load_training_volumes(cases, small_config()), first)
 
 
+def test_a_cache_that_may_not_be_read_is_none(cases, cached_config, monkeypatch, capsys):
+    """Such as that of another user, with HOME as it was."""
+    first = load_training_volumes(cases, cached_config())
+
+    def refuse(path, *_):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(np, "load", refuse)
+    assert_same(load_training_volumes(cases, cached_config()), first)
+    assert "cannot be read (Permission denied; " in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     "overrides",
     [["VolSize=16,32,16"], ["dstRes=2.5,2.5,2.6"], ["normDir=true"], ["intensity=equalize"]],

@@ -113,18 +113,21 @@ def _claim(folder: Path, names: list[str]) -> None:
     output_folder.claim(folder, sorted(files))
     earlier = {name for name in output_folder.list_outputs(folder) if OF_A_RELEASE.fullmatch(name)}
     output_folder.remove(folder, earlier - files)
-    (folder / CHECKSUMS).unlink(missing_ok=True)  # written last, when the files are complete
+    # An end before the release is complete leaves none that can be read: the weights come after
+    # their configuration, and the checksums last.
+    for name in (CHECKSUMS, *names):
+        (folder / name).unlink(missing_ok=True)
 
 
 def _write_network(network: nn.Cell, entry: Packed, folder: Path) -> list[Path]:
     """Writes weights and configuration; in an ensemble also checksums, so that it stands alone."""
     path = folder / entry.name
     path.parent.mkdir(exist_ok=True)
-    save_weights(network, path, half=True)
     config_path = path.with_name(CONFIG_NAME)
     # Of no particular machine: a release has the defaults of these keys.
     public = {**entry.config, **{key: vnet_cfg[key] for key in MACHINE_KEYS}}
     save_config(EasyDict(public), config_path)
+    save_weights(network, path, half=True)
     files = [path, config_path]
     return files if path.parent == folder else [*files, _write_checksums(path.parent, files)]
 

@@ -9,6 +9,7 @@ import os
 import queue
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -191,7 +192,7 @@ class _Work:
             DataError: a training or evaluation failed; the others are stopped.
         """
         pace = Pace(self.folds)
-        with _term_as_interrupt(), ThreadPoolExecutor(self.parallel) as pool:
+        with _term_as_exit(), ThreadPoolExecutor(self.parallel) as pool:
             futures = [pool.submit(self.work_on, fold) for fold in self.folds]
             try:
                 left = set(futures)
@@ -271,7 +272,7 @@ class _Work:
         """Runs `vnet WORDS`, whose output is appended to a file; returns the exit code."""
         with path.open("ab") as file:
             process = subprocess.Popen(
-                module_command(PACKAGE, *words),
+                module_command(PACKAGE, *words, ends_with_parent=True),
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
@@ -287,13 +288,9 @@ class _Work:
 
 
 @contextmanager
-def _term_as_interrupt() -> Iterator[None]:
-    """Turns TERM into a KeyboardInterrupt, so that the folds' processes are ended, too."""
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
+def _term_as_exit() -> Iterator[None]:
+    """Turns TERM into a SystemExit, so that the folds' processes are ended, too."""
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         yield
     finally:

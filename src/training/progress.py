@@ -1,6 +1,7 @@
 """The progress of a training and the time that it still takes."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass
@@ -14,6 +15,7 @@ class Progress:
     case_ids: list[str] = field(default_factory=list)  # training cases in the order of the split
     device_num: int = 1
     val_case_ids: list[str] = field(default_factory=list)  # those that best_dice is of
+    fixed: dict[str, Any] = field(default_factory=dict)  # keys of FIXED_BY_RUN, for a resume
 
     def has_stalled(self, patience: int) -> bool:
         """Whether the last `patience` validations brought no better Dice; 0: never."""

@@ -34,6 +34,7 @@ from ..config import (
 from ..devices.ranks import Ranks
 from ..images.formats import stem
 from ..promise12.splits import read_split, split_file
+from ..run_record import HISTORY
 from ..utils.errors import DataError, UsageError, reason_of
 from ..utils.files import Lock
 from .progress import Progress
@@ -245,6 +246,9 @@ def restore_run(
         progress = Progress(**checkpoint.load_last(run_folder / "ckpt", cells))
         check_can_continue(run_folder, config, progress, initial_progress)
         progress.val_case_ids = initial_progress.val_case_ids or progress.val_case_ids
+        progress.fixed = initial_progress.fixed
+        if progress.epoch and not (run_folder / HISTORY).is_file():
+            log.info(f"note: {run_folder / HISTORY} is gone; a new one begins with this resume")
         log.info(f"resuming {run_folder} after epoch {progress.epoch}")
     else:
         log.info(f"resuming {run_folder} from its beginning: it has no checkpoint yet")
@@ -267,6 +271,12 @@ def check_can_continue(
             f"{run_folder}: was started with other training cases ({differing[0]} differs); "
             "resume with the same split"
         )
+    for key, value in progress.fixed.items():
+        if initial_progress.fixed.get(key, value) != value:
+            raise DataError(
+                f"{run_folder / CONFIG_NAME}: {key}={initial_progress.fixed[key]}, but the run was "
+                f"trained with {key}={value}; restore it"
+            )
     has_validation = bool(initial_progress.val_case_ids)
     others = set(progress.val_case_ids) ^ set(initial_progress.val_case_ids)
     if others and progress.val_case_ids and has_validation:

@@ -17,6 +17,7 @@ from mindspore import nn
 
 from .. import __version__
 from ..checkpoint import TrainingCells
+from ..config import FIXED_BY_RUN
 from ..data_manager import Case, TrainingVolume, load_training_volumes, worker_count
 from ..dataset import TrainingSamples, create_dataset
 from ..devices.device import apply_precision, mindspore_reason
@@ -213,6 +214,8 @@ def train(
     check_batch_norm(config, device_target, ranks.count)
     check_tensorboard(config)
     cases, val_cases = find_cases(config, data_path, train_split, val_split)
+    if config.early_stop and not val_cases:
+        log.info(f"note: early_stop={config.early_stop} has no effect without validation cases")
     ms.set_seed(config.seed)
     network = create_vnet(config, sync_batch_norm=config.sync_batch_norm and ranks.count > 1)
     network = to_fast_vnet(network, config, device_target)
@@ -234,6 +237,7 @@ def train(
         case_ids=[case.case_id for case in cases],
         device_num=ranks.count,
         val_case_ids=[case.case_id for case in val_cases],
+        fixed={key: config[key] for key in FIXED_BY_RUN},
     )
     with open_run(run_folder, config, cells, initial_progress, ranks) as (folder, progress):
         if folder is not None:

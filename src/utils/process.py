@@ -113,12 +113,21 @@ def prepare_matplotlib() -> None:
         os.environ["MPLCONFIGDIR"] = folder
 
 
-def module_command(module: str, *words: str) -> list[str]:
+def module_command(module: str, *words: str, ends_with_parent: bool = False) -> list[str]:
     """Returns the command that runs a module of this package in another process.
 
     Not by -m, which would prefer modules in the current folder; so would the empty entry of -c.
+
+    Args:
+        module: its name.
+        words: its arguments.
+        ends_with_parent: whether Linux sends it SIGTERM when the thread that started it ends, as by
+            kill -9.
     """
-    code = (
+    code = ""
+    if ends_with_parent and sys.platform == "linux":
+        code = "import ctypes, signal; ctypes.CDLL(None).prctl(1, signal.SIGTERM); "  # PDEATHSIG
+    code += (
         "import sys; sys.path[:] = [sys.argv.pop(1), *filter(None, sys.path)]; "
         f"from runpy import run_module; run_module({module!r}, run_name='__main__')"
     )

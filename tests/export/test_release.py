@@ -39,6 +39,20 @@ def packed(checkpoint, folder):
     return folder
 
 
+def test_one_that_is_cut_in_the_middle_is_none(checkpoint, tmp_path, monkeypatch):
+    """Not new weights with the configuration of the earlier release."""
+    folder = packed(checkpoint, tmp_path / "release")
+
+    def die(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("src.export.release.save_weights", die)
+    with pytest.raises(KeyboardInterrupt):
+        packed(checkpoint, folder)
+    with pytest.raises(DataError, match="no checkpoint in this folder"):
+        find_checkpoints(folder)
+
+
 def test_a_release_is_whole_and_tells_nothing_of_the_machine(checkpoint, tmp_path, capsys):
     folder = packed(checkpoint, tmp_path / "release")
     assert all(path.stat().st_mode & 0o044 == 0o044 for path in folder.iterdir())

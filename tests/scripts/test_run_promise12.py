@@ -143,6 +143,16 @@ def test_wrong_words_and_foreign_folders(caller, arguments, code, words):
     assert [path.name for path in caller.folder.rglob("*")] == ["mine", "notes.txt"]
 
 
+def test_another_source_than_that_of_the_data_is_refused(caller):
+    caller.out.mkdir()
+    (caller.out / ".run_promise12").touch()
+    (caller.out / ".prepared").write_text("--source /a\n")
+    (caller.folder / "b").mkdir()
+    process = caller.run("run_promise12.sh", caller.out.name, "--source", "b")
+    assert process.returncode == 1
+    assert f"of '--source /a', not of --source {caller.folder / 'b'}" in process.stderr_text
+
+
 def test_a_second_call_at_the_same_time_is_refused(caller):
     caller.out.mkdir()
     mark = caller.out / ".run_promise12"

@@ -433,6 +433,10 @@ def test_bad_arguments(caller, script, arguments, complaint):
     [
         ({"DEVICE_TARGET": "TPU"}, "DEVICE_TARGET 'TPU' is not Ascend, GPU or CPU"),
         ({"PYTHON": "/no/such/python"}, "PYTHON '/no/such/python' cannot be run"),
+        ({"WAIT": "true"}, "WAIT 'true' is neither 0 nor 1"),
+        ({"RESUME": "yes"}, "RESUME 'yes' is neither 0 nor 1"),
+        ({"START_SECONDS": "abc"}, "START_SECONDS 'abc' is not a number of seconds"),
+        ({"STOP_SECONDS": "5s"}, "STOP_SECONDS '5s' is not a number of seconds"),
     ],
 )
 def test_bad_environment(caller, variables, complaint):

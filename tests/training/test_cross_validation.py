@@ -26,7 +26,7 @@ from src.training.folds import Fold, write_pooled_results
 from src.utils.errors import DataError, UsageError
 from src.utils.files import Lock, hash_file
 from src.vnet import create_vnet
-from tests.helpers import ROOT, run_program, tree, wait_until
+from tests.helpers import ROOT, alive, run_program, tree, wait_until
 
 CASES = [f"Case{number}" for number in range(5)]
 SETTINGS = ["width=1", "VolSize=32,16,16", "dstRes=2.5,2.5,2.5", "batch_size=1", "cache_dir=off"]
@@ -314,6 +314,25 @@ def test_a_process_runs_this_program_wherever_it_is_started(work, tmp_path, monk
     lines = (tmp_path / "log").read_text().splitlines()
     assert lines[0] == "before" and lines[1].startswith("vnet_mindspore ")
     assert "did you mean 'train'" in lines[2]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the parent's death is a signal on Linux")
+def test_kill_9_leaves_no_training(tmp_path):
+    """Which would hold the lock of its fold: the same command could not go on."""
+    (tmp_path / "sleeper.py").write_text(
+        "import os, time\nprint(os.getpid(), flush=True)\ntime.sleep(99)"
+    )
+    parent = (
+        f"import subprocess, sys; sys.path.insert(0, {str(ROOT)!r})\n"
+        "from src.utils.process import module_command\n"
+        "subprocess.run(module_command('sleeper', ends_with_parent=True))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-c", parent]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        child = int(process.stdout.readline())
+        process.kill()
+    wait_until(lambda: not alive(child))
 
 
 # Progress ----------------------------------------------------------------------------------------

@@ -113,7 +113,8 @@ def test_a_run_is_locked_while_it_is_open(small_config):
 
 # A run of seven epochs of the cases a and b on one device ---------------------------------------
 
-DONE = Progress(7, 70, 0.5, 2, ["a", "b"], val_case_ids=["v"])
+FIXED = {"batch_size": 2, "threshold": 0.5}
+DONE = Progress(7, 70, 0.5, 2, ["a", "b"], val_case_ids=["v"], fixed=FIXED)
 
 
 @pytest.fixture
@@ -134,11 +135,12 @@ def test_a_run_is_restored_with_its_weights_and_the_new_configuration(run, capsy
     folder, config = run()
     config.epochs = 12
     cells = dense_cells()
-    initial_progress = Progress(case_ids=["a", "b"], val_case_ids=["v"])
+    initial_progress = Progress(case_ids=["a", "b"], val_case_ids=["v"], fixed=FIXED)
     assert restore_run(folder, config, cells, initial_progress) == DONE
     assert cells.network.weight.asnumpy() == 7
     assert load_config(folder / "config.json").epochs == 12
-    assert f"{folder} after epoch 7" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"{folder} after epoch 7" in out and "history.csv is gone" in out
 
 
 def test_a_run_without_a_checkpoint_starts_from_its_beginning(run, capsys):
@@ -154,6 +156,12 @@ def test_a_run_without_a_checkpoint_starts_from_its_beginning(run, capsys):
         ([], {"case_ids": ["a", "c"]}, DataError, ["(b differs)", "same split"]),
         ([], {"case_ids": ["b", "a"]}, DataError, ["(their order differs)"]),
         ([], {"device_num": 2}, DataError, ["on 1 device(s), not 2"]),
+        (
+            [],
+            {"fixed": {**FIXED, "batch_size": 4}},
+            DataError,
+            ["batch_size=4, but", "=2; restore"],
+        ),
         ([], {"val_case_ids": ["v", "w"]}, DataError, ["other validation cases (w differs)"]),
         (["epochs=7"], {}, UsageError, ["all 7 epochs are trained", "--set epochs=N"]),
         (["early_stop=2"], {}, UsageError, ["epoch 7", "0.5000", "--set early_stop=N"]),
@@ -175,7 +183,8 @@ def test_a_run_that_cannot_go_on_is_left_as_it_is(run, settings, initial_progres
 )
 def test_early_stop_does_not_keep_other_runs_from_going_on(run, settings, has_validation):
     folder, config = run(settings)
-    initial_progress = Progress(case_ids=["a", "b"], val_case_ids=["v"] * has_validation)
+    ids = ["v"] * has_validation
+    initial_progress = Progress(case_ids=["a", "b"], val_case_ids=ids, fixed=FIXED)
     assert restore_run(folder, config, dense_cells(), initial_progress) == DONE
 
 
