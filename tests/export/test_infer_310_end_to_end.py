@@ -135,6 +135,7 @@ def test_the_310_path_ends_in_the_masks_of_eval(exported, runtime):
         np.testing.assert_allclose(crossed, config.threshold, rtol=0, atol=spread)
 
 
+@pytest.mark.full
 def test_the_310_path_moves_the_grid_to_the_gland_as_eval_does(tmp_path, write_case):
     """With weights that call bright voxels foreground: the input, through the uppermost skip."""
     config = override_config(vnet_cfg, [*TRAINING[:2], "variant=paper", "width=2", "recentre=true"])
