@@ -20,7 +20,7 @@ def study_folders(folder: Path, files: Iterable[Path], series: str = "") -> list
 
     One file of each folder tells the study of its other files. A folder stays whole if it holds one
     study; if the files of a study are in several of its folders, or DICOM files in itself; or if
-    several studies of one patient have a single series to read.
+    several studies of one patient (PatientID) have a single series to read, which is logged.
 
     Args:
         folder: of DICOM files.
