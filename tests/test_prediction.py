@@ -747,7 +747,8 @@ def test_only_what_would_come_out_the_same_is_kept(
     sitk.WriteImage(image, str(path))
     network, asked = counting()
     about = origin_of([checkpoint])
-    predict(network, {"Case0": path}, config, about, change == "probability", skip_existing=True)
+    further = {"save_probability": change == "probability", "skip_existing": True}
+    predict(network, {"Case0": path}, config, about, **further)
     assert len(asked) == (change != "nothing")
     assert set(rows_of(results)) == set(both)  # the folder's other masks keep their rows
     assert read_array(results / "Case0_test.mhd").any()
