@@ -80,6 +80,9 @@ mkdir -p -- "$out" || fail 1 "cannot make the folder $out"
 out=$(cd -- "$out" && pwd)
 exec 8>"$out/$MARK" || fail 1 "cannot write to $out"
 flock --nonblock 8 || fail 1 "another call works in $out: wait for it, or stop it"
+if [[ -n $source && -e $out/.prepared && $(<"$out/.prepared") != "--source $source" ]]; then
+  fail 1 "the data in $out/data are of '$(<"$out/.prepared")', not of --source $source: choose another folder"
+fi
 
 if [[ -n ${PYTHON:-}${VIRTUAL_ENV:-}${CONDA_PREFIX:-} ]]; then
   python=$(find_python)
@@ -105,9 +108,6 @@ logged time.log "$python" "$ROOT/tools/training_time.py" --device_target "$targe
 echo "      training: $(tail -n 1 time.log)"
 [[ -n $source || -e .prepared ]] || echo "      before it: a download of 324 MB and two test sets"
 
-if [[ -e .prepared && -n $source && $(<.prepared) != "--source $source" ]]; then
-  fail 1 "the data in $out/data are of '$(<.prepared)', not of --source $source: choose another folder"
-fi
 if [[ -e .prepared ]]; then
   begin 2 data "is in $out/data, only checked"
   logged prepare_data.log "$python" "$ROOT/prepare_data.py" --check data

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Checks the whole project: formatters, linters, type checker and tests, about 15 minutes on two cores.
+# Checks the whole project: formatters, linters, type checker and tests, 15 to 30 minutes on two cores.
 #   bash scripts/run_tests.sh [arguments for pytest]
 #   bash scripts/run_tests.sh tests/test_metrics.py -k dice     part of the tests
 #

@@ -197,10 +197,8 @@ def _check_encoding(path, header):
 
 def _check_place(path, header, is_local):
     """Where the voxels begin, which MetaIO takes from HeaderSize where it is positive."""
-    skipped, is_compressed = (
-        int(header.get("HeaderSize", 0)),
-        _flag(header, "CompressedData", False),
-    )
+    skipped = int(header.get("HeaderSize", 0))
+    is_compressed = _flag(header, "CompressedData", False)
     if skipped < -1 or (skipped > 0 and is_local) or (skipped < 0 and is_compressed):
         expected = "none with ElementDataFile = LOCAL" if is_local else "0 or more bytes"
         raise DataError(f"{path}: HeaderSize = {skipped}, expected {expected}; repair its header")

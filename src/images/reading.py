@@ -153,10 +153,8 @@ def _unread_as_data_error(path):
     try:
         yield
     except OSError as error:
-        raise DataError(
-            f"{error.filename or path}: cannot be read ({reason_of(error)}); check its name and "
-            "permissions"
-        ) from None
+        file = error.filename or path
+        raise DataError(f"{file}: cannot be read ({reason_of(error)})") from None
 
 
 def _volume_index(path, size, components, channel):

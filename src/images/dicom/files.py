@@ -18,7 +18,7 @@ from ...utils.files import walk
 
 _quiet_lock = threading.Lock()  # `quiet` changes the warnings of the whole process
 DICOM_SUFFIXES = (".dcm", ".ima", ".dicom")
-P = TypeVar("P", bound=PurePath)
+AnyPath = TypeVar("AnyPath", bound=PurePath)
 # Attributes that identify an image without the preamble of part 10.
 IMAGE_TAGS = ["SOPClassUID", "SOPInstanceUID", "Rows", "Columns"]
 
@@ -147,7 +147,7 @@ def dicom_files(path: str | Path) -> list[Path]:
     return [path / name for name in _names_below(path) if is_dicom(path / name)]
 
 
-def damaged_files(files: Iterable[P], dicom: Iterable[P]) -> list[P]:
+def damaged_files(files: Iterable[AnyPath], dicom: Iterable[AnyPath]) -> list[AnyPath]:
     """Returns files that are named as DICOM but are not, in folders without any DICOM file.
 
     Those beside DICOM files are problems of their series, see `find_series`.

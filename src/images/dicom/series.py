@@ -114,13 +114,13 @@ def find_series(path: str | Path) -> list[Series]:
         suspects = _suspects(files, headers, others)
     groups: dict[tuple, list[Header]] = {}
     have_uid = any(header.values.get("uid") for header in headers)
+    keys = ("uid",) if have_uid else ("number", "description")
     for header in headers:
         if have_uid and header.values.get("uid") == "" and header.values["sop_class"] in MR_CLASSES:
             suspects[header.name] = (
                 f"no SeriesInstanceUID in its header, others have one{GET_AGAIN}"
             )
         elif header.values:
-            keys = ("uid",) if have_uid else ("number", "description")
             groups.setdefault(tuple(header.values[key] for key in keys), []).append(header)
         else:
             suspects[header.name] = header.problem

@@ -2,7 +2,6 @@
 
 import re
 
-from ...images.dicom import damaged_files
 from ...images.formats import MASK_SUFFIX, SUFFIXES, is_other_image, stem
 from ...utils.errors import DataError, list_few
 from ..names import outlines_lesions, relative_path
@@ -157,11 +156,4 @@ def _remark_on_the_rest(source, layout, pairs):
         layout.remarks.append(
             f"{len(unread)} image(s) of formats that are not read: {list_few(unread)}; convert "
             f"them to one of {', '.join(SUFFIXES)}"
-        )
-    dicom = [member.path for member in source.dicom]
-    damaged = [relative_path(path) for path in damaged_files(source.members, dicom)]
-    if damaged:
-        layout.remarks.append(
-            f"{len(damaged)} damaged or empty DICOM file(s) left out: {list_few(damaged)}; get "
-            "them again"
         )

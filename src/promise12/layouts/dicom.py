@@ -6,9 +6,10 @@ from pathlib import PurePosixPath
 
 import pydicom
 
+from ...images.dicom import damaged_files
 from ...images.formats import SUFFIXES
 from ...utils.errors import DataError, list_few
-from ..names import IMAGE_FOLDERS, set_of_path
+from ..names import IMAGE_FOLDERS, relative_path, set_of_path
 from ..sources import Dicom, Member, Source, Volume
 from .layout import Key, Layout, Options, group
 from .patient_folders import is_patient_mask, patient_key
@@ -41,6 +42,13 @@ def find_dicom_patients(source: Source, options: Options) -> Layout | None:
         layout.remarks.append(
             f"DICOM objects that are not images are not read: {list_few(objects)}; to use them as "
             f"masks, convert them to one of {', '.join(SUFFIXES)}"
+        )
+    dicom = [member.path for member in source.dicom]
+    damaged = [relative_path(path) for path in damaged_files(source.members, dicom)]
+    if damaged:
+        layout.remarks.append(
+            f"{len(damaged)} damaged or empty DICOM file(s) left out: {list_few(damaged)}; get "
+            "them again"
         )
     return layout
 
