@@ -16,7 +16,7 @@ import SimpleITK as sitk
 from easydict import EasyDict
 
 from . import evaluation
-from .config import override_config, preset_overrides, training_config, vnet_cfg
+from .config import override_config, preset_overrides, training_config, vnet_cfg, with_preset
 from .data_manager import channel_of
 from .ensemble import Ensemble, Member, find_members, origin_of
 from .images.reading import check_volume, mr_image, read_image
@@ -328,7 +328,7 @@ def train(
         _check_path(val_split, "val_split")
     if not isinstance(resume, bool | None):
         _check_path(resume, "resume", "True, False or the folder of a run")
-    texts = preset_overrides(preset, bool(resume)) + _override_texts(overrides)
+    texts = with_preset(preset, _override_texts(overrides), bool(resume))
     training_config(device_target, texts)  # wrong settings fail before the device starts
     with _computing:
         target = _start_device(device_target, device_id)

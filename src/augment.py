@@ -161,7 +161,7 @@ def apply(
 
 def _apply_spatial(params, volume, voxel_mm):
     """Intensity and mask of a case after the spatial ones of the transforms."""
-    intensity, mask, _ = volume
+    intensity, mask = volume.intensity, volume.mask
     spatial = {name: params[name] for name in SPATIAL if name in params}
     if not spatial:
         return intensity, mask

@@ -322,6 +322,25 @@ def preset_overrides(name: str | None, resumes: bool = False) -> list[str]:
     return [f"{key}={_as_text(value)}" for key, value in PRESETS[name].items()]
 
 
+def with_preset(name: str | None, overrides: list[str], resumes: bool = False) -> list[str]:
+    """Returns the overrides of a preset, then further ones; logs what these change of the preset.
+
+    Args:
+        name, resumes: see `preset_overrides`.
+        overrides: see `override_config`; those of a whole config.json leave nothing of the preset.
+
+    Raises:
+        UsageError: see `preset_overrides` and `override_config`.
+    """
+    preset = preset_overrides(name, resumes)
+    before, after = (override_config(vnet_cfg, texts) for texts in (preset, [*preset, *overrides]))
+    keys = PRESETS[name] if name and preset else ()
+    changed = [f"{key}={_as_text(after[key])}" for key in keys if after[key] != before[key]]
+    if changed:
+        log.info(f"--preset {name}: not as it is, but with {' '.join(changed)}")
+    return [*preset, *overrides]
+
+
 def file_overrides(path: str | Path | None) -> list[str]:
     """Returns the overrides in a YAML or JSON file, such as a run's `config.json`.
 

@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 LEFT_RIGHT_AXIS = 0  # of the network grid: flipping it swaps the patient's left and right
 FULL_WIDTH_SIGMAS = np.sqrt(8 * np.log(2))  # a Gaussian's full width at half maximum, in sigmas
 MIN_SHARE_ON_GRID = 0.95  # of the prostate's voxels; below it a line is logged
-PREPROCESSING = 7  # a version: raise it when the same image gives another network input
+PREPROCESSING = 8  # a version: raise it when the same image gives another network input
 
 
 @dataclass(frozen=True)
@@ -292,6 +292,7 @@ class TrainingVolume(NamedTuple):
     intensity: np.ndarray  # (X, Y, Z) float32 in 0..1
     mask: np.ndarray  # (X, Y, Z) bool
     plane: str  # `acquisition_plane` of the image, "" for None
+    digest: str = ""  # `content_digest` of the case
 
 
 def read_case(case: Case, config: EasyDict) -> tuple[sitk.Image, sitk.Image | None]:
@@ -311,6 +312,17 @@ def read_case(case: Case, config: EasyDict) -> tuple[sitk.Image, sitk.Image | No
     if case.mask_path is None:
         return image, None
     return image, read_mask(case.mask_path, image, case.image_path, config.labels)
+
+
+def content_digest(image: sitk.Image, mask: sitk.Image) -> str:
+    """Returns a hash of the voxels and the geometry of a case; compression does not change it."""
+    content = hashlib.sha256()
+    for part in (image, mask):
+        geometry = part.GetSize(), part.GetSpacing(), part.GetOrigin(), part.GetDirection()
+        values = np.concatenate(geometry, dtype=np.float32) + 0  # NIfTI has no more digits, and -0
+        content.update(values.tobytes())
+        content.update(sitk.GetArrayViewFromImage(part).tobytes())
+    return content.hexdigest()[:32]
 
 
 def channel_of(config: EasyDict) -> int | None:
@@ -366,6 +378,7 @@ def _training_volume(case, config):
         "intensity": intensity,
         "mask": mask_to_network_grid(mask, config),
         "plane": acquisition_plane(image) or "",
+        "digest": content_digest(image, mask),
     }
     if not sitk.GetArrayViewFromImage(mask).any():
         log.info(f"{case.mask_path}: empty mask, training on the case as one without a prostate")
@@ -377,7 +390,8 @@ def _training_volume(case, config):
 
 
 def _from_arrays(arrays):
-    return TrainingVolume(arrays["intensity"], arrays["mask"], str(arrays["plane"]))
+    plane, digest = str(arrays["plane"]), str(arrays["digest"])
+    return TrainingVolume(arrays["intensity"], arrays["mask"], plane, digest)
 
 
 def _check_gland_is_on_grid(case, mask, config):

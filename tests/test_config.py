@@ -31,6 +31,7 @@ from src.config import (
     save_config,
     training_config,
     vnet_cfg,
+    with_preset,
 )
 from src.images.orientation import PLANES
 from src.loss import LOSSES
@@ -234,6 +235,18 @@ def test_a_resumed_run_keeps_its_own_settings(capsys):
     assert "--preset accurate is ignored" in capsys.readouterr().out
     assert preset_overrides(None, resumes=True) == []
     assert capsys.readouterr().out == ""
+
+
+def test_what_is_left_of_a_preset_is_told(capsys):
+    overrides = ["epochs=7", f"VolSize={vnet_cfg.VolSize}", "task=a", "width=4"]
+    given = training_config("CPU", with_preset("compact", overrides))
+    assert given == training_config("CPU", [*preset_overrides("compact"), *overrides])
+    sides = ",".join(map(str, vnet_cfg.VolSize))
+    told = capsys.readouterr().out
+    assert told == f"--preset compact: not as it is, but with VolSize={sides} epochs=7\n"
+    for name, resumes in ((None, False), ("compact", True)):
+        assert with_preset(name, overrides, resumes) == overrides
+    assert "not as it is" not in capsys.readouterr().out
 
 
 def test_no_preset_and_an_unknown_one():

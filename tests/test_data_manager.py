@@ -11,6 +11,7 @@ from scipy import ndimage, stats
 from src import data_manager
 from src.data_manager import (
     Case,
+    content_digest,
     find_cases,
     image_to_network_grid,
     intensity_on_network_grid,
@@ -383,12 +384,45 @@ def assert_same(volumes, others):
 def test_training_volumes_come_in_the_order_of_the_cases(cases, small_config, workers):
     config = small_config(f"num_workers={workers}")
     volumes = load_training_volumes(cases, config)
-    for case, (intensity, mask, plane) in zip(cases, volumes, strict=True):
+    for case, (intensity, mask, plane, digest) in zip(cases, volumes, strict=True):
         image, reference = read_case(case, config)
+        assert digest == content_digest(image, reference)
         np.testing.assert_array_equal(z_score(intensity), image_to_network_grid(image, config))
         np.testing.assert_array_equal(mask, mask_to_network_grid(reference, config))
         assert intensity.min() >= 0 and 0.9 < intensity.max() <= 1 and mask.any()
         assert plane == "axial"
+
+
+def test_a_digest_tells_edits_from_other_files_of_the_same_content(tmp_path, make_image, oblique):
+    """An edited voxel, mask, voxel size, position or direction; not a compressed copy or NIfTI."""
+    random = np.random.default_rng(0)
+    image = make_image(random.random((6, 8, 7)).astype(np.float32), spacing_mm=(0.6125, 0.7, 3.3))
+    mask = make_image(
+        (random.random((6, 8, 7)) > 0.5).astype(np.uint8), spacing_mm=(0.6125, 0.7, 3.3)
+    )
+    digest = content_digest(image, mask)
+    for suffix in (".mha", ".nii.gz", ".nrrd"):
+        copies = [tmp_path / f"{name}{suffix}" for name in ("image", "mask")]
+        for volume, path in zip((image, mask), copies, strict=True):
+            sitk.WriteImage(volume, str(path), useCompression=True)
+        assert content_digest(*map(sitk.ReadImage, copies)) == digest
+
+    def edited(volume, edit):
+        copy = sitk.Image(volume)
+        edit(copy)
+        return copy
+
+    others = [
+        content_digest(edited(image, edit), mask)
+        for edit in (
+            lambda volume: volume.SetPixel(1, 2, 3, 2.0),
+            lambda volume: volume.SetSpacing((0.613, 0.7, 3.3)),
+            lambda volume: volume.SetOrigin((1, 0, 0)),
+            lambda volume: volume.SetDirection(oblique.ravel()),
+        )
+    ]
+    others.append(content_digest(image, edited(mask, lambda m: m.SetPixel(1, 2, 3, 7))))
+    assert len({digest, *others}) == 6
 
 
 def test_labels_and_channel_come_from_the_configuration(tmp_path, make_image, small_config):

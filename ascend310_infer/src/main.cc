@@ -33,6 +33,38 @@ std::filesystem::path output_of(const std::filesystem::path& volume, const Optio
   return options.output_path / (volume.stem().string() + "_0.bin");
 }
 
+// The description beside a model: that of NAME_lite.mindir may be NAME.json. Empty if there is
+// none.
+std::string description_of(const std::filesystem::path& model) {
+  std::string name = model.stem().string();
+  if (!std::filesystem::exists(model.parent_path() / (name + ".json")) && name.size() > 5 &&
+      name.compare(name.size() - 5, 5, "_lite") == 0)
+    name.resize(name.size() - 5);
+  return read_text(model.parent_path() / (name + ".json"));
+}
+
+// Copies the model's description into the folder of the results, so that postprocess.py can tell
+// them from those of another model. Throws DataError if results of another would stay among them.
+void record_model(const Options& options, const std::vector<std::filesystem::path>& volumes) {
+  const auto record = options.output_path / "model.json";
+  const std::string description = description_of(options.mindir_path);
+  const std::string earlier = read_text(record);
+  if (earlier == description) return;
+  if (!earlier.empty()) {
+    std::vector<std::filesystem::path> outputs;
+    for (const auto& volume : volumes) outputs.push_back(output_of(volume, options));
+    for (const auto& entry : std::filesystem::directory_iterator(options.output_path))
+      if (entry.path().extension() == ".bin" &&
+          std::find(outputs.begin(), outputs.end(), entry.path()) == outputs.end())
+        throw DataError(entry.path().string() + ": is of another model, as " + record.string() +
+                        " says: move the folder away, or choose another --output_path");
+  }
+  if (description.empty())
+    std::filesystem::remove(record);
+  else
+    write_file(record, description.data(), description.size());
+}
+
 void infer(const Options& options) {
   std::error_code ignored;  // if one of the folders does not exist
   if (std::filesystem::equivalent(options.dataset_path, options.output_path, ignored))
@@ -43,6 +75,7 @@ void infer(const Options& options) {
   const std::filesystem::path time_folder = "time_Result";
   make_folder(options.output_path);
   make_folder(time_folder);
+  record_model(options, volumes);
   const auto replaced = std::count_if(volumes.begin(), volumes.end(), [&](const auto& volume) {
     return std::filesystem::exists(output_of(volume, options));
   });

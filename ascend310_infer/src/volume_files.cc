@@ -61,6 +61,14 @@ void read_file(const fs::path& file, void* data, size_t size) {
     throw unreadable(file, last_error());
 }
 
+std::string read_text(const fs::path& file) {
+  std::error_code ignored;
+  if (!fs::is_regular_file(file, ignored)) return "";
+  std::string text(size_bytes(file), '\0');
+  read_file(file, text.data(), text.size());
+  return text;
+}
+
 void write_file(const fs::path& file, const void* data, size_t size) {
   const fs::path temporary = file.parent_path() / ("." + file.filename().string() + "." +
                                                    std::to_string(getpid()) + ".tmp");

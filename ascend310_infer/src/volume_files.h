@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <filesystem>
+#include <string>
 #include <vector>
 
 namespace vnet {
@@ -15,6 +16,9 @@ size_t size_bytes(const std::filesystem::path& file);
 
 // Reads the first `size` bytes. Throws DataError if there are fewer.
 void read_file(const std::filesystem::path& file, void* data, size_t size);
+
+// The content of a small text file. Empty if there is none; throws DataError if it cannot be read.
+std::string read_text(const std::filesystem::path& file);
 
 // Writes a file atomically. Throws DataError if it cannot be written.
 void write_file(const std::filesystem::path& file, const void* data, size_t size);

@@ -10,7 +10,7 @@ from ..config import (
     default_text,
     file_overrides,
     group_keys,
-    preset_overrides,
+    with_preset,
 )
 from ..report.texts import LANGUAGES
 
@@ -166,7 +166,7 @@ def overrides_of(args: Namespace) -> list[str]:
         args: of a parser with `add_config_arguments`.
     """
     arguments: dict[str, Any] = vars(args)
-    return [*preset_overrides(arguments.get("preset")), *own_overrides_of(args)]
+    return with_preset(arguments.get("preset"), own_overrides_of(args))
 
 
 def own_overrides_of(args: Namespace) -> list[str]:

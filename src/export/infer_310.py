@@ -6,6 +6,7 @@ gland lies far from the grid's centre: their volumes on a grid about the place X
 NAME_about_X_Y_Z, so that no result can be taken for that of another grid.
 """
 
+import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,14 +22,15 @@ from ..images.reading import read_image
 from ..predictor import Segmentation, network_inputs, segment_on_grids
 from ..promise12.splits import split_cases
 from ..utils import output_folder
-from ..utils.errors import DataError, UsageError, naming
+from ..utils.errors import DataError, UsageError, naming, reason_of
 from ..utils.files import write_files
-from .description import CONFIGURATION, config_of_model, ensemble_models
+from .description import CONFIGURATION, config_of_model, ensemble_models, read_description
 
 log = logging.getLogger(__name__)
 
 INPUT_FOLDER = "results/bin_data"  # folder and file names are the zoo's
 RECENTRED_FOLDER = f"{INPUT_FOLDER}_recentred"
+MODEL_RECORD = "model.json"  # the model's description, which the C++ program adds to its outputs
 
 
 class Attempt(NamedTuple):
@@ -131,7 +133,9 @@ def preprocess(
                 "the volumes to run it on again"
             )
         return
-    results = Results(result_folders, config, len(ensemble_models(model_path)))
+    models = ensemble_models(model_path)
+    check_model(result_folders, models)
+    results = Results(result_folders, config, len(models))
     pending = [attempt for attempt in map(results.next_attempt, cases) if attempt]
     if pending:
         write_attempts(pending, config, RECENTRED_FOLDER)
@@ -159,6 +163,7 @@ def postprocess(
     config = config_of_model(model_path, overrides)
     cases = split_cases(data_path, split, "val", config.fold)
     models = ensemble_models(model_path)
+    check_model(result_folders, models)
     is_ensemble = len(models) > 1
     origin = {"models": [str(path) for path in models]} if is_ensemble else {"model": model_path}
     return evaluate_outputs(cases, config, result_folders, origin, len(models), language)
@@ -197,6 +202,34 @@ def evaluate_outputs(
 
     metadata = {**metadata, "configuration": {key: config[key] for key in CONFIGURATION}}
     return evaluate_masks(segment, cases, config, metadata, language)
+
+
+def check_model(result_folders: Sequence[str | Path], models: Sequence[Path]) -> None:
+    """Raises a DataError if the C++ program's outputs are of another model, or that cannot be read.
+
+    Outputs without a record, of a model that had no description beside it, are not checked.
+
+    Args:
+        result_folders: see `Results`.
+        models: the exported models.
+    """
+    expected = {read_description(model)[1]["checkpoint_sha256"] for model in models}
+    for record in (Path(folder, MODEL_RECORD) for folder in result_folders):
+        if not record.is_file():
+            continue
+        try:
+            files = json.loads(record.read_text("utf-8"))["files"].values()
+            found = {file["checkpoint_sha256"] for file in files}
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise DataError(
+                f"{record}: cannot be read ({reason_of(error)}), expected the description of the "
+                f"model; run the C++ program on {INPUT_FOLDER} again"
+            ) from None
+        if not found & expected:
+            raise DataError(
+                f"{record}: these results are not of {' or '.join(map(str, models))}, which is of "
+                f"another checkpoint; run the C++ program on {INPUT_FOLDER} again"
+            )
 
 
 class Results:

@@ -16,15 +16,18 @@ from ..utils.process import core_count
 from .build import BuildError, library_path
 from .protocol import OPERATORS, VERSION, ConvSpec, LossSpec, NetworkSpec
 
+MOST_THREADS = 1024  # what a system starts at once
+
 
 def thread_count() -> int:
     """The number of threads to use.
 
-    OMP_NUM_THREADS if set, else the cores of this process, at most MindSpore's runtime threads.
+    OMP_NUM_THREADS if set, at most `MOST_THREADS`; else the cores of this process, at most
+    MindSpore's runtime threads.
     """
     setting = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
     if setting.isdigit() and int(setting) > 0:
-        return int(setting)
+        return min(int(setting), MOST_THREADS)
     return min(core_count(), ms.get_context("runtime_num_threads"))
 
 

@@ -16,6 +16,8 @@ class Progress:
     device_num: int = 1
     val_case_ids: list[str] = field(default_factory=list)  # those that best_dice is of
     fixed: dict[str, Any] = field(default_factory=dict)  # keys of FIXED_BY_RUN, for a resume
+    # Case ID -> `content_digest`, of the training cases and the first rank's validation cases.
+    digests: dict[str, str] = field(default_factory=dict)
 
     def has_stalled(self, patience: int) -> bool:
         """Whether the last `patience` validations brought no better Dice; 0: never."""

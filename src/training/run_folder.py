@@ -35,7 +35,7 @@ from ..devices.ranks import Ranks
 from ..images.formats import stem
 from ..promise12.splits import read_split, split_file
 from ..run_record import HISTORY
-from ..utils.errors import DataError, UsageError, reason_of
+from ..utils.errors import DataError, UsageError, list_few, reason_of
 from ..utils.files import Lock
 from .progress import Progress
 
@@ -238,8 +238,8 @@ def restore_run(
 
     Raises:
         UsageError: all epochs are trained, or the run was stopped early.
-        DataError: other training or validation cases, another number of devices, or a checkpoint
-            that does not match.
+        DataError: other training or validation cases, one of them edited, another number of
+            devices, or a checkpoint that does not match.
     """
     progress = initial_progress
     if checkpoint.can_resume(run_folder / "ckpt"):
@@ -247,6 +247,7 @@ def restore_run(
         check_can_continue(run_folder, config, progress, initial_progress)
         progress.val_case_ids = initial_progress.val_case_ids or progress.val_case_ids
         progress.fixed = initial_progress.fixed
+        progress.digests |= initial_progress.digests
         if progress.epoch and not (run_folder / HISTORY).is_file():
             log.info(f"note: {run_folder / HISTORY} is gone; a new one begins with this resume")
         log.info(f"resuming {run_folder} after epoch {progress.epoch}")
@@ -270,6 +271,12 @@ def check_can_continue(
         raise DataError(
             f"{run_folder}: was started with other training cases ({differing[0]} differs); "
             "resume with the same split"
+        )
+    changed = _changed_cases(progress, initial_progress)
+    if changed:
+        raise DataError(
+            f"{run_folder}: was started with another image or mask of {list_few(changed)}; restore "
+            "the files, or start a new run"
         )
     for key, value in progress.fixed.items():
         if initial_progress.fixed.get(key, value) != value:
@@ -299,6 +306,12 @@ def check_can_continue(
             f"{progress.validations_since_best} validations without a better Dice than "
             f"{progress.best_dice:.4f}; to go on, --set early_stop=N above that, or 0"
         )
+
+
+def _changed_cases(progress: Progress, other: Progress) -> list[str]:
+    """The cases whose images or masks differ, of those that both know."""
+    both = progress.digests.keys() & other.digests.keys()
+    return sorted(name for name in both if progress.digests[name] != other.digests[name])
 
 
 @contextmanager
@@ -341,6 +354,12 @@ def open_run(
             raise DataError(
                 f"rank {ranks.rank} was given other cases than rank 0; give every host the same "
                 "splits and data"
+            )
+        changed = _changed_cases(progress, initial_progress)
+        if changed:
+            raise DataError(
+                f"rank {ranks.rank} was given another image or mask of {list_few(changed)} than "
+                "rank 0; give every host the same data"
             )
         ranks.copy_from_first(cells.training_cell.get_parameters())
         if cells.average is not None:

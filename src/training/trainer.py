@@ -233,11 +233,14 @@ def train(
     )
     cells = create_cells(network, config, device_target, rates)
 
+    case_ids = [case.case_id for case in cases]
+    digests = dict(zip(case_ids, (volume.digest for volume in volumes), strict=True))
     initial_progress = Progress(
-        case_ids=[case.case_id for case in cases],
+        case_ids=case_ids,
         device_num=ranks.count,
         val_case_ids=[case.case_id for case in val_cases],
         fixed={key: config[key] for key in FIXED_BY_RUN},
+        digests={**validation.digests, **digests},
     )
     with open_run(run_folder, config, cells, initial_progress, ranks) as (folder, progress):
         if folder is not None:

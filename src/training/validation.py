@@ -8,7 +8,7 @@ import SimpleITK as sitk
 from easydict import EasyDict
 from mindspore import nn
 
-from ..data_manager import Case, read_case, worker_count, xyz
+from ..data_manager import Case, content_digest, read_case, worker_count, xyz
 from ..devices.ranks import Ranks
 from ..metrics import dice
 from ..predictor import network_inputs, segment_inputs
@@ -24,6 +24,7 @@ class PreparedCase(NamedTuple):
     inputs: list[np.ndarray]  # `network_inputs` of the image
     reference: sitk.Image  # uint8, 0 and 1, with the image's geometry
     image: sitk.Image | None  # float32, of a case to draw
+    digest: str  # `content_digest` of the case
 
     @property
     def nbytes(self) -> int:
@@ -49,7 +50,8 @@ def prepare_case(case: Case, config: EasyDict, is_drawn: bool = False) -> Prepar
         raise ValueError(f"case {case.case_id} without a mask, expected one for validation")
     with naming(case.image_path):
         inputs = network_inputs(image, config)
-    return PreparedCase(case, inputs, reference, image if is_drawn else None)
+    digest = content_digest(image, reference)
+    return PreparedCase(case, inputs, reference, image if is_drawn else None, digest)
 
 
 class ValidationSet:
@@ -67,6 +69,7 @@ class ValidationSet:
 
     Attributes:
         overlays: the drawn cases with the masks of the last validation.
+        digests: case ID -> `content_digest`, of this rank's cases.
 
     Raises:
         DataError: a case cannot be read.
@@ -86,11 +89,13 @@ class ValidationSet:
         self.case_count = len(cases)
         self.share: list[Case | PreparedCase] = []
         self.overlays: list[OverlayCase] = []
+        self.digests: dict[str, str] = {}
         own = ranks.share(cases)
         self.drawn_ids = {case.case_id for case in own[:drawn]}
         with ThreadPoolExecutor(worker_count(config)) as pool:
             prepared_cases = pool.map(self._prepare, own)
             for case, prepared in zip(own, prepared_cases, strict=True):
+                self.digests[case.case_id] = prepared.digest
                 budget_bytes -= prepared.nbytes
                 self.share.append(prepared if budget_bytes >= 0 else case)
 

@@ -304,6 +304,35 @@ def test_other_folders_and_an_earlier_result(infer, model, weights, volumes, tmp
     assert not (tmp_path / "result_Files").exists()
 
 
+@pytest.mark.parametrize("name", ["vnet", "vnet_lite"])
+def test_the_results_tell_of_which_model_they_are(infer, weights, volumes, tmp_path, name):
+    """Results of another model never stay among new ones."""
+    model, outputs = tmp_path / f"{name}.vnet", tmp_path / "result_Files"
+    shutil.copy(weights, model)
+    arguments = "--mindir_path", model, "--device_type=CPU"
+    record = outputs / "model.json"
+    assert infer(*arguments).returncode == 0
+    assert not record.exists()
+
+    description = tmp_path / "vnet.json"  # shared by both models
+    for text in ("a description", "another, of the same cases"):
+        description.write_text(text)
+        assert infer(*arguments).returncode == 0
+        assert record.read_text() == text
+
+    old = outputs / "Case99_0.bin"
+    old.write_text("of a case of an earlier run")
+    assert infer(*arguments).returncode == 0
+    for text in ("of a third model", None):
+        description.write_text(text) if text else description.unlink()
+        before = {path: path.read_bytes() for path in outputs.iterdir()}
+        fails(infer(*arguments), 1, f"{Path('result_Files', old.name)}: is of another model")
+        assert {path: path.read_bytes() for path in outputs.iterdir()} == before
+    old.unlink()
+    assert infer(*arguments).returncode == 0
+    assert not record.exists()
+
+
 def test_help(infer):
     result = infer("--help")
     assert (result.returncode, result.stderr) == (0, "")

@@ -17,9 +17,12 @@ from src.evaluation import evaluate
 from src.export.description import describe
 from src.export.infer_310 import (
     INPUT_FOLDER,
+    MODEL_RECORD,
     RECENTRED_FOLDER,
     Results,
     evaluate_outputs,
+    postprocess,
+    preprocess,
     write_inputs,
 )
 from src.images.orientation import to_patient_order
@@ -548,3 +551,42 @@ def test_too_few_or_too_many_results_are_refused(names, models, tmp_path, cases,
     folders = [f"{tmp_path}/{name}" for name in names]
     with pytest.raises(UsageError, match=rf"--result_path .*/a.*: expected {models} different"):
         evaluate_outputs(cases, config(), folders, {}, models)
+
+
+# Results of another model ------------------------------------------------------------------------
+
+
+def exported(folder, name, checkpoint, config):
+    """A stand-in of an exported model, with its description; returns its path."""
+    model = folder / f"{name}.mindir"
+    model.write_bytes(name.encode())
+    hashes = {"sha256": hash_file(model), "checkpoint_sha256": checkpoint}
+    description = describe(config, 1, {model.name: {"format": "MINDIR", **hashes}})
+    model.with_suffix(".json").write_text(json.dumps(description))
+    return model
+
+
+def test_results_of_another_model_are_refused(tmp_path, data, cases, config):
+    """The C++ program copies the model's description into the folder of its results."""
+    settings, split = config(), tmp_path / "val.csv"
+    split.write_text("".join(f"{case.image_path.name}\n" for case in cases))
+    ours, other = (exported(tmp_path, name, name, settings) for name in ("ours", "other"))
+    write_inputs(cases, settings, tmp_path / "bin")
+    stand_in_program(tmp_path / "bin", tmp_path / "outputs")
+    arguments = data, split, ours, [tmp_path / "outputs"], [f"dirPredictionImage={tmp_path}/out"]
+    without_record = postprocess(*arguments)
+
+    record = tmp_path / "outputs" / MODEL_RECORD
+    shutil.copy(ours.with_suffix(".json"), record)
+    assert postprocess(*arguments) == without_record
+
+    shutil.copy(other.with_suffix(".json"), record)
+    for command in (
+        lambda: postprocess(*arguments),
+        lambda: preprocess(data, split, ours, [], [tmp_path / "outputs"]),
+    ):
+        with pytest.raises(DataError, match=rf"{record}: these results are not of {ours}, .*again"):
+            command()
+    record.write_text("[]")
+    with pytest.raises(DataError, match=rf"{record}: cannot be read .*the description of the"):
+        postprocess(*arguments)

@@ -316,7 +316,8 @@ def test_processes_agree_and_follow_omp_num_threads():
 
 
 @pytest.mark.parametrize(
-    ("named", "count"), [("3", 3), ("4,2", 4), ("1", 1), ("0", 2), ("", 2), ("many", 2), (None, 2)]
+    ("named", "count"),
+    [("3", 3), ("4,2", 4), ("1", 1), ("100000", 1024), ("0", 2), ("", 2), ("many", 2), (None, 2)],
 )
 def test_thread_count(monkeypatch, named, count):
     monkeypatch.setattr(operators.os, "sched_getaffinity", lambda process: {0, 5})

@@ -114,7 +114,8 @@ def test_a_run_is_locked_while_it_is_open(small_config):
 # A run of seven epochs of the cases a and b on one device ---------------------------------------
 
 FIXED = {"batch_size": 2, "threshold": 0.5}
-DONE = Progress(7, 70, 0.5, 2, ["a", "b"], val_case_ids=["v"], fixed=FIXED)
+DIGESTS = {"a": "0", "b": "1", "v": "2"}
+DONE = Progress(7, 70, 0.5, 2, ["a", "b"], val_case_ids=["v"], fixed=FIXED, digests=DIGESTS)
 
 
 @pytest.fixture
@@ -162,6 +163,8 @@ def test_a_run_without_a_checkpoint_starts_from_its_beginning(run, capsys):
             DataError,
             ["batch_size=4, but", "=2; restore"],
         ),
+        ([], {"digests": {**DIGESTS, "b": "3"}}, DataError, ["image or mask of b;", "restore"]),
+        ([], {"digests": {"v": "3"}}, DataError, ["image or mask of v;"]),
         ([], {"val_case_ids": ["v", "w"]}, DataError, ["other validation cases (w differs)"]),
         (["epochs=7"], {}, UsageError, ["all 7 epochs are trained", "--set epochs=N"]),
         (["early_stop=2"], {}, UsageError, ["epoch 7", "0.5000", "--set early_stop=N"]),
@@ -208,6 +211,20 @@ def test_ranks_with_other_cases_than_the_first_are_told(small_config):
             open_run(None, small_config(), dense_cells(), initial_progress, second),
         ):
             pass
+
+
+def test_ranks_with_other_files_than_the_first_are_told(small_config):
+    """Of its validation cases each rank has read only its share."""
+    of_first = Progress(case_ids=["a", "b"], digests={"a": "0", "b": "1", "v": "2"})
+    first = json.dumps([vars(of_first), ["v", "w"]])
+    second = SimpleNamespace(rank=1, count=2, is_first=False, text_from_first=lambda text: first)
+    digests = {"a": "0", "b": "3", "w": "4"}
+    initial_progress = Progress(case_ids=["a", "b"], val_case_ids=["v", "w"], digests=digests)
+    with (
+        pytest.raises(DataError, match="rank 1 was given another image or mask of b than rank 0"),
+        open_run(None, small_config(), dense_cells(), initial_progress, second),
+    ):
+        pass
 
 
 # --continue --------------------------------------------------------------------------------------

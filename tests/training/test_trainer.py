@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -232,6 +233,21 @@ def test_a_resumed_run_has_the_same_losses_as_an_uninterrupted_one(data, whole_r
     other.write_text("Case00.mhd\nCase06.mhd\n")
     with pytest.raises(DataError, match=r"other training cases \(Case01 differs\)"):
         train(longer, "CPU", data, other, run_folder=run_folder)
+
+
+@pytest.mark.parametrize("name", ["Case01", "Case05"])  # of the training, of the validation
+def test_a_run_whose_masks_were_edited_does_not_go_on(data, tmp_path, name):
+    copy = shutil.copytree(data, tmp_path / "copy")
+    folder = run(copy, small("epochs=1"), val=True)
+    longer, _ = configure_run(str(folder), "CPU", ["epochs=2"])
+    mask = copy / "gt" / f"{name}_segmentation.raw"
+    voxels = mask.read_bytes()
+    mask.write_bytes(voxels.replace(b"\1", b"\0", 1))
+    message = rf"{folder}: was started with another image or mask of {name}; restore"
+    with pytest.raises(DataError, match=message):
+        run(copy, longer, val=True, run_folder=folder)
+    mask.write_bytes(voxels)
+    run(copy, longer, val=True, run_folder=folder)
 
 
 GRID = (32, 32, 16)  # batch norm over the two voxels that the others' 16^3 ends in would be a sign
