@@ -31,6 +31,7 @@ check_arguments() {
   remember_command "$@"
   if [[ ${1:-} == -h || ${1:-} == --help ]]; then
     echo "$usage"
+    print_help
     exit 0
   fi
   if (($# < ${#names[@]})); then

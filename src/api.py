@@ -116,8 +116,8 @@ def load(
     """Loads a trained network, or several whose probabilities are averaged.
 
     Args:
-        path: a checkpoint, the folder of a run, a released folder, or the folder of a
-            cross-validation; or a list of these.
+        path: a checkpoint; the folder of a run or of a cross-validation; a release, its zip or the
+            https address of that; or a list of these.
         device_target: "Ascend", "GPU" or "CPU"; "auto" takes the first of these that is available.
             The first call fixes the device of the process.
         device_id: number of the card.
@@ -194,8 +194,8 @@ def evaluate(
         model: from `load`; or a path or several, see `load`.
         data_path: folder with `img/` and `gt/`.
         split: file with the names of the cases, or a folder with such files.
-        output_path: gets NAME_test.mhd of each case, metrics.csv, metrics.json, overlays.png and
-            report.html; by default `dirPredictionImage` of the configuration.
+        output_path: gets NAME_test.mhd of each case, metrics.csv, metrics.json, summary.json,
+            overlays.png and report.html; by default `dirPredictionImage` of the configuration.
         device_target, device_id, overrides: see `load`; only with a path.
         painter: draws the pictures; None: this process does.
         language: of the report, one of `src.report.texts.LANGUAGES`.
@@ -402,7 +402,7 @@ def estimate_training(
         device_target, device_id: see `load`.
         preset: see `train`.
         overrides: `--set` texts.
-        continues: whether the newest run of the task is continued, if there is one.
+        continues: whether the newest run of the task and fold is continued, if there is one.
 
     Raises:
         DataError, UsageError: see `train`.

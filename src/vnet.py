@@ -119,11 +119,11 @@ class InstanceNorm3d(nn.Cell):
     MindSpore's own `InstanceNorm3d` exists on GPU only.
     """
 
-    def __init__(self, channels: int, epsilon: float = 1e-5) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
         self.gamma = Parameter(ops.ones((channels,), mstype.float32))
         self.beta = Parameter(ops.zeros((channels,), mstype.float32))
-        self.eps = epsilon
+        self.eps = 1e-5
 
     def construct(self, x: Tensor) -> Tensor:
         voxels = (2, 3, 4)  # not one flattened axis, see DiceLoss

@@ -29,7 +29,7 @@ def main():
         "--continue",
         action="store_true",
         dest="go_on",
-        help="estimate the epochs that are left of the newest run of the task",
+        help="estimate the epochs that are left of the newest run of the task and fold",
     )
     add_config_arguments(parser, "labels", "channel", has_preset=True)
     args = parser.parse_args()

@@ -20,7 +20,7 @@ COMMANDS = {
     "cross_validate": "train and evaluate a V-Net for each fold of the cases",
     "eval": "evaluate a checkpoint on cases with reference masks",
     "predict": "segment images without reference masks",
-    "export": "export a checkpoint as MINDIR, ONNX or AIR",
+    "export": "export a checkpoint as MINDIR, ONNX, VNET or AIR",
     "release": "pack a checkpoint for others",
     "preprocess": "write the input volumes of the C++ program",
     "postprocess": "evaluate the output of the C++ program",
@@ -58,7 +58,7 @@ def _run_command(command: str, prog: str, arguments: Sequence[str]) -> None:
 
 def vnet_parser() -> argparse.ArgumentParser:
     """Returns the argument parser of `vnet`, which does not parse the command's own arguments."""
-    summaries = "\n".join(f"  {name:<12} {summary}" for name, summary in COMMANDS.items())
+    summaries = "\n".join(f"  {name:<14} {summary}" for name, summary in COMMANDS.items())
     parser = new_parser(
         f"V-Net for prostate MR volumes on MindSpore.\n\ncommands:\n{summaries}\n\n"
         "`vnet COMMAND --help` describes a command.",

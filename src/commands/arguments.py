@@ -45,8 +45,8 @@ def add_checkpoint_argument(parser: Any, flag: str, purpose: str, required: bool
         nargs="+",
         action="extend",
         metavar="PATH",
-        help=f"checkpoint to {purpose}, or the folder of a run, of a release or of a "
-        "cross-validation; several are averaged",
+        help=f"checkpoint to {purpose}; or the folder of a run or of a cross-validation; or a "
+        "release, its zip or the https address of that; several are averaged",
     )
 
 
@@ -90,6 +90,7 @@ def add_model_arguments(parser: ArgumentParser) -> None:
         metavar="FILE",
         help="exported model; the .json beside it describes its inputs (default: ./vnet.mindir)",
     )
+    add_language_argument(parser)
     add_config_arguments(parser, "labels", "channel")
 
 

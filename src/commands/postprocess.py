@@ -10,7 +10,6 @@ results/prediction (key dirPredictionImage).
 from argparse import ArgumentParser, Namespace
 
 from .arguments import (
-    add_language_argument,
     add_model_arguments,
     add_result_argument,
     overrides_of,
@@ -20,7 +19,6 @@ from .arguments import (
 def add_arguments(parser: ArgumentParser) -> None:
     """Adds the arguments of the command."""
     add_result_argument(parser, required=True)
-    add_language_argument(parser)
     add_model_arguments(parser)
 
 

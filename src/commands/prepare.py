@@ -40,7 +40,12 @@ def add_arguments(parser: ArgumentParser) -> None:
     task.add_argument(
         "--source", type=Path, nargs="+", metavar="PATH", help="zip files or folders of the data"
     )
-    task.add_argument("--check", type=Path, metavar="DATA_PATH", help="check only, write nothing")
+    task.add_argument(
+        "--check",
+        type=Path,
+        metavar="DATA_PATH",
+        help="check only, write nothing; DATA_PATH has img/ and gt/, or the folders of all sets",
+    )
     task.add_argument(
         "--export_nnunet",
         type=Path,

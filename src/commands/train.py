@@ -3,7 +3,7 @@ r"""Trains a V-Net.
     python train.py --data_path data --train_split_file_path split/train.csv \
         --val_split_file_path split/val.csv --set epochs=100 --set batch_size=2
     python train.py ... --preset accurate        this project's settings, not the model zoo's
-    python train.py ... --preset compact         the same for a smaller network
+    python train.py ... --preset compact         the same on a coarser grid, twice as fast
     python train.py ... --config settings.yaml   settings from a file
     python train.py ... --resume                 continue the newest run
     python train.py ... --resume RUN_FOLDER      continue this run
@@ -62,7 +62,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         nargs="?",
         const=True,
         metavar="RUN_FOLDER",
-        help="continue a run, the newest one if none is named",
+        help="continue a run, the newest one of the task if none is named",
     )
     resume.add_argument(
         "--continue",

@@ -17,7 +17,11 @@ OUTPUT_TYPES = {"image": "", "dicom_seg": ".dcm", "seg_nrrd": ".seg.nrrd"}
 MASK_SUFFIX = "_segmentation"
 # Names of masks in other data sets.
 MASK_ENDING = re.compile(r"[ ._-](segmentation|seg|labels?|masks?)$", re.IGNORECASE)
-MASK_FOLDER = re.compile(r"(labels?|masks?)(tr|ts|val)?|gt|segmentations?", re.IGNORECASE)
+MASK_FOLDER = re.compile(
+    r"(labels?|masks?|segs?|segmentations?|gt|ground_?truth|annotations?|delineations?|rois?"
+    r"|contours?)([_-]?(tr|ts|va|train|test|val))?",
+    re.IGNORECASE,
+)
 
 
 def suffix_of(path: str | PurePath) -> str | None:

@@ -6,7 +6,7 @@ The rules look at words: a name is split at blanks, dots, `_` and `-`, and case 
 import re
 from pathlib import PurePath
 
-from ..images.formats import stem
+from ..images.formats import MASK_FOLDER, stem
 
 # Set -> first word of the challenge's archives and folders, old and new.
 SETS = {"LiveTestData": "live", "TestData": "test", "TrainData": "train"}
@@ -28,11 +28,6 @@ OTHER_CONTRASTS = _set(
 )
 # May follow the case's name beside a mask word.
 FILLERS = GLAND_WORDS | T2_WORDS | _set("manual auto final ax axial tra tse")
-MASK_FOLDER = re.compile(
-    r"(labels?|masks?|segs?|segmentations?|gt|ground_?truth|annotations?|delineations?|rois?"
-    r"|contours?)([_-]?(tr|ts|va|train|test|val))?",
-    re.IGNORECASE,
-)
 IMAGE_FOLDERS = re.compile(
     r"ima?ge?s?(tr|ts)?|(live)?(train|test)(ing)?([_-]?(data|set))?", re.IGNORECASE
 )

@@ -20,7 +20,7 @@ from ..images.reading import (
 from ..utils.errors import DataError
 from .copying import Conversion, File, write_all
 from .layouts import Layout, Options, Pair, detect_layout
-from .sources import Dicom, Member, Source, Volume, data_file
+from .sources import Dicom, Member, Source, Volume, data_file_name
 
 log = logging.getLogger(__name__)
 
@@ -197,6 +197,6 @@ def _copies(volume: Volume, target: PurePosixPath):
         entry = f"ElementDataFile = {voxels_name}".encode()
         return re.sub(rb"(?m)^[ \t]*ElementDataFile[ \t]*=.*", lambda _: entry, header.read())
 
-    is_as_named = data_file(header.start()) == voxels_name
+    is_as_named = data_file_name(header.start()) == voxels_name
     yield renamed, header if is_as_named else Member(header.path, with_new_name)
     yield renamed.with_name(voxels_name), voxels

@@ -159,7 +159,7 @@ class Source:
         return [Volume(member, self._voxels(member)) for member in headers]
 
     def _voxels(self, header):
-        name = data_file(header.start()) if suffix_of(header.path) in META_SUFFIXES else None
+        name = data_file_name(header.start()) if suffix_of(header.path) in META_SUFFIXES else None
         if name is None or ".." in PurePosixPath(name).parts:
             return None
         return self.members.get(header.path.parent / name)  # below it, or absolute and not found
@@ -191,7 +191,7 @@ def _is_dicom(member):
     return is_dicom(member.file) if member.file else holds_dicom(io.BytesIO(member.read()))
 
 
-def data_file(header: bytes) -> str | None:
+def data_file_name(header: bytes) -> str | None:
     """Returns ElementDataFile of a MetaImage header; None if the voxels are in the same file."""
     name = read_meta_header(io.BytesIO(header))[0].get("ElementDataFile", "LOCAL")
     return None if name.upper() == "LOCAL" else name

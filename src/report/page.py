@@ -132,7 +132,7 @@ def render_page(
     """Renders the report as HTML; for the arguments see `write_report`."""
     is_evaluation = "dice" in rows[0]
     text = Texts(language)
-    cases = _report_cases(worst_first(rows), text)
+    cases = _table_rows(worst_first(rows), text)
     style, script = ((FOLDER / name).read_text("utf-8") for name in ("page.css", "page.js"))
     changed, defaults = _split_configuration(metadata.get("configuration", {}))
     has_surfaces = any(drawn.surfaces for drawn in pictures.values())
@@ -275,7 +275,7 @@ def _failures(row: dict, text: Texts) -> list[str]:
     return [text.finding(*found) for found in zip(codes, row["findings_text"], strict=True)]
 
 
-def _report_cases(rows: list[dict], text: Texts) -> list[ReportCase]:
+def _table_rows(rows: list[dict], text: Texts) -> list[ReportCase]:
     """The cases in the order of the rows."""
     pictured = report_cases(rows)
     return [

@@ -42,14 +42,17 @@ def test_model_arguments():
         "data_path": "./promise",
         "split_file_path": "./split/val.csv",
         "mindir_path": "./vnet.mindir",
+        "language": "en",
         "config": None,
         "overrides": [],
     }
     words = "--data_path d --split_file_path s.csv --mindir_path m.mindir --set fold=2 --channel 1"
+    words += " --language zh"
     assert vars(parse(words, add_model_arguments)) == {
         "data_path": "d",
         "split_file_path": "s.csv",
         "mindir_path": "m.mindir",
+        "language": "zh",
         "config": None,
         "overrides": ["fold=2", "channel=1"],
     }

@@ -39,6 +39,7 @@ def test_stem_and_suffix(path, name, suffix):
         ("Case03-label.nrrd", True),
         ("Case03 Mask.nii.gz", True),
         ("labelsTr/Case03.nii.gz", True),
+        ("annotations/Case03.nii.gz", True),
         ("Case03.segment.nrrd", False),
         ("masked.nii", False),
     ],

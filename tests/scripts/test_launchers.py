@@ -532,4 +532,6 @@ def test_a_folder_that_cannot_be_made(caller):
 def test_help(caller, script):
     process = caller.run(script, "--help")
     assert process.returncode == 0
-    assert process.stdout_text.startswith(f"usage: bash scripts/{script} ")
+    usage, _, description = process.stdout_text.partition("\n")
+    assert usage.startswith(f"usage: bash scripts/{script} ")
+    assert f"bash scripts/{script} " in description and "#" not in description

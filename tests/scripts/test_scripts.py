@@ -451,7 +451,9 @@ def test_bad_environment(caller, variables, complaint):
 def test_help(caller, script):
     process = caller.run(script, "--help")
     assert process.returncode == 0
-    assert process.stdout_text == f"usage: bash scripts/{script} {USAGE[script]}\n"
+    usage, _, description = process.stdout_text.partition("\n")
+    assert usage == f"usage: bash scripts/{script} {USAGE[script]}"
+    assert f"bash scripts/{script} " in description and "#" not in description
     assert not caller.record.exists()
 
 
