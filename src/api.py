@@ -18,7 +18,7 @@ from easydict import EasyDict
 from . import evaluation
 from .config import override_config, preset_overrides, training_config, vnet_cfg, with_preset
 from .data_manager import channel_of
-from .ensemble import Ensemble, Member, find_members, origin_of
+from .ensemble import Ensemble, Member, find_members, origin_of_members
 from .images.reading import check_volume, mr_image, read_image
 from .mask_folders import masks_for, reference_cases
 from .predictor import LazyNetwork, segment
@@ -46,12 +46,14 @@ class Model:
         config: configuration of its training, of several networks that of the first, with the
             overrides of `load`; see docs/configuration.md.
         checkpoints: the files that the weights come from, one per network.
+        origin: these files with their SHA-256, see `src.ensemble.origin_of`.
         device_target: "Ascend", "GPU" or "CPU".
     """
 
     network: "nn.Cell | Ensemble"
     config: EasyDict
     checkpoints: tuple[Path, ...]
+    origin: dict[str, Any]
     device_target: str
 
     @property
@@ -158,7 +160,8 @@ def _load(members: Sequence[Member], device_target: str, device_id: int) -> Mode
         target = _start_device(device_target, device_id)
         network = evaluation.load_members(members, target)
     checkpoints = tuple(member.checkpoint for member in members)
-    return Model(network, members[0].config, checkpoints, target)
+    origin = origin_of_members(members)
+    return Model(network, members[0].config, checkpoints, origin, target)
 
 
 def lazy_network(members: Sequence[Member], device_target: str, device_id: int) -> LazyNetwork:
@@ -213,17 +216,16 @@ def evaluate(
     if isinstance(model, Model):
         if overrides:
             raise UsageError(f"overrides={overrides!r}: the model is loaded; give them to load")
-        checkpoints, config, network = model.checkpoints, EasyDict(model.config), model.network
+        origin, config, network = model.origin, EasyDict(model.config), model.network
     else:
         if not isinstance(model, list | tuple):
             _check_path(model, "model", "a Model of load, or a path")
         members = find_model(model, overrides)
-        checkpoints, config = tuple(member.checkpoint for member in members), members[0].config
+        origin, config = origin_of_members(members), members[0].config
         network = lazy_network(members, device_target, device_id)
     config.dirPredictionImage = str(output_path or config.dirPredictionImage)
     cases = split_cases(data_path, split, "val", config.fold)  # before the device starts
     with _computing:
-        origin = origin_of(checkpoints)
         rows = evaluation.evaluate(network, cases, config, origin, painter, language)
     return _metrics_table(rows)
 

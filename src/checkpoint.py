@@ -256,7 +256,8 @@ def load_weights(network: nn.Cell, path: str | Path) -> None:
     """Loads a checkpoint into a network; names and shapes must match exactly.
 
     Raises:
-        DataError: the file is missing or truncated, or of another variant, width or program.
+        DataError: the file is missing or truncated, of another variant, width or program, or has
+            NaN or infinity.
     """
     found = _read(path)
     if PROGRESS in found:
@@ -276,7 +277,13 @@ def load_weights(network: nn.Cell, path: str | Path) -> None:
     if wrong is not None:
         raise DataError(f"{path}: {_mismatch(wrong, expected, found, config_path_of(path))}")
     for name, parameter in expected.items():
-        parameter.set_data(ms.Tensor(found[name].asnumpy(), parameter.dtype))
+        values = found[name].asnumpy()
+        if not np.isfinite(values).all():
+            raise DataError(
+                f"{path}: {name} has NaN or infinity: damaged, or its training diverged; take "
+                "another checkpoint"
+            )
+        parameter.set_data(ms.Tensor(values, parameter.dtype))
 
 
 def _mismatch(name, expected, found, config_path):

@@ -1,6 +1,6 @@
 """Several trained networks as one: the mean of their probabilities on the network grid."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -26,6 +26,7 @@ class Member(NamedTuple):
 
     checkpoint: Path
     config: EasyDict
+    sha256: str  # of the checkpoint when it was found
 
 
 def find_members(
@@ -43,13 +44,14 @@ def find_members(
         UsageError: see `config_of_checkpoint`; or no path.
     """
     members = tuple(
-        Member(path, config_of_checkpoint(path, overrides)) for path in find_checkpoints(paths)
+        Member(path, config_of_checkpoint(path, overrides), _hash(path))
+        for path in find_checkpoints(paths)
     )
     if not members:
         raise UsageError("no checkpoint is named, expected at least one")
     check_agreement(members)
     if len(members) > 1:
-        _check_distinct([member.checkpoint for member in members])
+        _check_distinct(members)
     return members
 
 
@@ -68,31 +70,50 @@ def check_agreement(members: Sequence[Member]) -> None:
                 )
 
 
-def _check_distinct(checkpoints: list[Path]) -> None:
+def _check_distinct(members: Sequence[Member]) -> None:
     """Raises a DataError if two checkpoints have the same content, which would count twice."""
     paths: dict[str, Path] = {}
-    for path in checkpoints:
-        first = paths.setdefault(hash_file(path), path)
+    for path, _, sha256 in members:
+        first = paths.setdefault(sha256, path)
         if first is not path:
             twice = "named twice" if first == path else f"the same network as {first}"
             raise DataError(f"{path}: {twice}, which would count double; name each network once")
 
 
-def origin_of(checkpoints: Sequence[Path]) -> dict[str, str | dict[str, str]]:
+def origin_of(hashes: Mapping[Path, str]) -> dict[str, str | dict[str, str]]:
     """Returns what results say about the networks that they are of, for JSON.
 
     A path alone would not do: a training that goes on replaces its best.ckpt.
 
+    Args:
+        hashes: checkpoint -> its SHA-256.
+
     Returns:
         "checkpoint" with its path, and "checkpoint_sha256"; of several "checkpoints", a dict of
         paths and SHA-256.
-
-    Raises:
-        DataError: a file cannot be read.
     """
-    if len(checkpoints) == 1:
-        return {"checkpoint": str(checkpoints[0]), "checkpoint_sha256": _hash(checkpoints[0])}
-    return {"checkpoints": {str(path): _hash(path) for path in checkpoints}}
+    named = {str(path): sha256 for path, sha256 in hashes.items()}
+    if len(named) > 1:
+        return {"checkpoints": named}
+    [(checkpoint, sha256)] = named.items()
+    return {"checkpoint": checkpoint, "checkpoint_sha256": sha256}
+
+
+def origin_of_members(members: Sequence[Member]) -> dict[str, str | dict[str, str]]:
+    """`origin_of` of networks that were found."""
+    return origin_of({member.checkpoint: member.sha256 for member in members})
+
+
+def check_unchanged(checkpoint: Path, sha256: str) -> None:
+    """Raises a DataError if a checkpoint has been replaced since its hash was taken.
+
+    To be called once it is loaded: its weights are then those of the hash.
+    """
+    if _hash(checkpoint) != sha256:
+        raise DataError(
+            f"{checkpoint}: replaced while it was read, perhaps by a training that goes on; start "
+            "again"
+        )
 
 
 def _hash(checkpoint):

@@ -10,7 +10,7 @@ import SimpleITK as sitk
 from easydict import EasyDict
 
 from .data_manager import Case, read_case
-from .ensemble import Ensemble, Member, Run
+from .ensemble import Ensemble, Member, Run, check_unchanged
 from .images.grid import grid_difference
 from .images.orientation import reorder_like
 from .images.reading import read_mask, read_volume
@@ -83,21 +83,26 @@ def load_members(members: Sequence[Member], device_target: str) -> "nn.Cell | En
         The network of the only member, as `load_network` makes it; or the `Ensemble` of several.
 
     Raises:
-        DataError, UsageError: see `load_network`.
+        DataError: a checkpoint was replaced meanwhile, or see `load_network`.
+        UsageError: see `load_network`.
     """
     from .checkpoint import load_weights
     from .vnet import create_vnet
 
     if len(members) == 1:
-        return load_network(*members[0], device_target)
+        checkpoint, config, sha256 = members[0]
+        network = load_network(checkpoint, config, device_target)
+        check_unchanged(checkpoint, sha256)
+        return network
     cells: dict[tuple[str, int], nn.Cell] = {}
     runs = []
-    for path, config in members:
+    for path, config, sha256 in members:
         architecture = config.variant, config.width
         if architecture not in cells:
             cells[architecture] = load_network(path, config, device_target)
         network = create_vnet(config)
         load_weights(network, path)
+        check_unchanged(path, sha256)
         values = {parameter.name: parameter for parameter in network.get_parameters()}
         cell = cells[architecture]
         weights = [(parameter, values[parameter.name]) for parameter in cell.get_parameters()]
@@ -282,10 +287,10 @@ def _evaluate(
             path = (masks or {}).get(read.case.case_id, folder / _mask_name(read.case))
             summary.add(str(read.case.mask_path), path, read.reference, mask)
         with output_folder.register(folder, files):
+            write_metrics(rows, unfinished, metadata)
+            summary.write(unfinished)
+            write_pictures(unfinished, rows, album, metadata)
             move_volumes(unfinished, folder)
-            write_metrics(rows, folder, metadata)
-            summary.write(folder)
-            write_pictures(folder, rows, album, metadata)
     for line in zoo_lines(rows):
         log.info(line)
     log.info(f"predictions and metrics, shown in {folder / REPORT}")

@@ -69,8 +69,8 @@ def found_studies(images: dict[str, Path | DataError], inputs: Iterable[str | Pa
 def _case_name(path: Path, item: Path) -> str:
     if path.is_dir() and path != item:  # a study in a folder of several
         return printable("_".join(path.relative_to(item).parts))
-    if path.is_dir():
-        return printable(path.resolve().name)  # "." has no name of its own
+    if path.is_dir():  # "." and ".." have no name of their own
+        return printable(path.name if path.name not in ("", "..") else path.resolve().name)
     return printable(path.stem if path.suffix.lower() in SINGLE_FILE_SUFFIXES else stem(path))
 
 
@@ -78,6 +78,8 @@ def _images_of(item: Path, series: str) -> list[Path]:
     """The images of one input; for a DICOM folder the folder itself, or those of its studies."""
     if item.is_dir():
         return _images_in(item, series)
+    if item in _results_in(item.parent):
+        raise DataError(f"{item}: a result of this program, expected an image to segment")
     if is_named_as_mask(item):
         log.info(f"{item}: a mask by its name; segmented because it was given as input")
     elif is_other_contrast(item) and suffix_of(item):
@@ -99,7 +101,7 @@ def _images_in(folder: Path, series: str) -> list[Path]:
     scans = [path for path in volumes if path not in masks]
     others = [path for path in scans if is_other_contrast(path)]
     images = [path for path in scans if path not in others]
-    dicom = dicom_files(folder)
+    dicom = sorted(set(files).intersection(dicom_files(folder)))
     if dicom and scans:
         raise DataError(
             f"{folder}: holds images ({scans[0]}) and DICOM files ({dicom[0]}); give the ones that "

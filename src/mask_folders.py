@@ -80,8 +80,14 @@ def masks_for(cases: Iterable[Case], folder: str | Path) -> dict[str, Path]:
             )
     for name in list(masks.keys() - wanted.keys()):
         of_image = name.removesuffix(FIRST_CHANNEL)
-        if of_image in wanted:
-            masks.setdefault(of_image, masks.pop(name))
+        if of_image not in wanted:
+            continue
+        if of_image in masks:
+            raise DataError(
+                f"{folder}: {masks[of_image].name} and {masks[name].name} would both be the mask "
+                f"of {of_image}; move one of them away"
+            )
+        masks[of_image] = masks.pop(name)
     extra = sorted(masks.keys() - wanted.keys())
     left_out = f"without a reference: {list_few((masks[n].name for n in extra), 5)}"
     missing = [case.case_id for name, case in wanted.items() if name not in masks]

@@ -122,7 +122,7 @@ def predict(
     }
     files = volume_files(file for names in outputs.values() for file in names.values())
     output_folder.check(folder, [*files, *PREDICTION_FILES])
-    network_id = _network_id(metadata)
+    network_id = metadata["network_id"] = _network_id(metadata)
     perhaps_done = set(images) if skip_existing else set()
     reader = _Reader(config, series, network_id, perhaps_done, "dicom_seg" in types)
     with Ahead(reader.prepare, images.items()) as prepared:
@@ -139,7 +139,7 @@ def predict(
         ):
             if alone and not skip_existing:
                 output_folder.announce(folder, files)
-            earlier = table.start(alone, keep=skip_existing)
+            earlier = table.start(alone, images, keep=skip_existing)
             reader.perhaps_done.intersection_update(earlier)
             rows, kept_count = [], 0
             outdated: set[str] = set()
@@ -319,9 +319,14 @@ class _Segmenter(NamedTuple):
         row = self._empty_row(name, source)
         try:
             image, row["fingerprint"], volumes, dicom = prepared.result()
+            if dicom is not None:
+                row["study_sha256"] = _study_hash(dicom)
             if earlier is not None and self._is_done(earlier, row, image, outputs):
                 place = {key: row[key] for key in ("image", "series", "channel")}
-                return {**earlier, **place}, True
+                problem = self._edited(earlier, outputs)
+                if problem and is_only:
+                    raise DataError(problem)
+                return {**earlier, **place, "problem": problem}, True
             assert isinstance(source, Path)  # otherwise `prepare` has raised it
             if volumes is None:
                 with naming(source):
@@ -337,6 +342,7 @@ class _Segmenter(NamedTuple):
         row |= {
             "mask": next(iter(outputs.values())),
             "outputs": outputs,
+            "mask_sha256": _mask_hash(mask),
             **_rounded(measure_gland(mask, probability)),
             **finding_fields(findings),
         }
@@ -352,6 +358,7 @@ class _Segmenter(NamedTuple):
             "channel": channel_of(self.config),
             "mask": None,
             "outputs": {},
+            **dict.fromkeys(("mask_sha256", "study_sha256")),
             **dict.fromkeys(MEASURES),
             **finding_fields({}),
             "problem": None,
@@ -364,6 +371,8 @@ class _Segmenter(NamedTuple):
         """Whether an earlier prediction wrote the same results, and they are still there."""
         if earlier["fingerprint"] != row["fingerprint"]:
             return False
+        if row["study_sha256"] not in (None, earlier["study_sha256"]):
+            return False
         files = volume_files(outputs.values())
         try:
             if output_folder.check(self.folder, files) != files:
@@ -373,6 +382,25 @@ class _Segmenter(NamedTuple):
         except DataError:
             return False
         return True
+
+    def _edited(self, earlier: dict, outputs: dict[str, str]) -> str | None:
+        """What is wrong with earlier masks whose voxels are not those that were predicted."""
+        for kind, name in outputs.items():
+            path = self.folder / name
+            if kind != "probability" and _mask_hash(_read_mask(path)) != earlier["mask_sha256"]:
+                return f"{path}: edited since its prediction, so it stays; move it elsewhere"
+        return None
+
+
+def _study_hash(dicom: "Source") -> str:
+    """Hash of what a DICOM segmentation says about patient, study and images."""
+    return hashlib.sha256(repr(dicom.identity()).encode()).hexdigest()
+
+
+def _mask_hash(mask: sitk.Image) -> str:
+    """Hash of a mask's voxels, the same for all output types."""
+    foreground = sitk.GetArrayViewFromImage(mask) > 0
+    return hashlib.sha256(np.packbits(foreground).tobytes()).hexdigest()
 
 
 def _rounded(measures: dict[str, float | None]) -> dict[str, float | None]:

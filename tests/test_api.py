@@ -22,6 +22,7 @@ from src.export.release import release
 from src.fast_conv3d.build import cache_folder
 from src.images.reading import read_volume
 from src.utils.errors import DataError, UsageError
+from src.utils.files import hash_file
 from src.vnet import create_vnet
 from tests.dicom_study import write_series
 from tests.helpers import ROOT, tree
@@ -210,7 +211,7 @@ def test_a_checkpoint_a_run_and_a_release_are_loaded(run_folder, model, images, 
     checkpoint = run_folder / "ckpt" / "best.ckpt"
     assert (model.checkpoint, model.device_target) == (checkpoint, "CPU")
     expected = voxels(model.segment(images["int16"]))
-    release([Member(checkpoint, model.config)], tmp_path / "released")
+    release([Member(checkpoint, model.config, hash_file(checkpoint))], tmp_path / "released")
     for path in (checkpoint, str(run_folder), run_folder / "ckpt", tmp_path / "released"):
         other = vnet_mindspore.load(path, "CPU")
         assert other.config.VolSize == [32, 32, 16]

@@ -355,6 +355,18 @@ def test_other_programs_files_are_refused(tmp_path):
     np.testing.assert_array_equal(network.in_tr.conv.weight.asnumpy(), before)
 
 
+@pytest.mark.parametrize("name", ["in_tr.conv.weight", "in_tr.bn.bn2d.moving_mean"])
+def test_weights_that_are_not_finite_are_refused(tmp_path, name):
+    network = VNet(width=2, **VARIANTS["zoo"])
+    parameters = {parameter.name: parameter for parameter in network.get_parameters()}
+    values = parameters[name].asnumpy().copy()
+    values.flat[-1] = np.nan
+    parameters[name].set_data(ms.Tensor(values))
+    checkpoint.save_weights(network, tmp_path / "nan.ckpt")
+    with pytest.raises(DataError, match=f"{name} has NaN or infinity"):
+        checkpoint.load_weights(VNet(width=2, **VARIANTS["zoo"]), tmp_path / "nan.ckpt")
+
+
 def test_the_optimizers_state_is_not_taken_for_weights(tmp_path):
     save(tmp_path, 1)
     with pytest.raises(DataError, match=r"state of an optimizer, not weights; use last\.ckpt"):

@@ -13,13 +13,15 @@ import src.api as api
 from src.checkpoint import save_weights
 from src.checkpoint_file import find_checkpoints, write_ensemble
 from src.config import save_config
-from src.ensemble import OUTPUT_KEYS, Ensemble, Run, find_members, origin_of
-from src.evaluation import load_members, load_network
+from src.ensemble import OUTPUT_KEYS, Ensemble, Run, find_members
+from src.evaluation import load_members
 from src.export.description import config_of_model, ensemble_models, read_description
+from src.export.exporter import export_checkpoints
 from src.export.weight_file import run_weights
 from src.images.reading import read_image
 from src.predictor import segment
 from src.utils.errors import DataError, UsageError
+from src.utils.files import hash_file
 from src.vnet import create_vnet
 from tests.helpers import run_program
 from tests.networks import seed_weights
@@ -56,7 +58,7 @@ def copies(runs, tmp_path):
 @pytest.fixture(scope="module")
 def networks(runs):
     """The networks of the runs by themselves."""
-    return [load_network(*find_members(run, [])[0], "CPU") for run in runs]
+    return [load_members(find_members(run, []), "CPU") for run in runs]
 
 
 def volume():
@@ -81,6 +83,25 @@ def test_one_network_is_no_ensemble(runs):
     assert isinstance(found, ms.nn.Cell) and not found.training
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_checkpoint_that_a_training_replaces_meanwhile_is_refused(runs, copies, count):
+    """Its hash in the results would not be that of the weights that made them."""
+    members = find_members(copies[:count], [])
+    shutil.copy(runs[1 if count == 1 else 0] / "ckpt" / "best.ckpt", members[-1].checkpoint)
+    with pytest.raises(DataError, match=f"{members[-1].checkpoint}: replaced while it was read"):
+        load_members(members, "CPU")
+
+
+def test_results_tell_of_the_weights_that_were_loaded(runs, copies, data, tmp_path):
+    model = api.load(copies[0], "CPU")
+    digest = hash_file(model.checkpoint)
+    shutil.copy(runs[1] / "ckpt" / "best.ckpt", model.checkpoint)
+    (tmp_path / "val.csv").write_text("Case0.mhd\n")
+    api.evaluate(model, data, tmp_path / "val.csv", tmp_path / "results")
+    origin = json.loads((tmp_path / "results" / "metrics.json").read_text())
+    assert origin["checkpoint_sha256"] == digest != hash_file(model.checkpoint)
+
+
 def test_masks_and_probabilities_of_an_image(runs, networks, data, tmp_path, small_config):
     """predict.py and the Python interface, with flip averaging, against single predictions."""
     path = data / "img" / "Case1.nii.gz"
@@ -100,7 +121,7 @@ def test_masks_and_probabilities_of_an_image(runs, networks, data, tmp_path, sma
         written = sitk.ReadImage(str(tmp_path / "masks" / f"Case1_{kind}.nii.gz"))
         np.testing.assert_array_equal(*map(sitk.GetArrayFromImage, (written, image)))
     table = json.loads((tmp_path / "masks" / "volumes.json").read_text())
-    assert table["checkpoints"] == origin_of(model.checkpoints)["checkpoints"]
+    assert table["checkpoints"] == model.origin["checkpoints"]
 
 
 def test_an_evaluation_names_all_networks(runs, data, tmp_path):
@@ -201,6 +222,13 @@ def test_each_network_becomes_a_model_whose_description_names_all(runs, networks
     outputs = [run_weights(model, volume().asnumpy()) for model in models]
     for output, network in zip(outputs, networks[:2], strict=True):
         np.testing.assert_allclose(output, network(volume()).asnumpy(), atol=1e-4)
+
+
+def test_a_foreign_file_stops_an_export_before_the_first_model(runs, tmp_path):
+    (tmp_path / "gland_1.json").write_text("mine")
+    with pytest.raises(DataError, match=r"gland_1\.json: there already, and not written by this"):
+        export_checkpoints(runs[:2], [], "VNET", str(tmp_path / "gland"), device_target="CPU")
+    assert [path.name for path in tmp_path.iterdir()] == ["gland_1.json"]
 
 
 def test_models_of_different_ensembles_are_not_averaged(exported, tmp_path):

@@ -1,5 +1,7 @@
 """Which images a command line means."""
 
+import shutil
+
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -128,13 +130,30 @@ def test_our_own_results_are_no_images(tmp_path, write_case):
     claim(image.parent, [mask.name])
     write_volume(sitk.ReadImage(str(image)), mask)
     assert list(find_images([image.parent])) == ["Case0"]
+    with pytest.raises(DataError, match=f"{mask}: a result of this program, expected an image"):
+        find_images([mask])
 
 
-def test_a_link_is_called_by_its_own_name(tmp_path, data):
+def test_segmentations_beside_studies_are_no_study(tmp_path):
+    """Results in a folder of the same tree must not keep it from being divided."""
+    for name in ("P1", "P2"):
+        write_study(tmp_path / "root" / name, patient=name)
+    studies = find_images([tmp_path / "root"])
+    result = tmp_path / "root" / "out" / "P1" / "P1_test.dcm"
+    with register(tmp_path / "root" / "out", ["P1/P1_test.dcm"]):
+        result.parent.mkdir(parents=True)
+        shutil.copy(next((tmp_path / "root" / "P1").rglob("IM*")), result)
+    assert find_images([tmp_path / "root"]) == studies and list(studies) == ["P1", "P2"]
+
+
+def test_a_link__is_called_by_its_own_name(tmp_path, data):
     """Data stores keep files under their checksum and link to them."""
     link = tmp_path / "patient.nrrd"
     link.symlink_to(data / "img" / "Case2.nrrd")
     assert list(find_images([link])) == ["patient"]
+    study = write_study(tmp_path / "JOHN_DOE")
+    (tmp_path / "anon01").symlink_to(study)
+    assert list(find_images([tmp_path / "anon01"])) == ["anon01"]
 
 
 def test_folders_that_are_links_are_entered(tmp_path):

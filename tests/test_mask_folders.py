@@ -71,6 +71,10 @@ def test_predictions_of_nnunets_images(tmp_path):
         "b": "b_test.nii.gz",
         "b_0000": "b_0000_test.nii.gz",
     }
+    touch(tmp_path / "masks", "a.nii.gz")
+    with pytest.raises(DataError, match="a.nii.gz and a_0000_test.nii.gz would both be the mask"):
+        masks_for(reference_cases(tmp_path / "gt"), tmp_path / "masks")
+    (tmp_path / "masks" / "a.nii.gz").unlink()
     (tmp_path / "masks" / "b_test.nii.gz").unlink()
     with pytest.raises(DataError, match="no mask of b;"):
         masks_for(reference_cases(tmp_path / "gt"), tmp_path / "masks")

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from unittest import mock
 import mindspore as ms
 import numpy as np
 import pandas as pd
+import pydicom
 import pytest
 import SimpleITK as sitk
 
@@ -25,6 +27,7 @@ from src.prediction import predict
 from src.predictor import LazyNetwork
 from src.report.tables import VolumesTable
 from src.utils.errors import DataError, UsageError
+from src.utils.files import hash_file
 from src.utils.output_folder import MANIFEST, acquire, list_outputs
 from tests.dicom_study import write_series, write_study
 from tests.helpers import ROOT, names_in, run_program, strict_json, touch, tree, wait_until
@@ -727,7 +730,7 @@ def test_only_what_would_come_out_the_same_is_kept(
     checkpoint.write_bytes(b"weights")
     path = data / "img" / "Case0.mhd"
     both = {"Case0": path, "Case1": data / "img" / "Case1.nii.gz"}
-    predict(bright, both, config, origin_of([checkpoint]))
+    predict(bright, both, config, origin_of({checkpoint: hash_file(checkpoint)}))
     image = sitk.ReadImage(str(path))
     if change == "image":
         image[0, 0, 0] = 5
@@ -746,12 +749,68 @@ def test_only_what_would_come_out_the_same_is_kept(
         mask.write_bytes(mask.read_bytes()[:-3])
     sitk.WriteImage(image, str(path))
     network, asked = counting()
-    about = origin_of([checkpoint])
+    about = origin_of({checkpoint: hash_file(checkpoint)})
+    if change in ("settings", "recentre", "PREPROCESSING", "POSTPROCESSING", "checkpoint"):
+        before = tree(results)
+        with pytest.raises(DataError, match=r"Case1 is of another network or of other settings"):
+            predict(network, {"Case0": path}, config, about, skip_existing=True)
+        assert not asked and tree(results) == before
+        predict(network, both, config, about, skip_existing=True)
+        assert len(asked) == 2
+        return
     further = {"save_probability": change == "probability", "skip_existing": True}
     predict(network, {"Case0": path}, config, about, **further)
     assert len(asked) == (change != "nothing")
     assert set(rows_of(results)) == set(both)  # the folder's other masks keep their rows
     assert read_array(results / "Case0_test.mhd").any()
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_an_edited_mask_stays_and_is_told(data, results, config):
+    """Its volume in the lists would not be its own, and a new mask would be in its place."""
+    path = data / "img" / "Case1.nii.gz"
+    both = {"Case0": data / "img" / "Case0.mhd", "Case1": path}
+    predict(bright, both, config, {})
+    mask = results / "Case1_test.nii.gz"
+    volume = sitk.ReadImage(str(mask))
+    volume[1, 1, 1] = 1
+    sitk.WriteImage(volume, str(mask))
+    edited = mask.read_bytes()
+    for images in (both, {"Case1": path}, both):
+        network, asked = counting()
+        words = "1 of 2 images" if len(images) > 1 else f"{mask}: edited since its prediction"
+        with pytest.raises(DataError, match=words):
+            predict(network, images, config, {}, skip_existing=True)
+        assert not asked and mask.read_bytes() == edited
+    assert rows_of(results)["Case1"]["problem"].startswith(f"{mask}: edited since")
+    mask.rename(results / "mine.nii.gz")
+    predict(network, both, config, {}, skip_existing=True)
+    assert len(asked) == 1 and rows_of(results)["Case1"]["problem"] == ""
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_segmentation_of_a_study_that_was_anonymised_is_made_again(tmp_path, config, results):
+    pytest.importorskip("highdicom")
+    study = write_study(tmp_path / "study")
+    images, wanted = find_images([study]), {"output_types": ["dicom_seg"]}
+    predict(bright, images, config, {}, **wanted)
+    for path in study.rglob("IM*"):
+        header = pydicom.dcmread(path)
+        header.PatientID = "anonymous"
+        header.save_as(path)
+    predict(bright, images, config, {}, skip_existing=True, **wanted)
+    assert pydicom.dcmread(results / "study_test.dcm").PatientID == "anonymous"
+
+
+def test_a_name_that_is_too_long_is_this_images_problem(data, config, results):
+    long = data / "img" / f"{'n' * 245}.nii.gz"
+    shutil.copy(data / "img" / "Case1.nii.gz", long)
+    images = {"Case0": data / "img" / "Case0.mhd", long.name[:245]: long}
+    with pytest.raises(DataError, match="1 of 2 images could not be segmented"):
+        predict(bright, images, config, {})
+    rows = rows_of(results)
+    assert "a name of 257 bytes, expected at most 250" in rows["n" * 245]["problem"]
+    assert read_array(results / rows["Case0"]["mask"]).any()
 
 
 @pytest.mark.usefixtures("undrawn")

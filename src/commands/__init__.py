@@ -52,7 +52,12 @@ def command_parser(command: str, prog: str) -> argparse.ArgumentParser:
 
 
 def _run_command(command: str, prog: str, arguments: Sequence[str]) -> None:
-    args = command_parser(command, prog).parse_args(arguments)
+    parser = command_parser(command, prog)
+    args = parser.parse_args(arguments)
+    for name, value in vars(args).items():  # such as an unset variable of a shell
+        empty = "" in value if isinstance(value, list) else value == ""
+        if empty and parser.get_default(name) != "":
+            raise UsageError(f"--{name}: an empty value; name something or leave it out")
     import_module(f".{command}", __name__).execute(args)
 
 

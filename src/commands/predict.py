@@ -77,7 +77,7 @@ def execute(args: Namespace) -> None:
     with Painter(0 if args.no_report else PROCESSES) as painter:
         with no_garbage_collection():
             from ..api import find_model, lazy_network
-            from ..ensemble import origin_of
+            from ..ensemble import origin_of_members
             from ..input_images import find_images, found_studies
             from ..prediction import predict
 
@@ -89,7 +89,7 @@ def execute(args: Namespace) -> None:
             lazy_network(members, args.device_target, args.dev_id),
             images,
             config,
-            origin_of([member.checkpoint for member in members]),
+            origin_of_members(members),
             save_probability=args.save_probability,
             series=args.series,
             skip_existing=args.skip_existing,

@@ -19,7 +19,7 @@ from mindspore import nn
 
 from ..checkpoint import load_weights
 from ..devices.device import choose_device, start_device
-from ..ensemble import find_members
+from ..ensemble import Member, check_unchanged, find_members
 from ..evaluation import load_network
 from ..fast_conv3d import operators
 from ..fast_conv3d.build import BuildError
@@ -60,20 +60,19 @@ def member_names(file_name: str, count: int) -> list[str]:
     return [f"{name}_{number}" for number in range(count)] if count > 1 else [file_name]
 
 
-def ensemble_of(names: Sequence[str], checkpoints: Sequence[Path]) -> dict[str, str]:
+def ensemble_of(names: Sequence[str], members: Sequence[Member]) -> dict[str, str]:
     """Returns what descriptions say about an ensemble; nothing for a single network.
 
     Args:
         names: of `member_names`.
-        checkpoints: of the same networks.
+        members: the same networks.
 
     Returns:
         {name of a model, without its ending: SHA-256 of its checkpoint}.
     """
     if len(names) == 1:
         return {}
-    pairs = zip(names, checkpoints, strict=True)
-    return {Path(name).name: hash_file(checkpoint) for name, checkpoint in pairs}
+    return {Path(name).name: sha256 for name, (_, _, sha256) in zip(names, members, strict=True)}
 
 
 def export_checkpoints(
@@ -108,10 +107,13 @@ def export_checkpoints(
     plan(file_name)  # wrong options are told before the checkpoints are read
     members = find_members(paths, overrides)
     names = member_names(file_name, len(members))
-    ensemble = ensemble_of(names, [member.checkpoint for member in members])
+    ensemble = ensemble_of(names, members)
+    plans = [plan(name) for name in names]
+    for exports in plans:
+        output_folder.check(exports[0].path.parent, [path.name for path in _files_of(exports)])
     start_device(comparison_device(target), device_id)
-    for (checkpoint, config), name in zip(members, names, strict=True):
-        export_model(checkpoint, config, target, plan(name), batch_size, device_id, ensemble)
+    for (checkpoint, config, _), exports in zip(members, plans, strict=True):
+        export_model(checkpoint, config, target, exports, batch_size, device_id, ensemble)
 
 
 def comparison_device(target: str) -> str:
@@ -252,9 +254,9 @@ def export_model(
     # The reference uses MindSpore's convolutions in float32, as the exported model does.
     plain = EasyDict({**config, "fast_conv3d": "off", "precision": "float32"})
     device = comparison_device(device_target)
+    sha256 = hash_file(checkpoint_path)
     reference = load_network(checkpoint_path, plain, device)
-    paths = [path for export in exports for path in (export.path, description_path(export.path))]
-    paths = list(dict.fromkeys(paths))  # formats of a model share a description
+    paths = _files_of(exports)
     names = [path.name for path in paths]
     output_folder.check(folder, names)
     log.info(
@@ -266,7 +268,7 @@ def export_model(
     expected = reference(ms.Tensor(volume)).asnumpy()
     checkpoint = {
         "checkpoint": Path(checkpoint_path).name,
-        "checkpoint_sha256": hash_file(checkpoint_path),
+        "checkpoint_sha256": sha256,
     }
     with _scratch_folder(folder) as scratch:
         for export in exports:
@@ -294,9 +296,16 @@ def export_model(
             earlier = written if written.exists() else description_path(export.path)
             description = merge_description(description, earlier)
             written.write_text(f"{json.dumps(description, indent=2)}\n")
+        check_unchanged(Path(checkpoint_path), sha256)
         output_folder.claim(folder, names)
         for path in paths:
             (scratch / path.name).replace(path)
+
+
+def _files_of(exports):
+    """The models and their descriptions, which formats of a model share."""
+    paths = [path for export in exports for path in (export.path, description_path(export.path))]
+    return list(dict.fromkeys(paths))
 
 
 def _checkable(exports):

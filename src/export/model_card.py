@@ -31,7 +31,6 @@ from ..report.texts import Texts
 from ..run_record import read_history, read_record
 from ..utils.command_line import RESEARCH_ONLY
 from ..utils.errors import DataError, reason_of
-from ..utils.files import hash_file
 
 README, METADATA = "README.md", "metadata.json"
 SCHEMA = 1
@@ -62,6 +61,7 @@ class Packed(NamedTuple):
 
     checkpoint: Path  # to pack
     config: EasyDict
+    sha256: str  # of the checkpoint
     name: str  # of the packed file, relative to the release
     parameters: int
 
@@ -140,7 +140,7 @@ def _network(network: Packed, record: dict[str, Any]) -> dict[str, Any]:
     return {
         "file": network.name,
         "sha256": "",  # of a file that is not written yet
-        "packed_from_sha256": hash_file(network.checkpoint),
+        "packed_from_sha256": network.sha256,
         "variant": network.config.variant,
         "width": network.config.width,
         "parameters": network.parameters,
@@ -200,7 +200,10 @@ def _metrics(
     try:
         content = json.loads(Path(path).read_text("utf-8"))
         folds = len(content.get("folds", ()))
-        summary = {m.key: content["summary"][m.key] for m in METRICS}
+        summary = {
+            m.key: {name: float(content["summary"][m.key][name]) for name in STATISTICS}
+            for m in METRICS
+        }
         configuration = content["configuration"]
         evaluated = content.get("checkpoints")
         if evaluated is None:
@@ -215,7 +218,7 @@ def _metrics(
             f"{path}: not the metrics.json of an evaluation of checkpoints ({reason_of(error)}); "
             "run eval.py again"
         ) from None
-    packed = [hash_file(network.checkpoint) for network in networks]
+    packed = [network.sha256 for network in networks]
     if sorted(digests) != sorted(packed):
         raise DataError(
             f"{path}: of other weights ({', '.join(evaluated)} as it was then) than "

@@ -19,7 +19,7 @@ from mindspore import nn
 from ..checkpoint import load_weights, save_weights
 from ..checkpoint_file import CHECKSUMS, ENSEMBLE, RELEASED, write_ensemble
 from ..config import CONFIG_NAME, MACHINE_KEYS, config_path_of, save_config, vnet_cfg
-from ..ensemble import Member, check_agreement
+from ..ensemble import Member, check_agreement, check_unchanged
 from ..utils import output_folder
 from ..utils.errors import DataError
 from ..utils.files import hash_file, replace_file, write_files
@@ -67,17 +67,19 @@ def release(
             names that this program did not write.
     """
     folder = Path(folder)
-    _check(members)
+    _check(members, folder)
     if zipped:
         _check_zip(_zip_path(folder))
     names = _network_names(len(members))
-    networks = [create_vnet(config) for _, config in members]
+    networks = [create_vnet(member.config) for member in members]
     packed = []
-    for name, network, (checkpoint, config) in zip(names, networks, members, strict=True):
-        load_weights(network, checkpoint)
+    for name, network, member in zip(names, networks, members, strict=True):
+        load_weights(network, member.checkpoint)
+        check_unchanged(member.checkpoint, member.sha256)
         count = sum(parameter.size for parameter in network.get_parameters())
-        packed.append(Packed(checkpoint, config, name, count))
+        packed.append(Packed(*member, name, count))
     metadata = describe_release(packed, statement, metrics_path)  # may find fault with something
+    before = sum(member.checkpoint.stat().st_size for member in members) / 1e6
 
     _claim(folder, names)
     files = []
@@ -93,7 +95,6 @@ def release(
     write_files({folder / name: content.encode() for name, content in card.items()})
     files.append(folder / METADATA)
     files.append(_write_checksums(folder, [*files, folder / README]))
-    before = sum(checkpoint.stat().st_size for checkpoint, _ in members) / 1e6
     after = sum((folder / name).stat().st_size for name in names) / 1e6
     log.info(f"{folder}: {', '.join(names)} ({after:.1f} MB, was {before:.1f}), card in {README}")
     if zipped:
@@ -132,9 +133,14 @@ def _write_network(network: nn.Cell, entry: Packed, folder: Path) -> list[Path]:
     return files if path.parent == folder else [*files, _write_checksums(path.parent, files)]
 
 
-def _check(members: Sequence[Member]) -> None:
-    """Raises a DataError for checkpoints that cannot be released, or not together."""
-    for checkpoint, _ in members:
+def _check(members: Sequence[Member], folder: Path) -> None:
+    """Raises a DataError for checkpoints that cannot be released, or not together, or not there."""
+    for checkpoint, _, _ in members:
+        if folder.resolve() in checkpoint.resolve().parents:
+            raise DataError(
+                f"{checkpoint}: in the folder {folder} itself, whose files the release replaces; "
+                "choose another folder"
+            )
         if config_path_of(checkpoint) is None:
             raise DataError(
                 f"{checkpoint}: no {CONFIG_NAME} found, which stores its variant and grid; "
@@ -153,7 +159,7 @@ def _write_checksums(folder: Path, files: Sequence[Path]) -> Path:
 
 
 def _zip_path(folder: Path) -> Path:
-    folder = folder.absolute()
+    folder = folder.resolve()  # `..` has no name of its own
     return folder.with_name(f"{folder.name}.zip")
 
 

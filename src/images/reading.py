@@ -54,13 +54,13 @@ def read_volume(
     if not path.is_file() and not path.is_dir():  # reading a pipe would block
         raise DataError(f"{path}: neither a file nor a folder; expected an image")
     if path.is_dir():  # whatever its name
-        image = _read_dicom(path, series)
+        image = _read_dicom(path, channel, series)
     elif suffix_of(path) in NIFTI_SUFFIXES:
         image = read_nifti(path, channel)
     elif suffix_of(path):
         image = _read_with_simpleitk(path, channel)
     else:
-        image = _read_dicom(path, series)
+        image = _read_dicom(path, channel, series)
     check_volume(image, path)
     return image
 
@@ -84,10 +84,11 @@ def read_volume_or_one_of(path: str | Path, channel: int | None) -> tuple[sitk.I
         return read_volume(path, channel), True
 
 
-def _read_dicom(path: Path, series: "str | Series") -> sitk.Image:
+def _read_dicom(path: Path, channel: int | None, series: "str | Series") -> sitk.Image:
     from .dicom import is_dicom, read_dicom  # pydicom takes 0.1 s to import
 
     if path.is_dir() or path.suffix.lower() == ".zip" or is_dicom(path):
+        _check_only_channel(path, channel)
         return read_dicom(path, series)
     raise DataError(f"{path}: not one of the image formats {', '.join(SUFFIXES)}, nor a DICOM file")
 
@@ -166,18 +167,23 @@ def _volume_index(path, size, components, channel):
             "expected a 3-D scalar volume"
         )
     if count == 1:
-        if channel in (None, 0):
-            return 0
-        raise DataError(
-            f"{path}: channel {channel} (of --channel or the model's config.json), but it has 1 "
-            "volume(s); expected 0"
-        )
+        _check_only_channel(path, channel)
+        return 0
     if channel is None or not 0 <= channel < count:
         raise SeveralVolumesError(
             f"{path}: size {size} with {components} component(s) per voxel, expected a 3-D scalar "
             f"volume; choose one of its {count} volumes with --channel 0 to {count - 1}"
         )
     return channel
+
+
+def _check_only_channel(path, channel):
+    """Raises a DataError if another volume is asked for than the only one."""
+    if channel not in (None, 0):
+        raise DataError(
+            f"{path}: channel {channel} (of --channel or the model's config.json), but it has 1 "
+            "volume(s); expected 0"
+        )
 
 
 def _check_geometry(image, path):

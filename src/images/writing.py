@@ -1,5 +1,6 @@
 """Writes volumes to files, atomically."""
 
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,8 @@ from ..utils.files import check_name, temporary_folder
 from .formats import NIFTI_SUFFIXES, suffix_of
 from .metaimage import names_several_files
 from .nifti import read_nifti, write_nifti
+
+LONGEST_NAME_BYTES = 250  # of the 255 that file systems have, without the suffix of a `.zraw`
 
 
 def write_volume(image: sitk.Image, path: str | Path, like: str | Path | None = None) -> None:
@@ -34,7 +37,16 @@ def write_volume(image: sitk.Image, path: str | Path, like: str | Path | None = 
 
 
 def check_volume_name(name: str) -> None:
-    """Raises a DataError for a `.mhd` whose `.zraw` MetaIO would take for a list of files."""
+    """Raises a DataError for a name that is too long, or a `.mhd` with a special `.zraw`.
+
+    MetaIO would take the latter for a list of files.
+    """
+    length = len(os.fsencode(Path(name).name))
+    if length > LONGEST_NAME_BYTES:
+        raise DataError(
+            f"{name}: a name of {length} bytes, expected at most {LONGEST_NAME_BYTES}; rename the "
+            "image"
+        )
     if name.endswith(".mhd") and names_several_files(Path(name).name):
         raise DataError(
             f"{name}: MetaImage takes LIST at the start of a name, or %, for a list of files; "

@@ -11,6 +11,7 @@ from typing import Any
 from ..measurements import MEASURES
 from ..metrics import summarize
 from ..utils import output_folder
+from ..utils.errors import DataError
 from ..utils.files import write_files
 
 METRICS_CSV, METRICS_JSON = "metrics.csv", "metrics.json"
@@ -21,7 +22,8 @@ VOLUMES_SCHEMA = 1  # of volumes.json; a larger number where a key changes or go
 # Keys of each case in volumes.json; docs/evaluation.md says what they are.
 JSON_KEYS = {
     *CSV_COLUMNS,
-    *("image", "series", "channel", "outputs", "findings_text", "fingerprint"),
+    *("image", "series", "channel", "outputs", "findings_text"),
+    *("fingerprint", "mask_sha256", "study_sha256"),
 }
 
 
@@ -129,22 +131,35 @@ class VolumesTable:
         self.before: dict[Path, bytes] | None = None  # content that `start` has replaced
         self.started: list[dict] = []  # rows after it
 
-    def start(self, alone: bool, keep: bool) -> dict[str, dict]:
+    def start(self, alone: bool, cases: Collection[str], keep: bool) -> dict[str, dict]:
         """Begins a prediction, with an empty table unless rows are to be kept.
 
         Args:
             alone: whether no other process is adding rows; otherwise the table is not changed.
+            cases: of the prediction.
             keep: whether to keep the rows of masks that an earlier prediction wrote.
 
         Returns:
             {case: row} of these earlier masks if `keep`, otherwise nothing.
+
+        Raises:
+            DataError: rows of other cases, which stay, are of another network or other settings.
         """
         with output_folder.lock(self.folder):
             ours = output_folder.list_outputs(self.folder)
-            rows = self.rows()
+            content = self._content()
+            rows = content["cases"]
+            earlier = {row["case"]: row for row in rows if row["mask"] in ours} if keep else {}
+            staying = earlier if alone else {row["case"] for row in rows}
+            others = sorted(set(staying).difference(cases))
+            if others and content.get("network_id") != self.metadata.get("network_id"):
+                raise DataError(
+                    f"{self.paths[1]}: {others[0]} is of another network or of other settings "
+                    "(threshold, flip_average, recentre, grid), a table has those of one; choose "
+                    "another folder"
+                )
             if alone:
                 self.before = {path: path.read_bytes() for path in self.paths if path.is_file()}
-            earlier = {row["case"]: row for row in rows if row["mask"] in ours} if keep else {}
             if alone:
                 self._write(list(earlier.values()))
         self.started = list(earlier.values())
@@ -174,12 +189,16 @@ class VolumesTable:
 
     def rows(self) -> list[dict]:
         """Reads the rows; none if there is no table, or one of another version."""
+        return self._content()["cases"]
+
+    def _content(self) -> dict[str, Any]:
         try:
             content = json.loads(Path(self.folder, VOLUMES_JSON).read_text("utf-8"))
-            rows = content["cases"]
-            return rows if all(row.keys() >= JSON_KEYS for row in rows) else []
+            if all(row.keys() >= JSON_KEYS for row in content["cases"]):
+                return content
         except (OSError, ValueError, LookupError, TypeError, AttributeError):
-            return []
+            pass
+        return {"cases": []}
 
     def _write(self, rows):
         values = ({**row, "findings": _codes(row["findings"])} for row in rows)

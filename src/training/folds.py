@@ -136,7 +136,7 @@ def write_pooled_results(
     }
     checkpoints = [path for fold in folds if (path := fold.final_checkpoint())]
     metadata = {
-        **origin_of(checkpoints),
+        **origin_of({path: hash_file(path) for path in checkpoints}),
         "folds": {
             fold.number: metrics["summary"]["dice"]
             for fold, metrics in zip(folds, found, strict=True)

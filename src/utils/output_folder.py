@@ -7,6 +7,7 @@
 
 import json
 import logging
+import os
 import shutil
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -45,7 +46,7 @@ def check(folder: str | Path, names: Iterable[str]) -> list[str]:
     for name in names:
         check_name(folder / name)
     ours = _read_manifest(folder)
-    present = [name for name in names if (folder / name).exists()]
+    present = [name for name in names if os.path.lexists(folder / name)]  # also a dangling link
     foreign = [name for name in present if name not in ours]
     if foreign:
         raise DataError(

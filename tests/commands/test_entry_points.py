@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -61,7 +62,7 @@ def case_folder(healthy, tmp_path, monkeypatch):
 
 def call(command, monkeypatch, capfd):
     """Runs an entry point in this process: (exit code, last line of stderr)."""
-    script, *arguments = command.split()
+    script, *arguments = shlex.split(command)
     monkeypatch.setattr(sys, "argv", [script, *arguments])
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(ROOT / script), run_name="__main__")
@@ -222,6 +223,9 @@ def test_a_broken_validation_case_is_found_before_anything_runs(
         (EXPORT + " --mindir_version 2", 2, "--mindir_version"),
         (EXPORT + " --batch_size many", 2, "--batch_size"),
         (EXPORT + " --batch_size 0", 2, "batch_size"),
+        (EXPORT + " --file_name ''", 2, "--file_name: an empty value"),
+        (EVAL + " --ckpt_path run ''", 2, "--ckpt_path: an empty value"),
+        (PREPROCESS + " --result_path answers ''", 2, "--result_path: an empty value"),
         (EXPORT + " --batch_size -2", 2, "batch_size"),
         (EXPORT + " --set widht=4", 2, "did you mean 'width'"),
         (EXPORT + " --set VolSize=20,16,16", 2, "multiples of 16"),

@@ -53,14 +53,15 @@ def cases(names):
 
 
 def described(run, config, statement=Statement(), metrics=None, name="best.ckpt"):  # noqa: B008
-    network = Packed(run / "ckpt" / name, config, "vnet.ckpt", 1234)
+    path = run / "ckpt" / name
+    network = Packed(path, config, hash_file(path), "vnet.ckpt", 1234)
     return describe_release([network], statement, metrics)
 
 
 def metrics_of(run, config, names, checkpoint="best.ckpt", **changes):
     values = {"mean": 0.5, "std": 0.25, "median": 0.5, "worst": 0.125}
     content = {
-        **origin_of([run / "ckpt" / checkpoint]),
+        **origin_of({run / "ckpt" / checkpoint: hash_file(run / "ckpt" / checkpoint)}),
         "configuration": dict(config) | changes,
         "summary": {metric.key: values for metric in METRICS},
         "cases": [{"case": name} for name in names],
@@ -181,7 +182,9 @@ def test_a_cross_validation_is_of_networks_that_did_not_see_the_cases(tmp_path, 
     content |= {"checkpoints": folds, "folds": {"0": {}, "1": {}}}
     content["cases"] = [{"case": "a", "fold": 0}, {"case": "b", "fold": 1}]
     path.write_text(json.dumps(content))
-    networks = [Packed(Path(name), config, "vnet.ckpt", 1) for name in reversed(folds)]
+    networks = [
+        Packed(Path(name), config, hash_file(name), "vnet.ckpt", 1) for name in reversed(folds)
+    ]
     found = describe_release(networks, Statement(), path)
     assert {key: found["metrics"][key] for key in ("cases", "folds", "of_them_trained_on")} == {
         **{"cases": 2, "folds": 2, "of_them_trained_on": 0}
@@ -209,6 +212,15 @@ def test_metrics_of_weights_that_a_training_has_replaced_are_refused(run, config
         described(run, config, metrics=path)
     content = json.loads(path.read_text())
     del content["checkpoint_sha256"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match="not the metrics.json of an evaluation of checkpoints"):
+        described(run, config, metrics=path)
+
+
+def test_metrics_without_a_statistic_are_refused(run, config):
+    path = metrics_of(run, config, ["a"])
+    content = json.loads(path.read_text())
+    del content["summary"]["dice"]["worst"]
     path.write_text(json.dumps(content))
     with pytest.raises(DataError, match="not the metrics.json of an evaluation of checkpoints"):
         described(run, config, metrics=path)

@@ -34,8 +34,12 @@ def checkpoint(tmp_path, small_config):
     return path
 
 
+def member_of(checkpoint):
+    return find_members(checkpoint, [])[0]
+
+
 def packed(checkpoint, folder):
-    release([Member(checkpoint, config_of_checkpoint(checkpoint, []))], folder)
+    release([member_of(checkpoint)], folder)
     return folder
 
 
@@ -119,7 +123,7 @@ def test_a_checkpoint_without_configuration_is_refused(checkpoint, tmp_path):
     config = config_of_checkpoint(checkpoint, [])
     save_weights(create_vnet(config), alone)
     with pytest.raises(DataError, match=r"no config\.json"):
-        release([Member(alone, config)], tmp_path / "release")
+        release([Member(alone, config, hash_file(alone))], tmp_path / "release")
     assert not (tmp_path / "release").exists()
 
 
@@ -177,11 +181,11 @@ def test_a_release_of_several_networks(members, tmp_path):
     release(members, folder)
     found = find_checkpoints(folder)
     assert found == [folder / f"network{number}" / "vnet.ckpt" for number in range(2)]
-    for path, (original, _) in zip(found, members, strict=True):
+    for path, (original, *_) in zip(found, members, strict=True):
         kept, before = (ms.load_checkpoint(str(file)) for file in (path, original))
         name = "in_tr.conv.weight"
         np.testing.assert_allclose(kept[name].asnumpy(), before[name].asnumpy(), rtol=2**-11)
-    assert [config.seed for _, config in find_members(folder, [])] == [1, 2]
+    assert [member.config.seed for member in find_members(folder, [])] == [1, 2]
     flip_a_byte(folder / "network1" / "config.json")
     with pytest.raises(DataError, match=r"network1/config\.json: differs from SHA256SUMS"):
         find_checkpoints(folder)
@@ -216,19 +220,36 @@ def test_an_ensemble_is_packed_whole_and_each_network_alone(
     }
 
 
+def test_a_release_is_not_packed_into_itself(members, tmp_path):
+    """The files to pack would be removed first."""
+    folder = tmp_path / "release"
+    release(members, folder)
+    before = tree(folder)
+    for target in (folder, folder / "network0"):
+        with pytest.raises(DataError, match="in the folder .* itself, whose files the release"):
+            release([member_of(folder / "network0")], target)
+    assert tree(folder) == before
+
+
+def test_the_zip_of_a_folder_without_a_name_of_its_own(checkpoint, tmp_path, monkeypatch):
+    (tmp_path / "here" / "below").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here" / "below")
+    release([member_of(checkpoint)], "..", zipped=True)
+    with zipfile.ZipFile(tmp_path / "here.zip") as archive:
+        assert all(name.startswith("here/") for name in archive.namelist())
+
+
 def test_networks_that_differ_in_their_grid_are_no_ensemble(checkpoint, tmp_path):
-    config = config_of_checkpoint(checkpoint, [])
-    members = [
-        Member(checkpoint, config),
-        Member(checkpoint, config | {"dstRes": [1.0, 1.0, 1.0]}),
-    ]
+    member = member_of(checkpoint)
+    coarser = member.config | {"dstRes": [1.0, 1.0, 1.0]}
+    members = [member, member._replace(config=coarser)]
     with pytest.raises(DataError, match="only networks that agree"):
         release(members, tmp_path / "release")
     assert not (tmp_path / "release").exists()
 
 
 def test_a_zip_is_the_same_each_time_and_replaces_only_ours(checkpoint, tmp_path, capsys):
-    members = [Member(checkpoint, config_of_checkpoint(checkpoint, []))]
+    members = [member_of(checkpoint)]
     folder, archive = tmp_path / "release", tmp_path / "release.zip"
     digests = set()
     for _ in range(2):

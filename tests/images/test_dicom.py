@@ -33,6 +33,7 @@ from src.images.dicom import (
     read_dicom,
     read_series,
 )
+from src.images.reading import read_volume
 from src.utils.errors import DataError
 from tests.volumes import geometry_error, geometry_of
 
@@ -1258,3 +1259,12 @@ def test_mutations(tmp_path, capfd):
 @pytest.mark.full
 def test_many_mutations(tmp_path, capfd):
     check_mutations(tmp_path, 1000, 1, capfd)
+
+
+def test_a_channel_is_one_of_the_volumes_there_are(tmp_path):
+    write_series(tmp_path)
+    np.testing.assert_array_equal(
+        *(sitk.GetArrayFromImage(read_volume(tmp_path, channel)) for channel in (None, 0))
+    )
+    with pytest.raises(DataError, match=r"channel 3 .*it has 1 volume\(s\); expected 0"):
+        read_volume(tmp_path, 3)

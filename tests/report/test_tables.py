@@ -89,7 +89,7 @@ def volume_row(case, **fields):
 @pytest.fixture
 def table(tmp_path):
     table = VolumesTable(tmp_path, {"checkpoint": "best.ckpt"})
-    table.start(alone=True, keep=False)
+    table.start(alone=True, cases=[], keep=False)
     return table
 
 
@@ -174,7 +174,7 @@ def test_which_rows_of_an_earlier_prediction_stay(table, tmp_path, alone, keep, 
     with register(tmp_path, ["ours_test.nrrd"]):
         (tmp_path / "ours_test.nrrd").touch()
     (tmp_path / "foreign_test.nrrd").touch()
-    assert list(table.start(alone, keep)) == earlier
+    assert list(table.start(alone, [], keep)) == earlier
     assert [row["case"] for row in table.rows()] == left
 
 

@@ -24,7 +24,7 @@ from src.training import cross_validation
 from src.training.cross_validation import Pace, cross_validate
 from src.training.folds import Fold, write_pooled_results
 from src.utils.errors import DataError, UsageError
-from src.utils.files import Lock, hash_file
+from src.utils.files import Lock
 from src.vnet import create_vnet
 from tests.helpers import ROOT, alive, run_program, tree, wait_until
 
@@ -146,11 +146,11 @@ def test_a_language_is_that_of_reports_not_yet_written(cut_and_continued):
 def test_it_leaves_an_ensemble(cut_and_continued, data):
     folder, *_ = cut_and_continued
     members = find_members(folder, [])
-    for number, (path, config) in enumerate(members):
-        assert path.parent == folder / f"fold{number}" / "ckpt"
-        assert config.fold == number
+    for number, member in enumerate(members):
+        assert member.checkpoint.parent == folder / f"fold{number}" / "ckpt"
+        assert member.config.fold == number
     origin = json.loads((folder / "evaluation" / "metrics.json").read_text())["checkpoints"]
-    assert origin == {str(path): hash_file(path) for path, _ in members}
+    assert origin == {str(member.checkpoint): member.sha256 for member in members}
 
 
 def test_a_finished_one_computes_nothing_again(cut_and_continued, data, monkeypatch, capsys):

@@ -58,6 +58,12 @@ def test_a_check_names_the_foreign_file(tmp_path, kind):
 # Claiming ---------------------------------------------------------------------------------------
 
 
+def test_a_link_to_a_place_that_is_not_mounted_is_theirs(tmp_path):
+    (tmp_path / "a.csv").symlink_to(tmp_path / "absent" / "a.csv")
+    with pytest.raises(DataError, match="a.csv: there already, and not written by this program"):
+        check(tmp_path, ["a.csv"])
+
+
 def test_a_new_folder_is_made_and_remembers_its_names(tmp_path, capsys):
     folder = tmp_path / "a" / "b"
     claim(folder, ["m.csv", "x.mhd"])

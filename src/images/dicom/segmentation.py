@@ -35,6 +35,7 @@ EMPTY_KEYWORDS = (
     *("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber"),
     *("StudyID", "StudyDate", "StudyTime", "ReferringPhysicianName"),
 )
+UID_KEYWORDS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
 ISO_2022_ESCAPE = re.compile("\x1b[ -/]+[0-~]")
 
 
@@ -44,6 +45,11 @@ class Source(NamedTuple):
     series: Series
     headers: list[pydicom.Dataset]  # one per slice in the order of the volume, or the only file
     planes: list[int]  # for each slice of the volume, its place among the headers' frames
+
+    def identity(self) -> list[list[str]]:
+        """Returns what a segmentation says about patient, study and images, of each header."""
+        keywords = (*EMPTY_KEYWORDS, *UID_KEYWORDS, "FrameOfReferenceUID")
+        return [[str(header.get(word, "")) for word in keywords] for header in self.headers]
 
 
 def check_highdicom() -> None:
@@ -93,7 +99,7 @@ def read_source(series: Series) -> Source:
 def _read_header(files: Files, name: str) -> pydicom.Dataset:
     with files.open(name) as file:
         header = pydicom.dcmread(file, stop_before_pixels=True, force=True)
-    for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"):
+    for keyword in UID_KEYWORDS:
         if not header.get(keyword):
             raise Malformed(f"{one_line(name, 200)}: no {keyword} in its header{GET_AGAIN}")
     if not header.get("FrameOfReferenceUID"):
