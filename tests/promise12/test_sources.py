@@ -7,7 +7,7 @@ import zipfile
 import pytest
 
 from src.promise12 import lay_out, sources
-from src.promise12.sources import data_file
+from src.promise12.sources import data_file_name
 from src.utils.errors import DataError
 from tests.helpers import tree
 from tests.volumes import make_pairs, make_volume, zip_of
@@ -182,4 +182,4 @@ def test_folder_of_zip_files_gets_a_hint(tmp_path):
     ],
 )
 def test_data_file(header, expected):
-    assert data_file(header) == expected
+    assert data_file_name(header) == expected
