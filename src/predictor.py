@@ -1,4 +1,4 @@
-"""Segmentation of one image: network grid, network, threshold, largest component without cavities.
+"""Segmentation of one image: network grid, network, threshold, `clean` mask.
 
 The network grid lies about the image's centre. With `recentre` it is moved to a gland that is found
 far from there, and the network runs again.
@@ -19,7 +19,7 @@ from .data_manager import (
     network_grid,
     probability_to_case_grid,
 )
-from .images.orientation import to_patient_order
+from .images.orientation import nearest_patient_axes, to_patient_order
 from .metrics import bounding_box
 from .utils.errors import DataError
 
@@ -33,7 +33,12 @@ if TYPE_CHECKING:
 # reaches beyond the grid, the part on it lies nearer than the whole.
 RECENTRE_BEYOND_MM = 15.0
 MOST_RECENTRINGS = 2
-POSTPROCESSING = 1  # a version: raise it when the same network, image and keys give another mask
+# The core of a mask lies deeper than CORE_DEPTH_MM below its surface. No voxel of a gland lies
+# further from it than REACH_MM (14.3 mm in PROMISE12's 50 reference masks), but what is attached by
+# a neck does, such as the bladder (docs/accuracy.md).
+CORE_DEPTH_MM = 6.0
+REACH_MM = 15.0
+POSTPROCESSING = 2  # a version: raise it when the same network, image and keys give another mask
 
 
 def network_inputs(
@@ -145,10 +150,49 @@ def without_cavities(mask: np.ndarray) -> np.ndarray:
     return filled
 
 
-def mask_of_probability(probability: sitk.Image, threshold: float = 0.5) -> sitk.Image:
-    """Thresholds a probability, keeps the largest component and fills its cavities.
+def without_attachments(mask: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray:
+    """Returns a 3-D boolean mask without what hangs on it by a neck, such as a part of the bladder.
 
-    A prostate has none: a cavity is tissue that the network does not know, such as a cyst.
+    Only voxels up to `REACH_MM` from the core stay: the largest component of those that lie deeper
+    than `CORE_DEPTH_MM`. A mask that is nowhere so deep stays as it is.
+
+    Args:
+        mask: one component.
+        spacing_mm: (3,) voxel size along the axes of `mask`.
+
+    Raises:
+        ValueError: not a boolean array of three axes.
+    """
+    _check_mask(mask)
+    box = bounding_box(mask)
+    depth_mm = ndimage.distance_transform_edt(np.pad(mask[box], 1), spacing_mm)
+    core = largest_component(depth_mm > CORE_DEPTH_MM)
+    if not core.any():
+        return mask
+    from_core_mm = ndimage.distance_transform_edt(~core, spacing_mm)
+    near = np.zeros_like(mask)
+    near[box] = from_core_mm[1:-1, 1:-1, 1:-1] <= REACH_MM
+    return mask & near
+
+
+def clean(mask: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray:
+    """Returns the largest component of a 3-D boolean mask, without attachments and cavities.
+
+    A prostate has none of these: a cavity is tissue that the network does not know, such as a cyst.
+
+    Args:
+        mask: of the voxels above the threshold.
+        spacing_mm: see `without_attachments`.
+
+    Raises:
+        ValueError: not a boolean array of three axes.
+    """
+    whole = largest_component(mask)
+    return without_cavities(largest_component(without_attachments(whole, spacing_mm)))
+
+
+def mask_of_probability(probability: sitk.Image, threshold: float = 0.5) -> sitk.Image:
+    """Thresholds a probability and cleans the mask, see `clean`.
 
     Args:
         probability: float32 or float64, on the case's own grid.
@@ -171,8 +215,9 @@ def mask_of_probability(probability: sitk.Image, threshold: float = 0.5) -> sitk
     above = values > threshold
     foreground = np.zeros(above.shape, np.uint8)
     # Of two equally large components the kept one must not depend on the voxels' storage order.
-    to_patient_order(foreground.T, probability).T[...] = without_cavities(
-        largest_component(to_patient_order(above.T, probability).T)
+    axes, _ = nearest_patient_axes(probability)
+    to_patient_order(foreground.T, probability)[...] = clean(
+        to_patient_order(above.T, probability), [probability.GetSpacing()[axis] for axis in axes]
     )
     mask = sitk.GetImageFromArray(foreground)
     mask.CopyInformation(probability)

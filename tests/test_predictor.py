@@ -1,4 +1,4 @@
-"""Threshold, largest component and flip averaging against what can be counted by hand."""
+"""Threshold, the cleaning of masks and flip averaging against what can be counted by hand."""
 
 import itertools
 from collections import deque
@@ -9,11 +9,14 @@ import pytest
 import SimpleITK as sitk
 from scipy import ndimage
 
-from src.data_manager import image_to_network_grid
+from src.data_manager import image_to_network_grid, xyz
 from src.images.orientation import to_patient_order
 from src.predictor import (
+    CORE_DEPTH_MM,
+    REACH_MM,
     Segmentation,
     average_over_flip,
+    clean,
     foreground_probability,
     largest_component,
     mask_of_probability,
@@ -22,6 +25,7 @@ from src.predictor import (
     segment,
     segment_inputs,
     segment_outputs,
+    without_attachments,
     without_cavities,
 )
 from src.utils.errors import DataError
@@ -113,6 +117,99 @@ def test_a_cavity_is_open_through_a_face_only(open_at, voxels):
     mask = np.ones((3, 3, 3), bool)
     mask[1, 1, 1] = mask[open_at] = False
     assert without_cavities(mask).sum() == voxels
+
+
+# Attachments --------------------------------------------------------------------------------------
+
+FINE = (0.5, 0.8, 3.0)
+
+
+def ball(centre_mm, radii_mm, spacing_mm=FINE, size_mm=(70, 60, 100)):
+    """An ellipsoid in an array of this extent."""
+    shape = np.ceil(np.divide(size_mm, spacing_mm)).astype(int)
+    places = [np.arange(n) * step for n, step in zip(shape, spacing_mm, strict=True)]
+    grid = np.meshgrid(*places, indexing="ij")
+    parts = zip(grid, centre_mm, radii_mm, strict=True)
+    return sum(((place - c) / r) ** 2 for place, c, r in parts) <= 1
+
+
+def tube(from_mm, to_mm, radius_mm):
+    """Balls in a row."""
+    places = np.linspace(from_mm, to_mm, 30)
+    return np.logical_or.reduce([ball(place, [radius_mm] * 3) for place in places])
+
+
+GLAND = ball((35, 30, 30), (22, 18, 20))
+
+
+@pytest.mark.parametrize("spacing_mm", [FINE, (0.3, 0.3, 4.0), (1.0, 1.0, 1.0), (2.0, 1.0, 0.7)])
+@pytest.mark.parametrize("radii_mm", [(12, 9, 10), (22, 18, 20), (34, 29, 31), (8, 20, 8)])
+def test_a_gland_of_any_size_and_voxels_stays_whole(spacing_mm, radii_mm):
+    gland = ball((35, 30, 40), radii_mm, spacing_mm)
+    np.testing.assert_array_equal(without_attachments(gland, spacing_mm), gland)
+
+
+@pytest.mark.parametrize("hollow", [False, True])
+def test_a_bladder_that_hangs_on_by_its_neck_goes(hollow):
+    bladder = ball((35, 30, 78), (20, 20, 18))
+    if hollow:
+        bladder &= ~ball((35, 30, 78), (15, 15, 13))
+    neck = tube((35, 30, 45), (35, 30, 65), 3.5)
+    whole = GLAND | neck | bladder
+    found = clean(whole, FINE)
+    assert (found & GLAND).sum() == GLAND.sum()
+    beyond = found & ~GLAND
+    assert beyond.any() and np.argwhere(beyond)[:, 2].max() * FINE[2] <= 60  # some of the neck
+    assert beyond.sum() < 0.02 * GLAND.sum()
+
+
+def test_what_is_cut_off_from_the_rest_goes_too():
+    """A branch that leaves the reach and comes back, as a part of another organ would."""
+    out = [(35, 30, 45), (35, 30, 66), (10, 30, 66), (10, 30, 46)]
+    arms = [tube(a, b, 2.5) for a, b in zip(out, out[1:], strict=False)]
+    found = clean(np.logical_or.reduce([GLAND, *arms]), FINE)
+    np.testing.assert_array_equal(found, largest_component(found))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_attachments_are_what_lies_far_from_the_core(seed):
+    """Against all distances of all voxels."""
+    generator = np.random.default_rng(seed)
+    spacing_mm = np.array((2.5, 2.0, 3.0))
+    mask = ndimage.gaussian_filter(generator.normal(size=(18, 17, 12)), 2.5 / spacing_mm) > 0
+    mask[5:13, 5:13, 4:9] = True
+    mask = largest_component(mask)
+    outside = np.argwhere(~np.pad(mask, 1)) - 1
+    inside = np.argwhere(mask)
+
+    def nearest_mm(voxels, others):
+        steps = (voxels[:, None] - others[None]) * spacing_mm
+        return np.sqrt((steps**2).sum(axis=2)).min(axis=1)
+
+    core = np.zeros_like(mask)
+    core[tuple(inside[nearest_mm(inside, outside) > CORE_DEPTH_MM].T)] = True
+    core = largest_component(core)
+    stays = inside[nearest_mm(inside, np.argwhere(core)) <= REACH_MM]
+    assert 0 < len(stays) < len(inside)
+    assert np.argwhere(without_attachments(mask, spacing_mm)).tolist() == stays.tolist()
+
+
+def test_a_mask_without_a_core_stays():
+    mask = np.zeros((30, 5, 5), bool)
+    mask[2:28, 1:4, 1:4] = True
+    np.testing.assert_array_equal(without_attachments(mask, (2, 2, 2)), mask)
+    np.testing.assert_array_equal(without_attachments(mask & False, (2, 2, 2)), mask & False)
+
+
+def test_attachments_go_in_every_order_of_storage(make_image):
+    whole = GLAND | tube((35, 30, 45), (35, 30, 90), 3.5)
+    probability = make_image(whole.T.astype(np.float32), FINE)
+    expected = to_patient_order(xyz(mask_of_probability(probability)), probability)
+    assert 0 < expected.sum() < whole.sum()
+    for axes, signs in STORAGE_ORDERS:
+        stored = stored_in_order(probability, axes, signs)
+        found = to_patient_order(xyz(mask_of_probability(stored)), stored)
+        np.testing.assert_array_equal(found, expected)
 
 
 def test_a_mask_has_no_cavity(make_image, oblique):
@@ -218,7 +315,8 @@ def test_segment_is_its_two_halves_with_a_network_between(make_image, small_conf
         same_voxels(one, other)
         assert sitk.GetArrayViewFromImage(one).any()
     mask, probability = map(sitk.GetArrayFromImage, whole)
-    np.testing.assert_array_equal(mask > 0, without_cavities(largest_component(probability > 0.4)))
+    spacing_zyx_mm = image.GetSpacing()[::-1]
+    np.testing.assert_array_equal(mask > 0, clean(probability > 0.4, spacing_zyx_mm))
     assert np.any((probability > 0.4) & (probability < 0.5))
 
 

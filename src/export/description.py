@@ -32,7 +32,7 @@ from ..images.intensity import (
     LOG_OFFSET,
     MOSTLY,
 )
-from ..predictor import MOST_RECENTRINGS, RECENTRE_BEYOND_MM
+from ..predictor import CORE_DEPTH_MM, MOST_RECENTRINGS, REACH_MM, RECENTRE_BEYOND_MM
 from ..utils.command_line import run
 from ..utils.errors import DataError, UsageError
 from ..utils.files import check_name, hash_file
@@ -151,6 +151,9 @@ def describe(
             "resample linearly, with 0 beyond the border voxels' edges, to the image's own voxels",
             f"the prostate is where the probability is above {config.threshold}",
             "keep its largest component (26 neighbours)",
+            f"the core is the largest component of its voxels that lie more than {CORE_DEPTH_MM:g} "
+            "mm (Euclidean distance of voxel centres) from those outside; if there is one, keep "
+            f"what lies at most {REACH_MM:g} mm from it, and of that the largest component",
             "fill the background that it encloses on all sides (6 neighbours)",
             *[
                 f"if its centre of mass lies more than {RECENTRE_BEYOND_MM:g} mm from the centre "
