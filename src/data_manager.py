@@ -318,9 +318,10 @@ def content_digest(image: sitk.Image, mask: sitk.Image) -> str:
     """Returns a hash of the voxels and the geometry of a case; compression does not change it."""
     content = hashlib.sha256()
     for part in (image, mask):
-        geometry = part.GetSize(), part.GetSpacing(), part.GetOrigin(), part.GetDirection()
-        values = np.concatenate(geometry, dtype=np.float32) + 0  # NIfTI has no more digits, and -0
-        content.update(values.tobytes())
+        # NIfTI has no more digits than float32, and computes the cosines.
+        cosines = np.round(part.GetDirection(), 4)
+        geometry = part.GetSize(), part.GetSpacing(), part.GetOrigin(), cosines
+        content.update((np.concatenate(geometry, dtype=np.float32) + 0).tobytes())  # 0 for -0
         content.update(sitk.GetArrayViewFromImage(part).tobytes())
     return content.hexdigest()[:32]
 

@@ -44,7 +44,7 @@ def find_members(
         UsageError: see `config_of_checkpoint`; or no path.
     """
     members = tuple(
-        Member(path, config_of_checkpoint(path, overrides), _hash(path))
+        Member(path, config_of_checkpoint(path, overrides), hash_checkpoint(path))
         for path in find_checkpoints(paths)
     )
     if not members:
@@ -109,14 +109,15 @@ def check_unchanged(checkpoint: Path, sha256: str) -> None:
 
     To be called once it is loaded: its weights are then those of the hash.
     """
-    if _hash(checkpoint) != sha256:
+    if hash_checkpoint(checkpoint) != sha256:
         raise DataError(
             f"{checkpoint}: replaced while it was read, perhaps by a training that goes on; start "
             "again"
         )
 
 
-def _hash(checkpoint):
+def hash_checkpoint(checkpoint: Path) -> str:
+    """Returns the SHA-256 of a checkpoint; raises a DataError if it cannot be read."""
     try:
         return hash_file(checkpoint)
     except OSError as error:

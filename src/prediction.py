@@ -321,12 +321,13 @@ class _Segmenter(NamedTuple):
             image, row["fingerprint"], volumes, dicom = prepared.result()
             if dicom is not None:
                 row["study_sha256"] = _study_hash(dicom)
-            if earlier is not None and self._is_done(earlier, row, image, outputs):
+            if earlier is not None:
                 place = {key: row[key] for key in ("image", "series", "channel")}
-                problem = self._edited(earlier, outputs)
+                problem = self._edited(earlier)
                 if problem and is_only:
                     raise DataError(problem)
-                return {**earlier, **place, "problem": problem}, True
+                if problem or self._is_done(earlier, row, image, outputs):
+                    return {**earlier, **place, "problem": problem}, True
             assert isinstance(source, Path)  # otherwise `prepare` has raised it
             if volumes is None:
                 with naming(source):
@@ -383,12 +384,16 @@ class _Segmenter(NamedTuple):
             return False
         return True
 
-    def _edited(self, earlier: dict, outputs: dict[str, str]) -> str | None:
+    def _edited(self, earlier: dict) -> str | None:
         """What is wrong with earlier masks whose voxels are not those that were predicted."""
-        for kind, name in outputs.items():
-            path = self.folder / name
-            if kind != "probability" and _mask_hash(_read_mask(path)) != earlier["mask_sha256"]:
-                return f"{path}: edited since its prediction, so it stays; move it elsewhere"
+        masks = [name for kind, name in earlier["outputs"].items() if kind != "probability"]
+        for path in (self.folder / name for name in masks):
+            found = None  # a file that cannot be read
+            with suppress(DataError):
+                found = _mask_hash(_read_mask(path))
+            # None: of a table of an earlier version
+            if path.exists() and earlier["mask_sha256"] not in (None, found):
+                return f"{path}: edited or damaged since its prediction, so it stays; move it away"
         return None
 
 
@@ -473,10 +478,12 @@ def _summarize(folder: Path, rows: list[dict], kept_count: int, report: bool) ->
         log.info(f"{kept_count} of {len(rows)} masks are of an earlier run")
     shown = f"shown in {folder / REPORT}" if report else f"listed in {folder / VOLUMES_CSV}"
     log.info(f"masks and volumes, {shown}")
-    failed = sum(row["problem"] is not None for row in rows)
-    if failed:
+    problems = [row for row in rows if row["problem"] is not None]
+    failed = sum(row["mask"] is None for row in problems)
+    edited = f"{len(problems) - failed} of {len(rows)} masks were edited since their prediction"
+    if problems:
         raise DataError(
-            f"{failed} of {len(rows)} images could not be segmented; {folder / VOLUMES_CSV} says "
-            "why"
+            (f"{failed} of {len(rows)} images could not be segmented" if failed else edited)
+            + f"; {folder / VOLUMES_CSV} says why"
         )
     return rows

@@ -17,7 +17,7 @@ from src.data_manager import Case, find_cases, read_case
 from src.evaluation import evaluate, evaluate_masks, load_network
 from src.fast_conv3d.network import FastVNet
 from src.images.reading import read_volume
-from src.predictor import largest_component, segment, without_cavities
+from src.predictor import clean, segment
 from src.utils.errors import DataError
 from src.utils.output_folder import MANIFEST, acquire
 from src.vnet import VNet, create_vnet
@@ -398,8 +398,8 @@ def test_fast_and_plain_convolutions_give_the_same_masks(data, tmp_path, config)
         assert 0.05 < expected_mask.mean() < 0.95
         crossed = (found > config.threshold) != (expected > config.threshold)
         assert (np.abs(expected[crossed] - config.threshold) < spread).all()
-        component = largest_component(found > config.threshold)
-        np.testing.assert_array_equal(mask, without_cavities(component))
+        spacing_zyx_mm = results[0][0].GetSpacing()[::-1]
+        np.testing.assert_array_equal(mask, clean(found > config.threshold, spacing_zyx_mm))
 
 
 @pytest.mark.parametrize(

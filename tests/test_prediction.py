@@ -752,11 +752,16 @@ def test_only_what_would_come_out_the_same_is_kept(
     about = origin_of({checkpoint: hash_file(checkpoint)})
     if change in ("settings", "recentre", "PREPROCESSING", "POSTPROCESSING", "checkpoint"):
         before = tree(results)
-        with pytest.raises(DataError, match=r"Case1 is of another network or of other settings"):
+        with pytest.raises(DataError, match="its other masks are of another network or of other"):
             predict(network, {"Case0": path}, config, about, skip_existing=True)
         assert not asked and tree(results) == before
         predict(network, both, config, about, skip_existing=True)
         assert len(asked) == 2
+        return
+    if change == "mask":
+        with pytest.raises(DataError, match=r"Case0_test\.mhd: edited or damaged since"):
+            predict(network, {"Case0": path}, config, about, skip_existing=True)
+        assert not asked
         return
     further = {"save_probability": change == "probability", "skip_existing": True}
     predict(network, {"Case0": path}, config, about, **further)
@@ -778,11 +783,15 @@ def test_an_edited_mask_stays_and_is_told(data, results, config):
     edited = mask.read_bytes()
     for images in (both, {"Case1": path}, both):
         network, asked = counting()
-        words = "1 of 2 images" if len(images) > 1 else f"{mask}: edited since its prediction"
+        words = (
+            "1 of 2 masks were edited"
+            if len(images) > 1
+            else f"{mask}: edited or damaged since its prediction"
+        )
         with pytest.raises(DataError, match=words):
             predict(network, images, config, {}, skip_existing=True)
         assert not asked and mask.read_bytes() == edited
-    assert rows_of(results)["Case1"]["problem"].startswith(f"{mask}: edited since")
+    assert rows_of(results)["Case1"]["problem"].startswith(f"{mask}: edited or damaged since")
     mask.rename(results / "mine.nii.gz")
     predict(network, both, config, {}, skip_existing=True)
     assert len(asked) == 1 and rows_of(results)["Case1"]["problem"] == ""

@@ -43,22 +43,33 @@ std::string description_of(const std::filesystem::path& model) {
   return read_text(model.parent_path() / (name + ".json"));
 }
 
+// The hash of the checkpoint that a description tells of; without one the description itself.
+std::string checkpoint_of(const std::string& description) {
+  const std::string key = "\"checkpoint_sha256\": \"";
+  const auto start = description.find(key);
+  return start == std::string::npos ? description : description.substr(start + key.size(), 64);
+}
+
 // Copies the model's description into the folder of the results, so that postprocess.py can tell
-// them from those of another model. Throws DataError if results of another would stay among them.
-void record_model(const Options& options, const std::vector<std::filesystem::path>& volumes) {
+// them from those of another model, and removes what is there of another model.
+void record_model(const Options& options) {
   const auto record = options.output_path / "model.json";
   const std::string description = description_of(options.mindir_path);
   const std::string earlier = read_text(record);
-  if (earlier == description) return;
-  if (!earlier.empty()) {
-    std::vector<std::filesystem::path> outputs;
-    for (const auto& volume : volumes) outputs.push_back(output_of(volume, options));
-    for (const auto& entry : std::filesystem::directory_iterator(options.output_path))
-      if (entry.path().extension() == ".bin" &&
-          std::find(outputs.begin(), outputs.end(), entry.path()) == outputs.end())
-        throw DataError(entry.path().string() + ": is of another model, as " + record.string() +
-                        " says: move the folder away, or choose another --output_path");
+  if (checkpoint_of(earlier) != checkpoint_of(description)) {
+    std::vector<std::filesystem::path> old;
+    for (const auto& entry : std::filesystem::directory_iterator(options.output_path)) {
+      const std::string name = entry.path().filename().string();
+      if (name.size() > 6 && name.compare(name.size() - 6, 6, "_0.bin") == 0 &&
+          entry.is_regular_file())
+        old.push_back(entry.path());
+    }
+    for (const auto& path : old) std::filesystem::remove(path);
+    if (!old.empty())
+      std::cout << options.output_path.string() << ": removed " << old.size()
+                << " result(s) of another model" << std::endl;
   }
+  if (earlier == description) return;
   if (description.empty())
     std::filesystem::remove(record);
   else
@@ -75,7 +86,7 @@ void infer(const Options& options) {
   const std::filesystem::path time_folder = "time_Result";
   make_folder(options.output_path);
   make_folder(time_folder);
-  record_model(options, volumes);
+  record_model(options);
   const auto replaced = std::count_if(volumes.begin(), volumes.end(), [&](const auto& volume) {
     return std::filesystem::exists(output_of(volume, options));
   });

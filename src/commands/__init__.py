@@ -53,12 +53,24 @@ def command_parser(command: str, prog: str) -> argparse.ArgumentParser:
 
 def _run_command(command: str, prog: str, arguments: Sequence[str]) -> None:
     parser = command_parser(command, prog)
+    _check_words(parser, arguments)
     args = parser.parse_args(arguments)
-    for name, value in vars(args).items():  # such as an unset variable of a shell
-        empty = "" in value if isinstance(value, list) else value == ""
-        if empty and parser.get_default(name) != "":
-            raise UsageError(f"--{name}: an empty value; name something or leave it out")
     import_module(f".{command}", __name__).execute(args)
+
+
+def _check_words(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
+    """Raises a UsageError for an empty argument, such as an unset variable of a shell.
+
+    As a path it would be the current folder.
+    """
+    flag = ""
+    for word in arguments:
+        name, equals, value = word.partition("=")
+        if word.startswith("--"):
+            flag = name
+        is_empty = not word or (word.startswith("--") and equals and not value)
+        if is_empty and parser.get_default(flag.lstrip("-")) != "":
+            raise UsageError(f"{flag}: an empty value; name something or leave it out".lstrip(": "))
 
 
 def vnet_parser() -> argparse.ArgumentParser:

@@ -61,7 +61,8 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--skip_existing",
         action="store_true",
-        help="keep earlier masks of the same images, checkpoint and settings",
+        help="keep earlier masks of the same images, checkpoint and settings, and edited ones, "
+        "which are told",
     )
     parser.add_argument(
         "--no_report",

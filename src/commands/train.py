@@ -94,8 +94,6 @@ def _train(args: Namespace) -> None:
     }
     where = args.data_path, args.train_split_file_path, args.val_split_file_path
     if not args.go_on:
-        if args.resume == "":
-            raise UsageError("--resume: an empty name; without a name the newest run is continued")
         device_num = args.device_num if args.run_distribute else None
         train(*where, resume=args.resume or False, device_num=device_num, **settings)
     elif args.run_distribute:

@@ -112,7 +112,8 @@ def export_checkpoints(
     for exports in plans:
         output_folder.check(exports[0].path.parent, [path.name for path in _files_of(exports)])
     start_device(comparison_device(target), device_id)
-    for (checkpoint, config, _), exports in zip(members, plans, strict=True):
+    for (checkpoint, config, sha256), exports in zip(members, plans, strict=True):
+        check_unchanged(checkpoint, sha256)
         export_model(checkpoint, config, target, exports, batch_size, device_id, ensemble)
 
 

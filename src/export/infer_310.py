@@ -228,8 +228,10 @@ def check_model(result_folders: Sequence[str | Path], models: Sequence[Path]) ->
         if not found & expected:
             raise DataError(
                 f"{record}: these results are not of {' or '.join(map(str, models))}, which is of "
-                f"another checkpoint; run the C++ program on {INPUT_FOLDER} again"
+                f"another checkpoint, or were given twice; run the C++ program on {INPUT_FOLDER} "
+                "again"
             )
+        expected -= found
 
 
 class Results:

@@ -112,12 +112,16 @@ def _claim(folder: Path, names: list[str]) -> None:
     files = {README, METADATA, CHECKSUMS, *names, *([ENSEMBLE] if len(names) > 1 else [])}
     files |= {Path(name).with_name(other).as_posix() for name in names for other in beside}
     output_folder.claim(folder, sorted(files))
-    earlier = {name for name in output_folder.list_outputs(folder) if OF_A_RELEASE.fullmatch(name)}
-    output_folder.remove(folder, earlier - files)
+    output_folder.remove(folder, _earlier_files(folder) - files)
     # An end before the release is complete leaves none that can be read: the weights come after
     # their configuration, and the checksums last.
     for name in (CHECKSUMS, *names):
         (folder / name).unlink(missing_ok=True)
+
+
+def _earlier_files(folder: Path) -> set[str]:
+    """The files of an earlier release in the folder."""
+    return {name for name in output_folder.list_outputs(folder) if OF_A_RELEASE.fullmatch(name)}
 
 
 def _write_network(network: nn.Cell, entry: Packed, folder: Path) -> list[Path]:
@@ -135,11 +139,12 @@ def _write_network(network: nn.Cell, entry: Packed, folder: Path) -> list[Path]:
 
 def _check(members: Sequence[Member], folder: Path) -> None:
     """Raises a DataError for checkpoints that cannot be released, or not together, or not there."""
+    names = {*_network_names(len(members)), *_earlier_files(folder)}
+    replaced = {(folder / name).resolve() for name in names}
     for checkpoint, _, _ in members:
-        if folder.resolve() in checkpoint.resolve().parents:
+        if checkpoint.resolve() in replaced:
             raise DataError(
-                f"{checkpoint}: in the folder {folder} itself, whose files the release replaces; "
-                "choose another folder"
+                f"{checkpoint}: would be replaced by the release of itself; choose another folder"
             )
         if config_path_of(checkpoint) is None:
             raise DataError(
@@ -159,7 +164,7 @@ def _write_checksums(folder: Path, files: Sequence[Path]) -> Path:
 
 
 def _zip_path(folder: Path) -> Path:
-    folder = folder.resolve()  # `..` has no name of its own
+    folder = folder.resolve() if folder.name in ("", "..") else folder.absolute()
     return folder.with_name(f"{folder.name}.zip")
 
 

@@ -38,7 +38,12 @@ PICTURED_CASES = 60  # of more cases, the worst are pictured; each takes some 15
 
 PARTS = {"": "whole_gland", "base_": "base", "apex_": "apex"}  # prefix of the metrics' keys -> name
 GLAND_METRICS = [metric for metric in METRICS if not metric.key.startswith(("apex_", "base_"))]
-NOT_ORIGIN = ("configuration", "checkpoints", "folds")  # of the metadata: shown in other places
+NOT_ORIGIN = (
+    "configuration",
+    "checkpoints",
+    "folds",
+    "network_id",
+)  # of the metadata: shown in other places
 DIGITS = {"": 3, "%": 1, "mm": 2, "ml": 1}  # unit -> decimals
 
 
@@ -103,8 +108,9 @@ def write_report(
     Args:
         path: of the HTML file.
         rows: a dict per case. Of an evaluation {"case": id, **case_metrics(...)}, of a prediction
-            {"case": id, "prostate_ml": volume, "problem": why there is no mask, or None}; both with
-            "findings" and "findings_text", the codes and texts of `src.report.findings`.
+            {"case": id, "prostate_ml": volume, "problem": why there is no mask, or that it was
+            edited, or None}; both with "findings" and "findings_text", the codes and texts of
+            `src.report.findings`.
         pictures: of these cases, from `case_pictures`; those of more than `PICTURED_CASES`, the
             worst, are not shown.
         metadata: origin of the results, such as the checkpoint; dicts under "configuration" and,

@@ -19,11 +19,12 @@ VOLUMES_CSV, VOLUMES_JSON = "volumes.csv", "volumes.json"
 TEXT_COLUMNS = ["case", "prostate_ml", "mask", "findings", "problem"]  # of the printed table
 CSV_COLUMNS = [*TEXT_COLUMNS, *(key for key in MEASURES if key != "prostate_ml")]  # of volumes.csv
 VOLUMES_SCHEMA = 1  # of volumes.json; a larger number where a key changes or goes
+LATER_KEYS = ("mask_sha256", "study_sha256")  # which tables of earlier versions do not have
 # Keys of each case in volumes.json; docs/evaluation.md says what they are.
 JSON_KEYS = {
     *CSV_COLUMNS,
     *("image", "series", "channel", "outputs", "findings_text"),
-    *("fingerprint", "mask_sha256", "study_sha256"),
+    *("fingerprint", *LATER_KEYS),
 }
 
 
@@ -150,11 +151,10 @@ class VolumesTable:
             content = self._content()
             rows = content["cases"]
             earlier = {row["case"]: row for row in rows if row["mask"] in ours} if keep else {}
-            staying = earlier if alone else {row["case"] for row in rows}
-            others = sorted(set(staying).difference(cases))
-            if others and content.get("network_id") != self.metadata.get("network_id"):
+            stays = set(earlier).difference(cases) if alone else content.keys() >= {"network_id"}
+            if stays and content.get("network_id") != self.metadata.get("network_id"):
                 raise DataError(
-                    f"{self.paths[1]}: {others[0]} is of another network or of other settings "
+                    f"{self.paths[1]}: its other masks are of another network or of other settings "
                     "(threshold, flip_average, recentre, grid), a table has those of one; choose "
                     "another folder"
                 )
@@ -194,8 +194,10 @@ class VolumesTable:
     def _content(self) -> dict[str, Any]:
         try:
             content = json.loads(Path(self.folder, VOLUMES_JSON).read_text("utf-8"))
-            if all(row.keys() >= JSON_KEYS for row in content["cases"]):
-                return content
+            later = dict.fromkeys(LATER_KEYS)
+            rows = [{**later, **row} for row in content["cases"]]
+            if all(row.keys() >= JSON_KEYS for row in rows):
+                return {**content, "cases": rows}
         except (OSError, ValueError, LookupError, TypeError, AttributeError):
             pass
         return {"cases": []}

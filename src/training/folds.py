@@ -19,7 +19,7 @@ from easydict import EasyDict
 from ..checkpoint_file import epoch_and_step, is_numbered
 from ..config import CONFIG_NAME, save_config
 from ..data_manager import Case, find_cases, read_case
-from ..ensemble import origin_of
+from ..ensemble import hash_checkpoint, origin_of
 from ..evaluation import EVALUATION_FILES
 from ..images.reading import read_volume
 from ..report.album import Album
@@ -136,7 +136,7 @@ def write_pooled_results(
     }
     checkpoints = [path for fold in folds if (path := fold.final_checkpoint())]
     metadata = {
-        **origin_of({path: hash_file(path) for path in checkpoints}),
+        **origin_of({path: hash_checkpoint(path) for path in checkpoints}),
         "folds": {
             fold.number: metrics["summary"]["dice"]
             for fold, metrics in zip(folds, found, strict=True)

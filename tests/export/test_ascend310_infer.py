@@ -320,17 +320,21 @@ def test_the_results_tell_of_which_model_they_are(infer, weights, volumes, tmp_p
         assert infer(*arguments).returncode == 0
         assert record.read_text() == text
 
-    old = outputs / "Case99_0.bin"
-    old.write_text("of a case of an earlier run")
-    assert infer(*arguments).returncode == 0
-    for text in ("of a third model", None):
+    old, other = outputs / "Case99_0.bin", outputs / "notes.bin"
+    other.write_text("mine")
+    for text, stays in (
+        ('"checkpoint_sha256": "a", "files": 1', False),
+        ('"checkpoint_sha256": "a", "files": 2', True),  # the same, exported in a further format
+        ('"checkpoint_sha256": "b", "files": 2', False),
+        (None, False),
+    ):
+        old.write_text("of a case of an earlier run")
         description.write_text(text) if text else description.unlink()
-        before = {path: path.read_bytes() for path in outputs.iterdir()}
-        fails(infer(*arguments), 1, f"{Path('result_Files', old.name)}: is of another model")
-        assert {path: path.read_bytes() for path in outputs.iterdir()} == before
-    old.unlink()
-    assert infer(*arguments).returncode == 0
-    assert not record.exists()
+        result = infer(*arguments)
+        assert result.returncode == 0 and old.exists() == stays
+        assert ("result(s) of another model" in result.stdout) == (not stays)
+        assert record.exists() == (text is not None) and other.read_text() == "mine"
+        assert {f"{name}_0.bin" for name in volumes} < {path.name for path in outputs.iterdir()}
 
 
 def test_help(infer):

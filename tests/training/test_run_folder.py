@@ -331,12 +331,6 @@ def test_a_complete_run_of_other_cases_is_not_taken_for_this_one(saved_run, cont
         continued("--train_split_file_path", "train.csv")
 
 
-def test_an_empty_name_is_not_the_newest_run(continued):
-    words = command_parser("train", "train.py").parse_args(["--resume", ""])
-    with pytest.raises(UsageError, match="--resume: an empty name"):
-        train_command.execute(words)
-
-
 def test_continue_is_for_one_process(continued):
     with pytest.raises(UsageError, match="--continue: for one process"):
         continued("--run_distribute", "1")
