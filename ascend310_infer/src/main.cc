@@ -47,7 +47,9 @@ std::string description_of(const std::filesystem::path& model) {
 std::string checkpoint_of(const std::string& description) {
   const std::string key = "\"checkpoint_sha256\": \"";
   const auto start = description.find(key);
-  return start == std::string::npos ? description : description.substr(start + key.size(), 64);
+  if (start == std::string::npos) return description;
+  const auto first = start + key.size();
+  return description.substr(first, description.find('"', first) - first);
 }
 
 // Copies the model's description into the folder of the results, so that postprocess.py can tell

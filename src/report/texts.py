@@ -47,9 +47,9 @@ PAGE = {
     ),
     "about_prediction": (
         "Listed are images that could not be segmented, whose mask was edited, or whose slices lie "
-        "in another plane than those of the training, and masks that are empty, that touch the border of the image "
-        "within its slices or of the network grid (the gland may be cut off), or whose volume is "
-        "implausible for a prostate, below {least} or above {most} ml.",
+        "in another plane than those of the training, and masks that are empty, that touch the "
+        "border of the image within its slices or of the network grid (the gland may be cut off), "
+        "or whose volume is implausible for a prostate, below {least} or above {most} ml.",
         "所列为未能分割的图像、掩码被编辑过的图像、扫描层面与训练数据不同的图像，以及下列掩码：为空，"
         "触及图像在层面内的边界或网络网格的边界（腺体可能被截断），或体积对前列腺而言不合理"
         "（小于 {least} ml 或大于 {most} ml）。",
