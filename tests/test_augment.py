@@ -501,7 +501,7 @@ def test_a_transplant_is_what_its_definition_says(margin_mm, off_mm):
 def test_without_a_gland_nothing_is_transplanted(which):
     volumes = [volume_of(1), volume_of(2)]
     volumes[which] = volumes[which]._replace(mask=np.zeros(SHAPE, bool))
-    (intensity, mask, _), donor = volumes
+    (intensity, mask, *_), donor = volumes
     found = transplant(intensity, mask, *donor[:2], 5.0, VOXEL_MM)
     np.testing.assert_array_equal(found[0], intensity)
     np.testing.assert_array_equal(found[1], mask)
