@@ -43,7 +43,8 @@ log = logging.getLogger(__name__)
 LEFT_RIGHT_AXIS = 0  # of the network grid: flipping it swaps the patient's left and right
 FULL_WIDTH_SIGMAS = np.sqrt(8 * np.log(2))  # a Gaussian's full width at half maximum, in sigmas
 MIN_SHARE_ON_GRID = 0.95  # of the prostate's voxels; below it a line is logged
-PREPROCESSING = 8  # a version: raise it when the same image gives another network input
+# A version: raise it when the same image gives another network input, or another cache file.
+PREPROCESSING = 8
 
 
 @dataclass(frozen=True)

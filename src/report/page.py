@@ -38,12 +38,8 @@ PICTURED_CASES = 60  # of more cases, the worst are pictured; each takes some 15
 
 PARTS = {"": "whole_gland", "base_": "base", "apex_": "apex"}  # prefix of the metrics' keys -> name
 GLAND_METRICS = [metric for metric in METRICS if not metric.key.startswith(("apex_", "base_"))]
-NOT_ORIGIN = (
-    "configuration",
-    "checkpoints",
-    "folds",
-    "network_id",
-)  # of the metadata: shown in other places
+# Of the metadata: shown in other places, or for programs.
+NOT_ORIGIN = ("configuration", "checkpoints", "folds", "network_id")
 DIGITS = {"": 3, "%": 1, "mm": 2, "ml": 1}  # unit -> decimals
 
 

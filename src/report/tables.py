@@ -151,8 +151,8 @@ class VolumesTable:
             content = self._content()
             rows = content["cases"]
             earlier = {row["case"]: row for row in rows if row["mask"] in ours} if keep else {}
-            stays = set(earlier).difference(cases) if alone else content.keys() >= {"network_id"}
-            if stays and content.get("network_id") != self.metadata.get("network_id"):
+            is_shared = bool(earlier.keys() - set(cases)) if alone else "network_id" in content
+            if is_shared and content.get("network_id") != self.metadata.get("network_id"):
                 raise DataError(
                     f"{self.paths[1]}: its other masks are of another network or of other settings "
                     "(threshold, flip_average, recentre, grid), a table has those of one; choose "
