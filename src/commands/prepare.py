@@ -20,6 +20,15 @@ from pathlib import Path
 
 from ..utils.errors import UsageError
 
+# What each task takes beside --labels and --channel.
+LAYOUT_OPTIONS = ("out_path", "series", "image_pattern", "mask_pattern")
+TASK_OPTIONS = {
+    "download": LAYOUT_OPTIONS,
+    "source": LAYOUT_OPTIONS,
+    "check": (),
+    "export_nnunet": ("data_path",),
+}
+
 
 def label_values(text: str) -> tuple[int, ...]:
     """Parses labels: `1,2` -> (1, 2).
@@ -96,6 +105,7 @@ def execute(args: Namespace) -> None:
     """Lays the data out and checks it, or exports it."""
     from ..promise12 import Options, check, download, export_nnunet, lay_out, print_report
 
+    _check_options(args)
     if args.export_nnunet:
         if args.data_path is None:
             raise UsageError("--export_nnunet: --data_path is needed, the folder to export")
@@ -110,3 +120,11 @@ def execute(args: Namespace) -> None:
         print_report(check(args.out_path))  # its masks have 0 and 1, its images one channel
     else:
         print_report(check(args.check, args.labels, channel))
+
+
+def _check_options(args: Namespace) -> None:
+    """Raises a UsageError for an option that the chosen task would ignore."""
+    task = next(name for name in TASK_OPTIONS if getattr(args, name))
+    for option in (*LAYOUT_OPTIONS, "data_path"):
+        if getattr(args, option) and option not in TASK_OPTIONS[task]:
+            raise UsageError(f"--{option}: --{task} does not take it")

@@ -44,7 +44,7 @@ def read_volume(
     Raises:
         DataError: missing, unreadable, truncated or too long; not a 3-D scalar volume; NaN or
             infinity; geometry unknown, implausible or sheared; a header that names a data file
-            outside its folder.
+            outside its folder; a `series` of a file that is not DICOM.
         SeveralVolumesError: several volumes, and no `channel`.
     """
     path = Path(path)
@@ -53,14 +53,14 @@ def read_volume(
         raise DataError(f"{path}: no such file")
     if not path.is_file() and not path.is_dir():  # reading a pipe would block
         raise DataError(f"{path}: neither a file nor a folder; expected an image")
-    if path.is_dir():  # whatever its name
+    if path.is_dir() or not suffix_of(path):  # a folder whatever its name
         image = _read_dicom(path, channel, series)
+    elif series:
+        raise DataError(f"{path}: not DICOM, so it has no series {series}; leave the series out")
     elif suffix_of(path) in NIFTI_SUFFIXES:
         image = read_nifti(path, channel)
-    elif suffix_of(path):
-        image = _read_with_simpleitk(path, channel)
     else:
-        image = _read_dicom(path, channel, series)
+        image = _read_with_simpleitk(path, channel)
     check_volume(image, path)
     return image
 

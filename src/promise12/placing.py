@@ -41,8 +41,8 @@ def lay_out(sources: list[Path], out_path: Path, options: Options | None = None)
         options: how to read the sources.
 
     Raises:
-        DataError: a source cannot be read, its layout is ambiguous, an image is a label map, or two
-            different files would get the same path.
+        DataError: a source cannot be read, its layout is ambiguous, an image is a label map, two
+            different files would get the same path, or `options.series` is for no DICOM.
     """
     options = options or Options()
     with tempfile.TemporaryDirectory(prefix="prepare_data-") as unpacked:
@@ -69,6 +69,11 @@ def _place(folders, out_path, options):
         source = Source(path, out_path)
         layout, pairs = detect_layout(source, options)
         _log_layout(source, layout, pairs)
+        if options.series and not any(isinstance(pair.image, Dicom) for pair in pairs):
+            raise DataError(
+                f"{path}: holds no DICOM image of which --series {options.series} could choose one; "
+                "leave --series out, with a call for each source"
+            )
         for target, file in _files(layout, pairs, folder, options):
             other = placed.setdefault(target, file)
             if other is not file and not _same_content(other, file):

@@ -322,12 +322,14 @@ def test_a_channel_of_several_volumes(tmp_path, make_image, oblique, suffix, kin
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_a_file_of_one_volume_has_no_other_channel(tmp_path, make_image, suffix):
+def test_a_file_of_one_volume_has_no_other_channel_nor_a_series(tmp_path, make_image, suffix):
     path = stored_scan(tmp_path, make_image, suffix)
     for channel in (None, 0):
         assert read_volume(path, channel).GetSize() == (7, 6, 5)
     with pytest.raises(DataError, match="channel 1 .*, but it has 1 volume"):
         read_volume(path, 1)
+    with pytest.raises(DataError, match="not DICOM, so it has no series 5"):
+        read_volume(path, series="5")
 
 
 # Header entry of a good NRRD, what stands there instead, and how x, y, z then run in LPS.
