@@ -15,22 +15,42 @@ import src.api
 from src.checkpoint import save_weights
 from src.config import override_config, save_config, vnet_cfg
 from src.devices.device import start_device
+from src.report.album import Album
+from src.report.results import OVERLAYS, REPORT
 from src.utils.log import log_to_standard_streams
 from src.vnet import create_vnet
+from tests.helpers import touch
 from tests.http_server import running_server
 from tests.volumes import image_of
 
-# Whole files go to one process each; those that take minutes start first, or the last of them would
-# keep one process busy long after the other.
+# Whole files go to one process each; those that take longest start first, in this order: else the
+# last of them would keep one process busy long after the other.
 LONG_FILES = (
+    "test_network.py",
+    "test_trainer.py",
+    "test_infer_310_end_to_end.py",
     "test_gpu_standin.py",
+    "test_ascend310_infer.py",
+    "test_exporter.py",
     "test_machine.py",
     "test_two_hosts.py",
     "test_ranks.py",
-    "test_trainer.py",
-    "test_api.py",
-    "test_network.py",
     "test_vnet.py",
+    "test_prediction.py",
+    "test_launchers.py",
+    "test_scripts.py",
+    "test_conv3d.py",
+    "test_native.py",
+    "test_distributed_launchers.py",
+    "test_step.py",
+    "test_infer_310.py",
+    "test_evaluation.py",
+    "test_api.py",
+    "test_process.py",
+    "test_dicom.py",
+    "test_cross_validation.py",
+    "test_phantom.py",
+    "test_page.py",
 )
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # in the background; programs inherit it
@@ -46,7 +66,8 @@ OBLIQUE = np.array([[1, 0, 0], [0, 0.8, -0.6], [0, 0.6, 0.8]]) @ np.array(
 
 def pytest_collection_modifyitems(config, items):
     """Starts with the long files; leaves out what is marked `full` unless -m names it."""
-    items.sort(key=lambda item: item.path.name not in LONG_FILES)
+    place = {name: place for place, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))
     if "full" not in config.option.markexpr:
         full = [item for item in items if item.get_closest_marker("full")]
         items[:] = [item for item in items if not item.get_closest_marker("full")]
@@ -158,6 +179,18 @@ def small_config():
         return override_config(vnet_cfg, [*small, "cache_dir=off", *overrides])
 
     return config
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Empty overlays.png and report.html: drawing takes longest. A prediction leaves neither."""
+
+    def write_empty(folder, *_):
+        touch(folder, OVERLAYS, REPORT)
+
+    monkeypatch.setattr("src.evaluation.write_pictures", write_empty)
+    monkeypatch.setattr("src.prediction.write_pictures", lambda *_: None)
+    monkeypatch.setattr(Album, "add", lambda *_: None)
 
 
 @pytest.fixture

@@ -71,8 +71,8 @@ def _place(folders, out_path, options):
         _log_layout(source, layout, pairs)
         if options.series and not any(isinstance(pair.image, Dicom) for pair in pairs):
             raise DataError(
-                f"{path}: holds no DICOM image of which --series {options.series} could choose one; "
-                "leave --series out, with a call for each source"
+                f"{path}: holds no DICOM image, of which --series {options.series} would choose "
+                "one; leave --series out, with a call for each source"
             )
         for target, file in _files(layout, pairs, folder, options):
             other = placed.setdefault(target, file)

@@ -27,16 +27,18 @@ def trajectory(step, values):
     return found
 
 
-@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan, 3e38])
-def test_an_overflow_skips_the_step_and_halves_the_scale(bad):
+def test_an_overflow_skips_the_step_and_halves_the_scale():
     """3e38 overflows only with its scale. Three good steps later the scale doubles."""
-    assert trajectory(scaled_step(1), [1, bad, 2, 1, 1, 1]) == [
+    assert trajectory(scaled_step(1), [1, np.inf, -np.inf, np.nan, 3e38, 2, 1, 1, 1]) == [
         (0.5, False, 256),
         (0.5, True, 128),
-        (-0.5, False, 128),
-        (-1.0, False, 128),
-        (-1.5, False, 256),
-        (-2.0, False, 256),
+        (0.5, True, 64),
+        (0.5, True, 32),
+        (0.5, True, 16),
+        (-0.5, False, 16),
+        (-1.0, False, 16),
+        (-1.5, False, 32),
+        (-2.0, False, 32),
     ]
 
 
@@ -46,8 +48,7 @@ def test_the_scale_does_not_change_what_is_trained(scale):
     assert weights == [0.5, -0.5, -0.75]
 
 
-@pytest.mark.parametrize("bad", [np.inf, np.nan])
-@pytest.mark.parametrize("place", [0, 1])
+@pytest.mark.parametrize(("place", "bad"), [(0, np.inf), (1, np.nan)])
 def test_one_overflow_skips_all_batches_of_a_step(bad, place):
     values = [1, 3, 1, 3, 2, 2]
     values[2 + place] = bad
@@ -149,7 +150,8 @@ def test_the_probability_is_the_sigmoid_of_the_logits(small_config, variant, fas
     config = small_config(f"variant={variant}", "VolSize=32,16,16", f"fast_conv3d={fast}")
     network = to_fast_vnet(seed_weights(create_vnet(config)), config, "CPU").set_train(False)
     volume = np.random.default_rng(3).normal(size=(2, 1, *config.VolSize)).astype(np.float32)
-    logits, probability = (out.asnumpy() for out in Both(network)(ms.Tensor(volume)))
+    with in_mode(ms.PYNATIVE_MODE):  # to compile a graph for one call takes longer
+        logits, probability = (out.asnumpy() for out in Both(network)(ms.Tensor(volume)))
     assert logits.shape == probability.shape == (2, *config.VolSize)
     assert logits.dtype == np.float32 and logits.std() > 0.01
     np.testing.assert_allclose(

@@ -40,6 +40,7 @@ from src.utils import command_line
 from src.utils.errors import DataError, UsageError
 from src.vnet import create_vnet
 from tests.helpers import ROOT
+from tests.networks import computed_once
 from tests.rounding import LAYER_ERROR, assert_trained_alike, perturb
 
 SETTINGS = (
@@ -225,29 +226,28 @@ def test_a_resumed_run_has_the_same_losses_as_an_uninterrupted_one(data, whole_r
             np.testing.assert_array_equal(ours[key].asnumpy(), theirs[key].asnumpy())
     with pytest.raises(UsageError, match="all 4 epochs are trained"):
         run(data, resumed, run_folder=run_folder)
-    longer, _ = configure_run(str(folder), "CPU", ["epochs=5"])
-    run(data, longer, run_folder=run_folder)
-    assert len(pd.read_csv(folder / "history.csv")) == 5
-    assert load_config(folder / "config.json").epochs == 5
-    other = data / "train_other.csv"
-    other.write_text("Case00.mhd\nCase06.mhd\n")
-    with pytest.raises(DataError, match=r"other training cases \(Case01 differs\)"):
-        train(longer, "CPU", data, other, run_folder=run_folder)
 
 
-@pytest.mark.parametrize("name", ["Case01", "Case05"])  # of the training, of the validation
-def test_a_run_whose_masks_were_edited_does_not_go_on(data, tmp_path, name):
+def test_a_run_whose_masks_were_edited_does_not_go_on(data, tmp_path):
+    """Nor does one of other cases; as it was, it goes on for more epochs."""
     copy = shutil.copytree(data, tmp_path / "copy")
     folder = run(copy, small("epochs=1"), val=True)
     longer, _ = configure_run(str(folder), "CPU", ["epochs=2"])
-    mask = copy / "gt" / f"{name}_segmentation.raw"
-    voxels = mask.read_bytes()
-    mask.write_bytes(voxels.replace(b"\1", b"\0", 1))
-    message = rf"{folder}: was started with another image or mask of {name}; restore"
-    with pytest.raises(DataError, match=message):
-        run(copy, longer, val=True, run_folder=folder)
-    mask.write_bytes(voxels)
+    for name in ("Case01", "Case05"):  # of the training, of the validation
+        mask = copy / "gt" / f"{name}_segmentation.raw"
+        voxels = mask.read_bytes()
+        mask.write_bytes(voxels.replace(b"\1", b"\0", 1))
+        message = rf"{folder}: was started with another image or mask of {name}; restore"
+        with pytest.raises(DataError, match=message):
+            run(copy, longer, val=True, run_folder=folder)
+        mask.write_bytes(voxels)
+    other = copy / "train_other.csv"
+    other.write_text("Case00.mhd\nCase06.mhd\n")
+    with pytest.raises(DataError, match=r"other training cases \(Case01 differs\)"):
+        train(longer, "CPU", copy, other, run_folder=folder)
     run(copy, longer, val=True, run_folder=folder)
+    assert len(pd.read_csv(folder / "history.csv")) == 2
+    assert load_config(folder / "config.json").epochs == 2
 
 
 GRID = (32, 32, 16)  # batch norm over the two voxels that the others' 16^3 ends in would be a sign
@@ -306,14 +306,14 @@ def test_a_run_resumes_with_and_without_fast_conv3d(data):
 
 
 def test_a_killed_run_resumes_on_the_same_trajectory(data, whole_run):
-    """kill -9 of the real command at random moments, then --resume, until it is through."""
+    """kill -9 of the real command at a random moment, then --resume."""
     arguments = [sys.executable, ROOT / "train.py", "--device_target", "CPU", "--data_path", data]
     arguments += ["--train_split_file_path", data / "train.csv"]
     arguments += ["--val_split_file_path", data / "val.csv"]
     settings = (*SMALL, *SETTINGS, "dirResult=runs")
     arguments += [word for setting in settings for word in ("--set", setting)]
     random = np.random.default_rng(3)
-    for attempt in range(3):
+    for attempt in range(2):
         command = [*arguments, *(["--resume"] if attempt else [])]
         child = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -321,11 +321,11 @@ def test_a_killed_run_resumes_on_the_same_trajectory(data, whole_run):
         lines = []
         for line in child.stdout:
             lines.append(line)
-            if attempt < 2 and re.match(f"epoch: {attempt + 1} step", line):
+            if not attempt and line.startswith("epoch: 2 step"):
                 time.sleep(random.uniform(0, 0.2))
                 child.send_signal(signal.SIGKILL)
         child.wait()
-        if attempt < 2:
+        if not attempt:
             assert child.returncode == -signal.SIGKILL, lines
     assert child.returncode == 0, lines
     (folder,) = Path("runs").iterdir()
@@ -337,22 +337,16 @@ def test_a_killed_run_resumes_on_the_same_trajectory(data, whole_run):
     )
 
 
-def test_a_run_without_a_checkpoint_yet_starts_again(data, whole_run):
-    config = small(*SETTINGS)
-    folder = new_run_folder(config)
-    losses = Losses()
-    run(data, config, StopAfter(1), losses, run_folder=folder)
-    assert losses.values == whole_run[1][:3]
-
-
 def test_checkpoints_come_every_save_interval_and_at_the_end(
     data, whole_run, tmp_path, monkeypatch
 ):
-    """Also shows seed: with another one the losses are others; there is no validation; and the
-    status file names the run."""
+    """Also shows seed: with another one the losses are others; there is no validation; the status
+    file names the run; and a run without a checkpoint yet starts from its beginning."""
     monkeypatch.setenv("VNET_STATUS_FILE", str(tmp_path / "status.json"))
     losses = Losses()
-    folder = run(data, small(*SETTINGS, "epochs=3", "save_interval=2", "seed=2"), losses)
+    config = small(*SETTINGS, "epochs=3", "save_interval=2", "seed=2")
+    folder = run(data, config, losses, run_folder=new_run_folder(config))
+    assert pd.read_csv(folder / "history.csv")["epoch"].tolist() == [1, 2, 3]
     assert losses.values[0] != whole_run[1][0]
     status = json.loads((tmp_path / "status.json").read_text())
     assert (status["state"], status["run_folder"]) == ("running", str(folder.absolute()))
@@ -370,7 +364,7 @@ def test_checkpoints_come_every_save_interval_and_at_the_end(
     ("sent", "name", "code", "last"),
     [
         (signal.SIGTERM, "SIGTERM", 143, "error: terminated"),
-        (signal.SIGINT, "Ctrl-C", 130, "error: interrupted"),
+        pytest.param(*(signal.SIGINT, "Ctrl-C", 130, "error: interrupted"), marks=pytest.mark.full),
     ],
 )
 def test_a_signal_ends_a_training_with_its_exit_code(data, sent, name, code, last):
@@ -443,9 +437,6 @@ def test_early_stop_ends_the_training_and_a_resume_says_so(data, capsys):
     assert f"{folder}: ended by early stop after epoch {len(history)}, 2 validations" in said
     assert "--set early_stop=N" in said
     assert tree(folder) == before
-    longer = small(*EARLY, "early_stop=3")
-    run(data, longer, val=True, run_folder=folder)
-    assert len(pd.read_csv(folder / "history.csv")) == len(history) + 1
 
 
 def tree(folder):
@@ -453,21 +444,11 @@ def tree(folder):
 
 
 class Poison(ms.Callback):
-    """Turns weights into NaN when epoch 2 begins, or after the last step of epoch 2."""
-
-    def __init__(self, at_end=False):
-        super().__init__()
-        self.at_end = at_end
+    """Turns weights into NaN when epoch 2 begins."""
 
     def on_train_epoch_begin(self, run_context):
-        self.poison(run_context, not self.at_end)
-
-    def on_train_step_end(self, run_context):
-        self.poison(run_context, self.at_end and run_context.original_args().cur_step_num == 6)
-
-    def poison(self, run_context, now):
         arguments = run_context.original_args()
-        if now and arguments.cur_epoch_num == 2:
+        if arguments.cur_epoch_num == 2:
             parameter = next(iter(arguments.train_network.get_parameters()))
             parameter.set_data(ms.Tensor(np.full(parameter.shape, np.nan, np.float32)))
 
@@ -484,15 +465,6 @@ def test_a_nan_names_the_batch_and_keeps_the_last_good_checkpoint(data):
     for value in ms.load_checkpoint(str(folder / "ckpt" / "last.ckpt")).values():
         assert np.isfinite(value.asnumpy()).all()
     assert len(pd.read_csv(folder / "history.csv")) == 1
-
-
-def test_weights_that_became_nan_in_the_last_step_are_not_saved(data):
-    """The loss of that step is still finite."""
-    with pytest.raises(DataError, match="weights became NaN or infinite at epoch 2 step 3"):
-        run(data, small("epochs=3", "dirResult=runs"), Poison(at_end=True))
-    (folder,) = Path("runs").iterdir()
-    for value in ms.load_checkpoint(str(folder / "ckpt" / "last.ckpt")).values():
-        assert np.isfinite(value.asnumpy()).all()
 
 
 def test_accumulated_batches_make_one_step(data):
@@ -535,7 +507,7 @@ def test_synchronised_batch_norm_has_the_same_parameters(data, monkeypatch):
     for mine, other in zip(synced.get_parameters(), plain.get_parameters(), strict=True):
         mine.set_data(other.value())
     volume = ms.Tensor(np.random.default_rng(0).normal(size=(1, 1, 16, 16, 32)).astype(np.float32))
-    answers = [network.set_train(False)(volume).asnumpy() for network in (plain, synced)]
+    answers = [computed_once(network.set_train(False), volume) for network in (plain, synced)]
     np.testing.assert_allclose(*answers, atol=1e-6)
     with pytest.raises(UsageError, match="sync_batch_norm=True: MindSpore has it on Ascend"):
         run(data, small("sync_batch_norm=true"))
