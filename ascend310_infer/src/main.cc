@@ -10,6 +10,7 @@
 #include <exception>
 #include <iomanip>
 #include <iostream>
+#include <set>
 #include <sstream>
 #include <string>
 #include <vector>
@@ -43,29 +44,43 @@ std::string description_of(const std::filesystem::path& model) {
   return read_text(model.parent_path() / (name + ".json"));
 }
 
-// The hash of the checkpoint that a description tells of; without one the description itself.
-std::string checkpoint_of(const std::string& description) {
-  const std::string key = "\"checkpoint_sha256\": \"";
-  const auto start = description.find(key);
-  if (start == std::string::npos) return description;
-  const auto first = start + key.size();
-  return description.substr(first, description.find('"', first) - first);
+// The text of a description from `start` up to `end`; empty if it has none.
+std::string text_between(const std::string& description, const std::string& start, char end) {
+  const auto found = description.find(start);
+  if (found == std::string::npos) return "";
+  const auto first = found + start.size();
+  return description.substr(first, description.find(end, first) - first);
+}
+
+// What decides the results of a model: hash of the checkpoint, and configuration; without the
+// former the description itself. A model that is exported in a further format stays the same.
+std::string model_of(const std::string& description) {
+  const std::string checkpoint = text_between(description, "\"checkpoint_sha256\": \"", '"');
+  if (checkpoint.empty()) return description;
+  return checkpoint + text_between(description, "\"configuration\": {", '}');
 }
 
 // Copies the model's description into the folder of the results, so that postprocess.py can tell
-// them from those of another model, and removes what is there of another model.
-void record_model(const Options& options) {
+// them from those of another model, and removes what is there of another model. Throws DataError if
+// it is not known what other results there are of.
+void record_model(const Options& options, const std::vector<std::filesystem::path>& volumes) {
   const auto record = options.output_path / "model.json";
   const std::string description = description_of(options.mindir_path);
   const std::string earlier = read_text(record);
-  if (checkpoint_of(earlier) != checkpoint_of(description)) {
-    std::vector<std::filesystem::path> old;
+  if (model_of(earlier) != model_of(description)) {
+    std::set<std::filesystem::path> old;
     for (const auto& entry : std::filesystem::directory_iterator(options.output_path)) {
       const std::string name = entry.path().filename().string();
       if (name.size() > 6 && name.compare(name.size() - 6, 6, "_0.bin") == 0 &&
           entry.is_regular_file())
-        old.push_back(entry.path());
+        old.insert(entry.path());
     }
+    if (earlier.empty())
+      for (const auto& volume : volumes) old.erase(output_of(volume, options));
+    if (earlier.empty() && !old.empty())
+      throw DataError(old.begin()->string() +
+                      ": not known to be a result of this model, expected a folder of its results "
+                      "only: move it away, or choose another --output_path");
     for (const auto& path : old) std::filesystem::remove(path);
     if (!old.empty())
       std::cout << options.output_path.string() << ": removed " << old.size()
@@ -88,7 +103,7 @@ void infer(const Options& options) {
   const std::filesystem::path time_folder = "time_Result";
   make_folder(options.output_path);
   make_folder(time_folder);
-  record_model(options);
+  record_model(options, volumes);
   const auto replaced = std::count_if(volumes.begin(), volumes.end(), [&](const auto& volume) {
     return std::filesystem::exists(output_of(volume, options));
   });

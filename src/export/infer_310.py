@@ -16,6 +16,7 @@ import numpy as np
 import SimpleITK as sitk
 from easydict import EasyDict
 
+from ..config import GRID_KEYS
 from ..data_manager import Case, channel_of
 from ..evaluation import evaluate_masks
 from ..images.reading import read_image
@@ -207,31 +208,39 @@ def evaluate_outputs(
 def check_model(result_folders: Sequence[str | Path], models: Sequence[Path]) -> None:
     """Raises a DataError if the C++ program's outputs are of another model, or that cannot be read.
 
-    Outputs without a record, of a model that had no description beside it, are not checked.
+    Another model is another checkpoint, or the same with another network grid. Outputs without a
+    record, of a model that had no description beside it, are not checked.
 
     Args:
         result_folders: see `Results`.
         models: the exported models.
     """
-    expected = {read_description(model)[1]["checkpoint_sha256"] for model in models}
+    descriptions = [read_description(model) for model in models]
+    expected = {file["checkpoint_sha256"] for _, file in descriptions}
+    grid = _grid_of(descriptions[0][0])  # the same for all of an ensemble
     for record in (Path(folder, MODEL_RECORD) for folder in result_folders):
         if not record.is_file():
             continue
         try:
-            files = json.loads(record.read_text("utf-8"))["files"].values()
-            found = {file["checkpoint_sha256"] for file in files}
+            description = json.loads(record.read_text("utf-8"))
+            found = {file["checkpoint_sha256"] for file in description["files"].values()}
+            found_grid = _grid_of(description)
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise DataError(
                 f"{record}: cannot be read ({reason_of(error)}), expected the description of the "
                 f"model; run the C++ program on {INPUT_FOLDER} again"
             ) from None
-        if not found & expected:
+        if not found & expected or found_grid != grid:
             raise DataError(
                 f"{record}: these results are not of {' or '.join(map(str, models))}, which is of "
-                f"another checkpoint, or were given twice; run the C++ program on {INPUT_FOLDER} "
-                "again"
+                "another checkpoint or network grid, or were given twice; run preprocess.py and "
+                "the C++ program again"
             )
         expected -= found
+
+
+def _grid_of(description: dict) -> list:
+    return [description["configuration"].get(key) for key in GRID_KEYS]
 
 
 class Results:
