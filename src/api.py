@@ -362,8 +362,8 @@ def continue_training(
         The run's folder, also if it is complete and nothing is done.
 
     Raises:
-        DataError: the run is complete, but of other cases, or its training differs from the preset;
-            or see `train`.
+        DataError: the run is complete, but of other or since edited cases, or its training differs
+            from the preset; or see `train`.
         UsageError: see `train`.
     """
     from .training.run_folder import check_same_cases, check_same_preset, newest_state
@@ -372,8 +372,10 @@ def continue_training(
     if state is not None:
         check_same_preset(state, preset, overrides)
     if state is not None and state.is_complete:
-        check_same_cases(state, train_split)
-        log.info(f"run: {state.folder}\nnothing is left to train after epoch {state.epoch}")
+        check_same_cases(state, data_path, train_split, val_split)
+        log.info(
+            f"run: {state.folder}\nnothing is left to train after epoch {state.progress.epoch}"
+        )
         return state.folder
     resume = False if state is None else state.folder
     return train(
@@ -423,7 +425,7 @@ def estimate_training(
     with _computing:
         target = _start_device(device_target, device_id)
         if state is not None:
-            config, done = state.config, state.epoch
+            config, done = state.config, state.progress.epoch
         else:
             config, done = training_config(target, [*preset_overrides(preset), *overrides]), 0
         step_s = measure_step_s(config, target)

@@ -11,7 +11,7 @@ import itertools
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -325,6 +325,25 @@ def content_digest(image: sitk.Image, mask: sitk.Image) -> str:
         content.update((np.concatenate(geometry, dtype=np.float32) + 0).tobytes())  # 0 for -0
         content.update(sitk.GetArrayViewFromImage(part).tobytes())
     return content.hexdigest()[:32]
+
+
+def edited_cases(digests: Mapping[str, str], data_path: str | Path, config: EasyDict) -> list[str]:
+    """Returns the cases whose image or mask is not what it was.
+
+    Args:
+        digests: case ID -> its earlier `content_digest`.
+        data_path: see `find_cases`.
+        config: see `read_case`.
+
+    Raises:
+        DataError: a case is missing or cannot be read.
+    """
+    cases = find_cases(data_path, [f"{name}.mhd" for name in sorted(digests)]) if digests else []
+    return [
+        case.case_id
+        for case in cases
+        if content_digest(*read_case(case, config)) != digests[case.case_id]
+    ]
 
 
 def channel_of(config: EasyDict) -> int | None:

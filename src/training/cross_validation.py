@@ -30,7 +30,7 @@ from ..utils.errors import DataError, UsageError, last_error, reason_of
 from ..utils.files import Lock, write_files
 from ..utils.process import core_count, module_command
 from ..utils.status import STATUS_FILE, write_status
-from .folds import EVALUATION, Fold, write_pooled_results
+from .folds import EVALUATION, Fold, check_unedited, write_pooled_results
 
 log = logging.getLogger(__name__)
 
@@ -110,6 +110,7 @@ def cross_validate(
             for number in range(count)
         ]
         write_status("running", results=str(out))
+        check_unedited(folds, data)
         _Work(folds, data, out, target, device_id, parallel, language).run()
         _finish(folds, data, out, language)
 
@@ -361,6 +362,7 @@ class Pace:
 def _finish(folds: list[Fold], data: Path, out: Path, language: str) -> None:
     """Writes the results of all cases, and the list of the networks."""
     if not (out / ENSEMBLE).is_file() or not (out / EVALUATION / REPORT).is_file():
+        check_unedited(folds, data)
         with Painter(PROCESSES) as painter:
             rows = write_pooled_results(out / EVALUATION, folds, data, painter, language)
         for fold in folds:

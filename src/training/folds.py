@@ -18,7 +18,7 @@ from easydict import EasyDict
 
 from ..checkpoint_file import epoch_and_step, is_numbered
 from ..config import CONFIG_NAME, save_config
-from ..data_manager import Case, find_cases, read_case
+from ..data_manager import Case, edited_cases, find_cases, read_case
 from ..ensemble import hash_checkpoint, origin_of
 from ..evaluation import EVALUATION_FILES
 from ..images.reading import read_volume
@@ -29,7 +29,7 @@ from ..report.results import REPORT, write_pictures
 from ..report.tables import METRICS_JSON, write_metrics
 from ..run_record import read_history
 from ..utils import output_folder
-from ..utils.errors import DataError
+from ..utils.errors import DataError, list_few
 from ..utils.files import hash_file
 
 EVALUATION = "evaluation"
@@ -87,6 +87,30 @@ class Fold(NamedTuple):
         except (OSError, ValueError, LookupError, TypeError):
             return None
         return content if is_current and (self.results / REPORT).is_file() else None
+
+
+def check_unedited(folds: Sequence[Fold], data_path: str | Path) -> None:
+    """Raises a DataError if a fold was trained with another image or mask of a case than is there.
+
+    Args:
+        folds: of which some may not have begun.
+        data_path: folder with `img/` and `gt/`.
+    """
+    from ..checkpoint import read_progress  # MindSpore takes a second to import
+
+    digests: dict[str, str] = {}
+    edited = set()
+    for folder in (fold.folder / "ckpt" for fold in folds):
+        progress = (folder.is_dir() and read_progress(folder)) or {}
+        for name, digest in progress.get("digests", {}).items():
+            if digests.setdefault(name, digest) != digest:
+                edited.add(name)
+    edited.update(edited_cases(digests, data_path, folds[0].config))
+    if edited:
+        raise DataError(
+            f"{data_path}: image or mask of {list_few(sorted(edited))} was edited since the "
+            "training of a fold; restore the files, or choose another --out_path"
+        )
 
 
 def write_pooled_results(

@@ -31,6 +31,7 @@ from ..config import (
     training_config,
     vnet_cfg,
 )
+from ..data_manager import edited_cases
 from ..devices.ranks import Ranks
 from ..images.formats import stem
 from ..promise12.splits import read_split, split_file
@@ -98,8 +99,7 @@ class RunState(NamedTuple):
 
     folder: Path
     config: EasyDict  # to continue with
-    case_ids: list[str]  # that it trains on; empty before its first checkpoint
-    epoch: int  # epochs that a resume need not train again
+    progress: Progress  # the initial one before its first checkpoint
     is_complete: bool  # nothing is left to train
 
 
@@ -126,7 +126,7 @@ def newest_state(overrides: list[str], has_validation: bool) -> RunState | None:
     progress = Progress(**(saved or {}))
     is_over = progress.epoch >= config.epochs
     stopped = has_validation and progress.has_stalled(config.early_stop)
-    return RunState(folder, config, progress.case_ids, progress.epoch, is_over or stopped)
+    return RunState(folder, config, progress, is_over or stopped)
 
 
 def check_same_preset(state: RunState, preset: str | None, overrides: list[str]) -> None:
@@ -151,19 +151,35 @@ def check_same_preset(state: RunState, preset: str | None, overrides: list[str])
         log.info(f"--preset {preset}: the run keeps its own {kept}; --set changes them")
 
 
-def check_same_cases(state: RunState, train_split: str | Path) -> None:
-    """Raises a DataError if a run was trained on other cases than a split lists.
+def check_same_cases(
+    state: RunState, data_path: str | Path, train_split: str | Path, val_split: str | Path | None
+) -> None:
+    """Raises a DataError if a complete run is of other cases, or of what they were before an edit.
 
     Args:
         state: of the run.
+        data_path: folder with `img/` and `gt/`.
         train_split: file of the split, or a folder with such files.
+        val_split: the same for the validation cases, which a run without any may get.
     """
-    names = read_split(split_file(train_split, "train", state.config.fold))
-    other = sorted({stem(name) for name in names} ^ set(state.case_ids))
-    if other:
+    remedy = "give this training a name of its own, --set task=NAME"
+    progress = state.progress
+    for kind, split, ids in (
+        ("train", train_split, progress.case_ids),
+        ("val", val_split, progress.val_case_ids),
+    ):
+        names = read_split(split_file(split, kind, state.config.fold)) if split else ids
+        other = sorted({stem(name) for name in names} ^ set(ids))
+        if other and ids:
+            raise DataError(
+                f"{state.folder}: is complete, but of other cases for "
+                f"{'training' if kind == 'train' else 'validation'} ({other[0]} differs); {remedy}"
+            )
+    edited = edited_cases(progress.digests, data_path, state.config)
+    if edited:
         raise DataError(
-            f"{state.folder}: is complete, but of other training cases ({other[0]} differs); give "
-            "this training a name of its own, --set task=NAME"
+            f"{state.folder}: is complete, but with another image or mask of {list_few(edited)}; "
+            f"restore the files, or {remedy}"
         )
 
 
@@ -230,8 +246,8 @@ def restore_run(
         config: to continue with.
         cells: get the run's values.
         initial_progress: of a new run with the same arguments. Its cases and number of devices
-            must be those of the run; a run without a checkpoint starts from it. Without validation
-            cases nothing stops early.
+            must be those of the run; a run without a checkpoint starts from it. A run without
+            validation cases never stops early, and may get some.
 
     Returns:
         The run's progress.
@@ -285,8 +301,13 @@ def check_can_continue(
                 f"trained with {key}={value}; restore it"
             )
     has_validation = bool(initial_progress.val_case_ids)
+    if progress.val_case_ids and not has_validation:
+        raise DataError(
+            f"{run_folder}: its best.ckpt is chosen by {len(progress.val_case_ids)} validation "
+            "case(s), which this resume lacks; give their split, --val_split_file_path"
+        )
     others = set(progress.val_case_ids) ^ set(initial_progress.val_case_ids)
-    if others and progress.val_case_ids and has_validation:
+    if others and progress.val_case_ids:
         raise DataError(
             f"{run_folder}: its best Dice is of other validation cases ({min(others)} differs); "
             "resume with the same split"

@@ -14,10 +14,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from src import checkpoint
 from src.checkpoint import save_weights
 from src.checkpoint_file import find_checkpoints
 from src.commands import command_parser
 from src.config import load_config, override_config, save_config, vnet_cfg
+from src.data_manager import content_digest, find_cases, read_case
 from src.ensemble import find_members
 from src.report.painter import Painter
 from src.training import cross_validation
@@ -177,6 +179,23 @@ def test_results_that_are_gone_are_written_again(
     assert sorted(runner.calls) == again
     assert (folder / "evaluation" / "report.html").is_file()
     assert len(json.loads((folder / "evaluation" / "metrics.json").read_text())["cases"]) == 5
+
+
+def test_edited_data_are_refused(cut_and_continued, data, tmp_path, monkeypatch):
+    """Else folds before and after the edit would be pooled."""
+    folder = tmp_path / "out"
+    shutil.copytree(cut_and_continued[0], folder)
+    cases = find_cases(data, ["Case0.mha", "Case1.mha"])
+    trained = {case.case_id: content_digest(*read_case(case, vnet_cfg)) for case in cases}
+    runner = InThisProcess(monkeypatch)
+    for fold1, edited in (({"Case1": "another"}, "Case1"), ({"Case2": "another"}, "Case2")):
+        digests = {"fold0": trained, "fold1": fold1}
+        monkeypatch.setattr(
+            checkpoint, "read_progress", lambda ckpt, of=digests: {"digests": of[ckpt.parent.name]}
+        )
+        with pytest.raises(DataError, match=f"image or mask of {edited} was edited since the"):
+            cross_validate(data, 2, folder, SETTINGS, "CPU")
+    assert runner.calls == []
 
 
 @pytest.mark.parametrize(

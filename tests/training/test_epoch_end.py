@@ -28,6 +28,13 @@ def run_folder(tmp_path):
     return tmp_path / "run"
 
 
+@pytest.fixture(autouse=True)
+def no_curve(request, monkeypatch):
+    """Draws progress.png for the one test that looks at it: it takes longest."""
+    if request.function is not test_the_history_has_a_row_per_epoch:
+        monkeypatch.setattr(epoch_end, "plot_progress", lambda *_: None)
+
+
 def dense_cells(with_average=False):
     """A network of one weight, its training step, and perhaps an average."""
     network, average = nn.Dense(1, 1, has_bias=False), nn.Dense(1, 1, has_bias=False)

@@ -1,6 +1,7 @@
 """The folder of a run: found, locked, restored, and refused where it cannot go on."""
 
 import json
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +14,8 @@ from src import api, checkpoint
 from src.checkpoint import TrainingCells
 from src.commands import command_parser
 from src.commands import train as train_command
-from src.config import load_config, preset_overrides, save_config
+from src.config import load_config, preset_overrides, save_config, vnet_cfg
+from src.data_manager import content_digest, find_cases, read_case
 from src.devices.ranks import Ranks
 from src.training.progress import Progress
 from src.training.run_folder import (
@@ -166,6 +168,7 @@ def test_a_run_without_a_checkpoint_starts_from_its_beginning(run, capsys):
         ([], {"digests": {**DIGESTS, "b": "3"}}, DataError, ["image or mask of b;", "restore"]),
         ([], {"digests": {"v": "3"}}, DataError, ["image or mask of v;"]),
         ([], {"val_case_ids": ["v", "w"]}, DataError, ["other validation cases (w differs)"]),
+        ([], {"val_case_ids": []}, DataError, ["chosen by 1 validation", "--val_split_file_path"]),
         (["epochs=7"], {}, UsageError, ["all 7 epochs are trained", "--set epochs=N"]),
         (["early_stop=2"], {}, UsageError, ["epoch 7", "0.5000", "--set early_stop=N"]),
     ],
@@ -181,13 +184,9 @@ def test_a_run_that_cannot_go_on_is_left_as_it_is(run, settings, initial_progres
     assert tree(folder) == before
 
 
-@pytest.mark.parametrize(
-    ("settings", "has_validation"), [("early_stop=3", True), ("early_stop=2", False)]
-)
-def test_early_stop_does_not_keep_other_runs_from_going_on(run, settings, has_validation):
-    folder, config = run(settings)
-    ids = ["v"] * has_validation
-    initial_progress = Progress(case_ids=["a", "b"], val_case_ids=ids, fixed=FIXED)
+def test_a_later_early_stop_lets_a_run_go_on(run):
+    folder, config = run("early_stop=3")
+    initial_progress = Progress(case_ids=["a", "b"], val_case_ids=["v"], fixed=FIXED)
     assert restore_run(folder, config, dense_cells(), initial_progress) == DONE
 
 
@@ -257,7 +256,7 @@ def test_how_far_the_newest_run_is(saved_run, values, overrides, has_validation,
     saved_run(epoch=1)
     folder = saved_run(**values)
     state = newest_state(["task=a", "dirResult=runs", *overrides], has_validation)
-    assert (state.folder, state.epoch) == (folder, values["epoch"])
+    assert (state.folder, state.progress.epoch) == (folder, values["epoch"])
     assert state.is_complete == is_complete
 
 
@@ -265,7 +264,7 @@ def test_a_run_without_a_checkpoint_and_no_run(small_config):
     assert newest_state(["task=a", "dirResult=runs"], True) is None
     folder = new_run_folder(small_config("task=a", "dirResult=runs"))
     state = newest_state(["task=a", "dirResult=runs"], True)
-    assert (state.folder, state.epoch, state.case_ids) == (folder, 0, [])
+    assert (state.folder, state.progress) == (folder, Progress())
     assert newest_state(["task=a", "dirResult=runs", "fold=1"], True) is None
     with (
         lock_run(folder),
@@ -327,8 +326,26 @@ def test_a_run_of_other_settings_is_not_taken_for_a_presets(small_config, contin
 def test_a_complete_run_of_other_cases_is_not_taken_for_this_one(saved_run, continued):
     saved_run(epoch=4, case_ids=["a", "b"])
     Path("train.csv").write_text("a.mhd\nc.mhd\n")
-    with pytest.raises(DataError, match=r"of other training cases \(b differs\).*--set task=NAME"):
+    with pytest.raises(DataError, match=r"other cases for training \(b differs\).*--set task=NAME"):
         continued("--train_split_file_path", "train.csv")
+
+
+def test_a_complete_run_of_other_validation_or_edited_cases_is_told(
+    saved_run, continued, write_training, tmp_path
+):
+    write_training(tmp_path, train=[0, 1], val=[2], other=[1])
+    cases = find_cases(tmp_path / "data", ["Case00.mha", "Case01.mha", "Case02.mha"])
+    digests = {case.case_id: content_digest(*read_case(case, vnet_cfg)) for case in cases}
+    ids = list(digests)
+    saved_run(epoch=4, case_ids=ids[:2], val_case_ids=ids[2:], digests=digests)
+    paths = ["--data_path", str(tmp_path / "data")]
+    paths += ["--train_split_file_path", str(tmp_path / "train.csv")]
+    assert continued(*paths, "--val_split_file_path", str(tmp_path / "val.csv")) is None
+    with pytest.raises(DataError, match=r"other cases for validation \(Case01 differs\)"):
+        continued(*paths, "--val_split_file_path", str(tmp_path / "other.csv"))
+    shutil.copy(cases[0].image_path, cases[2].image_path)
+    with pytest.raises(DataError, match="another image or mask of Case02; restore the files"):
+        continued(*paths)
 
 
 def test_continue_is_for_one_process(continued):
