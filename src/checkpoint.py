@@ -291,7 +291,10 @@ def _mismatch(name, expected, found, config_path):
     fitting = fitting_architecture({key: tuple(value.shape) for key, value in found.items()})
     if fitting:
         variant, width = fitting
-        remedy = f"use --set variant={variant} --set width={width}"
+        remedy = (
+            "copy its run's config.json beside it; if that is lost, --set variant="
+            f"{variant} --set width={width} and the grid, intensities and threshold of its training"
+        )
         if config_path:  # which `--set` may not contradict
             remedy = f"restore {config_path}"
         return (

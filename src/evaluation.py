@@ -136,7 +136,8 @@ def evaluate(
         cell = loaded(network)
 
         def predict_mask(case: _Read) -> sitk.Image:
-            return segment_inputs(cell, case.inputs, case.image, config).mask
+            with naming(case.case.image_path):
+                return segment_inputs(cell, case.inputs, case.image, config).mask
 
         metadata = {**metadata, "configuration": dict(config)}
         return _evaluate(predict_mask, cases, ready, config, metadata, painter, language)

@@ -332,7 +332,10 @@ class _Segmenter(NamedTuple):
             if volumes is None:
                 with naming(source):
                     volumes = network_inputs(image, self.config)
-            mask, probability, centre_mm = segment_inputs(self.network, volumes, image, self.config)
+            with naming(source):
+                mask, probability, centre_mm = segment_inputs(
+                    self.network, volumes, image, self.config
+                )
             writers = _writers(outputs, mask, probability, source, dicom)
         except (DataError, MemoryError, RuntimeError, ValueError) as error:
             if is_only:

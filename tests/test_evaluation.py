@@ -22,7 +22,7 @@ from src.utils.errors import DataError
 from src.utils.output_folder import MANIFEST, acquire
 from src.vnet import VNet, create_vnet
 from tests.helpers import names_in, run_program, tree
-from tests.networks import bright
+from tests.networks import bright, in_mode
 from tests.rounding import perturb
 from tests.volumes import geometry_of, read_array
 
@@ -92,6 +92,7 @@ def test_an_evaluation_leaves_masks_and_metrics(data, results, config, capsys):
     assert printed.splitlines()[-1].endswith(f" {results / 'report.html'}")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_an_evaluation_that_has_begun_says_where_its_results_go(
     data, results, config, tmp_path, monkeypatch
 ):
@@ -108,6 +109,7 @@ def test_an_evaluation_that_has_begun_says_where_its_results_go(
     }
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_earlier_results_are_replaced_with_a_notice(data, results, config, capsys):
     evaluate(bright, find_cases(data, ["Case0", "Case1"]), config, {})
     earlier = (results / "Case1_test.zraw").read_bytes()
@@ -142,12 +144,14 @@ def test_a_name_that_metaimage_takes_for_several_files(data, write_case, results
     assert not results.exists()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_name_that_begins_like_a_list_is_no_list(data, write_case, results, config):
     write_case(data, "List01", ".mhd")
     (row,) = evaluate(bright, find_cases(data, ["List01"]), config, {})
     assert row["dice"] > 0.9 and read_volume(results / "List01_test.mhd").GetSize() == (26, 24, 12)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_broken_second_case_leaves_nothing_behind(data, results, config):
     cases = find_cases(data, ["Case1", "Case0", "Case2"])
     path = data / "gt" / "Case0_segmentation.raw"
@@ -164,6 +168,7 @@ def test_a_folder_that_cannot_be_written(data, tmp_path, small_config):
         evaluate(bright, find_cases(data, ["Case0"]), config, {})
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_full_disk_leaves_no_half_written_file(data, results, config, full_disk, capsys):
     """`capsys`, since pytest otherwise keeps what is printed in a file, which could not grow."""
     evaluate(bright, find_cases(data, ["Case0"]), config, {})
@@ -175,6 +180,7 @@ def test_a_full_disk_leaves_no_half_written_file(data, results, config, full_dis
     assert read_array(results / "Case0_test.mhd").any()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_drawing_that_fails_leaves_the_earlier_results(data, results, config, monkeypatch):
     evaluate(bright, find_cases(data, ["Case0"]), config, {})
     before = tree(results)
@@ -189,6 +195,7 @@ def test_a_drawing_that_fails_leaves_the_earlier_results(data, results, config, 
 
 
 @pytest.mark.parametrize("key", ["threshold=0.9", "flip_average=true"])
+@pytest.mark.usefixtures("undrawn")
 def test_prediction_options_reach_the_masks(data, config, small_config, results, key):
     """A network whose probabilities fall off along x: both options move the mask's border."""
 
@@ -244,6 +251,7 @@ def test_masks_from_elsewhere_are_evaluated_alike(data, results, config, capsys)
     assert capsys.readouterr().out == printed.replace(str(results), str(other))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_broken_case_leaves_nothing(data, results, config, monkeypatch):
     """Neither the masks of those before it, which are read once, nor the results' folder."""
     cases = find_cases(data, ["Case1", "Case0"])
@@ -307,6 +315,7 @@ def test_what_somebody_should_look_at_is_told_everywhere(data, results, config, 
     assert "warning" not in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_nobody_else_may_write_there(data, results, config):
     """Nor is anything lost that lies there."""
     evaluate(bright, find_cases(data, ["Case0"]), config, {})
@@ -361,14 +370,15 @@ def test_load_network_is_ready_to_predict(run_folder, small_config):
 def test_mixed_precision_predicts_on_a_cpu(run_folder, small_config, choice):
     """The fast path is float32 throughout."""
     volume = ms.Tensor(np.random.default_rng(0).standard_normal((1, 1, 32, 16, 16), np.float32))
-    exact, mixed = (
-        load_network(
-            run_folder / "ckpt" / "best.ckpt",
-            small_config(f"precision={precision}", f"fast_conv3d={choice}"),
-            "CPU",
-        )(volume)
-        for precision in ("float32", "mixed")
-    )
+    with in_mode(ms.GRAPH_MODE if choice == "auto" else ms.PYNATIVE_MODE):
+        exact, mixed = (
+            load_network(
+                run_folder / "ckpt" / "best.ckpt",
+                small_config(f"precision={precision}", f"fast_conv3d={choice}"),
+                "CPU",
+            )(volume)
+            for precision in ("float32", "mixed")
+        )
     assert exact.dtype == mixed.dtype == ms.float32
     np.testing.assert_allclose(mixed.asnumpy(), exact.asnumpy(), rtol=0, atol=1e-2)
 
@@ -406,7 +416,11 @@ def test_fast_and_plain_convolutions_give_the_same_masks(data, tmp_path, config)
     "overrides, damage, words",
     [
         (["width=4"], None, "variant=zoo, width=2, not of this configuration"),
-        (["variant=monai"], None, "use --set variant=zoo --set width=2"),
+        (
+            ["variant=monai"],
+            None,
+            "copy its run's config.json beside it; if that is lost, --set variant=zoo",
+        ),
         ([], lambda content: content[:-100], "copy it again"),
         ([], lambda _: b"PK\x03\x04 of another program", "not a complete MindSpore checkpoint"),
         ([], lambda _: b"", "not a complete MindSpore checkpoint"),

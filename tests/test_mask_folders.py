@@ -16,7 +16,7 @@ from src.data_manager import Case
 from src.mask_folders import case_name, masks_for, reference_cases
 from src.metrics import case_metrics
 from src.utils.errors import DataError, UsageError
-from tests.helpers import names_in, touch
+from tests.helpers import names_in, run_program, touch
 from tests.volumes import image_of
 
 
@@ -124,8 +124,8 @@ def folders(tmp_path):
 
 
 def evaluated(folder, *arguments):
-    words = ["--masks", str(folder / "masks"), "--set", f"dirPredictionImage={folder / 'out'}"]
-    eval_command.execute(command_parser("eval", "eval.py").parse_args([*words, *arguments]))
+    words = ["--masks", folder / "masks", "--set", f"dirPredictionImage={folder / 'out'}"]
+    run_program("eval", *words, *arguments)
     return pd.read_csv(folder / "out" / "metrics.csv").set_index("case")
 
 
@@ -211,6 +211,10 @@ def test_either_references_or_a_split(folders):
         compare_masks(folders / "masks")
     with pytest.raises(UsageError, match="either"):
         compare_masks(folders / "masks", folders / "gt", folders, "val.csv")
-    words = ["--ckpt_path", "RUN", "--reference", "gt"]
-    with pytest.raises(UsageError, match="--reference"):
-        eval_command.execute(command_parser("eval", "eval.py").parse_args(words))
+    for words in (
+        ["--ckpt_path", "RUN", "--reference", "gt"],
+        ["--masks", "masks", "--reference", "gt", "--data_path", "data"],
+        ["--masks", "masks", "--reference", "gt", "--eval_split_file_path", "val.csv"],
+    ):
+        with pytest.raises(UsageError, match="--reference"):
+            eval_command.execute(command_parser("eval", "eval.py").parse_args(words))

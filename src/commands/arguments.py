@@ -15,6 +15,8 @@ from ..config import (
 from ..report.texts import LANGUAGES
 
 DEVICES = ("Ascend", "GPU", "CPU")
+DATA_PATH = "./promise"  # defaults of the zoo
+VAL_SPLIT = "./split/val.csv"
 
 
 def add_device_arguments(parser: ArgumentParser, id_flag: str) -> None:
@@ -64,9 +66,9 @@ def add_data_argument(parser: ArgumentParser) -> None:
     """Adds the folder of cases with references."""
     parser.add_argument(
         "--data_path",
-        default="./promise",
+        default=DATA_PATH,
         metavar="FOLDER",
-        help="folder with img/ and gt/ (default: ./promise)",
+        help=f"folder with img/ and gt/ (default: {DATA_PATH})",
     )
 
 
@@ -75,9 +77,9 @@ def add_case_arguments(parser: ArgumentParser, split_flag: str) -> None:
     add_data_argument(parser)
     parser.add_argument(
         split_flag,
-        default="./split/val.csv",
+        default=VAL_SPLIT,
         metavar="FILE",
-        help="file that lists the cases, or a folder of splits (default: ./split/val.csv)",
+        help=f"file that lists the cases, or a folder of splits (default: {VAL_SPLIT})",
     )
 
 

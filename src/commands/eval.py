@@ -15,6 +15,8 @@ from ..report.painter import PROCESSES, Painter
 from ..utils.errors import UsageError
 from ..utils.process import no_garbage_collection
 from .arguments import (
+    DATA_PATH,
+    VAL_SPLIT,
     add_case_arguments,
     add_checkpoint_argument,
     add_config_arguments,
@@ -41,6 +43,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--data_path and --eval_split_file_path",
     )
     add_case_arguments(parser, "--eval_split_file_path")
+    parser.set_defaults(data_path=None, eval_split_file_path=None)  # as --reference takes neither
     add_language_argument(parser)
     add_config_arguments(parser, "labels", "channel")
 
@@ -49,6 +52,10 @@ def execute(args: Namespace) -> None:
     """Evaluates."""
     if args.reference is not None and args.masks is None:
         raise UsageError("--reference: goes with --masks, the masks to compare with it")
+    where = args.data_path, args.eval_split_file_path
+    if args.reference is not None and where != (None, None):
+        raise UsageError("--reference: all its masks are compared; leave out data and split")
+    data_path, split = args.data_path or DATA_PATH, args.eval_split_file_path or VAL_SPLIT
     with Painter(PROCESSES) as painter:
         with no_garbage_collection():
             from ..api import compare_masks, evaluate
@@ -57,8 +64,8 @@ def execute(args: Namespace) -> None:
         if args.masks is None:
             evaluate(
                 args.ckpt_path,
-                args.data_path,
-                args.eval_split_file_path,
+                data_path,
+                split,
                 device_target=args.device_target,
                 device_id=args.dev_id,
                 overrides=overrides_of(args),
@@ -69,8 +76,8 @@ def execute(args: Namespace) -> None:
         else:
             compare_masks(
                 args.masks,
-                data_path=args.data_path,
-                split=args.eval_split_file_path,
+                data_path=data_path,
+                split=split,
                 overrides=overrides_of(args),
                 **report,
             )

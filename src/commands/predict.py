@@ -15,6 +15,7 @@ from argparse import ArgumentParser, Namespace
 
 from ..images.formats import OUTPUT_TYPES
 from ..report.painter import PROCESSES, Painter
+from ..utils.errors import UsageError
 from ..utils.process import no_garbage_collection
 from .arguments import (
     add_checkpoint_argument,
@@ -75,6 +76,11 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def execute(args: Namespace) -> None:
     """Segments the images."""
+    keys = [text.partition("=")[0].strip() for text in args.overrides]
+    if args.output_path and "dirPredictionImage" in keys:
+        raise UsageError(
+            "--output_path: names the folder, as --set dirPredictionImage does; give one"
+        )
     with Painter(0 if args.no_report else PROCESSES) as painter:
         with no_garbage_collection():
             from ..api import find_model, lazy_network

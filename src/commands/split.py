@@ -11,6 +11,8 @@ train_fold0.csv, val_fold0.csv, ... of the cases in a folder:
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
+from ..utils.errors import UsageError
+
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Adds the arguments of the command."""
@@ -38,7 +40,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="take the cases of its img/ and gt/ instead of Case00 to Case49",
     )
     parser.add_argument(
-        "--seed", type=int, default=1, metavar="N", help="seed of the random draws (default: 1)"
+        "--seed", type=int, metavar="N", help="seed of the random draws (default: 1)"
     )
 
 
@@ -46,5 +48,8 @@ def execute(args: Namespace) -> None:
     """Writes the split files."""
     from ..promise12.splits import draw_splits, list_cases, write_splits
 
+    if args.seed is not None and not args.random and args.folds is None:
+        raise UsageError("--seed: goes with --random 1 or --folds K, nothing else is drawn")
     cases = list_cases(args.data_path) if args.data_path else None
-    write_splits(args.out_path, draw_splits(cases, args.random == 1, args.folds, args.seed))
+    seed = 1 if args.seed is None else args.seed
+    write_splits(args.out_path, draw_splits(cases, args.random == 1, args.folds, seed))

@@ -86,6 +86,11 @@ def execute(args: Namespace) -> None:
 def _train(args: Namespace) -> None:
     from ..api import continue_training, train
 
+    if args.device_num != 1 and not args.run_distribute:
+        raise UsageError(
+            "--device_num: goes with --run_distribute 1, for which scripts/train_msrun.sh and the "
+            "like start the processes"
+        )
     settings = {
         "preset": args.preset,
         "device_target": args.device_target,

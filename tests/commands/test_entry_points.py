@@ -192,6 +192,13 @@ def test_a_broken_validation_case_is_found_before_anything_runs(
         (TRAIN.replace("CPU", "Ascend"), 1, "device Ascend is not available"),
         (TRAIN + " --resume run", 1, "run"),
         (TRAIN + " --run_distribute 1 --device_num 2", 2, "no launcher started this process"),
+        (TRAIN + " --device_num 2", 2, "--device_num: goes with --run_distribute 1"),
+        ("create_csv.py --seed 7", 2, "--seed: goes with --random 1 or --folds K"),
+        (
+            PREDICT + " --ckpt_path run --input x --output_path a --set dirPredictionImage=b",
+            2,
+            "one",
+        ),
         (TRAIN + " --set precision=mixed", 2, "Ascend and GPU only"),
         (TRAIN + " --set task=a/b", 2, "letters, digits, space"),
         (TRAIN + " --resume", 1, "no run vnet.promise12.* to resume"),
