@@ -30,7 +30,14 @@ from .report.results import (
     warn_about_case,
     write_pictures,
 )
-from .report.tables import METRICS_CSV, METRICS_JSON, write_metrics, zoo_lines
+from .report.tables import (
+    METRICS_CSV,
+    METRICS_JSON,
+    VOLUMES_JSON,
+    VolumesTable,
+    write_metrics,
+    zoo_lines,
+)
 from .utils import output_folder
 from .utils.ahead import Ahead
 from .utils.errors import DataError, naming
@@ -271,6 +278,11 @@ def _evaluate(
         check_volume_name(name)
     files = [*volume_files(names), *EVALUATION_FILES]
     output_folder.check(folder, files)
+    if predicted := {row["mask"] for row in VolumesTable(folder, {}).rows()}.intersection(files):
+        raise DataError(
+            f"{folder / min(predicted)}: of a prediction, listed in {VOLUMES_JSON}; choose another "
+            "dirPredictionImage"
+        )
     if cases:
         ready.peek()  # a broken first case stops before the folder is made
     with output_folder.acquire(folder), temporary_folder(folder) as unfinished:

@@ -42,7 +42,7 @@ from .report.results import (
     write_pictures,
     write_volumes,
 )
-from .report.tables import VOLUMES_CSV, VOLUMES_JSON, VolumesTable, volumes_text
+from .report.tables import METRICS_JSON, VOLUMES_CSV, VOLUMES_JSON, VolumesTable, volumes_text
 from .utils import output_folder
 from .utils.ahead import Ahead
 from .utils.errors import DataError, UsageError, naming, reason_of
@@ -121,7 +121,12 @@ def predict(
         for name, source in images.items()
     }
     files = volume_files(file for names in outputs.values() for file in names.values())
-    output_folder.check(folder, [*files, *PREDICTION_FILES])
+    if output_folder.check(folder, files) and METRICS_JSON in output_folder.list_outputs(folder):
+        raise DataError(
+            f"{folder / METRICS_JSON}: an evaluation has masks of these names there; choose "
+            "another folder"
+        )
+    output_folder.check(folder, PREDICTION_FILES)
     network_id = metadata["network_id"] = _network_id(metadata)
     perhaps_done = set(images) if skip_existing else set()
     reader = _Reader(config, series, network_id, perhaps_done, "dicom_seg" in types)
@@ -137,6 +142,8 @@ def predict(
             output_folder.register(folder, PREDICTION_FILES),
             _restored_on_failure(table, images),
         ):
+            if not skip_existing:
+                _check_unedited(folder, [row for row in table.rows() if row["case"] in images])
             if alone and not skip_existing:
                 output_folder.announce(folder, files)
             earlier = table.start(alone, images, keep=skip_existing)
@@ -149,8 +156,11 @@ def predict(
                     name, source, outputs[name], earlier.get(name), ready, is_only
                 )
                 kept_count += is_kept
-                if row["mask"] and not is_kept:
-                    outdated |= _other_outputs(name, source, outputs[name], name in studies)
+                others = _other_outputs(name, source, outputs[name], name in studies)
+                if row["mask"] is None:
+                    row["problem"] += _left_over(folder, {*others, *outputs[name].values()})
+                elif not is_kept:
+                    outdated |= others
                 rows.append(row)
                 table.add(row)
                 _warn(row)
@@ -322,12 +332,14 @@ class _Segmenter(NamedTuple):
             if dicom is not None:
                 row["study_sha256"] = _study_hash(dicom)
             if earlier is not None:
-                place = {key: row[key] for key in ("image", "series", "channel")}
-                problem = self._edited(earlier)
+                problem = _edited(self.folder, earlier) or self._of_another_image(earlier, row)
                 if problem and is_only:
                     raise DataError(problem)
-                if problem or self._is_done(earlier, row, image, outputs):
-                    return {**earlier, **place, "problem": problem}, True
+                if problem:
+                    return {**earlier, "problem": problem}, True
+                if self._is_done(earlier, row, image, outputs):
+                    place = {key: row[key] for key in ("image", "series", "channel")}
+                    return {**earlier, **place, "problem": None}, True
             assert isinstance(source, Path)  # otherwise `prepare` has raised it
             if volumes is None:
                 with naming(source):
@@ -387,17 +399,40 @@ class _Segmenter(NamedTuple):
             return False
         return True
 
-    def _edited(self, earlier: dict) -> str | None:
-        """What is wrong with earlier masks whose voxels are not those that were predicted."""
-        masks = [name for kind, name in earlier["outputs"].items() if kind != "probability"]
-        for path in (self.folder / name for name in masks):
-            found = None  # a file that cannot be read
-            with suppress(DataError):
-                found = _mask_hash(_read_mask(path))
-            # None: of a table of an earlier version
-            if path.exists() and earlier["mask_sha256"] not in (None, found):
-                return f"{path}: edited or damaged since its prediction, so it stays; move it away"
-        return None
+    def _of_another_image(self, earlier: dict, row: dict) -> str | None:
+        """What is wrong with an earlier mask of the same name whose image is another one."""
+        if earlier["image"] == row["image"] or earlier["fingerprint"] == row["fingerprint"]:
+            return None
+        return (
+            f"{self.folder / earlier['mask']}: of {earlier['image']}, so it stays; rename one of "
+            "the images, or choose another folder"
+        )
+
+
+def _edited(folder: Path, earlier: dict) -> str | None:
+    """What is wrong with earlier masks whose voxels are not those that were predicted."""
+    masks = [name for kind, name in earlier["outputs"].items() if kind != "probability"]
+    for path in (folder / name for name in masks):
+        found = None  # a file that cannot be read
+        with suppress(DataError):
+            found = _mask_hash(_read_mask(path))
+        # None: of a table of an earlier version
+        if path.exists() and earlier["mask_sha256"] not in (None, found):
+            return f"{path}: edited or damaged since its prediction, so it stays; move it away"
+    return None
+
+
+def _check_unedited(folder: Path, rows: Iterable[dict]) -> None:
+    """Raises a DataError if a mask that is to be replaced was edited since its prediction."""
+    for row in rows:
+        if problem := _edited(folder, row):
+            raise DataError(f"{problem}, or make the other masks with --skip_existing")
+
+
+def _left_over(folder: Path, names: Collection[str]) -> str:
+    """What to say of earlier results of an image that cannot be segmented any more."""
+    left = sorted(output_folder.list_outputs(folder).intersection(names))
+    return f"; {folder / left[0]} is of an earlier prediction" if left else ""
 
 
 def _study_hash(dicom: "Source") -> str:

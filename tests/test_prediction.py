@@ -21,7 +21,9 @@ import SimpleITK as sitk
 
 from src import prediction
 from src.config import override_config
+from src.data_manager import Case
 from src.ensemble import origin_of
+from src.evaluation import evaluate
 from src.input_images import find_images, found_studies
 from src.prediction import predict
 from src.predictor import LazyNetwork
@@ -79,6 +81,7 @@ def test_a_study_is_segmented_by_the_series_that_is_asked_for(tmp_path, config, 
 
 
 @pytest.mark.parametrize("types", [["image"], ["seg_nrrd"]])
+@pytest.mark.usefixtures("undrawn")
 def test_a_name_that_metaimage_takes_for_a_list_is_this_images_problem(
     data, write_case, config, results, types
 ):
@@ -95,6 +98,7 @@ def test_a_name_that_metaimage_takes_for_a_list_is_this_images_problem(
     assert read_array(results / rows["Case0"]["mask"]).any()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_folder_of_dicom_files_may_be_named_like_a_nifti_file(tmp_path, config, results):
     array = np.random.default_rng(0).integers(0, 900, (10, 24, 24))
     write_series(tmp_path / "P1.nii.gz", array)
@@ -326,6 +330,7 @@ def test_a_prediction_leaves_masks_in_their_own_format_and_volumes(data, results
     assert page.count("<article") == 3
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_probabilities_on_demand(data, results, config):
     def half(batch):
         return ms.Tensor((0.25 + 0.5 * bright(batch).asnumpy()).astype(np.float32))
@@ -370,12 +375,6 @@ def test_an_empty_prediction_is_zero_ml(data, results, config):
     assert "0.0&nbsp;ml, the mask is empty" in (results / "report.html").read_text("utf-8")
 
 
-@pytest.fixture
-def undrawn(monkeypatch):
-    """Neither overlays.png nor report.html, which take longest."""
-    monkeypatch.setattr(prediction, "write_pictures", lambda *_: None)
-
-
 # Bad images among good ones -----------------------------------------------------------------------
 
 
@@ -409,8 +408,11 @@ REASONS = {
 
 @pytest.mark.parametrize("kind", REASONS)
 def test_a_bad_image_does_not_keep_the_others_from_their_masks(
-    data, results, config, make_image, capsys, write_case, kind
+    data, results, config, make_image, capsys, write_case, kind, request
 ):
+    drawn = kind == "label map"
+    if not drawn:
+        request.getfixturevalue("undrawn")
     path, _ = write_case(data, "Case1b", ".mha", seed=4)
     images = find_images([data / "img"])
     spoil(path, kind, make_image)
@@ -438,8 +440,10 @@ def test_a_bad_image_does_not_keep_the_others_from_their_masks(
         None,
         [],
     )
-    page = (results / "report.html").read_text("utf-8")
-    assert f"Case1b</span> not segmented, {problem}</li>" in page and page.count("<article") == 3
+    if drawn:
+        page = (results / "report.html").read_text("utf-8")
+        assert f"Case1b</span> not segmented, {problem}</li>" in page
+        assert page.count("<article") == 3
     # The only one: as if nothing had been.
     before = tree(results)
     with pytest.raises(DataError) as error:
@@ -473,6 +477,7 @@ def test_what_fails_before_the_first_row_leaves_all_as_it_was(
     assert (tree(results) if results.exists() else None) == before
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_what_fails_later_leaves_the_rows_that_are_complete(data, results, config, monkeypatch):
     whole = prediction.write_volumes
     effects = [whole, DataError("disk is full")]
@@ -620,6 +625,7 @@ def test_a_name_that_is_no_utf8(data, results, config):
 # Findings ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_what_somebody_should_look_at_is_told_everywhere(data, results, config, write_case, capsys):
     """An image in another plane, and an empty mask."""
     sagittal = ((0, 0, 1), (1, 0, 0), (0, 1, 0))
@@ -707,11 +713,12 @@ def test_what_is_done_stays_and_the_rest_can_be_done_later(data, results, config
     assert "2 of 3 masks are of an earlier run" in capsys.readouterr().out
     assert (results / "report.html").read_text("utf-8").count("<article") == 3
     whole = results.with_name("whole")
-    predict(bright, images, override_config(config, [f"dirPredictionImage={whole}"]), {})
+    elsewhere = override_config(config, [f"dirPredictionImage={whole}"])
+    predict(bright, images, elsewhere, {}, report=False)
     assert rows_of(results) == rows_of(whole)
     # Without the option all is done anew.
     network, asked = counting()
-    predict(network, images, config, {})
+    predict(network, images, config, {}, report=False)
     assert len(asked) == 3
 
 
@@ -798,6 +805,84 @@ def test_an_edited_mask_stays_and_is_told(data, results, config):
 
 
 @pytest.mark.usefixtures("undrawn")
+def test_an_edited_mask_is_not_replaced(data, results, config):
+    path = data / "img" / "Case1.nii.gz"
+    both = {"Case0": data / "img" / "Case0.mhd", "Case1": path}
+    predict(bright, both, config, {})
+    mask = results / "Case1_test.nii.gz"
+    volume = sitk.ReadImage(str(mask))
+    volume[1, 1, 1] = 1
+    sitk.WriteImage(volume, str(mask))
+    before = tree(results)
+    network, asked = counting()
+    for images in (both, {"Case1": path}):
+        with pytest.raises(
+            DataError, match=rf"{mask}: edited .*, or make the other masks with --sk"
+        ):
+            predict(network, images, config, {})
+    (results / "volumes.json").write_text("{}")
+    for skip_existing in (False, True):
+        with pytest.raises(DataError, match=r"volumes\.json: damaged, or of another version"):
+            predict(network, both, config, {}, skip_existing=skip_existing)
+    (results / "volumes.json").write_bytes(before["volumes.json"])
+    assert not asked and tree(results) == before
+    predict(network, {"Case0": both["Case0"]}, config, {})
+    assert len(asked) == 1 and mask.read_bytes() == before[mask.name]
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_mask_of_another_image_of_the_same_name_stays(data, results, config, tmp_path):
+    """In the folders of two sites, say."""
+    other = tmp_path / "other" / "Case1.nii.gz"
+    other.parent.mkdir()
+    predict(bright, {"Case1": data / "img" / "Case1.nii.gz"}, config, {})
+    shutil.copy(data / "img" / "Case1.nii.gz", other)
+    network, asked = counting()
+    predict(network, {"Case1": other}, config, {}, skip_existing=True)  # the same image, moved
+    (row,) = strict_json(results / "volumes.json")["cases"]
+    assert not asked and row["image"] == str(other)
+    before = tree(results)
+    image = sitk.ReadImage(str(data / "img" / "Case1.nii.gz"))
+    image[0, 0, 0] = 5
+    sitk.WriteImage(image, str(data / "img" / "Case1.nii.gz"))
+    with pytest.raises(DataError, match=rf"Case1_test\.nii\.gz: of {other}, so it stays; rename"):
+        predict(
+            network,
+            {"Case1": data / "img" / "Case1.nii.gz"},
+            config,
+            {},
+            skip_existing=True,
+        )
+    assert not asked and tree(results) == before
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_an_earlier_mask_of_an_image_that_cannot_be_read_is_told(data, results, config):
+    images = find_images([data / "img"])
+    predict(bright, images, config, {})
+    content = images["Case1"].read_bytes()
+    images["Case1"].write_bytes(content[:100])
+    with pytest.raises(DataError, match="1 of 3 images could not be segmented"):
+        predict(bright, images, config, {})
+    problem = rows_of(results)["Case1"]["problem"]
+    assert problem.endswith(f"; {results / 'Case1_test.nii.gz'} is of an earlier prediction")
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_prediction_and_an_evaluation_leave_each_others_masks(data, results, config):
+    """The tables of one would tell of the other's masks."""
+    case = Case("Case0", data / "img" / "Case0.mhd", data / "gt" / "Case0_segmentation.mhd")
+    evaluate(bright, [case], config, {})
+    with pytest.raises(DataError, match=r"metrics\.json: an evaluation has masks of these names"):
+        predict(bright, {"Case0": case.image_path}, config, {})
+    shutil.rmtree(results)
+    predict(bright, {"Case0": case.image_path}, config, {})
+    with pytest.raises(DataError, match=r"Case0_test\.mhd: of a prediction, listed in volumes\.js"):
+        evaluate(bright, [case], config, {})
+    assert list(rows_of(results)) == ["Case0"]
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_a_segmentation_of_a_study_that_was_anonymised_is_made_again(tmp_path, config, results):
     pytest.importorskip("highdicom")
     study = write_study(tmp_path / "study")
@@ -811,6 +896,7 @@ def test_a_segmentation_of_a_study_that_was_anonymised_is_made_again(tmp_path, c
     assert pydicom.dcmread(results / "study_test.dcm").PatientID == "anonymous"
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_name_that_is_too_long_is_this_images_problem(data, config, results):
     long = data / "img" / f"{'n' * 245}.nii.gz"
     shutil.copy(data / "img" / "Case1.nii.gz", long)
@@ -863,7 +949,7 @@ def test_two_predictions_into_one_folder_lose_nothing(data, results, config):
     assert list_outputs(results) == {*names_in(results)} - {MANIFEST}
     assert {row["mask"] for row in rows_of(results).values()} < list_outputs(results)
     # Later, one after the other: the table is of the last, as ever.
-    predict(bright, {"Case2": images["Case2"]}, config, {})
+    predict(bright, {"Case2": images["Case2"]}, config, {}, report=False)
     assert list(rows_of(results)) == ["Case2"]
 
 
@@ -899,31 +985,31 @@ def test_predict_writes_where_it_is_told(tmp_path, monkeypatch, data, run_folder
 def test_a_killed_command_leaves_whole_files_and_a_bad_image_exit_code_1(
     tmp_path, data, run_folder, write_case
 ):
-    for number in range(8):
+    for number in range(5):
         write_case(data, f"More{number:02d}", ".mha", seed=number)
-    bad = data / "img" / "More05.mha"
+    bad = data / "img" / "More03.mha"
     bad.write_bytes(b"rubbish")
     arguments = [sys.executable, str(ROOT / "predict.py"), "--device_target", "CPU"]
     arguments += ["--ckpt_path", str(run_folder / "ckpt" / "best.ckpt"), "--output_path", "masks"]
-    arguments += ["--input", str(data / "img"), "--skip_existing"]
+    arguments += ["--input", str(data / "img"), "--skip_existing", "--no_report"]
     killed = subprocess.Popen(
         arguments, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     masks = tmp_path / "masks"
-    wait_until((masks / "More02_test.mha").exists)
+    wait_until((masks / "Case2_test.nrrd").exists)
     killed.send_signal(signal.SIGKILL)
     assert killed.wait() == -signal.SIGKILL
     for path in masks.glob("*_test.m*"):
         assert read_array(path).shape == (12, 24, 26)
     # Of the two tables, volumes.json is renamed to its place last, and is the one that counts.
     done = [row["case"] for row in strict_json(masks / "volumes.json")["cases"] if row["mask"]]
-    assert len(done) >= 3
+    assert len(done) >= 2
     ended = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert ended.returncode == 1
-    assert f"{len(done)} of 11 masks are of an earlier run" in ended.stdout
+    assert f"{len(done)} of 8 masks are of an earlier run" in ended.stdout
     assert ended.stderr.strip().splitlines()[-1] == (
-        "error: 1 of 11 images could not be segmented; masks/volumes.csv says why"
+        "error: 1 of 8 images could not be segmented; masks/volumes.csv says why"
     )
     assert "Traceback" not in ended.stderr
-    assert [name for name, row in rows_of(masks).items() if row["problem"]] == ["More05"]
-    assert len(rows_of(masks)) == 11
+    assert [name for name, row in rows_of(masks).items() if row["problem"]] == ["More03"]
+    assert len(rows_of(masks)) == 8

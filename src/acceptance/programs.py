@@ -12,15 +12,22 @@ from .processes import NO_CHECKOUT, PACKAGE, ROOT, run_program
 from .table import Table
 
 
-def check_programs(target: str, table: Table, folder: Path) -> None:
-    """Trains, resumes, evaluates and exports, on phantoms; leaves the files in the folder."""
+def check_programs(target: str, table: Table, folder: Path, small: bool = False) -> None:
+    """Trains, resumes, evaluates and exports, on phantoms; leaves the files in the folder.
+
+    Args:
+        target: "Ascend", "GPU" or "CPU".
+        table: gets the checks.
+        folder: for the files.
+        small: whether one phantom is enough.
+    """
 
     def passes(check: str, command: str, *words: str) -> bool:
         vnet = (sys.executable, "-m", PACKAGE, command, "--device_target", target)
         return run_program([*vnet, *words], table, check)
 
     with change_folder(folder):
-        write_phantom("data", cases=3, seed=1)
+        write_phantom("data", cases=1 if small else 3, seed=1)
         names = sorted(path.name for path in Path("data/img").glob("*.mhd"))
         Path("split.csv").write_text("".join(f"{name}\n" for name in names))
         settings = ["width=2", "VolSize=32,16,16", "dstRes=3,6,6", "batch_size=1", "cache_dir=off"]

@@ -144,11 +144,17 @@ class VolumesTable:
             {case: row} of these earlier masks if `keep`, otherwise nothing.
 
         Raises:
-            DataError: rows of other cases, which stay, are of another network or other settings.
+            DataError: rows of other cases, which stay, are of another network or other settings; or
+                the table that is there cannot be read.
         """
         with output_folder.lock(self.folder):
             ours = output_folder.list_outputs(self.folder)
             content = self._content()
+            if VOLUMES_JSON in ours and "schema" not in content:
+                raise DataError(
+                    f"{self.paths[1]}: damaged, or of another version of this program, so it does "
+                    "not say which masks were edited; choose another folder, or move it away"
+                )
             rows = content["cases"]
             earlier = {row["case"]: row for row in rows if row["mask"] in ours} if keep else {}
             is_shared = bool(earlier.keys() - set(cases)) if alone else "network_id" in content
