@@ -217,14 +217,17 @@ def evaluate(
         if overrides:
             raise UsageError(f"overrides={overrides!r}: the model is loaded; give them to load")
         origin, config, network = model.origin, EasyDict(model.config), model.network
+        checkpoints = model.checkpoints
     else:
         if not isinstance(model, list | tuple):
             _check_path(model, "model", "a Model of load, or a path")
         members = find_model(model, overrides)
         origin, config = origin_of_members(members), members[0].config
+        checkpoints = tuple(member.checkpoint for member in members)
         network = lazy_network(members, device_target, device_id)
     config.dirPredictionImage = str(output_path or config.dirPredictionImage)
     cases = split_cases(data_path, split, "val", config.fold)  # before the device starts
+    origin = {**origin, "trained_on": evaluation.trained_on(checkpoints, cases)}
     with _computing:
         rows = evaluation.evaluate(network, cases, config, origin, painter, language)
     return _metrics_table(rows)

@@ -49,11 +49,11 @@ PREPROCESSING = 8
 
 @dataclass(frozen=True)
 class Case:
-    """One examination: an image and, where known, its reference mask."""
+    """One examination: an image and its reference mask."""
 
     case_id: str
     image_path: Path
-    mask_path: Path | None = None
+    mask_path: Path
 
 
 # --- finding ---------------------------------------------------------------------------------
@@ -81,26 +81,25 @@ def _mask_name(name: str) -> str:
     return stem(name) + MASK_SUFFIX + name[len(stem(name)) :]
 
 
-def find_cases(data_path: str | Path, names: list[str], with_mask: bool = True) -> list[Case]:
-    """Returns the cases of `data_path/img` (and `gt`) that a split lists.
+def find_cases(data_path: str | Path, names: list[str]) -> list[Case]:
+    """Returns the cases of `data_path/img` and `data_path/gt` that a split lists.
 
     Args:
         data_path: folder with `img/NAME.<ext>` and `gt/NAME_segmentation.<ext>`.
         names: lines of a split file. A single file of a case may have another suffix: Case03.mhd
             finds Case03.nii.gz.
-        with_mask: whether each case must have its reference mask.
 
     Raises:
         DataError: a file is missing or ambiguous.
     """
     image_folder, mask_folder = Path(data_path, "img"), Path(data_path, "gt")
     images = list_images(image_folder)
-    masks = list_images(mask_folder) if with_mask else {}
+    masks = list_images(mask_folder)
     return [
         Case(
             stem(name),
             _find_file(image_folder, images, name),
-            _find_file(mask_folder, masks, _mask_name(name)) if with_mask else None,
+            _find_file(mask_folder, masks, _mask_name(name)),
         )
         for name in names
     ]
@@ -296,7 +295,7 @@ class TrainingVolume(NamedTuple):
     digest: str = ""  # `content_digest` of the case
 
 
-def read_case(case: Case, config: EasyDict) -> tuple[sitk.Image, sitk.Image | None]:
+def read_case(case: Case, config: EasyDict) -> tuple[sitk.Image, sitk.Image]:
     """Reads a case.
 
     Args:
@@ -304,14 +303,12 @@ def read_case(case: Case, config: EasyDict) -> tuple[sitk.Image, sitk.Image | No
         config: `labels`, `channel`.
 
     Returns:
-        Image (float32) and reference mask (uint8, 0 and 1), None if the case has none.
+        Image (float32) and reference mask (uint8, 0 and 1).
 
     Raises:
         DataError: see `read_image` and `read_mask`.
     """
     image = read_image(case.image_path, channel_of(config))
-    if case.mask_path is None:
-        return image, None
     return image, read_mask(case.mask_path, image, case.image_path, config.labels)
 
 
@@ -355,7 +352,7 @@ def load_training_volumes(cases: list[Case], config: EasyDict) -> list[TrainingV
     """Returns all cases on the network grid; reads in parallel and caches in `cache_dir`.
 
     Args:
-        cases: with masks.
+        cases: to train on.
         config: `VolSize`, `dstRes`, `normDir`, `intensity`, `labels`, `channel`, `num_workers`,
             `cache_dir`.
 
@@ -364,11 +361,7 @@ def load_training_volumes(cases: list[Case], config: EasyDict) -> list[TrainingV
 
     Raises:
         DataError: a case cannot be read, or its gland lies outside the network grid.
-        ValueError: a case has no mask.
     """
-    for case in cases:
-        if case.mask_path is None:
-            raise ValueError(f"case {case.case_id} without a mask, expected one for training")
     with ThreadPoolExecutor(worker_count(config)) as pool:
         return list(pool.map(lambda case: _training_volume(case, config), cases))
 

@@ -1,7 +1,7 @@
 """Evaluation on cases with reference masks: predicted masks, metrics, report."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -38,6 +38,7 @@ from .report.tables import (
     write_metrics,
     zoo_lines,
 )
+from .run_record import record_of
 from .utils import output_folder
 from .utils.ahead import Ahead
 from .utils.errors import DataError, naming
@@ -115,6 +116,30 @@ def load_members(members: Sequence[Member], device_target: str) -> "nn.Cell | En
         weights = [(parameter, values[parameter.name]) for parameter in cell.get_parameters()]
         runs.append(Run(path, cell, weights))
     return Ensemble(runs)
+
+
+def trained_on(checkpoints: Iterable[Path], cases: Iterable[Case]) -> list[str] | None:
+    """Returns the IDs that cases share with the training cases of networks; logs how many.
+
+    Args:
+        checkpoints: of the networks, whose runs know their training cases.
+        cases: to evaluate.
+
+    Returns:
+        In the order of `cases`; None if a run is not known.
+    """
+    records = [record_of(checkpoint) for checkpoint in checkpoints]
+    if not all(records):
+        return None
+    trained = set().union(*(record["training_cases"] for record in records))
+    ids = [case.case_id for case in cases]
+    both = [name for name in ids if name in trained]
+    if both:
+        log.info(
+            f"note: {len(both)} of {len(ids)} cases have names of the network's training cases, "
+            f"such as {both[0]}; if they are these, their metrics say nothing about other images"
+        )
+    return both
 
 
 def evaluate(
@@ -210,7 +235,7 @@ def compare_masks(
     lacking: list[Path] = []  # masks of other labels only
 
     def read_prediction(read: _Read) -> sitk.Image:
-        path, reference_path = masks[read.case.case_id], read.case.mask_path or ""
+        path, reference_path = masks[read.case.case_id], read.case.mask_path
         volume = reorder_like(read_volume(path), read.reference)
         difference = grid_difference(read.reference, volume)
         if difference:
@@ -246,8 +271,6 @@ class _Read(NamedTuple):
     @classmethod
     def of(cls, case: Case, config: EasyDict, with_inputs: bool = False) -> "_Read":
         image, reference = read_case(case, config) if has_image(case) else _no_image(case, config)
-        if reference is None:
-            raise ValueError(f"{case.case_id} without a mask, expected a case with a reference")
         with naming(case.image_path):
             inputs = network_inputs(image, config) if with_inputs else []
         return cls(case, image, reference, inputs)
@@ -255,7 +278,6 @@ class _Read(NamedTuple):
 
 def _no_image(case: Case, config: EasyDict) -> tuple[sitk.Image, sitk.Image]:
     """A black image on the grid of a reference, and the reference."""
-    assert case.mask_path is not None  # `has_image` is true without one
     volume = read_volume(case.mask_path)
     reference = read_mask(case.mask_path, volume, case.mask_path, config.labels)
     return sitk.Cast(reference * 0, sitk.sitkFloat32), reference

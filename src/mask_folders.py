@@ -100,7 +100,7 @@ def masks_for(cases: Iterable[Case], folder: str | Path) -> dict[str, Path]:
     if extra:
         log.info(f"{folder}: {len(extra)} mask(s) left out, {left_out}")
     for name, case in wanted.items():
-        if case.mask_path is not None and masks[name].samefile(case.mask_path):
+        if masks[name].samefile(case.mask_path):
             raise DataError(
                 f"{masks[name]}: the reference itself, expected another program's mask; give the "
                 "folder of these"

@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from . import __version__
+from .config import config_path_of
 from .data_manager import Case
 from .utils.errors import DataError, reason_of
 from .utils.files import write_files
@@ -104,6 +105,12 @@ def read_record(run_folder: str | Path) -> dict[str, Any]:
         return record if isinstance(record["sessions"], list) else {}
     except (OSError, ValueError, LookupError, TypeError):
         return {}
+
+
+def record_of(checkpoint: Path) -> dict[str, Any]:
+    """Returns the record of the run that a checkpoint is of; empty if that is not known."""
+    config_path = config_path_of(checkpoint)
+    return {} if config_path is None else read_record(config_path.parent)
 
 
 def processor() -> str:

@@ -38,14 +38,12 @@ def test_cases_are_found_by_stem_in_the_order_of_the_split(tmp_path):
         Case("Case01", tmp_path / "img/Case01.mhd", tmp_path / "gt/Case01_segmentation.mhd"),
         Case("Case00", tmp_path / "img/Case00.nii.gz", tmp_path / "gt/Case00_segmentation.nrrd"),
     ]
-    assert find_cases(tmp_path, ["Case2"], with_mask=False) == [
-        Case("Case2", tmp_path / "img/Case2.nrrd", None)
-    ]
 
 
 def test_of_two_files_of_a_stem_the_named_one_is_taken(tmp_path):
     touch(tmp_path / "img", "Case00.mhd", "Case00.nii")
-    assert find_cases(tmp_path, ["Case00.nii"], with_mask=False)[0].image_path.suffix == ".nii"
+    touch(tmp_path / "gt", "Case00_segmentation.nii")
+    assert find_cases(tmp_path, ["Case00.nii"])[0].image_path.suffix == ".nii"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import mindspore as ms
 import numpy as np
@@ -12,9 +13,9 @@ import SimpleITK as sitk
 from src import evaluation
 from src.acceptance.golden import seeded
 from src.checkpoint import save_weights
-from src.config import override_config, vnet_cfg
+from src.config import override_config, save_config, vnet_cfg
 from src.data_manager import Case, find_cases, read_case
-from src.evaluation import evaluate, evaluate_masks, load_network
+from src.evaluation import evaluate, evaluate_masks, load_network, trained_on
 from src.fast_conv3d.network import FastVNet
 from src.images.reading import read_volume
 from src.predictor import clean, segment
@@ -46,6 +47,23 @@ def config(small_config, results):
 
 
 # Evaluation -------------------------------------------------------------------------------------
+
+
+def test_cases_of_the_training_are_told(tmp_path, capsys):
+    """A mean over cases that a network knows is no figure of its quality."""
+    cases = [Case(name, Path(name), Path("mask")) for name in ("a", "b", "c")]
+    checkpoints = [tmp_path / name / "ckpt" / "best.ckpt" for name in ("one", "two")]
+    for checkpoint, trained in zip(checkpoints, (["c", "d"], ["a"]), strict=True):
+        checkpoint.parent.mkdir(parents=True)
+        checkpoint.touch()
+        save_config(vnet_cfg, checkpoint.parents[1] / "config.json")
+        record = {"training_cases": trained, "sessions": []}
+        (checkpoint.parents[1] / "training.json").write_text(json.dumps(record))
+    assert trained_on(checkpoints[:1], cases[:2]) == [] and capsys.readouterr().out == ""
+    assert trained_on(checkpoints, cases) == ["a", "c"]
+    assert "2 of 3 cases have names of the network's training cases" in capsys.readouterr().out
+    (checkpoints[1].parents[1] / "training.json").unlink()
+    assert trained_on(checkpoints, cases) is None
 
 
 def test_an_evaluation_leaves_masks_and_metrics(data, results, config, capsys):
@@ -99,7 +117,7 @@ def test_an_evaluation_that_has_begun_says_where_its_results_go(
     status_file = tmp_path / "status.json"
     monkeypatch.setenv("VNET_STATUS_FILE", str(status_file))
     with pytest.raises(DataError, match="Case7"):
-        evaluate(bright, [Case("Case7", data / "img/Case7.mhd")], config, {})
+        evaluate(bright, [Case("Case7", data / "img/Case7.mhd", data / "gt")], config, {})
     assert not status_file.exists()
     evaluate(bright, find_cases(data, ["Case1"]), config, {})
     assert json.loads(status_file.read_text()) == {

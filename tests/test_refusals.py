@@ -11,9 +11,7 @@ import SimpleITK as sitk
 
 from src import metrics, predictor
 from src.data_manager import (
-    Case,
     TrainingVolume,
-    load_training_volumes,
     mask_to_network_grid,
     network_grid,
 )
@@ -113,11 +111,6 @@ def test_what_is_given_is_said(call, words):
 def test_a_grid_is_of_three_axes(small_config, call, image, aligned):
     with pytest.raises(ValueError, match="expected a 3-D scalar image"):
         call(image, small_config(f"normDir={aligned}"))
-
-
-def test_training_volumes_have_masks(small_config, tmp_path):
-    with pytest.raises(ValueError, match="Case7 without a mask"):
-        load_training_volumes([Case("Case7", tmp_path / "Case7.mhd")], small_config())
 
 
 @pytest.mark.parametrize("second", [(4, 5, 7), None])

@@ -28,7 +28,7 @@ from ..config import (
 from ..metrics import METRICS
 from ..promise12.splits import ZOO_CASES, ZOO_EVALUATION
 from ..report.texts import Texts
-from ..run_record import read_history, read_record
+from ..run_record import read_history, record_of
 from ..utils.command_line import RESEARCH_ONLY
 from ..utils.errors import DataError, reason_of
 
@@ -79,7 +79,7 @@ def describe_release(
     Raises:
         DataError: `metrics_path` cannot be read or is of other networks or settings.
     """
-    config, records = networks[0].config, [_run_record(n.checkpoint) for n in networks]
+    config, records = networks[0].config, [record_of(n.checkpoint) for n in networks]
     trained = [record.get("training_cases") for record in records]
     validated = [record.get("validation_cases") for record in records]
     sides_mm = np.multiply(config.VolSize, config.dstRes)
@@ -110,11 +110,6 @@ def describe_release(
         },
         "metrics": None if metrics_path is None else _metrics(metrics_path, networks, records),
     }
-
-
-def _run_record(checkpoint: Path) -> dict[str, Any]:
-    config_path = config_path_of(checkpoint)
-    return {} if config_path is None else read_record(config_path.parent)
 
 
 def _count_if_known(lists: Sequence[list[str] | None]) -> int | None:

@@ -37,17 +37,14 @@ def prepare_case(case: Case, config: EasyDict, is_drawn: bool = False) -> Prepar
     """Reads a case and prepares it for the network.
 
     Args:
-        case: with a reference mask.
+        case: to read.
         config: see `read_case` and `network_inputs`.
         is_drawn: whether to keep the image.
 
     Raises:
         DataError: see `read_case`, `network_inputs`.
-        ValueError: the case has no mask.
     """
     image, reference = read_case(case, config)
-    if reference is None:
-        raise ValueError(f"case {case.case_id} without a mask, expected one for validation")
     with naming(case.image_path):
         inputs = network_inputs(image, config)
     digest = content_digest(image, reference)

@@ -12,7 +12,7 @@ import pytest
 import SimpleITK as sitk
 
 from src.commands import run_script
-from src.data_manager import find_cases
+from src.data_manager import Case, find_cases
 from src.evaluation import evaluate
 from src.export.description import describe
 from src.export.infer_310 import (
@@ -122,7 +122,7 @@ def test_the_program_sees_the_same_volume_in_every_order_of_storage(tmp_path, ca
         path = tmp_path / f"scan{number}" / "img" / "Case.mha"
         path.parent.mkdir(parents=True)
         sitk.WriteImage(stored_in_order(image, axes, signs), str(path))
-        write_inputs(find_cases(path.parents[1], ["Case"], False), settings, path.parents[1])
+        write_inputs([Case("Case", path, path)], settings, path.parents[1])
         stand_in_program(path.parents[1], path.parents[1])
         files = [path.parents[1] / f"{name}.bin" for name in ("Case", "Case_mirrored")]
         seen.append([np.fromfile(file, "<f4") for file in files])
@@ -154,14 +154,13 @@ def test_each_voxel_lies_where_a_program_expects_it(
     values = np.random.default_rng(0).integers(2, 500, (48, 32, 16)).astype(np.float32)
     values[0, 0, 5] = 1  # the only voxel that becomes 0, or almost 0 by the resampling's rounding
     direction = SAGITTAL if mirrored else oblique
-    (tmp_path / "data" / "img").mkdir(parents=True)
-    image = make_image(values, (1.5, 0.8, 3), direction=direction)
-    sitk.WriteImage(image, str(tmp_path / "data" / "img" / "Case0.nrrd"))
+    path = tmp_path / "Case0.nrrd"
+    sitk.WriteImage(make_image(values, (1.5, 0.8, 3), direction=direction), str(path))
     # The sagittal image's x, y, z run to the patient's back, feet, left: the grid's y, z, x.
     grid = ("48,16,32", "3,1.5,0.8") if mirrored else ("16,32,48", "1.5,0.8,3")
     sides = [int(side) for side in grid[0].split(",")]
     config = small_config(f"VolSize={grid[0]}", f"dstRes={grid[1]}", "flip_average=true")
-    write_inputs(find_cases(tmp_path / "data", ["Case0"], False), config, tmp_path / "bin")
+    write_inputs([Case("Case0", path, path)], config, tmp_path / "bin")
     content = (tmp_path / "bin" / ("Case0_mirrored.bin" if mirrored else "Case0.bin")).read_bytes()
     assert len(content) == 4 * 16 * 32 * 48
     unit = (values - values.min()) / (values.max() - values.min())

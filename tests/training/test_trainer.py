@@ -565,7 +565,7 @@ def test_dataset_sink_is_for_ascend_and_gpu(target, choice, sinks):
 )
 def test_the_plane_of_a_training_is_that_of_most_cases(planes, asked, expected, noted, capsys):
     volumes = [TrainingVolume(np.zeros((2, 2, 2)), np.zeros((2, 2, 2), bool), p) for p in planes]
-    cases = [Case(f"Case{n}", Path(f"Case{n}")) for n in range(len(planes))]
+    cases = [Case(f"Case{n}", Path(f"Case{n}"), Path("mask")) for n in range(len(planes))]
     assert training_plane(small(f"plane={asked}"), cases, volumes) == expected
     lines = capsys.readouterr().out.splitlines()
     assert [line.partition(",")[0] for line in lines] == [f"note: {words}" for words in noted]
