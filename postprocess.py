@@ -1,4 +1,4 @@
-"""Masks and metrics from the answers of the C++ program (ascend310_infer/), as eval.py writes them.
+"""Masks and metrics from the outputs of the C++ program (ascend310_infer/), as eval.py writes them.
 
 `python postprocess.py --help` says how.
 """

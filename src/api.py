@@ -1,7 +1,7 @@
 """The Python interface: load a model and segment with it, evaluate, train.
 
 The package exports it: `import vnet_mindspore; model = vnet_mindspore.load("vnet_prostate")`. The
-commands call the same functions.
+commands evaluate and train by the same functions.
 """
 
 import logging
@@ -16,7 +16,14 @@ import SimpleITK as sitk
 from easydict import EasyDict
 
 from . import evaluation
-from .config import override_config, preset_overrides, training_config, vnet_cfg, with_preset
+from .config import (
+    override_config,
+    preset_overrides,
+    training_config,
+    value_text,
+    vnet_cfg,
+    with_preset,
+)
 from .data_manager import channel_of
 from .ensemble import Ensemble, Member, find_members, origin_of_members
 from .images.reading import check_volume, mr_image, read_image
@@ -165,7 +172,7 @@ def _load(members: Sequence[Member], device_target: str, device_id: int) -> Mode
 
 
 def lazy_network(members: Sequence[Member], device_target: str, device_id: int) -> LazyNetwork:
-    """Returns the network of a command, which is loaded once a first case is being read.
+    """Returns the network of a command, that is loaded while the first case is read.
 
     Args:
         members: of `find_model`.
@@ -417,7 +424,9 @@ def estimate_training(
     for name, count, least in (("cases", cases, 1), ("val_cases", val_cases, 0)):
         if count < least:
             raise UsageError(f"{name} is {count}, expected at least {least}")
-    training_config(device_target, [*preset_overrides(preset), *overrides])  # wrong words
+    training_config(
+        device_target, [*preset_overrides(preset), *overrides]
+    )  # wrong settings fail before the device starts
     from .training.duration import measure_step_s, training_s
     from .training.progress import duration_text
     from .training.run_folder import newest_state
@@ -450,11 +459,8 @@ def _check_path(value: object, name: str, expected: str = "a path") -> None:
 def _override_texts(overrides: Mapping[str, object] | Sequence[str]) -> list[str]:
     """Converts overrides to the "key=value" texts of `--set`."""
 
-    def text(value: object) -> str:
-        return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-
     if isinstance(overrides, Mapping):
-        return [f"{key}={text(value)}" for key, value in overrides.items()]
+        return [f"{key}={value_text(value)}" for key, value in overrides.items()]
     is_list = isinstance(overrides, Sequence) and not isinstance(overrides, str)
     if not is_list or not all(isinstance(item, str) for item in overrides):
         raise UsageError(

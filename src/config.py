@@ -244,9 +244,9 @@ def _parse(key: Key, text: str) -> Any:
     return key.kind(text)
 
 
-def _as_text(value: Any) -> str:
-    """Returns a value as a text that `_parse` reads."""
-    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+def value_text(value: object) -> str:
+    """Returns a value of a key as `--set` takes it."""
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def _has_kind(value: Any, kind: Any) -> bool:
@@ -295,7 +295,7 @@ def override_config(config: dict, overrides: list[str]) -> EasyDict:
             result[name] = _parse(key, text)
         except ValueError:
             raise UsageError(
-                f"--set {item}: expected {KIND_WORDS[key.kind]}, such as {_as_text(key.default)}"
+                f"--set {item}: expected {KIND_WORDS[key.kind]}, such as {value_text(key.default)}"
             ) from None
     for name, value in result.items():
         _check(KEYS[name], value)
@@ -319,7 +319,7 @@ def preset_overrides(name: str | None, resumes: bool = False) -> list[str]:
     if resumes:
         log.info(f"--preset {name} is ignored: the resumed run keeps its own settings")
         return []
-    return [f"{key}={_as_text(value)}" for key, value in PRESETS[name].items()]
+    return [f"{key}={value_text(value)}" for key, value in PRESETS[name].items()]
 
 
 def with_preset(name: str | None, overrides: list[str], resumes: bool = False) -> list[str]:
@@ -335,7 +335,7 @@ def with_preset(name: str | None, overrides: list[str], resumes: bool = False) -
     preset = preset_overrides(name, resumes)
     before, after = (override_config(vnet_cfg, texts) for texts in (preset, [*preset, *overrides]))
     keys = PRESETS[name] if name and preset else ()
-    changed = [f"{key}={_as_text(after[key])}" for key in keys if after[key] != before[key]]
+    changed = [f"{key}={value_text(after[key])}" for key in keys if after[key] != before[key]]
     if changed:
         log.info(f"--preset {name}: not as it is, but with {' '.join(changed)}")
     return [*preset, *overrides]
@@ -379,7 +379,7 @@ def file_overrides(path: str | Path | None) -> list[str]:
 
 def _json_overrides(path: Path, text: str) -> list[str]:
     try:
-        return [f"{name}={_as_text(value)}" for name, value in _json_values(text).items()]
+        return [f"{name}={value_text(value)}" for name, value in _json_values(text).items()]
     except (ValueError, UsageError) as error:
         raise UsageError(f"--config {path}: {error}") from None
 
@@ -569,11 +569,6 @@ def override_unfixed(
 # Documentation ----------------------------------------------------------------------------------
 
 
-def default_text(key: Key) -> str:
-    """Returns the default of a key as `--set` takes it."""
-    return _as_text(key.default)
-
-
 def group_keys(group: str) -> list[Key]:
     """Returns the keys of one of `GROUPS`."""
     return [key for key in TABLE if key.group == group]
@@ -584,7 +579,7 @@ def markdown_table(group: str) -> str:
     rows = ["| key | default | values | meaning |", "|---|---|---|---|"]
     for key in group_keys(group):
         values = key.rule.words or KIND_WORDS[key.kind]
-        rows.append(f"| `{key.name}` | {default_text(key)} | {values} | {key.help} |")
+        rows.append(f"| `{key.name}` | {value_text(key.default)} | {values} | {key.help} |")
     return "\n".join(rows) + "\n"
 
 

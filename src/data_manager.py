@@ -34,6 +34,7 @@ from .images.intensity import (
 from .images.metaimage import data_file
 from .images.orientation import acquisition_plane, patient_direction
 from .images.reading import read_image, read_mask
+from .metrics import mask_array
 from .utils.errors import DataError, naming, reason_of
 from .utils.files import check_name, user_cache_folder, write_files
 from .utils.process import core_count
@@ -249,9 +250,7 @@ def mask_to_network_grid(mask: sitk.Image, config: EasyDict) -> np.ndarray:
         ValueError: not a 3-D scalar image, or values other than 0 and 1.
     """
     check_scalar_3d(mask)
-    values = np.unique(sitk.GetArrayViewFromImage(mask))
-    if not np.isin(values, (0, 1)).all():
-        raise ValueError(f"a mask with the values {values[:6].tolist()}, expected 0 and 1")
+    mask_array(mask)  # refuses other values than 0 and 1
     soft = _sampled(sitk.Cast(mask, sitk.sitkFloat32), network_grid(mask, config), 0.0)
     return xyz(soft) > 0.5
 

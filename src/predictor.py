@@ -327,6 +327,9 @@ def segment_on_grids(
         run: returns the network's outputs for `network_inputs` with this `centre_mm`.
         image: the case's image, for its geometry.
         config: see `segment`.
+
+    Returns:
+        The last result with a mask that is not empty, else the first one.
     """
     found = Segmentation(*segment_outputs(run(None), image, config), None)
     for _ in range(MOST_RECENTRINGS):

@@ -21,7 +21,6 @@ from src.config import (
     TABLE,
     config_of_checkpoint,
     config_path_of,
-    default_text,
     file_overrides,
     load_config,
     markdown_table,
@@ -30,6 +29,7 @@ from src.config import (
     preset_overrides,
     save_config,
     training_config,
+    value_text,
     vnet_cfg,
     with_preset,
 )
@@ -534,7 +534,7 @@ def documentation(request):
 def test_the_documentation_has_every_key_and_default(documentation):
     rows = table_rows(documentation)
     assert {key: cells[0] for key, cells in rows.items()} == {
-        key.name: default_text(key) for key in TABLE
+        key.name: value_text(key.default) for key in TABLE
     }
     for name, choices in CHOICES.items():
         assert set(choices) <= set(re.findall(r"[\w]+", rows[name][1]))

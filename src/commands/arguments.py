@@ -7,9 +7,9 @@ from ..config import (
     GROUPS,
     KEYS,
     PRESETS,
-    default_text,
     file_overrides,
     group_keys,
+    value_text,
     with_preset,
 )
 from ..report.texts import LANGUAGES
@@ -158,7 +158,7 @@ def _add_shortcut(parser: ArgumentParser, name: str) -> None:
 
 def _key_lines(group: str) -> str:
     return "\n".join(
-        f"  {key.name}={default_text(key)}\n      {key.help}" for key in group_keys(group)
+        f"  {key.name}={value_text(key.default)}\n      {key.help}" for key in group_keys(group)
     )
 
 

@@ -89,7 +89,7 @@ def export_checkpoints(
     """Exports the checkpoints at some paths; of several each becomes a model of an ensemble.
 
     Args:
-        paths: see `find_checkpoint`.
+        paths: see `find_members`.
         overrides: see `override_config`.
         file_format, file_name, conv2d, mindir_version, batch_size: see `plan_exports`; of several
             checkpoints `file_name` gets numbers.
@@ -104,7 +104,7 @@ def export_checkpoints(
     def plan(name: str) -> list[Export]:
         return plan_exports(file_format, name, conv2d, mindir_version, target, batch_size)
 
-    plan(file_name)  # wrong options are told before the checkpoints are read
+    plan(file_name)  # wrong options fail before the checkpoints are read
     members = find_members(paths, overrides)
     names = member_names(file_name, len(members))
     ensemble = ensemble_of(names, members)

@@ -23,6 +23,7 @@ from ..config import (
     OUTPUT_KEYS,
     PRESETS,
     config_path_of,
+    value_text,
     vnet_cfg,
 )
 from ..metrics import METRICS
@@ -301,7 +302,7 @@ def _known(value: object) -> str:
 def _network_lines(network: dict[str, Any]) -> list[str]:
     training, preset = network["training"], network["preset"]
     base = f"preset `{preset}`" if preset else "the model zoo's settings"
-    differences = ", ".join(f"`{key}={_text(v)}`" for key, v in network["differences"].items())
+    differences = ", ".join(f"`{key}={value_text(v)}`" for key, v in network["differences"].items())
     lines = [
         f"- `{network['file']}`: variant `{network['variant']}`, width {network['width']}, "
         f"{network['parameters']:,} parameters; SHA-256 `{network['sha256']}`",
@@ -329,10 +330,6 @@ def _training_text(training: dict[str, Any]) -> str:
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" + "s" * (number != 1)
-
-
-def _text(value: object) -> str:
-    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _machine(session: dict[str, Any]) -> str:

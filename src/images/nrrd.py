@@ -113,8 +113,9 @@ def check_voxels(path: Path, reader: sitk.ImageFileReader) -> None:
             ) from None
     expected = expected_bytes(reader)
     count = int(np.prod(reader.GetSize())) * reader.GetNumberOfComponents()
-    found = {
-        "hex": lambda: len(b"".join(voxels.split())) // 2,
-        **dict.fromkeys(TEXT, lambda: len(voxels.split()) * (expected // count)),
-    }.get(encoding, lambda: len(voxels))()
+    found = len(voxels)
+    if encoding == "hex":
+        found = len(b"".join(voxels.split())) // 2
+    elif encoding in TEXT:
+        found = len(voxels.split()) * (expected // count)
     check_length(path, found, expected)

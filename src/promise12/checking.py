@@ -69,7 +69,7 @@ def _add_shared_voxels(cases, rows):
         for path in (*images[:1], *masks[:1]):
             try:
                 voxels = data_file(path).resolve()
-            except (DataError, OSError):  # told by its own row
+            except (DataError, OSError):  # reported in its own row
                 continue
             first = owners.setdefault(voxels, path)
             if first != path:

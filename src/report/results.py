@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from datetime import datetime
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -82,8 +83,6 @@ def write_pictures(
     Raises:
         DataError: a file cannot be written.
     """
-    import mindspore as ms
-
     drawings = _drawings(rows, album, read_case)
     segmented = [row for row in rows if not row.get("problem")]
     if segmented:
@@ -93,7 +92,7 @@ def write_pictures(
     versions = {
         "written": f"{datetime.now():%Y-%m-%d %H:%M}",
         "Python": platform.python_version(),
-        "MindSpore": ms.__version__,
+        "MindSpore": version("mindspore"),
         "NumPy": np.__version__,
         "SimpleITK": sitk.__version__,
     }

@@ -23,6 +23,6 @@ def create_optimizer(network: nn.Cell, config: EasyDict, rates: np.ndarray) -> n
         return nn.Momentum(groups, rates, config.momentum)
     if isinstance(network, FastVNet):
         return FusedAdam(groups, rates)
-    # It is for sparse gradients, which nobody has here.
+    # MindSpore warns about an optimizer for sparse gradients; there are none here.
     with without_mindspore_warning("'FusedSparseAdam' is deprecated"):
         return nn.Adam(groups, rates)

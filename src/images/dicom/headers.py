@@ -296,10 +296,8 @@ def _items(group):
 def _frames(ds, name) -> Iterator[Frame]:
     if "ModalityLUTSequence" in ds:
         raise Malformed("ModalityLUTSequence (a table of values); expected RescaleSlope")
-    samples, photometric = (
-        whole_number(ds, "SamplesPerPixel", 1),
-        _text(ds, "PhotometricInterpretation"),
-    )
+    samples = whole_number(ds, "SamplesPerPixel", 1)
+    photometric = _text(ds, "PhotometricInterpretation")
     if samples != 1 or photometric not in ("MONOCHROME2", ""):
         raise Malformed(
             f"SamplesPerPixel {samples}, PhotometricInterpretation {photometric or 'missing'}; "

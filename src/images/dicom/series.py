@@ -162,9 +162,8 @@ def _suspects(files, headers, others):
             start = files.start(name, 4096)
         except Exception:
             start = b""
-        is_directory = (
-            start[128:132] == b"DICM"
-        )  # `read_header` skips part 10 files only if DICOMDIR
+        # `read_header` skips part 10 files only if they are a DICOMDIR
+        is_directory = start[128:132] == b"DICM"
         is_text = kind not in DICOM_SUFFIXES and start and _is_text(start)
         if not is_directory and not is_text:
             suspects[name] = (

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 def study_folders(folder: Path, files: Iterable[Path], series: str = "") -> list[Path]:
     """Divides a folder into the folders below it that hold one study each.
 
-    One file of each folder tells the study of its other files. A folder stays whole if it holds one
+    The study of a folder's files is read from one of them. A folder stays whole if it holds one
     study; if the files of a study are in several of its folders, or DICOM files in itself; or if
     several studies of one patient (PatientID) have a single series to read, which is logged.
 

@@ -52,8 +52,6 @@ def detect_layout(source: Source, options: Options) -> tuple[Layout, list[Pair]]
         layout.masks = use_sets_of(layout.images, masks)
         layout.name += ", masks by --mask_pattern"
         layout.is_own = False
-    if options.series and not source.dicom:
-        layout.remarks.append("--series has no effect: the source has no DICOM")
     pairs = _pairs(source, layout, options)
     _remark_on_the_rest(source, layout, pairs)
     return layout, pairs
