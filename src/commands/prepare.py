@@ -103,7 +103,11 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def execute(args: Namespace) -> None:
     """Lays the data out and checks it, or exports it."""
-    from ..promise12 import Options, check, download, export_nnunet, lay_out, print_report
+    from ..promise12.checking import check, print_report
+    from ..promise12.downloading import download
+    from ..promise12.layouts import Options
+    from ..promise12.nnunet import export_nnunet
+    from ..promise12.placing import lay_out
 
     _check_options(args)
     if args.export_nnunet:

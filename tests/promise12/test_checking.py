@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from src.promise12 import check, checking, format_table, print_report
+from src.promise12 import checking
+from src.promise12.checking import check, format_table, print_report
 from src.utils.errors import DataError
 from tests.volumes import make_pairs, make_volume
 

@@ -10,7 +10,9 @@ import pytest
 import SimpleITK as sitk
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
-from src.promise12 import Options, check, lay_out
+from src.promise12.checking import check
+from src.promise12.layouts import Options
+from src.promise12.placing import lay_out
 from src.utils.errors import DataError
 from tests.helpers import tree
 

@@ -4,7 +4,8 @@ import hashlib
 
 import pytest
 
-from src.promise12 import download, downloading
+from src.promise12 import downloading
+from src.promise12.downloading import download
 from src.utils.errors import DataError
 from tests.volumes import make_pairs, zip_of
 

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from src.promise12 import Options, check, lay_out
+from src.promise12.checking import check
+from src.promise12.layouts import Options
+from src.promise12.placing import lay_out
 from src.utils.errors import DataError
 from tests.helpers import tree
 from tests.volumes import make_volume

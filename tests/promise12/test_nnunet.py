@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from src.promise12 import check, export_nnunet, lay_out
 from src.promise12 import nnunet as module
+from src.promise12.checking import check
+from src.promise12.nnunet import export_nnunet
+from src.promise12.placing import lay_out
 from src.utils.errors import DataError, UsageError
 from tests.helpers import tree
 from tests.volumes import make_volume

@@ -9,7 +9,9 @@ import pytest
 import SimpleITK as sitk
 
 from src.images.reading import read_volume, read_volume_or_one_of
-from src.promise12 import Options, check, lay_out
+from src.promise12.checking import check
+from src.promise12.layouts import Options
+from src.promise12.placing import lay_out
 from src.utils.errors import DataError
 from tests.helpers import tree
 from tests.volumes import image_of, make_pairs, make_volume, zip_of

@@ -6,7 +6,8 @@ import zipfile
 
 import pytest
 
-from src.promise12 import lay_out, sources
+from src.promise12 import sources
+from src.promise12.placing import lay_out
 from src.promise12.sources import data_file_name
 from src.utils.errors import DataError
 from tests.helpers import tree
