@@ -81,7 +81,7 @@ def test_masks_of_another_value_are_merged_and_then_checked_as_such(
         ("--source volumes --out_path new --labels 0,1", 2, "argument --labels: invalid"),
         ("--source volumes --out_path new --image_pattern *.mhd", 2, "no {case} in it"),
         ("--source volumes --out_path new --mask_pattern m/{case}", 1, "matches none of 2 volumes"),
-        ("--source volumes --out_path new --series 5", 1, "volumes: holds no DICOM image of which"),
+        ("--source volumes --out_path new --series 5", 1, "volumes: holds no DICOM image"),
         ("--source volumes --out_path new --data_path bad", 2, "--data_path: --source does not"),
         ("--check bad --out_path new", 2, "--out_path: --check does not take it"),
         ("--check bad --series 5", 2, "--series: --check does not take it"),
