@@ -22,15 +22,15 @@ from easydict import EasyDict
 
 from ..config import GRID_KEYS, OUTPUT_KEYS, override_config, override_unfixed, vnet_cfg
 from ..images.intensity import (
-    AIR,
+    AIR_BOUNDS,
     AIR_FACTOR,
     AIR_SIGMA_MM,
-    BESIDE_AIR,
     FIELD_SIGMA_MM,
     HISTOGRAM_STEPS,
-    LEAST_PADDED,
     LOG_OFFSET,
-    MOSTLY,
+    MAX_AIR_SHARE,
+    MIN_NONNEGATIVE_SHARE,
+    MIN_PADDING_SHARE,
 )
 from ..predictor import CORE_DEPTH_MM, MOST_RECENTRINGS, REACH_MM, RECENTRE_BEYOND_MM
 from ..utils.command_line import run
@@ -56,10 +56,11 @@ RUNTIMES = ("native", "lite")  # of the C++ program
 
 # The step of `src.images.intensity.without_padding`.
 PADDING = (
-    f"a value of at least {LEAST_PADDED * 100:g} % of the voxels is padding, if it is the lowest "
-    "and negative, or the highest and further above the others than these are apart; if there is "
+    f"a value of at least {MIN_PADDING_SHARE * 100:g} % of the voxels is padding, if it is the "
+    "lowest and negative, or the highest and further above the others than these are apart; if there is "
     "one: the floor is the lowest of the others, or 0 if that is negative although more than "
-    f"{MOSTLY * 100:g} % of them are not, and the padding lower than minus the highest of them; "
+    f"{MIN_NONNEGATIVE_SHARE * 100:g} % of them are not, and the padding lower than minus the "
+    "highest of them; "
     "replace padding and what is below the floor by it"
 )
 # The steps of `src.images.intensity.equalize`.
@@ -67,11 +68,11 @@ EQUALIZATION = (
     f"m is the mean of the intensities around each voxel, weighted with a Gaussian of "
     f"{AIR_SIGMA_MM:g} mm (standard deviation, here and below; the array's border voxels go on "
     "beyond it); if the lowest m is below 0, subtract it from m and from the intensities",
-    f"the floor is {AIR_FACTOR} times the lowest m, at least {AIR[0]} and at most {AIR[1]} times "
-    "the 90th percentile of m; then once more, with the median of the m above that floor in the "
+    f"the floor is {AIR_FACTOR} times the lowest m, at least {AIR_BOUNDS[0]} and at most "
+    f"{AIR_BOUNDS[1]} times the 90th percentile of m; then once more, with the median of the m above that floor in the "
     "percentile's place",
     "voxels with m above the floor are tissue, without those of intensities up to the floor around "
-    f"which more than {BESIDE_AIR:g} of that Gaussian lies on the other voxels",
+    f"which more than {MAX_AIR_SHARE:g} of that Gaussian lies on the other voxels",
     f"rescale the tissue to 0..1, take v = log(intensity + {LOG_OFFSET}), and subtract the mean of "
     f"v over the tissue, weighted with a Gaussian of {FIELD_SIGMA_MM:g} mm",
     "replace each by the share of the tissue that has less, linear between its "

@@ -11,11 +11,13 @@ FIELD_SIGMA_MM = 20.0  # standard deviation of the Gaussian that estimates the c
 HISTOGRAM_STEPS = 1024
 TABLE_STEPS = 1 << 17  # of the table from contrast to share
 CHUNK = 1 << 16  # voxels that are looked up at a time
-AIR_FACTOR, AIR = 2, (0.04, 0.1)  # see `tissue`
+AIR_FACTOR, AIR_BOUNDS = 2, (0.04, 0.1)  # see `tissue`
 AIR_SIGMA_MM = 2.5  # standard deviation of the Gaussian over which air's noise is averaged
-BESIDE_AIR = 0.01  # share of that Gaussian that lies on air
-LEAST_PADDED, MOSTLY = 0.005, 0.9  # shares of an image's voxels; see `without_padding`
-LEAST_WEIGHT = 1e-4  # lower bound of the share of a Gaussian that lies on what counts
+MAX_AIR_SHARE = 0.01  # share of that Gaussian that lies on air
+# Shares of an image's voxels; see `without_padding`.
+MIN_PADDING_SHARE = 0.005
+MIN_NONNEGATIVE_SHARE = 0.9
+MIN_WEIGHT = 1e-4  # lower bound of the share of a Gaussian that lies on what counts
 
 
 def check_scalar_3d(image: sitk.Image) -> None:
@@ -49,11 +51,11 @@ def without_padding(image: sitk.Image) -> sitk.Image:
     MR intensities are not negative; some programs fill with -1024 or -32768, or with -1 that became
     65535. Such a constant would take the scale that the tissue needs. It is the lowest intensity,
     if that is negative, or the highest, if it is further above all others than these are apart,
-    each of at least `LEAST_PADDED` of the voxels.
+    each of at least `MIN_PADDING_SHARE` of the voxels.
 
     An interpolation leaves intensities between padding and tissue. Those below 0 are raised to 0
-    where they are few (more than `MOSTLY` of the others are not negative) and the padding is as far
-    below 0 as the tissue reaches above.
+    where they are few (more than `MIN_NONNEGATIVE_SHARE` of the others are not negative) and the
+    padding is as far below 0 as the tissue reaches above.
 
     Args:
         image: 3-D scalar, of any voxel type.
@@ -67,7 +69,7 @@ def without_padding(image: sitk.Image) -> sitk.Image:
         if is_lowest and constant >= 0:
             continue
         where = values == constant
-        if where.mean() < LEAST_PADDED:
+        if where.mean() < MIN_PADDING_SHARE:
             continue
         others = values[~(where | padded)].astype(np.float64)  # differences may exceed float32
         if others.size and np.ptp(others) > 0:
@@ -76,7 +78,7 @@ def without_padding(image: sitk.Image) -> sitk.Image:
         return image
     measured = values[~padded]
     lowest = measured.min()
-    if values.min() < -float(measured.max()) and (measured >= 0).mean() > MOSTLY:
+    if values.min() < -float(measured.max()) and (measured >= 0).mean() > MIN_NONNEGATIVE_SHARE:
         lowest = max(lowest, values.dtype.type(0))
     filled = sitk.GetImageFromArray(np.where(padded, lowest, np.maximum(values, lowest)))
     filled.CopyInformation(image)
@@ -108,7 +110,7 @@ def equalize(intensity: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray:
     logarithm = np.zeros(intensity.shape, np.float32)
     logarithm[counted] = np.log(unit + np.float32(LOG_OFFSET))
     weight = _gaussian_mean(counted, spacing_mm, FIELD_SIGMA_MM)
-    mean = _gaussian_mean(logarithm, spacing_mm, FIELD_SIGMA_MM) / np.maximum(weight, LEAST_WEIGHT)
+    mean = _gaussian_mean(logarithm, spacing_mm, FIELD_SIGMA_MM) / np.maximum(weight, MIN_WEIGHT)
     equalized[counted] = _shares_below((logarithm - mean)[counted])
     return equalized
 
@@ -117,8 +119,8 @@ def tissue(intensity: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray:
     """Finds what is neither outside the image nor air or padding.
 
     Air has noise, whose mean over some voxels is nearly the same everywhere. Air is what stays
-    below `AIR_FACTOR` times the lowest such mean, within the bounds `AIR` of the tissue's median.
-    That is first estimated by the 90th percentile of all voxels, since most of them may be air.
+    below `AIR_FACTOR` times the lowest such mean, within `AIR_BOUNDS` of the tissue's median. That
+    is first estimated by the 90th percentile of all voxels, since most of them may be air.
 
     Args:
         intensity, spacing_mm: see `equalize`.
@@ -131,18 +133,18 @@ def tissue(intensity: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray:
         return inside
     weight = _gaussian_mean(inside, spacing_mm, AIR_SIGMA_MM)
     mean = _gaussian_mean(np.where(inside, intensity, 0), spacing_mm, AIR_SIGMA_MM)
-    mean /= np.maximum(weight, LEAST_WEIGHT)
+    mean /= np.maximum(weight, MIN_WEIGHT)
     zero = min(mean[inside].min(), 0)  # below 0 in standardized images
     mean -= zero
     lowest, median = mean[inside].min(), np.quantile(mean[inside], 0.9)
     for _ in range(2):
-        floor = np.clip(AIR_FACTOR * lowest, *np.multiply(AIR, median))
+        floor = np.clip(AIR_FACTOR * lowest, *np.multiply(AIR_BOUNDS, median))
         found = inside & (mean > floor)
         if not found.any():
             return found
         median = np.median(mean[found])
     # The tissue's brightness reaches into the mean of the air beside it.
-    beside_air = _gaussian_mean(inside & ~found, spacing_mm, AIR_SIGMA_MM) > BESIDE_AIR
+    beside_air = _gaussian_mean(inside & ~found, spacing_mm, AIR_SIGMA_MM) > MAX_AIR_SHARE
     return found & ~(beside_air & (intensity - zero <= floor))
 
 
