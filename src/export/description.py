@@ -57,8 +57,8 @@ RUNTIMES = ("native", "lite")  # of the C++ program
 # The step of `src.images.intensity.without_padding`.
 PADDING = (
     f"a value of at least {MIN_PADDING_SHARE * 100:g} % of the voxels is padding, if it is the "
-    "lowest and negative, or the highest and further above the others than these are apart; if there is "
-    "one: the floor is the lowest of the others, or 0 if that is negative although more than "
+    "lowest and negative, or the highest and further above the others than these are apart; if "
+    "there is one: the floor is the lowest of the others, or 0 if that is negative although more than "
     f"{MIN_NONNEGATIVE_SHARE * 100:g} % of them are not, and the padding lower than minus the "
     "highest of them; "
     "replace padding and what is below the floor by it"
@@ -69,8 +69,8 @@ EQUALIZATION = (
     f"{AIR_SIGMA_MM:g} mm (standard deviation, here and below; the array's border voxels go on "
     "beyond it); if the lowest m is below 0, subtract it from m and from the intensities",
     f"the floor is {AIR_FACTOR} times the lowest m, at least {AIR_BOUNDS[0]} and at most "
-    f"{AIR_BOUNDS[1]} times the 90th percentile of m; then once more, with the median of the m above that floor in the "
-    "percentile's place",
+    f"{AIR_BOUNDS[1]} times the 90th percentile of m; then once more, with the median of the m "
+    "above that floor in the percentile's place",
     "voxels with m above the floor are tissue, without those of intensities up to the floor around "
     f"which more than {MAX_AIR_SHARE:g} of that Gaussian lies on the other voxels",
     f"rescale the tissue to 0..1, take v = log(intensity + {LOG_OFFSET}), and subtract the mean of "
