@@ -66,7 +66,8 @@ def start(log, **variables):
     return subprocess.Popen(command, env=os.environ | variables, **output, {group})
 """
 
-# Ends like the real one: at a failure it kills its workers, then waits for the scheduler.
+# Ends like the real one: at a failure it kills its workers. With LINGER it then waits for its
+# scheduler, as the real one may.
 MSRUN = (
     STARTER.replace("{group}", "start_new_session=True")
     + """
@@ -88,10 +89,10 @@ while (codes := [rank.poll() for rank in ranks]).count(0) < local:
                 os.killpg(rank.pid, signal.SIGKILL)
         break
     time.sleep(0.1)
-if os.environ.get("LINGER") or any(codes):
-    scheduler.wait()
-elif node == 0:
+if node == 0 and not os.environ.get("LINGER"):
     scheduler.kill()
+elif node == 0:
+    scheduler.wait()
 sys.exit(any(codes))
 """
 )

@@ -38,7 +38,7 @@ def check_machine(target: str, device_num: int, small: bool) -> int:
             start_group(group, target, table, small, folder)
         for group in ("network", "steps"):
             check_against_cpu(group, target, table, small, folder)
-        check_programs(target, table, folder)
+        check_programs(target, table, folder, small)
         check_310(target, table, folder)
         check_ranks(target, device_num, table, small, folder)
         if small or target == "CPU":

@@ -12,7 +12,7 @@ from .processes import NO_CHECKOUT, PACKAGE, ROOT, run_program
 from .table import Table
 
 
-def check_programs(target: str, table: Table, folder: Path, small: bool = False) -> None:
+def check_programs(target: str, table: Table, folder: Path, small: bool) -> None:
     """Trains, resumes, evaluates and exports, on phantoms; leaves the files in the folder.
 
     Args:

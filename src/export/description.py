@@ -58,8 +58,8 @@ RUNTIMES = ("native", "lite")  # of the C++ program
 PADDING = (
     f"a value of at least {MIN_PADDING_SHARE * 100:g} % of the voxels is padding, if it is the "
     "lowest and negative, or the highest and further above the others than these are apart; if "
-    "there is one: the floor is the lowest of the others, or 0 if that is negative although more than "
-    f"{MIN_NONNEGATIVE_SHARE * 100:g} % of them are not, and the padding lower than minus the "
+    "there is one: the floor is the lowest of the others, or 0 if that is negative although more "
+    f"than {MIN_NONNEGATIVE_SHARE * 100:g} % of them are not, and the padding lower than minus the "
     "highest of them; "
     "replace padding and what is below the floor by it"
 )

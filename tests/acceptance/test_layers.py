@@ -38,7 +38,7 @@ def test_a_wrong_value_of_a_layer_fails(tmp_path, key, failing):
 
 
 def test_a_layer_that_raises_fails_alone(tmp_path, monkeypatch):
-    np.savez(tmp_path / "layers.npz", **golden_of_layers(2, 6, 8))
+    np.savez(tmp_path / "layers.npz", **golden_of_layers(6, 8))
     made = layers.create_layer
 
     def without_elu(name, shapes):
@@ -49,11 +49,7 @@ def test_a_layer_that_raises_fails_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(layers, "create_layer", without_elu)
     table = Table(quiet=True)
     layers.check_layers("CPU", table, tmp_path / "layers.npz")
-    assert {row["check"].partition(",")[0] for row in table.rows} == {
-        "convolution 1x1x1",
-        "ELU",
-        "softmax",
-    }
+    assert {row["check"].partition(",")[0] for row in table.rows} == {"ELU", "softmax"}
     failed = [row for row in table.rows if row["verdict"] == "failed"]
     assert [(row["check"], row["found"]) for row in failed] == [
         ("ELU, float32", "no kernel for Elu")

@@ -2,6 +2,7 @@
 
 import mindspore as ms
 import numpy as np
+import pytest
 
 from src.acceptance import steps
 from src.acceptance.table import Table
@@ -20,6 +21,7 @@ def test_a_device_that_misses_an_overflow_fails(monkeypatch):
     assert [row["verdict"] for row in table.rows] == ["passed", "failed"]
 
 
+@pytest.mark.full
 def test_three_steps_are_three_different_losses(monkeypatch):
     configuration = steps.configuration
     monkeypatch.setattr(steps, "configuration", lambda *words: configuration(*words, "width=1"))

@@ -13,12 +13,9 @@ import numpy as np
 
 from src.config import override_config, vnet_cfg
 from src.devices.device import start_communication, start_device
-from src.loss import DiceLoss
 from src.training import epoch_end
-from src.training.step import LossCell
 from src.training.trainer import train
-from src.vnet import create_vnet
-from tests.networks import scaled_step, seed_weights
+from tests.networks import scaled_step
 
 SETTINGS = [
     *("width=2", "VolSize=32,16,16", "dstRes=2.5,2.5,2.5", "batch_size=1", "cache_dir=off"),
@@ -54,25 +51,6 @@ class Weights(ms.Callback):
 
 def config_of(*overrides):
     return override_config(vnet_cfg, [*SETTINGS, *overrides])
-
-
-def batch_of(network, rank):
-    """Image, mask and dropout factors of one rank's step."""
-    random = np.random.default_rng(rank)
-    keep = np.where(random.random((1, network.dropout_channels)) < 0.5, 0, 2)
-    image = random.normal(size=(1, 1, 16, 16, 16))
-    mask = random.random((1, 16, 16, 16)) < 0.3
-    return [ms.Tensor(array.astype(np.float32)) for array in (image, mask, keep)]
-
-
-def gradients_of(network, *batches):
-    """Of each batch the gradient, name -> array; over several ranks their mean."""
-    still = ms.nn.SGD(network.trainable_params(), 0.0)
-    step = ms.nn.TrainOneStepCell(
-        LossCell(network, DiceLoss()), still, return_grad=True
-    ).set_train()
-    found = [step(*batch)[1] for batch in batches]
-    return [{name: value.asnumpy() for name, value in gradient.items()} for gradient in found]
 
 
 def overflows_of(rank):
@@ -131,14 +109,6 @@ def main():
     found["averaged"] = pair[0].asnumpy().copy()
 
     found["overflows"] = overflows_of(ranks.rank)
-    network = seed_weights(create_vnet(config_of()))
-    batches = [batch_of(network, rank) for rank in range(2)]
-    (together,) = gradients_of(network, batches[ranks.rank])
-    found |= {f"gradient {name}": value for name, value in together.items()}
-    ms.reset_auto_parallel_context()
-    for number, alone in enumerate(gradients_of(seed_weights(create_vnet(config_of())), *batches)):
-        found |= {f"gradient {number} {name}": value for name, value in alone.items()}
-    start_communication(2)
 
     before, averages = watch_statistics(), watch_averages()
     copy = [CopyAfter(1, "results/zoo", "results/resumed")] if ranks.is_first else []

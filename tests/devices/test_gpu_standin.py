@@ -23,6 +23,23 @@ SETTINGS = ["VolSize=32,16,16", "dstRes=2.5,2.5,2.5", "width=2", "batch_size=1",
 # What MindSpore says where a graph does not compile, has no kernel, or flows nowhere.
 FAULTS = ("Traceback", "is null", "Unsupported op", "kernel type", "Exception", "RuntimeError")
 
+# Runs commands one after the other in one process, up to the first that fails.
+COMMANDS = """
+import json, sys
+from importlib import import_module
+from src.commands import command_parser
+from src.utils.command_line import run
+
+def main():
+    for command, *words in json.loads(sys.argv[1]):
+        args = command_parser(command, command).parse_args(["--device_target", "GPU", *words])
+        module = import_module(f"src.commands.{command}")
+        module.PROCESSES = 0  # it draws in this one
+        module.execute(args)
+
+run(main)
+"""
+
 pytestmark = pytest.mark.skipif(
     platform.machine() != "x86_64", reason="only the x86-64 wheel has the GPU plug-in"
 )
@@ -100,18 +117,22 @@ def test_one_card_and_all_programs(folder, standin):
     assert ": validation Dice " in printed
     path, history = trained(folder, "one")
     assert history["epoch"].tolist() == [1, 2] and history["val_dice"].notna().tolist()[1]
-    checkpoint = path / "ckpt" / "best.ckpt"
+    checkpoint = str(path / "ckpt" / "best.ckpt")
     data = ["--data_path", "data", "--eval_split_file_path", "val.csv"]
-    run(program("eval.py", "--ckpt_path", checkpoint, *data), folder, standin)
+    image = ["--input", "data/img/Case00.mha", "--output_path", "masks"]
+    commands = [
+        ["eval", "--ckpt_path", checkpoint, *data],
+        ["predict", "--ckpt_path", checkpoint, *image],
+        ["export", "--ckpt_file", checkpoint],
+    ]
+    words = [sys.executable, "-c", COMMANDS, json.dumps(commands)]
+    printed = run(words, folder, standin, code=(0, 1), PYTHONPATH=str(ROOT))
     assert (folder / "results" / "prediction" / "Case02_test.mhd").is_file()
-    image = ["--ckpt_path", checkpoint, "--input", "data/img/Case00.mha"]
-    run(program("predict.py", *image, "--output_path", "masks"), folder, standin)
     assert list((folder / "masks").glob("Case00*"))
-    exported = run(program("export.py", "--ckpt_file", checkpoint), folder, standin, code=(0, 1))
     # What is loaded back has to equal the checkpoint's network, which here it may not.
     written = (folder / "vnet.mindir").is_file() and (folder / "vnet_lite.mindir").is_file()
-    assert "comparing in float32 on GPU" in exported
-    assert written or "not written, differs from the checkpoint by " in exported.splitlines()[-1]
+    assert "comparing in float32 on GPU" in printed
+    assert written or "not written, differs from the checkpoint by " in printed.splitlines()[-1]
 
 
 @pytest.mark.parametrize(
@@ -188,9 +209,10 @@ def test_two_cards(folder, standin, launcher, precision, epochs, further):
             {"STANDIN_ERROR": "35"},
             "0: The cudaGetDeviceCount failed, ret[35], CUDA driver version i",
         ),
-        (
+        pytest.param(
             {"STANDIN_MEMORY_MB": "1"},
             "0: Dynamic memory pool init error; see nvidia-smi: is the dri",
+            marks=pytest.mark.full,
         ),
     ],
 )
@@ -202,7 +224,11 @@ def test_a_card_that_does_not_start_is_one_line(folder, standin, lacking, says):
 @pytest.mark.parametrize(
     ("lacking", "says"),
     [
-        ({"CUDA_HOME": "12.4"}, "/bin/nvcc is of CUDA 12.4; MindSpore needs CUDA 11.1, 11.6, 11.8"),
+        pytest.param(
+            {"CUDA_HOME": "12.4"},
+            "/bin/nvcc is of CUDA 12.4; MindSpore needs CUDA 11.1, 11.6, 11.8",
+            marks=pytest.mark.full,
+        ),
         ({"LD_LIBRARY_PATH": ""}, "cannot open shared object file: No such file or directory; Mi"),
     ],
 )

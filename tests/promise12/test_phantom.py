@@ -32,6 +32,17 @@ def cases():
     return [phantom_case(1, index) for index in range(6)]
 
 
+@pytest.fixture
+def made_once(cases, monkeypatch):
+    """Phantoms of the default seed are not drawn again."""
+
+    def made(seed, index):
+        assert seed == 1
+        return cases[index]
+
+    monkeypatch.setattr("src.promise12.phantom.phantom_case", made)
+
+
 def zyx(image):
     return sitk.GetArrayViewFromImage(image)
 
@@ -59,7 +70,7 @@ def grid_of(size, spacing_mm, centre_mm, direction):
 def test_same_numbers_give_the_same_case(cases):
     for made, again in zip(cases[2], phantom_case(1, 2), strict=True):
         assert same(made, again)
-    for other in (phantom_case(2, 2), phantom_case(1, 3)):
+    for other in (phantom_case(2, 2), cases[3]):
         assert not same(cases[2][0], other[0])
         assert not same(cases[2][1], other[1])
 
@@ -204,7 +215,7 @@ def best_threshold_dice(volume, gland):
 
 @pytest.mark.parametrize("blur_mm", [0, 1.5])
 def test_no_threshold_finds_the_gland(cases, blur_mm):
-    for image, mask in cases[:3]:
+    for image, mask in cases[:2]:
         step = max(1, round(1 / image.GetSpacing()[0]))  # about 1 mm in-plane is fine enough
         blurred = ndimage.gaussian_filter(
             zyx(image).astype(np.float32), blur_mm / np.array(image.GetSpacing()[::-1])
@@ -227,7 +238,7 @@ def test_threshold_search_finds_what_can_be_found():
 # Files ------------------------------------------------------------------------------------------
 
 
-def test_written_cases_are_the_made_ones(tmp_path, cases):
+def test_written_cases_are_the_made_ones(tmp_path, cases, made_once):
     write_phantom(tmp_path, cases=2, seed=1, first=1)
     names = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     stems = ("img/Case01", "gt/Case01_segmentation", "img/Case02", "gt/Case02_segmentation")
@@ -254,14 +265,14 @@ def test_existing_cases_stay(tmp_path, there):
     assert [file for file in tmp_path.rglob("*") if file.is_file()] == [path]
 
 
-def test_other_cases_are_no_hindrance(tmp_path):
+def test_other_cases_are_no_hindrance(tmp_path, made_once):
     (tmp_path / "img").mkdir()
     (tmp_path / "img" / "Case030.mhd").touch()
     write_phantom(tmp_path, cases=1, seed=1, first=3)
     assert (tmp_path / "gt" / "Case03_segmentation.mhd").is_file()
 
 
-def test_full_disk_leaves_nothing(tmp_path, full_disk):
+def test_full_disk_leaves_nothing(tmp_path, full_disk, made_once):
     with full_disk(100_000), pytest.raises(DataError, match="Case00.mhd: cannot be written"):
         write_phantom(tmp_path, cases=1, seed=1)
     assert list(tmp_path.iterdir()) == []
@@ -301,7 +312,7 @@ def test_command_line_errors(tmp_path, monkeypatch, capsys, arguments, code, mes
     assert message in capsys.readouterr().err
 
 
-def test_command_line(tmp_path, monkeypatch, capsys, cases):
+def test_command_line(tmp_path, monkeypatch, capsys, cases, made_once):
     out_path = tmp_path / "data" / "phantom"
     monkeypatch.setattr(
         "sys.argv",

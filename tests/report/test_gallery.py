@@ -29,13 +29,19 @@ def made_volume(config, index):
     return TrainingVolume(tissue.astype(np.float32), distance < 1, "axial")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def volumes(small_config):
     config = small_config(
         *("VolSize=48,48,16", f"dstRes={','.join(map(str, VOXEL_MM))}"),
         *(f"{key}=1" for key in AUGMENT_KEYS),
     )
     return [made_volume(config, index) for index in range(3)], config
+
+
+@pytest.fixture(scope="module")
+def shown(volumes):
+    """The panels of these volumes."""
+    return gallery.gallery_panels(*volumes)
 
 
 def drawn_panel(panel, original):
@@ -51,15 +57,14 @@ def vertices(contour):
 # Panels ------------------------------------------------------------------------------------------
 
 
-def test_every_transform_has_its_panel(volumes):
-    names = [panel.name for panel in gallery.gallery_panels(*volumes)]
+def test_every_transform_has_its_panel(shown):
+    names = [panel.name for panel in shown]
     transforms = [name.replace("_", " ") for name in augment.TRANSFORMS]
     assert names == ["original", *transforms, *["all"] * gallery.SAMPLES]
 
 
-def test_panels_show_what_training_would_get(volumes):
+def test_panels_show_what_training_would_get(volumes, shown):
     cases, config = volumes
-    shown = gallery.gallery_panels(cases, config)
     assert np.array_equal(shown[0].intensity, cases[0].intensity)
     params = augment.draw(config, 0, 0, 3)
     strong = gallery.strong_parameters(params, 3)
@@ -95,8 +100,8 @@ def test_strong_is_within_what_may_be_drawn(volumes):
     assert low <= strong["transplant"]["margin_mm"] <= high
 
 
-def test_words_have_the_parameters(volumes):
-    words = {panel.name: panel.caption for panel in gallery.gallery_panels(*volumes)}
+def test_words_have_the_parameters(shown):
+    words = {panel.name: panel.caption for panel in shown}
     for name, numbers in (
         ("rotate", ["10"]),
         ("scale", ["1.4"]),
@@ -113,8 +118,8 @@ def test_words_have_the_parameters(volumes):
 # Drawing -----------------------------------------------------------------------------------------
 
 
-def test_a_panel_shows_the_middle_slice_and_its_outline_in_mm(volumes):
-    original = gallery.gallery_panels(*volumes)[0]
+def test_a_panel_shows_the_middle_slice_and_its_outline_in_mm(shown):
+    original = shown[0]
     axes = drawn_panel(original, original)
     z = round(np.argwhere(original.mask)[:, 2].mean())
     assert np.array_equal(axes.images[0].get_array(), original.intensity[..., z].T)
@@ -126,8 +131,7 @@ def test_a_panel_shows_the_middle_slice_and_its_outline_in_mm(volumes):
     assert axes.yaxis_inverted()  # the patient's front is up
 
 
-def test_outline_and_grid_move_with_the_content(volumes):
-    shown = gallery.gallery_panels(*volumes)
+def test_outline_and_grid_move_with_the_content(shown):
     shift = next(panel for panel in shown if panel.name == "shift")
     columns, rows, before, after = drawn_panel(shift, shown[0]).collections
     moved_mm = vertices(after).mean(axis=0) - vertices(before).mean(axis=0)
@@ -141,8 +145,7 @@ def test_outline_and_grid_move_with_the_content(volumes):
         assert np.diff(places).min() == pytest.approx(gallery.GRID_MM, abs=0.01)
 
 
-def test_names_and_words_are_written_below_and_overlap_nothing(volumes):
-    shown = gallery.gallery_panels(*volumes)
+def test_names_and_words_are_written_below_and_overlap_nothing(shown):
     figure = gallery.gallery_figure(shown, VOXEL_MM)
     assert len(figure.axes) == len(shown)
     figure.draw_without_rendering()
@@ -172,7 +175,9 @@ def call(monkeypatch, tmp_path):
     return call
 
 
-def test_command_line_draws_the_phantom(call, tmp_path, capsys):
+def test_command_line_draws_the_phantom(call, tmp_path, capsys, monkeypatch, small_config):
+    """Not on the default grid, on which each transform takes eight times as long."""
+    monkeypatch.setattr(gallery, "vnet_cfg", small_config("VolSize=64,64,32", "dstRes=2,2,3"))
     path = tmp_path / "augmentation.png"
     call("--out_path", path)
     assert "augmentation.png: written" in capsys.readouterr().out
@@ -182,8 +187,8 @@ def test_command_line_draws_the_phantom(call, tmp_path, capsys):
         pixels = np.asarray(picture.convert("RGB"))
     assert pixels.shape[1] > 1000
     assert (pixels[0] == 255).all()
-    colours = {tuple(colour) for colour in pixels.reshape(-1, 3)}
-    assert {(0xE6, 0x9F, 0x00), (0x56, 0xB4, 0xE9)} <= colours  # outlines keep theirs
+    for colour in ((0xE6, 0x9F, 0x00), (0x56, 0xB4, 0xE9)):  # outlines keep theirs
+        assert (pixels == colour).all(axis=-1).any()
 
 
 @pytest.fixture

@@ -120,10 +120,16 @@ def pictures_of(cases):
 
 
 @pytest.fixture(scope="module")
-def evaluated(tmp_path_factory):
+def drawn():
+    """The pictures of each case."""
+    return pictures_of(overlay_cases())
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory, drawn):
     """The report of an evaluation with all that one can have."""
     path = tmp_path_factory.mktemp("报告 of #1?") / "report.html"
-    write_page(path, ROWS, pictures_of(overlay_cases()), METADATA, HISTORY)
+    write_page(path, ROWS, drawn, METADATA, HISTORY)
     return path
 
 
@@ -139,9 +145,9 @@ def quick_report(tmp_path, monkeypatch):
     """Function rows, ... -> the page of a report with blank box plots, which take longest."""
     monkeypatch.setattr(pictures, "box_plot_figure", lambda *_: Figure((0.1, 0.1)))
 
-    def quick(rows, cases=(), history=None, metadata=METADATA, language="en"):
+    def quick(rows, drawn=None, history=None, metadata=METADATA, language="en"):
         path = tmp_path / "report.html"
-        write_page(path, rows, pictures_of(cases), metadata, history, language)
+        write_page(path, rows, drawn or {}, metadata, history, language)
         return parsed(path)
 
     return quick
@@ -363,13 +369,15 @@ def test_measures_get_columns_where_the_results_have_them(quick_report):
         ),
     ],
 )
-def test_a_cross_validation(quick_report, language, verdict, lines, column, of_case, network):
+def test_a_cross_validation(
+    quick_report, drawn, language, verdict, lines, column, of_case, network
+):
     rows = [{"fold": fold, **ROWS[i]} for i, fold in enumerate((0, 1, 0))]
     metadata = {
         "checkpoints": {"a/last.ckpt": "12ab", "b/last.ckpt": "34cd"},
         "folds": {"0": {}, "1": {}},
     }
-    page = quick_report(rows, [next(overlay_cases())], metadata=metadata, language=language)
+    page = quick_report(rows, drawn, metadata=metadata, language=language)
     assert page.all("p")[1]["text"].partition(" · ")[0] == verdict
     (start,) = [i for i, e in enumerate(page.elements) if e["text"] == lines[0]]
     cells = [e["text"] for e in page.elements[start:] if e["tag"] in ("th", "td")][:10]
@@ -504,9 +512,9 @@ def test_without_failures_the_lowest_are_named(quick_report):
 # --- odd cases ----------------------------------------------------------------------------------
 
 
-def test_of_many_cases_the_worst_are_drawn(quick_report, monkeypatch):
+def test_of_many_cases_the_worst_are_drawn(quick_report, drawn, monkeypatch):
     monkeypatch.setattr(report_page, "PICTURED_CASES", 2)
-    page = quick_report(ROWS, cases=overlay_cases())
+    page = quick_report(ROWS, drawn)
     pictured = {image["alt"].split(",")[0] for image in page.all("img", "article")}
     assert pictured == {"missed", "half"}
     assert len(page.all("article")) == 2
@@ -782,14 +790,15 @@ return [...document.querySelectorAll(arguments[0])].map((e) => [e.scrollWidth, e
 
 
 @pytest.mark.parametrize("which", ["evaluated", "predicted"])
-@pytest.mark.parametrize("width", [360, 768, 1280])
-def test_the_page_never_scrolls_sideways(which, width, request, opened):
+def test_the_page_never_scrolls_sideways(which, request, opened):
     browser = opened(request.getfixturevalue(which))
-    screen(browser, width)
-    assert browser.execute_script("return document.scrollingElement.scrollWidth") <= width
-    boxes = browser.execute_script(WIDTHS, ".scroll")
-    # Where the wide table is too wide it moves within its own box.
-    assert any(inner > outer for inner, outer in boxes) == (which == "evaluated" and width < 1280)
+    for width in (360, 768, 1280):
+        screen(browser, width)
+        assert browser.execute_script("return document.scrollingElement.scrollWidth") <= width
+        boxes = browser.execute_script(WIDTHS, ".scroll")
+        # Where the wide table is too wide it moves within its own box.
+        is_too_wide = which == "evaluated" and width < 1280
+        assert any(inner > outer for inner, outer in boxes) == is_too_wide, width
 
 
 def contrast(one, other):
@@ -855,18 +864,24 @@ def test_on_a_phone_a_thumb_hits_every_link_and_wide_tables_say_so(evaluated, op
 
 
 @pytest.mark.parametrize("which", ["evaluated", "predicted"])
-@pytest.mark.parametrize("sides_mm", [(210, 297), (216, 279)], ids=["A4", "letter"])
-def test_it_prints_on_paper(which, sides_mm, request, opened):
+def test_it_prints_on_paper(which, request, opened):
     browser = opened(request.getfixturevalue(which))
-    width, height = (side / 25.4 for side in sides_mm)
-    command = {"paperWidth": width, "paperHeight": height}
-    paper = base64.b64decode(browser.execute_cdp_cmd("Page.printToPDF", command)["data"])
-    assert paper.startswith(b"%PDF")
-    pages = len(re.findall(rb"/Type /Page\b", paper))
-    assert pages <= (8 if which == "evaluated" else 5)  # two cases on each
-    screen(browser, round((sides_mm[0] - 2 * 14) / 25.4 * 96), "print")
-    for inner, outer in browser.execute_script(WIDTHS, "html, .scroll"):
-        assert inner <= outer  # nothing is cut off
+    papers_mm = {"A4": (210, 297), "letter": (216, 279)}
+    for name, (width_mm, height_mm) in papers_mm.items():
+        command = {"paperWidth": width_mm / 25.4, "paperHeight": height_mm / 25.4}
+        paper = base64.b64decode(browser.execute_cdp_cmd("Page.printToPDF", command)["data"])
+        assert paper.startswith(b"%PDF"), name
+        pages = len(re.findall(rb"/Type /Page\b", paper))
+        assert pages <= (8 if which == "evaluated" else 5), name  # two cases on each
+    for name, (width_mm, _) in papers_mm.items():
+        screen(browser, round((width_mm - 2 * 14) / 25.4 * 96), "print")
+        for inner, outer in browser.execute_script(WIDTHS, "html, .scroll"):
+            assert inner <= outer, name  # nothing is cut off
+        check_breaks(browser)
+
+
+def check_breaks(browser):
+    """What belongs together is on one page, and a name on one line."""
     broken = browser.execute_script(
         """
         return [...document.querySelectorAll("article, tr, img")].filter(

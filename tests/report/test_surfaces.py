@@ -154,7 +154,7 @@ def test_colours_run_between_symmetric_limits():
     assert half / 255 == pytest.approx(np.mean(expected[1:3], axis=0))
 
 
-@pytest.mark.parametrize("spacing_mm", [0.05, 0.3, 1.0])
+@pytest.mark.parametrize("spacing_mm", [0.05, 1.0])
 @pytest.mark.parametrize("ratio", [0.1, 1, 10])
 def test_masks_of_any_size_and_spacing_are_drawn(spacing_mm, ratio):
     """Smoothing may leave no voxel outside: of a small mask, or of one whose rim is thin."""

@@ -14,9 +14,8 @@ from tests.launchers import SETTINGS, processes
 
 pytestmark = pytest.mark.launchers
 
-EPOCHS = 20
-FURTHER = [word for setting in [*SETTINGS, f"epochs={EPOCHS}"] for word in ("--set", setting)]
-DATA = ["data", "train.csv"]
+FURTHER = [word for setting in SETTINGS for word in ("--set", setting)]
+LONG = 5000  # epochs; the test ends the training before
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +47,8 @@ def run(folder, script, *arguments, **variables):
 def test_a_killed_rank_and_a_resume(folder):
     """kill -9 ends the job; a resume completes the run. That it is then the run which was never
     interrupted is in tests/devices/test_ranks.py."""
-    arguments = ["hccl_2p_01_127.0.0.1.json", "2", *DATA, *FURTHER]
-    process = run(folder, "train_distribute.sh", *arguments)
+    arguments = ["hccl_2p_01_127.0.0.1.json", "2", "data", "train.csv", *FURTHER, "--set"]
+    process = run(folder, "train_distribute.sh", *arguments, f"epochs={LONG}")
     assert process.returncode == 0, process.stdout + process.stderr
     assert "has finished" not in process.stdout
     results = folder / "train_parallel0" / "results" / "infer"
@@ -64,19 +63,21 @@ def test_a_killed_rank_and_a_resume(folder):
         f"error: rank 1 was ended by SIGKILL, by a user or for lack of memory; the end of {own}"
         in log
     )
-    assert f"epoch: {EPOCHS} " not in log
+    assert f"epoch: {LONG} " not in log
     (run_folder,) = results.iterdir()
-    process = run(folder, "train_distribute.sh", *arguments, WAIT="1", RESUME="1")
+    total = int(pd.read_csv(run_folder / "history.csv")["epoch"].max()) + 2
+    resume = {"WAIT": "1", "RESUME": "1"}
+    process = run(folder, "train_distribute.sh", *arguments, f"epochs={total}", **resume)
     assert process.returncode == 0, process.stdout[-3000:]
-    for line in ["run: results/infer/", f"epoch: {EPOCHS} step: 2, loss is "]:
+    for line in ["run: results/infer/", f"epoch: {total} step: 2, loss is "]:
         assert line in process.stdout
     assert process.stdout.endswith("all ranks have finished\n")
-    assert 2 <= int(re.search(r"^resuming .* after epoch (\d+)$", process.stdout, re.M)[1]) < EPOCHS
+    assert 2 <= int(re.search(r"^resuming .* after epoch (\d+)$", process.stdout, re.M)[1]) < total
     assert list(results.iterdir()) == [run_folder]
     assert not processes(folder)
     history = pd.read_csv(run_folder / "history.csv")
-    assert history["epoch"].tolist() == list(range(1, EPOCHS + 1))
-    assert history["step"].tolist() == list(range(2, 2 * EPOCHS + 1, 2))
+    assert history["epoch"].tolist() == list(range(1, total + 1))
+    assert history["step"].tolist() == list(range(2, 2 * total + 1, 2))
     assert not (folder / "train_parallel1" / "results").exists()
     assert {path.name for path in (folder / "train_parallel1").iterdir()} == {
         "train_distribute.log",
@@ -84,6 +85,7 @@ def test_a_killed_rank_and_a_resume(folder):
     }
 
 
+@pytest.mark.full
 def test_a_fault_of_the_data_is_told(folder):
     """With the rank, its log, the line of train.py and its exit code; nothing is left running."""
     (folder / "faulty.csv").write_text("Case00.mha\nCase77.mha\n")

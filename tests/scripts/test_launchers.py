@@ -128,7 +128,7 @@ def test_gpu_by_mpirun(caller):
     assert not (caller.records / "msrun.json").exists()
 
 
-@pytest.mark.parametrize("target", ["Ascend", "GPU", "CPU"])
+@pytest.mark.parametrize("target", ["Ascend", "CPU"])
 def test_any_device_by_msrun(caller, target):
     process = caller.run(
         "train_msrun.sh",
@@ -180,8 +180,9 @@ def test_on_cpu_the_zoos_launchers_take_msrun(caller, script):
     assert not (caller.records / "mpirun.json").exists()
 
 
-@pytest.mark.parametrize("script", ARGUMENTS)
-def test_resume_and_relative_paths(caller, script):
+def test_resume_and_relative_paths(caller):
+    """For all launchers the same function of common.sh makes the command."""
+    script = "train_msrun.sh"
     further = ["--val_split_file_path", "val.csv", "--resume", "train_parallel0/run 1"]
     further += ["--val_split_file_path=../val.csv", "--config", "a.yaml", "--config=b.yaml"]
     further += ["--resume", "--set", "task=a/b", "--resume=/x"]
@@ -205,9 +206,7 @@ def test_nothing_of_an_earlier_run_is_lost(caller, script):
     for path in [*own, main, checkpoint]:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("earlier")
-    variables = {"ENDINGS": FINISHED, "WAIT": 1}
-    for _ in range(2):
-        assert caller.run(script, *ARGUMENTS[script], **variables).returncode == 0
+    assert caller.run(script, *ARGUMENTS[script], ENDINGS=FINISHED, WAIT=1).returncode == 0
     assert checkpoint.read_text() == "earlier"
     kept = [*own, main]
     if script == "train_distribute_gpu.sh":
@@ -216,7 +215,6 @@ def test_nothing_of_an_earlier_run_is_lost(caller, script):
     else:
         kept = [Path(f"{path}.1") for path in own]
     assert {path.read_text() for path in [*kept, Path(f"{main}.1")]} == {"earlier"}
-    assert Path(f"{main}.2").read_text().endswith("all ranks have finished\n")
     assert main.read_text().endswith("all ranks have finished\n")
 
 
@@ -264,7 +262,7 @@ def test_a_second_launcher_in_the_same_folder_is_refused(caller):
     assert caller.run(script, *ARGUMENTS[script], ENDINGS=FINISHED, WAIT=1).returncode == 0
 
 
-# train_msrun.sh and train_distribute.sh start the same engine in the same way.
+# train_msrun.sh and train_distribute.sh start the same engine in the same way; once it lingers.
 @pytest.mark.parametrize(
     ("script", "rank"),
     [
@@ -275,9 +273,10 @@ def test_a_second_launcher_in_the_same_folder_is_refused(caller):
     ],
 )
 def test_a_rank_that_fails_ends_the_others(caller, script, rank):
-    process = caller.run(
-        script, *ARGUMENTS[script], WAIT=1, ENDINGS=json.dumps({str(rank): [0.3, 3]})
-    )
+    variables = {"WAIT": 1, "ENDINGS": json.dumps({str(rank): [0.3, 3]})}
+    if (script, rank) == ("train_distribute.sh", 2):
+        variables["LINGER"] = 1
+    process = caller.run(script, *ARGUMENTS[script], **variables)
     assert process.returncode == 3
     assert not caller.processes()
     log = log_of(caller, script, rank)
@@ -322,8 +321,8 @@ VICTIMS = {
 @pytest.mark.parametrize("script", ["train_distribute.sh", "train_distribute_gpu.sh"])
 @pytest.mark.parametrize("victim", VICTIMS)
 def test_kill_9(caller, script, victim):
-    stubborn = {"STUBBORN": "2"} if victim == "train.py" else {}
-    process = caller.start(script, *ARGUMENTS[script], WAIT=1, **stubborn)
+    variables = {"train.py": {"STUBBORN": "2"}, "ranks.py run": {"LINGER": "1"}}.get(victim, {})
+    process = caller.start(script, *ARGUMENTS[script], WAIT=1, **variables)
     calls = [caller.call(rank) for rank in range(3)]
     engine = "mpirun" if "gpu" in script else "msrun"
     pid = {

@@ -198,8 +198,10 @@ WORK = {
 }
 
 
-@pytest.mark.parametrize("name", ["my run", 'l\u00e4uft "$HOME" a\\b'])
-@pytest.mark.parametrize("work", WORK)
+@pytest.mark.parametrize(
+    ("work", "name"),
+    [*((work, "my run") for work in WORK), ("train", 'l\u00e4uft "$HOME" a\\b')],
+)
 def test_the_launcher_says_where_the_files_are_and_how_to_go_on(caller, work, name):
     script, key, further, more = WORK[work]
     arguments = caller.arguments(script) if script in TARGETS else ["my data", "5"]
@@ -314,7 +316,7 @@ def test_a_second_signal_reaches_what_a_launcher_waits_for(caller):
     assert not alive(call["pid"])
 
 
-@pytest.mark.parametrize("script", TARGETS)
+@pytest.mark.parametrize("script", ["train_standalone.sh", "eval_gpu.sh"])
 def test_device_target_from_the_environment(caller, script):
     assert caller.run(script, *caller.arguments(script), DEVICE_TARGET="CPU").returncode == 0
     assert caller.call()["argv"][1:3] == ["--device_target", "CPU"]
@@ -327,10 +329,9 @@ def test_resume_comes_before_what_the_user_adds(caller, script):
     assert caller.call()["argv"][-4:] == ["train set.csv", "--resume", *further]
 
 
-@pytest.mark.parametrize("variables", [{"RESUME": ""}, {"RESUME": 0}, {}])
-def test_no_resume_unasked(caller, variables):
+def test_no_resume_unasked(caller):
     script = "train_standalone.sh"
-    assert caller.run(script, *caller.arguments(script), **variables).returncode == 0
+    assert caller.run(script, *caller.arguments(script), RESUME=0).returncode == 0
     assert "--resume" not in caller.call()["argv"]
 
 
@@ -1057,10 +1058,8 @@ def test_an_inference_is_repeated_on_moved_grids_twice_at_most(inference, turns)
     [
         ([], {}, ["Ascend", "0"], "lite"),
         ([], {"DEVICE_TARGET": "CPU"}, ["CPU", "0"], "native"),
-        ([], {"DEVICE_TARGET": "CPU", "RUNTIME": "lite"}, ["CPU", "0"], "lite"),
-        (["5"], {}, ["Ascend", "5"], "lite"),
-        (["5"], {"DEVICE_TARGET": "Ascend", "RUNTIME": "lite"}, ["Ascend", "5"], "lite"),
-        ([""], {"RUNTIME": ""}, ["Ascend", "0"], "lite"),
+        ([""], {"DEVICE_TARGET": "CPU", "RUNTIME": "lite"}, ["CPU", "0"], "lite"),
+        (["5"], {"DEVICE_TARGET": "Ascend", "RUNTIME": ""}, ["Ascend", "5"], "lite"),
     ],
 )
 def test_the_device_of_an_inference(inference, further, variables, device, runtime):
