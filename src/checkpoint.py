@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 import mindspore as ms
 import numpy as np
+from easydict import EasyDict
 from mindspore import nn
 
 from .checkpoint_file import epoch_and_step, is_numbered
@@ -30,7 +31,7 @@ from .config import config_path_of
 from .utils.errors import DataError, reason_of
 from .utils.files import follow_umask, replace_file, sync
 from .utils.stopping import unhurried
-from .vnet import VARIANTS, VNet
+from .vnet import VARIANTS, VNet, create_vnet
 
 LAST, STATE, COMMIT = "last.ckpt", "last_state.ckpt", "last.commit"
 MINDSPORE_TEMPORARY = ".tmp"  # suffix under which save_checkpoint writes before it renames
@@ -250,6 +251,13 @@ def _read(path):
             "use another"
         ) from None
     return entries
+
+
+def load_vnet(path: str | Path, config: EasyDict) -> VNet:
+    """Creates a configuration's network with the weights of a checkpoint, see `load_weights`."""
+    network = create_vnet(config)
+    load_weights(network, path)
+    return network
 
 
 def load_weights(network: nn.Cell, path: str | Path) -> None:

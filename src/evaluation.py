@@ -14,7 +14,7 @@ from .ensemble import Ensemble, Member, Run, check_unchanged
 from .images.grid import grid_difference
 from .images.orientation import reorder_like
 from .images.reading import read_mask, read_volume
-from .images.writing import check_volume_name, move_volumes, write_volume
+from .images.writing import check_volume_name, move_volumes, volume_files, write_volume
 from .mask_folders import has_image
 from .metrics import case_metrics
 from .predictor import LazyNetwork, loaded, network_inputs, segment_inputs
@@ -23,13 +23,7 @@ from .report.findings import finding_fields, metric_findings, plane_findings
 from .report.nnunet_summary import SUMMARY_JSON, NnunetSummary
 from .report.painter import Painter
 from .report.planes import OverlayCase
-from .report.results import (
-    OVERLAYS,
-    REPORT,
-    volume_files,
-    warn_about_case,
-    write_pictures,
-)
+from .report.results import OVERLAYS, REPORT, warn_about_case, write_pictures
 from .report.tables import (
     METRICS_CSV,
     METRICS_JSON,
@@ -69,13 +63,11 @@ def load_network(checkpoint_path: str | Path, config: EasyDict, device_target: s
             `fast_conv3d` is "on" and cannot be built.
         UsageError: `fast_conv3d` is "on" for another device than the CPU.
     """
-    from .checkpoint import load_weights
+    from .checkpoint import load_vnet
     from .devices.device import apply_precision
     from .fast_conv3d.network import to_fast_vnet
-    from .vnet import create_vnet
 
-    network = create_vnet(config)
-    load_weights(network, checkpoint_path)
+    network = load_vnet(checkpoint_path, config)
     apply_precision(network, config, device_target)
     return to_fast_vnet(network, config, device_target).set_train(False)
 
@@ -94,8 +86,7 @@ def load_members(members: Sequence[Member], device_target: str) -> "nn.Cell | En
         DataError: a checkpoint was replaced meanwhile, or see `load_network`.
         UsageError: see `load_network`.
     """
-    from .checkpoint import load_weights
-    from .vnet import create_vnet
+    from .checkpoint import load_vnet
 
     if len(members) == 1:
         checkpoint, config, sha256 = members[0]
@@ -108,8 +99,7 @@ def load_members(members: Sequence[Member], device_target: str) -> "nn.Cell | En
         architecture = config.variant, config.width
         if architecture not in cells:
             cells[architecture] = load_network(path, config, device_target)
-        network = create_vnet(config)
-        load_weights(network, path)
+        network = load_vnet(path, config)
         check_unchanged(path, sha256)
         values = {parameter.name: parameter for parameter in network.get_parameters()}
         cell = cells[architecture]

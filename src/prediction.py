@@ -21,7 +21,7 @@ from .images.formats import OUTPUT_TYPES, suffix_of
 from .images.grid import check_same_grid
 from .images.reading import read_image, read_volume
 from .images.seg_nrrd import save_seg_nrrd
-from .images.writing import check_volume_name, save_volume
+from .images.writing import check_volume_name, save_volume, volume_files, write_together
 from .measurements import MEASURES, measure_gland
 from .predictor import (
     POSTPROCESSING,
@@ -34,14 +34,7 @@ from .report.album import Album
 from .report.findings import finding_fields, mask_findings, plane_findings
 from .report.painter import Painter
 from .report.planes import OverlayCase
-from .report.results import (
-    OVERLAYS,
-    REPORT,
-    volume_files,
-    warn_about_case,
-    write_pictures,
-    write_volumes,
-)
+from .report.results import OVERLAYS, REPORT, warn_about_case, write_pictures
 from .report.tables import METRICS_JSON, VOLUMES_CSV, VOLUMES_JSON, VolumesTable, volumes_text
 from .utils import output_folder
 from .utils.ahead import Ahead
@@ -448,6 +441,20 @@ def _mask_hash(mask: sitk.Image) -> str:
 
 def _rounded(measures: dict[str, float | None]) -> dict[str, float | None]:
     return {key: value if value is None else round(value, 3) for key, value in measures.items()}
+
+
+def write_volumes(folder: Path, writers: dict[str, Callable[[Path], None]]) -> None:
+    """Writes volumes into a results folder, where only our own earlier files may be replaced.
+
+    Args:
+        folder: of the results.
+        writers: see `write_together`.
+
+    Raises:
+        DataError: a file cannot be written, or is there and not ours.
+    """
+    with output_folder.register(folder, volume_files(writers)):
+        write_together(folder, writers)
 
 
 # --- is an earlier mask still valid? --------------------------------------------------------------

@@ -13,7 +13,7 @@ the mean of their probabilities is thresholded.
 
 from argparse import ArgumentParser, Namespace
 
-from ..utils.command_line import MINDIR_VERSIONS, MODEL_FORMATS
+from ..export.formats import MINDIR_VERSIONS, MODEL_FORMATS
 from .arguments import (
     add_checkpoint_argument,
     add_config_arguments,

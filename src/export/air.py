@@ -15,12 +15,11 @@ import mindspore as ms
 import numpy as np
 from easydict import EasyDict
 
-from ..checkpoint import load_weights
+from ..checkpoint import load_vnet
 from ..devices.device import explain_errors, start_device
 from ..utils.command_line import run
 from ..utils.errors import DataError, last_error
 from ..utils.process import change_folder, module_command
-from ..vnet import create_vnet
 from .lowered_vnet import LoweredVNet
 
 
@@ -74,8 +73,7 @@ def main() -> None:
     start_device("Ascend", request["device_id"])
     # The exporter is part of the graph engine, which MindSpore uses at this level only.
     ms.set_context(jit_config={"jit_level": "O2"})
-    network = create_vnet(EasyDict(request["config"])).set_train(False)
-    load_weights(network, request["checkpoint"])
+    network = load_vnet(request["checkpoint"], EasyDict(request["config"])).set_train(False)
     if request["conv2d"]:
         network = LoweredVNet(network, request["shape"]).set_train(False)
     volume = ms.Tensor(np.zeros(request["shape"], np.float32))

@@ -17,18 +17,16 @@ import numpy as np
 from easydict import EasyDict
 from mindspore import nn
 
-from ..checkpoint import load_weights
+from ..checkpoint import load_vnet
 from ..devices.device import choose_device, start_device
 from ..ensemble import Member, check_unchanged, find_members
 from ..evaluation import load_network
 from ..fast_conv3d import operators
 from ..fast_conv3d.build import BuildError
 from ..utils import output_folder
-from ..utils.command_line import MINDIR_VERSIONS
 from ..utils.errors import DataError, UsageError, reason_of
 from ..utils.files import check_name, hash_file, temporary_folder
 from ..utils.process import change_folder
-from ..vnet import create_vnet
 from .air import write_air
 from .description import (
     LITE_MINDIR_VERSION,
@@ -39,6 +37,7 @@ from .description import (
     merge_description,
     weights_path,
 )
+from .formats import MINDIR_VERSIONS
 from .lowered_vnet import LoweredVNet
 from .mindir import input_output_names, to_version_1
 from .onnx_model import INPUT, OUTPUT, export_onnx, run_onnx
@@ -128,7 +127,7 @@ class Export:
 
     Attributes:
         path: of the file.
-        file_format: one of `src.utils.command_line.MODEL_FORMATS`.
+        file_format: one of `src.export.formats.MODEL_FORMATS`.
         conv2d: whether it has 2-D operators only.
         mindir_version: of a MINDIR; None for other formats.
     """
@@ -164,10 +163,10 @@ def plan_exports(
     one volume per call, the weight file for CPUs.
 
     Args:
-        file_format: one of `src.utils.command_line.MODEL_FORMATS`.
+        file_format: one of `src.export.formats.MODEL_FORMATS`.
         file_name: path of the model file, with or without suffix.
         conv2d: whether to use 2-D operators only.
-        mindir_version: one of `src.utils.command_line.MINDIR_VERSIONS`.
+        mindir_version: one of `src.export.formats.MINDIR_VERSIONS`.
         device_target: "Ascend", "GPU" or "CPU"; AIR needs Ascend.
         batch_size: volumes per call of the model.
 
@@ -274,8 +273,7 @@ def export_model(
     with _scratch_folder(folder) as scratch:
         for export in exports:
             path = scratch / export.path.name
-            network = create_vnet(config).set_train(False)
-            load_weights(network, checkpoint_path)
+            network = load_vnet(checkpoint_path, config).set_train(False)
             tensor_names, output = _write_model(export, network, volume, path)
             difference = _check_difference(output, expected, export.path, device)
             if export.file_format == "AIR":

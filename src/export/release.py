@@ -16,14 +16,13 @@ from pathlib import Path
 from easydict import EasyDict
 from mindspore import nn
 
-from ..checkpoint import load_weights, save_weights
+from ..checkpoint import load_vnet, save_weights
 from ..checkpoint_file import CHECKSUMS, ENSEMBLE, RELEASED, write_ensemble
 from ..config import CONFIG_NAME, MACHINE_KEYS, config_path_of, save_config, vnet_cfg
 from ..ensemble import Member, check_agreement, check_unchanged
 from ..utils import output_folder
 from ..utils.errors import DataError
 from ..utils.files import hash_file, replace_file, write_files
-from ..vnet import create_vnet
 from .model_card import (
     METADATA,
     README,
@@ -71,10 +70,10 @@ def release(
     if zipped:
         _check_zip(_zip_path(folder))
     names = _network_names(len(members))
-    networks = [create_vnet(member.config) for member in members]
-    packed = []
-    for name, network, member in zip(names, networks, members, strict=True):
-        load_weights(network, member.checkpoint)
+    networks, packed = [], []
+    for name, member in zip(names, members, strict=True):
+        network = load_vnet(member.checkpoint, member.config)
+        networks.append(network)
         check_unchanged(member.checkpoint, member.sha256)
         count = sum(parameter.size for parameter in network.get_parameters())
         packed.append(Packed(*member, name, count))

@@ -1,7 +1,7 @@
 """Writes volumes to files, atomically."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
@@ -34,6 +34,16 @@ def write_volume(image: sitk.Image, path: str | Path, like: str | Path | None = 
     """
     path = Path(path)
     write_together(path.parent, {path.name: partial(save_volume, image, like=like)})
+
+
+def volume_files(names: Iterable[str]) -> list[str]:
+    """Lists the files of volumes with these names: a .mhd has its voxels in a .zraw beside it."""
+    files = []
+    for name in names:
+        files.append(name)
+        if name.endswith(".mhd"):
+            files.append(f"{name[:-4]}.zraw")
+    return files
 
 
 def check_volume_name(name: str) -> None:

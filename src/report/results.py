@@ -13,8 +13,6 @@ import numpy as np
 import SimpleITK as sitk
 from tqdm import tqdm
 
-from ..images.writing import write_together
-from ..utils import output_folder
 from ..utils.errors import DataError
 from ..utils.files import write_files
 from .album import Album, Drawing, draw_case
@@ -24,30 +22,6 @@ from .planes import OverlayCase, overlay_cases
 log = logging.getLogger(__name__)
 
 OVERLAYS, REPORT = "overlays.png", "report.html"
-
-
-def volume_files(names: Iterable[str]) -> list[str]:
-    """Lists the files of volumes with these names: a .mhd has its voxels in a .zraw beside it."""
-    files = []
-    for name in names:
-        files.append(name)
-        if name.endswith(".mhd"):
-            files.append(f"{name[:-4]}.zraw")
-    return files
-
-
-def write_volumes(folder: Path, writers: dict[str, Callable[[Path], None]]) -> None:
-    """Writes volumes into a results folder, where only our own earlier files may be replaced.
-
-    Args:
-        folder: of the results.
-        writers: see `write_together`.
-
-    Raises:
-        DataError: a file cannot be written, or is there and not ours.
-    """
-    with output_folder.register(folder, volume_files(writers)):
-        write_together(folder, writers)
 
 
 def warn_about_case(case_id: str, texts: Iterable[str], kind: str = "warning") -> None:

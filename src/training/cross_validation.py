@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 
 from easydict import EasyDict
@@ -31,6 +31,7 @@ from ..utils.files import Lock, write_files
 from ..utils.process import core_count, module_command
 from ..utils.status import STATUS_FILE, write_status
 from .folds import EVALUATION, Fold, check_unedited, write_pooled_results
+from .progress import duration_text
 
 log = logging.getLogger(__name__)
 
@@ -355,8 +356,8 @@ class Pace:
             return ""
         epoch_s = (self.last[0] - self.first[0]) / (self.last[1] - self.first[1])
         end_s = self.last[0] + left * epoch_s
-        wait_s = timedelta(seconds=max(0, round(end_s - now_s)))
-        return f"; trained about {datetime.fromtimestamp(end_s):%a %H:%M} (in {wait_s})"
+        wait = duration_text(max(0, end_s - now_s))
+        return f"; trained about {datetime.fromtimestamp(end_s):%a %H:%M} (in {wait})"
 
 
 def _finish(folds: list[Fold], data: Path, out: Path, language: str) -> None:

@@ -13,13 +13,11 @@ from .log import log_to_standard_streams
 from .process import output_error, prepare_matplotlib, prepare_numpy, prepare_streams
 from .status import write_status
 
-MODEL_FORMATS = ("MINDIR", "ONNX", "AIR", "VNET")
 RESEARCH_ONLY = "Not a medical device; for research."
 TERMINATED = 128 + signal.SIGTERM  # exit code
 # In the messages of Python, MindSpore and its devices; not "illegal memory access".
 NO_MEMORY = re.compile(r"(?i)memory.*(enough|alloc)|(out of|alloc\w*|insufficient) .*memory")
 LAUNCHED = "VNET_COMMAND"  # environment variable: the command of a launcher, for a shell
-MINDIR_VERSIONS = (3, 1)  # what MindSpore 2.10 writes; what MindSpore Lite 2.0 reads
 
 _runs = False  # whether `run` has started this process's work
 

@@ -8,7 +8,7 @@ import SimpleITK as sitk
 
 from src.images.formats import SUFFIXES
 from src.images.reading import read_image
-from src.images.writing import write_volume
+from src.images.writing import volume_files, write_volume
 from src.utils.errors import DataError
 from tests.helpers import tree
 from tests.volumes import TOLERANCE, geometry_error
@@ -71,3 +71,9 @@ def test_a_folder_without_permission(tmp_path, make_image):
     with pytest.raises(DataError, match="Permission denied"):
         write_volume(make_image(np.ones((3, 4, 5), np.uint8)), tmp_path / "scan.mhd")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_mhd_has_its_voxels_in_a_second_file():
+    names = ["a_test.mhd", "b_test.mha", "c_test.nii.gz"]
+    expected = ["a_test.mhd", "a_test.zraw", "b_test.mha", "c_test.nii.gz"]
+    assert volume_files(names) == expected

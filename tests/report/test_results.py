@@ -11,7 +11,7 @@ from src.report.album import Album
 from src.report.figures import plot_progress
 from src.report.pictures import read_history_of
 from src.report.planes import OverlayCase
-from src.report.results import volume_files, warn_about_case, write_pictures
+from src.report.results import warn_about_case, write_pictures
 from src.report.tables import write_metrics
 from src.utils.errors import DataError
 from tests.report.made import ROWS, box_mask, grey_image, history, on_grid
@@ -79,12 +79,6 @@ def test_an_unwritable_folder_is_named(tmp_path, name):
             WRITERS[name](tmp_path / name)
     finally:
         tmp_path.chmod(0o700)
-
-
-def test_a_mhd_has_its_voxels_in_a_second_file():
-    names = ["a_test.mhd", "b_test.mha", "c_test.nii.gz"]
-    expected = ["a_test.mhd", "a_test.zraw", "b_test.mha", "c_test.nii.gz"]
-    assert volume_files(names) == expected
 
 
 def test_a_warning_is_a_line_on_standard_error(capsys):

@@ -421,8 +421,8 @@ def test_the_progress_names_fold_rest_and_end(tmp_path, small_config):
     assert pace.line(1030) == ""
     line = pace.line(1090)  # three epochs in 90 s, 16 left
     assert line.startswith("fold 1: epoch 4 of 10; folds trained: 1 of 3; epochs left: 16; ")
-    assert line.endswith("(in 0:08:00)")
-    assert pace.line(1150).endswith("(in 0:07:00)")
+    assert line.endswith("(in 8 min)")
+    assert pace.line(1150).endswith("(in 7 min)")
     write_run(folds[1], *[0.5] * 10, checkpoint=10)
     assert pace.line(1210).startswith("evaluating; folds trained: 2 of 3; epochs left: 10; ")
     write_run(folds[2], *[0.5] * 10, checkpoint=10)
