@@ -1,9 +1,12 @@
-"""Makes a checkpoint from the weights of MONAI's VNet(out_channels=2).
+r"""Makes a checkpoint from the weights of MONAI's VNet(out_channels=2).
 
-    python tools/import_monai.py --state_dict vnet.pt --ckpt_file imported/vnet.ckpt
+    python tools/import_monai.py --state_dict vnet.pt --ckpt_file imported/vnet.ckpt \
+        --set VolSize=96,96,48 --set dstRes=1,1,2
 
-The state dict is a .pt or .pth file (needs PyTorch), .safetensors or .npz. config.json with variant
-'monai' is written beside the checkpoint, so that eval.py and predict.py take it as it is.
+The state dict is a .pt or .pth file (needs PyTorch), .safetensors or .npz. It does not say on which
+grid the network was trained: VolSize (voxels) and dstRes (mm), and intensity, normDir and threshold
+where they are not the defaults. config.json with them and variant 'monai' is written beside the
+checkpoint, so that eval.py and predict.py take it as it is.
 """
 
 import sys
@@ -11,11 +14,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from src.commands.arguments import add_config_arguments, overrides_of  # noqa: E402
 from src.utils.command_line import new_parser, run  # noqa: E402
 
 
 def main():
-    """Parses the two paths and imports."""
+    """Parses paths and settings, and imports."""
     parser = new_parser(__doc__)
     parser.add_argument(
         "--state_dict",
@@ -26,11 +30,12 @@ def main():
     parser.add_argument(
         "--ckpt_file", required=True, metavar="OUT.ckpt", help="checkpoint to write, a new file"
     )
+    add_config_arguments(parser)
     args = parser.parse_args()
 
     from src.export.monai_weights import import_monai
 
-    import_monai(args.state_dict, args.ckpt_file)
+    import_monai(args.state_dict, args.ckpt_file, overrides_of(args))
     print(f"{args.ckpt_file}: written, with its config.json beside it")
 
 

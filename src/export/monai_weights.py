@@ -1,5 +1,6 @@
 """Converts the weights of MONAI's VNet to a checkpoint of variant 'monai'."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import mindspore as ms
@@ -146,15 +147,18 @@ def _read_torch(path):
     }
 
 
-def import_monai(state_dict_path: str | Path, ckpt_path: str | Path) -> None:
+def import_monai(
+    state_dict_path: str | Path, ckpt_path: str | Path, overrides: Sequence[str]
+) -> None:
     """Writes MONAI's weights as a checkpoint of variant 'monai', with `config.json` beside it.
 
     Args:
         state_dict_path: see `read_state_dict`.
         ckpt_path: of the checkpoint, a new file that ends with .ckpt.
+        overrides: `--set` texts, among them `VolSize` and `dstRes` of the network's training.
 
     Raises:
-        UsageError: a file name has another suffix.
+        UsageError: a file name has another suffix, or an override is missing or wrong.
         DataError: the state dict is unreadable or of another network, a file exists already, or
             cannot be written.
     """
@@ -162,6 +166,13 @@ def import_monai(state_dict_path: str | Path, ckpt_path: str | Path) -> None:
     config_path = ckpt_path.with_name(CONFIG_NAME)
     if ckpt_path.suffix != ".ckpt":
         raise UsageError(f"{ckpt_path}: expected a name that ends with .ckpt")
+    config = override_config(vnet_cfg, [*overrides, "variant=monai"])
+    for key in ("VolSize", "dstRes"):
+        if not any(text.startswith(f"{key}=") for text in overrides):
+            raise UsageError(
+                f"{key} is not known: {state_dict_path} does not say on which grid the network was "
+                f"trained; give --set {key}=X,Y,Z"
+            )
     for path in (ckpt_path, config_path):
         if path.exists():
             raise DataError(f"{path}: exists already; choose another folder")
@@ -181,7 +192,7 @@ def import_monai(state_dict_path: str | Path, ckpt_path: str | Path) -> None:
     ckpt_path.parent.mkdir(parents=True, exist_ok=True)
     save_weights(network, ckpt_path)
     try:
-        save_config(override_config(vnet_cfg, ["variant=monai"]), config_path)
+        save_config(config, config_path)
     except DataError:
         ckpt_path.unlink()  # without configuration it would be loaded as variant 'zoo'
         raise

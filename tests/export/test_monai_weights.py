@@ -16,6 +16,7 @@ from src.utils.command_line import run
 from src.utils.errors import DataError, UsageError
 from src.vnet import VARIANTS, VNet, create_vnet
 from tests.helpers import ROOT
+from tests.networks import computed_once
 from tools import import_monai
 
 WITH_BIASES = ROOT / "tests/golden/monai_prelu_bias.npz"
@@ -33,8 +34,8 @@ def zeros(shapes):
 
 
 @pytest.fixture(scope="module")
-def small_file_state():
-    """A whole state dict that packs well: each parameter holds one value of its own."""
+def whole_state():
+    """A whole state dict: each parameter holds one value of its own."""
     shapes = monai_shapes(GOLDEN / "monai.npz")
     return {
         name: np.full(shape, index, np.float32)
@@ -42,9 +43,10 @@ def small_file_state():
     }
 
 
-def import_with(monkeypatch, capsys, *arguments):
+def import_with(monkeypatch, capsys, *arguments, grid=("VolSize=96,96,48", "dstRes=1,1,2")):
     """The exit code and the last line on standard error of import_monai.py."""
-    monkeypatch.setattr(sys, "argv", ["import_monai.py", *map(str, arguments)])
+    words = [*map(str, arguments), *(word for text in grid for word in ("--set", text))]
+    monkeypatch.setattr(sys, "argv", ["import_monai.py", *words])
     try:
         run(import_monai.main)
     except SystemExit as stop:
@@ -73,7 +75,7 @@ def test_slopes_and_biases_before_batch_norm_give_monais_probability():
     network = VNet(**{**VARIANTS["monai"], "activation": "prelu"}).set_train(False)
     for name, parameter in network.parameters_dict().items():
         parameter.set_data(ms.Tensor(weights[name]))
-    probability = network(ms.Tensor(seeded.volume()[:1, :, :16, :16, :16])).asnumpy()
+    probability = computed_once(network, seeded.volume()[:1, :, :16, :16, :16])
     with np.load(WITH_BIASES) as file:
         np.testing.assert_allclose(probability, file["probability"], rtol=0, atol=1e-5)
     assert all(np.array_equal(state[name], before[name]) for name in state)  # the caller's own
@@ -136,29 +138,36 @@ def test_a_wrapped_state_dict_names_the_wrapper():
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
-def test_import_makes_a_checkpoint_that_loads(
-    suffix, small_file_state, tmp_path, monkeypatch, capsys
-):
+def test_import_makes_a_checkpoint_that_loads(suffix, whole_state, tmp_path, monkeypatch, capsys):
     source = tmp_path / f"vnet{suffix}"
     if suffix == ".npz":
-        np.savez_compressed(source, **small_file_state)
+        np.savez(source, **whole_state)
     else:
-        save_file(small_file_state, source)
+        save_file(whole_state, source)
     target = tmp_path / "imported" / "vnet.ckpt"
     code, err = import_with(monkeypatch, capsys, "--state_dict", source, "--ckpt_file", target)
     assert (code, err) == (0, "")
     assert sorted(path.name for path in target.parent.iterdir()) == ["config.json", "vnet.ckpt"]
     config = load_config(target.parent / "config.json")
     assert (config.variant, config.width) == ("monai", 16)
+    assert (config.VolSize, config.dstRes) == ([96, 96, 48], [1, 1, 2])
     network = create_vnet(config)
     load_weights(network, target)
-    for name, array in from_monai(small_file_state).items():
+    for name, array in from_monai(whole_state).items():
         np.testing.assert_array_equal(network.parameters_dict()[name].asnumpy(), array)
+
+
+@pytest.mark.parametrize("grid", [["VolSize=96,96,48"], ["dstRes=1,1,2"], []])
+def test_the_grid_must_be_known(tmp_path, monkeypatch, capsys, grid):
+    """A network on another grid than its own gives plausible wrong masks."""
+    options = ("--state_dict", tmp_path / "vnet.npz", "--ckpt_file", tmp_path / "vnet.ckpt")
+    code, err = import_with(monkeypatch, capsys, *options, grid=grid)
+    assert code == 2 and "is not known" in err and "on which grid the network was trained" in err
 
 
 def test_slopes_have_no_place_in_a_configuration(tmp_path, monkeypatch, capsys):
     source, target = tmp_path / "vnet.npz", tmp_path / "vnet.ckpt"
-    np.savez_compressed(source, **zeros(monai_shapes(WITH_BIASES)))
+    np.savez(source, **zeros(monai_shapes(WITH_BIASES)))
     code, err = import_with(monkeypatch, capsys, "--state_dict", source, "--ckpt_file", target)
     assert code == 1
     assert "vnet.npz: its activation is PReLU" in err
@@ -166,11 +175,11 @@ def test_slopes_have_no_place_in_a_configuration(tmp_path, monkeypatch, capsys):
 
 
 def test_a_checkpoint_does_not_stay_without_its_configuration(
-    small_file_state, tmp_path, monkeypatch, capsys
+    whole_state, tmp_path, monkeypatch, capsys
 ):
     """Without one it would be loaded as variant 'zoo'."""
     source, folder = tmp_path / "vnet.npz", tmp_path / "imported"
-    np.savez(source, **small_file_state)
+    np.savez(source, **whole_state)
     replace = Path.replace
 
     def onto_a_full_disk(path, target):
@@ -215,7 +224,7 @@ def test_nothing_is_overwritten(present, tmp_path, monkeypatch, capsys):
 def test_bad_files_end_in_one_line(source, target, code, found, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     state = {"fc.weight": np.zeros(3, np.float32)}
-    np.savez("other.npz", **state)
+    np.savez_compressed("other.npz", **state)
     np.savez("pickled.npz", **{"in_tr.conv_block.conv.weight": np.array([{}])})
     save_file(state, "cut.safetensors")
     Path("cut.npz").write_bytes(Path("other.npz").read_bytes()[:-30])
