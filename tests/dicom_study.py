@@ -110,11 +110,11 @@ def save(item, tags, path):
     item.save_as(path, enforce_file_format=True)
 
 
-def write_study(folder, descriptions=("t2_tse_tra",), patient="p"):
+def write_study(folder, descriptions=("t2_tse_tra",), patient="p", slices=10):
     """A folder for each series: a bright box in noise."""
     study_uid = generate_uid()
     for number, description in enumerate(descriptions, 1):
-        noise = np.random.default_rng(number).integers(0, 90, (10, 24, 24))
-        noise[3:7, 8:16, 8:16] += 500
+        noise = np.random.default_rng(number).integers(0, 90, (slices, 24, 24))
+        noise[slices * 3 // 10 : slices * 7 // 10, 8:16, 8:16] += 500
         write_series(folder / f"S{number}", noise, description, number, study_uid, patient=patient)
     return folder

@@ -4,6 +4,7 @@ import json
 import time
 from importlib import import_module
 from pathlib import Path
+from unittest import mock
 
 from src.commands import command_parser
 
@@ -91,10 +92,15 @@ def alive(pid):
 
 
 def run_program(command, *arguments):
-    """Runs a command of src/commands in this process, on the CPU; its exceptions arrive here."""
+    """Runs a command of src/commands in this process, on the CPU; its exceptions arrive here.
+
+    It draws here too: each process that it would start for that imports Matplotlib.
+    """
     words = ["--device_target", "CPU", *map(str, arguments)]
     args = command_parser(command, f"{command}.py").parse_args(words)
-    import_module(f"src.commands.{command}").execute(args)
+    module = import_module(f"src.commands.{command}")
+    with mock.patch.object(module, "PROCESSES", 0, create=True):
+        module.execute(args)
 
 
 def wait_until(condition, timeout_s=120):

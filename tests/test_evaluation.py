@@ -23,7 +23,7 @@ from src.utils.errors import DataError
 from src.utils.output_folder import MANIFEST, acquire
 from src.vnet import VNet, create_vnet
 from tests.helpers import names_in, run_program, tree
-from tests.networks import bright, in_mode
+from tests.networks import bright
 from tests.rounding import perturb
 from tests.volumes import geometry_of, read_array
 
@@ -388,15 +388,14 @@ def test_load_network_is_ready_to_predict(run_folder, small_config):
 def test_mixed_precision_predicts_on_a_cpu(run_folder, small_config, choice):
     """The fast path is float32 throughout."""
     volume = ms.Tensor(np.random.default_rng(0).standard_normal((1, 1, 32, 16, 16), np.float32))
-    with in_mode(ms.GRAPH_MODE if choice == "auto" else ms.PYNATIVE_MODE):
-        exact, mixed = (
-            load_network(
-                run_folder / "ckpt" / "best.ckpt",
-                small_config(f"precision={precision}", f"fast_conv3d={choice}"),
-                "CPU",
-            )(volume)
-            for precision in ("float32", "mixed")
-        )
+    exact, mixed = (
+        load_network(
+            run_folder / "ckpt" / "best.ckpt",
+            small_config(f"precision={precision}", f"fast_conv3d={choice}"),
+            "CPU",
+        )(volume)
+        for precision in ("float32", "mixed")
+    )
     assert exact.dtype == mixed.dtype == ms.float32
     np.testing.assert_allclose(mixed.asnumpy(), exact.asnumpy(), rtol=0, atol=1e-2)
 

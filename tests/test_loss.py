@@ -1,25 +1,38 @@
+from functools import cache
+
 import mindspore as ms
 import numpy as np
 import pytest
 
 from src.loss import DiceCrossEntropyLoss, DiceLoss
+from tests.networks import in_mode
 
 EPSILON = 1e-5
 
 
 @pytest.fixture(params=[ms.GRAPH_MODE, ms.PYNATIVE_MODE], ids=["graph", "pynative"], autouse=True)
 def mode(request):
-    before = ms.get_context("mode")
-    ms.set_context(mode=request.param)
-    yield
-    ms.set_context(mode=before)
+    with in_mode(request.param):
+        yield
 
 
-def loss_and_gradient(probability, mask):
-    value, gradient = ms.value_and_grad(DiceLoss(EPSILON))(ms.Tensor(probability), ms.Tensor(mask))
+@cache
+def differentiated(loss, mode):
+    """Function prediction, mask -> value and gradient; in graph mode compiled once for a shape.
+
+    Args:
+        loss: its class.
+        mode: in which it will be called.
+    """
+    return ms.value_and_grad(loss(EPSILON) if loss is DiceLoss else loss())
+
+
+def loss_and_gradient(prediction, mask, loss=DiceLoss):
+    compute = differentiated(loss, ms.get_context("mode"))
+    value, gradient = compute(ms.Tensor(prediction), ms.Tensor(mask))
     assert value.dtype == ms.float32
     assert value.shape == ()
-    return float(value), gradient.asnumpy()
+    return float(value), gradient.asnumpy().copy()
 
 
 def oracle(probability, mask, epsilon=EPSILON):
@@ -129,10 +142,7 @@ def cross_entropy_oracle(logits, mask):
 
 
 def cross_entropy_and_gradient(logits, mask):
-    value, gradient = ms.value_and_grad(DiceCrossEntropyLoss())(ms.Tensor(logits), ms.Tensor(mask))
-    assert value.dtype == ms.float32
-    assert value.shape == ()
-    return float(value), gradient.asnumpy()
+    return loss_and_gradient(logits, mask, DiceCrossEntropyLoss)
 
 
 @pytest.mark.parametrize("share", [0.5, 0.02, 0])

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from scipy import ndimage
+from scipy.spatial.distance import cdist
 
 from src.data_manager import image_to_network_grid, xyz
 from src.images.orientation import to_patient_order
@@ -133,10 +134,10 @@ def ball(centre_mm, radii_mm, spacing_mm=FINE, size_mm=(70, 60, 100)):
     return sum(((place - c) / r) ** 2 for place, c, r in parts) <= 1
 
 
-def tube(from_mm, to_mm, radius_mm):
+def tube(from_mm, to_mm, radius_mm, spacing_mm=FINE):
     """Balls in a row."""
     places = np.linspace(from_mm, to_mm, 30)
-    return np.logical_or.reduce([ball(place, [radius_mm] * 3) for place in places])
+    return np.logical_or.reduce([ball(place, [radius_mm] * 3, spacing_mm) for place in places])
 
 
 GLAND = ball((35, 30, 30), (22, 18, 20))
@@ -183,8 +184,7 @@ def test_attachments_are_what_lies_far_from_the_core(seed):
     inside = np.argwhere(mask)
 
     def nearest_mm(voxels, others):
-        steps = (voxels[:, None] - others[None]) * spacing_mm
-        return np.sqrt((steps**2).sum(axis=2)).min(axis=1)
+        return cdist(voxels * spacing_mm, others * spacing_mm).min(axis=1)
 
     core = np.zeros_like(mask)
     core[tuple(inside[nearest_mm(inside, outside) > CORE_DEPTH_MM].T)] = True
@@ -202,8 +202,10 @@ def test_a_mask_without_a_core_stays():
 
 
 def test_attachments_go_in_every_order_of_storage(make_image):
-    whole = GLAND | tube((35, 30, 45), (35, 30, 90), 3.5)
-    probability = make_image(whole.T.astype(np.float32), FINE)
+    spacing_mm = (1.0, 1.6, 3.0)
+    gland = ball((35, 30, 30), (22, 18, 20), spacing_mm)
+    whole = gland | tube((35, 30, 45), (35, 30, 90), 3.5, spacing_mm)
+    probability = make_image(whole.T.astype(np.float32), spacing_mm)
     expected = to_patient_order(xyz(mask_of_probability(probability)), probability)
     assert 0 < expected.sum() < whole.sum()
     for axes, signs in STORAGE_ORDERS:
@@ -423,8 +425,13 @@ def centre_mm(image):
 GRID_OF_64_MM = ("VolSize=32,32,32", "dstRes=2,2,2")
 
 
-@pytest.mark.parametrize("flip", ["false", "true"])
-@pytest.mark.parametrize("off_mm", [(30, 0, 0), (0, -34, 0), (-16, 12, 28), (0, 0, 33)])
+@pytest.mark.parametrize(
+    ("off_mm", "flip"),
+    [
+        *[((30, 0, 0), "false"), ((0, -34, 0), "false"), ((0, 0, 33), "false")],
+        *[((-16, 12, 28), "false"), ((-16, 12, 28), "true")],
+    ],
+)
 def test_a_gland_far_from_the_centre_is_segmented_on_a_grid_about_it(
     make_image, small_config, oblique, off_mm, flip
 ):
@@ -528,14 +535,16 @@ def patient(image):
 
 # The grid's sides and voxels differ, so that no two axes can be exchanged unseen.
 @pytest.mark.parametrize(
-    "options",
+    ("options", "orders"),
     [
-        (),
-        ("normDir=true",),
-        ("flip_average=true", "intensity=equalize"),
+        ((), STORAGE_ORDERS),
+        (("normDir=true",), STORAGE_ORDERS[::5]),
+        (("flip_average=true", "intensity=equalize"), STORAGE_ORDERS[::5]),
     ],
 )
-def test_all_48_orders_of_storage_give_the_same_mask(make_image, small_config, oblique, options):
+def test_all_48_orders_of_storage_give_the_same_mask(
+    make_image, small_config, oblique, options, orders
+):
     values = ndimage.gaussian_filter(np.random.default_rng(0).normal(size=(9, 22, 26)), 1.5)
     image = make_image(values.astype(np.float32), (0.8, 0.9, 2.2), direction=oblique)
     sides = ("VolSize=32,16,16", "dstRes=0.7531,1.3107,1.6143", "threshold=0.8")
@@ -546,7 +555,7 @@ def test_all_48_orders_of_storage_give_the_same_mask(make_image, small_config, o
     config = small_config(*sides, *options)
     expected, probability = map(patient, segment(network, image, config))
     assert 0.05 < expected.mean() < 0.6
-    for axes, signs in STORAGE_ORDERS:
+    for axes, signs in orders:
         stored = stored_in_order(image, axes, signs)
         mask, found = segment(network, stored, config)
         assert geometry_error(mask, stored) == 0

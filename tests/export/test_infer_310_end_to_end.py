@@ -9,6 +9,7 @@ import platform
 import re
 import subprocess
 import sys
+from typing import NamedTuple
 
 import mindspore as ms
 import numpy as np
@@ -26,8 +27,9 @@ from src.export.weight_file import write_weights
 from src.metrics import case_metrics
 from src.predictor import foreground_probability, network_inputs, segment_outputs
 from src.promise12.phantom import write_phantom
+from src.utils.process import change_folder
 from src.vnet import VARIANTS, create_vnet
-from tests.helpers import ROOT
+from tests.helpers import ROOT, run_program
 from tests.networks import seeded_vnet
 from tests.rounding import LAYER_ERROR, assert_same_sums, perturb
 from tests.volumes import stored_in_order
@@ -84,22 +86,50 @@ def trained(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def exported(trained):
+    """The folder of `trained`, with the models of the checkpoint."""
     folder, checkpoint = trained
-    export = [ROOT / "export.py", "--ckpt_file", checkpoint, "--device_target", "CPU"]
-    subprocess.run([sys.executable, *export], cwd=folder, check=True, capture_output=True)
-    return folder, checkpoint
+    with change_folder(folder):
+        run_program("export", "--ckpt_file", checkpoint)
+    return folder
+
+
+class Computed(NamedTuple):
+    """A case, and what the network computes in Python for it and its mirror image."""
+
+    case_id: str
+    image: sitk.Image
+    reference: sitk.Image
+    outputs: list[np.ndarray]
+    spread: float  # how far at most those of a network with perturbed weights are from them
+
+
+@pytest.fixture(scope="module")
+def computed(trained):
+    """The configuration with `FLIP`, and a `Computed` of each case of the split."""
+    folder, checkpoint = trained
+    config = config_of_checkpoint(checkpoint, list(FLIP[1:]))
+    network, perturbed = (load_network(checkpoint, config, "CPU") for _ in range(2))
+    perturb(perturbed)
+    cases = []
+    for case in find_cases(folder / "data", ["Case04", "Case05"]):
+        image, reference = read_case(case, config)
+        volumes = network_inputs(image, config)
+        outputs = [foreground_probability(network, volume) for volume in volumes]
+        moved = [foreground_probability(perturbed, volume) for volume in volumes]
+        spread = np.abs(np.subtract(moved, outputs)).max()
+        cases.append(Computed(case.case_id, image, reference, outputs, spread))
+    return config, cases
 
 
 @pytest.mark.parametrize("runtime", ["native", pytest.param("lite", marks=needs_lite)])
-def test_the_310_path_ends_in_the_masks_of_eval(exported, runtime):
-    folder, checkpoint = exported
-    results = folder / runtime
+def test_the_310_path_ends_in_the_masks_of_eval(exported, computed, runtime):
+    results = exported / runtime
     results.mkdir()
     words = ["../vnet.mindir", "../data", "../val.csv", 0, *FLIP]
     printed = bash(results, "scripts/run_infer_310.sh", *words, RUNTIME=runtime)
-    python, cpp = folder / "results" / "prediction", results / "results" / "prediction"
+    python, cpp = exported / "results" / "prediction", results / "results" / "prediction"
     tables = [pd.read_csv(path / "metrics.csv", index_col="case") for path in (python, cpp)]
-    for table, text in zip(tables, ((folder / "eval.log").read_text(), printed), strict=True):
+    for table, text in zip(tables, ((exported / "eval.log").read_text(), printed), strict=True):
         for name, column in (("avg_dice", "dice"), ("avg_Hausdorff_distance", "hausdorff_mm")):
             (mean,) = re.findall(f"^{name}: +(\\S+)", text, re.MULTILINE)
             assert float(mean) == pytest.approx(table[column].mean(), abs=1e-6)
@@ -107,26 +137,19 @@ def test_the_310_path_ends_in_the_masks_of_eval(exported, runtime):
     time = (results / "time_Result" / "test_perform_static.txt").read_text()
     assert time.startswith("NN inference cost average time: ") and time.endswith("_count 4\n")
 
-    config = config_of_checkpoint(checkpoint, list(FLIP[1:]))
-    network, perturbed = (load_network(checkpoint, config, "CPU") for _ in range(2))
-    perturb(perturbed)
-    for case in find_cases(folder / "data", ["Case04", "Case05"]):
-        image, reference = read_case(case, config)
-        volumes = network_inputs(image, config)
-        expected = [foreground_probability(network, volume) for volume in volumes]
-        moved = [foreground_probability(perturbed, volume) for volume in volumes]
-        spread = np.abs(np.subtract(moved, expected)).max()
+    config, cases = computed
+    for case_id, image, reference, expected, spread in cases:
         for output, name in zip(expected, ("", "_mirrored"), strict=True):
-            found = np.fromfile(results / f"result_Files/{case.case_id}{name}_0.bin", "<f4")
+            found = np.fromfile(results / f"result_Files/{case_id}{name}_0.bin", "<f4")
             assert output.max() > 0.5
             assert np.abs(found.reshape(output.shape) - output).max() < spread < 0.01
             if runtime == "native":  # the same kernels
                 np.testing.assert_allclose(found, output.ravel(), rtol=0, atol=1e-5)
         masks = []
         for path, table in zip((python, cpp), tables, strict=True):
-            mask = sitk.ReadImage(str(path / f"{case.case_id}_test.mhd"))
+            mask = sitk.ReadImage(str(path / f"{case_id}_test.mhd"))
             metrics = case_metrics(reference, mask)
-            row = table.loc[case.case_id]
+            row = table.loc[case_id]
             assert {key: row[key] for key in metrics} == pytest.approx(metrics, abs=1e-6)
             masks.append(sitk.GetArrayFromImage(mask) > 0)
         assert masks[0].any()

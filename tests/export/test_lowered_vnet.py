@@ -20,7 +20,8 @@ def cells_of(network):
     [
         # Sides that cannot be confused, slices that must not mix.
         *((variant, 2, (2, 1, 16, 32, 48)) for variant in VARIANTS),
-        ("zoo", 16, (1, 1, 16, 16, 16)),  # channels == X == Y == Z at the first level
+        # channels == X == Y == Z at the first level
+        pytest.param("zoo", 16, (1, 1, 16, 16, 16), marks=pytest.mark.full),
     ],
 )
 def test_it_computes_what_the_network_computes(variant, width, shape):
@@ -28,7 +29,10 @@ def test_it_computes_what_the_network_computes(variant, width, shape):
     volume = np.random.default_rng(width).normal(size=shape).astype(np.float32)
     expected = computed_once(network, volume)
     lowered = LoweredVNet(network, shape).set_train(False)
-    found = lowered(ms.Tensor(volume)).asnumpy().copy()
+    if variant == "instance":  # one of them compiled to a graph
+        found = lowered(ms.Tensor(volume)).asnumpy().copy()
+    else:
+        found = computed_once(lowered, volume)
     assert_same_sums(found, expected, seeded_vnet(variant, width), volume)
 
 

@@ -1,5 +1,7 @@
 """ONNX files under onnx's own checker and onnxruntime."""
 
+from functools import cache
+
 import mindspore as ms
 import numpy as np
 import onnx
@@ -9,6 +11,7 @@ from onnx import helper, numpy_helper
 
 from src.export.onnx_model import INPUT, OUTPUT, export_onnx, run_onnx
 from src.utils.errors import DataError
+from src.utils.process import change_folder
 from src.vnet import VARIANTS
 from tests.networks import computed_once, seeded_vnet
 from tests.rounding import assert_same_sums
@@ -19,21 +22,37 @@ def own_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """Function variant, width, shape -> folder, the current one of the export, with vnet.onnx."""
+
+    @cache
+    def export(variant, width, shape):
+        folder = tmp_path_factory.mktemp("exported")
+        with change_folder(folder):
+            export_onnx(seeded_vnet(variant, width), shape, folder / "vnet.onnx")
+        return folder
+
+    return export
+
+
+SHAPE = (2, 1, 16, 32, 48)
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize(
     ("width", "shape"),
     [
-        (2, (2, 1, 16, 32, 48)),
+        (2, SHAPE),
         pytest.param(16, (1, 1, 128, 128, 64), marks=pytest.mark.full),
     ],
 )
-def test_onnxruntime_computes_what_mindspore_computes(variant, width, shape, tmp_path):
-    network, path = seeded_vnet(variant, width), tmp_path / "vnet.onnx"
+def test_onnxruntime_computes_what_mindspore_computes(variant, width, shape, exported):
+    network, path = seeded_vnet(variant, width), exported(variant, width, shape) / "vnet.onnx"
     volume = np.random.default_rng(1).normal(size=shape).astype(np.float32)
     expected = computed_once(network, volume)
-    export_onnx(network, shape, path)
     found = run_onnx(path, volume)
-    assert_same_sums(found, expected, seeded_vnet(variant, width), volume)
+    assert_same_sums(found, expected, network, volume)
 
     model = onnx.load(path)
     onnx.checker.check_model(model, full_check=True)
@@ -44,13 +63,12 @@ def test_onnxruntime_computes_what_mindspore_computes(variant, width, shape, tmp
 
 
 @pytest.mark.parametrize(("variant", "operator"), [("zoo", "Elu"), ("paper", "PRelu")])
-def test_every_activation_is_the_networks(variant, operator, tmp_path):
+def test_every_activation_is_the_networks(variant, operator, exported):
     network = seeded_vnet(variant, 2)
     cells = [cell for _, cell in network.cells_and_names()]
     activations = sum(isinstance(cell, nn.ELU | nn.PReLU) for cell in cells)
     slopes = {p.name: p.asnumpy() for p in network.get_parameters() if p.name.endswith(".w")}
-    export_onnx(network, (1, 1, 16, 16, 16), tmp_path / "vnet.onnx")
-    (path,) = tmp_path.iterdir()  # nothing of MindSpore's stays beside it
+    (path,) = exported(variant, 2, SHAPE).iterdir()  # nothing of MindSpore's stays beside it
     graph = onnx.load(path).graph
     operators = [node.op_type for node in graph.node]
     assert operators.count(operator) == activations

@@ -1,6 +1,7 @@
 """The fast convolution against direct sums in float64, which NumPy does without MindSpore."""
 
 import ctypes
+import hashlib
 import multiprocessing
 import os
 import subprocess
@@ -100,16 +101,28 @@ def cell_of(weight, bias=None):
     return cell
 
 
-def values_and_gradients(network, x, d_y):
-    """y and the gradients of x and of the network's parameters, in their order."""
+def differentiated(network):
+    """Function x, d_y -> y and the gradients of x and of the network's parameters, in their order.
+
+    In graph mode compiled once for a shape.
+    """
 
     def loss(x, d_y):
         y = network(x)
         return (y * d_y).sum(), y
 
-    differentiated = ms.value_and_grad(loss, 0, network.trainable_params(), has_aux=True)
-    (_, y), (d_x, d_parameters) = differentiated(ms.Tensor(x), ms.Tensor(d_y))
-    return [tensor.asnumpy() for tensor in (y, d_x, *d_parameters)]
+    function = ms.value_and_grad(loss, 0, network.trainable_params(), has_aux=True)
+
+    def compute(x, d_y):
+        (_, y), (d_x, d_parameters) = function(ms.Tensor(x), ms.Tensor(d_y))
+        return [tensor.asnumpy().copy() for tensor in (y, d_x, *d_parameters)]
+
+    return compute
+
+
+def values_and_gradients(network, x, d_y):
+    """What `differentiated` computes, for one call."""
+    return differentiated(network)(x, d_y)
 
 
 def assert_close(found, expected, names=("y", "d_x", "d_weight", "d_bias"), tolerance=1e-4):
@@ -272,32 +285,42 @@ def test_refusals(mode, x, error, message):
 
 
 def test_the_same_bits_again(mode):
-    for case in (CASES[3], CASES[7], CASES[14], CASES[18]):
+    """In graph mode, where compiling takes longest, of one case."""
+    cases = [CASES[3], CASES[7], CASES[14], CASES[18]]
+    for case in cases if mode == "pynative" else cases[:1]:
         x, weight, bias, d_y = drawn(case)
-        first, second = (values_and_gradients(cell_of(weight, bias), x, d_y) for _ in range(2))
+        compute = differentiated(cell_of(weight, bias))
+        first, second = (compute(x, d_y) for _ in range(2))
         for before, after in zip(first, second, strict=True):
             np.testing.assert_array_equal(before, after)
 
 
+def bits_of_all_kinds():
+    """Hash of the values and gradients of some cases of each kind."""
+    bits = hashlib.sha256()
+    for case in (*CASES[::4], CASES[14]):
+        x, weight, bias, d_y = drawn(case)
+        for array in values_and_gradients(cell_of(weight, bias), x, d_y):
+            bits.update(array.tobytes())
+    return bits.hexdigest()
+
+
 OTHER_PROCESS = """
-import ctypes, hashlib, os
+import ctypes, os
 from tests import conftest
-from tests.fast_conv3d.test_conv3d import CASES, cell_of, drawn, ms, operators, values_and_gradients
+from tests.fast_conv3d.test_conv3d import bits_of_all_kinds, ms, operators
 
 ms.set_context(mode=ms.PYNATIVE_MODE)
-bits = hashlib.sha256()
-for case in CASES:
-    x, weight, bias, d_y = drawn(case)
-    for array in values_and_gradients(cell_of(weight, bias), x, d_y):
-        bits.update(array.tobytes())
+bits = bits_of_all_kinds()
 library, before = ctypes.CDLL(operators.library()), len(os.listdir("/proc/self/task"))
 library.set_threads(1)  # ends the others
-print(bits.hexdigest(), before - len(os.listdir("/proc/self/task")) + 1)
+print(bits, before - len(os.listdir("/proc/self/task")) + 1)
 """
 
 
-def test_processes_agree_and_follow_omp_num_threads():
-    counts = (1, 1, 2, 2)
+def test_processes_agree_and_follow_omp_num_threads(pynative):
+    """The last of them with this one."""
+    counts = (1, 1, 2)
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", OTHER_PROCESS],
@@ -308,11 +331,17 @@ def test_processes_agree_and_follow_omp_num_threads():
         )
         for count in counts
     ]
+    library = ctypes.CDLL(operators.library())
+    library.set_threads(2)
+    try:
+        of_this = bits_of_all_kinds()
+    finally:
+        library.set_threads(operators.thread_count())
     lines = [process.communicate(timeout=300)[0].splitlines()[-1] for process in processes]
     bits, threads = zip(*(line.split() for line in lines), strict=True)
     assert [int(count) for count in threads] == list(counts)
     assert bits[0] == bits[1]
-    assert bits[2] == bits[3]
+    assert bits[2] == of_this
 
 
 @pytest.mark.parametrize(
@@ -404,10 +433,11 @@ def test_cells_in_python_threads(pynative):
 # --------------------------------------------------------------- accuracy of V-Net's real layers
 
 LARGEST_ERROR = 1e-3  # as LAYER_ERROR of the values' standard deviation
+LARGEST = (128, 128, 64)
 LAYERS = [  # channels, output channels, sides: at 128x128x64
-    (1, 16, (128, 128, 64)),
-    (32, 32, (128, 128, 64)),
-    (32, 2, (128, 128, 64)),
+    (1, 16, LARGEST),
+    (32, 32, LARGEST),
+    (32, 2, LARGEST),
     (32, 32, (64, 64, 32)),
     (64, 64, (64, 64, 32)),
     (64, 64, (32, 32, 16)),
@@ -440,14 +470,20 @@ def assert_sums_accurate(name, found, x, weight, generator):
 
 
 def with_inputs(layers):
-    """Each layer with each kind of input; every other combination with -m full."""
+    """Each layer with each kind of input; every other combination with -m full.
+
+    So is the largest volume; otherwise a smaller one stands for it.
+    """
     combinations = [(*layer, kind) for layer in layers for kind in INPUTS]
-    full = pytest.mark.full
-    # 0, 3, 4, 7, ..: the kinds alternate from layer to layer.
-    return [
-        combination if index % 4 in (0, 3) else pytest.param(*combination, marks=full)
-        for index, combination in enumerate(combinations)
-    ]
+    usual, full = [], []
+    for index, (*channels, sides, kind) in enumerate(combinations):
+        # 0, 3, 4, 7, ..: the kinds alternate from layer to layer.
+        is_usual, is_largest = index % 4 in (0, 3), sides == LARGEST
+        if is_usual:
+            usual.append((*channels, (64, 64, 64) if is_largest else sides, kind))
+        if not is_usual or is_largest:
+            full.append(pytest.param(*channels, sides, kind, marks=pytest.mark.full))
+    return usual + full
 
 
 @pytest.mark.parametrize(("channels", "out_channels", "sides", "kind"), with_inputs(LAYERS))

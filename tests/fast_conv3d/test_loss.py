@@ -11,6 +11,13 @@ from tests.networks import in_mode
 BOTH = pytest.mark.parametrize("takes_logits", [True, False], ids=["dice_ce", "dice"])
 
 
+@pytest.fixture(autouse=True)
+def pynative():
+    """Without the time to compile graphs, unless a test takes `mode`."""
+    with in_mode(ms.PYNATIVE_MODE):
+        yield
+
+
 @pytest.fixture(params=[ms.GRAPH_MODE, ms.PYNATIVE_MODE], ids=["graph", "pynative"])
 def mode(request):
     with in_mode(request.param):
@@ -122,7 +129,8 @@ def test_what_is_not_finite_shows(takes_logits, value):
     assert not np.isfinite(value_and_gradient(prediction, mask, takes_logits)[0])
 
 
-def test_a_million_voxels_are_summed_in_double():
+@pytest.mark.parametrize("mode", [ms.GRAPH_MODE], ids=["graph"], indirect=True)
+def test_a_million_voxels_are_summed_in_double(mode):
     prediction, mask = drawn((1, 128, 128, 64), True, share=0.01)
     value, _ = value_and_gradient(prediction, mask, takes_logits=True)
     exact = loss_of_volumes(prediction.astype(np.float64), mask.astype(np.float64), True).mean()

@@ -50,19 +50,36 @@ USUAL_WIDTH = {"zoo": 3, "monai": 16, "paper": 3, "instance": 1}
 
 
 def most_in_full(cases):
-    """The cases, all but those of a variant's usual width marked `full`."""
+    """The cases, all but those of a variant's usual width marked `full`.
+
+    So are steps of `monai`, whose usual width takes longest, without dropout.
+    """
     return [
-        case if case[1] == USUAL_WIDTH[case[0]] else pytest.param(*case, marks=pytest.mark.full)
+        case
+        if case[1] == USUAL_WIDTH[case[0]] and (case[0], *case[4:]) != ("monai", False)
+        else pytest.param(*case, marks=pytest.mark.full)
         for case in cases
     ]
 
 
 # Networks beside the variants, of width 2.
 OTHERS = [
-    ("zoo", {"activation": "prelu"}),
-    ("zoo", {"head_unit": False, "head_kernel_size": 3, "head_bias": True}),
-    ("zoo", {"encoder_depths": (1, 2, 1, 1, 3), "decoder_depths": (1, 3, 2, 2)}),
-    ("zoo", {"dropout_on": {"down_tr32": ("down",), "down_tr64": ("down",), "up_tr32": ("up",)}}),
+    (
+        "zoo",
+        {
+            "activation": "prelu",
+            "encoder_depths": (1, 2, 1, 1, 3),
+            "decoder_depths": (1, 3, 2, 2),
+        },
+    ),
+    (
+        "zoo",
+        {
+            **{"head_unit": False, "head_kernel_size": 3, "head_bias": True},
+            "dropout_on": {"down_tr32": ("down",), "down_tr64": ("down",), "up_tr32": ("up",)},
+        },
+    ),
+    # At up_tr64 two places concatenate within a block of 16 channels.
     ("zoo", {"dropout_on": {"up_tr256": ("skip",), "up_tr64": ("up", "skip")}}),
     ("monai", {"norm": None, "encoder_bias": True}),
     ("monai", {"encoder_bias": True, "decoder_bias": True, "foreground_channel": 0}),
@@ -133,6 +150,9 @@ def evaluation_of(volume, dropout_mask):
     return lambda network: SimpleNamespace(probability=evaluated(network, volume, dropout_mask))
 
 
+INPUTS = ("volume", "dropout_mask")  # beside the mask, of a training step
+
+
 class Gradients:
     """One training step's forward and backward pass; compiled once in graph mode.
 
@@ -167,7 +187,7 @@ class Gradients:
             }
             | {
                 name: gradient.asnumpy().copy()
-                for name, gradient in zip(("volume", "dropout_mask"), of_inputs, strict=False)
+                for name, gradient in zip(INPUTS, of_inputs, strict=False)
             },
         )
 
@@ -194,10 +214,10 @@ def distances(found, expected):
     whole = np.sqrt(sum(np.sum(gradient**2) for gradient in expected.gradients.values()))
     assert whole > 0
     # The floor is for gradients that cancel: a bias in front of a batch norm has none, and in the
-    # fast network it is 0 exactly, in stock it is rounding.
+    # fast network it is 0 exactly, in stock it is rounding. Those of inputs do not.
     relative = [
         np.linalg.norm(found.gradients[name] - gradient)
-        / max(np.linalg.norm(gradient), 1e-3 * whole)
+        / max(np.linalg.norm(gradient), 1e-3 * whole * (name not in INPUTS))
         for name, gradient in expected.gradients.items()
     ]
     return apart | {"loss": abs(found.loss - expected.loss), "gradient": max(relative)}
@@ -266,7 +286,7 @@ def test_other_networks_equal_the_plain_ones(pynative_mode, variant, options):
     plain, fast = seeded_vnet(variant, 2, **options), FastVNet(seeded_vnet(variant, 2, **options))
     volume, mask = batch_of(2, (32, 16, 48))
     dropout_mask = dropout_mask_of(plain, 2)
-    assert_same(fast, plain, lambda network: Gradients(network)(volume, mask, dropout_mask))
+    assert_same(fast, plain, lambda network: Gradients(network, True)(volume, mask, dropout_mask))
     plain = seeded_vnet(variant, 2, **options)
     fast = FastVNet(seeded_vnet(variant, 2, **options))
     assert_same(fast, plain, evaluation_of(volume, dropout_mask))
@@ -292,24 +312,19 @@ def test_every_place_of_dropout_acts(pynative_mode):
 
 
 @pytest.mark.parametrize(
-    ("mode", "variant", "options"),
-    [
-        ("graph", "monai", {}),
-        ("pynative", "instance", {"width": 3}),
-        # dropout in all places, of which some concatenate within a block of 16 channels
-        ("pynative", "zoo", {"dropout_on": dict.fromkeys(UP_NAMES, ("up", "skip"))}),
-        ("pynative", "zoo", {"norm": None, "encoder_bias": True}),
-    ],
+    ("mode", "variant", "width"), [("graph", "monai", 2), ("pynative", "instance", 3)]
 )
-def test_gradients_of_volume_and_dropout_mask(mode, variant, options):
+def test_gradients_of_volume_and_dropout_mask(mode, variant, width):
     """They are computed where somebody asks for them, see `NetworkOperator.bprop`."""
-    ms.set_context(mode=MODES[mode])
-    options = {"width": 2, "dropout_on": {"down_tr32": ("down",), "up_tr32": ("skip",)}} | options
+    options = {"width": width, "dropout_on": {"down_tr32": ("down",), "up_tr32": ("skip",)}}
     plain, fast = seeded_vnet(variant, **options), FastVNet(seeded_vnet(variant, **options))
     volume, mask = batch_of(2, (32, 16, 48))
     inputs = (volume, mask, dropout_mask_of(plain, 2))
-    found, expected = (Gradients(network, True)(*inputs).gradients for network in (fast, plain))
-    for name in ("volume", "dropout_mask"):
+    ms.set_context(mode=MODES[mode])
+    found = Gradients(fast, True)(*inputs).gradients
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+    expected = Gradients(plain, True)(*inputs).gradients
+    for name in INPUTS:
         assert np.linalg.norm(expected[name]) > 0
         error = np.linalg.norm(found[name] - expected[name]) / np.linalg.norm(expected[name])
         assert error < GRADIENT_ERROR, name
@@ -332,12 +347,12 @@ def test_many_steps_in_graph_mode_are_one_to_the_last_bit(variant):
     """A regression: an operator that wrote past the end of a buffer changed, once in a few runs,
     something else.
     """
-    plain, fast = seeded_vnet(variant, 4), FastVNet(seeded_vnet(variant, 4))
+    plain, fast = seeded_vnet(variant, 2), FastVNet(seeded_vnet(variant, 2))
     volume, mask = batch_of(2, (32, 16, 48))
     dropout_mask = dropout_mask_of(plain, 2)
     step = Gradients(fast)
     first = step(volume, mask, dropout_mask)
-    for _ in range(19):
+    for _ in range(9):
         again = step(volume, mask, dropout_mask)
         assert again.loss == first.loss
         np.testing.assert_array_equal(again.probability, first.probability)
@@ -351,7 +366,6 @@ def test_many_steps_in_graph_mode_are_one_to_the_last_bit(variant):
 @pytest.mark.parametrize("mode", MODES)
 def test_training_and_evaluation_alternate(mode):
     """Evaluation takes the statistics that training moved, and leaves them."""
-    ms.set_context(mode=MODES[mode])
     plain, fast = seeded_vnet("zoo", 2), FastVNet(seeded_vnet("zoo", 2))
     volume, _ = batch_of(2, (32, 16, 32))
     outputs = {False: [], True: []}  # by training
@@ -359,7 +373,10 @@ def test_training_and_evaluation_alternate(mode):
         for network in (plain, fast):
             network.set_train(training)
             assert all(cell.training == training for _, cell in network.cells_and_names())
-        found, expected = (network(volume).asnumpy().copy() for network in (fast, plain))
+        ms.set_context(mode=MODES[mode])
+        found = fast(volume).asnumpy().copy()
+        ms.set_context(mode=ms.PYNATIVE_MODE)
+        expected = plain(volume).asnumpy().copy()
         np.testing.assert_allclose(found, expected, rtol=0, atol=USUAL["probability"])
         assert_same_statistics(fast, plain)
         outputs[training].append(found)
@@ -367,6 +384,7 @@ def test_training_and_evaluation_alternate(mode):
     assert np.abs(outputs[False][0] - outputs[True][0]).max() > 1e-3
     for again in outputs[True][1:]:
         np.testing.assert_array_equal(again, outputs[True][0])
+    ms.set_context(mode=MODES[mode])
     np.testing.assert_array_equal(evaluated(fast, volume), outputs[False][-1])
 
 

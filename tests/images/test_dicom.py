@@ -416,8 +416,10 @@ def test_compressed(tmp_path, kind):
     np.testing.assert_array_equal(values, stored * 0.5 + offset)
 
 
-@pytest.mark.parametrize("kind", CODECS)
-@pytest.mark.parametrize(("rows", "columns"), [(4, 10), (16, 10)])
+@pytest.mark.parametrize(
+    ("kind", "rows", "columns"),
+    [*((kind, 16, 10) for kind in CODECS), ("JPEGLSLossless", 4, 10)],
+)
 def test_compressed_frames_of_another_size(tmp_path, capfd, kind, rows, columns):
     """GDCM's JPEG-LS decoder aborts the process on some, and reads others awry."""
     path = save(enhanced(), tmp_path / "mf.dcm")
@@ -1252,8 +1254,8 @@ def check_mutations(folder: Path, count: int, seed: int, output) -> int:
 
 
 def test_mutations(tmp_path, capfd):
-    read = check_mutations(tmp_path, 32, 0, capfd)
-    assert 0 < read < 32
+    read = check_mutations(tmp_path, 20, 0, capfd)
+    assert 0 < read < 20
 
 
 @pytest.mark.full
