@@ -172,7 +172,7 @@ def _load(members: Sequence[Member], device_target: str, device_id: int) -> Mode
 
 
 def lazy_network(members: Sequence[Member], device_target: str, device_id: int) -> LazyNetwork:
-    """Returns the network of a command, that is loaded while the first case is read.
+    """Returns a network that is loaded while the first case is read.
 
     Args:
         members: of `find_model`.
@@ -424,9 +424,8 @@ def estimate_training(
     for name, count, least in (("cases", cases, 1), ("val_cases", val_cases, 0)):
         if count < least:
             raise UsageError(f"{name} is {count}, expected at least {least}")
-    training_config(
-        device_target, [*preset_overrides(preset), *overrides]
-    )  # wrong settings fail before the device starts
+    # Wrong settings fail before the device starts.
+    training_config(device_target, [*preset_overrides(preset), *overrides])
     from .training.duration import measure_step_s, training_s
     from .training.progress import duration_text
     from .training.run_folder import newest_state

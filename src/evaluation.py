@@ -118,10 +118,12 @@ def trained_on(checkpoints: Iterable[Path], cases: Iterable[Case]) -> list[str] 
     Returns:
         In the order of `cases`; None if a run is not known.
     """
-    records = [record_of(checkpoint) for checkpoint in checkpoints]
-    if not all(records):
-        return None
-    trained = set().union(*(record["training_cases"] for record in records))
+    trained: set[str] = set()
+    for checkpoint in checkpoints:
+        record = record_of(checkpoint)
+        if "training_cases" not in record:
+            return None
+        trained.update(record["training_cases"])
     ids = [case.case_id for case in cases]
     both = [name for name in ids if name in trained]
     if both:

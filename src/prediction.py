@@ -345,7 +345,10 @@ class _Segmenter(NamedTuple):
         except (DataError, MemoryError, RuntimeError, ValueError) as error:
             if is_only:
                 raise
-            return {**row, "problem": printable(reason_of(error))}, False
+            problem = printable(reason_of(error))
+            if earlier is not None:
+                return {**earlier, "problem": f"{problem}; its earlier mask stays"}, True
+            return {**row, "problem": problem}, False
         write_volumes(self.folder, writers)
         findings = plane_findings(image, self.config) | mask_findings(mask, self.config, centre_mm)
         row |= {
@@ -525,10 +528,10 @@ def _summarize(folder: Path, rows: list[dict], kept_count: int, report: bool) ->
     log.info(f"masks and volumes, {shown}")
     problems = [row for row in rows if row["problem"] is not None]
     failed = sum(row["mask"] is None for row in problems)
-    edited = f"{len(problems) - failed} of {len(rows)} masks were edited since their prediction"
+    stayed = f"{len(problems) - failed} of {len(rows)} earlier masks could not be made anew"
     if problems:
         raise DataError(
-            (f"{failed} of {len(rows)} images could not be segmented" if failed else edited)
+            (f"{failed} of {len(rows)} images could not be segmented" if failed else stayed)
             + f"; {folder / VOLUMES_CSV} says why"
         )
     return rows

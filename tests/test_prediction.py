@@ -791,7 +791,7 @@ def test_an_edited_mask_stays_and_is_told(data, results, config):
     for images in (both, {"Case1": path}, both):
         network, asked = counting()
         words = (
-            "1 of 2 masks were edited"
+            "1 of 2 earlier masks could not be made anew"
             if len(images) > 1
             else f"{mask}: edited or damaged since its prediction"
         )
@@ -866,6 +866,15 @@ def test_an_earlier_mask_of_an_image_that_cannot_be_read_is_told(data, results, 
         predict(bright, images, config, {})
     problem = rows_of(results)["Case1"]["problem"]
     assert problem.endswith(f"; {results / 'Case1_test.nii.gz'} is of an earlier prediction")
+    images["Case1"].write_bytes(content)
+    predict(bright, images, config, {})
+    row = rows_of(results)["Case1"]
+    images["Case1"].write_bytes(content[:100])
+    with pytest.raises(DataError, match="1 of 3 earlier masks could not be made anew"):
+        predict(bright, images, config, {}, skip_existing=True)
+    kept = rows_of(results)["Case1"]
+    assert kept.pop("problem").endswith("; its earlier mask stays")
+    assert kept.items() <= row.items()
 
 
 @pytest.mark.usefixtures("undrawn")
