@@ -345,8 +345,7 @@ def train(
     with _computing:
         target = _start_device(device_target, device_id)
         ranks = Ranks() if device_num is None else device.start_communication(device_num)
-        run = None if resume is False else "" if resume is True else resume  # "" is the newest
-        config, run_folder = configure_run(run, target, texts, ranks)
+        config, run_folder = configure_run(resume or False, target, texts, ranks)
         return trainer.train(
             config, target, data_path, train_split, val_split, run_folder, ranks=ranks
         )

@@ -9,7 +9,7 @@ from pathlib import Path
 from .config import CONFIG_NAME
 from .released_model import CHECKSUMS, ENSEMBLE, RELEASED, local_folder, parse_checksums
 from .utils.errors import DataError, list_few, reason_of
-from .utils.files import hash_file, write_files
+from .utils.files import hash_file, write_json
 
 log = logging.getLogger(__name__)
 
@@ -56,8 +56,7 @@ def find_checkpoints(paths: str | Path | Sequence[str | Path]) -> list[Path]:
 def write_ensemble(folder: Path, checkpoints: Iterable[Path]) -> None:
     """Writes the `ensemble.json` of a folder: the checkpoints in it, with their SHA-256."""
     hashes = {path.relative_to(folder).as_posix(): hash_file(path) for path in checkpoints}
-    content = f"{json.dumps({'checkpoints': hashes}, indent=2)}\n"
-    write_files({folder / ENSEMBLE: content.encode()})
+    write_json(folder / ENSEMBLE, {"checkpoints": hashes})
 
 
 def read_ensemble(folder: Path) -> list[Path]:

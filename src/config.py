@@ -13,7 +13,7 @@ import yaml
 from easydict import EasyDict
 
 from .utils.errors import DataError, UsageError, nearest, reason_of
-from .utils.files import write_files
+from .utils.files import write_json
 from .utils.rules import (
     ANYTHING,
     Rule,
@@ -469,7 +469,7 @@ def save_config(config: EasyDict, path: str | Path) -> None:
     Raises:
         DataError: the folder cannot be written or the disk is full.
     """
-    write_files({Path(path): f"{json.dumps(config, indent=2)}\n".encode()})
+    write_json(Path(path), config)
 
 
 def load_config(path: str | Path) -> EasyDict:

@@ -24,6 +24,7 @@ from easydict import EasyDict
 from scipy import ndimage
 
 from .images.formats import MASK_SUFFIX, SUFFIXES, list_images, only_file, stem, suffix_of
+from .images.grid import image_like
 from .images.intensity import (
     check_scalar_3d,
     equalize,
@@ -202,9 +203,7 @@ def _sampled(image, grid, outside):
         blurred = ndimage.gaussian_filter(
             sitk.GetArrayViewFromImage(image), sigma[::-1], mode="nearest", truncate=3
         )
-        blurred = sitk.GetImageFromArray(blurred)
-        blurred.CopyInformation(image)
-        image = blurred
+        image = image_like(blurred, image)
     return sitk.Resample(image, grid, sitk.Transform(), sitk.sitkLinear, outside)
 
 
@@ -277,8 +276,8 @@ def probability_to_case_grid(
     """
     if np.shape(probability) != tuple(config.VolSize):
         raise ValueError(f"shape {np.shape(probability)}, expected VolSize {config.VolSize}")
-    on_grid = sitk.GetImageFromArray(np.ascontiguousarray(probability.T, dtype=np.float32))
-    on_grid.CopyInformation(network_grid(image, config, centre_mm))
+    grid = network_grid(image, config, centre_mm)
+    on_grid = image_like(np.ascontiguousarray(probability.T, dtype=np.float32), grid)
     return sitk.Resample(on_grid, image, sitk.Transform(), sitk.sitkLinear, 0.0, sitk.sitkFloat32)
 
 

@@ -287,7 +287,7 @@ def _evaluate(
 ) -> list[dict[str, str | float]]:
     """`evaluate_masks` of cases that are read in another thread; `masks` are those of files."""
     folder = Path(config.dirPredictionImage)
-    names = list(map(_mask_name, cases)) if masks is None else []
+    names = list(map(mask_name, cases)) if masks is None else []
     for name in names:
         check_volume_name(name)
     files = [*volume_files(names), *EVALUATION_FILES]
@@ -311,7 +311,7 @@ def _evaluate(
             if masks is None:
                 _write_mask(mask, read.case, unfinished)
             rows.append(_evaluate_case(mask, read, config, album, masks is None))
-            path = (masks or {}).get(read.case.case_id, folder / _mask_name(read.case))
+            path = (masks or {}).get(read.case.case_id, folder / mask_name(read.case))
             summary.add(str(read.case.mask_path), path, read.reference, mask)
         with output_folder.register(folder, files):
             write_metrics(rows, unfinished, metadata)
@@ -324,12 +324,13 @@ def _evaluate(
     return rows
 
 
-def _mask_name(case: Case) -> str:
+def mask_name(case: Case) -> str:
+    """Returns the name of the file of a case's predicted mask."""
     return f"{case.case_id}_test.mhd"
 
 
 def _write_mask(mask: sitk.Image, case: Case, folder: Path) -> None:
-    write_volume(mask, folder / _mask_name(case))
+    write_volume(mask, folder / mask_name(case))
     log.info(f"save predicted label for test '{case.case_id}'")
 
 

@@ -19,6 +19,7 @@ from .data_manager import (
     network_grid,
     probability_to_case_grid,
 )
+from .images.grid import image_like
 from .images.orientation import nearest_patient_axes, to_patient_order
 from .metrics import bounding_box
 from .utils.errors import DataError
@@ -219,9 +220,7 @@ def mask_of_probability(probability: sitk.Image, threshold: float = 0.5) -> sitk
     to_patient_order(foreground.T, probability)[...] = clean(
         to_patient_order(above.T, probability), [probability.GetSpacing()[axis] for axis in axes]
     )
-    mask = sitk.GetImageFromArray(foreground)
-    mask.CopyInformation(probability)
-    return mask
+    return image_like(foreground, probability)
 
 
 def segment_outputs(

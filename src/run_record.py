@@ -14,7 +14,7 @@ from . import __version__
 from .config import config_path_of
 from .data_manager import Case
 from .utils.errors import DataError, reason_of
-from .utils.files import write_files
+from .utils.files import write_files, write_json
 from .utils.process import core_count
 
 log = logging.getLogger(__name__)
@@ -91,9 +91,8 @@ def record_session(
         "validation_cases": [case.case_id for case in val_cases],
         "sessions": [*read_record(run_folder).get("sessions", []), session],
     }
-    text = f"{json.dumps(content, indent=2)}\n"
     try:
-        write_files({run_folder / RECORD: text.encode()})
+        write_json(run_folder / RECORD, content)
     except DataError as error:
         log.info(f"note: {error}; a release of this run will not say where it was trained")
 

@@ -40,11 +40,11 @@ def main():
         estimate_training(
             args.cases,
             args.val_cases,
-            args.device_target,
-            args.device_id,
-            args.preset,
-            own_overrides_of(args),
-            args.go_on,
+            device_target=args.device_target,
+            device_id=args.device_id,
+            preset=args.preset,
+            overrides=own_overrides_of(args),
+            continues=args.go_on,
         )
     )
 

@@ -1,6 +1,5 @@
 """All checks of a machine, and their report."""
 
-import json
 import os
 import platform
 import re
@@ -11,7 +10,7 @@ from pathlib import Path
 import mindspore as ms
 import numpy as np
 
-from ..utils.files import write_files
+from ..utils.files import write_json
 from .groups import check_against_cpu, start_group
 from .programs import check_310, check_programs
 from .ranks import check_ranks
@@ -46,9 +45,8 @@ def check_machine(target: str, device_num: int, small: bool) -> int:
             table.add(SPEED, PUBLISHED_MS[target], cpu if target == "CPU" else "small", None)
         else:
             start_group("speed", target, table, small, folder)
-    content = json.dumps({"target": target, "checks": table.rows}, indent=2)
     report = Path(f"check_device_{target}.json")
-    write_files({report: f"{content}\n".encode()})
+    write_json(report, {"target": target, "checks": table.rows})
     print(f"the table for a bug report: {report.resolve()}")
     print(f"{table.count('passed')} passed, {table.count('failed')} failed")
     return table.count("failed")

@@ -56,6 +56,6 @@ def execute(args: Namespace) -> None:
         find_members(args.ckpt_file, overrides_of(args)),
         args.out_path,
         Statement(args.data, args.data_licence, args.licence),
-        args.metrics,
-        args.zip,
+        metrics_path=args.metrics,
+        zipped=args.zip,
     )

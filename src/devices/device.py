@@ -18,11 +18,9 @@ from .ranks import Ranks
 
 log = logging.getLogger(__name__)
 
-# Set by msrun and by mpirun in the environment of each rank. MindSpore 2.10 cannot start ranks from
-# an HCCL rank table.
-RANK_VARIABLES = ("MS_ROLE", "OMPI_COMM_WORLD_RANK")
 DRY_RUN = "MS_SIMULATION_LEVEL"  # MindSpore's dry run, which needs no device
-# Launcher's variable -> the variable with the number of the process on its machine.
+# Variable of each rank that msrun or mpirun sets -> the one with the number of the process on its
+# machine. MindSpore 2.10 cannot start ranks from an HCCL rank table.
 LOCAL_RANK_VARIABLES = {
     "MS_ROLE": "DEVICE_ID",
     "OMPI_COMM_WORLD_RANK": "OMPI_COMM_WORLD_LOCAL_RANK",
@@ -113,7 +111,7 @@ def start_device(target: str, device_id: int = 0) -> None:
                     f"device {target} {device_id}: this machine has {count}, from 0{visible}"
                 )
             ms.set_device(target, device_id)
-            if not any(map(os.environ.get, (*RANK_VARIABLES, DRY_RUN))):
+            if not any(map(os.environ.get, (*LOCAL_RANK_VARIABLES, DRY_RUN))):
                 ms.runtime.synchronize()  # starts the card now, where a fault becomes a DataError
     ms.set_context(mode=ms.GRAPH_MODE)
 
@@ -172,7 +170,7 @@ def start_communication(device_num: int) -> Ranks:
         UsageError: no launcher started this process, or it started another number of ranks.
         DataError: the other ranks cannot be reached.
     """
-    if not any(map(os.environ.get, (*RANK_VARIABLES, DRY_RUN))):
+    if not any(map(os.environ.get, (*LOCAL_RANK_VARIABLES, DRY_RUN))):
         raise UsageError(
             "--run_distribute 1: no launcher started this process; use scripts/train_msrun.sh, "
             "train_distribute.sh or train_distribute_gpu.sh"

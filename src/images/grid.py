@@ -1,4 +1,4 @@
-"""Comparison of the grids of two images."""
+"""Images on the grid of another one, and comparison of the grids of two."""
 
 from pathlib import Path
 
@@ -11,6 +11,13 @@ from ..utils.errors import DataError
 # float32, text to some digits) moves the corners by less, and so small a shift is far below the
 # precision of any annotation.
 SAME_GRID_VOXELS = 0.05
+
+
+def image_like(voxels: np.ndarray, reference: sitk.Image) -> sitk.Image:
+    """Returns an image of voxels (z, y, x) with the geometry of another one of the same size."""
+    image = sitk.GetImageFromArray(voxels)
+    image.CopyInformation(reference)
+    return image
 
 
 def grid_difference(reference: sitk.Image, other: sitk.Image) -> str:

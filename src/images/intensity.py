@@ -6,6 +6,8 @@ import numpy as np
 import SimpleITK as sitk
 from scipy.special import ndtr
 
+from .grid import image_like
+
 LOG_OFFSET = 0.01  # added to intensities in 0..1, so that the logarithm is finite
 FIELD_SIGMA_MM = 20.0  # standard deviation of the Gaussian that estimates the coil's bias field
 HISTOGRAM_STEPS = 1024
@@ -80,9 +82,7 @@ def without_padding(image: sitk.Image) -> sitk.Image:
     lowest = measured.min()
     if values.min() < -float(measured.max()) and (measured >= 0).mean() > MIN_NONNEGATIVE_SHARE:
         lowest = max(lowest, values.dtype.type(0))
-    filled = sitk.GetImageFromArray(np.where(padded, lowest, np.maximum(values, lowest)))
-    filled.CopyInformation(image)
-    return filled
+    return image_like(np.where(padded, lowest, np.maximum(values, lowest)), image)
 
 
 def equalize(intensity: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray:

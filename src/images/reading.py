@@ -12,7 +12,7 @@ from ..utils.errors import DataError, SeveralVolumesError, reason_of
 from ..utils.files import check_name
 from . import metaimage, nrrd
 from .formats import MASK_SUFFIX, META_SUFFIXES, NIFTI_SUFFIXES, SUFFIXES, suffix_of
-from .grid import check_same_grid
+from .grid import check_same_grid, image_like
 from .nifti import FARTHEST_MM, LARGEST_SHEAR_DEG, VOXEL_SIZES_MM, read_nifti
 from .orientation import direction_matrix, reorder_like
 
@@ -326,9 +326,7 @@ def read_mask(
             f"{path}: labels {_shown(found)}, none of them among --labels "
             f"{','.join(map(str, labels))}; {_labels_remedy(found)}"
         )
-    foreground = sitk.GetImageFromArray(np.isin(whole, labels or (1,)).astype(np.uint8))
-    foreground.CopyInformation(image)
-    return foreground
+    return image_like(np.isin(whole, labels or (1,)).astype(np.uint8), image)
 
 
 def _distinct(values):

@@ -16,6 +16,7 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 from tqdm import tqdm
 
+from ..images.grid import image_like
 from ..images.writing import move_volumes, write_volume
 from ..utils.errors import DataError, UsageError, reason_of
 from ..utils.files import temporary_folder
@@ -320,11 +321,8 @@ def phantom_case(seed: int, index: int) -> tuple[sitk.Image, sitk.Image]:
     noise = rng.uniform(0.015, 0.045) * rng.standard_normal((2, *signal.shape), np.float32)
     white = np.exp(rng.uniform(*np.log((200, 2500))))  # scanner units of signal 1
     magnitude = white * np.hypot(signal + noise[0], noise[1])  # Rician noise
-    image = sitk.GetImageFromArray(np.rint(magnitude).clip(0, 32767).astype(np.int16))
-    mask = sitk.GetImageFromArray(gland.astype(np.uint8))
-    image.CopyInformation(grid)
-    mask.CopyInformation(grid)
-    return image, mask
+    image = image_like(np.rint(magnitude).clip(0, 32767).astype(np.int16), grid)
+    return image, image_like(gland.astype(np.uint8), grid)
 
 
 def write_phantom(out_path: str | Path, cases: int, seed: int, first: int = 0) -> None:

@@ -4,7 +4,6 @@ The form is that of `nnunetv2/evaluation/evaluate_predictions.py`: `metric_per_c
 `foreground_mean`, keys sorted. The prostate is its label "1".
 """
 
-import json
 import warnings
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from ..metrics import mask_array
-from ..utils.files import write_files
+from ..utils.files import write_json
 
 SUMMARY_JSON = "summary.json"
 LABEL = "1"
@@ -77,5 +76,4 @@ class NnunetSummary:
             warnings.simplefilter("ignore", RuntimeWarning)  # all NaN: the mean is NaN, too
             mean = {key: float(np.nanmean([v[key] for v in values])) for key in values[0]}
         content = {"metric_per_case": self.cases, "mean": {LABEL: mean}, "foreground_mean": mean}
-        text = json.dumps(content, indent=4, sort_keys=True)
-        write_files({folder / SUMMARY_JSON: f"{text}\n".encode()})
+        write_json(folder / SUMMARY_JSON, content, indent=4, sort_keys=True)

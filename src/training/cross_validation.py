@@ -27,7 +27,7 @@ from ..report.painter import PROCESSES, Painter
 from ..report.results import REPORT
 from ..report.tables import zoo_lines
 from ..utils.errors import DataError, UsageError, last_error, reason_of
-from ..utils.files import Lock, write_files
+from ..utils.files import Lock, write_files, write_json
 from ..utils.process import core_count, module_command
 from ..utils.status import STATUS_FILE, write_status
 from .folds import EVALUATION, Fold, check_unedited, write_pooled_results
@@ -128,7 +128,7 @@ def _check_request(path: Path, request: dict) -> None:
             raise DataError(
                 f"{found[0]}: not of a cross-validation; choose a new folder for --out_path"
             )
-        write_files({path: f"{json.dumps(request, indent=2)}\n".encode()})
+        write_json(path, request)
         return
     try:
         earlier = json.loads(path.read_text("utf-8"))

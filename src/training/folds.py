@@ -20,7 +20,7 @@ from ..checkpoint_file import epoch_and_step, is_numbered
 from ..config import CONFIG_NAME, save_config
 from ..data_manager import Case, edited_cases, find_cases, read_case
 from ..ensemble import hash_checkpoint, origin_of
-from ..evaluation import EVALUATION_FILES
+from ..evaluation import EVALUATION_FILES, mask_name
 from ..images.reading import read_volume
 from ..report.album import Album
 from ..report.painter import Painter
@@ -175,5 +175,5 @@ def write_pooled_results(
 
 def _overlay_case(case: Case, fold: Fold) -> OverlayCase:
     image, reference = read_case(case, fold.config)
-    mask = read_volume(fold.results / f"{case.case_id}_test.mhd")
+    mask = read_volume(fold.results / mask_name(case))
     return OverlayCase(case.case_id, image, mask, reference)

@@ -184,7 +184,7 @@ def check_same_cases(
 
 
 def configure_run(
-    resume: str | Path | None,
+    resume: str | Path | bool,
     device_target: str,
     overrides: list[str],
     ranks: Ranks = Ranks(),  # noqa: B008, it is frozen
@@ -192,7 +192,7 @@ def configure_run(
     """Returns the configuration of a run and, for a resume, its folder.
 
     Args:
-        resume: folder of a run, "" for the newest, None for a new run.
+        resume: folder of a run, True for the newest, False for a new run.
         device_target: "Ascend", "GPU" or "CPU".
         overrides: `--set` texts; on a resume they change the run's own configuration.
         ranks: only the first reads the run's folder.
@@ -206,10 +206,10 @@ def configure_run(
         DataError: there is no such run, or the ranks were started with different arguments.
     """
     config = training_config(device_target, overrides)
-    request = {"overrides": overrides, "resumes": resume is not None}
+    request = {"overrides": overrides, "resumes": resume is not False}
     run_folder = None
-    if resume is not None and ranks.is_first:
-        run_folder = Path(resume) if resume else newest_run(config)
+    if resume is not False and ranks.is_first:
+        run_folder = newest_run(config) if resume is True else Path(resume)
         config = config_of_run(run_folder, overrides)
     first = json.loads(ranks.text_from_first(json.dumps({"config": config, "request": request})))
     if first["request"] != request:

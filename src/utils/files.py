@@ -2,11 +2,13 @@
 
 import fcntl
 import hashlib
+import json
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePath
+from typing import Any
 
 import platformdirs
 
@@ -88,6 +90,12 @@ def write_files(files: dict[Path, bytes]) -> None:
         for leftover in temporary.values():
             with suppress(OSError):
                 leftover.unlink()
+
+
+def write_json(path: Path, content: object, **options: Any) -> None:
+    """Writes JSON as `write_files` does, indented by two; `options` of `json.dumps`."""
+    text = json.dumps(content, **{"indent": 2, **options})
+    write_files({path: f"{text}\n".encode()})
 
 
 def walk(folder: Path) -> Iterator[tuple[Path, list[str], list[str]]]:

@@ -8,7 +8,7 @@ from mindspore import device_context
 import src.devices.device
 from src.devices.device import (
     DRIVER_HINTS,
-    RANK_VARIABLES,
+    LOCAL_RANK_VARIABLES,
     apply_precision,
     choose_device,
     start_communication,
@@ -158,7 +158,7 @@ def test_a_cpu_is_always_there(number):
     ],
 )
 def test_each_rank_of_a_machine_has_its_card(monkeypatch, environment, card):
-    for name in (*RANK_VARIABLES, "DEVICE_ID", "OMPI_COMM_WORLD_LOCAL_RANK"):
+    for name in (*LOCAL_RANK_VARIABLES, "DEVICE_ID", "OMPI_COMM_WORLD_LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
@@ -220,14 +220,14 @@ def test_another_number_of_ranks_is_told(launched):
 
 
 def test_a_process_that_no_launcher_started_is_told(launched, monkeypatch):
-    for name in RANK_VARIABLES:
+    for name in LOCAL_RANK_VARIABLES:
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(UsageError, match="no launcher started this process; use scripts/train_m"):
         start_communication(4)
 
 
 def test_a_dry_run_has_no_launcher(launched, monkeypatch):
-    for name in RANK_VARIABLES:
+    for name in LOCAL_RANK_VARIABLES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("MS_SIMULATION_LEVEL", "0")
     assert start_communication(4).count == 4

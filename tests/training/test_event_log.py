@@ -100,7 +100,7 @@ def resumed_run(write_training, small_config, tmp_path_factory):
         patch.setattr("builtins.print", lambda *words, **_: printed.append(" ".join(words)))
         with pytest.raises(KeyboardInterrupt):
             train(config, "CPU", *data, callbacks=[DieAfter()])
-        config, run_folder = configure_run("", "CPU", [])
+        config, run_folder = configure_run(True, "CPU", [])
         train(config, "CPU", *data, run_folder)
         return run_folder.absolute(), printed
 

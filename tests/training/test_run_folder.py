@@ -61,11 +61,11 @@ def test_resume_finds_the_newest_run_of_the_task(tmp_path, small_config):
     for name in ("vnet.a.20260101_000000", "vnet.a.20260102_000000", "vnet.b.20260103_000000"):
         (tmp_path / "runs" / name).mkdir(parents=True)
         save_config(small_config("task=a", "width=4"), tmp_path / "runs" / name / "config.json")
-    config, folder = configure_run("", "CPU", ["task=a", "dirResult=runs"])
+    config, folder = configure_run(True, "CPU", ["task=a", "dirResult=runs"])
     assert folder.name == "vnet.a.20260102_000000"
     assert config.width == 4, "the run's own configuration holds"
     with pytest.raises(DataError, match=r"no run vnet\.c\.\* to resume"):
-        configure_run("", "CPU", ["task=c", "dirResult=runs"])
+        configure_run(True, "CPU", ["task=c", "dirResult=runs"])
     with pytest.raises(DataError, match="not the folder of a run"):
         configure_run(str(tmp_path), "CPU", [])
 
@@ -93,11 +93,11 @@ def test_ranks_that_were_started_differently_are_told(small_config, overrides, r
     record = json.dumps({"config": small_config("lr=0.5"), "request": request})
     second = SimpleNamespace(rank=1, count=2, is_first=False, text_from_first=lambda text: record)
     if same:
-        config, run_folder = configure_run(None, "CPU", ["lr=0.5"], second)
+        config, run_folder = configure_run(False, "CPU", ["lr=0.5"], second)
         assert (config, run_folder) == (small_config("lr=0.5"), None)
         return
     with pytest.raises(DataError, match="rank 1 .*rank 0 .*start every host with the same"):
-        configure_run(None, "CPU", ["lr=0.5"], second)
+        configure_run(False, "CPU", ["lr=0.5"], second)
 
 
 def test_a_run_is_locked_while_it_is_open(small_config):
