@@ -22,7 +22,7 @@ from .metrics import bounding_box
 SPATIAL = ("flip", "rotate", "scale", "shift", "deform")
 INTENSITY = ("histogram", "gamma", "bias", "low_resolution", "blur", "noise")
 TRANSFORMS = (*SPATIAL, *INTENSITY, "transplant")
-STREAM = 2  # random stream of the seed; src.dataset and src.dropout use others
+AUGMENT_STREAM = 2  # random stream of the seed; src.dataset and src.dropout use others
 
 # Milletari et al. 2016, section 3: a 2x2x2 grid of B-splines, control points displaced with a
 # standard deviation of 15 voxels of 1 x 1 x 1.5 mm. 2x2x2 is taken as the mesh size of SimpleITK's
@@ -68,7 +68,7 @@ def draw(
     """
     params = {}
     for stream, name in enumerate(TRANSFORMS):
-        rng = np.random.default_rng((config.seed, STREAM, epoch, case, repeat, stream))
+        rng = np.random.default_rng((config.seed, AUGMENT_STREAM, epoch, case, repeat, stream))
         if rng.random() < config[f"augment_{name}"]:
             params[name] = _draw_one(name, rng, config, case, case_count)
     return {name: value for name, value in params.items() if value is not None}

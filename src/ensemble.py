@@ -124,8 +124,8 @@ def hash_checkpoint(checkpoint: Path) -> str:
         raise DataError(f"{checkpoint}: cannot be read ({reason_of(error)})") from None
 
 
-class Run(NamedTuple):
-    """A network of an ensemble."""
+class LoadedMember(NamedTuple):
+    """A network of an ensemble, with its weights."""
 
     checkpoint: Path
     cell: "nn.Cell"  # in evaluation mode; networks of the same architecture share one
@@ -139,13 +139,13 @@ class Ensemble:
     pointed to the weights of one after the other, which takes less than a millisecond.
 
     Args:
-        runs: of the networks.
+        members: the networks.
     """
 
     training = False
 
-    def __init__(self, runs: Sequence[Run]) -> None:
-        self.runs = runs
+    def __init__(self, members: Sequence[LoadedMember]) -> None:
+        self.members = members
 
     def __call__(self, batch: "ms.Tensor") -> "ms.Tensor":
         """Returns the mean of the networks' probabilities, (batch, X, Y, Z) float32 in 0..1.
@@ -159,13 +159,13 @@ class Ensemble:
         import mindspore as ms
 
         total = np.float32(0)
-        for run in self.runs:
-            for parameter, value in run.weights:
+        for member in self.members:
+            for parameter, value in member.weights:
                 parameter.set_data(value)
-            probability = run.cell(batch).asnumpy()
+            probability = member.cell(batch).asnumpy()
             if not np.isfinite(probability).all():
                 raise DataError(
-                    f"{run.checkpoint}: the network's output has NaN or infinity; leave it out"
+                    f"{member.checkpoint}: the network's output has NaN or infinity; leave it out"
                 )
             total = total + probability
-        return ms.Tensor(total / np.float32(len(self.runs)))
+        return ms.Tensor(total / np.float32(len(self.members)))

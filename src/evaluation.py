@@ -10,7 +10,7 @@ import SimpleITK as sitk
 from easydict import EasyDict
 
 from .data_manager import Case, read_case
-from .ensemble import Ensemble, Member, Run, check_unchanged
+from .ensemble import Ensemble, LoadedMember, Member, check_unchanged
 from .images.grid import grid_difference
 from .images.orientation import reorder_like
 from .images.reading import read_mask, read_volume
@@ -34,9 +34,9 @@ from .report.tables import (
 )
 from .run_record import record_of
 from .utils import output_folder
-from .utils.ahead import Ahead
 from .utils.errors import DataError, naming
 from .utils.files import temporary_folder
+from .utils.prefetch import Prefetch
 from .utils.status import write_status
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def load_members(members: Sequence[Member], device_target: str) -> "nn.Cell | En
         check_unchanged(checkpoint, sha256)
         return network
     cells: dict[tuple[str, int], nn.Cell] = {}
-    runs = []
+    loaded_members = []
     for path, config, sha256 in members:
         architecture = config.variant, config.width
         if architecture not in cells:
@@ -104,8 +104,8 @@ def load_members(members: Sequence[Member], device_target: str) -> "nn.Cell | En
         values = {parameter.name: parameter for parameter in network.get_parameters()}
         cell = cells[architecture]
         weights = [(parameter, values[parameter.name]) for parameter in cell.get_parameters()]
-        runs.append(Run(path, cell, weights))
-    return Ensemble(runs)
+        loaded_members.append(LoadedMember(path, cell, weights))
+    return Ensemble(loaded_members)
 
 
 def trained_on(checkpoints: Iterable[Path], cases: Iterable[Case]) -> list[str] | None:
@@ -156,12 +156,12 @@ def evaluate(
     Returns:
         See `evaluate_masks`.
     """
-    with Ahead(lambda case: _Read.of(case, config, with_inputs=True), cases) as ready:
+    with Prefetch(lambda case: _LoadedCase.of(case, config, with_inputs=True), cases) as ready:
         cell = loaded(network)
 
-        def predict_mask(case: _Read) -> sitk.Image:
-            with naming(case.case.image_path):
-                return segment_inputs(cell, case.inputs, case.image, config).mask
+        def predict_mask(read: _LoadedCase) -> sitk.Image:
+            with naming(read.case.image_path):
+                return segment_inputs(cell, read.inputs, read.image, config).mask
 
         metadata = {**metadata, "configuration": dict(config)}
         return _evaluate(predict_mask, cases, ready, config, metadata, painter, language)
@@ -193,9 +193,9 @@ def evaluate_masks(
         DataError: an image or mask cannot be read, a file of one of these names is there and was
             not written by this program, or another process writes results to the folder.
     """
-    with Ahead(lambda case: _Read.of(case, config), cases) as ready:
+    with Prefetch(lambda case: _LoadedCase.of(case, config), cases) as ready:
 
-        def predict(read: _Read) -> sitk.Image:
+        def predict(read: _LoadedCase) -> sitk.Image:
             return predict_mask(read.case, read.image)
 
         return _evaluate(predict, cases, ready, config, metadata, None, language)
@@ -226,7 +226,7 @@ def compare_masks(
 
     lacking: list[Path] = []  # masks of other labels only
 
-    def read_prediction(read: _Read) -> sitk.Image:
+    def read_prediction(read: _LoadedCase) -> sitk.Image:
         path, reference_path = masks[read.case.case_id], read.case.mask_path
         volume = reorder_like(read_volume(path), read.reference)
         difference = grid_difference(read.reference, volume)
@@ -248,12 +248,12 @@ def compare_masks(
                 )
         return mask
 
-    with Ahead(lambda case: _Read.of(case, config), cases) as ready:
+    with Prefetch(lambda case: _LoadedCase.of(case, config), cases) as ready:
         return _evaluate(read_prediction, cases, ready, config, metadata, painter, language, masks)
 
 
-class _Read(NamedTuple):
-    """A case that is read."""
+class _LoadedCase(NamedTuple):
+    """A case with its voxels."""
 
     case: Case
     image: sitk.Image
@@ -261,7 +261,7 @@ class _Read(NamedTuple):
     inputs: list[np.ndarray]  # `network_inputs` of the image, or nothing
 
     @classmethod
-    def of(cls, case: Case, config: EasyDict, with_inputs: bool = False) -> "_Read":
+    def of(cls, case: Case, config: EasyDict, with_inputs: bool = False) -> "_LoadedCase":
         image, reference = read_case(case, config) if has_image(case) else _no_image(case, config)
         with naming(case.image_path):
             inputs = network_inputs(image, config) if with_inputs else []
@@ -276,9 +276,9 @@ def _no_image(case: Case, config: EasyDict) -> tuple[sitk.Image, sitk.Image]:
 
 
 def _evaluate(
-    predict_mask: Callable[[_Read], sitk.Image],
+    predict_mask: Callable[[_LoadedCase], sitk.Image],
     cases: list[Case],
-    ready: Ahead[Case, _Read],
+    ready: Prefetch[Case, _LoadedCase],
     config: EasyDict,
     metadata: dict,
     painter: Painter | None,
@@ -335,7 +335,7 @@ def _write_mask(mask: sitk.Image, case: Case, folder: Path) -> None:
 
 
 def _evaluate_case(
-    mask: sitk.Image, read: _Read, config: EasyDict, album: Album, is_ours: bool
+    mask: sitk.Image, read: _LoadedCase, config: EasyDict, album: Album, is_ours: bool
 ) -> dict:
     """Draws a mask; returns metrics and findings, also logged.
 

@@ -37,9 +37,9 @@ from .report.planes import OverlayCase
 from .report.results import OVERLAYS, REPORT, warn_about_case, write_pictures
 from .report.tables import METRICS_JSON, VOLUMES_CSV, VOLUMES_JSON, VolumesTable, volumes_text
 from .utils import output_folder
-from .utils.ahead import Ahead
 from .utils.errors import DataError, UsageError, naming, reason_of
 from .utils.files import check_name, printable
+from .utils.prefetch import Prefetch
 
 if TYPE_CHECKING:
     from mindspore import nn
@@ -123,7 +123,7 @@ def predict(
     network_id = metadata["network_id"] = _network_id(metadata)
     perhaps_done = set(images) if skip_existing else set()
     reader = _Reader(config, series, network_id, perhaps_done, "dicom_seg" in types)
-    with Ahead(reader.prepare, images.items()) as prepared:
+    with Prefetch(reader.prepare, images.items()) as prepared:
         album = Album(painter, metadata.get("checkpoint"), language) if report else None
         segmenter = _Segmenter(loaded(network), config, folder, series, album)
         is_only = len(images) == 1

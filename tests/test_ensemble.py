@@ -13,7 +13,7 @@ import src.api as api
 from src.checkpoint import save_weights
 from src.checkpoint_file import find_checkpoints, write_ensemble
 from src.config import save_config
-from src.ensemble import OUTPUT_KEYS, Ensemble, Run, find_members
+from src.ensemble import OUTPUT_KEYS, Ensemble, LoadedMember, find_members
 from src.evaluation import load_members
 from src.export.description import config_of_model, ensemble_models, read_description
 from src.export.exporter import export_checkpoints
@@ -74,7 +74,7 @@ def test_the_probability_is_the_mean_of_the_networks(runs, networks):
         found = ensemble(volume()).asnumpy()
         assert found.dtype == np.float32
         np.testing.assert_allclose(found, np.mean(alone, axis=0, dtype=np.float64), atol=2e-7)
-    cells = [run.cell for run in ensemble.runs]
+    cells = [member.cell for member in ensemble.members]
     assert cells[0] is cells[1] is not cells[2]  # one of each architecture is compiled
 
 
@@ -171,9 +171,11 @@ def test_the_same_network_twice_is_refused(runs, tmp_path):
 
 
 def test_a_network_that_yields_nan_is_named():
-    runs = [Run(Path(f"{x}.ckpt"), lambda batch, x=x: batch * x, []) for x in (1.0, np.nan)]
+    members = [
+        LoadedMember(Path(f"{x}.ckpt"), lambda batch, x=x: batch * x, []) for x in (1.0, np.nan)
+    ]
     with pytest.raises(DataError, match=r"nan\.ckpt: .*NaN"):
-        Ensemble(runs)(volume())
+        Ensemble(members)(volume())
 
 
 def test_a_folder_of_networks(runs, copies, tmp_path, capsys):

@@ -161,7 +161,7 @@ def check_batch_norm(config: EasyDict, device_target: str, device_count: int = 1
         )
 
 
-def find_cases(
+def training_and_validation_cases(
     config: EasyDict, data_path: str | Path, train_split: str | Path, val_split: str | Path | None
 ) -> tuple[list[Case], list[Case]]:
     """Returns the training and validation cases; logs a note if some are both."""
@@ -213,7 +213,7 @@ def train(
     )
     check_batch_norm(config, device_target, ranks.count)
     check_tensorboard(config)
-    cases, val_cases = find_cases(config, data_path, train_split, val_split)
+    cases, val_cases = training_and_validation_cases(config, data_path, train_split, val_split)
     if config.early_stop and not val_cases:
         log.info(f"note: early_stop={config.early_stop} has no effect without validation cases")
     ms.set_seed(config.seed)

@@ -8,7 +8,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-class Ahead(Generic[T, R]):
+class Prefetch(Generic[T, R]):
     """Results of a function for items, in order; the first is begun at once, then one ahead.
 
     A context manager that waits for the thread at its end. At most two results exist at a time:
@@ -21,7 +21,7 @@ class Ahead(Generic[T, R]):
 
     def __init__(self, function: Callable[[T], R], items: Iterable[T]) -> None:
         self._function, self._items = function, iter(items)
-        self._thread = ThreadPoolExecutor(1, "ahead")
+        self._thread = ThreadPoolExecutor(1, "prefetch")
         self._next = self._begin()
 
     def __iter__(self) -> "Iterator[Future[R]]":
@@ -47,7 +47,7 @@ class Ahead(Generic[T, R]):
             return self._thread.submit(self._function, item)
         return None
 
-    def __enter__(self) -> "Ahead[T, R]":
+    def __enter__(self) -> "Prefetch[T, R]":
         return self
 
     def __exit__(self, *_: object) -> None:
