@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Checks the whole project: formatters, linters, type checker and tests, 15 to 30 minutes on two cores.
+# Checks the whole project: formatters, linters, type checker and tests, 10 to 25 minutes on two cores.
 #   bash scripts/run_tests.sh [arguments for pytest]
 #   bash scripts/run_tests.sh tests/test_metrics.py -k dice     part of the tests
 #
@@ -31,7 +31,7 @@ ruff format --check . || fail 1 "the formatter would change the files above: .ve
 ruff check . || fail 1 "the linter found the faults above"
 mypy || fail 1 "the type checker found the faults above"
 shellcheck --external-sources scripts/*.sh ascend310_infer/build.sh .ci/run || fail 1 "shellcheck found the faults above"
-native=(src/fast_conv3d/native/*.{h,cpp} benchmarks/*.cpp ascend310_infer/src/*.{h,cc})
+native=({src/fast_conv3d/native,benchmarks,tests/fast_conv3d}/*.cpp src/fast_conv3d/native/*.h ascend310_infer/src/*.{h,cc})
 clang-format --dry-run --Werror "${native[@]}" ||
   fail 1 "the formatter would change the files above: .venv/bin/clang-format -i ${native[*]}"
 # Two processes: most tests wait for MindSpore's graph compiler, which uses one core.

@@ -19,8 +19,6 @@ import src
 from tests.helpers import ROOT
 
 SOURCES = ("pyproject.toml", "README.md", "LICENSE", "NOTICE", "src", "vnet_mindspore")
-# Beside our own files, what is in src/ for developers only.
-FOR_DEVELOPERS = re.compile(r"fast_conv3d/native/test_.*")
 
 # As in a notebook.
 SEGMENT = """
@@ -104,7 +102,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
         for path in (ROOT / "src").rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
-    assert found == {name for name in expected if not FOR_DEVELOPERS.fullmatch(name)}
+    assert found == expected
     for name in ("licenses/LICENSE", "licenses/NOTICE", "METADATA", "entry_points.txt"):
         assert metadata + name in names
 

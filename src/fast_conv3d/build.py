@@ -143,11 +143,7 @@ def _key(command, version):
 
     It includes the processor, since different machines may share a home folder.
     """
-    sources = [
-        path
-        for path in sorted(SOURCES.iterdir())
-        if path.suffix in (".cpp", ".h") and not path.name.startswith("test_")
-    ]
+    sources = [path for path in sorted(SOURCES.iterdir()) if path.suffix in (".cpp", ".h")]
     texts = [(path.name, path.read_text()) for path in sources]
     lines = CPUINFO.read_text().splitlines()
     processor = {line for line in lines if line.partition(":")[0].strip() in CPU_FIELDS}

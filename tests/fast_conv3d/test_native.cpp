@@ -1,8 +1,9 @@
 // Checks the operators of ops.cpp against sums in double, without MindSpore:
 //
-//   g++ -std=c++17 -O1 -pthread test_native.cpp -o test_native && ./test_native [THREADS ...]
+//   g++ -std=c++17 -O1 -pthread -Isrc/fast_conv3d/native tests/fast_conv3d/test_native.cpp
+//   ./a.out [THREADS ...]
 //
-// tests/fast_conv3d/test_native.py does so with sanitizers and for several processors. Prints a
+// test_native.py does so with sanitizers and for several processors. Prints a
 // line for each failure; the exit code is then 1. Tensors are plain here, (batch, channels, x, y,
 // z), and converted to the layout of their shape for the operators.
 #include <sys/wait.h>
