@@ -6,9 +6,7 @@ import platform
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from . import __version__
 from .config import config_path_of
@@ -16,6 +14,9 @@ from .data_manager import Case
 from .utils.errors import DataError, reason_of
 from .utils.files import write_files, write_json
 from .utils.process import core_count
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +28,7 @@ HISTORY_TYPES = {
 }
 
 
-def read_history(run_folder: str | Path) -> pd.DataFrame:
+def read_history(run_folder: str | Path) -> "pd.DataFrame":
     """Reads a run's history.csv.
 
     Returns:
@@ -37,6 +38,8 @@ def read_history(run_folder: str | Path) -> pd.DataFrame:
     Raises:
         DataError: it is damaged.
     """
+    import pandas as pd  # takes 0.3 s
+
     path = Path(run_folder, HISTORY)
     if not path.is_file():
         return pd.DataFrame(columns=[*HISTORY_TYPES]).astype(HISTORY_TYPES)
@@ -51,6 +54,8 @@ def read_history(run_folder: str | Path) -> pd.DataFrame:
 
 def write_history(run_folder: str | Path, rows: list[dict[str, float]]) -> None:
     """Writes a run's history.csv."""
+    import pandas as pd
+
     table = pd.DataFrame(rows, columns=[*HISTORY_TYPES])
     write_files({Path(run_folder, HISTORY): table.to_csv(index=False).encode()})
 
