@@ -11,7 +11,7 @@ import itertools
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -322,23 +322,25 @@ def content_digest(image: sitk.Image, mask: sitk.Image) -> str:
     return content.hexdigest()[:32]
 
 
-def edited_cases(digests: Mapping[str, str], data_path: str | Path, config: EasyDict) -> list[str]:
-    """Returns the cases whose image or mask is not what it was.
+def edited_cases(digests: Mapping[str, str], cases: Iterable[Case], config: EasyDict) -> list[str]:
+    """Returns the IDs of the cases whose image or mask is not what it was.
 
     Args:
         digests: case ID -> its earlier `content_digest`.
-        data_path: see `find_cases`.
-        config: see `read_case`.
+        cases: to look at; those without a digest are left out.
+        config: see `read_case`; `num_workers`.
 
     Raises:
-        DataError: a case is missing or cannot be read.
+        DataError: see `read_case`.
     """
-    cases = find_cases(data_path, [f"{name}.mhd" for name in sorted(digests)]) if digests else []
-    return [
-        case.case_id
-        for case in cases
-        if content_digest(*read_case(case, config)) != digests[case.case_id]
-    ]
+
+    def is_edited(case: Case) -> bool:
+        return content_digest(*read_case(case, config)) != digests[case.case_id]
+
+    known = [case for case in cases if case.case_id in digests]
+    with ThreadPoolExecutor(worker_count(config)) as pool:
+        found = pool.map(is_edited, known)
+        return [case.case_id for case, edited in zip(known, found, strict=True) if edited]
 
 
 def channel_of(config: EasyDict) -> int | None:
@@ -383,7 +385,6 @@ def _training_volume(case, config):
         except Exception as error:  # damaged archives raise many kinds
             log.info(f"{cached}: cannot be read ({reason_of(error)}), preprocessing the case again")
     image, mask = read_case(case, config)
-    assert mask is not None  # `load_training_volumes` has checked it
     with naming(case.image_path):
         intensity = intensity_on_network_grid(image, config)
     arrays = {

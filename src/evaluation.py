@@ -1,5 +1,6 @@
 """Evaluation on cases with reference masks: predicted masks, metrics, report."""
 
+import json
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -287,12 +288,13 @@ def _evaluate(
 ) -> list[dict[str, str | float]]:
     """`evaluate_masks` of cases that are read in another thread; `masks` are those of files."""
     folder = Path(config.dirPredictionImage)
-    names = list(map(mask_name, cases)) if masks is None else []
+    names = [mask_name(case.case_id) for case in cases] if masks is None else []
     for name in names:
         check_volume_name(name)
     files = [*volume_files(names), *EVALUATION_FILES]
     output_folder.check(folder, files)
-    if predicted := {row["mask"] for row in VolumesTable(folder, {}).rows()}.intersection(files):
+    predicted = VolumesTable(folder, {}).mask_hashes().keys() & output_folder.list_outputs(folder)
+    if predicted := predicted.intersection(files):
         raise DataError(
             f"{folder / min(predicted)}: of a prediction, listed in {VOLUMES_JSON}; choose another "
             "dirPredictionImage"
@@ -311,7 +313,7 @@ def _evaluate(
             if masks is None:
                 _write_mask(mask, read.case, unfinished)
             rows.append(_evaluate_case(mask, read, config, album, masks is None))
-            path = (masks or {}).get(read.case.case_id, folder / mask_name(read.case))
+            path = (masks or {}).get(read.case.case_id, folder / mask_name(read.case.case_id))
             summary.add(str(read.case.mask_path), path, read.reference, mask)
         with output_folder.register(folder, files):
             write_metrics(rows, unfinished, metadata)
@@ -324,13 +326,24 @@ def _evaluate(
     return rows
 
 
-def mask_name(case: Case) -> str:
+def evaluated_masks(folder: Path) -> set[str]:
+    """Returns the files of the masks that an evaluation of a network wrote to a folder."""
+    try:
+        content = json.loads(Path(folder, METRICS_JSON).read_text("utf-8"))
+        ids = [] if "masks" in content else [row["case"] for row in content["cases"]]
+    except (OSError, ValueError, LookupError, TypeError):
+        return set()
+    names = volume_files(map(mask_name, ids))
+    return output_folder.list_outputs(folder).intersection(names)
+
+
+def mask_name(case_id: str) -> str:
     """Returns the name of the file of a case's predicted mask."""
-    return f"{case.case_id}_test.mhd"
+    return f"{case_id}_test.mhd"
 
 
 def _write_mask(mask: sitk.Image, case: Case, folder: Path) -> None:
-    write_volume(mask, folder / mask_name(case))
+    write_volume(mask, folder / mask_name(case.case_id))
     log.info(f"save predicted label for test '{case.case_id}'")
 
 

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from .config import GRID_KEYS, OUTPUT_KEYS
 from .data_manager import PREPROCESSING, channel_of
+from .evaluation import evaluated_masks
 from .images.formats import OUTPUT_TYPES, suffix_of
 from .images.grid import check_same_grid
 from .images.reading import read_image, read_volume
@@ -35,7 +36,14 @@ from .report.findings import finding_fields, mask_findings, plane_findings
 from .report.painter import Painter
 from .report.planes import OverlayCase
 from .report.results import OVERLAYS, REPORT, warn_about_case, write_pictures
-from .report.tables import METRICS_JSON, VOLUMES_CSV, VOLUMES_JSON, VolumesTable, volumes_text
+from .report.tables import (
+    LATER_KEYS,
+    METRICS_JSON,
+    VOLUMES_CSV,
+    VOLUMES_JSON,
+    VolumesTable,
+    volumes_text,
+)
 from .utils import output_folder
 from .utils.errors import DataError, UsageError, naming, reason_of
 from .utils.files import check_name, printable
@@ -114,18 +122,18 @@ def predict(
         for name, source in images.items()
     }
     files = volume_files(file for names in outputs.values() for file in names.values())
-    if output_folder.check(folder, files) and METRICS_JSON in output_folder.list_outputs(folder):
+    output_folder.check(folder, [*files, *PREDICTION_FILES])
+    if evaluated := evaluated_masks(folder).intersection(files):
         raise DataError(
-            f"{folder / METRICS_JSON}: an evaluation has masks of these names there; choose "
+            f"{folder / min(evaluated)}: of an evaluation, listed in {METRICS_JSON}; choose "
             "another folder"
         )
-    output_folder.check(folder, PREDICTION_FILES)
     network_id = metadata["network_id"] = _network_id(metadata)
     perhaps_done = set(images) if skip_existing else set()
-    reader = _Reader(config, series, network_id, perhaps_done, "dicom_seg" in types)
+    reader = _Reader(config, series, perhaps_done, "dicom_seg" in types)
     with Prefetch(reader.prepare, images.items()) as prepared:
         album = Album(painter, metadata.get("checkpoint"), language) if report else None
-        segmenter = _Segmenter(loaded(network), config, folder, series, album)
+        segmenter = _Segmenter(loaded(network), config, network_id, folder, series, album)
         is_only = len(images) == 1
         if is_only:  # one that cannot be read is an error before anything is written
             prepared.peek()
@@ -135,8 +143,17 @@ def predict(
             output_folder.register(folder, PREDICTION_FILES),
             _restored_on_failure(table, images),
         ):
-            if not skip_existing:
-                _check_unedited(folder, [row for row in table.rows() if row["case"] in images])
+            with_row = {r["case"] for r in table.rows() if r["mask"]} if skip_existing else set()
+            _check_unedited(
+                folder,
+                table.mask_hashes(),
+                {
+                    file
+                    for name, source in images.items()
+                    if name not in with_row
+                    for file in _outputs(name, source, OUTPUT_TYPES, True, name in studies).values()
+                },
+            )
             if alone and not skip_existing:
                 output_folder.announce(folder, files)
             earlier = table.start(alone, images, keep=skip_existing)
@@ -250,7 +267,7 @@ class _Prepared(NamedTuple):
     """An image that is read."""
 
     image: sitk.Image
-    fingerprint: str
+    image_sha256: str
     volumes: list[np.ndarray] | None  # `network_inputs`, if they were made
     dicom: "Source | None"  # what a DICOM segmentation refers to, if one is wanted
 
@@ -260,7 +277,6 @@ class _Reader(NamedTuple):
 
     config: EasyDict
     series: str
-    network_id: str
     perhaps_done: set[str]  # names of images whose earlier mask may stay: these are only read
     refers_to_dicom: bool  # whether to read what a DICOM segmentation refers to
 
@@ -279,12 +295,12 @@ class _Reader(NamedTuple):
             make_segmentation(sitk.Image(image.GetSize(), sitk.sitkUInt8), dicom)
         else:
             image, dicom = read_image(source, channel_of(self.config), self.series), None
-        fingerprint, volumes = _fingerprint(image, self.network_id), None
+        volumes = None
         if name not in self.perhaps_done:
             # Those that are suppressed are raised again by `process`.
             with suppress(MemoryError, RuntimeError, ValueError), naming(source):
                 volumes = network_inputs(image, self.config)
-        return _Prepared(image, fingerprint, volumes, dicom)
+        return _Prepared(image, _image_hash(image), volumes, dicom)
 
 
 class _Segmenter(NamedTuple):
@@ -292,6 +308,7 @@ class _Segmenter(NamedTuple):
 
     network: "nn.Cell | Ensemble"
     config: EasyDict
+    network_id: str
     folder: Path
     series: str
     album: Album | None
@@ -321,11 +338,12 @@ class _Segmenter(NamedTuple):
         """
         row = self._empty_row(name, source)
         try:
-            image, row["fingerprint"], volumes, dicom = prepared.result()
+            image, row["image_sha256"], volumes, dicom = prepared.result()
+            row["fingerprint"] = _fingerprint(row["image_sha256"], self.network_id)
             if dicom is not None:
                 row["study_sha256"] = _study_hash(dicom)
             if earlier is not None:
-                problem = _edited(self.folder, earlier) or self._of_another_image(earlier, row)
+                problem = self._edited(earlier) or self._of_another_image(earlier, row)
                 if problem and is_only:
                     raise DataError(problem)
                 if problem:
@@ -370,7 +388,7 @@ class _Segmenter(NamedTuple):
             "channel": channel_of(self.config),
             "mask": None,
             "outputs": {},
-            **dict.fromkeys(("mask_sha256", "study_sha256")),
+            **dict.fromkeys(LATER_KEYS),
             **dict.fromkeys(MEASURES),
             **finding_fields({}),
             "problem": None,
@@ -395,9 +413,16 @@ class _Segmenter(NamedTuple):
             return False
         return True
 
+    def _edited(self, earlier: dict) -> str | None:
+        """What is wrong with earlier masks that were edited since their prediction."""
+        masks = [name for kind, name in earlier["outputs"].items() if kind != "probability"]
+        edited = (_edited(self.folder / name, earlier["mask_sha256"]) for name in masks)
+        return next(filter(None, edited), None)
+
     def _of_another_image(self, earlier: dict, row: dict) -> str | None:
         """What is wrong with an earlier mask of the same name whose image is another one."""
-        if earlier["image"] == row["image"] or earlier["fingerprint"] == row["fingerprint"]:
+        is_same_file = Path(earlier["image"]).resolve() == Path(row["image"]).resolve()
+        if is_same_file or earlier["image_sha256"] in (None, row["image_sha256"]):
             return None
         return (
             f"{self.folder / earlier['mask']}: of {earlier['image']}, so it stays; rename one of "
@@ -405,24 +430,26 @@ class _Segmenter(NamedTuple):
         )
 
 
-def _edited(folder: Path, earlier: dict) -> str | None:
-    """What is wrong with earlier masks whose voxels are not those that were predicted."""
-    masks = [name for kind, name in earlier["outputs"].items() if kind != "probability"]
-    for path in (folder / name for name in masks):
-        found = None  # a file that cannot be read
-        with suppress(DataError):
-            found = _mask_hash(_read_mask(path))
-        # None: of a table of an earlier version
-        if path.exists() and earlier["mask_sha256"] not in (None, found):
-            return f"{path}: edited or damaged since its prediction, so it stays; move it away"
+def _edited(path: Path, mask_sha256: str | None) -> str | None:
+    """What is wrong with a mask whose voxels are not those that were predicted.
+
+    Args:
+        path: of the mask.
+        mask_sha256: of the prediction; None in a table of an earlier version.
+    """
+    found = None  # a file that cannot be read
+    with suppress(DataError):
+        found = _mask_hash(_read_mask(path))
+    if path.exists() and mask_sha256 not in (None, found):
+        return f"{path}: edited or damaged since its prediction, so it stays; move it away"
     return None
 
 
-def _check_unedited(folder: Path, rows: Iterable[dict]) -> None:
-    """Raises a DataError if a mask that is to be replaced was edited since its prediction."""
-    for row in rows:
-        if problem := _edited(folder, row):
-            raise DataError(f"{problem}, or make the other masks with --skip_existing")
+def _check_unedited(folder: Path, mask_hashes: dict[str, str], names: Collection[str]) -> None:
+    """Raises a DataError if one of the masks of these names was edited since its prediction."""
+    for name in sorted(mask_hashes.keys() & names):
+        if problem := _edited(folder / name, mask_hashes[name]):
+            raise DataError(f"{problem}, or choose another folder")
 
 
 def _left_over(folder: Path, names: Collection[str]) -> str:
@@ -474,12 +501,17 @@ def _network_id(metadata: dict) -> str:
     return digest.hexdigest()
 
 
-def _fingerprint(image: sitk.Image, network_id: str) -> str:
-    """Hash of all that a mask depends on: network, geometry and voxels."""
+def _image_hash(image: sitk.Image) -> str:
+    """Hash of an image's geometry and voxels."""
     geometry = image.GetSpacing(), image.GetOrigin(), image.GetDirection()
-    digest = hashlib.sha256(repr((network_id, geometry, image.GetSize())).encode())
+    digest = hashlib.sha256(repr((geometry, image.GetSize())).encode())
     digest.update(sitk.GetArrayViewFromImage(image).data)
     return digest.hexdigest()
+
+
+def _fingerprint(image_sha256: str, network_id: str) -> str:
+    """Hash of all that a mask depends on: image, network and settings."""
+    return hashlib.sha256(f"{image_sha256}{network_id}".encode()).hexdigest()
 
 
 @contextmanager

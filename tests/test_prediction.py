@@ -23,7 +23,7 @@ from src import prediction
 from src.config import override_config
 from src.data_manager import Case
 from src.ensemble import origin_of
-from src.evaluation import evaluate
+from src.evaluation import compare_masks, evaluate
 from src.input_images import find_images, found_studies
 from src.prediction import predict
 from src.predictor import LazyNetwork
@@ -816,9 +816,7 @@ def test_an_edited_mask_is_not_replaced(data, results, config):
     before = tree(results)
     network, asked = counting()
     for images in (both, {"Case1": path}):
-        with pytest.raises(
-            DataError, match=rf"{mask}: edited .*, or make the other masks with --sk"
-        ):
+        with pytest.raises(DataError, match=rf"{mask}: edited .*, or choose another folder"):
             predict(network, images, config, {})
     (results / "volumes.json").write_text("{}")
     for skip_existing in (False, True):
@@ -827,7 +825,11 @@ def test_an_edited_mask_is_not_replaced(data, results, config):
     (results / "volumes.json").write_bytes(before["volumes.json"])
     assert not asked and tree(results) == before
     predict(network, {"Case0": both["Case0"]}, config, {})
-    assert len(asked) == 1 and mask.read_bytes() == before[mask.name]
+    assert len(asked) == 1 and list(rows_of(results)) == ["Case0"]
+    for skip_existing in (False, True):  # it has no row any more
+        with pytest.raises(DataError, match=rf"{mask}: edited"):
+            predict(network, {"Case1": path}, config, {}, skip_existing=skip_existing)
+    assert mask.read_bytes() == before[mask.name]
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -854,6 +856,10 @@ def test_a_mask_of_another_image_of_the_same_name_stays(data, results, config, t
             skip_existing=True,
         )
     assert not asked and tree(results) == before
+    same = tmp_path / "other" / ".." / "other" / "Case1.nii.gz"
+    settings = override_config(config, ["threshold=0.4"])
+    predict(network, {"Case1": same}, settings, {}, skip_existing=True)
+    assert len(asked) == 1
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -882,13 +888,20 @@ def test_a_prediction_and_an_evaluation_leave_each_others_masks(data, results, c
     """The tables of one would tell of the other's masks."""
     case = Case("Case0", data / "img" / "Case0.mhd", data / "gt" / "Case0_segmentation.mhd")
     evaluate(bright, [case], config, {})
-    with pytest.raises(DataError, match=r"metrics\.json: an evaluation has masks of these names"):
+    with pytest.raises(DataError, match=r"Case0_test\.mhd: of an evaluation, listed in"):
         predict(bright, {"Case0": case.image_path}, config, {})
     shutil.rmtree(results)
     predict(bright, {"Case0": case.image_path}, config, {})
     with pytest.raises(DataError, match=r"Case0_test\.mhd: of a prediction, listed in volumes\.js"):
         evaluate(bright, [case], config, {})
+    other = Case("Case1", data / "img" / "Case1.nii.gz", data / "gt" / "Case1_segmentation.nii.gz")
+    evaluate(bright, [other], config, {})
+    predict(bright, {"Case0": case.image_path}, config, {}, skip_existing=True)
+    compare_masks([case], {"Case0": results / "Case0_test.mhd"}, config, {"masks": "results"})
+    predict(bright, {"Case0": case.image_path}, config, {}, skip_existing=True)
     assert list(rows_of(results)) == ["Case0"]
+    (results / "Case0_test.mhd").unlink()
+    evaluate(bright, [case], config, {})
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -44,20 +44,22 @@ std::string description_of(const std::filesystem::path& model) {
   return read_text(model.parent_path() / (name + ".json"));
 }
 
-// The text of a description from `start` up to `end`; empty if it has none.
-std::string text_between(const std::string& description, const std::string& start, char end) {
+// The value of a key in a description, as text up to one of `ends`; empty if it has none.
+std::string value_of(const std::string& description, const std::string& key, const char* ends) {
+  const std::string start = "\"" + key + "\": ";
   const auto found = description.find(start);
   if (found == std::string::npos) return "";
   const auto first = found + start.size();
-  return description.substr(first, description.find(end, first) - first);
+  return description.substr(first, description.find_first_of(ends, first) - first);
 }
 
-// What decides the results of a model: hash of the checkpoint, and configuration; without the
-// former the description itself. A model that is exported in a further format stays the same.
+// What decides the results of a model: checkpoint and network grid; without the former the
+// description itself. A model that is exported in a further format stays the same.
 std::string model_of(const std::string& description) {
-  const std::string checkpoint = text_between(description, "\"checkpoint_sha256\": \"", '"');
+  const std::string checkpoint = value_of(description, "checkpoint_sha256", ",\n}");
   if (checkpoint.empty()) return description;
-  return checkpoint + text_between(description, "\"configuration\": {", '}');
+  return checkpoint + value_of(description, "VolSize", "]") + value_of(description, "dstRes", "]") +
+         value_of(description, "normDir", ",\n}") + value_of(description, "intensity", ",\n}");
 }
 
 // Copies the model's description into the folder of the results, so that postprocess.py can tell
@@ -75,10 +77,10 @@ void record_model(const Options& options, const std::vector<std::filesystem::pat
           entry.is_regular_file())
         old.insert(entry.path());
     }
-    if (earlier.empty())
-      for (const auto& volume : volumes) old.erase(output_of(volume, options));
-    if (earlier.empty() && !old.empty())
-      throw DataError(old.begin()->string() +
+    auto unknown = old;  // what this run will not write
+    for (const auto& volume : volumes) unknown.erase(output_of(volume, options));
+    if (earlier.empty() && !unknown.empty())
+      throw DataError(unknown.begin()->string() +
                       ": not known to be a result of this model, expected a folder of its results "
                       "only: move it away, or choose another --output_path");
     for (const auto& path : old) std::filesystem::remove(path);

@@ -68,8 +68,8 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--continue",
         action="store_true",
         dest="go_on",
-        help="continue the newest run of the task and fold; start one if there is none; end at "
-        "once if it is complete",
+        help="continue the newest run of the task and fold; start one if there is none; only "
+        "look at its data if it is complete",
     )
     add_config_arguments(parser, "labels", "channel", has_preset=True)
 

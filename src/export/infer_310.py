@@ -16,7 +16,7 @@ import numpy as np
 import SimpleITK as sitk
 from easydict import EasyDict
 
-from ..config import GRID_KEYS
+from ..config import GRID_KEYS, vnet_cfg
 from ..data_manager import Case, channel_of
 from ..evaluation import evaluate_masks
 from ..images.reading import read_image
@@ -240,7 +240,8 @@ def check_model(result_folders: Sequence[str | Path], models: Sequence[Path]) ->
 
 
 def _grid_of(description: dict) -> list:
-    return [description["configuration"].get(key) for key in GRID_KEYS]
+    """The network grid; older descriptions lack keys, whose defaults apply."""
+    return [description["configuration"].get(key, vnet_cfg[key]) for key in GRID_KEYS]
 
 
 class Results:

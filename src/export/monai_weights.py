@@ -166,7 +166,9 @@ def import_monai(
     config_path = ckpt_path.with_name(CONFIG_NAME)
     if ckpt_path.suffix != ".ckpt":
         raise UsageError(f"{ckpt_path}: expected a name that ends with .ckpt")
-    config = override_config(vnet_cfg, [*overrides, "variant=monai"])
+    config = override_config(vnet_cfg, ["variant=monai", *overrides])
+    if (config.variant, config.width) != ("monai", vnet_cfg.width):
+        raise UsageError("variant and width are those of MONAI's network; leave them out")
     for key in ("VolSize", "dstRes"):
         if not any(text.startswith(f"{key}=") for text in overrides):
             raise UsageError(

@@ -19,7 +19,8 @@ VOLUMES_CSV, VOLUMES_JSON = "volumes.csv", "volumes.json"
 TEXT_COLUMNS = ["case", "prostate_ml", "mask", "findings", "problem"]  # of the printed table
 CSV_COLUMNS = [*TEXT_COLUMNS, *(key for key in MEASURES if key != "prostate_ml")]  # of volumes.csv
 VOLUMES_SCHEMA = 1  # of volumes.json; a larger number where a key changes or goes
-LATER_KEYS = ("mask_sha256", "study_sha256")  # which tables of earlier versions do not have
+# Keys that tables of earlier versions do not have.
+LATER_KEYS = ("image_sha256", "mask_sha256", "study_sha256")
 # Keys of each case in volumes.json; docs/evaluation.md says what they are.
 JSON_KEYS = {
     *CSV_COLUMNS,
@@ -197,6 +198,14 @@ class VolumesTable:
         """Reads the rows; none if there is no table, or one of another version."""
         return self._content()["cases"]
 
+    def mask_hashes(self) -> dict[str, str]:
+        """Returns {file: hash} of the masks that predictions wrote there, as far as it is known.
+
+        Also of masks without a row: those of earlier predictions that later ones did not replace.
+        """
+        content = self._content()
+        return {**content.get("earlier_masks", {}), **_hashes_of(content["cases"])}
+
     def _content(self) -> dict[str, Any]:
         try:
             content = json.loads(Path(self.folder, VOLUMES_JSON).read_text("utf-8"))
@@ -209,6 +218,9 @@ class VolumesTable:
         return {"cases": []}
 
     def _write(self, rows):
+        earlier = self.mask_hashes()
+        for name in (*_hashes_of(rows), *(n for n in earlier if not Path(self.folder, n).exists())):
+            earlier.pop(name, None)
         values = ({**row, "findings": _codes(row["findings"])} for row in rows)
         table = _csv(CSV_COLUMNS, ([row[key] for key in CSV_COLUMNS] for row in values))
         content = {
@@ -216,6 +228,17 @@ class VolumesTable:
             **self.metadata,
             "flagged": [row["case"] for row in rows if row["findings"] or row["problem"]],
             "cases": rows,
+            "earlier_masks": earlier,
         }
         csv_path, json_path = self.paths
         _write(csv_path, table, json_path, content)
+
+
+def _hashes_of(rows: Iterable[dict]) -> dict[str, str]:
+    """{file: hash} of the masks of rows."""
+    return {
+        name: row["mask_sha256"]
+        for row in rows
+        for kind, name in row["outputs"].items()
+        if kind != "probability" and row["mask_sha256"] is not None
+    }

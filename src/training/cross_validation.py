@@ -22,6 +22,7 @@ from easydict import EasyDict
 
 from ..checkpoint_file import CROSS_VALIDATION, ENSEMBLE, write_ensemble
 from ..config import training_config, vnet_cfg
+from ..data_manager import Case, find_cases
 from ..promise12.splits import draw_splits, list_cases
 from ..report.painter import PROCESSES, Painter
 from ..report.results import REPORT
@@ -111,9 +112,10 @@ def cross_validate(
             for number in range(count)
         ]
         write_status("running", results=str(out))
-        check_unedited(folds, data)
+        found = find_cases(data, cases)
+        check_unedited(folds, found)
         _Work(folds, data, out, target, device_id, parallel, language).run()
-        _finish(folds, data, out, language)
+        _finish(folds, found, out, language)
 
 
 def _check_request(path: Path, request: dict) -> None:
@@ -360,12 +362,12 @@ class Pace:
         return f"; trained about {datetime.fromtimestamp(end_s):%a %H:%M} (in {wait})"
 
 
-def _finish(folds: list[Fold], data: Path, out: Path, language: str) -> None:
+def _finish(folds: list[Fold], cases: list[Case], out: Path, language: str) -> None:
     """Writes the results of all cases, and the list of the networks."""
     if not (out / ENSEMBLE).is_file() or not (out / EVALUATION / REPORT).is_file():
-        check_unedited(folds, data)
+        check_unedited(folds, cases)
         with Painter(PROCESSES) as painter:
-            rows = write_pooled_results(out / EVALUATION, folds, data, painter, language)
+            rows = write_pooled_results(out / EVALUATION, folds, cases, painter, language)
         for fold in folds:
             own = [row["dice"] for row in rows if row["fold"] == fold.number]
             log.info(f"fold {fold.number}: dice {sum(own) / len(own):.4f} of {len(own)} cases")

@@ -18,7 +18,7 @@ from easydict import EasyDict
 
 from ..checkpoint_file import epoch_and_step, is_numbered
 from ..config import CONFIG_NAME, save_config
-from ..data_manager import Case, edited_cases, find_cases, read_case
+from ..data_manager import Case, edited_cases, read_case
 from ..ensemble import hash_checkpoint, origin_of
 from ..evaluation import EVALUATION_FILES, mask_name
 from ..images.reading import read_volume
@@ -89,34 +89,40 @@ class Fold(NamedTuple):
         return content if is_current and (self.results / REPORT).is_file() else None
 
 
-def check_unedited(folds: Sequence[Fold], data_path: str | Path) -> None:
+def check_unedited(folds: Sequence[Fold], cases: Sequence[Case]) -> None:
     """Raises a DataError if a fold was trained with another image or mask of a case than is there.
 
     Args:
         folds: of which some may not have begun.
-        data_path: folder with `img/` and `gt/`.
+        cases: of all folds.
     """
     from ..checkpoint import read_progress  # MindSpore takes a second to import
 
     digests: dict[str, str] = {}
     edited = set()
-    for folder in (fold.folder / "ckpt" for fold in folds):
-        progress = (folder.is_dir() and read_progress(folder)) or {}
+    for fold in folds:
+        folder = fold.folder / "ckpt"
+        try:
+            progress = (folder.is_dir() and read_progress(folder)) or {}
+        except DataError:
+            if fold.final_checkpoint() is None:
+                raise
+            progress = {}  # a trained fold does not need its last state
         for name, digest in progress.get("digests", {}).items():
             if digests.setdefault(name, digest) != digest:
                 edited.add(name)
-    edited.update(edited_cases(digests, data_path, folds[0].config))
+    edited.update(edited_cases(digests, cases, folds[0].config))
     if edited:
         raise DataError(
-            f"{data_path}: image or mask of {list_few(sorted(edited))} was edited since the "
-            "training of a fold; restore the files, or choose another --out_path"
+            f"{cases[0].image_path.parents[1]}: image or mask of {list_few(sorted(edited))} was "
+            "edited since the training of a fold; restore the files, or choose another --out_path"
         )
 
 
 def write_pooled_results(
     folder: Path,
     folds: Sequence[Fold],
-    data_path: str | Path,
+    cases: Sequence[Case],
     painter: Painter,
     language: str = "en",
 ) -> list[dict]:
@@ -125,7 +131,7 @@ def write_pooled_results(
     Args:
         folder: of the files.
         folds: all trained and evaluated.
-        data_path: folder with `img/` and `gt/`.
+        cases: of all folds.
         painter: draws the pictures.
         language: of the report, one of `src.report.texts.LANGUAGES`.
 
@@ -147,10 +153,10 @@ def write_pooled_results(
         for row in metrics["cases"]
     ]
     rows.sort(key=lambda row: row["case"])
-    cases = {case.case_id: case for case in find_cases(data_path, [row["case"] for row in rows])}
+    by_id = {case.case_id: case for case in cases}
 
     def read(row: dict) -> OverlayCase:
-        return _overlay_case(cases[row["case"]], folds[row["fold"]])
+        return _overlay_case(by_id[row["case"]], folds[row["fold"]])
 
     configurations = [metrics["configuration"] for metrics in found]
     shared = {
@@ -175,5 +181,5 @@ def write_pooled_results(
 
 def _overlay_case(case: Case, fold: Fold) -> OverlayCase:
     image, reference = read_case(case, fold.config)
-    mask = read_volume(fold.results / mask_name(case))
+    mask = read_volume(fold.results / mask_name(case.case_id))
     return OverlayCase(case.case_id, image, mask, reference)

@@ -31,7 +31,7 @@ from ..config import (
     training_config,
     vnet_cfg,
 )
-from ..data_manager import edited_cases
+from ..data_manager import edited_cases, find_cases
 from ..devices.ranks import Ranks
 from ..images.formats import stem
 from ..promise12.splits import read_split, split_file
@@ -164,18 +164,23 @@ def check_same_cases(
     """
     remedy = "give this training a name of its own, --set task=NAME"
     progress = state.progress
+    named: list[str] = []
     for kind, split, ids in (
         ("train", train_split, progress.case_ids),
         ("val", val_split, progress.val_case_ids),
     ):
-        names = read_split(split_file(split, kind, state.config.fold)) if split else ids
+        if split is None:
+            continue
+        names = read_split(split_file(split, kind, state.config.fold))
+        named += names
         other = sorted({stem(name) for name in names} ^ set(ids))
         if other and ids:
             raise DataError(
                 f"{state.folder}: is complete, but of other cases for "
                 f"{'training' if kind == 'train' else 'validation'} ({other[0]} differs); {remedy}"
             )
-    edited = edited_cases(progress.digests, data_path, state.config)
+    cases = find_cases(data_path, named) if progress.digests else []
+    edited = edited_cases(progress.digests, cases, state.config)
     if edited:
         raise DataError(
             f"{state.folder}: is complete, but with another image or mask of {list_few(edited)}; "

@@ -70,7 +70,6 @@ class ValidationSet:
 
     Raises:
         DataError: a case cannot be read.
-        ValueError: a case has no mask.
     """
 
     def __init__(

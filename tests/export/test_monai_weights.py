@@ -157,6 +157,14 @@ def test_import_makes_a_checkpoint_that_loads(suffix, whole_state, tmp_path, mon
         np.testing.assert_array_equal(network.parameters_dict()[name].asnumpy(), array)
 
 
+@pytest.mark.parametrize("setting", ["width=8", "variant=zoo"])
+def test_the_network_is_monais(tmp_path, monkeypatch, capsys, setting):
+    options = ("--state_dict", tmp_path / "vnet.npz", "--ckpt_file", tmp_path / "vnet.ckpt")
+    grid = ("VolSize=96,96,48", "dstRes=1,1,2", setting)
+    code, err = import_with(monkeypatch, capsys, *options, grid=grid)
+    assert code == 2 and "variant and width are those of MONAI's network" in err
+
+
 @pytest.mark.parametrize("grid", [["VolSize=96,96,48"], ["dstRes=1,1,2"], []])
 def test_the_grid_must_be_known(tmp_path, monkeypatch, capsys, grid):
     """A network on another grid than its own gives plausible wrong masks."""

@@ -82,7 +82,7 @@ def test_zoo_lines():
 
 
 def volume_row(case, **fields):
-    empty = dict.fromkeys(JSON_KEYS) | {"findings": [], "findings_text": []}
+    empty = dict.fromkeys(JSON_KEYS) | {"findings": [], "findings_text": [], "outputs": {}}
     return {**empty, "case": case, "prostate_ml": 40.0, "mask": f"{case}_test.nrrd", **fields}
 
 
@@ -102,7 +102,7 @@ def test_rows_are_in_both_files_after_each_image(table, tmp_path):
     assert csv["findings"][0] == "small;border" and csv["problem"][1] == "no image"
     content = strict_json(tmp_path / "volumes.json")
     metadata = {"schema": 1, "checkpoint": "best.ckpt"}
-    assert content == {**metadata, "flagged": ["a", "b"], "cases": rows}
+    assert content == {**metadata, "flagged": ["a", "b"], "cases": rows, "earlier_masks": {}}
     assert table.rows() == rows
 
 

@@ -398,7 +398,7 @@ def test_damaged_metrics_of_a_fold_do_not_count(tmp_path, small_config, text):
 def test_a_fold_without_metrics_is_not_pooled(tmp_path, small_config):
     fold = Fold(0, tmp_path / "fold0", small_config())
     with pytest.raises(DataError, match=r"fold0/evaluation: no complete evaluation of its last"):
-        write_pooled_results(tmp_path / "evaluation", [fold], tmp_path, Painter())
+        write_pooled_results(tmp_path / "evaluation", [fold], [], Painter())
     assert not (tmp_path / "evaluation").exists()
 
 

@@ -345,7 +345,7 @@ def test_a_complete_run_of_other_validation_or_edited_cases_is_told(
         continued(*paths, "--val_split_file_path", str(tmp_path / "other.csv"))
     shutil.copy(cases[0].image_path, cases[2].image_path)
     with pytest.raises(DataError, match="another image or mask of Case02; restore the files"):
-        continued(*paths)
+        continued(*paths, "--val_split_file_path", str(tmp_path / "val.csv"))
 
 
 def test_continue_is_for_one_process(continued):
