@@ -143,6 +143,7 @@ def predict(
             output_folder.register(folder, PREDICTION_FILES),
             _restored_on_failure(table, images),
         ):
+            # Masks that have a row are looked at when their image comes.
             with_row = {r["case"] for r in table.rows() if r["mask"]} if skip_existing else set()
             _check_unedited(
                 folder,
