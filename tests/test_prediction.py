@@ -777,17 +777,23 @@ def test_only_what_would_come_out_the_same_is_kept(
     assert read_array(results / "Case0_test.mhd").any()
 
 
-@pytest.mark.usefixtures("undrawn")
-def test_an_edited_mask_stays_and_is_told(data, results, config):
-    """Its volume in the lists would not be its own, and a new mask would be in its place."""
-    path = data / "img" / "Case1.nii.gz"
-    both = {"Case0": data / "img" / "Case0.mhd", "Case1": path}
+@pytest.fixture
+def edited(data, results, config):
+    """Predictions of Case0 and Case1, whose mask was edited since; the images and that mask."""
+    both = {"Case0": data / "img" / "Case0.mhd", "Case1": data / "img" / "Case1.nii.gz"}
     predict(bright, both, config, {})
     mask = results / "Case1_test.nii.gz"
     volume = sitk.ReadImage(str(mask))
     volume[1, 1, 1] = 1
     sitk.WriteImage(volume, str(mask))
-    edited = mask.read_bytes()
+    return both, mask
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_an_edited_mask_stays_and_is_told(edited, results, config):
+    """Its volume in the lists would not be its own, and a new mask would be in its place."""
+    both, mask = edited
+    path, content = both["Case1"], mask.read_bytes()
     for images in (both, {"Case1": path}, both):
         network, asked = counting()
         words = (
@@ -797,7 +803,7 @@ def test_an_edited_mask_stays_and_is_told(data, results, config):
         )
         with pytest.raises(DataError, match=words):
             predict(network, images, config, {}, skip_existing=True)
-        assert not asked and mask.read_bytes() == edited
+        assert not asked and mask.read_bytes() == content
     assert rows_of(results)["Case1"]["problem"].startswith(f"{mask}: edited or damaged since")
     mask.rename(results / "mine.nii.gz")
     predict(network, both, config, {}, skip_existing=True)
@@ -805,15 +811,9 @@ def test_an_edited_mask_stays_and_is_told(data, results, config):
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_an_edited_mask_is_not_replaced(data, results, config):
-    path = data / "img" / "Case1.nii.gz"
-    both = {"Case0": data / "img" / "Case0.mhd", "Case1": path}
-    predict(bright, both, config, {})
-    mask = results / "Case1_test.nii.gz"
-    volume = sitk.ReadImage(str(mask))
-    volume[1, 1, 1] = 1
-    sitk.WriteImage(volume, str(mask))
-    before = tree(results)
+def test_an_edited_mask_is_not_replaced(edited, results, config):
+    both, mask = edited
+    path, before = both["Case1"], tree(results)
     network, asked = counting()
     for images in (both, {"Case1": path}):
         with pytest.raises(DataError, match=rf"{mask}: edited .*, or choose another folder"):
