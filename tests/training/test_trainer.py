@@ -225,7 +225,7 @@ def test_a_resumed_run_has_the_same_losses_as_an_uninterrupted_one(data, whole_r
         for key in theirs.keys() - {checkpoint.PROGRESS}:
             np.testing.assert_array_equal(ours[key].asnumpy(), theirs[key].asnumpy())
     with pytest.raises(UsageError, match="all 4 epochs are trained"):
-        run(data, resumed, run_folder=run_folder)
+        run(data, resumed, val=True, run_folder=run_folder)
 
 
 def test_a_run_whose_masks_were_edited_does_not_go_on(data, tmp_path):
