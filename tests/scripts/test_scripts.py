@@ -667,6 +667,9 @@ def test_a_missing_system_package(checkout, lacks, package):
         assert f"sudo apt-get install {package}" in process.stderr.splitlines()[-1]
 
 
+CPP_FOLDERS = ("src/fast_conv3d/native", "benchmarks", "tests/fast_conv3d")
+
+
 @pytest.mark.parametrize("script", ["scripts/run_tests.sh", ".ci/run"])
 def test_run_tests(checkout, script):
     process, calls = checkout.run("bash", str(checkout.root / script), PYTEST_EXIT="5")
@@ -680,8 +683,8 @@ def test_run_tests(checkout, script):
     checked = {Path(word).name for word in tools[3].split()}
     assert names | {"build.sh", "run"} <= checked
     sources = [
-        *(f"src/fast_conv3d/native/*.{suffix}" for suffix in ("h", "cpp")),
-        "benchmarks/*.cpp",
+        *(f"{folder}/*.cpp" for folder in CPP_FOLDERS),
+        "src/fast_conv3d/native/*.h",
         *(f"ascend310_infer/src/*.{suffix}" for suffix in ("h", "cc")),
     ]
     assert tools[4] == f"clang-format --dry-run --Werror {' '.join(sources)}"
