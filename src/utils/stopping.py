@@ -63,7 +63,7 @@ def between_steps(hint: Callable[[], str]) -> Iterator[None]:
     try:
         yield
     finally:
-        _hint = None
+        _asked, _hint = 0, None  # a signal after the last step must not stop what comes later
         for number, handler in handlers.items():
             signal.signal(number, handler)
 

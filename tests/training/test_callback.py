@@ -15,7 +15,7 @@ from mindspore import nn
 from src.training.callback import TrainingCallback
 from src.training.progress import Progress
 from src.utils.errors import DataError
-from src.utils.stopping import NAMES, between_steps
+from src.utils.stopping import NAMES, between_steps, stop_if_asked
 
 
 class Recorder:
@@ -208,3 +208,4 @@ def test_a_signal_after_the_last_step_does_not_keep_the_training_from_its_end(st
         signal.raise_signal(signal.SIGTERM)
         callback.on_train_epoch_end(context)
     assert context.stopped == stops
+    stop_if_asked()  # nor from what comes after it
