@@ -456,7 +456,6 @@ def _check_path(value: object, name: str, expected: str = "a path") -> None:
 
 def _override_texts(overrides: Mapping[str, object] | Sequence[str]) -> list[str]:
     """Converts overrides to the "key=value" texts of `--set`."""
-
     if isinstance(overrides, Mapping):
         return [f"{key}={value_text(value)}" for key, value in overrides.items()]
     is_list = isinstance(overrides, Sequence) and not isinstance(overrides, str)

@@ -353,10 +353,9 @@ class _Segmenter(NamedTuple):
                     place = {key: row[key] for key in ("image", "series", "channel")}
                     return {**earlier, **place, "problem": None}, True
             assert isinstance(source, Path)  # otherwise `prepare` has raised it
-            if volumes is None:
-                with naming(source):
-                    volumes = network_inputs(image, self.config)
             with naming(source):
+                if volumes is None:
+                    volumes = network_inputs(image, self.config)
                 mask, probability, centre_mm = segment_inputs(
                     self.network, volumes, image, self.config
                 )
@@ -438,10 +437,12 @@ def _edited(path: Path, mask_sha256: str | None) -> str | None:
         path: of the mask.
         mask_sha256: of the prediction; None in a table of an earlier version.
     """
+    if mask_sha256 is None or not path.exists():
+        return None
     found = None  # a file that cannot be read
     with suppress(DataError):
         found = _mask_hash(_read_mask(path))
-    if path.exists() and mask_sha256 not in (None, found):
+    if found != mask_sha256:
         return f"{path}: edited or damaged since its prediction, so it stays; move it away"
     return None
 

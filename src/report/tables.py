@@ -28,6 +28,8 @@ JSON_KEYS = {
     *("fingerprint", *LATER_KEYS),
 }
 
+NO_TABLE: dict[str, Any] = {"cases": []}
+
 
 def write_metrics(rows: list[dict], directory: str | Path, metadata: dict | None = None) -> None:
     """Writes `metrics.csv` (a row per case) and `metrics.json`.
@@ -151,11 +153,12 @@ class VolumesTable:
         with output_folder.lock(self.folder):
             ours = output_folder.list_outputs(self.folder)
             content = self._content()
-            if VOLUMES_JSON in ours and "schema" not in content:
+            if content is None and VOLUMES_JSON in ours:
                 raise DataError(
                     f"{self.paths[1]}: damaged, or of another version of this program, so it does "
                     "not say which masks were edited; choose another folder, or move it away"
                 )
+            content = content or NO_TABLE
             rows = content["cases"]
             earlier = {row["case"]: row for row in rows if row["mask"] in ours} if keep else {}
             is_shared = bool(earlier.keys() - set(cases)) if alone else "network_id" in content
@@ -167,8 +170,7 @@ class VolumesTable:
                 )
             if alone:
                 self.before = {path: path.read_bytes() for path in self.paths if path.is_file()}
-            if alone:
-                self._write(list(earlier.values()))
+                self._write(list(earlier.values()), content)
         self.started = list(earlier.values())
         return earlier
 
@@ -192,21 +194,23 @@ class VolumesTable:
     def add(self, row: dict) -> None:
         """Appends a row, and removes an earlier one of the same case."""
         with output_folder.lock(self.folder):
-            self._write([*(other for other in self.rows() if other["case"] != row["case"]), row])
+            content = self._content() or NO_TABLE
+            others = [other for other in content["cases"] if other["case"] != row["case"]]
+            self._write([*others, row], content)
 
     def rows(self) -> list[dict]:
         """Reads the rows; none if there is no table, or one of another version."""
-        return self._content()["cases"]
+        return (self._content() or NO_TABLE)["cases"]
 
     def mask_hashes(self) -> dict[str, str]:
         """Returns {file: hash} of the masks that predictions wrote there, as far as it is known.
 
         Also of masks without a row: those of earlier predictions that later ones did not replace.
         """
-        content = self._content()
-        return {**content.get("earlier_masks", {}), **_hashes_of(content["cases"])}
+        return _known_hashes(self._content() or NO_TABLE)
 
-    def _content(self) -> dict[str, Any]:
+    def _content(self) -> dict[str, Any] | None:
+        """Reads the JSON; None if it is absent, damaged or of another version."""
         try:
             content = json.loads(Path(self.folder, VOLUMES_JSON).read_text("utf-8"))
             later = dict.fromkeys(LATER_KEYS)
@@ -215,12 +219,16 @@ class VolumesTable:
                 return {**content, "cases": rows}
         except (OSError, ValueError, LookupError, TypeError, AttributeError):
             pass
-        return {"cases": []}
+        return None
 
-    def _write(self, rows):
-        earlier = self.mask_hashes()
-        for name in (*_hashes_of(rows), *(n for n in earlier if not Path(self.folder, n).exists())):
-            earlier.pop(name, None)
+    def _write(self, rows: list[dict], before: dict[str, Any]) -> None:
+        """Writes these rows, and the hashes of the other masks that `before` knew."""
+        listed = _hashes_of(rows)
+        earlier = {
+            name: mask_sha256
+            for name, mask_sha256 in _known_hashes(before).items()
+            if name not in listed and Path(self.folder, name).exists()
+        }
         values = ({**row, "findings": _codes(row["findings"])} for row in rows)
         table = _csv(CSV_COLUMNS, ([row[key] for key in CSV_COLUMNS] for row in values))
         content = {
@@ -232,6 +240,10 @@ class VolumesTable:
         }
         csv_path, json_path = self.paths
         _write(csv_path, table, json_path, content)
+
+
+def _known_hashes(content: dict[str, Any]) -> dict[str, str]:
+    return {**content.get("earlier_masks", {}), **_hashes_of(content["cases"])}
 
 
 def _hashes_of(rows: Iterable[dict]) -> dict[str, str]:

@@ -52,8 +52,7 @@ class InThisProcess:
     def __init__(self, patch):
         self.calls = []
         self.cut = None
-        for module in ("src.training.cross_validation", "src.commands.eval"):
-            patch.setattr(f"{module}.PROCESSES", 0)
+        patch.setattr(cross_validation, "PROCESSES", 0)
         patch.setattr(
             cross_validation._Work, "run_process", lambda _, words, path: self(words, path)
         )
