@@ -192,7 +192,8 @@ def evaluate_masks(
 
     Raises:
         DataError: an image or mask cannot be read, a file of one of these names is there and was
-            not written by this program, or another process writes results to the folder.
+            not written by this program or edited since, or another process writes results to the
+            folder.
     """
     with Prefetch(lambda case: _LoadedCase.of(case, config), cases) as ready:
 
@@ -293,7 +294,7 @@ def _evaluate(
         check_volume_name(name)
     files = [*volume_files(names), *EVALUATION_FILES]
     output_folder.check(folder, files)
-    predicted = VolumesTable(folder, {}).mask_hashes().keys() & output_folder.list_outputs(folder)
+    predicted = VolumesTable(folder, {}).files() & output_folder.list_outputs(folder)
     if predicted := predicted.intersection(files):
         raise DataError(
             f"{folder / min(predicted)}: of a prediction, listed in {VOLUMES_JSON}; choose another "

@@ -122,7 +122,15 @@ def predict(
         for name, source in images.items()
     }
     files = volume_files(file for names in outputs.values() for file in names.values())
-    output_folder.check(folder, [*files, *PREDICTION_FILES])
+    others = {
+        name: _other_outputs(name, source, outputs[name], name in studies)
+        for name, source in images.items()
+    }
+    table = VolumesTable(folder, metadata)
+    # Files that have a row are looked at when their image comes.
+    listed = table.files() if skip_existing else set()
+    output_folder.check(folder, {*files, *PREDICTION_FILES} - listed)
+    output_folder.check_unedited(folder, set().union(*others.values()) - listed)
     if evaluated := evaluated_masks(folder).intersection(files):
         raise DataError(
             f"{folder / min(evaluated)}: of an evaluation, listed in {METRICS_JSON}; choose "
@@ -137,24 +145,11 @@ def predict(
         is_only = len(images) == 1
         if is_only:  # one that cannot be read is an error before anything is written
             prepared.peek()
-        table = VolumesTable(folder, metadata)
         with (
             output_folder.acquire(folder, images) as alone,
             output_folder.register(folder, PREDICTION_FILES),
             _restored_on_failure(table, images),
         ):
-            # Masks that have a row are looked at when their image comes.
-            with_row = {r["case"] for r in table.rows() if r["mask"]} if skip_existing else set()
-            _check_unedited(
-                folder,
-                table.mask_hashes(),
-                {
-                    file
-                    for name, source in images.items()
-                    if name not in with_row
-                    for file in _outputs(name, source, OUTPUT_TYPES, True, name in studies).values()
-                },
-            )
             if alone and not skip_existing:
                 output_folder.announce(folder, files)
             earlier = table.start(alone, images, keep=skip_existing)
@@ -167,11 +162,10 @@ def predict(
                     name, source, outputs[name], earlier.get(name), ready, is_only
                 )
                 kept_count += is_kept
-                others = _other_outputs(name, source, outputs[name], name in studies)
                 if row["mask"] is None:
-                    row["problem"] += _left_over(folder, {*others, *outputs[name].values()})
+                    row["problem"] += _left_over(folder, {*others[name], *outputs[name].values()})
                 elif not is_kept:
-                    outdated |= others
+                    outdated |= others[name]
                 rows.append(row)
                 table.add(row)
                 _warn(row)
@@ -344,12 +338,8 @@ class _Segmenter(NamedTuple):
             if dicom is not None:
                 row["study_sha256"] = _study_hash(dicom)
             if earlier is not None:
-                problem = self._edited(earlier) or self._of_another_image(earlier, row)
-                if problem and is_only:
-                    raise DataError(problem)
-                if problem:
-                    return {**earlier, "problem": problem}, True
-                if self._is_done(earlier, row, image, outputs):
+                self._check_earlier(earlier, row)
+                if self._is_done(earlier, row, outputs):
                     place = {key: row[key] for key in ("image", "series", "channel")}
                     return {**earlier, **place, "problem": None}, True
             assert isinstance(source, Path)  # otherwise `prepare` has raised it
@@ -372,7 +362,6 @@ class _Segmenter(NamedTuple):
         row |= {
             "mask": next(iter(outputs.values())),
             "outputs": outputs,
-            "mask_sha256": _mask_hash(mask),
             **_rounded(measure_gland(mask, probability)),
             **finding_fields(findings),
         }
@@ -395,63 +384,26 @@ class _Segmenter(NamedTuple):
             "fingerprint": None,
         }
 
-    def _is_done(
-        self, earlier: dict, row: dict, image: sitk.Image, outputs: dict[str, str]
-    ) -> bool:
+    def _is_done(self, earlier: dict, row: dict, outputs: dict[str, str]) -> bool:
         """Whether an earlier prediction wrote the same results, and they are still there."""
         if earlier["fingerprint"] != row["fingerprint"]:
             return False
         if row["study_sha256"] not in (None, earlier["study_sha256"]):
             return False
-        files = volume_files(outputs.values())
-        try:
-            if output_folder.check(self.folder, files) != files:
-                return False
-            for path in (self.folder / name for name in outputs.values()):
-                check_same_grid(image, row["image"], _read_mask(path), path)
-        except DataError:
-            return False
-        return True
-
-    def _edited(self, earlier: dict) -> str | None:
-        """What is wrong with earlier masks that were edited since their prediction."""
-        masks = [name for kind, name in earlier["outputs"].items() if kind != "probability"]
-        edited = (_edited(self.folder / name, earlier["mask_sha256"]) for name in masks)
-        return next(filter(None, edited), None)
-
-    def _of_another_image(self, earlier: dict, row: dict) -> str | None:
-        """What is wrong with an earlier mask of the same name whose image is another one."""
-        is_same_file = Path(earlier["image"]).resolve() == Path(row["image"]).resolve()
-        if is_same_file or earlier["image_sha256"] in (None, row["image_sha256"]):
-            return None
-        return (
-            f"{self.folder / earlier['mask']}: of {earlier['image']}, so it stays; rename one of "
-            "the images, or choose another folder"
+        there = output_folder.list_outputs(self.folder)
+        return outputs.items() <= earlier["outputs"].items() and there.issuperset(
+            volume_files(outputs.values())
         )
 
-
-def _edited(path: Path, mask_sha256: str | None) -> str | None:
-    """What is wrong with a mask whose voxels are not those that were predicted.
-
-    Args:
-        path: of the mask.
-        mask_sha256: of the prediction; None in a table of an earlier version.
-    """
-    if mask_sha256 is None or not path.exists():
-        return None
-    found = None  # a file that cannot be read
-    with suppress(DataError):
-        found = _mask_hash(_read_mask(path))
-    if found != mask_sha256:
-        return f"{path}: edited or damaged since its prediction, so it stays; move it away"
-    return None
-
-
-def _check_unedited(folder: Path, mask_hashes: dict[str, str], names: Collection[str]) -> None:
-    """Raises a DataError if one of the masks of these names was edited since its prediction."""
-    for name in sorted(mask_hashes.keys() & names):
-        if problem := _edited(folder / name, mask_hashes[name]):
-            raise DataError(f"{problem}, or choose another folder")
+    def _check_earlier(self, earlier: dict, row: dict) -> None:
+        """Raises a DataError if an earlier mask was edited, or is of another image of its name."""
+        output_folder.check_unedited(self.folder, volume_files(earlier["outputs"].values()))
+        is_same_file = Path(earlier["image"]).resolve() == Path(row["image"]).resolve()
+        if not is_same_file and earlier["image_sha256"] not in (None, row["image_sha256"]):
+            raise DataError(
+                f"{self.folder / earlier['mask']}: of {earlier['image']}; rename one of the "
+                "images, or choose another folder"
+            )
 
 
 def _left_over(folder: Path, names: Collection[str]) -> str:
@@ -463,12 +415,6 @@ def _left_over(folder: Path, names: Collection[str]) -> str:
 def _study_hash(dicom: "Source") -> str:
     """Hash of what a DICOM segmentation says about patient, study and images."""
     return hashlib.sha256(repr(dicom.identity()).encode()).hexdigest()
-
-
-def _mask_hash(mask: sitk.Image) -> str:
-    """Hash of a mask's voxels, the same for all output types."""
-    foreground = sitk.GetArrayViewFromImage(mask) > 0
-    return hashlib.sha256(np.packbits(foreground).tobytes()).hexdigest()
 
 
 def _rounded(measures: dict[str, float | None]) -> dict[str, float | None]:
@@ -551,6 +497,7 @@ def _draw(folder: Path, table: VolumesTable, album: Album, metadata: dict) -> No
 
     with output_folder.lock(folder):
         write_pictures(folder, table.rows(), album, metadata, read_again)
+        output_folder.record(folder, (OVERLAYS, REPORT))
 
 
 def _summarize(folder: Path, rows: list[dict], kept_count: int, report: bool) -> list[dict]:

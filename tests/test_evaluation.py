@@ -111,6 +111,20 @@ def test_an_evaluation_leaves_masks_and_metrics(data, results, config, capsys):
 
 
 @pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize("name", ["Case0_test.mhd", "metrics.csv"])
+def test_what_was_edited_since_an_evaluation_stays(data, results, config, name):
+    cases = find_cases(data, ["Case0"])
+    evaluate(bright, cases, config, {})
+    evaluate(bright, cases, config, {})
+    with (results / name).open("a") as file:
+        file.write("Comment = mine\n")
+    before = tree(results)
+    with pytest.raises(DataError, match=f"{name}: edited or damaged since this program wrote it"):
+        evaluate(bright, cases, config, {})
+    assert tree(results) == before
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_an_evaluation_that_has_begun_says_where_its_results_go(
     data, results, config, tmp_path, monkeypatch
 ):

@@ -11,7 +11,7 @@ from src.images.writing import write_volume
 from src.input_images import find_images, found_studies
 from src.utils.errors import DataError
 from src.utils.files import printable
-from src.utils.output_folder import claim, register
+from src.utils.output_folder import register
 from tests import dicom_study
 from tests.helpers import touch
 
@@ -130,8 +130,8 @@ def test_our_own_results_are_no_images(tmp_path, write_case):
     write_volume(sitk.ReadImage(str(image)), mask)
     assert list(find_images([image.parent])) == ["Case0", "Case0_test"]
     mask.unlink()
-    claim(image.parent, [mask.name])
-    write_volume(sitk.ReadImage(str(image)), mask)
+    with register(image.parent, [mask.name]):
+        write_volume(sitk.ReadImage(str(image)), mask)
     assert list(find_images([image.parent])) == ["Case0"]
     with pytest.raises(DataError, match=f"{mask}: a result of this program, expected an image"):
         find_images([mask])

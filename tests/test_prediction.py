@@ -766,7 +766,7 @@ def test_only_what_would_come_out_the_same_is_kept(
         assert len(asked) == 2
         return
     if change == "mask":
-        with pytest.raises(DataError, match=r"Case0_test\.mhd: edited or damaged since"):
+        with pytest.raises(DataError, match=r"Case0_test\.zraw: edited or damaged since"):
             predict(network, {"Case0": path}, config, about, skip_existing=True)
         assert not asked
         return
@@ -799,7 +799,7 @@ def test_an_edited_mask_stays_and_is_told(edited, results, config):
         words = (
             "1 of 2 earlier masks could not be made anew"
             if len(images) > 1
-            else f"{mask}: edited or damaged since its prediction"
+            else f"{mask}: edited or damaged since this program wrote it"
         )
         with pytest.raises(DataError, match=words):
             predict(network, images, config, {}, skip_existing=True)
@@ -818,11 +818,12 @@ def test_an_edited_mask_is_not_replaced(edited, results, config):
     for images in (both, {"Case1": path}):
         with pytest.raises(DataError, match=rf"{mask}: edited .*, or choose another folder"):
             predict(network, images, config, {})
-    (results / "volumes.json").write_text("{}")
-    for skip_existing in (False, True):
-        with pytest.raises(DataError, match=r"volumes\.json: damaged, or of another version"):
-            predict(network, both, config, {}, skip_existing=skip_existing)
-    (results / "volumes.json").write_bytes(before["volumes.json"])
+    for name in ("volumes.json", "volumes.csv"):
+        (results / name).write_text("{}")
+        for skip_existing in (False, True):
+            with pytest.raises(DataError, match=f"({name}|{mask.name}): edited or damaged since"):
+                predict(network, both, config, {}, skip_existing=skip_existing)
+        (results / name).write_bytes(before[name])
     assert not asked and tree(results) == before
     predict(network, {"Case0": both["Case0"]}, config, {})
     assert len(asked) == 1 and list(rows_of(results)) == ["Case0"]

@@ -296,9 +296,10 @@ def export_model(
             description = merge_description(description, earlier)
             written.write_text(f"{json.dumps(description, indent=2)}\n")
         check_unchanged(Path(checkpoint_path), sha256)
-        output_folder.claim(folder, names)
-        for path in paths:
-            (scratch / path.name).replace(path)
+        output_folder.announce(folder, names)
+        with output_folder.register(folder, names):
+            for path in paths:
+                (scratch / path.name).replace(path)
 
 
 def _files_of(exports):

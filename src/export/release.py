@@ -10,7 +10,8 @@ import json
 import logging
 import re
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from easydict import EasyDict
@@ -63,7 +64,7 @@ def release(
         DataError: a checkpoint is missing, has no `config.json`, does not match it or has a weight
             beyond float16's range; the networks of an ensemble differ in grid or threshold; the
             metrics are of other networks; or the folder cannot be written or holds files of these
-            names that this program did not write.
+            names that this program did not write, or that were edited since.
     """
     folder = Path(folder)
     _check(members, folder)
@@ -80,20 +81,20 @@ def release(
     metadata = describe_release(packed, statement, metrics_path)  # may find fault with something
     before = sum(member.checkpoint.stat().st_size for member in members) / 1e6
 
-    _claim(folder, names)
-    files = []
-    for network, entry, about in zip(networks, packed, metadata["networks"], strict=True):
-        written = _write_network(network, entry, folder)
-        about["sha256"] = hash_file(written[0])
-        files += written
-    if len(packed) > 1:
-        write_ensemble(folder, [folder / name for name in names])
-        files.append(folder / ENSEMBLE)
-    text = json.dumps(metadata, indent=2, ensure_ascii=False)
-    card = {METADATA: f"{text}\n", README: render_card(metadata)}
-    write_files({folder / name: content.encode() for name, content in card.items()})
-    files.append(folder / METADATA)
-    files.append(_write_checksums(folder, [*files, folder / README]))
+    with _replacing_earlier(folder, names):
+        files = []
+        for network, entry, about in zip(networks, packed, metadata["networks"], strict=True):
+            written = _write_network(network, entry, folder)
+            about["sha256"] = hash_file(written[0])
+            files += written
+        if len(packed) > 1:
+            write_ensemble(folder, [folder / name for name in names])
+            files.append(folder / ENSEMBLE)
+        text = json.dumps(metadata, indent=2, ensure_ascii=False)
+        card = {METADATA: f"{text}\n", README: render_card(metadata)}
+        write_files({folder / name: content.encode() for name, content in card.items()})
+        files.append(folder / METADATA)
+        files.append(_write_checksums(folder, [*files, folder / README]))
     after = sum((folder / name).stat().st_size for name in names) / 1e6
     log.info(f"{folder}: {', '.join(names)} ({after:.1f} MB, was {before:.1f}), card in {README}")
     if zipped:
@@ -105,17 +106,26 @@ def _network_names(count: int) -> list[str]:
     return [RELEASED] if count == 1 else [f"{NETWORK}{n}/{RELEASED}" for n in range(count)]
 
 
-def _claim(folder: Path, names: list[str]) -> None:
-    """Claims the files of a release, and removes those of an earlier one that it does not have."""
+@contextmanager
+def _replacing_earlier(folder: Path, names: list[str]) -> Iterator[None]:
+    """Registers the files of a release, and removes those of an earlier one.
+
+    An end before the release is complete leaves none that can be read: the weights come after
+    their configuration, and the checksums last.
+
+    Args:
+        folder: of the release.
+        names: of the packed checkpoints.
+    """
     beside = [CONFIG_NAME] if len(names) == 1 else [CONFIG_NAME, CHECKSUMS]
     files = {README, METADATA, CHECKSUMS, *names, *([ENSEMBLE] if len(names) > 1 else [])}
     files |= {Path(name).with_name(other).as_posix() for name in names for other in beside}
-    output_folder.claim(folder, sorted(files))
+    output_folder.announce(folder, sorted(files))
     output_folder.remove(folder, _earlier_files(folder) - files)
-    # An end before the release is complete leaves none that can be read: the weights come after
-    # their configuration, and the checksums last.
-    for name in (CHECKSUMS, *names):
-        (folder / name).unlink(missing_ok=True)
+    with output_folder.register(folder, sorted(files)):
+        for name in (CHECKSUMS, *names):
+            (folder / name).unlink(missing_ok=True)
+        yield
 
 
 def _earlier_files(folder: Path) -> set[str]:

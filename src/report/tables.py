@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..images.writing import volume_files
 from ..measurements import MEASURES
 from ..metrics import summarize
 from ..utils import output_folder
@@ -20,7 +21,7 @@ TEXT_COLUMNS = ["case", "prostate_ml", "mask", "findings", "problem"]  # of the 
 CSV_COLUMNS = [*TEXT_COLUMNS, *(key for key in MEASURES if key != "prostate_ml")]  # of volumes.csv
 VOLUMES_SCHEMA = 1  # of volumes.json; a larger number where a key changes or goes
 # Keys that tables of earlier versions do not have.
-LATER_KEYS = ("image_sha256", "mask_sha256", "study_sha256")
+LATER_KEYS = ("image_sha256", "study_sha256")
 # Keys of each case in volumes.json; docs/evaluation.md says what they are.
 JSON_KEYS = {
     *CSV_COLUMNS,
@@ -155,8 +156,8 @@ class VolumesTable:
             content = self._content()
             if content is None and VOLUMES_JSON in ours:
                 raise DataError(
-                    f"{self.paths[1]}: damaged, or of another version of this program, so it does "
-                    "not say which masks were edited; choose another folder, or move it away"
+                    f"{self.paths[1]}: of another version of this program; choose another folder, "
+                    "or move it away"
                 )
             content = content or NO_TABLE
             rows = content["cases"]
@@ -170,7 +171,7 @@ class VolumesTable:
                 )
             if alone:
                 self.before = {path: path.read_bytes() for path in self.paths if path.is_file()}
-                self._write(list(earlier.values()), content)
+                self._write(list(earlier.values()))
         self.started = list(earlier.values())
         return earlier
 
@@ -190,24 +191,21 @@ class VolumesTable:
             write_files(self.before)
             for path in set(self.paths).difference(self.before):
                 path.unlink(missing_ok=True)
+            output_folder.record(self.folder, (VOLUMES_CSV, VOLUMES_JSON))
 
     def add(self, row: dict) -> None:
         """Appends a row, and removes an earlier one of the same case."""
         with output_folder.lock(self.folder):
-            content = self._content() or NO_TABLE
-            others = [other for other in content["cases"] if other["case"] != row["case"]]
-            self._write([*others, row], content)
+            others = [other for other in self.rows() if other["case"] != row["case"]]
+            self._write([*others, row])
 
     def rows(self) -> list[dict]:
         """Reads the rows; none if there is no table, or one of another version."""
         return (self._content() or NO_TABLE)["cases"]
 
-    def mask_hashes(self) -> dict[str, str]:
-        """Returns {file: hash} of the masks that predictions wrote there, as far as it is known.
-
-        Also of masks without a row: those of earlier predictions that later ones did not replace.
-        """
-        return _known_hashes(self._content() or NO_TABLE)
+    def files(self) -> set[str]:
+        """Returns the names of the masks and probabilities that have a row."""
+        return {file for row in self.rows() for file in volume_files(row["outputs"].values())}
 
     def _content(self) -> dict[str, Any] | None:
         """Reads the JSON; None if it is absent, damaged or of another version."""
@@ -221,14 +219,7 @@ class VolumesTable:
             pass
         return None
 
-    def _write(self, rows: list[dict], before: dict[str, Any]) -> None:
-        """Writes these rows, and the hashes of the other masks that `before` knew."""
-        listed = _hashes_of(rows)
-        earlier = {
-            name: mask_sha256
-            for name, mask_sha256 in _known_hashes(before).items()
-            if name not in listed and Path(self.folder, name).exists()
-        }
+    def _write(self, rows: list[dict]) -> None:
         values = ({**row, "findings": _codes(row["findings"])} for row in rows)
         table = _csv(CSV_COLUMNS, ([row[key] for key in CSV_COLUMNS] for row in values))
         content = {
@@ -236,21 +227,7 @@ class VolumesTable:
             **self.metadata,
             "flagged": [row["case"] for row in rows if row["findings"] or row["problem"]],
             "cases": rows,
-            "earlier_masks": earlier,
         }
         csv_path, json_path = self.paths
         _write(csv_path, table, json_path, content)
-
-
-def _known_hashes(content: dict[str, Any]) -> dict[str, str]:
-    return {**content.get("earlier_masks", {}), **_hashes_of(content["cases"])}
-
-
-def _hashes_of(rows: Iterable[dict]) -> dict[str, str]:
-    """{file: hash} of the masks of rows."""
-    return {
-        name: row["mask_sha256"]
-        for row in rows
-        for kind, name in row["outputs"].items()
-        if kind != "probability" and row["mask_sha256"] is not None
-    }
+        output_folder.record(self.folder, (VOLUMES_CSV, VOLUMES_JSON))

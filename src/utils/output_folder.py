@@ -1,6 +1,6 @@
-"""Folders for results: files that this program wrote may be replaced, all others never.
+"""Folders for results: files as this program wrote them may be replaced, all others never.
 
-.vnet_outputs.json   names of the files that this program wrote there
+.vnet_outputs.json   names and SHA-256 hashes of the files that this program wrote there
 .vnet_outputs.lock   exists while that list or a table is being changed
 .vnet_running.json   exists while processes write results: the cases of all of them
 """
@@ -10,11 +10,11 @@ import logging
 import os
 import shutil
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 from .errors import DataError, reason_of
-from .files import WRITING, Lock, check_name, remove_if_empty, write_files
+from .files import WRITING, Lock, check_name, hash_file, remove_if_empty, write_json
 
 log = logging.getLogger(__name__)
 
@@ -24,25 +24,56 @@ RUNNING = ".vnet_running.json"
 
 
 def list_outputs(folder: str | Path) -> set[str]:
-    """Returns the names of the files in a folder that this program wrote."""
+    """Returns the names of the files in a folder that this program wrote, edited since or not."""
     return {name for name in _read_manifest(folder) if Path(folder, name).exists()}
 
 
-def _read_manifest(folder: str | Path) -> set[str]:
+def _read_manifest(folder: str | Path) -> dict[str, str | None]:
+    """{file: hash of its content, None while it is being written}."""
     manifest = Path(folder, MANIFEST)
     try:
-        return set(map(str, json.loads(manifest.read_text()))) if manifest.is_file() else set()
-    except (ValueError, TypeError):
-        return set()  # damaged or of another program: no file here counts as ours
+        content = json.loads(manifest.read_text()) if manifest.is_file() else {}
+    except ValueError:
+        content = None
+    # Where it is damaged or of another program, no file here counts as ours.
+    return content if isinstance(content, dict) else {}
+
+
+def edited(folder: str | Path, names: Iterable[str]) -> list[str]:
+    """Returns those of the names that are files of this program with another content by now."""
+    known, folder = _read_manifest(folder), Path(folder)
+    present = (name for name in names if known.get(name) and (folder / name).exists())
+    return [name for name in present if _hash(folder / name) != known[name]]
+
+
+def _hash(path: Path) -> str:
+    try:
+        return hash_file(path)
+    except OSError:  # nobody can tell what it holds
+        return ""
+
+
+def check_unedited(folder: str | Path, names: Iterable[str]) -> None:
+    """Raises a DataError if one of this program's files was edited since."""
+    if changed := edited(folder, names):
+        raise DataError(
+            f"{Path(folder, changed[0])}: edited or damaged since this program wrote it; move it "
+            "away, or choose another folder"
+        )
 
 
 def check(folder: str | Path, names: Iterable[str]) -> list[str]:
-    """Returns those of the names that exist already, which must be files of this program.
+    """Returns those of the names that exist already, which must be as this program wrote them.
 
     Raises:
-        DataError: this program did not write one of them.
+        DataError: this program did not write one of them, or it was edited since.
     """
-    folder, names = Path(folder), list(names)
+    has_outputs = Path(folder, MANIFEST).exists()
+    with lock(folder) if has_outputs else nullcontext():  # other processes may write there
+        return _check(Path(folder), list(names))
+
+
+def _check(folder: Path, names: list[str]) -> list[str]:
     for name in names:
         check_name(folder / name)
     ours = _read_manifest(folder)
@@ -53,6 +84,7 @@ def check(folder: str | Path, names: Iterable[str]) -> list[str]:
             f"{folder / foreign[0]}: there already, and not written by this program; move it away "
             "or choose another folder"
         )
+    check_unedited(folder, present)
     return present
 
 
@@ -63,58 +95,64 @@ def announce(folder: str | Path, names: Iterable[str]) -> None:
         log.info(f"{folder}: replacing {len(present)} file(s) of an earlier run")
 
 
-def claim(folder: str | Path, names: list[str]) -> None:
-    """Records file names as this program's, right before the files are written.
-
-    Logs how many files of an earlier run will be replaced.
+@contextmanager
+def register(folder: str | Path, names: Iterable[str]) -> Iterator[None]:
+    """Records files as this program's, which the block writes; forgets those that it does not.
 
     Args:
         folder: created if absent.
-        names: file names that will be written.
+        names: of the files.
 
     Raises:
-        DataError: the folder cannot be written, or this program did not write one of the files.
+        DataError: the folder cannot be written, or see `check`.
     """
+    folder, names = Path(folder), list(names)
     with lock(folder):
-        announce(folder, names)
-        _write_manifest(folder, _read_manifest(folder).union(names))
-
-
-@contextmanager
-def register(folder: str | Path, names: Iterable[str]) -> Iterator[None]:
-    """Records file names as this program's; at the end forgets those that do not exist.
-
-    Raises:
-        DataError: the folder cannot be written, or this program did not write one of the files.
-    """
-    names = set(names)
-    with lock(folder):
-        check(folder, names)
-        _write_manifest(folder, _read_manifest(folder) | names)
+        _check(folder, names)
+        _write_manifest(folder, {**_read_manifest(folder), **dict.fromkeys(names)})
     try:
         yield
     finally:
         with lock(folder):
-            # Another process that registered the same names may have forgotten ours meanwhile.
-            absent = {name for name in names if not Path(folder, name).exists()}
+            # Another process that registered the same names may have recorded or forgotten them.
             known = _read_manifest(folder)
-            if (wanted := (known | names) - absent) != known:
-                _write_manifest(folder, wanted)
+            record(folder, [name for name in names if not known.get(name)])
+
+
+def record(folder: Path, names: Iterable[str]) -> None:
+    """Records the content of registered files; the caller holds `lock(folder)`.
+
+    Files that several processes write are recorded each time that one of them writes.
+    """
+    before = _read_manifest(folder)
+    known = dict(before)
+    for name in names:
+        known.pop(name, None)
+        if (folder / name).exists():
+            known[name] = _hash(folder / name)
+    if known != before:
+        _write_manifest(folder, known)
 
 
 def remove(folder: str | Path, names: set[str]) -> None:
-    """Removes this program's files of these names, and logs how many."""
+    """Removes this program's files of these names, and logs how many.
+
+    Raises:
+        DataError: one of them was edited since this program wrote it.
+    """
     if names:
         log.info(f"{folder}: removing {len(names)} file(s) of an earlier run")
     with lock(folder):
+        check_unedited(folder, names)
         for name in names:
             Path(folder, name).unlink()
-        _write_manifest(folder, _read_manifest(folder) - names)
+        known = _read_manifest(folder)
+        _write_manifest(folder, {name: known[name] for name in known if name not in names})
 
 
-def _write_manifest(folder: str | Path, names: set[str]) -> None:
-    if names:
-        write_files({Path(folder, MANIFEST): json.dumps(sorted(names), indent=2).encode()})
+def _write_manifest(folder: str | Path, files: dict[str, str | None]) -> None:
+    if files:
+        write_json(Path(folder, MANIFEST), files, sort_keys=True)
     else:
         Path(folder, MANIFEST).unlink(missing_ok=True)
 
@@ -180,8 +218,9 @@ def _stop(folder: Path, running: Lock) -> None:
 
 def _tidy(folder: Path) -> None:
     """Removes what killed processes left: names of missing files, and temporary folders."""
-    if _read_manifest(folder) != list_outputs(folder):
-        _write_manifest(folder, list_outputs(folder))
+    known, present = _read_manifest(folder), list_outputs(folder)
+    if known.keys() != present:
+        _write_manifest(folder, {name: known[name] for name in present})
     for scratch in folder.glob(f"{WRITING}*"):
         shutil.rmtree(scratch, ignore_errors=True)
 

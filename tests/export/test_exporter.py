@@ -36,7 +36,7 @@ from src.export.mindir import to_version_1
 from src.export.weight_file import run_weights
 from src.fast_conv3d.build import BuildError
 from src.utils.errors import DataError, UsageError
-from src.utils.output_folder import MANIFEST, claim
+from src.utils.output_folder import MANIFEST, register
 from src.utils.process import module_command
 from tests.helpers import ROOT, tree, wait_until
 from tests.networks import computed_once, seeded_vnet
@@ -225,7 +225,8 @@ def work(tmp_path_factory, small_config):
             export_model("run/best.ckpt", config, "CPU", exports)
             recorded.out = folder / file_format
             shutil.copytree("out", recorded.out)  # one test cannot spoil the next one's
-            add_another_checkpoints_file(Path("out", "vnet.json"))
+            with register("out", ["vnet.json"]):
+                add_another_checkpoints_file(Path("out", "vnet.json"))
         recorded.left = sorted(path.name for path in folder.iterdir())
     recorded.printed = printed.getvalue()
     return recorded
@@ -574,10 +575,9 @@ def test_term_ends_an_export_without_a_trace(work, tmp_path):
 
 
 def test_our_own_earlier_files_are_replaced_with_a_notice(work, quick, tmp_path, capsys):
-    (tmp_path / "out").mkdir()
-    claim(tmp_path / "out", OUTPUTS)
-    for name in (*OUTPUTS, "notes.txt"):
-        (tmp_path / "out" / name).write_text("earlier")
+    with register(tmp_path / "out", OUTPUTS):
+        for name in (*OUTPUTS, "notes.txt"):
+            (tmp_path / "out" / name).write_text("earlier")
     export_mindir(work)
     assert "out: replacing 5 file(s) of an earlier run" in capsys.readouterr().out
     notes = {"notes.txt": b"earlier"}

@@ -102,7 +102,7 @@ def test_rows_are_in_both_files_after_each_image(table, tmp_path):
     assert csv["findings"][0] == "small;border" and csv["problem"][1] == "no image"
     content = strict_json(tmp_path / "volumes.json")
     metadata = {"schema": 1, "checkpoint": "best.ckpt"}
-    assert content == {**metadata, "flagged": ["a", "b"], "cases": rows, "earlier_masks": {}}
+    assert content == {**metadata, "flagged": ["a", "b"], "cases": rows}
     assert table.rows() == rows
 
 

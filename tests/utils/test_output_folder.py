@@ -1,5 +1,6 @@
-"""Whose file is it: ours may go, everybody else's stays."""
+"""Whose file is it: ours as we wrote it may go, everybody else's stays."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -13,10 +14,11 @@ from src.utils.output_folder import (
     MANIFEST,
     RUNNING,
     acquire,
+    announce,
     check,
-    claim,
     list_outputs,
     lock,
+    record,
     register,
     remove,
 )
@@ -28,14 +30,22 @@ def write(folder, names):
         (folder / name).write_text(name)
 
 
+def write_ours(folder, names):
+    with register(folder, names):
+        write(folder, names)
+
+
+def registered(folder):
+    return json.loads((folder / MANIFEST).read_text())
+
+
 # Asking -----------------------------------------------------------------------------------------
 
 
 def test_a_check_writes_nothing(tmp_path, capsys):
     assert check(tmp_path / "a" / "b", ["m.csv"]) == []
     assert list(tmp_path.iterdir()) == []
-    claim(tmp_path, ["a.mhd", "b.mhd", "c.mhd"])
-    write(tmp_path, ["c.mhd", "a.mhd"])
+    write_ours(tmp_path, ["c.mhd", "a.mhd"])
     before = tree(tmp_path)
     assert check(str(tmp_path), ["a.mhd", "b.mhd", "c.mhd", "d.mhd"]) == ["a.mhd", "c.mhd"]
     assert tree(tmp_path) == before
@@ -44,8 +54,7 @@ def test_a_check_writes_nothing(tmp_path, capsys):
 
 @pytest.mark.parametrize("kind", ["file", "folder"])
 def test_a_check_names_the_foreign_file(tmp_path, kind):
-    claim(tmp_path, ["a.mhd"])
-    write(tmp_path, ["a.mhd"])
+    write_ours(tmp_path, ["a.mhd"])
     foreign = tmp_path / "m.csv"
     foreign.mkdir() if kind == "folder" else foreign.touch()
     with pytest.raises(DataError) as error:
@@ -53,9 +62,6 @@ def test_a_check_names_the_foreign_file(tmp_path, kind):
     assert str(error.value).startswith(f"{foreign}: there already, and not written by this program")
     assert list_outputs(tmp_path) == {"a.mhd"}
     assert check(tmp_path, ["a.mhd", "other.csv"]) == ["a.mhd"]
-
-
-# Claiming ---------------------------------------------------------------------------------------
 
 
 def test_a_link_to_a_place_that_is_not_mounted_is_theirs(tmp_path):
@@ -66,68 +72,110 @@ def test_a_link_to_a_place_that_is_not_mounted_is_theirs(tmp_path):
 
 def test_a_new_folder_is_made_and_remembers_its_names(tmp_path, capsys):
     folder = tmp_path / "a" / "b"
-    claim(folder, ["m.csv", "x.mhd"])
-    assert [path.name for path in folder.iterdir()] == [MANIFEST]
-    assert json.loads((folder / MANIFEST).read_text()) == ["m.csv", "x.mhd"]
+    with register(folder, ["m.csv", "x.mhd"]):
+        assert [path.name for path in folder.iterdir()] == [MANIFEST]
+        assert registered(folder) == {"m.csv": None, "x.mhd": None}
+        write(folder, ["m.csv", "x.mhd"])
+    assert registered(folder) == {
+        name: hashlib.sha256(name.encode()).hexdigest() for name in ("m.csv", "x.mhd")
+    }
     assert capsys.readouterr().out == ""
 
 
 def test_our_files_may_be_replaced_with_a_notice(tmp_path, capsys):
-    claim(tmp_path, ["a.mhd", "b.mhd"])
-    write(tmp_path, ["a.mhd", "b.mhd"])
-    claim(tmp_path, ["b.mhd", "c.mhd"])
+    write_ours(tmp_path, ["a.mhd", "b.mhd"])
+    announce(tmp_path, ["b.mhd", "c.mhd"])
     assert f"{tmp_path}: replacing 1 file(s) of an earlier run\n" == capsys.readouterr().out
-    assert (tmp_path / "a.mhd").read_text() == "a.mhd"
-    write(tmp_path, ["c.mhd"])
-    claim(tmp_path, ["a.mhd", "b.mhd", "c.mhd"])  # names of every earlier claim are known
+    write_ours(tmp_path, ["c.mhd"])
+    announce(tmp_path, ["a.mhd", "b.mhd", "c.mhd", "d.mhd"])
     assert "replacing 3 file(s)" in capsys.readouterr().out
-
-
-def test_names_that_were_never_written_are_no_news(tmp_path, capsys):
-    claim(tmp_path, ["a.mhd"])
-    claim(tmp_path, ["a.mhd"])
+    announce(tmp_path, ["d.mhd"])
     assert capsys.readouterr().out == ""
 
 
-def test_foreign_files_are_refused_and_nothing_changes(tmp_path, capsys):
-    claim(tmp_path, ["a.mhd"])
-    write(tmp_path, ["a.mhd", "metrics.csv", "notes.txt"])
+@pytest.mark.parametrize("change", ["edited", "cut", "unreadable"])
+def test_our_files_stay_once_they_were_edited(tmp_path, change):
+    """A corrected mask, a table with remarks, a model card that was filled in."""
+    write_ours(tmp_path, ["a.mhd", "volumes.csv"])
+    if change == "unreadable":
+        (tmp_path / "a.mhd").unlink()
+        (tmp_path / "a.mhd").mkdir()
+    else:
+        (tmp_path / "a.mhd").write_text("a.mhd, by hand" if change == "edited" else "a")
     before = tree(tmp_path)
-    with pytest.raises(DataError) as error:
-        claim(tmp_path, ["a.mhd", "metrics.csv"])
+    for attempt in (
+        lambda: check(tmp_path, ["volumes.csv", "a.mhd"]),
+        lambda: announce(tmp_path, ["a.mhd"]),
+        lambda: register(tmp_path, ["b.mhd", "a.mhd"]).__enter__(),
+        lambda: remove(tmp_path, {"volumes.csv", "a.mhd"}),
+    ):
+        with pytest.raises(DataError) as error:
+            attempt()
+        assert str(error.value) == (
+            f"{tmp_path / 'a.mhd'}: edited or damaged since this program wrote it; move it away, "
+            "or choose another folder"
+        )
+    assert tree(tmp_path) == before and list_outputs(tmp_path) == {"a.mhd", "volumes.csv"}
+    (tmp_path / "a.mhd").rename(tmp_path / "mine.mhd")
+    write_ours(tmp_path, ["a.mhd", "volumes.csv"])
+
+
+def test_what_was_written_while_others_write_is_ours(tmp_path):
+    """Two write a table in turn, each from its own `register`."""
+    table = tmp_path / "volumes.csv"
+    with register(tmp_path, [table.name]):
+        with register(tmp_path, [table.name]), lock(tmp_path):
+            table.write_text("second")
+            record(tmp_path, [table.name])
+        check(tmp_path, [table.name])
+        with lock(tmp_path):
+            table.write_text("first")
+            record(tmp_path, [table.name])
+        check(tmp_path, [table.name])
+    check(tmp_path, [table.name])
+    table.write_text("by hand")
+    with pytest.raises(DataError, match="edited or damaged"):
+        check(tmp_path, [table.name])
+
+
+def test_foreign_files_are_refused_and_nothing_changes(tmp_path, capsys):
+    write_ours(tmp_path, ["a.mhd"])
+    write(tmp_path, ["metrics.csv", "notes.txt"])
+    before = tree(tmp_path)
+    with pytest.raises(DataError) as error, register(tmp_path, ["a.mhd", "metrics.csv"]):
+        pytest.fail("let in")
     assert str(error.value).startswith(f"{tmp_path / 'metrics.csv'}: ")
     assert "move it away" in str(error.value)
     assert tree(tmp_path) == before
     assert capsys.readouterr().out == ""
-    claim(tmp_path, ["a.mhd", "other.csv"])  # foreign files of other names do not matter
+    check(tmp_path, ["a.mhd", "other.csv"])  # foreign files of other names do not matter
 
 
-@pytest.mark.parametrize("content", ["", "{", "5", "[[1]]", "null", "\x00\x01"])
+@pytest.mark.parametrize("content", ["", "{", "5", '["a.mhd"]', "null", "\x00\x01"])
 def test_with_a_damaged_manifest_no_file_counts_as_ours(tmp_path, content):
-    claim(tmp_path, ["a.mhd"])
-    write(tmp_path, ["a.mhd"])
+    write_ours(tmp_path, ["a.mhd"])
     (tmp_path / MANIFEST).write_text(content)
     with pytest.raises(DataError, match="a.mhd: there already"):
-        claim(tmp_path, ["a.mhd"])
-    claim(tmp_path, ["b.mhd"])
-    assert "b.mhd" in json.loads((tmp_path / MANIFEST).read_text())
+        check(tmp_path, ["a.mhd"])
+    write_ours(tmp_path, ["b.mhd"])
+    assert "b.mhd" in registered(tmp_path)
 
 
 @pytest.mark.parametrize("place", ["file", "file/below"])
 def test_a_folder_that_cannot_be_is_named(tmp_path, place):
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(DataError) as error:
-        claim(tmp_path / place, ["a.mhd"])
+    with pytest.raises(DataError) as error, register(tmp_path / place, ["a.mhd"]):
+        pytest.fail("let in")
     assert str(error.value).startswith(f"{tmp_path / place}: cannot be written")
     assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_a_full_disk_leaves_the_manifest_as_it_was(tmp_path, full_disk):
-    claim(tmp_path, ["a.mhd"])
+    write_ours(tmp_path, ["a.mhd"])
     before = (tmp_path / MANIFEST).read_bytes()
     with full_disk(100), pytest.raises(DataError, match="cannot be written"):
-        claim(tmp_path, [f"Case{number:02d}_test.mhd" for number in range(50)])
-    assert [path.name for path in tmp_path.iterdir()] == [MANIFEST]
+        register(tmp_path, [f"Case{number:02d}_test.mhd" for number in range(50)]).__enter__()
+    assert {path.name for path in tmp_path.iterdir()} == {MANIFEST, "a.mhd"}
     assert (tmp_path / MANIFEST).read_bytes() == before
 
 
@@ -141,16 +189,15 @@ def test_a_name_counts_once_its_file_is_there(tmp_path):
         assert list_outputs(tmp_path) == {"a.mhd"}
     write(tmp_path, ["b.mhd"])  # somebody else's
     assert list_outputs(tmp_path) == {"a.mhd"}
-    for attempt in (claim, register(tmp_path, ["b.mhd"]).__enter__):
-        with pytest.raises(DataError, match="b.mhd: there already"):
-            attempt(tmp_path, ["b.mhd"]) if attempt is claim else attempt()
+    with pytest.raises(DataError, match="b.mhd: there already"):
+        check(tmp_path, ["b.mhd"])
 
 
 def test_what_fails_is_not_claimed(tmp_path):
     with pytest.raises(KeyboardInterrupt), register(tmp_path, ["a.mhd", "b.mhd"]):
         write(tmp_path, ["a.mhd"])
         raise KeyboardInterrupt
-    assert json.loads((tmp_path / MANIFEST).read_text()) == ["a.mhd"]
+    assert list(registered(tmp_path)) == ["a.mhd"]
 
 
 def test_names_of_a_killed_process_are_forgotten_before_the_next_writes(tmp_path):
@@ -160,7 +207,7 @@ def test_names_of_a_killed_process_are_forgotten_before_the_next_writes(tmp_path
         "with acquire(sys.argv[1]), register(sys.argv[1], ['a.mhd']): os.kill(os.getpid(), 9)"
     )
     subprocess.run([sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, check=False)
-    assert json.loads((tmp_path / MANIFEST).read_text()) == ["a.mhd"]
+    assert list(registered(tmp_path)) == ["a.mhd"]
     assert (tmp_path / RUNNING).exists()
     (tmp_path / ".writing-abc").mkdir()
     write(tmp_path / ".writing-abc", ["a.mhd"])
@@ -248,21 +295,19 @@ def test_a_lock_is_waited_for(tmp_path):
 
 def test_what_is_removed_is_forgotten(tmp_path, capsys):
     names = ["a.mhd", "b.mhd", "c.mhd"]
-    claim(tmp_path, names)
-    write(tmp_path, [*names, "notes.txt"])
+    write_ours(tmp_path, names)
+    write(tmp_path, ["notes.txt"])
     remove(str(tmp_path), {"a.mhd", "b.mhd"})
     assert capsys.readouterr().out == f"{tmp_path}: removing 2 file(s) of an earlier run\n"
     assert set(tree(tmp_path)) == {MANIFEST, "c.mhd", "notes.txt"}
     assert list_outputs(tmp_path) == {"c.mhd"}
     write(tmp_path, ["a.mhd"])  # somebody else's, of a name that was ours
     with pytest.raises(DataError, match="a.mhd: there already"):
-        claim(tmp_path, names)
-    assert (tmp_path / "a.mhd").read_text() == "a.mhd"
+        check(tmp_path, names)
 
 
 def test_nothing_to_remove_is_no_news(tmp_path, capsys):
-    claim(tmp_path, ["a.mhd"])
-    write(tmp_path, ["a.mhd"])
+    write_ours(tmp_path, ["a.mhd"])
     remove(tmp_path, set())
     assert capsys.readouterr().out == ""
     assert set(tree(tmp_path)) == {MANIFEST, "a.mhd"}
