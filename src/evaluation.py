@@ -14,7 +14,7 @@ from .data_manager import Case, read_case
 from .ensemble import Ensemble, LoadedMember, Member, check_unchanged
 from .images.grid import grid_difference
 from .images.orientation import reorder_like
-from .images.reading import read_mask, read_volume
+from .images.reading import foreground, read_label_map
 from .images.writing import check_volume_name, move_volumes, volume_files, write_volume
 from .mask_folders import has_image
 from .metrics import case_metrics
@@ -230,14 +230,15 @@ def compare_masks(
 
     def read_prediction(read: _LoadedCase) -> sitk.Image:
         path, reference_path = masks[read.case.case_id], read.case.mask_path
-        volume = reorder_like(read_volume(path), read.reference)
+        volume = reorder_like(read_label_map(path), read.reference)
         difference = grid_difference(read.reference, volume)
         if difference:
             raise DataError(
                 f"{path}: not on the grid of its reference {reference_path}: {difference}; "
                 "resample it onto the reference"
             )
-        mask = read_mask(path, read.reference, reference_path, config.labels, may_lack=True)
+        mask = foreground(volume, path, config.labels, may_lack=True)
+        mask.CopyInformation(read.reference)
         values, found = map(sitk.GetArrayViewFromImage, (volume, mask))
         if values.any() and not found.any():
             labels = ",".join(map(str, config.labels))
@@ -272,8 +273,7 @@ class _LoadedCase(NamedTuple):
 
 def _no_image(case: Case, config: EasyDict) -> tuple[sitk.Image, sitk.Image]:
     """A black image on the grid of a reference, and the reference."""
-    volume = read_volume(case.mask_path)
-    reference = read_mask(case.mask_path, volume, case.mask_path, config.labels)
+    reference = foreground(read_label_map(case.mask_path), case.mask_path, config.labels)
     return sitk.Cast(reference * 0, sitk.sitkFloat32), reference
 
 

@@ -196,10 +196,12 @@ def test_with_the_cases_of_a_split_the_images_are_shown(folders, monkeypatch):
         (lambda mask: mask[:, :, 1:], "Case00.nii.gz: not on the grid of its reference"),
         (lambda mask: mask * 2, "expected only 0 and 1"),
         (lambda mask: sitk.Cast(mask, sitk.sitkFloat32) * 0.4, "if these are probabilities"),
+        (lambda mask: sitk.JoinSeries([mask, mask]), "several volumes, expected a mask of one"),
     ],
 )
-def test_masks_that_do_not_fit_leave_nothing(folders, change, words):
-    path = str(folders / "masks" / "Case00.nii.gz")
+@pytest.mark.parametrize("name", ["masks/Case00.nii.gz", "gt/Case00_segmentation.mhd"])
+def test_masks_that_do_not_fit_leave_nothing(folders, change, words, name):
+    path = str(folders / name)
     sitk.WriteImage(change(sitk.ReadImage(path)), path)
     with pytest.raises(DataError, match=words):
         evaluated(folders, "--reference", str(folders / "gt"))

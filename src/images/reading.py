@@ -274,11 +274,7 @@ def check_no_label_map(image: sitk.Image, path: str | Path) -> None:
 
 
 def read_mask(
-    path: str | Path,
-    image: sitk.Image,
-    image_path: str | Path,
-    labels: Sequence[int] = (),
-    may_lack: bool = False,
+    path: str | Path, image: sitk.Image, image_path: str | Path, labels: Sequence[int] = ()
 ) -> sitk.Image:
     """Reads the reference mask of an image: uint8, 0 and 1, with exactly the image's geometry.
 
@@ -288,24 +284,50 @@ def read_mask(
         path: of the mask.
         image: the image that it belongs to.
         image_path: of the image, for messages.
-        labels: foreground values, all others are background; empty: the mask must have only 0
-            and 1.
-        may_lack: whether a mask that is not empty may have none of `labels`, such as a prediction
-            in which only another organ was found.
+        labels: see `foreground`.
 
     Raises:
-        DataError: unreadable, another grid than the image's, values that are not labels, or a mask
-            that has none of `labels` but others, without `may_lack`.
+        DataError: unreadable, another grid than the image's, or see `foreground`.
+    """
+    volume = reorder_like(read_label_map(path), image)
+    check_same_grid(image, image_path, volume, path)
+    mask = foreground(volume, path, labels)
+    mask.CopyInformation(image)
+    return mask
+
+
+def read_label_map(path: str | Path) -> sitk.Image:
+    """Reads a mask as it is stored.
+
+    Raises:
+        DataError: see `read_volume`; also several volumes.
     """
     try:
-        mask = reorder_like(read_volume(path), image)
+        return read_volume(path)
     except SeveralVolumesError:
         raise DataError(
             f"{path}: several volumes, expected a mask of one; overlapping segments of 3D Slicer "
             "are exported as one label map with an image as reference"
         ) from None
-    check_same_grid(image, image_path, mask, path)
-    values = sitk.GetArrayViewFromImage(mask)
+
+
+def foreground(
+    label_map: sitk.Image, path: str | Path, labels: Sequence[int] = (), may_lack: bool = False
+) -> sitk.Image:
+    """Returns the foreground of a label map, uint8, 0 and 1, on its grid.
+
+    Args:
+        label_map: from `read_label_map`.
+        path: for messages.
+        labels: foreground values, all others are background; empty: the label map must have only 0
+            and 1.
+        may_lack: whether a label map that is not empty may have none of `labels`, such as a
+            prediction in which only another organ was found.
+
+    Raises:
+        DataError: values that are not labels, or none of `labels` but others, without `may_lack`.
+    """
+    values = sitk.GetArrayViewFromImage(label_map)
     whole = np.rint(values) if values.dtype.kind == "f" else values
     if values.dtype.kind == "f" and np.abs(values - whole).max() > LABEL_TOLERANCE:
         odd = np.unique(values[np.abs(values - whole) > LABEL_TOLERANCE])
@@ -326,7 +348,7 @@ def read_mask(
             f"{path}: labels {_shown(found)}, none of them among --labels "
             f"{','.join(map(str, labels))}; {_labels_remedy(found)}"
         )
-    return image_like(np.isin(whole, labels or (1,)).astype(np.uint8), image)
+    return image_like(np.isin(whole, labels or (1,)).astype(np.uint8), label_map)
 
 
 def _distinct(values):

@@ -13,7 +13,8 @@ from tqdm import tqdm
 from ..images.formats import MASK_SUFFIX
 from ..images.reading import (
     check_no_label_map,
-    read_mask,
+    foreground,
+    read_label_map,
     read_volume,
     read_volume_or_one_of,
 )
@@ -158,8 +159,8 @@ def _mask_files(mask, target, layout, folder, options):
         return
     local = mask.local(folder)
     try:
-        stored = read_volume(local)
-        merged = read_mask(local, stored, local, options.labels, may_lack=True)
+        stored = read_label_map(local)
+        merged = foreground(stored, local, options.labels, may_lack=True)
     except DataError:
         if not layout.is_own:
             raise
@@ -167,7 +168,7 @@ def _mask_files(mask, target, layout, folder, options):
         return
     values = sitk.GetArrayViewFromImage(stored)
     if values.any() and not sitk.GetArrayViewFromImage(merged).any():
-        read_mask(local, stored, local, options.labels)  # raises: it lacks them
+        foreground(stored, local, options.labels)  # raises: it lacks them
     if np.array_equal(np.rint(values), sitk.GetArrayViewFromImage(merged)):
         yield from _copies(mask, target)
     else:
@@ -175,7 +176,7 @@ def _mask_files(mask, target, layout, folder, options):
             _with_suffix(target, _single_file(mask.suffix)),
             Conversion(
                 mask.path,
-                lambda: (read_mask(local, read_volume(local), local, options.labels), local),
+                lambda: (foreground(read_label_map(local), local, options.labels), local),
             ),
         )
 

@@ -12,7 +12,7 @@ import SimpleITK as sitk
 
 from src.data_manager import xyz
 from src.images.formats import SUFFIXES
-from src.images.reading import read_image, read_mask, read_volume
+from src.images.reading import foreground, read_image, read_label_map, read_mask, read_volume
 from src.utils.errors import DataError
 from tests.helpers import cut, flip_middle, replaced
 from tests.volumes import TOLERANCE, geometry_error
@@ -698,7 +698,7 @@ def test_labels_that_a_mask_has_none_of_are_refused(tmp_path, make_image):
         DataError, match="labels 4, none of them among --labels 1,2; .* --labels 4$"
     ):
         read_mask(path, image, "scan.mha", (1, 2))
-    lacking = read_mask(path, image, "scan.mha", (1, 2), may_lack=True)
+    lacking = foreground(read_label_map(path), path, (1, 2), may_lack=True)
     assert not sitk.GetArrayFromImage(lacking).any()
     empty = written_mask(tmp_path, make_image, np.zeros((3, 4, 5), np.uint8))
     assert not sitk.GetArrayFromImage(read_mask(empty, image, "scan.mha", (1, 2))).any()
