@@ -6,10 +6,9 @@ Each group of checks runs in its own process, since a process has one device and
 end it; so does the CPU reference. Prints a table and writes it as JSON.
 """
 
-import sys
 from argparse import ArgumentParser, Namespace
 
-from ..utils.errors import UsageError
+from ..utils.errors import DataError, UsageError
 from .arguments import DEVICES
 
 
@@ -28,10 +27,14 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def execute(args: Namespace) -> None:
-    """Runs the checks; exits with 1 if one failed."""
+    """Runs the checks.
+
+    Raises:
+        DataError: one failed.
+    """
     if args.device_num < 1:
         raise UsageError(f"DEVICE_NUM {args.device_num}: expected at least 1")
     from ..acceptance.machine import check_machine
 
-    if check_machine(args.target, args.device_num, args.small):
-        sys.exit(1)
+    if failed := check_machine(args.target, args.device_num, args.small):
+        raise DataError(f"{failed} check(s) failed, see the table")

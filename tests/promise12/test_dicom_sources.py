@@ -93,11 +93,22 @@ def test_patients(tmp_path, capsys, places, names, zipped):
         assert image.GetDirection() == pytest.approx((1, 0, 0, 0, 1, 0, 0, 0, 1))
 
 
-def test_series_of_a_study(tmp_path):
+def cut_preambles(folder):
+    """Leaves of each file its data set only."""
+    for path in folder.rglob("*.dcm"):
+        content = path.read_bytes()
+        (length,) = struct.unpack("<I", content[140:144])  # of the group of the file's own elements
+        path.write_bytes(content[144 + length :])
+
+
+@pytest.mark.parametrize("has_preamble", [True, False])
+def test_series_of_a_study(tmp_path, has_preamble):
     """Two series of one study in two folders are one patient; --series says which is meant."""
     study = generate_uid()
     write_series(tmp_path / "P1/a", study, 1, "t2_tse_tra", 4)
     values = write_series(tmp_path / "P1/b", study, 2, "t2_tse_tra_2", 6)
+    if not has_preamble:
+        cut_preambles(tmp_path / "P1")
     with pytest.raises(DataError, match="several axial T2 series.*--series"):
         lay_out([tmp_path / "P1"], tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -137,10 +148,7 @@ def test_what_cannot_be_read_is_told(tmp_path, capsys):
 def test_files_without_a_preamble_in_a_zip(tmp_path):
     for name in ("P1", "P2"):
         write_series(tmp_path / "scans" / name, generate_uid())
-    for path in (tmp_path / "scans" / "P2").iterdir():
-        content = path.read_bytes()
-        (length,) = struct.unpack("<I", content[140:144])  # of the group of the file's own elements
-        path.write_bytes(content[144 + length :])
+    cut_preambles(tmp_path / "scans" / "P2")
     source = Path(shutil.make_archive(str(tmp_path / "scans"), "zip", tmp_path, "scans"))
     lay_out([source], tmp_path / "out")
     assert set(tree(tmp_path / "out")) == {f"TestData/img/{name}.mha" for name in ("P1", "P2")}

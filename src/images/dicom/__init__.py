@@ -11,7 +11,7 @@ import SimpleITK as sitk
 
 from ...utils.log import warn_once
 from .choosing import choose_series
-from .files import damaged_files, dicom_files, holds_dicom, is_dicom
+from .files import damaged_files, dicom_files, holds_dicom, is_dicom, read_texts
 from .series import Series, find_series
 from .studies import study_folders
 from .volume import read_series
@@ -26,6 +26,7 @@ __all__ = [
     "is_dicom",
     "read_dicom",
     "read_series",
+    "read_texts",
     "study_folders",
 ]
 

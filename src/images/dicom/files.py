@@ -177,6 +177,21 @@ def quiet() -> Iterator[None]:
             logger.disabled = was_disabled
 
 
+def read_texts(file: Path | BinaryIO, *keywords: str) -> list[str]:
+    """Reads attributes of a DICOM file, with or without preamble, as texts.
+
+    Those that it lacks are empty, and all of a damaged file, which reading its series reports.
+    """
+    try:
+        with quiet():
+            header = pydicom.dcmread(
+                file, stop_before_pixels=True, force=True, specific_tags=list(keywords)
+            )
+            return [str(header.get(keyword, "")) for keyword in keywords]
+    except Exception:  # pydicom raises exceptions of many types
+        return [""] * len(keywords)
+
+
 def one_line(value: Any, length: int = 120) -> str:
     """Formats a value for a message: one line of at most `length` printable characters."""
     text = "".join(c if c.isprintable() else " " for c in str(value))

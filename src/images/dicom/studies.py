@@ -5,11 +5,9 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-import pydicom
-
 from ...utils.errors import DataError
 from .choosing import choose_series
-from .files import quiet
+from .files import read_texts
 from .series import find_series
 
 log = logging.getLogger(__name__)
@@ -33,23 +31,11 @@ def study_folders(folder: Path, files: Iterable[Path], series: str = "") -> list
     firsts: dict[Path, Path] = {}
     for file in files:
         firsts.setdefault(file.parent, file)
-    return _divide(
-        folder, {place: _patient_and_study(file) for place, file in firsts.items()}, series
-    )
-
-
-def _patient_and_study(file: Path) -> tuple[str, str]:
-    try:
-        with quiet():
-            header = pydicom.dcmread(
-                file,
-                stop_before_pixels=True,
-                force=True,
-                specific_tags=["PatientID", "StudyInstanceUID"],
-            )
-            return str(header.get("PatientID", "")), str(header.get("StudyInstanceUID", ""))
-    except Exception:  # a damaged file; reading its series reports it
-        return "", ""
+    studies = {}
+    for place, file in firsts.items():
+        patient, study = read_texts(file, "PatientID", "StudyInstanceUID")
+        studies[place] = patient, study
+    return _divide(folder, studies, series)
 
 
 def _divide(folder, studies, series):

@@ -1,12 +1,9 @@
 """DICOM files in one folder per patient, with masks as volumes."""
 
-import warnings
 from io import BytesIO
 from pathlib import PurePosixPath
 
-import pydicom
-
-from ...images.dicom import damaged_files
+from ...images.dicom import damaged_files, read_texts
 from ...images.formats import SUFFIXES
 from ...utils.errors import DataError, list_few
 from ..names import IMAGE_FOLDERS, relative_path, set_of_path
@@ -71,26 +68,16 @@ def _patient_folders(files, folder):
         ((child, below),) = children.items()
         deeper = _patient_folders(below, child)
         return deeper if len(deeper) > 1 else {child: below}
-    studies = {
-        _header(below[0]).get("StudyInstanceUID", child) for child, below in children.items()
-    }
+    studies = {_text(below[0], "StudyInstanceUID") or child for child, below in children.items()}
     return {folder: files} if len(studies) == 1 else children
 
 
-def _header(member):
-    tags = ["StudyInstanceUID", "Modality"]
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return pydicom.dcmread(
-                member.file or BytesIO(member.read()), stop_before_pixels=True, specific_tags=tags
-            )
-    except Exception:  # a damaged file; reading its series reports it
-        return pydicom.Dataset()
+def _text(member, keyword):
+    return read_texts(member.file or BytesIO(member.read()), keyword)[0]
 
 
 def _non_image_objects(files):
     """Folders whose first file is a DICOM segmentation or contour, with its modality."""
     firsts = {member.path.parent: member for member in reversed(files)}
-    kinds = {path: str(_header(member).get("Modality", "")) for path, member in firsts.items()}
+    kinds = {path: _text(member, "Modality") for path, member in firsts.items()}
     return [f"{path} ({kind})" for path, kind in kinds.items() if kind in ("SEG", "RTSTRUCT")]
