@@ -19,6 +19,7 @@ import SimpleITK as sitk
 from scipy import ndimage
 
 from .images.grid import grid_difference
+from .images.orientation import nearest_patient_axes
 from .utils.errors import DataError
 
 
@@ -185,14 +186,13 @@ def summarize(cases: list[dict[str, float]]) -> dict[str, dict[str, float]]:
 def superior_axis(image: sitk.Image) -> tuple[int, bool]:
     """Returns the (z, y, x) array axis closest to the patient's superior direction.
 
+    See `nearest_patient_axes`: the axes together are closest to the patient's.
+
     Returns:
         The axis, and whether its index increases towards the head.
     """
-    # In ITK's LPS coordinates the third row of the direction matrix holds the superior components
-    # of the image's x, y and z axes.
-    superior_zyx = np.array(image.GetDirection()).reshape(3, 3)[2, ::-1]
-    axis = int(np.argmax(np.abs(superior_zyx)))
-    return axis, bool(superior_zyx[axis] > 0)
+    axes, signs = nearest_patient_axes(image)
+    return 2 - axes[2], signs[2] > 0
 
 
 def apex_and_base(mask: np.ndarray, axis: int, ascending: bool) -> tuple[slice, slice]:

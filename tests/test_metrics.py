@@ -249,6 +249,18 @@ def test_an_oblique_volume_is_cut_along_its_nearest_axis(degrees):
     assert case_metrics(reference, prediction) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("order", [(0, 2, 1), (2, 1, 0), (1, 2, 0)])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_between_two_axes_the_storage_order_does_not_decide(order, sign):
+    """At 45 degrees two axes are equally close to the patient's."""
+    masks = [mask_of(blob(5)), mask_of(blob(6))]
+    cosine = math.sqrt(0.5)
+    for mask in masks:
+        mask.SetDirection((1, 0, 0, 0, cosine, -sign * cosine, 0, sign * cosine, cosine))
+    stored = [sitk.PermuteAxes(mask, order)[:, ::-1] for mask in masks]
+    assert case_metrics(*stored) == pytest.approx(case_metrics(*masks))
+
+
 def test_position_in_the_image_and_pixel_type_do_not_matter():
     reference, prediction = blob(7), blob(8)
     small = case_metrics(mask_of(reference), mask_of(prediction))

@@ -39,6 +39,7 @@ PAGE = {
     "none": ("None.", "无。"),
     "lowest_dice": ("The lowest Dice:", "Dice 系数最低的病例："),
     "not_segmented": ("not segmented", "未分割"),
+    "earlier_mask": ("earlier mask", "先前的掩码"),
     "about_evaluation": (
         "Listed are cases with an empty mask, with nothing predicted at base or apex, with a Dice "
         "below {low_dice}, or with slices in another plane than those of the training.",

@@ -488,9 +488,13 @@ def test_an_image_without_a_mask_has_a_row_and_no_pictures(predicted):
 
 
 def test_where_nothing_was_segmented_the_reasons_are_told(quick_report):
-    page = quick_report(VOLUMES[-1:])
+    earlier = {**VOLUMES[0], "problem": "edited"}
+    page = quick_report([VOLUMES[-1], earlier])
     assert page.all("h1")[0]["text"] == "No mask"
-    assert items(page) == [f"bad not segmented, {NOT_READ}"]
+    assert items(page) == [
+        f"bad not segmented, {NOT_READ}",
+        f"{earlier['case']} earlier mask, edited",
+    ]
     assert [heading["text"] for heading in page.all("h2")] == [
         *("Failures", "Cases", "Configuration", "Origin")
     ]
