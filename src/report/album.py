@@ -13,7 +13,6 @@ from .planes import (
     axial_planes,
     cropped_masks,
     orient_to_lps,
-    overlay_cases,
     overlay_row,
 )
 
@@ -74,7 +73,7 @@ class Album:
             ValueError: a mask has another grid than the image.
         """
         self._rows.append(row)
-        shown = {*overlay_cases(self._rows), *report_cases(self._rows)}
+        shown = report_cases(self._rows)
         if case.case in shown:
             self.drawings[case.case] = draw_case(case, self.painter)
         self.drawings = {name: drawn for name, drawn in self.drawings.items() if name in shown}

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
 from .figures import PREDICTION_COLOUR, REFERENCE_COLOUR, add_line_legend, figure_png
-from .planes import OVERLAY_ROWS, OverlayRow, Plane, lowest_dice
+from .planes import OverlayRow, Plane
 
 # In points. The thin line of the prediction is drawn over the broad one of the reference, so that
 # both are visible where they coincide.
@@ -18,24 +18,20 @@ VIEW, GAP, TITLE, LEGEND = 3.0, 0.1, 0.36, 0.3
 
 
 def overlays_png(rows: list[OverlayRow], count: int) -> bytes:
-    """Returns a PNG of the masks' outlines on the image, a row per case, the lowest Dice first.
-
-    A row has the three `central_planes`. Of more than `OVERLAY_ROWS` cases the worst are shown.
+    """Returns a PNG of the masks' outlines on the image, a row per case with `central_planes`.
 
     Args:
-        rows: from `overlay_row`.
-        count: of all cases, of which `rows` may be the worst.
+        rows: from `overlay_row`, the worst case first.
+        count: of all cases, of which `rows` are the worst.
     """
     return figure_png(_overlay_figure(rows, count))
 
 
 def _overlay_figure(rows: list[OverlayRow], count: int) -> Figure:
-    order = lowest_dice([{"dice": row.dice, "row": row} for row in rows])
-    shown = [item["row"] for item in order[:OVERLAY_ROWS]]
-    has_reference = any(not np.isnan(row.dice) for row in shown)
-    width, height = 3 * (VIEW + GAP) + GAP, len(shown) * (VIEW + TITLE) + LEGEND + GAP
+    has_reference = any(not np.isnan(row.dice) for row in rows)
+    width, height = 3 * (VIEW + GAP) + GAP, len(rows) * (VIEW + TITLE) + LEGEND + GAP
     figure = Figure(figsize=(width, height), facecolor="white")
-    for i, row in enumerate(shown):
+    for i, row in enumerate(rows):
         bottom = height - LEGEND - (i + 1) * (VIEW + TITLE)
         for j, plane in enumerate(row.planes):
             left = GAP + j * (VIEW + GAP)
@@ -49,9 +45,9 @@ def _overlay_figure(rows: list[OverlayRow], count: int) -> Figure:
     if has_reference:
         lines.insert(0, ("reference", REFERENCE_COLOUR, REFERENCE_LINE_PT))
     add_line_legend(figure, lines, (1 - GAP / width, 1 - 0.05 / height), fontsize=11)
-    if count > len(shown):
-        kind = "lowest Dice" if has_reference else "first"
-        text = f"{len(shown)} of {count} cases, {kind}"
+    if count > len(rows):
+        kind = "lowest Dice" if has_reference else "those with findings first"
+        text = f"{len(rows)} of {count} cases, {kind}"
         figure.text(GAP / width, 1 - 0.26 / height, text, fontsize=11)
     return figure
 

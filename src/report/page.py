@@ -18,7 +18,6 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from ..config import KEYS
 from ..measurements import DIAMETERS
 from ..metrics import METRICS, Metric, summarize
-from ..utils.files import write_files
 from .findings import LOW_DICE, PLAUSIBLE_ML
 from .planes import (
     DISTANCE_COLOURS,
@@ -90,19 +89,17 @@ class TrainingCurves(NamedTuple):
     best: tuple[int, float] | None
 
 
-def write_report(
-    path: str | Path,
+def render_page(
     rows: list[dict],
     pictures: Mapping[str, CasePictures],
     metadata: dict,
-    box_plots: Sequence[Picture] = (),
-    training: TrainingCurves | None = None,
-    language: str = "en",
-) -> None:
-    """Writes the report, whole or not at all.
+    box_plots: Sequence[Picture],
+    training: TrainingCurves | None,
+    language: str,
+) -> bytes:
+    """Renders the report as HTML.
 
     Args:
-        path: of the HTML file.
         rows: a dict per case. Of an evaluation {"case": id, **case_metrics(...)}, of a prediction
             {"case": id, "prostate_ml": volume, "problem": why there is no mask, or that it was
             edited, or None}; both with "findings" and "findings_text", the codes and texts of
@@ -115,23 +112,9 @@ def write_report(
         training: the training curves.
         language: one of `src.report.texts.LANGUAGES`.
 
-    Raises:
-        DataError: the file cannot be written.
+    Returns:
+        The page in UTF-8, complete in itself.
     """
-    page = render_page(rows, pictures, metadata, box_plots, training, language)
-    # Bytes of a file name that are not UTF-8 become question marks.
-    write_files({Path(path): page.encode(errors="replace")})
-
-
-def render_page(
-    rows: list[dict],
-    pictures: Mapping[str, CasePictures],
-    metadata: dict,
-    box_plots: Sequence[Picture],
-    training: TrainingCurves | None,
-    language: str,
-) -> str:
-    """Renders the report as HTML; for the arguments see `write_report`."""
     is_evaluation = "dice" in rows[0]
     text = Texts(language)
     cases = _table_rows(worst_first(rows), text)
@@ -139,7 +122,7 @@ def render_page(
     changed, defaults = _split_configuration(metadata.get("configuration", {}))
     has_surfaces = any(drawn.surfaces for drawn in pictures.values())
     statistics = _evaluation_statistics if is_evaluation else _prediction_statistics
-    return (
+    page = (
         _environment()
         .get_template("page.html")
         .render(
@@ -175,6 +158,7 @@ def render_page(
             script_hash=_csp_hash(script),
         )
     )
+    return page.encode(errors="replace")  # bytes of a file name that are not UTF-8
 
 
 def _columns(rows: list[dict], is_evaluation: bool) -> list[Column]:
@@ -263,7 +247,7 @@ def report_cases(rows: list[dict]) -> list[str]:
     """Names the cases with pictures in report.html: `PICTURED_CASES` with a mask, the worst first.
 
     Args:
-        rows: of the results, see `write_report`.
+        rows: of the results, see `render_page`.
     """
     segmented = [row for row in rows if not row.get("problem")]
     return [row["case"] for row in worst_first(segmented)[:PICTURED_CASES]]
@@ -373,7 +357,7 @@ def metric_groups(rows: list[dict]) -> list[MetricGroups]:
     """Returns what the box plots show: each metric by part of the gland, or the volumes.
 
     Args:
-        rows: see `write_report`; a single case has no distribution.
+        rows: see `render_page`; a single case has no distribution.
     """
     if "dice" in rows[0]:
         return [

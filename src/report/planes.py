@@ -9,7 +9,6 @@ from ..images.grid import grid_difference
 from ..images.intensity import without_padding
 from ..metrics import bounding_box, dice, volume_ml
 
-OVERLAY_ROWS = 12
 AXIAL_SLICES = 12  # of a case in report.html, at most
 OVERLAY_MARGIN_MM = 15  # around the masks, to show the tissue next to the gland
 # Of the grey values in the box that is shown. An endorectal coil makes the tissue next to it
@@ -234,23 +233,3 @@ def _plane(
         width_mm=width_mm,
         grey_range=volumes.grey_range,
     )
-
-
-def lowest_dice(rows: list[dict]) -> list[dict]:
-    """Sorts rows by their "dice"; those without one, or with NaN, come last."""
-
-    def key(row):
-        dice = row.get("dice", np.nan)
-        return (bool(np.isnan(dice)), dice)
-
-    return sorted(rows, key=key)
-
-
-def overlay_cases(rows: list[dict]) -> list[str]:
-    """Names the cases of overlays.png: `OVERLAY_ROWS` of those with a mask, the lowest Dice first.
-
-    Args:
-        rows: of the results, see `src.report.page.write_report`.
-    """
-    segmented = [row for row in rows if not row.get("problem")]
-    return [row["case"] for row in lowest_dice(segmented)[:OVERLAY_ROWS]]

@@ -16,12 +16,13 @@ from tqdm import tqdm
 from ..utils.errors import DataError
 from ..utils.files import write_files
 from .album import Album, Drawing, draw_case
-from .page import metric_groups, report_cases, write_report
-from .planes import OverlayCase, overlay_cases
+from .page import metric_groups, render_page, report_cases
+from .planes import OverlayCase
 
 log = logging.getLogger(__name__)
 
 OVERLAYS, REPORT = "overlays.png", "report.html"
+OVERLAY_ROWS = 12  # at most, in overlays.png
 
 
 def warn_about_case(case_id: str, texts: Iterable[str], kind: str = "warning") -> None:
@@ -48,7 +49,7 @@ def write_pictures(
 
     Args:
         folder: of the results.
-        rows: of the cases, see `write_report`.
+        rows: of the cases, see `render_page`.
         album: drawings of cases.
         metadata: origin of the results.
         read_case: reads image and masks of a row's case that is to be shown and not in the album; a
@@ -60,7 +61,8 @@ def write_pictures(
     drawings = _drawings(rows, album, read_case)
     segmented = [row for row in rows if not row.get("problem")]
     if segmented:
-        shown = [drawings[name].overlay for name in overlay_cases(rows) if name in drawings]
+        worst = report_cases(rows)[:OVERLAY_ROWS]
+        shown = [drawings[name].overlay for name in worst if name in drawings]
         overlays = album.painter.submit("overlays_png", shown, len(segmented))
     box_plots = [album.painter.submit("box_plot_picture", values) for values in metric_groups(rows)]
     versions = {
@@ -70,10 +72,7 @@ def write_pictures(
         "NumPy": np.__version__,
         "SimpleITK": sitk.__version__,
     }
-    if segmented:
-        write_files({folder / OVERLAYS: overlays.result()})
-    write_report(
-        folder / REPORT,
+    page = render_page(
         rows,
         {name: drawing.pictures.result() for name, drawing in drawings.items()},
         {**metadata, **versions},
@@ -81,13 +80,15 @@ def write_pictures(
         None if album.training is None else album.training.result(),
         album.language,
     )
+    files = {folder / OVERLAYS: overlays.result()} if segmented else {}
+    write_files({**files, folder / REPORT: page})
 
 
 def _drawings(
     rows: list[dict], album: Album, read_case: Callable[[dict], OverlayCase] | None
 ) -> dict[str, Drawing]:
     """The drawings of the cases that are to be shown, {case: drawing}."""
-    shown = {*overlay_cases(rows), *report_cases(rows)}
+    shown = report_cases(rows)
     drawings = {}
     for row in rows:
         name = row["case"]

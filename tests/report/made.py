@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.colors import to_rgb
 
 from src.metrics import case_metrics
-from src.report.page import metric_groups, write_report
+from src.report.page import metric_groups, render_page
 from src.report.pictures import box_plot_picture, training_curves
 from tests.volumes import image_of
 
@@ -62,4 +62,4 @@ def write_page(path, rows, pictures, metadata, history=None, language="en"):
     """Writes a report with its box plots and training curves."""
     box_plots = [box_plot_picture(values) for values in metric_groups(rows)]
     curves = training_curves(history)
-    write_report(path, rows, pictures, metadata, box_plots, curves, language)
+    path.write_bytes(render_page(rows, pictures, metadata, box_plots, curves, language))

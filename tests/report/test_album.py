@@ -1,10 +1,13 @@
 """The album: which cases it keeps, and that pictures need no volume twice."""
 
+import errno
+import os
 import weakref
+from pathlib import Path
 
 import pytest
 
-from src.report import page, planes
+from src.report import page, results
 from src.report.album import Album, draw_case
 from src.report.painter import Painter
 from src.report.planes import OverlayCase
@@ -17,7 +20,7 @@ from tests.report.made import box_mask, grey_image, on_grid, row_of
 def few(monkeypatch):
     """Two pictured cases in the report, one in overlays.png."""
     monkeypatch.setattr(page, "PICTURED_CASES", 2)
-    monkeypatch.setattr(planes, "OVERLAY_ROWS", 1)
+    monkeypatch.setattr(results, "OVERLAY_ROWS", 1)
 
 
 def predicted_row(name, *texts, problem=None):
@@ -41,11 +44,30 @@ def test_of_an_evaluation_the_lowest_dice_stay():
     assert kept == ["a", "ab", "ab", "bd", "be"]
 
 
-def test_of_a_prediction_the_failed_ones_stay_and_the_first_for_the_overlays():
+def test_of_a_prediction_those_with_findings_stay():
     album = Album()
     for name, texts in (("a", ()), ("b", ()), ("c", ("small",)), ("d", ()), ("e", ("large",))):
         album.add(predicted_row(name, *texts), case_of(name))
-    assert sorted(album.drawings) == ["a", "c", "e"]
+    assert sorted(album.drawings) == ["c", "e"]
+
+
+@pytest.mark.parametrize("is_evaluation", [True, False])
+def test_overlays_are_of_the_worst_case(tmp_path, is_evaluation):
+    jobs = []
+
+    class RecordingPainter(Painter):
+        def submit(self, *job):
+            jobs.append(job)
+            return super().submit(*job)
+
+    album, rows = Album(RecordingPainter()), []
+    for name, shift, texts in (("a", 2, ()), ("b", 8, ("small",)), ("c", 1, ())):
+        row = evaluated_row(name, shift) if is_evaluation else predicted_row(name, *texts)
+        album.add(row, case_of(name, on_grid(box_mask()) if is_evaluation else None))
+        rows.append(row)
+    write_pictures(tmp_path, rows, album, {})
+    ((_, shown, count),) = [job for job in jobs if job[0] == "overlays_png"]
+    assert [row.title.split()[0] for row in shown] == ["b"] and count == 3
 
 
 def test_no_volume_is_kept():
@@ -82,6 +104,27 @@ def test_only_what_is_shown_and_not_in_the_album_is_read(tmp_path):
     report = (tmp_path / "report.html").read_text("utf-8")
     assert report.count("<article") == 2 and 'alt="other' not in report
     assert report.count('alt="mine, axial slice') == 5
+
+
+def test_a_full_disk_leaves_the_old_files(tmp_path, monkeypatch):
+    """Both, so that they are of the same masks."""
+
+    def write_half(path, content):
+        write_bytes(path, content[: len(content) // 2])
+        if path.suffix == ".html":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    paths = [tmp_path / "overlays.png", tmp_path / "report.html"]
+    for path in paths:
+        path.write_text("old")
+    write_bytes = Path.write_bytes
+    monkeypatch.setattr(Path, "write_bytes", write_half)
+    album = Album()
+    album.add(predicted_row("a"), case_of("a"))
+    with pytest.raises(DataError, match=r"report\.html: cannot be written .*No space left"):
+        write_pictures(tmp_path, [predicted_row("a")], album, {})
+    assert [path.read_text() for path in paths] == ["old", "old"]
+    assert sorted(tmp_path.iterdir()) == paths
 
 
 def test_the_album_changes_no_picture(tmp_path):

@@ -202,38 +202,29 @@ def row_titles(figure):
     return [text.get_text() for text in figure.texts]
 
 
-def test_rows_run_from_the_worst_dice_and_cases_without_reference_come_last():
-    shifts = {"good": 1, "worst": 15, "middle": 5}
-    cases = [OverlayCase("unknown", grey_image(), on_grid(box_mask()))]
-    cases += [
-        OverlayCase(
-            case,
-            grey_image(),
-            on_grid(box_mask(x=(25 + shift, 50))),
-            on_grid(box_mask()),
-        )
-        for case, shift in shifts.items()
+def test_titles_have_dice_and_volumes():
+    cases = [
+        OverlayCase("low", grey_image(), on_grid(box_mask(x=(40, 50))), on_grid(box_mask())),
+        OverlayCase("unknown", grey_image(), on_grid(box_mask())),
     ]
     titles = row_titles(figure_of(cases))
-    assert [title.split()[0] for title in titles] == ["worst", "middle", "good", "unknown"]
+    assert [title.split()[0] for title in titles] == ["low", "unknown"]
     assert "Dice 0.571" in titles[0]  # 2 * 10 / (10 + 25)
-    assert "Dice" not in titles[3]
+    assert "Dice" not in titles[1]
     voxel_ml = 0.7 * 0.9 * 3 / 1000
     assert f"reference {5 * 18 * 25 * voxel_ml:.1f} ml" in titles[0]
     assert f"prediction {5 * 18 * 10 * voxel_ml:.1f} ml" in titles[0]
 
 
-def test_of_many_cases_the_worst_twelve_are_shown():
-    image, reference = grey_image(), on_grid(box_mask())
-    cases = [
-        OverlayCase(f"Case{i:02}", image, on_grid(box_mask(x=(25 + i, 50))), reference)
-        for i in range(14)
-    ]
-    figure = figure_of(cases)
-    titles = row_titles(figure)
-    assert len(figure.axes) == 3 * 12
-    assert [title.split()[0] for title in titles[:12]] == [f"Case{i:02}" for i in range(13, 1, -1)]
-    assert titles[12] == "12 of 14 cases, lowest Dice"
+@pytest.mark.parametrize(
+    ("reference", "kind"),
+    [(on_grid(box_mask()), "lowest Dice"), (None, "those with findings first")],
+)
+def test_some_of_many_cases_are_told_as_such(reference, kind):
+    rows = [row_of(OverlayCase("a", grey_image(), on_grid(box_mask()), reference))] * 2
+    figure = overlays._overlay_figure(rows, 14)
+    assert len(figure.axes) == 3 * 2
+    assert row_titles(figure)[2] == f"2 of 14 cases, {kind}"
 
 
 @pytest.mark.filterwarnings("error")

@@ -2,9 +2,7 @@
 Chromium."""
 
 import base64
-import errno
 import json
-import os
 import re
 import shutil
 from functools import partial
@@ -26,7 +24,6 @@ from src.report.album import draw_case
 from src.report.figures import PREDICTION_COLOUR, REFERENCE_COLOUR
 from src.report.painter import Painter
 from src.report.planes import OverlayCase
-from src.utils.errors import DataError
 from tests.report.made import write_page
 from tests.volumes import image_of
 
@@ -567,21 +564,6 @@ def test_a_name_that_is_no_text(quick_report):
     name = b"Case\xe9".decode(errors="surrogateescape")
     page = quick_report([{**ROWS[0], "case": name}])
     assert page.all("h3")[0]["text"] == "Case?"
-
-
-def test_a_full_disk_leaves_the_old_report(tmp_path, monkeypatch):
-    def write_half(path, content):
-        write_bytes(path, content[: len(content) // 2])
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-
-    path = tmp_path / "report.html"
-    path.write_text("old")
-    write_bytes = Path.write_bytes
-    monkeypatch.setattr(Path, "write_bytes", write_half)
-    monkeypatch.setattr(report_page, "render_page", lambda *_: "a new one")
-    with pytest.raises(DataError, match=r"report\.html: cannot be written .*No space left"):
-        write_page(path, ROWS, {}, METADATA)
-    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
 # --- in a browser -------------------------------------------------------------------------------
