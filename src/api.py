@@ -338,14 +338,14 @@ def train(
     _check_path(train_split, "train_split")
     if val_split is not None:
         _check_path(val_split, "val_split")
-    if not isinstance(resume, bool | None):
+    if not isinstance(resume, bool):
         _check_path(resume, "resume", "True, False or the folder of a run")
     texts = with_preset(preset, _override_texts(overrides), bool(resume))
     training_config(device_target, texts)  # wrong settings fail before the device starts
     with _computing:
         target = _start_device(device_target, device_id)
         ranks = Ranks() if device_num is None else device.start_communication(device_num)
-        config, run_folder = configure_run(resume or False, target, texts, ranks)
+        config, run_folder = configure_run(resume, target, texts, ranks)
         return trainer.train(
             config, target, data_path, train_split, val_split, run_folder, ranks=ranks
         )

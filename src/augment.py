@@ -103,17 +103,15 @@ def _draw_one(
         return float(rng.uniform(*BLUR_SIGMA_MM))
     if name == "noise":
         return float(rng.uniform(*NOISE_SIGMA)), int(rng.integers(2**32))
-    if name == "transplant":
-        donor = _draw_other(rng, case, case_count)
-        margin_mm = float(rng.uniform(*TRANSPLANT_MARGIN_MM))
-        params = {"case": donor, "margin_mm": margin_mm}
-        for move in SPATIAL:
-            is_chosen = rng.random() < config[f"augment_{move}"]
-            value = _draw_one(move, rng, config, donor, case_count)
-            if is_chosen:
-                params[move] = value
-        return params
-    raise ValueError(f"{name}: no such transform")
+    assert name == "transplant", name
+    donor = _draw_other(rng, case, case_count)
+    params = {"case": donor, "margin_mm": float(rng.uniform(*TRANSPLANT_MARGIN_MM))}
+    for move in SPATIAL:
+        is_chosen = rng.random() < config[f"augment_{move}"]
+        value = _draw_one(move, rng, config, donor, case_count)
+        if is_chosen:
+            params[move] = value
+    return params
 
 
 def _draw_other(rng, case, case_count):

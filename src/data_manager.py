@@ -33,7 +33,7 @@ from .images.intensity import (
     z_score,
 )
 from .images.metaimage import data_file
-from .images.orientation import acquisition_plane, patient_direction
+from .images.orientation import acquisition_plane, direction_matrix, patient_direction
 from .images.reading import read_image, read_mask
 from .metrics import mask_array
 from .utils.errors import DataError, naming, reason_of
@@ -194,7 +194,7 @@ def _sampled(image, grid, outside):
     the grid (full width at half maximum).
     """
     spacing_mm = np.array(image.GetSpacing())
-    cosines = np.reshape(grid.GetDirection(), (3, 3)).T @ np.reshape(image.GetDirection(), (3, 3))
+    cosines = direction_matrix(grid).T @ direction_matrix(image)
     grid_mm = np.array(grid.GetSpacing())[np.abs(cosines).argmax(axis=0)]
     widening_mm = np.sqrt(np.maximum(grid_mm**2 - spacing_mm**2, 0))
     sigma = widening_mm / FULL_WIDTH_SIGMAS / spacing_mm
@@ -248,8 +248,7 @@ def mask_to_network_grid(mask: sitk.Image, config: EasyDict) -> np.ndarray:
     Raises:
         ValueError: not a 3-D scalar image, or values other than 0 and 1.
     """
-    check_scalar_3d(mask)
-    mask_array(mask)  # refuses other values than 0 and 1
+    mask_array(mask)  # refuses all but a 3-D image of 0 and 1
     soft = _sampled(sitk.Cast(mask, sitk.sitkFloat32), network_grid(mask, config), 0.0)
     return xyz(soft) > 0.5
 

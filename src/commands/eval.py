@@ -52,10 +52,11 @@ def execute(args: Namespace) -> None:
     """Evaluates."""
     if args.reference is not None and args.masks is None:
         raise UsageError("--reference: goes with --masks, the masks to compare with it")
-    where = args.data_path, args.eval_split_file_path
-    if args.reference is not None and where != (None, None):
+    data_path, split = args.data_path, args.eval_split_file_path
+    if args.reference is None:
+        data_path, split = data_path or DATA_PATH, split or VAL_SPLIT
+    elif (data_path, split) != (None, None):
         raise UsageError("--reference: all its masks are compared; leave out data and split")
-    data_path, split = args.data_path or DATA_PATH, args.eval_split_file_path or VAL_SPLIT
     with Painter(PROCESSES) as painter:
         with no_garbage_collection():
             from ..api import compare_masks, evaluate
@@ -71,13 +72,7 @@ def execute(args: Namespace) -> None:
                 overrides=overrides_of(args),
                 **report,
             )
-        elif args.reference is not None:
-            compare_masks(args.masks, args.reference, overrides=overrides_of(args), **report)
         else:
             compare_masks(
-                args.masks,
-                data_path=data_path,
-                split=split,
-                overrides=overrides_of(args),
-                **report,
+                args.masks, args.reference, data_path, split, overrides=overrides_of(args), **report
             )

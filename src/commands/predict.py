@@ -76,7 +76,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def execute(args: Namespace) -> None:
     """Segments the images."""
-    keys = [text.partition("=")[0].strip() for text in args.overrides]
+    keys = [text.partition("=")[0] for text in args.overrides]
     if args.output_path and "dirPredictionImage" in keys:
         raise UsageError(
             "--output_path: names the folder, as --set dirPredictionImage does; give one"

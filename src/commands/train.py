@@ -61,6 +61,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--resume",
         nargs="?",
         const=True,
+        default=False,
         metavar="RUN_FOLDER",
         help="continue a run, the newest one of the task if none is named",
     )
@@ -100,7 +101,7 @@ def _train(args: Namespace) -> None:
     where = args.data_path, args.train_split_file_path, args.val_split_file_path
     if not args.go_on:
         device_num = args.device_num if args.run_distribute else None
-        train(*where, resume=args.resume or False, device_num=device_num, **settings)
+        train(*where, resume=args.resume, device_num=device_num, **settings)
     elif args.run_distribute:
         raise UsageError("--continue: for one process; several take --resume")
     else:

@@ -10,20 +10,8 @@ from ..utils.errors import DataError
 
 def expected_bytes(reader: sitk.ImageFileReader) -> int:
     """Returns the number of bytes of the voxels, from the header that `reader` has read."""
-    component = sitk.GetArrayFromImage(sitk.Image([1, 1], _component_type(reader.GetPixelID())))
-    return int(np.prod(reader.GetSize())) * reader.GetNumberOfComponents() * component.itemsize
-
-
-def _component_type(pixel_id):
-    """The pixel type of a vector image's components; of a scalar image its own."""
-    scalars = {
-        getattr(sitk, f"sitkVector{name}"): getattr(sitk, f"sitk{name}")
-        for name in (
-            *(f"{sign}Int{bits}" for sign in ("", "U") for bits in (8, 16, 32, 64)),
-            *("Float32", "Float64"),
-        )
-    }
-    return scalars.get(pixel_id, pixel_id)
+    components = sitk.GetArrayFromImage(sitk.Image([1, 1], reader.GetPixelID()))
+    return int(np.prod(reader.GetSize())) * reader.GetNumberOfComponents() * components.itemsize
 
 
 def check_length(path: Path, found: int, expected: int) -> None:

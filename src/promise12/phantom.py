@@ -17,6 +17,7 @@ from scipy.spatial.transform import Rotation
 from tqdm import tqdm
 
 from ..images.grid import image_like
+from ..images.orientation import direction_matrix
 from ..images.writing import move_volumes, write_volume
 from ..utils.errors import DataError, UsageError, reason_of
 from ..utils.files import temporary_folder
@@ -119,7 +120,7 @@ def random_waves(rng: np.random.Generator, length_mm: float, count: int) -> np.n
 
 def geometry(grid: sitk.Image) -> tuple[tuple[int, ...], np.ndarray, np.ndarray]:
     """Returns size (x, y, z), origin, and the steps in mm along the index axes, as rows (3, 3)."""
-    steps = np.reshape(grid.GetDirection(), (3, 3)).T * np.array(grid.GetSpacing())[:, None]
+    steps = direction_matrix(grid).T * np.array(grid.GetSpacing())[:, None]
     return grid.GetSize(), np.array(grid.GetOrigin()), steps
 
 

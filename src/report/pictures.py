@@ -63,43 +63,35 @@ def box_plot_picture(values: MetricGroups) -> Picture:
 
 
 def training_curves_of(checkpoint_path: str | Path) -> TrainingCurves | None:
-    """Draws the training curves of the run that a checkpoint comes from; None if it has none."""
-    return training_curves(read_history_of(checkpoint_path))
+    """Draws the training curves of the run that a checkpoint comes from; None if it has none.
 
-
-def training_curves(history: pd.DataFrame | None) -> TrainingCurves | None:
-    """Draws training curves.
-
-    Args:
-        history: as `src.report.figures.plot_progress` takes it.
-
-    Returns:
-        The picture and its figures; None if there is no history, or an empty one.
-    """
-    if history is None or history.empty:
-        return None
-    last, best = history.iloc[-1], None
-    if history["val_dice"].notna().any():
-        row = history.loc[history["val_dice"].idxmax()]
-        best = (int(row["epoch"]), float(row["val_dice"]))
-    picture = _encode(progress_figure(history, labelled=False), dpi=140)
-    return TrainingCurves(picture, int(last["epoch"]), float(last["train_loss"]), best)
-
-
-def read_history_of(checkpoint_path: str | Path) -> pd.DataFrame | None:
-    """Reads the history of the run that a checkpoint comes from, which lies beside config.json.
-
-    Returns:
-        As `read_history`; None if there is no readable history.
+    The run's history lies beside its config.json. The results are complete without a readable one.
     """
     config_path = config_path_of(checkpoint_path)
     if config_path is None:
         return None
     try:
         history = read_history(config_path.parent)
-    except DataError:  # the results are complete without it
+    except DataError:
         return None
-    return None if history.empty else history
+    return None if history.empty else training_curves(history)
+
+
+def training_curves(history: pd.DataFrame) -> TrainingCurves:
+    """Draws training curves.
+
+    Args:
+        history: of one epoch or more, as `src.report.figures.plot_progress` takes it.
+
+    Returns:
+        The picture and its figures.
+    """
+    last, best = history.iloc[-1], None
+    if history["val_dice"].notna().any():
+        row = history.loc[history["val_dice"].idxmax()]
+        best = (int(row["epoch"]), float(row["val_dice"]))
+    picture = _encode(progress_figure(history, labelled=False), dpi=140)
+    return TrainingCurves(picture, int(last["epoch"]), float(last["train_loss"]), best)
 
 
 def _plane_picture(plane: Plane, style: RenderStyle) -> Picture:

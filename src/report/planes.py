@@ -192,13 +192,13 @@ def central_planes(volumes: Volumes) -> list[Plane]:
     ]
 
 
-def axial_planes(volumes: Volumes, count: int = AXIAL_SLICES) -> list[Plane]:
-    """Cuts at most `count` axial slices, evenly spaced from the first to the last one with a mask.
+def axial_planes(volumes: Volumes) -> list[Plane]:
+    """Cuts axial slices, `AXIAL_SLICES` at most, evenly from the first to the last with a mask.
 
     Their names count all slices from the feet: "3/24".
     """
     first, last = volumes.low[0], volumes.high[0] - 1
-    slices = np.unique(np.linspace(first, last, count).round().astype(int))
+    slices = np.unique(np.linspace(first, last, AXIAL_SLICES).round().astype(int))
     width_mm = _width_mm(volumes, (1, 2))
     return [
         _plane(volumes, f"{z + 1}/{len(volumes.image)}", 0, z, "RLAP", width_mm) for z in slices

@@ -61,5 +61,5 @@ def near(picture, colour, tolerance=0.12):
 def write_page(path, rows, pictures, metadata, history=None, language="en"):
     """Writes a report with its box plots and training curves."""
     box_plots = [box_plot_picture(values) for values in metric_groups(rows)]
-    curves = training_curves(history)
+    curves = None if history is None else training_curves(history)
     path.write_bytes(render_page(rows, pictures, metadata, box_plots, curves, language))

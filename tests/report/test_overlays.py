@@ -143,12 +143,13 @@ def test_slices_go_through_the_centre_of_the_reference_or_else_of_the_prediction
     ("count", "expected"),
     [(1, [2]), (2, [2, 11]), (4, [2, 5, 8, 11]), (12, list(range(2, 12)))],
 )
-def test_a_montage_runs_from_the_feet_through_both_masks(orientation, count, expected):
+def test_a_montage_runs_from_the_feet_through_both_masks(orientation, count, expected, monkeypatch):
     """Slices whose grey value is their number; masks from the third to the twelfth."""
     array = np.broadcast_to(np.arange(14.0)[:, None, None], SHAPE_ZYX).copy()
     masks = box_mask(z=(2, 9), x=(5, 25)), box_mask(z=(4, 12))
     case = OverlayCase("a", *(sitk.DICOMOrient(on_grid(a), orientation) for a in (array, *masks)))
-    shown = planes.axial_planes(planes.orient_to_lps(case), count)
+    monkeypatch.setattr(planes, "AXIAL_SLICES", count)
+    shown = planes.axial_planes(planes.orient_to_lps(case))
     assert [plane.name for plane in shown] == [f"{z + 1}/14" for z in expected]
     for plane, z in zip(shown, expected, strict=True):
         assert np.unique(plane.image).tolist() == [z]
@@ -160,9 +161,10 @@ def test_a_montage_runs_from_the_feet_through_both_masks(orientation, count, exp
 
 
 @pytest.mark.parametrize(("count", "expected"), [(3, [0, 6, 13]), (99, list(range(14)))])
-def test_a_montage_without_masks_shows_the_whole_image(count, expected):
+def test_a_montage_without_masks_shows_the_whole_image(count, expected, monkeypatch):
     case = OverlayCase("a", grey_image(), on_grid(0 * box_mask()))
-    shown = planes.axial_planes(planes.orient_to_lps(case), count)
+    monkeypatch.setattr(planes, "AXIAL_SLICES", count)
+    shown = planes.axial_planes(planes.orient_to_lps(case))
     assert [plane.name for plane in shown] == [f"{z + 1}/14" for z in expected]
     assert shown[0].width_mm == pytest.approx(60 * 0.9)
 

@@ -4,12 +4,11 @@ import errno
 import os
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from src.report.album import Album
 from src.report.figures import plot_progress
-from src.report.pictures import read_history_of
+from src.report.pictures import training_curves_of
 from src.report.planes import OverlayCase
 from src.report.results import warn_about_case, write_pictures
 from src.report.tables import write_metrics
@@ -102,20 +101,24 @@ def test_the_training_is_found_from_its_checkpoint(tmp_path, folder):
     (tmp_path / "history.csv").write_text(
         HISTORY + "1,9,0.01,0.5,1.0,,x\n2,18,0.02,0.25,1.0,0.8,y\n"
     )
-    found = read_history_of(tmp_path / folder / "best.ckpt")
-    assert found["epoch"].tolist() == [1, 2]
-    assert found["train_loss"].tolist() == [0.5, 0.25]
-    assert found["learning_rate"].tolist() == [0.01, 0.02]
-    assert np.isnan(found["val_dice"][0]) and found["val_dice"][1] == 0.8
+    found = training_curves_of(tmp_path / folder / "best.ckpt")
+    assert (found.epochs, found.loss, found.best) == (2, 0.25, (2, 0.8))
 
 
 @pytest.mark.parametrize(
     "content",
-    [None, b"", b"epoch,loss\n1,2\n", HISTORY.encode() + b"1,9,a,b,c,d,e\n", b"\xff\xfe\0"],
+    [
+        None,
+        b"",
+        HISTORY.encode(),
+        b"epoch,loss\n1,2\n",
+        HISTORY.encode() + b"1,9,a,b,c,d,e\n",
+        b"\xff\xfe\0",
+    ],
 )
 def test_results_need_no_history(tmp_path, content):
-    assert read_history_of(tmp_path / "best.ckpt") is None  # nor a run
+    assert training_curves_of(tmp_path / "best.ckpt") is None  # nor a run
     (tmp_path / "config.json").write_text("{}")
     if content is not None:
         (tmp_path / "history.csv").write_bytes(content)
-    assert read_history_of(tmp_path / "best.ckpt") is None
+    assert training_curves_of(tmp_path / "best.ckpt") is None

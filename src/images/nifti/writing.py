@@ -8,6 +8,7 @@ import numpy as np
 import SimpleITK as sitk
 from scipy.spatial.transform import Rotation
 
+from ..orientation import direction_matrix
 from .geometry import LARGEST_SHEAR_DEG, RAS_TO_LPS
 from .header import MAGIC, NIFTI1, TYPES, byte_order, read_header
 from .stream import open_decompressed
@@ -66,7 +67,7 @@ def _new_header(image, path):
     if max(image.GetSize()) > np.iinfo(np.int16).max:
         raise ValueError(f"{path}: size {image.GetSize()}, NIfTI-1 holds up to 32767 a side")
     record = np.zeros((), NIFTI1.newbyteorder("<"))
-    direction = RAS_TO_LPS @ np.reshape(image.GetDirection(), (3, 3))
+    direction = RAS_TO_LPS @ direction_matrix(image)
     direction /= np.linalg.norm(direction, axis=0)  # MetaImage may store them less exactly
     if np.abs(direction.T @ direction - np.eye(3)).max() > 1.1 * np.radians(LARGEST_SHEAR_DEG):
         raise ValueError(f"{path}: direction {image.GetDirection()}, not perpendicular")
