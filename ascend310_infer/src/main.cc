@@ -53,13 +53,29 @@ std::string value_of(const std::string& description, const std::string& key, con
   return description.substr(first, description.find_first_of(ends, first) - first);
 }
 
+// The network grid and intensities of a description, or of the record of preprocess.py.
+std::string grid_of(const std::string& description) {
+  return value_of(description, "VolSize", "]") + value_of(description, "dstRes", "]") +
+         value_of(description, "normDir", ",\n}") + value_of(description, "intensity", ",\n}");
+}
+
+// Throws DataError for volumes that preprocess.py wrote for another network grid than the model's.
+void check_grid(const Options& options) {
+  const auto record = options.dataset_path / "grid.json";
+  const std::string grid = grid_of(read_text(record));
+  const std::string expected = grid_of(description_of(options.mindir_path));
+  if (!grid.empty() && !expected.empty() && grid != expected)
+    throw DataError(record.string() + ": volumes of another network grid than that of " +
+                    options.mindir_path.string() +
+                    ", expected its VolSize, dstRes, normDir and "
+                    "intensity: run preprocess.py with this model");
+}
+
 // What decides the results of a model: checkpoint and network grid; without the former the
 // description itself. A model that is exported in a further format stays the same.
 std::string model_of(const std::string& description) {
   const std::string checkpoint = value_of(description, "checkpoint_sha256", ",\n}");
-  if (checkpoint.empty()) return description;
-  return checkpoint + value_of(description, "VolSize", "]") + value_of(description, "dstRes", "]") +
-         value_of(description, "normDir", ",\n}") + value_of(description, "intensity", ",\n}");
+  return checkpoint.empty() ? description : checkpoint + grid_of(description);
 }
 
 // Copies the model's description into the folder of the results, so that postprocess.py can tell
@@ -100,6 +116,7 @@ void infer(const Options& options) {
   if (std::filesystem::equivalent(options.dataset_path, options.output_path, ignored))
     throw UsageError("--output_path: found the folder of --dataset_path, expected another one");
   const auto volumes = list_volumes(options.dataset_path);
+  check_grid(options);
   const auto network = load_network(options);
   for (const auto& volume : volumes) network->check(volume);
   const std::filesystem::path time_folder = "time_Result";

@@ -1,4 +1,4 @@
-"""The commands: each is a module here, a script at the top level and a word after `vnet`.
+"""The commands: each is a module here and a word after `vnet`; most have a script, too.
 
 A command's module has its description as docstring, `add_arguments(parser)` and `execute(args)`.
 It imports MindSpore only in `execute`, so that `--help` and wrong arguments are answered at once.

@@ -24,13 +24,14 @@ from ..predictor import Segmentation, network_inputs, segment_on_grids
 from ..promise12.splits import split_cases
 from ..utils import output_folder
 from ..utils.errors import DataError, UsageError, naming, reason_of
-from ..utils.files import write_files
+from ..utils.files import write_files, write_json
 from .description import CONFIGURATION, config_of_model, ensemble_models, read_description
 
 log = logging.getLogger(__name__)
 
 INPUT_FOLDER = "results/bin_data"  # folder and file names are the zoo's
 RECENTRED_FOLDER = f"{INPUT_FOLDER}_recentred"
+GRID_RECORD = "grid.json"  # beside the volumes: their network grid, which the C++ program checks
 MODEL_RECORD = "model.json"  # the model's description, which the C++ program adds to its outputs
 
 
@@ -90,9 +91,11 @@ def write_attempts(attempts: list[Attempt], config: EasyDict, folder: str | Path
             f"{folder / min(others - ours)}: not written by this program, but the C++ program "
             "would segment it; move it away"
         )
-    output_folder.announce(folder, names)
+    output_folder.announce(folder, [*names, GRID_RECORD])
     output_folder.remove(folder, others)
-    with output_folder.register(folder, names):
+    with output_folder.register(folder, [*names, GRID_RECORD]):
+        grid = {key: config[key] for key in GRID_KEYS}
+        write_json(folder / GRID_RECORD, {"configuration": grid})
         for attempt in attempts:
             image = read_image(attempt.case.image_path, channel_of(config))
             with naming(attempt.case.image_path):

@@ -4,6 +4,7 @@
 MindSpore Lite. What both do alike is tested on the first.
 """
 
+import json
 import os
 import platform
 import re
@@ -20,6 +21,10 @@ import numpy as np
 import pytest
 from mindspore import nn, ops
 
+from src.config import override_config, vnet_cfg
+from src.data_manager import Case
+from src.export.description import CONFIGURATION
+from src.export.infer_310 import Attempt, write_attempts
 from src.export.mindir import to_version_1
 from src.export.weight_file import run_weights, write_weights
 from tests.helpers import ROOT, write_executable
@@ -360,6 +365,27 @@ def test_the_results_tell_of_which_model_they_are(infer, weights, volumes, tmp_p
         assert ("result(s) of another model" in result.stdout) == (not stays)
         assert record.exists() == (text is not None) and other.read_text() == "mine"
         assert {f"{name}_0.bin" for name in volumes} < {path.name for path in outputs.iterdir()}
+
+
+@pytest.mark.parametrize("key", ["dstRes", "normDir", "intensity"])
+def test_volumes_of_another_grid_are_refused(infer, weights, tmp_path, write_case, key):
+    """They have the size that the model expects, so its results would look like any."""
+    image, reference = write_case(tmp_path, "Case0")
+    config = override_config(vnet_cfg, [f"VolSize={','.join(map(str, GRID))}"])
+    description = {"configuration": {name: config[name] for name in CONFIGURATION}}
+    model = shutil.copy(weights, tmp_path)
+    (tmp_path / "vnet.json").write_text(json.dumps(description, indent=2))
+    arguments = f"--mindir_path={model}", "--device_type=CPU"
+    attempts, folder = [Attempt(Case("Case0", image, reference))], tmp_path / "results" / "bin_data"
+    write_attempts(attempts, config, folder)
+    assert infer(*arguments).returncode == 0
+    other = {
+        "dstRes": "dstRes=2,2,3",
+        "normDir": "normDir=true",
+        "intensity": "intensity=equalize",
+    }
+    write_attempts(attempts, override_config(config, [other[key]]), folder)
+    fails(infer(*arguments), 1, "grid.json: volumes of another network grid than", "preprocess.py")
 
 
 def test_files_that_may_be_another_models_results_stay(infer, weights, volumes, tmp_path):

@@ -30,7 +30,6 @@ from src.images.reading import read_image
 from src.predictor import network_inputs, segment_inputs, segment_outputs
 from src.utils.errors import DataError, UsageError
 from src.utils.files import hash_file
-from src.utils.output_folder import MANIFEST
 from tests.networks import bright
 from tests.volumes import STORAGE_ORDERS, stored_in_order
 
@@ -78,7 +77,7 @@ def config(small_config, tmp_path):
 
 
 def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != MANIFEST}
+    return {path.name: path.read_bytes() for path in folder.glob("*.bin")}
 
 
 def stand_in_program(inputs, outputs, network=sloping):
