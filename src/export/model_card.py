@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 from easydict import EasyDict
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from .. import __version__
 from ..checkpoint_file import BEST, epoch_and_step, is_numbered
@@ -46,7 +47,7 @@ NO_RECIPE = (
 )
 # Keys that decide what the metrics of a network are; all networks of an ensemble share them.
 SHARED = (*GRID_KEYS, *OUTPUT_KEYS)
-NOT_STATED, NOT_RECORDED = "not stated", "not recorded"
+NOT_RECORDED = "not recorded"
 
 
 class Statement(NamedTuple):
@@ -249,124 +250,32 @@ def _metrics(
 
 
 def render_card(metadata: dict[str, Any]) -> str:
-    """Returns README.md, the content of metadata.json for people."""
-    data, seen = metadata["data"], metadata["input"]
-    sides = " x ".join(f"{side:g}" for side in seen["field_of_view_mm"])
-    voxels = "x".join(map(str, seen["voxels"]))
-    spacing = " x ".join(f"{side:g}" for side in seen["spacing_mm"])
-    is_ensemble = len(metadata["networks"]) > 1
-    lines = [
-        f"# {metadata['name']}",
-        "",
-        f"**{RESEARCH_ONLY}** {metadata['intended_use']}",
-        "",
-        "```bash",
-        "python predict.py --ckpt_path THIS_FOLDER --input scan.nii.gz --output_path masks",
-        "```",
-        "",
-        f"Made with vnet_mindspore {metadata['version']} on {metadata['released']}. "
-        f"Licence of the weights: {metadata['licence'] or NOT_STATED}. "
-        "`sha256sum -c SHA256SUMS` checks the files; `metadata.json` has all of this for programs.",
-        "",
-        "## What it sees",
-        "",
-        f"{seen['plane'].capitalize()} {seen['modality']} of any size and spacing, resampled to "
-        f"{voxels} voxels of {spacing} mm about the centre of the image. It sees {sides} mm there: "
-        "a gland that reaches beyond that is cut off"
-        + (" unless enough of it is seen to move there" * metadata["output"]["recentre"])
-        + ". Other contrasts, other planes and cases after surgery are outside of what it was made "
-        "for.",
-        "",
-        "## Network" + ("s, averaged" if is_ensemble else ""),
-        "",
-        *(line for network in metadata["networks"] for line in _network_lines(network)),
-        "## Data",
-        "",
-        f"- Data: {data['description'] or NOT_STATED}",
-        f"- Licence of the data: {data['licence'] or NOT_STATED}",
-        f"- Cases for training: {_known(data['training_cases'])}; for validation: "
-        f"{_known(data['validation_cases'])}",
-        f"- Split: {data['split']}",
-        "",
-        "## Metrics",
-        "",
-        *_metric_lines(metadata["metrics"]),
-    ]
-    return "\n".join(lines).rstrip() + "\n"
-
-
-def _known(value: object) -> str:
-    return NOT_RECORDED if value is None else str(value)
-
-
-def _network_lines(network: dict[str, Any]) -> list[str]:
-    training, preset = network["training"], network["preset"]
-    base = f"preset `{preset}`" if preset else "the model zoo's settings"
-    differences = ", ".join(f"`{key}={value_text(v)}`" for key, v in network["differences"].items())
-    lines = [
-        f"- `{network['file']}`: variant `{network['variant']}`, width {network['width']}, "
-        f"{network['parameters']:,} parameters; SHA-256 `{network['sha256']}`",
-        f"- Settings: {base}" + (f", but {differences}" if differences else ""),
-        f"- Training: {_training_text(training)}",
-        f"- Dice on the validation cases in training: {_known(training['validation_dice'])}",
-    ]
-    machines = [_machine(session) for session in training["sessions"] or ()]
-    lines.append(f"- Machine: {'; '.join(dict.fromkeys(machines)) or NOT_RECORDED}")
-    return [*lines, ""]
-
-
-def _training_text(training: dict[str, Any]) -> str:
-    epochs, epoch, hours = (training[key] for key in ("epochs", "epoch_of_checkpoint", "hours"))
-    if epochs is None:
-        return NOT_RECORDED
-    texts = [_count(epochs, "epoch")]
-    if hours is not None:
-        texts.append(f"{hours:.2f} h in training steps")
-    texts.append(
-        f"epoch of the weights {NOT_RECORDED}" if epoch is None else f"weights of epoch {epoch}"
+    """Returns README.md, the content of metadata.json for people; the template is model_card.md."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    return ", ".join(texts)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" + "s" * (number != 1)
-
-
-def _machine(session: dict[str, Any]) -> str:
-    devices, device, processor, mindspore, cores = (
-        session.get(key) for key in ("devices", "device", "processor", "mindspore", "cores")
+    environment.filters |= {
+        "known": lambda value: NOT_RECORDED if value is None else value,
+        "machines": _machines,
+        "measure": _metric_name,
+        "setting": value_text,
+        "sizes": lambda sides: " x ".join(f"{side:g}" for side in sides),
+        "statistics": lambda summary: [summary[name] for name in STATISTICS],
+    }
+    card = environment.get_template("model_card.md").render(
+        **metadata, research_only=RESEARCH_ONLY, measures=METRICS
     )
-    with_cores = "" if cores is None else f" with {_count(cores, 'core')}"  # None off Linux
-    return f"{devices} x {device} on {processor}{with_cores}, MindSpore {mindspore}"
+    return f"{card.strip()}\n"
 
 
-def _metric_lines(metrics: dict[str, Any] | None) -> list[str]:
-    if metrics is None:
-        return ["Not stated: no evaluation was given."]
-    lines = [f"Of {_count(metrics['cases'], 'case')} with reference masks."]
-    if metrics["folds"]:
-        lines[0] += (
-            f" From a cross-validation of {metrics['folds']} folds: each case by the network of "
-            "its fold, which was not trained on it, and not by the mean of the networks."
-        )
-    if metrics["of_them_trained_on"] is None and not metrics["folds"]:
-        lines[0] += " Whether the network was trained on some of them is not recorded."
-    elif metrics["of_them_trained_on"]:
-        lines[0] += (
-            f" **{metrics['of_them_trained_on']} of them were used for training: these figures say "
-            "little about other cases.**"
-        )
-    elif metrics["of_them_validated_on"] and not metrics["folds"]:
-        lines[0] += (
-            f" {metrics['of_them_validated_on']} of them are the validation cases of the training, "
-            "on which the weights were chosen: slightly optimistic."
-        )
-    lines += ["", "| | mean | standard deviation | median | worst |", "|---|---|---|---|---|"]
-    for metric in METRICS:
-        values = [f"{metrics['summary'][metric.key][name]:.3f}" for name in STATISTICS]
-        unit = f" ({metric.unit})" if metric.unit else ""
-        lines.append(f"| {_metric_name(metric.key)}{unit} | {' | '.join(values)} |")
-    return lines
+def _machines(sessions: Sequence[dict[str, Any]] | None) -> list[dict[str, Any]]:
+    """The different machines of a training's sessions; keys that were not recorded are None."""
+    keys = ("devices", "device", "processor", "mindspore", "cores")
+    machines = [{key: session.get(key) for key in keys} for session in sessions or ()]
+    return [machine for i, machine in enumerate(machines) if machine not in machines[:i]]
 
 
 def _metric_name(key: str) -> str:
