@@ -495,9 +495,8 @@ def _draw(folder: Path, table: VolumesTable, album: Album, metadata: dict) -> No
         check_same_grid(image, row["image"], mask, row["mask"])
         return OverlayCase(row["case"], image, mask)
 
-    with output_folder.lock(folder):
+    with output_folder.lock(folder), output_folder.rewriting(folder, (OVERLAYS, REPORT)):
         write_pictures(folder, table.rows(), album, metadata, read_again)
-        output_folder.record(folder, (OVERLAYS, REPORT))
 
 
 def _summarize(folder: Path, rows: list[dict], kept_count: int, report: bool) -> list[dict]:

@@ -188,10 +188,10 @@ class VolumesTable:
                 return
             if not output_folder.withdraw(self.folder, cases):
                 return
-            write_files(self.before)
-            for path in set(self.paths).difference(self.before):
-                path.unlink(missing_ok=True)
-            output_folder.record(self.folder, (VOLUMES_CSV, VOLUMES_JSON))
+            with output_folder.rewriting(self.folder, (VOLUMES_CSV, VOLUMES_JSON)):
+                write_files(self.before)
+                for path in set(self.paths).difference(self.before):
+                    path.unlink(missing_ok=True)
 
     def add(self, row: dict) -> None:
         """Appends a row, and removes an earlier one of the same case."""
@@ -229,5 +229,5 @@ class VolumesTable:
             "cases": rows,
         }
         csv_path, json_path = self.paths
-        _write(csv_path, table, json_path, content)
-        output_folder.record(self.folder, (VOLUMES_CSV, VOLUMES_JSON))
+        with output_folder.rewriting(self.folder, (VOLUMES_CSV, VOLUMES_JSON)):
+            _write(csv_path, table, json_path, content)

@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
@@ -109,21 +109,36 @@ def register(folder: str | Path, names: Iterable[str]) -> Iterator[None]:
     folder, names = Path(folder), list(names)
     with lock(folder):
         _check(folder, names)
-        _write_manifest(folder, {**_read_manifest(folder), **dict.fromkeys(names)})
+        _allow_changes(folder, names)
     try:
         yield
     finally:
         with lock(folder):
             # Another process that registered the same names may have recorded or forgotten them.
             known = _read_manifest(folder)
-            record(folder, [name for name in names if not known.get(name)])
+            _record(folder, [name for name in names if not known.get(name)])
 
 
-def record(folder: Path, names: Iterable[str]) -> None:
-    """Records the content of registered files; the caller holds `lock(folder)`.
+@contextmanager
+def rewriting(folder: Path, names: Sequence[str]) -> Iterator[None]:
+    """Records what the block writes to registered files, which other processes may write, too.
 
-    Files that several processes write are recorded each time that one of them writes.
+    The caller holds `lock(folder)`.
     """
+    _allow_changes(folder, names)
+    try:
+        yield
+    finally:
+        _record(folder, names)
+
+
+def _allow_changes(folder: Path, names: Iterable[str]) -> None:
+    """Records that files may have any content: a process that is killed leaves old or new ones."""
+    _write_manifest(folder, {**_read_manifest(folder), **dict.fromkeys(names)})
+
+
+def _record(folder: Path, names: Iterable[str]) -> None:
+    """Records the content of files; forgets those that do not exist."""
     before = _read_manifest(folder)
     known = dict(before)
     for name in names:
@@ -140,10 +155,10 @@ def remove(folder: str | Path, names: set[str]) -> None:
     Raises:
         DataError: one of them was edited since this program wrote it.
     """
-    if names:
-        log.info(f"{folder}: removing {len(names)} file(s) of an earlier run")
     with lock(folder):
         check_unedited(folder, names)
+        if names:
+            log.info(f"{folder}: removing {len(names)} file(s) of an earlier run")
         for name in names:
             Path(folder, name).unlink()
         known = _read_manifest(folder)

@@ -18,9 +18,9 @@ from src.utils.output_folder import (
     check,
     list_outputs,
     lock,
-    record,
     register,
     remove,
+    rewriting,
 )
 from tests.helpers import ROOT, tree
 
@@ -124,13 +124,15 @@ def test_what_was_written_while_others_write_is_ours(tmp_path):
     """Two write a table in turn, each from its own `register`."""
     table = tmp_path / "volumes.csv"
     with register(tmp_path, [table.name]):
-        with register(tmp_path, [table.name]), lock(tmp_path):
+        with (
+            register(tmp_path, [table.name]),
+            lock(tmp_path),
+            rewriting(tmp_path, [table.name]),
+        ):
             table.write_text("second")
-            record(tmp_path, [table.name])
         check(tmp_path, [table.name])
-        with lock(tmp_path):
+        with lock(tmp_path), rewriting(tmp_path, [table.name]):
             table.write_text("first")
-            record(tmp_path, [table.name])
         check(tmp_path, [table.name])
     check(tmp_path, [table.name])
     table.write_text("by hand")
@@ -214,6 +216,24 @@ def test_names_of_a_killed_process_are_forgotten_before_the_next_writes(tmp_path
     with acquire(tmp_path):
         assert not (tmp_path / MANIFEST).exists()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("writes", [True, False])
+def test_a_file_that_a_killed_process_was_writing_is_ours(tmp_path, writes):
+    """With its old or its new content."""
+    write_ours(tmp_path, ["volumes.csv"])
+    script = (
+        "import os, sys; from pathlib import Path\n"
+        "from src.utils.output_folder import lock, register, rewriting\n"
+        "folder, names = Path(sys.argv[1]), ['volumes.csv']\n"
+        "with register(folder, names), lock(folder), rewriting(folder, names):\n"
+        "    if sys.argv[2] == 'True': (folder / 'volumes.csv').write_text('new')\n"
+        "    os.kill(os.getpid(), 9)"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path), str(writes)]
+    subprocess.run(command, cwd=ROOT, check=False)
+    assert (tmp_path / "volumes.csv").read_text() == ("new" if writes else "volumes.csv")
+    assert check(tmp_path, ["volumes.csv"]) == ["volumes.csv"]
 
 
 # Several at once --------------------------------------------------------------------------------
