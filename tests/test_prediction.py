@@ -848,7 +848,7 @@ def test_a_mask_of_another_image_of_the_same_name_stays(data, results, config, t
     image = sitk.ReadImage(str(data / "img" / "Case1.nii.gz"))
     image[0, 0, 0] = 5
     sitk.WriteImage(image, str(data / "img" / "Case1.nii.gz"))
-    with pytest.raises(DataError, match=rf"Case1_test\.nii\.gz: of {other}, so it stays; rename"):
+    with pytest.raises(DataError, match=rf"Case1_test\.nii\.gz: of {other}; rename one"):
         predict(
             network,
             {"Case1": data / "img" / "Case1.nii.gz"},
@@ -901,7 +901,8 @@ def test_a_prediction_and_an_evaluation_leave_each_others_masks(data, results, c
     compare_masks([case], {"Case0": results / "Case0_test.mhd"}, config, {"masks": "results"})
     predict(bright, {"Case0": case.image_path}, config, {}, skip_existing=True)
     assert list(rows_of(results)) == ["Case0"]
-    (results / "Case0_test.mhd").unlink()
+    for name in ("Case0_test.mhd", "Case0_test.zraw"):
+        (results / name).unlink()
     evaluate(bright, [case], config, {})
 
 
