@@ -50,18 +50,31 @@ class Model:
 
     Attributes:
         network: in evaluation mode.
-        config: configuration of its training, of several networks that of the first, with the
-            overrides of `load`; see docs/configuration.md.
-        checkpoints: the files that the weights come from, one per network.
-        origin: these files with their SHA-256, see `src.ensemble.origin_of`.
+        members: the checkpoints that the weights come from, with their configurations.
         device_target: "Ascend", "GPU" or "CPU".
     """
 
     network: "nn.Cell | Ensemble"
-    config: EasyDict
-    checkpoints: tuple[Path, ...]
-    origin: dict[str, Any]
+    members: tuple[Member, ...]
     device_target: str
+
+    @property
+    def config(self) -> EasyDict:
+        """The configuration of its training, of several networks that of the first.
+
+        It has the overrides of `load`; see docs/configuration.md.
+        """
+        return self.members[0].config
+
+    @property
+    def checkpoints(self) -> tuple[Path, ...]:
+        """The files that the weights come from, one per network."""
+        return tuple(member.checkpoint for member in self.members)
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """These files with their SHA-256, see `src.ensemble.origin_of`."""
+        return origin_of_members(self.members)
 
     @property
     def checkpoint(self) -> Path:
@@ -162,16 +175,13 @@ def find_model(
     return find_members(paths, _override_texts(overrides))
 
 
-def _load(members: Sequence[Member], device_target: str, device_id: int) -> Model:
+def _load(members: tuple[Member, ...], device_target: str, device_id: int) -> Model:
     with _computing:
         target = _start_device(device_target, device_id)
-        network = evaluation.load_members(members, target)
-    checkpoints = tuple(member.checkpoint for member in members)
-    origin = origin_of_members(members)
-    return Model(network, members[0].config, checkpoints, origin, target)
+        return Model(evaluation.load_members(members, target), members, target)
 
 
-def lazy_network(members: Sequence[Member], device_target: str, device_id: int) -> LazyNetwork:
+def lazy_network(members: tuple[Member, ...], device_target: str, device_id: int) -> LazyNetwork:
     """Returns a network that is loaded while the first case is read.
 
     Args:
@@ -223,18 +233,17 @@ def evaluate(
     if isinstance(model, Model):
         if overrides:
             raise UsageError(f"overrides={overrides!r}: the model is loaded; give them to load")
-        origin, config, network = model.origin, EasyDict(model.config), model.network
-        checkpoints = model.checkpoints
+        members, network = model.members, model.network
     else:
         if not isinstance(model, list | tuple):
             _check_path(model, "model", "a Model of load, or a path")
         members = find_model(model, overrides)
-        origin, config = origin_of_members(members), members[0].config
-        checkpoints = tuple(member.checkpoint for member in members)
         network = lazy_network(members, device_target, device_id)
+    config = EasyDict(members[0].config)
     config.dirPredictionImage = str(output_path or config.dirPredictionImage)
     cases = split_cases(data_path, split, "val", config.fold)  # before the device starts
-    origin = {**origin, "trained_on": evaluation.trained_on(checkpoints, cases)}
+    shared = evaluation.trained_on((member.checkpoint for member in members), cases)
+    origin = {**origin_of_members(members), "trained_on": shared}
     with _computing:
         rows = evaluation.evaluate(network, cases, config, origin, painter, language)
     return _metrics_table(rows)
