@@ -24,9 +24,8 @@ from easydict import EasyDict
 from scipy import ndimage
 
 from .images.formats import MASK_SUFFIX, SUFFIXES, list_images, only_file, stem, suffix_of
-from .images.grid import image_like
+from .images.grid import check_scalar_3d, image_like
 from .images.intensity import (
-    check_scalar_3d,
     equalize,
     to_float32,
     without_padding,

@@ -1,4 +1,4 @@
-"""Images on the grid of another one, and comparison of the grids of two."""
+"""Grids of images: what is plausible, images on the grid of another one, comparison of two."""
 
 from pathlib import Path
 
@@ -11,6 +11,22 @@ from ..utils.errors import DataError
 # float32, text to some digits) moves the corners by less, and so small a shift is far below the
 # precision of any annotation.
 SAME_GRID_VOXELS = 0.05
+# What a header of any format may say.
+VOXEL_SIZES_MM = (1e-3, 100.0)  # outside this range it is damaged or has the wrong unit
+FARTHEST_MM = 1e5  # of any corner from the scanner's isocentre
+# Largest deviation of two axes from perpendicular. An affine rounded to 1e-3 mm has less for voxels
+# of 0.4 mm and more.
+LARGEST_SHEAR_DEG = 0.3
+
+
+def check_scalar_3d(image: sitk.Image) -> None:
+    """Raises a ValueError for an image that is not 3-D with one value per voxel."""
+    components = image.GetNumberOfComponentsPerPixel()
+    if image.GetDimension() != 3 or components != 1:
+        raise ValueError(
+            f"an image of size {image.GetSize()} with {components} component(s) per voxel, "
+            "expected a 3-D scalar image"
+        )
 
 
 def image_like(voxels: np.ndarray, reference: sitk.Image) -> sitk.Image:

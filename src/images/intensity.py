@@ -6,7 +6,7 @@ import numpy as np
 import SimpleITK as sitk
 from scipy.special import ndtr
 
-from .grid import image_like
+from .grid import check_scalar_3d, image_like
 
 LOG_OFFSET = 0.01  # added to intensities in 0..1, so that the logarithm is finite
 FIELD_SIGMA_MM = 20.0  # standard deviation of the Gaussian that estimates the coil's bias field
@@ -20,16 +20,6 @@ MAX_AIR_SHARE = 0.01  # share of that Gaussian that lies on air
 MIN_PADDING_SHARE = 0.005
 MIN_NONNEGATIVE_SHARE = 0.9
 MIN_WEIGHT = 1e-4  # lower bound of the share of a Gaussian that lies on what counts
-
-
-def check_scalar_3d(image: sitk.Image) -> None:
-    """Raises a ValueError for an image that is not 3-D with one value per voxel."""
-    components = image.GetNumberOfComponentsPerPixel()
-    if image.GetDimension() != 3 or components != 1:
-        raise ValueError(
-            f"an image of size {image.GetSize()} with {components} component(s) per voxel, "
-            "expected a 3-D scalar image"
-        )
 
 
 def to_float32(image: sitk.Image) -> sitk.Image:

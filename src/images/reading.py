@@ -12,8 +12,14 @@ from ..utils.errors import DataError, SeveralVolumesError, reason_of
 from ..utils.files import check_name
 from . import metaimage, nrrd
 from .formats import MASK_SUFFIX, META_SUFFIXES, NIFTI_SUFFIXES, SUFFIXES, suffix_of
-from .grid import check_same_grid, image_like
-from .nifti import FARTHEST_MM, LARGEST_SHEAR_DEG, VOXEL_SIZES_MM, read_nifti
+from .grid import (
+    FARTHEST_MM,
+    LARGEST_SHEAR_DEG,
+    VOXEL_SIZES_MM,
+    check_same_grid,
+    image_like,
+)
+from .nifti import read_nifti
 from .orientation import direction_matrix, reorder_like
 
 if TYPE_CHECKING:

@@ -5,8 +5,7 @@ between sform and qform; therefore headers and voxels are read here. Fields, cod
 nifti1.h and nifti2.h of nifti.nimh.nih.gov. Coordinates are RAS+ in the header, LPS+ in SimpleITK.
 """
 
-from .geometry import FARTHEST_MM, LARGEST_SHEAR_DEG, VOXEL_SIZES_MM
 from .reading import read_nifti
 from .writing import write_nifti
 
-__all__ = ["FARTHEST_MM", "LARGEST_SHEAR_DEG", "VOXEL_SIZES_MM", "read_nifti", "write_nifti"]
+__all__ = ["read_nifti", "write_nifti"]

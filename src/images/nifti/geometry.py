@@ -7,15 +7,11 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from ...utils.errors import DataError
+from ..grid import FARTHEST_MM, LARGEST_SHEAR_DEG, VOXEL_SIZES_MM
 
 # float32 quaternions near a half turn are off by up to 1.2 mrad, 0.4 mm at the far corner.
 FORMS_DIFFER_MM = 0.5
 SIZES_DIFFER = 0.01  # largest relative difference of the voxel sizes by sform and by pixdim
-# Largest deviation of two axes from perpendicular. An affine rounded to 1e-3 mm has less for voxels
-# of 0.4 mm and more.
-LARGEST_SHEAR_DEG = 0.3
-VOXEL_SIZES_MM = (1e-3, 100.0)  # outside this range a header is damaged or has the wrong unit
-FARTHEST_MM = 1e5  # of any corner from the scanner's isocentre
 UNIT_MM = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # unknown, metre, millimetre, micron
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0])
 

@@ -8,8 +8,9 @@ import numpy as np
 import SimpleITK as sitk
 from scipy.spatial.transform import Rotation
 
+from ..grid import LARGEST_SHEAR_DEG
 from ..orientation import direction_matrix
-from .geometry import LARGEST_SHEAR_DEG, RAS_TO_LPS
+from .geometry import RAS_TO_LPS
 from .header import MAGIC, NIFTI1, TYPES, byte_order, read_header
 from .stream import open_decompressed
 
