@@ -264,12 +264,13 @@ class _Work:
             return
         log.info(f"fold {fold.number}: {command}, log {path}")
         words = [command, "--device_target", self.target, "--data_path", self.data, *words]
+        begin = path.stat().st_size if path.is_file() else 0  # after the output of earlier calls
         code = self.run_process(list(map(str, words)), path)
         if code != 0 and not self.stopped.is_set():
-            reason = last_error(path.read_text(errors="replace"))
+            end = describe_end(code, path.read_bytes()[begin:].decode(errors="replace"))
             raise DataError(
-                f"fold {fold.number}: {command} ended with exit code {code}, {reason}; "
-                f"the whole log is {path}; start again with the same arguments to go on"
+                f"fold {fold.number}: {command} {end}; the whole log is {path}; start again with "
+                "the same arguments to go on"
             )
 
     def run_process(self, words: list[str], path: Path) -> int:
@@ -289,6 +290,21 @@ class _Work:
             return process.wait()
         finally:
             self.processes.discard(process)
+
+
+def describe_end(code: int, output: str) -> str:
+    """Says how a process failed, such as "ended with exit code 1, error: no such split".
+
+    Args:
+        code: of `subprocess`, -N where signal N ended it.
+        output: of the process.
+    """
+    if code == -signal.SIGKILL:  # its last line is no reason
+        return "was ended by SIGKILL, by a user or for lack of memory"
+    how = (
+        f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    )
+    return ", ".join(filter(None, (how, last_error(output))))
 
 
 @contextmanager

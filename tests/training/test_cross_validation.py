@@ -336,6 +336,28 @@ def test_a_process_runs_this_program_wherever_it_is_started(work, tmp_path, monk
     assert "did you mean 'train'" in lines[2]
 
 
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        ("kill -9 $$", "was ended by SIGKILL, by a user or for lack of memory;"),
+        ("echo 'what(): it'; kill -ABRT $$", "was ended by SIGABRT, what(): it;"),
+        ("exit 3", "ended with exit code 3;"),
+        ("echo 'error: this one'; exit 1", "ended with exit code 1, error: this one;"),
+    ],
+)
+def test_the_reason_is_that_of_this_call(work, monkeypatch, script, said):
+    """Not that of an earlier one, whose output is in the same log."""
+    command = ["sh", "-c", script]
+    monkeypatch.setattr(cross_validation, "module_command", lambda *_, **__: command)
+    left = work()
+    fold = left.folds[0]
+    fold.create()
+    (fold.folder / "train.log").write_text("error: an earlier one\n")
+    with pytest.raises(DataError, match=re.escape(f"fold 0: train {said}")):
+        left.train(fold, 0)
+    assert (fold.folder / "train.log").read_text().startswith("error: an earlier one\n")
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="the parent's death is a signal on Linux")
 def test_kill_9_leaves_no_training(tmp_path):
     """Which would hold the lock of its fold: the same command could not go on."""
