@@ -154,7 +154,7 @@ tell_folder() {
   if [[ -d $folder ]]; then echo "  folder: $folder"; fi
   case $1 in
     train.py)
-      if [[ " $VNET_COMMAND" == *" --cont"* ]]; then
+      if [[ " $VNET_COMMAND " == *" --continue "* ]]; then
         echo "  resume: $VNET_COMMAND"
       elif [[ -d $folder ]]; then
         echo "  resume: $VNET_COMMAND --resume$(quote "$folder")"

@@ -6,7 +6,6 @@
 The table is hccl_8p_01234567_10.0.0.1.json: number of devices, their ids, the server's address.
 """
 
-import argparse
 import json
 import socket
 import sys
@@ -22,7 +21,7 @@ from src.devices.rank_table import (
     read_addresses,
     read_rank_table,
 )
-from src.utils.command_line import run
+from src.utils.command_line import new_parser, run
 from src.utils.errors import DataError, UsageError
 from src.utils.files import write_files
 
@@ -40,7 +39,7 @@ def server_address():
 
 def main():
     """Parses the zoo's arguments and ours, and writes the table."""
-    parser = argparse.ArgumentParser(description="Write a rank table for HCCL")
+    parser = new_parser(__doc__)
     parser.add_argument(
         "--device_num", default="[0,8)", help="device ids: '[0,8)' or a list (default: [0,8))"
     )

@@ -189,7 +189,9 @@ def print_end(args, stops, ended, status):
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Run the ranks of a training on this host")
+    parser = argparse.ArgumentParser(
+        description="Run the ranks of a training on this host", allow_abbrev=False
+    )
     parser.add_argument("mode", choices=("start", "run"))
     parser.add_argument("--log", required=True, help="log of a rank; {rank} is its number")
     parser.add_argument("--ranks", type=int, help="number of ranks on this host")

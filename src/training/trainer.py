@@ -118,7 +118,7 @@ def resume_command(run_folder: Path) -> str:
     words = shlex.split(own_command())
     if not words:
         return f"resume={str(run_folder)!r}"
-    if any(word.startswith("--cont") for word in words):  # --continue
+    if "--continue" in words:
         return shlex.join(words)
     folder = run_folder.absolute() if LAUNCHED in os.environ else run_folder
     return shlex.join([*_without_resume(words), "--resume", str(folder)])

@@ -25,7 +25,8 @@ _runs = False  # whether `run` has started this process's work
 def new_parser(description: str | None, prog: str | None = None) -> ArgumentParser:
     """Returns an argument parser that keeps the line breaks of its description.
 
-    Its help ends with the disclaimer.
+    Its help ends with the disclaimer. Abbreviated arguments are refused: the launchers look for the
+    whole names.
 
     Args:
         description: usually the docstring of the command's module.
@@ -36,6 +37,7 @@ def new_parser(description: str | None, prog: str | None = None) -> ArgumentPars
         description=description,
         epilog=RESEARCH_ONLY,
         formatter_class=RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
 
 

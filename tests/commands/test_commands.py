@@ -51,6 +51,7 @@ def test_version(monkeypatch, capsys):
         (["create_csv"], "no such command"),
         ([], "the following arguments are required: COMMAND"),
         (["train", "--set", "widht=8"], "did you mean 'width'?"),
+        (["train", "--val_split", "val.csv"], "unrecognized arguments: --val_split val.csv"),
         (["eval"], "--ckpt_path"),
     ],
 )
@@ -108,6 +109,11 @@ def test_every_argument_has_a_line_of_help(parser):
     for argument in arguments:
         assert argument.help, f"{argument.option_strings or argument.dest} has no help"
         parser._get_formatter()._expand_help(argument)  # a bare % would fail here
+
+
+def test_no_argument_can_be_abbreviated(parser):
+    """The launchers make the paths after whole names absolute, for ranks that work elsewhere."""
+    assert not parser.allow_abbrev
 
 
 def test_help_does_not_import_mindspore():
