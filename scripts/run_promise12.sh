@@ -57,7 +57,7 @@ while (($#)); do
   case $1 in
     --source | --data_licence | --licence)
       (($# > 1)) || fail 2 "$1 needs a value ($usage)"
-      if [[ $1 == --source ]]; then source=$(realpath -- "$2"); else about+=("$1" "$2"); fi
+      if [[ $1 == --source ]]; then source=$(realpath -m -- "$2"); else about+=("$1" "$2"); fi
       shift 2
       ;;
     --config=*) training+=("--config=$(realpath -m -- "${1#*=}")") && shift ;;

@@ -132,6 +132,7 @@ def test_interrupted_in_download_and_training_it_goes_on(caller, server):
     [
         (["--licence"], 2, "--licence needs a value"),
         (["--source", "absent"], 2, "no such file or folder"),
+        (["--source", "nowhere/absent"], 2, "nowhere/absent': no such file or folder"),
         (["mine"], 1, "holds other files"),
     ],
 )
