@@ -438,7 +438,8 @@ def test_a_lite_model_that_computes_something_else_is_not_written(
 
     if earlier:
         shutil.copytree(work.folder / "ONNX", tmp_path / "out")
-        (tmp_path / "out" / "vnet.mindir").write_bytes(b"of an earlier checkpoint")
+        with register(tmp_path / "out", ["vnet.mindir"]):
+            (tmp_path / "out" / "vnet.mindir").write_bytes(b"of an earlier checkpoint")
         before = tree(tmp_path / "out")
     monkeypatch.setattr(model_export, "to_version_1", damaging)
     with pytest.raises(DataError) as error:
