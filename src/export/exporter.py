@@ -111,9 +111,8 @@ def export_checkpoints(
     for exports in plans:
         output_folder.check(exports[0].path.parent, [path.name for path in _files_of(exports)])
     start_device(comparison_device(target), device_id)
-    for (checkpoint, config, sha256), exports in zip(members, plans, strict=True):
-        check_unchanged(checkpoint, sha256)
-        export_model(checkpoint, config, target, exports, batch_size, device_id, ensemble)
+    for member, exports in zip(members, plans, strict=True):
+        export_model(member, target, exports, batch_size, device_id, ensemble)
 
 
 def comparison_device(target: str) -> str:
@@ -220,8 +219,7 @@ def plan_exports(
 
 
 def export_model(
-    checkpoint_path: str | Path,
-    config: EasyDict,
+    member: Member,
     device_target: str,
     exports: list[Export],
     batch_size: int = 1,
@@ -234,8 +232,7 @@ def export_model(
     checkpoint's network.
 
     Args:
-        checkpoint_path: its weights must match `config` exactly.
-        config: variant, width and grid.
+        member: the checkpoint, whose weights must match its configuration exactly.
         device_target: "Ascend", "GPU" or "CPU"; its `comparison_device` must have been started.
         exports: from `plan_exports`, all in one folder.
         batch_size: volumes per call of the model.
@@ -244,18 +241,18 @@ def export_model(
 
     Raises:
         BuildError: a weight file is the only export, and this machine has no C++ compiler.
-        DataError: the checkpoint does not match, a file of that name was not written by this
-            program, the folder cannot be written, or a model's output differs from the
-            checkpoint's.
+        DataError: the checkpoint does not match or is replaced meanwhile, a file of that name was
+            not written by this program, the folder cannot be written, or a model's output differs
+            from the checkpoint's.
     """
+    checkpoint, config, sha256 = member
     folder = exports[0].path.parent
     check_name(exports[0].path.absolute())  # MindSpore and ONNX Runtime need UTF-8
     exports = _checkable(exports)
     # The reference uses MindSpore's convolutions in float32, as the exported model does.
     plain = EasyDict({**config, "fast_conv3d": "off", "precision": "float32"})
     device = comparison_device(device_target)
-    sha256 = hash_file(checkpoint_path)
-    reference = load_network(checkpoint_path, plain, device)
+    reference = load_network(checkpoint, plain, device)
     paths = _files_of(exports)
     names = [path.name for path in paths]
     output_folder.check(folder, names)
@@ -266,40 +263,43 @@ def export_model(
     shape = (batch_size, 1, *config.VolSize)
     volume = np.random.default_rng(config.seed).normal(size=shape).astype(np.float32)
     expected = reference(ms.Tensor(volume)).asnumpy()
-    checkpoint = {
-        "checkpoint": Path(checkpoint_path).name,
-        "checkpoint_sha256": sha256,
-    }
     with _scratch_folder(folder) as scratch:
         for export in exports:
             path = scratch / export.path.name
-            network = load_vnet(checkpoint_path, config).set_train(False)
-            tensor_names, output = _write_model(export, network, volume, path)
-            difference = _check_difference(output, expected, export.path, device)
-            if export.file_format == "AIR":
-                write_air(checkpoint_path, config, export.conv2d, shape, path, device_id)
-            file = {
-                **export.properties(),
-                **tensor_names,
-                "sha256": hash_file(path),
-                **checkpoint,
-                "largest_difference": difference,
-                "mindspore": ms.__version__,
-            }
-            log.info(
-                f"{export.path}: {path.stat().st_size / 1e6:.1f} MB, differs from "
-                f"{checkpoint_path} by {difference:.1e}"
-            )
+            file = _export_one(export, member, path, volume, expected, device, device_id)
             description = describe(config, batch_size, {path.name: file}, ensemble)
             written = description_path(path)  # by an earlier one of these exports
             earlier = written if written.exists() else description_path(export.path)
             description = merge_description(description, earlier)
             written.write_text(f"{json.dumps(description, indent=2)}\n")
-        check_unchanged(Path(checkpoint_path), sha256)
+        check_unchanged(checkpoint, sha256)
         output_folder.announce(folder, names)
         with output_folder.register(folder, names):
             for path in paths:
                 (scratch / path.name).replace(path)
+
+
+def _export_one(export, member, path, volume, expected, device, device_id):
+    """Writes and checks a model at `path`; returns its entry in the description."""
+    checkpoint, config, sha256 = member
+    network = load_vnet(checkpoint, config).set_train(False)
+    tensor_names, output = _write_model(export, network, volume, path)
+    difference = _check_difference(output, expected, export.path, device)
+    if export.file_format == "AIR":
+        write_air(checkpoint, config, export.conv2d, volume.shape, path, device_id)
+    log.info(
+        f"{export.path}: {path.stat().st_size / 1e6:.1f} MB, differs from {checkpoint} by "
+        f"{difference:.1e}"
+    )
+    return {
+        **export.properties(),
+        **tensor_names,
+        "sha256": hash_file(path),
+        "checkpoint": checkpoint.name,
+        "checkpoint_sha256": sha256,
+        "largest_difference": difference,
+        "mindspore": ms.__version__,
+    }
 
 
 def _files_of(exports):

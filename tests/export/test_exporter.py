@@ -27,6 +27,7 @@ from mindspore import nn
 from mindspore.train.mind_ir_pb2 import ModelProto
 
 from src.checkpoint import save_weights
+from src.ensemble import Member, hash_checkpoint
 from src.export import air as air_export
 from src.export import exporter as model_export
 from src.export.description import config_of_model, find_lite_model, find_weights, read_description
@@ -180,6 +181,10 @@ def noise(batch_size=1, sides=SIDES):
     return np.random.default_rng(7).standard_normal(shape, dtype=np.float32)
 
 
+def member_of(checkpoint, config):
+    return Member(Path(checkpoint), config, hash_checkpoint(Path(checkpoint)))
+
+
 def save(network, path):
     path.parent.mkdir(exist_ok=True)
     save_weights(network, path)
@@ -197,7 +202,12 @@ def work(tmp_path_factory, small_config):
     config = small_config(*GRID, "threshold=0.4", "precision=mixed")
     recorded = SimpleNamespace(
         **{"folder": folder, "checkpoint": checkpoint, "config": config, "out": folder / "out"},
-        **{"of_mindspore": {}, "loaded_with": [], "compiled": {}},
+        **{
+            "member": member_of(checkpoint, config),
+            "of_mindspore": {},
+            "loaded_with": [],
+            "compiled": {},
+        },
     )
     printed = io.StringIO()
 
@@ -222,7 +232,7 @@ def work(tmp_path_factory, small_config):
         patch.setattr(ms, "export", recording_export)
         for file_format in ("MINDIR", "ONNX"):
             exports = plan_exports(file_format, "out/vnet", False, 3, "CPU")
-            export_model("run/best.ckpt", config, "CPU", exports)
+            export_model(member_of("run/best.ckpt", config), "CPU", exports)
             recorded.out = folder / file_format
             shutil.copytree("out", recorded.out)  # one test cannot spoil the next one's
             with register("out", ["vnet.json"]):
@@ -352,7 +362,8 @@ def test_two_volumes_per_call(tmp_path, small_config, monkeypatch):
     monkeypatch.chdir(tmp_path)
     checkpoint = save(seeded_vnet("paper", 2), tmp_path / "run" / "best.ckpt")
     exports = plan_exports("MINDIR", "both", True, 1, "CPU")
-    export_model(checkpoint, small_config("variant=paper"), "CPU", exports, batch_size=2)
+    member = member_of(checkpoint, small_config("variant=paper"))
+    export_model(member, "CPU", exports, batch_size=2)
     path = tmp_path / "both.mindir"
     description = described(path)
     assert description["input"]["shape"] == [2, 1, 16, 16, 16]
@@ -403,7 +414,7 @@ def quick(work, tmp_path, monkeypatch):
 
 
 def export_mindir(work, name="out/vnet"):
-    export_model(work.checkpoint, work.config, "CPU", plan_exports("MINDIR", name, False, 3, "CPU"))
+    export_model(work.member, "CPU", plan_exports("MINDIR", name, False, 3, "CPU"))
 
 
 def with_another_bias(content, change):
@@ -492,10 +503,10 @@ def test_one_voxel_too_far_off_is_an_error(
 
     monkeypatch.setattr(model_export, "export_onnx", stub)
     monkeypatch.setattr(model_export, "run_onnx", almost)
-    config = small_config(*GRID, f"precision={precision}")
+    member = member_of(work.checkpoint, small_config(*GRID, f"precision={precision}"))
     exports = plan_exports("ONNX", "out/vnet", False, 3, target)
     if passes:
-        export_model(work.checkpoint, config, target, exports)
+        export_model(member, target, exports)
         path = tmp_path / "out" / "vnet.onnx"
         assert path.read_bytes() == b"model"
         assert entry(path)["largest_difference"] == pytest.approx(abs(off), abs=1e-6)
@@ -503,7 +514,7 @@ def test_one_voxel_too_far_off_is_an_error(
         limit = "2e-02" if target == "GPU" else "1e-04"
         says = f"vnet.onnx: not written, differs .* expected {limit} at most; report this"
         with pytest.raises(DataError, match=says):
-            export_model(work.checkpoint, config, target, exports)
+            export_model(member, target, exports)
         assert list(tmp_path.iterdir()) == []
 
 
@@ -526,6 +537,15 @@ def test_a_file_that_appears_meanwhile_is_not_ours_either(work, quick, tmp_path)
     with pytest.raises(DataError, match="out/vnet.json: there already, and not written by this"):
         export_mindir(work)
     assert tree(tmp_path / "out") == {"vnet.json": b"mine"}
+
+
+def test_a_checkpoint_that_is_replaced_after_it_was_found(work, quick, tmp_path):
+    """Else its models would be described by a hash that the others of an ensemble do not know."""
+    member = work.member._replace(sha256="of the earlier one")
+    exports = plan_exports("MINDIR", "out/vnet", False, 3, "CPU")
+    with pytest.raises(DataError, match="best.ckpt: replaced while it was read"):
+        export_model(member, "CPU", exports)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("reason", [DataError("no"), KeyboardInterrupt(), SystemExit(143)])
@@ -590,7 +610,7 @@ def test_a_checkpoint_of_another_architecture(work, tmp_path, monkeypatch, small
     monkeypatch.chdir(tmp_path)
     exports = plan_exports("MINDIR", "out/vnet", False, 3, "CPU")
     with pytest.raises(DataError, match="best.ckpt: holds a V-Net of variant=zoo, width=2"):
-        export_model(work.checkpoint, small_config(item), "CPU", exports)
+        export_model(member_of(work.checkpoint, small_config(item)), "CPU", exports)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -647,7 +667,7 @@ def test_a_disk_that_is_full_when_mindspore_writes(
     exports = plan_exports(file_format, "out/vnet", False, 3, "CPU")
     says = rf"^out: cannot be written \({reason}\)$"
     with full_disk(100_000), pytest.raises(DataError, match=says):
-        export_model(work.checkpoint, work.config, "CPU", exports)
+        export_model(work.member, "CPU", exports)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -661,7 +681,7 @@ def test_a_disk_that_is_full_when_the_description_is_written(
     )
     exports = plan_exports("ONNX", "out/vnet", False, 3, "CPU")
     with full_disk(1000), pytest.raises(DataError) as error:
-        export_model(work.checkpoint, work.config, "CPU", exports)
+        export_model(work.member, "CPU", exports)
     assert str(error.value).startswith("out") and ".exporting-" not in str(error.value)
     assert "cannot be written (File too large)" in str(error.value)
     assert list(tmp_path.iterdir()) == []
@@ -685,13 +705,13 @@ def test_without_a_compiler_a_mindir_comes_without_its_weight_file(
     assert line.startswith(says)
     with pytest.raises(BuildError):
         exports = plan_exports("VNET", "new/vnet", False, 3, "CPU")
-        export_model(work.checkpoint, work.config, "CPU", exports)
+        export_model(work.member, "CPU", exports)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
 
 
 def test_a_weight_file_alone(work, quick, tmp_path):
     exports = plan_exports("VNET", "out/vnet", False, 3, "CPU")
-    export_model(work.checkpoint, work.config, "CPU", exports)
+    export_model(work.member, "CPU", exports)
     assert quick.calls == []
     written, whole = tree(tmp_path / "out"), tree(work.folder / "MINDIR")
     assert sorted(written) == sorted([MANIFEST, "vnet.json", "vnet.vnet"])
@@ -750,7 +770,7 @@ def test_for_air_the_mindir_of_the_same_graph_is_compared(
     load = ms.load
     monkeypatch.setattr(ms, "load", spying)
     exports = plan_exports("AIR", "out/vnet", conv2d, 3, "Ascend")
-    export_model(work.checkpoint, work.config, "Ascend", exports, device_id=3)
+    export_model(work.member, "Ascend", exports, device_id=3)
     assert on_an_ascend[1] == ("Ascend", 3)
     assert [call.file_format for call in quick.calls] == ["MINDIR", "AIR"]
     of_mindir, of_air = quick.calls
@@ -778,12 +798,12 @@ def test_an_air_whose_graph_computes_something_else_is_not_written(
     quick.edit = lambda content: with_another_bias(content, lambda bias: bias + 1)
     exports = plan_exports("AIR", "out/vnet", False, 3, "Ascend")
     with pytest.raises(DataError, match="vnet.air: not written, differs"):
-        export_model(work.checkpoint, work.config, "Ascend", exports)
+        export_model(work.member, "Ascend", exports)
     assert list(tmp_path.iterdir()) == [] and on_an_ascend == []
 
 
 def test_an_air_without_an_ascend_says_what_is_missing(work, quick, tmp_path):
     exports = plan_exports("AIR", "out/vnet", False, 3, "Ascend")
     with pytest.raises(DataError, match="^AIR not written: device Ascend is not available to M"):
-        export_model(work.checkpoint, work.config, "Ascend", exports)
+        export_model(work.member, "Ascend", exports)
     assert list(tmp_path.iterdir()) == []
