@@ -10,7 +10,6 @@ two take turns. The model is `predicted_step_s`; its assumptions are printed wit
 import argparse
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -24,6 +23,7 @@ from benchmarks.report import progress, table
 from benchmarks.volume import volume_size, write_volume
 from src.utils.command_line import run
 from src.utils.errors import DataError, UsageError
+from src.utils.process import free_port
 
 RANK = Path(__file__).with_name("distributed_rank.py")
 PARAMETERS = 45.6e6  # of the full-width network
@@ -90,11 +90,8 @@ def measure(count: int, folder: Path, steps: int, size: tuple[int, int, int]) ->
     }
     command = [sys.executable, *arguments]
     if count > 1:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
         options = [f"--worker_num={count}", f"--local_worker_num={count}", "--join=True"]
-        options += [f"--master_port={port}", f"--log_dir={folder}", "--tail_worker_log=0"]
+        options += [f"--master_port={free_port()}", f"--log_dir={folder}", "--tail_worker_log=0"]
         command = [str(scripts / "msrun"), *options, *arguments]
     ended = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True)
     if ended.returncode:

@@ -14,6 +14,7 @@ from ..devices.device import start_communication
 from ..devices.ranks import Ranks
 from ..training.optimizer import create_optimizer
 from ..training.step import create_training_cell
+from ..utils.process import free_port
 from ..vnet import create_vnet
 from .precisions import configuration
 from .processes import NO_CHECKOUT, ROOT, group_command, run_command
@@ -93,11 +94,10 @@ def _start_python(engine: str, device_num: int, folder: Path) -> list[str]:
         root = ["--allow-run-as-root"] * (os.geteuid() == 0)
         return ["mpirun", "-n", count, *places, *root, sys.executable]
     msrun = Path(sys.executable).with_name("msrun")
-    port, logs = str(20000 + os.getpid() % 10000), str(folder)
     return [
         *(str(msrun) if msrun.exists() else "msrun", "--worker_num", count),
         *("--local_worker_num", count, "--join", "True"),
-        *("--master_port", port, "--log_dir", logs),
+        *("--master_port", str(free_port()), "--log_dir", str(folder)),
         "python3",  # msrun starts only the PATH's
     ]
 

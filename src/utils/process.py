@@ -134,6 +134,15 @@ def module_command(module: str, *words: str, ends_with_parent: bool = False) -> 
     return [sys.executable, "-c", code, str(ROOT), *words]
 
 
+def free_port() -> int:
+    """Returns a TCP port of this machine's own address, 127.0.0.1, that nobody listens on now."""
+    import socket  # which takes milliseconds of every start
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
 def core_count() -> int:
     """Returns the number of processor cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):  # Linux only

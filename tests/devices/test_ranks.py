@@ -4,7 +4,6 @@
 """
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +18,7 @@ from src.evaluation import load_network
 from src.promise12.splits import split_cases
 from src.training.trainer import train
 from src.training.validation import ValidationSet
+from src.utils.process import free_port
 from src.vnet import create_vnet
 from tests.devices.rank_program import PAPER, Weights, config_of
 from tests.helpers import ROOT
@@ -37,16 +37,18 @@ def folder(tmp_path_factory, write_training):
 @pytest.fixture(scope="module")
 def ranks(folder):
     """What each rank left, name -> array."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     scripts = Path(sys.executable).parent
     environment = {
         **os.environ,
         "PATH": f"{scripts}:{os.environ['PATH']}",  # msrun starts the PATH's python
         "PYTHONPATH": str(ROOT),
     }
-    options = ["--worker_num=2", "--local_worker_num=2", f"--master_port={port}", "--join=True"]
+    options = [
+        "--worker_num=2",
+        "--local_worker_num=2",
+        f"--master_port={free_port()}",
+        "--join=True",
+    ]
     ended = subprocess.run(
         [scripts / "msrun", *options, f"--log_dir={folder}", TESTS / "rank_program.py", folder],
         cwd=folder,

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -16,7 +17,7 @@ from src.config import override_config, save_config, vnet_cfg
 from src.data_manager import Case, load_training_volumes
 from src.export.description import LITE, describe
 from src.utils.files import hash_file
-from src.utils.process import change_folder
+from src.utils.process import change_folder, free_port
 from src.vnet import create_vnet
 from tests.helpers import ROOT
 
@@ -236,6 +237,13 @@ def test_without_a_home_cases_are_prepared_anew(
     assert volume.intensity.shape == (16, 16, 16)
     assert sorted(tmp_path.rglob("*")) == before
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_free_port_can_be_listened_on():
+    ports = {free_port() for _ in range(3)}
+    for port in ports:
+        with socket.create_server(("127.0.0.1", port)):
+            assert free_port() not in (0, port)
 
 
 def test_the_current_folder_changes_back(tmp_path):
