@@ -3,7 +3,6 @@
 import os
 import platform
 import re
-import subprocess
 import tempfile
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import numpy as np
 
 from ..utils.files import write_json
 from .groups import check_against_cpu, start_group
+from .processes import output_of
 from .programs import check_310, check_programs
 from .ranks import check_ranks
 from .speed import PUBLISHED_MS, SPEED
@@ -59,20 +59,16 @@ def check_versions(target: str, table: Table) -> None:
     table.add("system", "-", f"{system}, {versions}", True)
     if target == "GPU":
         query = "--query-gpu=name,driver_version,memory.total"
-        table.add("driver", "-", _output_of("nvidia-smi", query, "--format=csv,noheader"), True)
+        table.add("driver", "-", _line_of("nvidia-smi", query, "--format=csv,noheader"), True)
         home = os.environ.get("CUDA_HOME")
-        nvcc = _output_of(f"{home}/bin/nvcc", "--version") if home else "CUDA_HOME is not set"
+        nvcc = _line_of(f"{home}/bin/nvcc", "--version") if home else "CUDA_HOME is not set"
         table.add(
             "toolkit", "CUDA 11.1, 11.6 or 11.8", nvcc, bool(re.search(r"release 11\.[168]", nvcc))
         )
     elif target == "Ascend":
-        table.add("driver", "-", _output_of("npu-smi", "info"), True)
+        table.add("driver", "-", _line_of("npu-smi", "info"), True)
         table.add("toolkit", "-", os.environ.get("ASCEND_TOOLKIT_HOME", "CANN is not set"), True)
 
 
-def _output_of(*command: str) -> str:
-    try:
-        ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return f"{command[0]}: {error}"
-    return " ".join((ended.stdout or ended.stderr).split())[:400]
+def _line_of(*command: str) -> str:
+    return " ".join(output_of(*command).split())[:400]

@@ -13,6 +13,7 @@ from .table import Table
 PACKAGE = __package__.split(".")[0]
 NO_CHECKOUT = "only in a checkout of the repository, which has scripts/"
 TIMEOUT_S = 240
+QUERY_S = 60  # for the tools of a driver, which may hang
 
 
 def run_command(
@@ -45,6 +46,15 @@ def run_program(words: Sequence[str | Path], table: Table, check: str) -> bool:
     if succeeded:
         table.add(check, "exit code 0", "exit code 0", True)
     return succeeded
+
+
+def output_of(*command: str) -> str:
+    """Returns what a command of the driver or compiler prints, or why it printed nothing."""
+    try:
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=QUERY_S)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"{command[0]}: {error}"
+    return ended.stdout or ended.stderr
 
 
 def group_command(

@@ -1,14 +1,12 @@
 """Do the programs run: training, resume, evaluation, export, and C++ inference on an Ascend 310?"""
 
 import re
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 from ..promise12.phantom import write_phantom
 from ..utils.process import change_folder
-from .processes import NO_CHECKOUT, PACKAGE, ROOT, run_program
+from .processes import NO_CHECKOUT, PACKAGE, ROOT, output_of, run_program
 from .table import Table
 
 
@@ -55,9 +53,7 @@ def check_310(target: str, table: Table, folder: Path) -> None:
         folder: of `check_programs`, which exported the model.
     """
     check = "C++ program on an Ascend 310"
-    chip = ""
-    if target == "Ascend" and shutil.which("npu-smi"):
-        chip = subprocess.run(["npu-smi", "info"], capture_output=True, text=True).stdout
+    chip = output_of("npu-smi", "info") if target == "Ascend" else ""
     script = ROOT / "scripts" / "run_infer_310.sh"
     if not re.search(r"\b310", chip):
         table.add(check, "-", "no Ascend 310 here", None)

@@ -4,7 +4,8 @@ import sys
 
 import pytest
 
-from src.acceptance.processes import run_command, run_program
+from src.acceptance import processes
+from src.acceptance.processes import output_of, run_command, run_program
 from src.acceptance.table import Table
 
 
@@ -12,6 +13,15 @@ def test_a_command_that_hangs_fails(tmp_path):
     table = Table(quiet=True)
     assert not run_command(["sleep", "60"], table, "a sleeper", timeout_s=1)
     assert table.rows[0]["found"] == "hangs"
+
+
+def test_what_a_driver_says_or_why_it_says_nothing(tmp_path, monkeypatch):
+    python = sys.executable
+    assert output_of(python, "-c", "print('Ascend 310\\n')") == "Ascend 310\n\n"
+    assert output_of(python, "-c", "exit('no driver')") == "no driver\n"
+    assert output_of("npu-smi-of-nobody", "info").startswith("npu-smi-of-nobody: [Errno 2]")
+    monkeypatch.setattr(processes, "QUERY_S", 0.1)
+    assert "timed out" in output_of("sleep", "60")
 
 
 @pytest.mark.parametrize(
