@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..utils.errors import last_error
-from ..utils.process import ROOT, module_command
+from ..utils.process import PACKAGE, module_command
 from .table import Table
 
-PACKAGE = __package__.split(".")[0]
 NO_CHECKOUT = "only in a checkout of the repository, which has scripts/"
 TIMEOUT_S = 240
 QUERY_S = 60  # for the tools of a driver, which may hang
@@ -25,8 +24,7 @@ def run_command(
         Whether it succeeded.
     """
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    modules = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    variables = {"GLOG_v": "3", "PYTHONPATH": modules, "PYTHONUNBUFFERED": "1", "PATH": path}
+    variables = {"GLOG_v": "3", "PYTHONUNBUFFERED": "1", "PATH": path}
     try:
         ended = subprocess.run(
             words, env=os.environ | variables, capture_output=True, text=True, timeout=timeout_s

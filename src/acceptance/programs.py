@@ -1,12 +1,11 @@
 """Do the programs run: training, resume, evaluation, export, and C++ inference on an Ascend 310?"""
 
 import re
-import sys
 from pathlib import Path
 
 from ..promise12.phantom import write_phantom
-from ..utils.process import change_folder
-from .processes import NO_CHECKOUT, PACKAGE, ROOT, output_of, run_program
+from ..utils.process import PACKAGE, ROOT, change_folder, module_command
+from .processes import NO_CHECKOUT, output_of, run_program
 from .table import Table
 
 
@@ -21,8 +20,8 @@ def check_programs(target: str, table: Table, folder: Path, small: bool) -> None
     """
 
     def passes(check: str, command: str, *words: str) -> bool:
-        vnet = (sys.executable, "-m", PACKAGE, command, "--device_target", target)
-        return run_program([*vnet, *words], table, check)
+        vnet = module_command(PACKAGE, command, "--device_target", target, *words)
+        return run_program(vnet, table, check)
 
     with change_folder(folder):
         write_phantom("data", cases=1 if small else 3, seed=1)

@@ -14,10 +14,10 @@ from ..devices.device import start_communication
 from ..devices.ranks import Ranks
 from ..training.optimizer import create_optimizer
 from ..training.step import create_training_cell
-from ..utils.process import free_port
+from ..utils.process import ROOT, free_port
 from ..vnet import create_vnet
 from .precisions import configuration
-from .processes import NO_CHECKOUT, ROOT, group_command, run_command
+from .processes import NO_CHECKOUT, group_command, run_command
 from .table import Table
 
 TIMEOUT_S = 300

@@ -29,14 +29,13 @@ from ..report.results import REPORT
 from ..report.tables import zoo_lines
 from ..utils.errors import DataError, UsageError, last_error, reason_of
 from ..utils.files import Lock, write_files, write_json
-from ..utils.process import core_count, module_command
+from ..utils.process import PACKAGE, core_count, module_command
 from ..utils.status import STATUS_FILE, write_status
 from .folds import EVALUATION, Fold, check_unedited, write_pooled_results
 from .progress import duration_text
 
 log = logging.getLogger(__name__)
 
-PACKAGE = __package__.split(".")[0]
 SET_HERE = ("fold", "dirResult", "dirPredictionImage")  # keys that each fold gets its own of
 POLL_S = 1.0
 PROGRESS_S = 60.0  # between two lines about the progress

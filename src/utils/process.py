@@ -18,6 +18,7 @@ from pathlib import Path
 import platformdirs
 
 ROOT = Path(__file__).resolve().parents[2]  # the checkout, or the folder of the package
+PACKAGE = __package__.split(".")[0]  # its name, src in a checkout
 
 
 class _Output(io.TextIOWrapper):
