@@ -16,15 +16,6 @@ LANES = 16  # floats of a vector
 PLAIN_CHANNELS = 8  # up to here tensors between units are plain: blocks would be half empty
 
 
-class Kind(IntEnum):
-    """The convolution of a layer; FEW_INPUT reads a plain one-channel volume."""
-
-    CONV5 = 0
-    FEW_INPUT = 1
-    CONV_DOWN2 = 2
-    CONV_UP2 = 3
-
-
 class Activation(IntEnum):
     NONE = 0
     ELU = 1
@@ -210,7 +201,7 @@ def _operator(name: str) -> str:
 
 
 def _body() -> str:
-    enums = "".join(_enum(enum) for enum in (Kind, Activation, Norm))
+    enums = "".join(_enum(enum) for enum in (Activation, Norm))
     kinds = NetworkDescription, DropoutColumns, NetworkSpec, ConvSpec, LossSpec
     specs = [_spec(spec) for spec in (*kinds, AdamNumbers, AdamSettings)]
     constants = (

@@ -190,7 +190,7 @@ std::vector<Tensor> run(const std::string& name, Operator function,
 // Calls visit(index in y, in the weights, in x) for each product that a convolution sums.
 template <typename Visit>
 void for_products(Kind kind, const Shape& x, const Shape& y, int side, const Visit& visit) {
-  const bool same_size = kind == Kind::kConv5 || kind == Kind::kFewInput;
+  const bool same_size = kind == Kind::kConv5;
   // Of the two grids, the one whose voxels are visited, and the weights' two axes of channels.
   const Shape& coarse = kind == Kind::kConvUp2 ? x : y;
   const Shape& fine = kind == Kind::kConvUp2 ? y : x;
@@ -308,9 +308,11 @@ struct UnitCase {
   int skip = 0;  // channels
   bool dropout_mask = false;
 
-  bool same_size() const { return kind == Kind::kConv5 || kind == Kind::kFewInput; }
+  bool same_size() const { return kind == Kind::kConv5; }
+  // As a network's first unit, which adds the volume to each channel.
+  bool of_volume() const { return in == 1 && residual == Residual::kInput; }
   // That of a volume is added to the residual's, where rows are whole vectors, as a network's are.
-  bool has_source_gradient() const { return kind != Kind::kFewInput || z % kLanes == 0; }
+  bool has_source_gradient() const { return !of_volume() || z % kLanes == 0; }
   int side() const { return same_size() ? 5 : 2; }
   Shape grid(int channels, bool fine) const {
     const int step = fine ? 2 : 1;
@@ -318,14 +320,14 @@ struct UnitCase {
   }
   Shape x_shape() const {
     Shape shape = grid(in, kind == Kind::kConvDown2);
-    shape.plain |= kind == Kind::kFewInput;
+    shape.plain |= of_volume();
     return shape;
   }
   Shape y_shape() const { return grid(out, kind == Kind::kConvUp2); }
   Shape skip_shape() const { return grid(skip, kind == Kind::kConvUp2); }
   Shape out_shape() const { return grid(out + skip, kind == Kind::kConvUp2); }
   std::string name() const {
-    const char* kinds[] = {"conv5", "few_input", "conv_down2", "conv_up2"};
+    const char* kinds[] = {"conv5", "conv_down2", "conv_up2"};
     const auto number = [](auto value) { return std::to_string(static_cast<int>(value)); };
     return std::string("unit ") + kinds[static_cast<int>(kind)] + " " + number(in) + " -> " +
            number(out) + ", batch " + number(batch) + ", " + number(x) + "x" + number(y) + "x" +
@@ -558,7 +560,7 @@ struct UnitData {
     if (c.residual == Residual::kTensor) residual = laid_out(unit.y, v.residual);
     if (c.residual == Residual::kTensor) post_ops.residual = residual.values.data();
     if (c.residual == Residual::kInput) post_ops.residual = unit.source;
-    post_ops.residual_is_volume = c.residual == Residual::kInput && c.kind == Kind::kFewInput;
+    post_ops.residual_is_volume = c.of_volume();
     if (c.skip == 0) return;
     skip = laid_out(c.skip_shape(), v.skip);
     post_ops.skip = skip.values.data();
@@ -1425,9 +1427,9 @@ const UnitCase kUnits[] = {
     {Kind::kConv5, 1, 2, 33, 1, 257, 1},
     {Kind::kConv5, 1, 17, 2, 1, 1, 257, kElu, kTensorResidual, kElu, false, true},
     {Kind::kConv5, 2, 5, 5, 37, 2, 13, kElu, kInputResidual, kElu, false, true},
-    {Kind::kFewInput, 1, 1, 16, 1, 1, 1, kNoActivation, kInputResidual, kElu, true, true},
-    {Kind::kFewInput, 2, 1, 5, 3, 5, 7, kNoActivation, kInputResidual, kElu, true, true},
-    {Kind::kFewInput, 1, 1, 33, 2, 3, 19, kNoActivation, kInputResidual, kPrelu, false, false},
+    {Kind::kConv5, 1, 1, 16, 1, 1, 1, kNoActivation, kInputResidual, kElu, true, true},
+    {Kind::kConv5, 2, 1, 5, 3, 5, 7, kNoActivation, kInputResidual, kElu, true, true},
+    {Kind::kConv5, 1, 1, 33, 2, 3, 19, kNoActivation, kInputResidual, kPrelu, false, false},
     {Kind::kConvDown2, 1, 3, 5, 1, 1, 1, kElu},
     {Kind::kConvDown2, 2, 17, 33, 2, 3, 5, kElu, kNoResidual, kNoActivation, true, true},
     {Kind::kConvDown2, 1, 33, 17, 7, 1, 13, kPrelu, kNoResidual, kNoActivation, true, false},
@@ -1443,8 +1445,8 @@ const UnitCase kUnits[] = {
     {Kind::kConv5, 1, 8, 3, 2, 9, 48, kPrelu, kTensorResidual, kPrelu, false, true},
     {Kind::kConv5, 1, 5, 33, 3, 2, 16, kElu, kNoResidual, kNoActivation, true, false},
     {Kind::kConv5, 1, 33, 2, 5, 5, 16, kElu, kNoResidual, kNoActivation, false, true},
-    {Kind::kFewInput, 1, 1, 8, 5, 9, 32, kNoActivation, kInputResidual, kElu, false, true},
-    {Kind::kFewInput, 2, 1, 3, 3, 2, 16, kNoActivation, kInputResidual, kPrelu, true, true},
+    {Kind::kConv5, 1, 1, 8, 5, 9, 32, kNoActivation, kInputResidual, kElu, false, true},
+    {Kind::kConv5, 2, 1, 3, 3, 2, 16, kNoActivation, kInputResidual, kPrelu, true, true},
     {Kind::kConvDown2, 2, 3, 5, 3, 2, 16, kPrelu, kNoResidual, kNoActivation, true, true},
     {Kind::kConvDown2, 1, 8, 17, 2, 3, 8, kElu, kNoResidual, kNoActivation, false, true},
     {Kind::kConvDown2, 1, 5, 40, 2, 1, 24, kElu, kNoResidual, kNoActivation, true, false},

@@ -147,7 +147,7 @@ class LayerList {
  public:
   LayerList(const NetworkDescription& description, const DropoutColumns* dropout)
       : d_(description), dropout_(dropout) {
-    add(Kind::kFewInput, 1, channels(0), d_.encoder_bias, kNo, d_.activation).residual =
+    add(Kind::kConv5, 1, channels(0), d_.encoder_bias, kNo, d_.activation).residual =
         Layer::kVolume;
     int skips[kLevels];
     for (int level = 1; level < kLevels; ++level) {

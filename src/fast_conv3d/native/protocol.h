@@ -7,12 +7,11 @@
 // clang-format off
 namespace fast_conv3d {
 
-constexpr int kProtocolVersion = 2083599059;
+constexpr int kProtocolVersion = 1334023747;
 
 constexpr int kLanes = 16;
 constexpr int kPlainChannels = 8;
 
-enum class Kind { kConv5 = 0, kFewInput = 1, kConvDown2 = 2, kConvUp2 = 3 };
 enum class Activation { kNone = 0, kElu = 1, kPrelu = 2 };
 enum class Norm { kNone = 0, kBatch = 1, kInstance = 2 };
 

@@ -41,7 +41,6 @@ void unit_input_gradient(Runtime& runtime, const Unit& unit, const float* d_y, f
   Workspace& workspace = runtime.workspace;
   switch (unit.kind) {
     case Kind::kConv5:
-    case Kind::kFewInput:
       return convolve5(pool, workspace, unit.y, d_y,
                        Weights::input_gradient(unit.weights, unit.y.channels, unit.x.channels),
                        unit.x, d_x, epilogue);
@@ -58,7 +57,6 @@ inline void unit_weight_gradient(Runtime& runtime, const Unit& unit, const float
   Workspace& workspace = runtime.workspace;
   switch (unit.kind) {
     case Kind::kConv5:
-    case Kind::kFewInput:
       return weight_gradient5(pool, workspace, unit.x, unit.source, unit.y, d_y, d_weights);
     case Kind::kConvDown2:
       return weight_gradient2(pool, workspace, unit.y, d_y, unit.x, unit.source, d_weights);

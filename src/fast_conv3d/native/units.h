@@ -107,6 +107,9 @@ struct NoEpilogue {
   FC3D_INLINE Vec operator()(Vec value, int, int, size_t) const { return value; }
 };
 
+// The convolution of a layer: 5x5x5, or 2x2x2 with stride 2, transposed where it goes up.
+enum class Kind { kConv5, kConvDown2, kConvUp2 };
+
 struct Unit {
   Kind kind;
   Shape x{}, y{};                  // of the convolution's input and output
@@ -121,7 +124,6 @@ struct Unit {
   void convolution(Runtime& runtime, float* target, const Epilogue& epilogue) const {
     switch (kind) {
       case Kind::kConv5:
-      case Kind::kFewInput:
         return convolve5(runtime.pool, runtime.workspace, x, source,
                          Weights::forward(weights, y.channels, x.channels), y, target, epilogue);
       case Kind::kConvDown2:
