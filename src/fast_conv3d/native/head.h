@@ -95,7 +95,7 @@ constexpr size_t kPartVoxels = 2048;
 // Calls task(part, image, first voxel, voxels) for each part of the voxels of a batch.
 template <typename Task>
 void for_each_part(ThreadPool& pool, const Shape& shape, const Task& task) {
-  const size_t image_parts = (shape.voxels() + kPartVoxels - 1) / kPartVoxels;
+  const size_t image_parts = ceil_div(shape.voxels(), kPartVoxels);
   pool.for_each(static_cast<int>(shape.batch * image_parts), [&](int part, int) {
     const size_t begin = part % image_parts * kPartVoxels;
     task(part, part / static_cast<int>(image_parts), begin,
@@ -103,7 +103,7 @@ void for_each_part(ThreadPool& pool, const Shape& shape, const Task& task) {
   });
 }
 inline int parts_of(const Shape& shape) {
-  return static_cast<int>(shape.batch * ((shape.voxels() + kPartVoxels - 1) / kPartVoxels));
+  return static_cast<int>(shape.batch * ceil_div(shape.voxels(), kPartVoxels));
 }
 
 // The logits of 16 voxels (or the `count` at the end of an image) without the bias.
@@ -191,7 +191,7 @@ inline void pointwise_backward(ThreadPool& pool, const Head& head, const float* 
 // The shape of a plain tensor with zero padding; Vecs may read past a row's end.
 inline Shape padded_shape(const Head& head, int channels) {
   const Shape& shape = head.shape;
-  const int z = (shape.z + kLanes - 1) / kLanes * kLanes + kLanes;
+  const int z = ceil_div(shape.z, kLanes) * kLanes + kLanes;
   return {shape.batch, channels, shape.x + 2 * head.padding(), shape.y + 2 * head.padding(),
           z,           true};
 }

@@ -240,7 +240,7 @@ class Arena {
  public:
   // Returns the offset of a new tensor, in floats.
   size_t take(size_t floats) {
-    const size_t length = (floats + kAlign - 1) / kAlign * kAlign;
+    const size_t length = ceil_div(floats, kAlign) * kAlign;
     size_t at = 0;
     auto next = taken_.begin();  // the first tensor behind the gap at `at`
     for (; next != taken_.end() && next->begin < at + length; ++next) at = next->end;

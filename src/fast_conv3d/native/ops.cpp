@@ -68,10 +68,7 @@ struct Arguments {
   const int* ranks;
   int64_t** shapes;
 
-  template <typename T = float>
-  T* get(int index) const {
-    return static_cast<T*>(data[index]);
-  }
+  float* get(int index) const { return static_cast<float*>(data[index]); }
   // The shape of a (batch, channels, x, y, z) tensor.
   Shape shape(int index, int channels) const {
     const int64_t* sides = shapes[index];

@@ -115,7 +115,7 @@ FC3D_INLINE void multiply(const Vec* inputs, int count, const float* weights, Ve
   for (int i = 0; i < kSums; ++i) sums[i] = sum[i];
 }
 
-inline int groups_of(int outputs) { return (outputs + kSums - 1) / kSums; }
+inline int groups_of(int outputs) { return ceil_div(outputs, kSums); }
 
 // Packs weight(output, input) as [group of kSums outputs][input][output], zeros past the last.
 template <typename Weight>
@@ -201,7 +201,7 @@ class RunBuffer {
   static constexpr int kRuns = 16;  // summed in registers
 
   RunBuffer(const Shape& coarse, const Shape& fine)
-      : rows_((coarse.channels + kGradientRows - 1) / kGradientRows * kGradientRows),
+      : rows_(ceil_div(coarse.channels, kGradientRows) * kGradientRows),
         inputs_(fine.channels * kTaps),
         coarse_(kRuns * rows_, zero()),
         taps_(kRuns * inputs_) {}

@@ -259,7 +259,7 @@ constexpr size_t kChunkVectors = 2048;  // 128 KiB of each tensor: several of th
 constexpr size_t kRunVectors = 64;      // summed in float before the sums are added in double
 
 inline int chunks_per_block(const Shape& shape) {
-  return static_cast<int>((shape.vectors() + kChunkVectors - 1) / kChunkVectors);
+  return static_cast<int>(ceil_div(shape.vectors(), kChunkVectors));
 }
 inline int chunk_count(const Shape& shape) {
   return shape.batch * shape.blocks() * chunks_per_block(shape);

@@ -19,7 +19,7 @@ namespace fast_conv3d {
 inline void use_huge_pages([[maybe_unused]] float* data, [[maybe_unused]] size_t floats) {
 #if defined(__linux__)
   constexpr uintptr_t kPage = uintptr_t{2} << 20;
-  const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + kPage - 1) / kPage * kPage;
+  const uintptr_t begin = ceil_div(reinterpret_cast<uintptr_t>(data), kPage) * kPage;
   const uintptr_t end = reinterpret_cast<uintptr_t>(data + floats) / kPage * kPage;
   if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
 #endif
@@ -68,7 +68,7 @@ class ScratchParts {
 
   float* take(size_t floats) {
     float* part = base_ == nullptr ? nullptr : base_ + used_;
-    used_ += (floats + kLanes - 1) / kLanes * kLanes + kPad;
+    used_ += ceil_div(floats, kLanes) * kLanes + kPad;
     return part;
   }
   template <int Rank>

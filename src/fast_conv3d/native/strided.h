@@ -108,12 +108,12 @@ void gemm(const Shape& coarse, int blocks, int groups, const float* weights, flo
           ThreadPool& pool, const Pack& pack, const Write& write) {
   const size_t tile_floats = static_cast<size_t>(blocks) * kTileFloats;
   const size_t group_floats = static_cast<size_t>(blocks) * kLanes * kNR * kLanes;
-  const size_t tiles = (coarse.voxels() + kMR - 1) / kMR;
+  const size_t tiles = ceil_div(coarse.voxels(), kMR);
   // Small enough items that the threads finish together.
   const size_t fair = tiles * coarse.batch / (4 * pool.size());
   const size_t item_tiles =
       std::max<size_t>(1, std::min({size_t{kMaxItemTiles}, kItemFloats / tile_floats, fair}));
-  const int image_items = static_cast<int>((tiles + item_tiles - 1) / item_tiles);
+  const int image_items = static_cast<int>(ceil_div(tiles, item_tiles));
   pool.for_each(coarse.batch * image_items, [&](int item, int thread) {
     float* item_inputs = inputs + thread * std::max(kItemFloats, tile_floats);
     const int image = item / image_items;
@@ -155,7 +155,7 @@ void conv_down2(const float* fine, int fine_channels, const float* weights, floa
   assert(fine != nullptr && weights != nullptr && coarse != nullptr);
   const Shape from = fine_shape(shape, fine_channels);
   const int blocks = from.blocks() * kTaps;
-  const int groups = (shape.blocks() + kNR - 1) / kNR;
+  const int groups = ceil_div(shape.blocks(), kNR);
   const size_t packed_floats = static_cast<size_t>(groups) * blocks * kLanes * kNR * kLanes;
   float* packed = scratch.get(packed_floats + input_floats(blocks, pool));
   for_each_weight(weights, shape.channels, groups * kNR, fine_channels, from.blocks(), pool,
@@ -272,12 +272,12 @@ struct GradientSplit {
 
   GradientSplit(const Shape& coarse, size_t part_floats, int threads) {
     constexpr size_t kMaxPartFloats = 1 << 20;
-    image_runs = (coarse.voxels() + kGradientVoxels - 1) / kGradientVoxels;
+    image_runs = ceil_div(coarse.voxels(), kGradientVoxels);
     runs = image_runs * coarse.batch;
     const size_t items = 4 * threads;
     parts = static_cast<int>(
         std::max<size_t>(1, std::min({runs, items, kMaxPartFloats / part_floats})));
-    k_parts = std::min<int>(coarse.blocks(), (static_cast<int>(items) + parts - 1) / parts);
+    k_parts = std::min<int>(coarse.blocks(), ceil_div(static_cast<int>(items), parts));
   }
 };
 

@@ -25,7 +25,7 @@ struct Shape {
 
   bool valid() const { return batch > 0 && channels > 0 && x > 0 && y > 0 && z > 0; }
   size_t voxels() const { return static_cast<size_t>(x) * y * z; }
-  int blocks() const { return plain ? channels : (channels + kLanes - 1) / kLanes; }
+  int blocks() const { return plain ? channels : ceil_div(channels, kLanes); }
   int voxel_floats() const { return plain ? 1 : kLanes; }  // of a block
   size_t block_floats() const { return voxels() * voxel_floats(); }
   size_t image_floats() const { return block_floats() * blocks(); }

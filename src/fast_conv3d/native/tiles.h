@@ -19,8 +19,6 @@ constexpr int kFewTiles = 64;  // up to here the few-tiles loop order is faster
 inline int block_tiles(int channels) { return channels < 128 ? 32 : 128; }
 inline int gradient_block_tiles(int channels) { return channels < 128 ? 64 : 128; }
 
-inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
-
 // The index of a point of a tile.
 inline int point_of(int px, int py, int pz) { return (px * kPoints + py) * kPoints + pz; }
 

@@ -260,7 +260,7 @@ struct MaskGradient {
 // to += from
 inline void add(ThreadPool& pool, size_t floats, const float* from, float* to) {
   constexpr size_t kPart = 32 * 1024;
-  pool.for_each(static_cast<int>((floats + kPart - 1) / kPart), [&](int part, int) {
+  pool.for_each(static_cast<int>(ceil_div(floats, kPart)), [&](int part, int) {
     const size_t end = std::min((part + 1) * kPart, floats);
     for (size_t i = part * kPart; i < end; ++i) to[i] += from[i];
   });

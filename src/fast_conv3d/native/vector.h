@@ -30,6 +30,12 @@ typedef int32_t IntRegister __attribute__((vector_size(kRegisterFloats * sizeof(
 typedef float UnalignedRegister
     __attribute__((vector_size(kRegisterFloats * sizeof(float)), aligned(4), may_alias));
 
+// a / b, rounded up.
+template <typename A, typename B>
+constexpr auto ceil_div(A a, B b) {
+  return (a + b - 1) / b;
+}
+
 #define FC3D_INLINE inline __attribute__((always_inline))
 
 // Registers that belong together. Arithmetic is lane by lane; of two operands, the one with fewer

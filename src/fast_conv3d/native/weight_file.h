@@ -153,7 +153,7 @@ struct Layout {
   }
 
  private:
-  static size_t aligned(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
+  static size_t aligned(size_t bytes) { return ceil_div(bytes, kAlignment) * kAlignment; }
 };
 
 // A network with the grid and the parameters of a weight file.
