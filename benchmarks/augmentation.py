@@ -9,7 +9,6 @@ turns. CPU seconds are measured, which equal wall-clock seconds on an idle machi
 """
 
 import argparse
-import json
 import signal
 import sys
 import tempfile
@@ -29,7 +28,7 @@ from src.data_manager import intensity_on_network_grid, mask_to_network_grid
 from src.promise12.phantom import phantom_case
 from src.utils.command_line import run
 from src.utils.errors import DataError, UsageError
-from src.utils.files import write_files
+from src.utils.files import write_json
 
 TITLES = {"ours": "this project", "monai": "MONAI", "torchio": "TorchIO"}
 ROUNDS = 7
@@ -144,7 +143,7 @@ def main() -> None:
     print(report_text(measured, machine))
     if args.json:
         content = {"machine": machine, "rounds": args.rounds, "measured": measured}
-        write_files({args.json: f"{json.dumps(content, indent=2)}\n".encode()})
+        write_json(args.json, content)
         print(f"{args.json}: written")
 
 

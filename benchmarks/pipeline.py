@@ -39,7 +39,7 @@ from src.predictor import foreground_probability
 from src.promise12.phantom import phantom_case
 from src.utils.command_line import new_parser, run
 from src.utils.errors import DataError, UsageError
-from src.utils.files import write_files
+from src.utils.files import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZE, SPACING_MM = (410, 410, 47), (0.4, 0.4, 2.0)
@@ -271,7 +271,7 @@ def main() -> None:
     if args.json:
         content = {"command": args.command, "size": SIZE, "spacing_mm": SPACING_MM, **result}
         content |= {"network_alone_s": alone, "runs_of_cases": runs, "machine": describe_machine()}
-        write_files({args.json: f"{json.dumps(content, indent=2)}\n".encode()})
+        write_json(args.json, content)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ their direct sum. Transforms and packing count nothing.
 
 import argparse
 import ctypes
-import json
 import os
 import re
 import subprocess
@@ -43,7 +42,7 @@ from src.fast_conv3d import build
 from src.fast_conv3d.protocol import PLAIN_CHANNELS
 from src.utils.command_line import run
 from src.utils.errors import DataError, UsageError
-from src.utils.files import write_files
+from src.utils.files import write_json
 
 NETWORKS = ("128,128,64", "64,64,32", "accurate", "compact")
 SOURCE = Path(__file__).with_name("profile_kernels.cpp")
@@ -130,7 +129,7 @@ def compile_profile(folder: Path) -> Path:
         layer = ", bound" if match[2] in LAYERS else ""
         return f'{match[1]}  const ::profile::Timer timer("{match[2]}"{layer});\n'
 
-    for path in (*build.SOURCES.glob("*.h"), *build.SOURCES.glob("[!t]*.cpp")):  # without tests
+    for path in (*build.SOURCES.glob("*.h"), *build.SOURCES.glob("*.cpp")):
         text = path.read_text()
         found |= {name for _, name in definition.findall(text)}
         (folder / path.name).write_text(definition.sub(with_timer, text))
@@ -140,8 +139,8 @@ def compile_profile(folder: Path) -> Path:
             f"of functions in {Path(__file__).name}"
         )
     library = folder / "libprofile.so"
-    compiler, _ = build._compiler()
-    command = [*compiler, *build.FLAGS, build._native_flag()]
+    compiler, _ = build.find_compiler()
+    command = [*compiler, *build.FLAGS, build.native_flag()]
     command += [f"-I{folder}", "-o", str(library), str(SOURCE)]
     compiled = subprocess.run(command, capture_output=True, text=True, check=False)
     if compiled.returncode:
@@ -459,7 +458,7 @@ def main() -> None:
     print(report_text(rates, machine, threads, measured))
     if args.json:
         content = {"machine": machine, "rates": rates._asdict(), "measured": measured}
-        write_files({args.json: f"{json.dumps(content, indent=1)}\n".encode()})
+        write_json(args.json, content)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ are loaded). A line that runs out of memory is marked as failed, and the others 
 """
 
 import argparse
-import json
 import os
 import signal
 import sys
@@ -27,7 +26,7 @@ from benchmarks.volume import volume_size, write_volume
 from benchmarks.worker import CALLS, Worker
 from src.utils.command_line import run
 from src.utils.errors import DataError, UsageError
-from src.utils.files import write_files
+from src.utils.files import write_json
 
 SIZES = ((32, 32, 32), (64, 64, 32), (96, 96, 48), (128, 128, 64))
 
@@ -160,7 +159,7 @@ def main() -> None:
     print(scaling_table(measured))
     if args.json:
         content = {"machine": machine, "reps": args.reps, "measured": measured}
-        write_files({args.json: f"{json.dumps(content, indent=2)}\n".encode()})
+        write_json(args.json, content)
         print(f"{args.json}: written")
 
 

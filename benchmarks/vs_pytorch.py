@@ -24,7 +24,6 @@ is the process's VmHWM after its weights are loaded.
 """
 
 import argparse
-import json
 import os
 import signal
 import sys
@@ -47,7 +46,7 @@ from benchmarks.worker import CALLS, FULL_WIDTH, Worker
 from src.config import PRESETS, vnet_cfg
 from src.utils.command_line import run
 from src.utils.errors import DataError, UsageError
-from src.utils.files import write_files
+from src.utils.files import write_json
 
 PAIRS = 5
 SEED = 1
@@ -404,7 +403,7 @@ def main() -> None:
     measured = result(args, machine, compared, phases, layers)
     print(report_text(measured))
     if "json" in args:
-        write_files({args.json: f"{json.dumps(measured, indent=2)}\n".encode()})
+        write_json(args.json, measured)
         print(f"{args.json}: written")
 
 

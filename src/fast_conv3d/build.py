@@ -69,8 +69,8 @@ def library_path() -> Path:
         )
     folder = cache_folder()
     try:
-        compiler, version = _compiler()
-        command = [*compiler, *FLAGS, _native_flag()]
+        compiler, version = find_compiler()
+        command = [*compiler, *FLAGS, native_flag()]
         library = folder / _key(command, version) / LIBRARY
         if not library.is_file():
             folder.mkdir(parents=True, exist_ok=True)
@@ -108,8 +108,12 @@ def cache_folder() -> Path:
     return cache / "fast_conv3d"
 
 
-def _compiler():
-    """Returns the command of the first compiler that runs, and its version output."""
+def find_compiler() -> tuple[list[str], str]:
+    """Returns the command of the first compiler that runs, and its version output.
+
+    Raises:
+        BuildError: there is none, or `CXX` names something else.
+    """
     chosen = os.environ.get("CXX", "")
     try:
         commands = [shlex.split(chosen)] if chosen.strip() else [[name] for name in COMPILERS]
@@ -118,12 +122,13 @@ def _compiler():
             f"fast_conv3d: CXX '{chosen}' is not a command ({error}); correct it"
         ) from None
     for name, *arguments in commands:
-        command = [shutil.which(name), *arguments]
+        program = shutil.which(name)
+        if program is None:
+            continue
         with suppress(OSError):
-            if command[0] is not None:
-                result = _run([*command, "--version"])
-                if result.returncode == 0:
-                    return command, result.stdout
+            result = _run([program, *arguments, "--version"])
+            if result.returncode == 0:
+                return [program, *arguments], result.stdout
     if chosen.strip():
         raise BuildError(
             f"fast_conv3d: CXX '{chosen}' cannot be run; set it to a C++ compiler or unset it"
@@ -134,7 +139,8 @@ def _compiler():
     )
 
 
-def _native_flag():
+def native_flag() -> str:
+    """Returns the compiler's flag for the instructions of this processor."""
     return "-mcpu=native" if platform.machine() == "aarch64" else "-march=native"
 
 

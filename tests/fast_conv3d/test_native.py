@@ -44,14 +44,14 @@ def compile_and_run(folder, compiler, flags, emulator=(), threads=(), **environm
 
 @pytest.fixture
 def compiler():
-    return build._compiler()[0]
+    return build.find_compiler()[0]
 
 
 @pytest.mark.parametrize("sanitizers", [ADDRESS, pytest.param(BOTH, marks=pytest.mark.full)])
 def test_with_address_and_undefined_behaviour_sanitizers(tmp_path, compiler, sanitizers):
     # What is allocated is full of NaN. Leaks can't be told inside containers that forbid ptrace.
     options = "max_malloc_fill_size=4000000000:malloc_fill_byte=255:detect_leaks=0"
-    flags = (*sanitizers, build._native_flag())
+    flags = (*sanitizers, build.native_flag())
     compile_and_run(tmp_path, compiler, flags, threads=("3",), ASAN_OPTIONS=options)
 
 
