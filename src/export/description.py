@@ -9,7 +9,6 @@ prints the path of the model that the C++ program runs: NAME.vnet on a CPU; for 
 NAME.mindir itself or NAME_lite.mindir. Of an ensemble it prints a line for each model.
 """
 
-import argparse
 import json
 import logging
 import os
@@ -33,7 +32,7 @@ from ..images.intensity import (
     MIN_PADDING_SHARE,
 )
 from ..predictor import CORE_DEPTH_MM, MOST_RECENTRINGS, REACH_MM, RECENTRE_BEYOND_MM
-from ..utils.command_line import run
+from ..utils.command_line import new_parser, run
 from ..utils.errors import DataError, UsageError
 from ..utils.files import check_name, hash_file
 
@@ -49,6 +48,7 @@ LITE_SUFFIX = "_lite"  # of the file name of the model for MindSpore Lite
 LITE_MINDIR_VERSION = 1
 # The properties of models that MindSpore Lite 2.0 can load on every device.
 LITE: dict[str, str | int] = {"operators": "2-D", "mindir_version": LITE_MINDIR_VERSION}
+NATIVE: dict[str, str | int] = {"format": "VNET"}  # of those for the C++ program's own kernels
 
 
 WEIGHTS_SUFFIX = ".vnet"  # of the C++ program's model for CPUs
@@ -317,64 +317,49 @@ def weights_path(model_path: Path) -> Path:
     return model_path.with_name(model_path.stem.removesuffix(LITE_SUFFIX) + WEIGHTS_SUFFIX)
 
 
-def find_lite_model(model_path: str | Path) -> Path:
-    """Returns the model itself if MindSpore Lite can load it, else NAME_lite.mindir beside it.
+def find_model(model_path: str | Path, runtime: str) -> Path:
+    """Returns the model itself if the runtime can load it, else the one for it beside it.
+
+    That is NAME_lite.mindir for MindSpore Lite, NAME.vnet for the C++ program's own kernels.
+
+    Args:
+        model_path: of a MINDIR, or of a model for the runtime.
+        runtime: one of `RUNTIMES`.
 
     Raises:
-        DataError: not a MINDIR, or there is no lite model of the same checkpoint, grid and
+        DataError: another format, or no model for the runtime of the same checkpoint, grid and
             threshold; also see `read_description`.
     """
     model_path = Path(model_path)
-    _, model = read_description(model_path)
-    if model["format"] != "MINDIR":
-        raise DataError(f"{model_path}: is {model['format']}, expected MINDIR")
-    if LITE.items() <= model.items():
-        return model_path
-    return _find_model_beside(model_path, lite_path(model_path), LITE, "MindSpore Lite")
-
-
-def find_weights(model_path: str | Path) -> Path:
-    """Returns the model itself if it is a weight file, else NAME.vnet beside it.
-
-    Raises:
-        DataError: neither a MINDIR nor a weight file, or there is no weight file of the same
-            checkpoint, grid and threshold; also see `read_description`.
-    """
-    model_path = Path(model_path)
-    _, model = read_description(model_path)
-    if model["format"] == "VNET":
-        return model_path
-    if model["format"] != "MINDIR":
-        raise DataError(f"{model_path}: is {model['format']}, expected MINDIR or VNET")
-    return _find_model_beside(
-        model_path, weights_path(model_path), {"format": "VNET"}, "the C++ program"
-    )
-
-
-def _find_model_beside(model_path, path, properties, runtime):
-    """Returns `path` if it is the same model as `model_path` and has the properties."""
     description, model = read_description(model_path)
-    other_description, other_model = read_description(path)
-    expected = {**properties, "checkpoint_sha256": model["checkpoint_sha256"]}
+    properties, expected, path = {
+        "lite": (LITE, "MINDIR", lite_path(model_path)),
+        "native": (NATIVE, "MINDIR or VNET", weights_path(model_path)),
+    }[runtime]
+    if properties.items() <= model.items():
+        return model_path
+    if model["format"] != "MINDIR":
+        raise DataError(f"{model_path}: is {model['format']}, expected {expected}")
+    other_description, other = read_description(path)
     same = {**description, "files": {}} == {**other_description, "files": {}}
-    if not same or not expected.items() <= other_model.items():
+    same = same and other["checkpoint_sha256"] == model["checkpoint_sha256"]
+    if not same or not properties.items() <= other.items():
         raise DataError(
-            f"{path}: of another checkpoint than {model_path.name}, of another grid or "
-            f"threshold, or not loadable by {runtime}; export both: {export_command(model_path)}"
+            f"{path}: of another checkpoint than {model_path.name}, of another grid or threshold, "
+            f"or not for the runtime {runtime}; export both: {export_command(model_path)}"
         )
     return path
 
 
 def main() -> None:
     """Prints the path of the model for a runtime of the C++ program; of an ensemble, of each."""
-    parser = argparse.ArgumentParser(description="Print the path of the C++ program's model")
+    parser = new_parser("Print the path of the C++ program's model")
     parser.add_argument("mindir_path")
-    parser.add_argument("--runtime", choices=RUNTIMES, default="lite")
+    parser.add_argument("--runtime", choices=RUNTIMES, required=True)
     args = parser.parse_args()
-    find = find_weights if args.runtime == "native" else find_lite_model
     for model in ensemble_models(args.mindir_path):
         # As bytes: `print` would escape letters that the terminal's encoding does not have.
-        sys.stdout.buffer.write(os.fsencode(find(model)) + b"\n")
+        sys.stdout.buffer.write(os.fsencode(find_model(model, args.runtime)) + b"\n")
 
 
 if __name__ == "__main__":

@@ -16,8 +16,7 @@ from src.export.description import (
     config_of_model,
     describe,
     description_path,
-    find_lite_model,
-    find_weights,
+    find_model,
     main,
     merge_description,
     read_description,
@@ -395,7 +394,8 @@ def test_a_damaged_description_is_refused_with_the_command(model, damage):
         DAMAGES[damage](description_path(model))
     else:
         change(model, EDITS[damage])
-    for call in (read_description, lambda path: config_of_model(path, []), find_lite_model):
+    calls = read_description, lambda path: config_of_model(path, [])
+    for call in (*calls, lambda path: find_model(path, "lite")):
         message = one_line(call, model)
         assert message.startswith(f"{description_path(model)}: not a valid model description (")
         command = f"--file_format MINDIR --file_name {model.with_suffix('')}"
@@ -494,8 +494,8 @@ def test_an_export_again_replaces_its_own_entry(tmp_path):
 def test_lite_reads_the_lite_model_of_a_plain_model(tmp_path, model):
     lite_path = tmp_path / "vnet.v2_lite.mindir"
     put(lite_path, **LITE)
-    assert find_lite_model(str(model)) == lite_path
-    assert find_lite_model(lite_path) == lite_path
+    assert find_model(str(model), "lite") == lite_path
+    assert find_model(lite_path, "lite") == lite_path
 
 
 @pytest.mark.parametrize(
@@ -504,12 +504,12 @@ def test_lite_reads_the_lite_model_of_a_plain_model(tmp_path, model):
 def test_what_lite_reads_on_some_devices_only_has_a_lite_model_too(tmp_path, model, facts):
     put(model, **facts)
     put(tmp_path / "vnet.v2_lite.mindir", **LITE)
-    assert find_lite_model(model) == tmp_path / "vnet.v2_lite.mindir"
+    assert find_model(model, "lite") == tmp_path / "vnet.v2_lite.mindir"
 
 
 def test_a_model_of_2d_operators_and_version_1_needs_no_lite_model(model):
     put(model, **LITE)
-    assert find_lite_model(model) == model
+    assert find_model(model, "lite") == model
 
 
 @pytest.mark.parametrize("file_format", ["ONNX", "AIR"])
@@ -518,14 +518,14 @@ def test_another_format_is_none_for_lite(tmp_path, file_format):
     other = tmp_path / f"vnet.v2.{file_format.lower()}"
     put(other, format=file_format, operators="2-D")
     put(tmp_path / "vnet.v2_lite.mindir", **LITE)
-    assert one_line(find_lite_model, other) == f"{other}: is {file_format}, expected MINDIR"
+    assert one_line(find_model, other, "lite") == f"{other}: is {file_format}, expected MINDIR"
 
 
 @pytest.mark.parametrize("missing", ["vnet.v2_lite.mindir", "vnet.v2_lite.json"])
 def test_a_missing_lite_model_is_named_with_the_command_that_writes_it(tmp_path, model, missing):
     put(tmp_path / "vnet.v2_lite.mindir", **LITE)
     (tmp_path / missing).unlink()
-    message = one_line(find_lite_model, model)
+    message = one_line(find_model, model, "lite")
     assert message.startswith(f"{tmp_path / missing}: ")
     # Exporting the plain model writes the lite model too; NAME_lite as file name would not.
     assert message.endswith(f"--file_format MINDIR --file_name {tmp_path / 'vnet.v2'}")
@@ -534,7 +534,7 @@ def test_a_missing_lite_model_is_named_with_the_command_that_writes_it(tmp_path,
 def test_a_lite_model_of_another_checkpoint_is_refused(tmp_path, model):
     lite_path = tmp_path / "vnet.v2_lite.mindir"
     put(lite_path, checkpoint="b" * 64, **LITE)
-    message = one_line(find_lite_model, model)
+    message = one_line(find_model, model, "lite")
     assert message.startswith(f"{lite_path}: of another checkpoint than vnet.v2.mindir, ")
     assert message.endswith(f"--file_name {tmp_path / 'vnet.v2'}")
 
@@ -556,21 +556,21 @@ def test_a_lite_model_that_is_fed_or_read_otherwise_is_refused(tmp_path, model, 
     """Of the same checkpoint, but exported with other words."""
     lite_path = tmp_path / "vnet.v2_lite.mindir"
     put(lite_path, config_of(item), batch_size=batch_size, **LITE)
-    message = one_line(find_lite_model, model)
+    message = one_line(find_model, model, "lite")
     assert message.startswith(
         f"{lite_path}: of another checkpoint than vnet.v2.mindir, of another grid"
     )
     assert message.endswith(f"--file_name {tmp_path / 'vnet.v2'}")
-    assert find_lite_model(lite_path) == lite_path  # by itself it is sound
+    assert find_model(lite_path, "lite") == lite_path  # by itself it is sound
     put(model, config_of(item), batch_size=batch_size, **PLAIN)
-    assert find_lite_model(model) == lite_path
+    assert find_model(model, "lite") == lite_path
 
 
 @pytest.mark.parametrize("facts", [PLAIN, LITE | {"mindir_version": 3}, {}])
 def test_a_lite_model_that_lite_cannot_read_is_refused(tmp_path, model, facts):
     lite_path = tmp_path / "vnet.v2_lite.mindir"
     put(lite_path, **facts)
-    message = one_line(find_lite_model, model)
+    message = one_line(find_model, model, "lite")
     assert str(lite_path) in message and message.endswith(f"--file_name {tmp_path / 'vnet.v2'}")
 
 
@@ -578,7 +578,7 @@ def test_a_damaged_lite_model_is_refused(tmp_path, model):
     lite_path = tmp_path / "vnet.v2_lite.mindir"
     put(lite_path, **LITE)
     lite_path.write_text("cut")
-    assert one_line(find_lite_model, model).startswith(
+    assert one_line(find_model, model, "lite").startswith(
         f"{description_path(lite_path)}: describes another"
     )
 
@@ -599,11 +599,11 @@ def test_the_weight_file_of_a_model_is_found(tmp_path, model):
     path = put_weights(tmp_path, model)
     put(tmp_path / "vnet.v2_lite.mindir", **LITE)
     for given in (str(model), path, tmp_path / "vnet.v2_lite.mindir"):
-        assert find_weights(given) == path
+        assert find_model(given, "native") == path
 
 
 def test_a_missing_weight_file_is_named_with_the_command_that_writes_it(tmp_path, model):
-    message = one_line(find_weights, model)
+    message = one_line(find_model, model, "native")
     assert message.startswith(f"{tmp_path / 'vnet.v2.vnet'}: no such model; export it: ")
     assert message.endswith(f"--file_format MINDIR --file_name {tmp_path / 'vnet.v2'}")
 
@@ -613,31 +613,36 @@ def test_another_format_has_no_weight_file(tmp_path, model, file_format):
     put_weights(tmp_path, model)
     other = tmp_path / f"vnet.v2.{file_format.lower()}"
     put(other, format=file_format)
-    assert one_line(find_weights, other) == f"{other}: is {file_format}, expected MINDIR or VNET"
+    assert (
+        one_line(find_model, other, "native")
+        == f"{other}: is {file_format}, expected MINDIR or VNET"
+    )
 
 
 def test_a_weight_file_of_another_export_is_refused(tmp_path, model):
     """Of another checkpoint, as damaged, or of no export that left a description."""
     path = put_weights(tmp_path, model, checkpoint="b" * 64)
-    assert one_line(find_weights, model).startswith(f"{path}: of another checkpoint than vnet.v2.m")
+    assert one_line(find_model, model, "native").startswith(
+        f"{path}: of another checkpoint than vnet.v2.m"
+    )
     put_weights(tmp_path, model)
     path.write_text("cut")
     says = f"{description_path(path)}: describes another vnet.v2.vnet; export again: "
-    assert one_line(find_weights, model).startswith(says)
+    assert one_line(find_model, model, "native").startswith(says)
     put(model, **PLAIN)
-    assert one_line(find_weights, model).startswith(says)
+    assert one_line(find_model, model, "native").startswith(says)
 
 
 def test_the_command_prints_the_path_alone(tmp_path, model, monkeypatch, capsys):
     put(tmp_path / "vnet.v2_lite.mindir", **LITE)
-    monkeypatch.setattr(sys, "argv", ["model_description", str(model)])
+    monkeypatch.setattr(sys, "argv", ["model_description", str(model), "--runtime=lite"])
     main()
     assert capsys.readouterr() == (f"{tmp_path / 'vnet.v2_lite.mindir'}\n", "")
     path = put_weights(tmp_path, model)
     monkeypatch.setattr(sys, "argv", ["model_description", str(model), "--runtime=native"])
     main()
     assert capsys.readouterr() == (f"{path}\n", "")
-    monkeypatch.setattr(sys, "argv", ["model_description"])
+    monkeypatch.setattr(sys, "argv", ["model_description", str(model)])
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 2
