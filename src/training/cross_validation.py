@@ -32,7 +32,7 @@ from ..utils.files import Lock, write_files, write_json
 from ..utils.process import PACKAGE, core_count, module_command
 from ..utils.status import STATUS_FILE, write_status
 from .folds import EVALUATION, Fold, check_unedited, write_pooled_results
-from .progress import duration_text
+from .progress import TimeLeft, duration_text
 
 log = logging.getLogger(__name__)
 
@@ -326,8 +326,7 @@ class Pace:
     def __init__(self, folds: Sequence[Fold]) -> None:
         self.folds = folds
         self.before = sum(self.done())
-        self.first: tuple[float, int] | None = None  # time, and epochs done by then
-        self.last: tuple[float, int] | None = None
+        self.time_left = TimeLeft(sum(fold.config.epochs for fold in folds))
         self.said_s = -PROGRESS_S
 
     def done(self) -> list[int]:
@@ -346,13 +345,15 @@ class Pace:
         if now_s - self.said_s < PROGRESS_S:
             return ""
         done = self.done()
-        left = sum(fold.config.epochs for fold in self.folds) - sum(done)
+        left = self.time_left.epochs - sum(done)
         if sum(done) == self.before or not left:
             return ""
-        if self.last is None or sum(done) > self.last[1]:
-            self.last = now_s, sum(done)
-            self.first = self.first or self.last
         self.said_s = now_s
+        left_s = self.time_left.seconds(sum(done), now_s)
+        end = ""
+        if left_s is not None:
+            at = datetime.fromtimestamp(now_s + left_s)
+            end = f"; trained about {at:%a %H:%M} (in {duration_text(left_s)})"
         complete = [fold.final_checkpoint() is not None for fold in self.folds]
         running = [
             f"fold {fold.number}: epoch {epochs} of {fold.config.epochs}"
@@ -361,20 +362,8 @@ class Pace:
         ]
         return (
             f"{', '.join(running) or 'evaluating'}; folds trained: {sum(complete)} of "
-            f"{len(self.folds)}; epochs left: {left}{self.end(left, now_s)}"
+            f"{len(self.folds)}; epochs left: {left}{end}"
         )
-
-    def end(self, left: int, now_s: float) -> str:
-        """When the epochs that are left will have ended, from the time of those until now.
-
-        The first one does not count, since the network is compiled in it.
-        """
-        if self.first is None or self.last is None or self.first == self.last:
-            return ""
-        epoch_s = (self.last[0] - self.first[0]) / (self.last[1] - self.first[1])
-        end_s = self.last[0] + left * epoch_s
-        wait = duration_text(max(0, end_s - now_s))
-        return f"; trained about {datetime.fromtimestamp(end_s):%a %H:%M} (in {wait})"
 
 
 def _finish(folds: list[Fold], cases: list[Case], out: Path, language: str) -> None:

@@ -28,12 +28,30 @@ class TimeLeft:
     """Estimates the rest of a training from its epochs so far, without the first, which compiles.
 
     Args:
-        epochs: number of epochs of the training.
+        epochs: number of epochs of the training, or of several.
     """
 
     def __init__(self, epochs: int) -> None:
         self.epochs = epochs
-        self.first: tuple[int, float] | None = None  # epoch and its end
+        self.first: tuple[int, float] | None = None  # epochs done, and when that was first seen
+        self.last: tuple[int, float] | None = None
+
+    def seconds(self, done: int, now_s: float) -> float | None:
+        """Returns the rest in seconds; None if unknown, or nothing is left.
+
+        Args:
+            done: number of epochs that have ended, of a resumed training also those before.
+            now_s: time on a clock that does not jump; between epochs, too.
+        """
+        if self.first is None or self.last is None:
+            self.first = self.last = done, now_s
+        elif done > self.last[0]:
+            self.last = done, now_s
+        if self.first == self.last or done >= self.epochs:
+            return None
+        (first, first_s), (last, last_s) = self.first, self.last
+        epoch_s = (last_s - first_s) / (last - first)
+        return max(0.0, last_s + (self.epochs - last) * epoch_s - now_s)
 
     def text(self, epoch: int, now_s: float) -> str:
         """Returns the rest in words, such as "1 h 23 min left"; "" if unknown, or nothing is left.
@@ -42,12 +60,9 @@ class TimeLeft:
             epoch: that has ended, counted from 1.
             now_s: time on a clock that does not jump.
         """
-        if self.first is None:
-            self.first = epoch, now_s
-        done = epoch - self.first[0]
-        if not done or epoch >= self.epochs:
+        left_s = self.seconds(epoch, now_s)
+        if left_s is None:
             return ""
-        left_s = (now_s - self.first[1]) / done * (self.epochs - epoch)
         return f"{duration_text(left_s) if left_s >= 60 else 'under 1 min'} left"
 
 
