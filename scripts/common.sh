@@ -21,6 +21,19 @@ fail() { # fail EXIT_CODE MESSAGE
 # Prints the comment at the head of the running script: what it does, needs and installs.
 print_help() { awk 'NR == 1 { next } !/^#/ || /^# shellcheck/ { exit } { print substr($0, 3) }' "$0"; }
 
+# ------------------------------------------------------------------- scripts of several steps
+
+begin() { # begin NUMBER TITLE DETAIL: announces one of STEPS steps
+  step="step $1 of $STEPS, $2,"
+  echo "[$1/$STEPS] $2: $3"
+}
+
+# step_failed EXIT_CODE LOG [MORE]: ends the script with the end of the step's log, which is in the current folder.
+step_failed() {
+  tail -n 20 -- "$2" >&2
+  fail "$1" "$step failed; its whole output is in $PWD/$2${3:-}"
+}
+
 # ---------------------------------------------------------------------------- launchers
 
 # check_arguments "NAME ..." OPTIONAL "$@": checks each argument by its name, DEVICE_ID for example.

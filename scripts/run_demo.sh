@@ -13,6 +13,7 @@
 # shellcheck source=scripts/common.sh
 source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
 
+STEPS=5
 CASES=40
 SETTINGS=(
   --set "VolSize=32,32,16" --set "dstRes=3.5,3.5,4.5" --set width=8 --set batch_size=2
@@ -20,19 +21,9 @@ SETTINGS=(
   --set warmup_step=20 --set cache_dir=cache
 )
 
-begin() { # begin NUMBER TITLE DETAIL
-  step="step $1 of 5, $2,"
-  echo "[$1/5] $2: $3"
-}
-
 # Runs a command with its output in a log of the demo's folder.
 logged() { # logged LOG COMMAND...
-  "${@:2}" >"$1" 2>&1 || step_failed "$1"
-}
-
-step_failed() { # step_failed LOG
-  tail -n 20 -- "$1" >&2
-  fail 1 "$step failed; its whole output is in $folder/$1"
+  "${@:2}" >"$1" 2>&1 || step_failed 1 "$1"
 }
 
 case ${1:-} in
@@ -74,12 +65,12 @@ logged create_csv.log bash "$ROOT/scripts/create_csv.sh" . 1 --data_path data
 begin 4 training "some minutes, log $folder/train_standalone.log"
 bash "$ROOT/scripts/train_standalone.sh" 0 data train.csv --val_split_file_path val.csv \
   "${SETTINGS[@]}" 2>&1 | sed -un 's/^epoch [0-9]* of .*: validation Dice/      &/p' ||
-  step_failed train_standalone.log
+  step_failed 1 train_standalone.log
 runs=(results/infer/vnet.*)
 
 begin 5 evaluation "of the best epoch, log $folder/eval.log"
 bash "$ROOT/scripts/eval.sh" 0 "${runs[0]}/ckpt/best.ckpt" data val.csv >/dev/null 2>&1 ||
-  step_failed eval.log
+  step_failed 1 eval.log
 mapfile -t cases <val.csv
 
 cat <<END

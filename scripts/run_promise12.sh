@@ -13,14 +13,10 @@
 # shellcheck source=scripts/common.sh
 source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
 
+STEPS=6
 CASES=40 VAL_CASES=10 # of the model zoo's split
 RECORD="PROMISE12 (Litjens et al. 2014), https://zenodo.org/records/8026660"
 MARK=.run_promise12
-
-begin() { # begin NUMBER TITLE DETAIL
-  step="step $1 of 6, $2,"
-  echo "[$1/6] $2: $3"
-}
 
 # Runs a command with its output in a log of OUT. It runs in the background, so that a signal to this script
 # alone ends it, too. SHOWN is a sed script that picks lines of the log for the terminal.
@@ -36,10 +32,7 @@ logged() { # logged LOG COMMAND...
     tail -n +1 -f -s 0.5 --pid="$child" -- "$log" 2>/dev/null | sed -un "$SHOWN" &
   fi
   { wait "$child" || code=$?; } 2>/dev/null # without bash's message about a process that a signal ended
-  if ((code != 0)); then
-    tail -n 20 -- "$log" >&2
-    fail "$code" "$step failed; its whole output is in $out/$log. Once that is mended, the same command goes on here"
-  fi
+  ((code == 0)) || step_failed "$code" "$log" ". Once that is mended, the same command goes on here"
   [[ -z ${SHOWN:-} ]] || wait || true # for the last lines
 }
 
