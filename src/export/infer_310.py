@@ -60,13 +60,8 @@ class _NotRunYet(DataError):
         self.attempt = attempt
 
 
-def write_inputs(cases: list[Case], config: EasyDict, folder: str | Path = INPUT_FOLDER) -> None:
-    """Writes the network input of each case as NAME.bin, see `write_attempts`."""
-    write_attempts([Attempt(case) for case in cases], config, folder)
-
-
 def write_attempts(attempts: list[Attempt], config: EasyDict, folder: str | Path) -> None:
-    """Writes the network input of each case on its grid.
+    """Writes the network input of each case on its grid as NAME.bin.
 
     Args:
         attempts: the cases.
@@ -115,7 +110,7 @@ def preprocess(
     overrides: list[str],
     result_folders: Sequence[str | Path] = (),
 ) -> None:
-    """Writes the volumes of the cases of a split, see `write_inputs`.
+    """Writes the volumes of the cases of a split, see `write_attempts`.
 
     Args:
         data_path, split: see `split_cases`.
@@ -125,12 +120,12 @@ def preprocess(
             be moved are written instead, to `RECENTRED_FOLDER`.
 
     Raises:
-        DataError, UsageError: see `config_of_model`, `split_cases`, `Results` and `write_inputs`.
+        DataError, UsageError: see `config_of_model`, `split_cases`, `Results` and `write_attempts`.
     """
     config = config_of_model(model_path, overrides)
     cases = split_cases(data_path, split, "val", config.fold)
     if not result_folders:
-        write_inputs(cases, config)
+        write_attempts([Attempt(case) for case in cases], config, INPUT_FOLDER)
         if config.recentre:
             log.info(
                 "recentre: once the C++ program has run, preprocess.py --result_path FOLDER writes "
@@ -159,7 +154,8 @@ def postprocess(
 
     Args:
         data_path, split, model_path, overrides: see `preprocess`; of an ensemble one of its models.
-        result_folders, language: see `evaluate_outputs`.
+        result_folders: see `Results`.
+        language: see `evaluate_outputs`.
 
     Raises:
         DataError, UsageError: see `preprocess`, `ensemble_models` and `evaluate_outputs`.
@@ -170,42 +166,38 @@ def postprocess(
     check_model(result_folders, models)
     is_ensemble = len(models) > 1
     origin = {"models": [str(path) for path in models]} if is_ensemble else {"model": model_path}
-    return evaluate_outputs(cases, config, result_folders, origin, len(models), language)
+    return evaluate_outputs(cases, Results(result_folders, config, len(models)), origin, language)
 
 
 def evaluate_outputs(
     cases: list[Case],
-    config: EasyDict,
-    result_folders: str | Path | Sequence[str | Path],
+    results: "Results",
     metadata: dict,
-    models: int = 1,
     language: str = "en",
 ) -> list[dict[str, str | float]]:
     """Writes masks and metrics from the C++ program's outputs, as `src.evaluation.evaluate` does.
 
     Args:
         cases: cases with reference masks.
-        config: that of `write_inputs`, `threshold`, `dirPredictionImage`.
-        result_folders: see `Results`.
+        results: with a configuration that has `threshold` and `dirPredictionImage`, too.
         metadata: entries about the model for metrics.json.
-        models: number of models in the ensemble.
         language: of the report, one of `src.report.texts.LANGUAGES`.
 
     Returns:
         The metrics of each case.
 
     Raises:
-        DataError, UsageError: see `Results`.
+        DataError: see `Results.of` and `src.evaluation.evaluate_masks`.
     """
-    results = Results(result_folders, config, models)
     for case in cases:
         results.of(Attempt(case))  # check all files before anything is written
 
     def segment(case: Case, image: sitk.Image) -> sitk.Image:
         return results.segment(case, image).mask
 
-    metadata = {**metadata, "configuration": {key: config[key] for key in CONFIGURATION}}
-    return evaluate_masks(segment, cases, config, metadata, language)
+    config = {key: results.config[key] for key in CONFIGURATION}
+    metadata = {**metadata, "configuration": config}
+    return evaluate_masks(segment, cases, results.config, metadata, language)
 
 
 def check_model(result_folders: Sequence[str | Path], models: Sequence[Path]) -> None:
@@ -253,17 +245,14 @@ class Results:
     Args:
         folders: hold the outputs, NAME_0.bin, of each model of an ensemble one folder; their mean
             counts.
-        config: that of `write_inputs`, and `recentre`.
+        config: that of `write_attempts`, and `recentre`.
         models: number of models in the ensemble.
 
     Raises:
         UsageError: more or fewer folders than models, or one of them twice.
     """
 
-    def __init__(
-        self, folders: str | Path | Sequence[str | Path], config: EasyDict, models: int = 1
-    ) -> None:
-        folders = [folders] if isinstance(folders, str | Path) else folders
+    def __init__(self, folders: Sequence[str | Path], config: EasyDict, models: int) -> None:
         self.folders, self.config = list(map(Path, folders)), config
         if not len({folder.resolve() for folder in self.folders}) == len(self.folders) == models:
             raise UsageError(

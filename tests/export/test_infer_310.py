@@ -19,11 +19,12 @@ from src.export.infer_310 import (
     INPUT_FOLDER,
     MODEL_RECORD,
     RECENTRED_FOLDER,
+    Attempt,
     Results,
     evaluate_outputs,
     postprocess,
     preprocess,
-    write_inputs,
+    write_attempts,
 )
 from src.images.orientation import to_patient_order
 from src.images.reading import read_image
@@ -78,6 +79,16 @@ def config(small_config, tmp_path):
 
 def contents(folder):
     return {path.name: path.read_bytes() for path in folder.glob("*.bin")}
+
+
+def write_inputs(cases, config, folder=INPUT_FOLDER):
+    """The volumes of a first run of the program."""
+    write_attempts([Attempt(case) for case in cases], config, folder)
+
+
+def results_in(folder, config):
+    """The results of a single model."""
+    return Results([folder], config, models=1)
 
 
 def stand_in_program(inputs, outputs, network=sloping):
@@ -266,7 +277,7 @@ def test_the_masks_and_metrics_are_those_of_an_evaluation(
     outputs = run_program(python)
     capsys.readouterr()
     settings = config(*options, f"dirPredictionImage={tmp_path / 'through files'}")
-    rows = evaluate_outputs(cases, settings, str(outputs), {"model": "vnet.mindir"})
+    rows = evaluate_outputs(cases, results_in(outputs, settings), {"model": "vnet.mindir"})
     assert rows == expected
     assert capsys.readouterr().out == printed.replace("/masks", "/through files")
     masks, through_files = contents(tmp_path / "masks"), contents(tmp_path / "through files")
@@ -287,12 +298,12 @@ def test_the_mirrored_output_counts(tmp_path, cases, config, run_program):
     """Otherwise the test above could not tell a mirrored output from the plain one."""
     settings = config("flip_average=true")
     outputs = run_program(settings)
-    evaluate_outputs(cases, settings, outputs, {})
+    evaluate_outputs(cases, results_in(outputs, settings), {})
     before = contents(tmp_path / "masks")
     for case in cases:
         output = np.zeros(SIDES, "<f4").tobytes()
         (outputs / f"{case.case_id}_mirrored_0.bin").write_bytes(output)
-    evaluate_outputs(cases, settings, outputs, {})
+    evaluate_outputs(cases, results_in(outputs, settings), {})
     after = contents(tmp_path / "masks")
     for case in cases:
         assert before[f"{case.case_id}_test.zraw"] != after[f"{case.case_id}_test.zraw"]
@@ -303,7 +314,7 @@ def test_outputs_of_other_cases_are_left_alone(tmp_path, cases, config, run_prog
     outputs = run_program(config())
     (outputs / "Case9_0.bin").write_bytes(b"of an earlier run")
     before = contents(outputs)
-    rows = evaluate_outputs(cases[:2], config(), outputs, {})
+    rows = evaluate_outputs(cases[:2], results_in(outputs, config()), {})
     assert [row["case"] for row in rows] == ["Case2", "Case0"]
     assert contents(outputs) == before
 
@@ -347,7 +358,7 @@ def test_a_bad_output_is_one_line_and_nothing_is_written(
     spoil, says = SPOILED[fault]
     spoil(path)
     with pytest.raises(DataError) as error:
-        evaluate_outputs(cases, settings, outputs, {})
+        evaluate_outputs(cases, results_in(outputs, settings), {})
     message = str(error.value)
     assert message.startswith(f"{path}: ") and says in message and "\n" not in message
     assert not (tmp_path / "masks").exists()
@@ -358,7 +369,7 @@ def test_outputs_of_exactly_0_and_1_are_probabilities(tmp_path, cases, config, r
     outputs = run_program(config())
     for path in outputs.iterdir():
         np.repeat([0, 1], 32 * 48 * 8).astype("<f4").tofile(path)
-    assert len(evaluate_outputs(cases, config(), outputs, {})) == 3
+    assert len(evaluate_outputs(cases, results_in(outputs, config()), {})) == 3
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -367,7 +378,7 @@ def test_a_broken_reference_leaves_nothing_behind(tmp_path, data, cases, config,
     path = data / "gt" / "Case0_segmentation.raw"
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(DataError, match=r"Case0_segmentation\.raw: truncated"):
-        evaluate_outputs(cases, config(), outputs, {})
+        evaluate_outputs(cases, results_in(outputs, config()), {})
     assert not (tmp_path / "masks").exists()
 
 
@@ -376,7 +387,7 @@ def test_other_peoples_masks_stay(tmp_path, cases, config, run_program):
     (tmp_path / "masks").mkdir()
     (tmp_path / "masks" / "Case0_test.mhd").write_text("mine")
     with pytest.raises(DataError, match="Case0_test.mhd: there already"):
-        evaluate_outputs(cases, config(), outputs, {})
+        evaluate_outputs(cases, results_in(outputs, config()), {})
     assert contents(tmp_path / "masks") == {"Case0_test.mhd": b"mine"}
 
 
@@ -549,18 +560,18 @@ def test_of_several_models_the_mean_probability_counts(tmp_path, cases, config):
     for name, network in (("a", sloping), ("b", darker), ("mean", both)):
         stand_in_program(tmp_path / "bin", tmp_path / name, network)
     folders = [tmp_path / "a", tmp_path / "b"]
-    found = evaluate_outputs(cases, settings, folders, {}, models=2)
-    assert found == evaluate_outputs(cases, settings, tmp_path / "mean", {})
-    assert found != evaluate_outputs(cases, settings, folders[0], {})
+    found = evaluate_outputs(cases, Results(folders, settings, models=2), {})
+    assert found == evaluate_outputs(cases, results_in(tmp_path / "mean", settings), {})
+    assert found != evaluate_outputs(cases, results_in(folders[0], settings), {})
 
 
 @pytest.mark.parametrize(
     ("names", "models"), [(["a"], 2), (["a", "b", "c"], 2), (["a", "b"], 1), (["a", "./a"], 2)]
 )
-def test_too_few_or_too_many_results_are_refused(names, models, tmp_path, cases, config):
+def test_too_few_or_too_many_results_are_refused(names, models, tmp_path, config):
     folders = [f"{tmp_path}/{name}" for name in names]
     with pytest.raises(UsageError, match=rf"--result_path .*/a.*: expected {models} different"):
-        evaluate_outputs(cases, config(), folders, {}, models)
+        Results(folders, config(), models)
 
 
 # Results of another model ------------------------------------------------------------------------
