@@ -18,6 +18,7 @@ from src.export.monai_weights import from_monai, monai_names
 from src.loss import DiceLoss
 from src.utils.errors import UsageError
 from src.vnet import DOWN_NAMES, UP_NAMES, VARIANTS, InstanceNorm3d, VNet, create_vnet
+from tests.golden import golden_file
 from tests.networks import seed_weights
 from tests.rounding import FLOAT32
 
@@ -80,7 +81,7 @@ def seeded_dropout_mask(network):
     for name, place, column in columns:
         if column is not None:
             start, stop = column
-            dropout_mask[:, start:stop] = seeded.dropout_mask(name, place, stop - start)
+            dropout_mask[:, start:stop] = golden_file.dropout_mask(name, place, stop - start)
     return ms.Tensor(dropout_mask)
 
 
@@ -140,7 +141,7 @@ def test_the_oracles_parameters_are_all_ours(golden):
 def test_probability_equals_the_oracles(golden, mode):
     probability = golden.probabilities[mode]
     assert probability.shape == (seeded.BATCH, *seeded.SIDES)
-    voxels, projections = seeded.probability_summary(probability)
+    voxels, projections = golden_file.probability_summary(probability)
     assert np.ptp(golden.expected[f"{mode}_voxels"]) > 0.9  # neither constant nor saturated
     np.testing.assert_allclose(voxels, golden.expected[f"{mode}_voxels"], rtol=0, atol=1e-5)
     # All voxels; sixteen random sums that would show a root mean square difference of this size.
@@ -163,13 +164,13 @@ def test_gradients_equal_the_oracles(golden):
     assert np.abs(norms - expected_norms).max() < 1e-4 * whole
     projections = np.stack(
         [
-            seeded.projections(name, gradient, seeded.GRADIENT_PROJECTIONS)
+            golden_file.projections(name, gradient, golden_file.GRADIENT_PROJECTIONS)
             for name, gradient in gradients.items()
         ]
     )
     # The norm of the difference of all gradients, estimated from random projections.
     difference = projections - golden.expected["gradient_projections"]
-    assert np.sqrt((difference**2).sum() / seeded.GRADIENT_PROJECTIONS) < 1e-4 * whole
+    assert np.sqrt((difference**2).sum() / golden_file.GRADIENT_PROJECTIONS) < 1e-4 * whole
     assert np.sqrt((difference**2).sum(axis=1)).max() < 1e-4 * whole
 
 

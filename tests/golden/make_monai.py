@@ -15,9 +15,11 @@ import numpy as np
 import torch
 from monai.networks.nets import VNet
 
-GOLDEN = Path(__file__).resolve().parents[2] / "src" / "acceptance" / "golden"
-sys.path.insert(0, str(GOLDEN))
-import seeded  # noqa: E402
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import golden_file  # noqa: E402
+
+from src.acceptance.golden import GOLDEN, seeded  # noqa: E402
 
 FOREGROUND = 1
 VERSIONS = {
@@ -33,7 +35,7 @@ class Keep(torch.nn.Module):
 
     def __init__(self, stage, place, channels):
         super().__init__()
-        self.dropout_mask = torch.tensor(seeded.dropout_mask(stage, place, channels))[
+        self.dropout_mask = torch.tensor(golden_file.dropout_mask(stage, place, channels))[
             :, :, None, None, None
         ]
 
@@ -67,7 +69,7 @@ def dice_loss(p, g, epsilon=1e-5):
 
 
 def dropout_probability(net, volume):
-    """The evaluated probability with the channels dropped that `seeded.dropout_mask` says."""
+    """The evaluated probability with the channels dropped that `golden_file.dropout_mask` says."""
     for stage in ("down_tr128", "down_tr256", "up_tr256", "up_tr128", "up_tr64", "up_tr32"):
         cell = getattr(net, stage)
         if stage.startswith("down"):
@@ -108,7 +110,7 @@ def main():
     probabilities["train"] = probability.detach().numpy()
     loss = dice_loss(probability, mask)
     loss.backward()
-    seeded.write(
+    golden_file.write(
         GOLDEN / "monai.npz",
         VERSIONS,
         shapes,

@@ -13,9 +13,11 @@ import mindspore as ms
 import numpy as np
 from mindspore import nn
 
-GOLDEN = Path(__file__).resolve().parents[2] / "src" / "acceptance" / "golden"
-sys.path.insert(0, str(GOLDEN))
-import seeded  # noqa: E402
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import golden_file  # noqa: E402
+
+from src.acceptance.golden import GOLDEN, seeded  # noqa: E402
 
 
 class Keep(nn.Cell):
@@ -24,7 +26,7 @@ class Keep(nn.Cell):
     def __init__(self, stage, place, channels):
         super().__init__()
         self.dropout_mask = ms.Tensor(
-            seeded.dropout_mask(stage, place, channels)[:, :, None, None, None]
+            golden_file.dropout_mask(stage, place, channels)[:, :, None, None, None]
         )
 
     def construct(self, x):
@@ -52,7 +54,7 @@ def dice_loss(p, g, epsilon=1e-5):
 
 
 def dropout_probability(net, volume):
-    """The evaluated probability with the channels dropped that `seeded.dropout_mask` says."""
+    """The evaluated probability with the channels dropped that `golden_file.dropout_mask` says."""
     for stage in ("down_tr128", "down_tr256", "up_tr256", "up_tr128"):
         cell = getattr(net, stage)
         cell.dropout = True
@@ -86,7 +88,7 @@ def main(vnet_py):
         volume, mask
     )
     probabilities["train"] = probability.asnumpy()
-    seeded.write(
+    golden_file.write(
         GOLDEN / "zoo.npz",
         {
             "python": sys.version.split()[0],
