@@ -25,8 +25,9 @@ from src.evaluation import load_network
 from src.lr_schedule import learning_rates
 from src.promise12.splits import split_cases
 from src.run_record import read_record
+from src.training import epoch_end
 from src.training.memory import VALIDATION_BYTES
-from src.training.run_folder import configure_run, new_run_folder
+from src.training.run_folder import configure_run, new_run_folder, newest_state
 from src.training.trainer import (
     check_batch_norm,
     report_lost_ranks,
@@ -61,6 +62,12 @@ def in_scratch_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.fixture(autouse=True)
+def no_curve(monkeypatch):
+    """Draws progress.png for `whole_run` alone, which is made before: it takes long."""
+    monkeypatch.setattr(epoch_end, "plot_progress", lambda *_: None)
+
+
 @pytest.fixture(scope="session")
 def data(tmp_path_factory, write_case):
     """Five training and two validation cases of 20^3 voxels: a bright ball in noise."""
@@ -86,16 +93,6 @@ class Losses(ms.Callback):
 
     def on_train_step_end(self, run_context):
         self.values.append(float(run_context.original_args().net_outputs.asnumpy()))
-
-
-class StopAfter(ms.Callback):
-    def __init__(self, epoch):
-        super().__init__()
-        self.epoch = epoch
-
-    def on_train_epoch_end(self, run_context):
-        if run_context.original_args().cur_epoch_num == self.epoch:
-            run_context.request_stop()
 
 
 def run(data, config, *callbacks, val=False, run_folder=None):
@@ -206,48 +203,32 @@ def test_a_moving_average_is_what_is_scored_and_kept(data, whole_run):
     assert score == pytest.approx(history["val_dice"].iloc[-1])
 
 
-def test_a_resumed_run_has_the_same_losses_as_an_uninterrupted_one(data, whole_run):
-    """With dropout, shuffling, augmentation and averaging on, to the last bit."""
-    config = small(*SETTINGS)
-    before, after = Losses(), Losses()
-    folder = run(data, config, before, StopAfter(2), val=True)
-    resumed, run_folder = configure_run(str(folder), "CPU", [])
-    assert resumed == config
-    assert run(data, resumed, after, val=True, run_folder=run_folder) == folder
-    assert before.values + after.values == whole_run[1]
-    np.testing.assert_array_equal(
-        pd.read_csv(folder / "history.csv")["val_dice"],
-        pd.read_csv(whole_run[0] / "history.csv")["val_dice"],
-    )
-    for name in ("last.ckpt", "best.ckpt", "last_state.ckpt"):
-        ours = ms.load_checkpoint(str(folder / "ckpt" / name))
-        theirs = ms.load_checkpoint(str(whole_run[0] / "ckpt" / name))
-        for key in theirs.keys() - {checkpoint.PROGRESS}:
-            np.testing.assert_array_equal(ours[key].asnumpy(), theirs[key].asnumpy())
-    with pytest.raises(UsageError, match="all 4 epochs are trained"):
-        run(data, resumed, val=True, run_folder=run_folder)
+class DieAtOnce(ms.Callback):
+    """The process "dies" before its first step."""
+
+    def on_train_epoch_begin(self, run_context):
+        raise KeyboardInterrupt
 
 
-def test_a_run_whose_masks_were_edited_does_not_go_on(data, tmp_path):
-    """Nor does one of other cases; as it was, it goes on for more epochs."""
+def test_a_run_whose_masks_were_edited_does_not_go_on(data, whole_run, tmp_path):
+    """As it was, it goes on for more epochs."""
     copy = shutil.copytree(data, tmp_path / "copy")
-    folder = run(copy, small("epochs=1"), val=True)
-    longer, _ = configure_run(str(folder), "CPU", ["epochs=2"])
+    folder = shutil.copytree(whole_run[0], tmp_path / "run")
+    longer, run_folder = configure_run(str(folder), "CPU", ["epochs=5"])
+    edited = {}
     for name in ("Case01", "Case05"):  # of the training, of the validation
         mask = copy / "gt" / f"{name}_segmentation.raw"
-        voxels = mask.read_bytes()
-        mask.write_bytes(voxels.replace(b"\1", b"\0", 1))
-        message = rf"{folder}: was started with another image or mask of {name}; restore"
-        with pytest.raises(DataError, match=message):
-            run(copy, longer, val=True, run_folder=folder)
+        edited[mask] = mask.read_bytes()
+        mask.write_bytes(edited[mask].replace(b"\1", b"\0", 1))
+    message = rf"{folder}: was started with another image or mask of Case01, Case05; restore"
+    with pytest.raises(DataError, match=message):
+        run(copy, longer, val=True, run_folder=run_folder)
+    assert load_config(folder / "config.json").epochs == 4
+    for mask, voxels in edited.items():
         mask.write_bytes(voxels)
-    other = copy / "train_other.csv"
-    other.write_text("Case00.mhd\nCase06.mhd\n")
-    with pytest.raises(DataError, match=r"other training cases \(Case01 differs\)"):
-        train(longer, "CPU", copy, other, run_folder=folder)
-    run(copy, longer, val=True, run_folder=folder)
-    assert len(pd.read_csv(folder / "history.csv")) == 2
-    assert load_config(folder / "config.json").epochs == 2
+    with pytest.raises(KeyboardInterrupt):
+        run(copy, longer, DieAtOnce(), val=True, run_folder=run_folder)
+    assert load_config(folder / "config.json").epochs == 5
 
 
 GRID = (32, 32, 16)  # batch norm over the two voxels that the others' 16^3 ends in would be a sign
@@ -306,7 +287,8 @@ def test_a_run_resumes_with_and_without_fast_conv3d(data):
 
 
 def test_a_killed_run_resumes_on_the_same_trajectory(data, whole_run):
-    """kill -9 of the real command at a random moment, then --resume."""
+    """kill -9 of the real command at a random moment, then --resume: with dropout, shuffling,
+    augmentation and averaging on, to the last bit."""
     arguments = [sys.executable, ROOT / "train.py", "--device_target", "CPU", "--data_path", data]
     arguments += ["--train_split_file_path", data / "train.csv"]
     arguments += ["--val_split_file_path", data / "val.csv"]
@@ -335,29 +317,13 @@ def test_a_killed_run_resumes_on_the_same_trajectory(data, whole_run):
         expected.drop(columns="epoch_time_s"),
         check_exact=True,
     )
-
-
-def test_checkpoints_come_every_save_interval_and_at_the_end(
-    data, whole_run, tmp_path, monkeypatch
-):
-    """Also shows seed: with another one the losses are others; there is no validation; the status
-    file names the run; and a run without a checkpoint yet starts from its beginning."""
-    monkeypatch.setenv("VNET_STATUS_FILE", str(tmp_path / "status.json"))
-    losses = Losses()
-    config = small(*SETTINGS, "epochs=3", "save_interval=2", "seed=2")
-    folder = run(data, config, losses, run_folder=new_run_folder(config))
-    assert pd.read_csv(folder / "history.csv")["epoch"].tolist() == [1, 2, 3]
-    assert losses.values[0] != whole_run[1][0]
-    status = json.loads((tmp_path / "status.json").read_text())
-    assert (status["state"], status["run_folder"]) == ("running", str(folder.absolute()))
-    names = {path.name for path in (folder / "ckpt").iterdir()}
-    assert names == {
-        "checkpoint_vnet-2_3.ckpt",
-        "checkpoint_vnet-3_3.ckpt",
-        "last.ckpt",
-        "last_state.ckpt",
-    }
-    assert pd.read_csv(folder / "history.csv")["val_dice"].isna().all()
+    for name in ("last.ckpt", "best.ckpt", "last_state.ckpt"):
+        ours, theirs = (
+            ms.load_checkpoint(str(run / "ckpt" / name)) for run in (folder, whole_run[0])
+        )
+        assert ours.keys() == theirs.keys()
+        for key in theirs.keys() - {checkpoint.PROGRESS}:
+            np.testing.assert_array_equal(ours[key].asnumpy(), theirs[key].asnumpy())
 
 
 @pytest.mark.parametrize(
@@ -422,49 +388,52 @@ def test_the_command_that_continues(monkeypatch, started, launched, expected):
 EARLY = ("lr=1e-30", "epochs=20", "val_interval=1", "weight_decay=0")
 
 
-def test_early_stop_ends_the_training_and_a_resume_says_so(data, capsys):
+def test_early_stop_ends_the_training(data, capsys):
     config = small(*EARLY, "early_stop=2")
     folder = run(data, config, val=True)
     history = pd.read_csv(folder / "history.csv")
     best = history["val_dice"].idxmax()
     assert len(history) == best + 1 + 2
     assert "early stop" in capsys.readouterr().out
-
-    before = tree(folder)
-    with pytest.raises(UsageError) as error:
-        run(data, config, val=True, run_folder=folder)
-    said = str(error.value)
-    assert f"{folder}: ended by early stop after epoch {len(history)}, 2 validations" in said
-    assert "--set early_stop=N" in said
-    assert tree(folder) == before
-
-
-def tree(folder):
-    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    assert newest_state([], has_validation=True).is_complete  # a resume trains nothing more
 
 
 class Poison(ms.Callback):
-    """Turns weights into NaN when epoch 2 begins."""
+    """Turns weights into NaN when epoch 4 begins."""
 
     def on_train_epoch_begin(self, run_context):
         arguments = run_context.original_args()
-        if arguments.cur_epoch_num == 2:
+        if arguments.cur_epoch_num == 4:
             parameter = next(iter(arguments.train_network.get_parameters()))
             parameter.set_data(ms.Tensor(np.full(parameter.shape, np.nan, np.float32)))
 
 
-def test_a_nan_names_the_batch_and_keeps_the_last_good_checkpoint(data):
-    config = small("epochs=3", "dirResult=runs")
+def test_a_nan_names_the_batch_and_keeps_the_last_good_checkpoint(
+    data, whole_run, tmp_path, monkeypatch
+):
+    """Also shows save_interval, and seed: with another one the losses are others; there is no
+    validation; the status file names the run; and a run without a checkpoint yet starts from its
+    beginning.
+    """
+    monkeypatch.setenv("VNET_STATUS_FILE", str(tmp_path / "status.json"))
+    losses = Losses()
+    config = small(*SETTINGS, "epochs=5", "save_interval=2", "seed=2")
+    folder = new_run_folder(config)
     with pytest.raises(DataError) as caught:
-        run(data, config, Poison())
+        run(data, config, losses, Poison(), run_folder=folder)
     message = str(caught.value)
-    named = re.search(r"epoch 2 step 1, in the batch of (Case\d\d), (Case\d\d);", message)
+    named = re.search(r"epoch 4 step 1, in the batch of (Case\d\d), (Case\d\d);", message)
     assert named, message
-    (folder,) = Path("runs").iterdir()
     assert str(folder / "ckpt" / "last.ckpt") in message
     for value in ms.load_checkpoint(str(folder / "ckpt" / "last.ckpt")).values():
         assert np.isfinite(value.asnumpy()).all()
-    assert len(pd.read_csv(folder / "history.csv")) == 1
+    names = {path.name for path in (folder / "ckpt").iterdir()}
+    assert names == {"checkpoint_vnet-2_3.ckpt", "last.ckpt", "last_state.ckpt"}
+    history = pd.read_csv(folder / "history.csv")
+    assert history["epoch"].tolist() == [1, 2, 3] and history["val_dice"].isna().all()
+    assert losses.values[0] != whole_run[1][0]
+    status = json.loads((tmp_path / "status.json").read_text())
+    assert (status["state"], status["run_folder"]) == ("running", str(folder.absolute()))
 
 
 def test_accumulated_batches_make_one_step(data):
