@@ -7,6 +7,7 @@ import numpy as np
 from mindspore import nn
 
 from src.acceptance.golden import seeded
+from src.checkpoint import TrainingCells
 from src.training.step import AccumulatingLossScaledStep, LossScaledStep
 from src.vnet import VARIANTS, VNet
 
@@ -38,6 +39,13 @@ def computed_once(network, volume):
     """A network's output, in PyNative mode: to compile a graph for one call takes longer."""
     with in_mode(ms.PYNATIVE_MODE):
         return network(ms.Tensor(volume)).asnumpy().copy()
+
+
+def dense_cells(with_average=False):
+    """A network of one weight, its training step, and perhaps an average."""
+    network, average = nn.Dense(1, 1, has_bias=False), nn.Dense(1, 1, has_bias=False)
+    step = nn.TrainOneStepCell(network, nn.Adam(network.trainable_params()))
+    return TrainingCells(network, step, average if with_average else None)
 
 
 def bright(batch):

@@ -10,13 +10,13 @@ from easydict import EasyDict
 from mindspore import nn
 
 from src import checkpoint
-from src.checkpoint import TrainingCells
 from src.checkpoint_file import BEST
 from src.devices.ranks import Ranks
 from src.training import epoch_end
 from src.training.epoch_end import EpochEnd, EpochSteps, update_weight_average
 from src.training.progress import Progress
 from tests.helpers import names_in
+from tests.networks import dense_cells
 
 STEPS = 3
 ALONE = Ranks()
@@ -33,13 +33,6 @@ def no_curve(request, monkeypatch):
     """Draws progress.png for the one test that looks at it: it takes longest."""
     if request.function is not test_the_history_has_a_row_per_epoch:
         monkeypatch.setattr(epoch_end, "plot_progress", lambda *_: None)
-
-
-def dense_cells(with_average=False):
-    """A network of one weight, its training step, and perhaps an average."""
-    network, average = nn.Dense(1, 1, has_bias=False), nn.Dense(1, 1, has_bias=False)
-    step = nn.TrainOneStepCell(network, nn.Adam(network.trainable_params()))
-    return TrainingCells(network, step, average if with_average else None)
 
 
 def end(run_folder, cells=None, dices=None, ranks=ALONE, progress=None, **settings):

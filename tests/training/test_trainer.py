@@ -1,5 +1,6 @@
 """Trainings for real, in small: what a run leaves, resume, NaN, and each key that acts here."""
 
+import importlib.util
 import json
 import re
 import shlex
@@ -25,7 +26,7 @@ from src.evaluation import load_network
 from src.lr_schedule import learning_rates
 from src.promise12.splits import split_cases
 from src.run_record import read_record
-from src.training import epoch_end
+from src.training import epoch_end, trainer
 from src.training.memory import VALIDATION_BYTES
 from src.training.run_folder import configure_run, new_run_folder, newest_state
 from src.training.trainer import (
@@ -40,6 +41,7 @@ from src.training.validation import ValidationSet
 from src.utils import command_line
 from src.utils.errors import DataError, UsageError
 from src.vnet import create_vnet
+from tests.event_files import shown
 from tests.helpers import ROOT
 from tests.networks import computed_once
 from tests.rounding import LAYER_ERROR, assert_trained_alike, perturb
@@ -54,6 +56,7 @@ SETTINGS = (
     "ema_decay=0.5",
     *("augment_flip=0.5", "augment_deform=1", "augment_histogram=0.5", "augment_noise=1"),
 )
+HAS_TENSORBOARDX = importlib.util.find_spec("tensorboardX") is not None
 SMALL = ("VolSize=16,16,16", "dstRes=4,4,4", "width=2", "batch_size=2", "cache_dir=off", "epochs=4")
 
 
@@ -109,7 +112,10 @@ def run(data, config, *callbacks, val=False, run_folder=None):
 
 @pytest.fixture(scope="module")
 def whole_run(data, tmp_path_factory):
-    """One uninterrupted training with validation: (folder, losses, printed text)."""
+    """One uninterrupted training with validation: (folder, losses, printed text).
+
+    With events and overlays of one case, where tensorboardX is installed.
+    """
     folder = tmp_path_factory.mktemp("whole")
     losses = Losses()
     with pytest.MonkeyPatch.context() as patch:
@@ -119,7 +125,9 @@ def whole_run(data, tmp_path_factory):
             "builtins.print",
             lambda *words, **_: printed.append(" ".join(map(str, words))),
         )
-        config = small(*SETTINGS, "task=balls", "dirResult=runs")
+        patch.setattr(trainer, "OVERLAYS", 1)
+        events = f"tensorboard={HAS_TENSORBOARDX}"
+        config = small(*SETTINGS, "task=balls", "dirResult=runs", events)
         run_folder = run(data, config, losses, val=True)
     return folder / run_folder, losses.values, printed
 
@@ -135,6 +143,7 @@ def test_a_run_leaves_what_the_readme_says(whole_run):
         "history.csv",
         "progress.png",
         "training.json",
+        *["tensorboard"] * HAS_TENSORBOARDX,
     }
     record = read_record(folder)
     assert len(record["training_cases"]) == 5 and record["sessions"][0]["device"] == "CPU"
@@ -176,6 +185,18 @@ def test_history_holds_every_epoch(whole_run):
     )
     rates = learning_rates(0.002, 12, 5, 0.1)
     np.testing.assert_allclose(history["learning_rate"], rates[2::3], rtol=1e-6)
+
+
+def test_the_events_of_a_run_are_its_history_and_overlays(whole_run):
+    pytest.importorskip("tensorboardX")  # among the packages of scripts/run_tests.sh
+    folder, _, printed = whole_run
+    tags, history = shown(folder / "tensorboard"), pd.read_csv(folder / "history.csv")
+    losses = history.set_index("epoch")["train_loss"].to_dict()
+    assert tags["history/train_loss"] == pytest.approx(losses, rel=1e-6)
+    pictures = {name: values.keys() for name, values in tags.items() if "overlays/" in name}
+    assert pictures == {"overlays/Case05": {3, 4}}
+    lines = [line for line in printed if "TensorBoard" in line]
+    assert lines == [f"TensorBoard: tensorboard --logdir runs/{folder.name}/tensorboard"]
 
 
 def test_validation_comes_every_val_interval_and_at_the_end(whole_run):
