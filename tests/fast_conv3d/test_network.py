@@ -506,7 +506,8 @@ def test_where_it_cannot_be_built_auto_says_so_in_one_line(
 
 def test_exports_hold_the_plain_graph(tmp_path):
     """Also where the network already computes through the fast one."""
-    network = seeded_vnet("zoo", 1).set_train(False)
+    depths = {"encoder_depths": (1,) * 5, "decoder_depths": (1,) * 4}
+    network = seeded_vnet("zoo", 1, **depths).set_train(False)
     volume, _ = batch_of(1, (16, 16, 16))
     FastVNet(network).set_train(False)(volume)
     ms.export(network, volume, file_name=str(tmp_path / "vnet"), file_format="MINDIR")
