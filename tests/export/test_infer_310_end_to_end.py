@@ -18,6 +18,7 @@ import pytest
 import SimpleITK as sitk
 
 from src.checkpoint import save_weights
+from src.commands import run_script
 from src.config import config_of_checkpoint, override_config, save_config, vnet_cfg
 from src.data_manager import find_cases, read_case
 from src.evaluation import load_network
@@ -30,7 +31,7 @@ from src.promise12.phantom import write_phantom
 from src.utils.process import change_folder
 from src.vnet import VARIANTS, create_vnet
 from tests.helpers import ROOT, run_program
-from tests.networks import seeded_vnet
+from tests.networks import computed_once, seeded_vnet
 from tests.rounding import LAYER_ERROR, assert_same_sums, perturb
 from tests.volumes import stored_in_order
 
@@ -121,12 +122,36 @@ def computed(trained):
     return config, cases
 
 
-@pytest.mark.parametrize("runtime", ["native", pytest.param("lite", marks=needs_lite)])
-def test_the_310_path_ends_in_the_masks_of_eval(exported, computed, runtime):
-    results = exported / runtime
-    results.mkdir()
+@pytest.fixture(scope="module")
+def native(exported):
+    """What the whole script prints, which works in the folder `native`."""
+    folder = exported / "native"
+    folder.mkdir()
     words = ["../vnet.mindir", "../data", "../val.csv", 0, *FLIP]
-    printed = bash(results, "scripts/run_infer_310.sh", *words, RUNTIME=runtime)
+    return bash(folder, "scripts/run_infer_310.sh", *words, RUNTIME="native")
+
+
+@pytest.fixture
+def lite(exported, native, undrawn, monkeypatch, capsys):
+    """The same of MindSpore Lite, in the folder `lite`: its program on the script's volumes."""
+    folder = exported / "lite"
+    folder.mkdir()
+    bash(folder, "ascend310_infer/build.sh", "--runtime", "lite")
+    model = ["--mindir_path", "../vnet_lite.mindir"]
+    volumes = ["--dataset_path", "../native/results/bin_data", "--output_path", "result_Files"]
+    command = [MAIN, *model, *volumes, "--device_type=CPU", "--runtime=lite"]
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    monkeypatch.chdir(folder)
+    cases = ["--data_path", "../data", "--split_file_path", "../val.csv", *FLIP]
+    words = ["--result_path", "result_Files", *model, *cases]
+    monkeypatch.setattr(sys, "argv", ["postprocess.py", *words])
+    run_script("postprocess")
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("runtime", ["native", pytest.param("lite", marks=needs_lite)])
+def test_the_310_path_ends_in_the_masks_of_eval(exported, computed, runtime, request):
+    printed, results = request.getfixturevalue(runtime), exported / runtime
     python, cpp = exported / "results" / "prediction", results / "results" / "prediction"
     tables = [pd.read_csv(path / "metrics.csv", index_col="case") for path in (python, cpp)]
     for table, text in zip(tables, ((exported / "eval.log").read_text(), printed), strict=True):
@@ -217,7 +242,7 @@ def test_the_program_computes_what_mindspore_computes(variant, width, sides, wit
     shape = (1, 1, *sides)
     network = seeded_vnet(variant, width)
     volume = np.random.default_rng(width).normal(size=shape).astype(np.float32)
-    expected = network(ms.Tensor(volume)).asnumpy().copy()
+    expected = computed_once(network, volume)
     models = {"native": tmp_path / "vnet.vnet"}
     write_weights(network, sides, models["native"])
     if with_lite:
