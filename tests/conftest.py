@@ -28,6 +28,8 @@ from tests.volumes import image_of
 LONG_FILES = (
     "test_network.py",
     "test_trainer.py",
+    "test_native.py",
+    "test_distributed_launchers.py",
     "test_infer_310_end_to_end.py",
     "test_gpu_standin.py",
     "test_ascend310_infer.py",
@@ -40,8 +42,6 @@ LONG_FILES = (
     "test_launchers.py",
     "test_scripts.py",
     "test_conv3d.py",
-    "test_native.py",
-    "test_distributed_launchers.py",
     "test_step.py",
     "test_infer_310.py",
     "test_evaluation.py",
@@ -51,6 +51,10 @@ LONG_FILES = (
     "test_cross_validation.py",
     "test_phantom.py",
     "test_page.py",
+    "test_package.py",
+    "test_mindir.py",
+    "test_onnx_model.py",
+    "test_stopping.py",
 )
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # in the background; programs inherit it
