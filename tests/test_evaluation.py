@@ -205,7 +205,7 @@ def test_a_full_disk_leaves_no_half_written_file(data, results, config, full_dis
     """`capsys`, since pytest otherwise keeps what is printed in a file, which could not grow."""
     evaluate(bright, find_cases(data, ["Case0"]), config, {})
     before = {path.name: path.read_bytes() for path in results.iterdir()}
-    with full_disk(400), pytest.raises(DataError, match=r"metrics\.\w+: cannot be written"):
+    with full_disk(1200), pytest.raises(DataError, match=r"metrics\.\w+: cannot be written"):
         evaluate(lambda batch: bright(-batch), find_cases(data, ["Case0"]), config, {})
     after = {path.name: path.read_bytes() for path in results.iterdir()}
     assert after == before

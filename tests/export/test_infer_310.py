@@ -16,6 +16,7 @@ from src.data_manager import Case, find_cases
 from src.evaluation import evaluate
 from src.export.description import describe
 from src.export.infer_310 import (
+    GRID_RECORD,
     INPUT_FOLDER,
     MODEL_RECORD,
     RECENTRED_FOLDER,
@@ -31,6 +32,7 @@ from src.images.reading import read_image
 from src.predictor import network_inputs, segment_inputs, segment_outputs
 from src.utils.errors import DataError, UsageError
 from src.utils.files import hash_file
+from src.utils.output_folder import MANIFEST
 from tests.networks import bright
 from tests.volumes import STORAGE_ORDERS, stored_in_order
 
@@ -78,7 +80,9 @@ def config(small_config, tmp_path):
 
 
 def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.glob("*.bin")}
+    """The files of a folder, but this program's records beside them."""
+    records = (MANIFEST, GRID_RECORD)
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name not in records}
 
 
 def write_inputs(cases, config, folder=INPUT_FOLDER):
@@ -194,7 +198,7 @@ def test_our_own_earlier_volumes_go(tmp_path, cases, config, capsys):
     left = {name: first[name] for name in ("Case0.bin", "Case1.bin", "notes.txt")}
     assert contents(folder) == left
     assert capsys.readouterr().out.splitlines() == [
-        f"{folder}: replacing 2 file(s) of an earlier run",
+        f"{folder}: replacing 3 file(s) of an earlier run",
         f"{folder}: removing 4 file(s) of an earlier run",
         f"{folder}: 2 volume(s) of [32, 48, 16] voxels, of 2 case(s)",
     ]

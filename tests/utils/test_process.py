@@ -221,7 +221,7 @@ def test_a_path_for_a_script_has_no_escapes(tmp_path, environment):
     facts = {"format": "MINDIR", **LITE, "sha256": hash_file(model), "checkpoint_sha256": "0"}
     description = describe(override_config(vnet_cfg, []), 1, {model.name: facts})
     model.with_suffix(".json").write_text(json.dumps(description))
-    done = shell(f'"$PY" -m src.export.description "{model}"', ROOT, **environment)
+    done = shell(f'"$PY" -m src.export.description --runtime lite "{model}"', ROOT, **environment)
     assert (done.returncode, done.stdout) == (0, os.fsencode(model) + b"\n"), done.stderr
 
 
