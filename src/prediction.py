@@ -110,7 +110,8 @@ def predict(
     Raises:
         DataError: an image could not be segmented (raised after all others were, or at once if it
             is the only one); the folder cannot be written, has files of these names that this
-            program did not write, or another process writes the same there.
+            program did not write or that were edited since, or another process writes the same
+            there.
         UsageError: an output type that an image cannot have, or whose package is not installed.
     """
     types = _check_types(output_types, images.values())
@@ -129,7 +130,7 @@ def predict(
     table = VolumesTable(folder, metadata)
     # Files that have a row are looked at when their image comes.
     listed = table.files() if skip_existing else set()
-    output_folder.check(folder, {*files, *PREDICTION_FILES} - listed)
+    output_folder.check(folder, [*files, *PREDICTION_FILES], may_be_edited=listed)
     output_folder.check_unedited(folder, set().union(*others.values()) - listed)
     if evaluated := evaluated_masks(folder).intersection(files):
         raise DataError(
@@ -147,7 +148,7 @@ def predict(
             prepared.peek()
         with (
             output_folder.acquire(folder, images) as alone,
-            output_folder.register(folder, PREDICTION_FILES),
+            output_folder.register(folder, PREDICTION_FILES, shared=True),
             _restored_on_failure(table, images),
         ):
             if alone and not skip_existing:
@@ -429,7 +430,7 @@ def write_volumes(folder: Path, writers: dict[str, Callable[[Path], None]]) -> N
         writers: see `write_together`.
 
     Raises:
-        DataError: a file cannot be written, or is there and not ours.
+        DataError: a file cannot be written, or is there and not ours, or edited since.
     """
     with output_folder.register(folder, volume_files(writers)):
         write_together(folder, writers)

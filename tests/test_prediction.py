@@ -834,6 +834,22 @@ def test_an_edited_mask_is_not_replaced(edited, results, config):
 
 
 @pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize("edited_mask", [False, True])
+def test_foreign_files_are_told_before_the_network_runs(edited, results, config, edited_mask):
+    """Also of an image with an earlier mask, and one of which a part is gone."""
+    both, mask = edited
+    if not edited_mask:
+        mask.unlink()
+        predict(bright, {"Case1": both["Case1"]}, config, {}, skip_existing=True)
+    (results / "Case0_probability.mhd").write_text("mine")
+    network, asked = counting()
+    further = {"save_probability": True, "skip_existing": True}
+    with pytest.raises(DataError, match=r"Case0_probability\.mhd: there already, and not written"):
+        predict(network, both, config, {}, **further)
+    assert not asked
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_a_mask_of_another_image_of_the_same_name_stays(data, results, config, tmp_path):
     """In the folders of two sites, say."""
     other = tmp_path / "other" / "Case1.nii.gz"

@@ -317,7 +317,7 @@ def weights_path(model_path: Path) -> Path:
     return model_path.with_name(model_path.stem.removesuffix(LITE_SUFFIX) + WEIGHTS_SUFFIX)
 
 
-def find_model(model_path: str | Path, runtime: str) -> Path:
+def model_for_runtime(model_path: str | Path, runtime: str) -> Path:
     """Returns the model itself if the runtime can load it, else the one for it beside it.
 
     That is NAME_lite.mindir for MindSpore Lite, NAME.vnet for the C++ program's own kernels.
@@ -359,7 +359,7 @@ def main() -> None:
     args = parser.parse_args()
     for model in ensemble_models(args.mindir_path):
         # As bytes: `print` would escape letters that the terminal's encoding does not have.
-        sys.stdout.buffer.write(os.fsencode(find_model(model, args.runtime)) + b"\n")
+        sys.stdout.buffer.write(os.fsencode(model_for_runtime(model, args.runtime)) + b"\n")
 
 
 if __name__ == "__main__":

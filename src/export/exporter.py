@@ -242,8 +242,8 @@ def export_model(
     Raises:
         BuildError: a weight file is the only export, and this machine has no C++ compiler.
         DataError: the checkpoint does not match or is replaced meanwhile, a file of that name was
-            not written by this program, the folder cannot be written, or a model's output differs
-            from the checkpoint's.
+            not written by this program or edited since, the folder cannot be written, or a model's
+            output differs from the checkpoint's.
     """
     checkpoint, config, sha256 = member
     folder = exports[0].path.parent

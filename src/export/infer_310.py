@@ -69,8 +69,8 @@ def write_attempts(attempts: list[Attempt], config: EasyDict, folder: str | Path
         folder: to write to. Files of an earlier call that belong to other cases are removed.
 
     Raises:
-        DataError: an image is invalid, or the folder holds .bin files that this program did not
-            write, which the C++ program would also segment.
+        DataError: an image is invalid, a file was edited since an earlier call, or the folder holds
+            .bin files that this program did not write, which the C++ program would also segment.
     """
     folder = Path(folder)
     for attempt in attempts:
@@ -89,6 +89,8 @@ def write_attempts(attempts: list[Attempt], config: EasyDict, folder: str | Path
     output_folder.announce(folder, [*names, GRID_RECORD])
     output_folder.remove(folder, others)
     with output_folder.register(folder, [*names, GRID_RECORD]):
+        for name in names:  # none of another grid stays where this call ends early
+            (folder / name).unlink(missing_ok=True)
         grid = {key: config[key] for key in GRID_KEYS}
         write_json(folder / GRID_RECORD, {"configuration": grid})
         for attempt in attempts:

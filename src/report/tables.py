@@ -204,8 +204,10 @@ class VolumesTable:
         return (self._content() or NO_TABLE)["cases"]
 
     def files(self) -> set[str]:
-        """Returns the names of the masks and probabilities that have a row."""
-        return {file for row in self.rows() for file in volume_files(row["outputs"].values())}
+        """Returns the names of the masks and probabilities of rows whose mask is there."""
+        ours = output_folder.list_outputs(self.folder)
+        rows = [row for row in self.rows() if row["mask"] in ours]
+        return {file for row in rows for file in volume_files(row["outputs"].values())}
 
     def _content(self) -> dict[str, Any] | None:
         """Reads the JSON; None if it is absent, damaged or of another version."""

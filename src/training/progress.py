@@ -41,7 +41,7 @@ class TimeLeft:
 
         Args:
             done: number of epochs that have ended, of a resumed training also those before.
-            now_s: time on a clock that does not jump; between epochs, too.
+            now_s: the time; also between the ends of epochs.
         """
         if self.first is None or self.last is None:
             self.first = self.last = done, now_s
@@ -58,7 +58,7 @@ class TimeLeft:
 
         Args:
             epoch: that has ended, counted from 1.
-            now_s: time on a clock that does not jump.
+            now_s: the time.
         """
         left_s = self.seconds(epoch, now_s)
         if left_s is None:

@@ -9,8 +9,8 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from .errors import DataError, reason_of
@@ -35,6 +35,8 @@ def _read_manifest(folder: str | Path) -> dict[str, str | None]:
         content = json.loads(manifest.read_text()) if manifest.is_file() else {}
     except ValueError:
         content = None
+    if isinstance(content, list):  # of an earlier version, which kept no hashes
+        content = dict.fromkeys(map(str, content))
     # Where it is damaged or of another program, no file here counts as ours.
     return content if isinstance(content, dict) else {}
 
@@ -55,6 +57,11 @@ def _hash(path: Path) -> str:
 
 def check_unedited(folder: str | Path, names: Iterable[str]) -> None:
     """Raises a DataError if one of this program's files was edited since."""
+    with _lock_of(folder):
+        _check_unedited(folder, names)
+
+
+def _check_unedited(folder: str | Path, names: Iterable[str]) -> None:
     if changed := edited(folder, names):
         raise DataError(
             f"{Path(folder, changed[0])}: edited or damaged since this program wrote it; move it "
@@ -62,18 +69,29 @@ def check_unedited(folder: str | Path, names: Iterable[str]) -> None:
         )
 
 
-def check(folder: str | Path, names: Iterable[str]) -> list[str]:
+def _lock_of(folder: str | Path) -> AbstractContextManager[None]:
+    """Locks a folder in which other processes may be writing; makes none."""
+    return lock(folder) if Path(folder, MANIFEST).exists() else nullcontext()
+
+
+def check(
+    folder: str | Path, names: Iterable[str], may_be_edited: Collection[str] = ()
+) -> list[str]:
     """Returns those of the names that exist already, which must be as this program wrote them.
+
+    Args:
+        folder: of the results.
+        names: of files that are to be written.
+        may_be_edited: names of files that are looked at later.
 
     Raises:
         DataError: this program did not write one of them, or it was edited since.
     """
-    has_outputs = Path(folder, MANIFEST).exists()
-    with lock(folder) if has_outputs else nullcontext():  # other processes may write there
-        return _check(Path(folder), list(names))
+    with _lock_of(folder):
+        return _check(Path(folder), list(names), may_be_edited)
 
 
-def _check(folder: Path, names: list[str]) -> list[str]:
+def _check(folder: Path, names: list[str], may_be_edited: Collection[str] = ()) -> list[str]:
     for name in names:
         check_name(folder / name)
     ours = _read_manifest(folder)
@@ -84,7 +102,7 @@ def _check(folder: Path, names: list[str]) -> list[str]:
             f"{folder / foreign[0]}: there already, and not written by this program; move it away "
             "or choose another folder"
         )
-    check_unedited(folder, present)
+    _check_unedited(folder, set(present).difference(may_be_edited))
     return present
 
 
@@ -96,12 +114,13 @@ def announce(folder: str | Path, names: Iterable[str]) -> None:
 
 
 @contextmanager
-def register(folder: str | Path, names: Iterable[str]) -> Iterator[None]:
+def register(folder: str | Path, names: Iterable[str], shared: bool = False) -> Iterator[None]:
     """Records files as this program's, which the block writes; forgets those that it does not.
 
     Args:
         folder: created if absent.
         names: of the files.
+        shared: whether other processes write the same files meanwhile, each by `rewriting`.
 
     Raises:
         DataError: the folder cannot be written, or see `check`.
@@ -109,32 +128,45 @@ def register(folder: str | Path, names: Iterable[str]) -> Iterator[None]:
     folder, names = Path(folder), list(names)
     with lock(folder):
         _check(folder, names)
-        _allow_changes(folder, names)
-    try:
-        yield
-    finally:
+        known = _read_manifest(folder)
+        new = dict.fromkeys(names)
+        _write_manifest(folder, {**new, **known} if shared else {**known, **new})
+
+    def end() -> None:
         with lock(folder):
-            # Another process that registered the same names may have recorded or forgotten them.
-            known = _read_manifest(folder)
-            _record(folder, [name for name in names if not known.get(name)])
+            absent = [name for name in names if not (folder / name).exists()]
+            _record(folder, absent if shared else names)
+
+    with _and_then(end):
+        yield
 
 
 @contextmanager
 def rewriting(folder: Path, names: Sequence[str]) -> Iterator[None]:
     """Records what the block writes to registered files, which other processes may write, too.
 
-    The caller holds `lock(folder)`.
+    The caller holds `lock(folder)`. A process that is killed leaves old or new files, which both
+    count as unedited.
+
+    Raises:
+        DataError: one of the files was edited since this program wrote it.
     """
-    _allow_changes(folder, names)
+    _check_unedited(folder, names)
+    _write_manifest(folder, {**_read_manifest(folder), **dict.fromkeys(names)})
+    with _and_then(lambda: _record(folder, names)):
+        yield
+
+
+@contextmanager
+def _and_then(end: Callable[[], None]) -> Iterator[None]:
+    """Calls `end` after the block; if the block fails, its exception is what is raised."""
     try:
         yield
-    finally:
-        _record(folder, names)
-
-
-def _allow_changes(folder: Path, names: Iterable[str]) -> None:
-    """Records that files may have any content: a process that is killed leaves old or new ones."""
-    _write_manifest(folder, {**_read_manifest(folder), **dict.fromkeys(names)})
+    except BaseException:
+        with suppress(DataError):
+            end()
+        raise
+    end()
 
 
 def _record(folder: Path, names: Iterable[str]) -> None:
@@ -156,7 +188,7 @@ def remove(folder: str | Path, names: set[str]) -> None:
         DataError: one of them was edited since this program wrote it.
     """
     with lock(folder):
-        check_unedited(folder, names)
+        _check_unedited(folder, names)
         if names:
             log.info(f"{folder}: removing {len(names)} file(s) of an earlier run")
         for name in names:

@@ -16,9 +16,9 @@ from src.export.description import (
     config_of_model,
     describe,
     description_path,
-    find_model,
     main,
     merge_description,
+    model_for_runtime,
     read_description,
 )
 from src.predictor import segment_outputs
@@ -395,7 +395,7 @@ def test_a_damaged_description_is_refused_with_the_command(model, damage):
     else:
         change(model, EDITS[damage])
     calls = read_description, lambda path: config_of_model(path, [])
-    for call in (*calls, lambda path: find_model(path, "lite")):
+    for call in (*calls, lambda path: model_for_runtime(path, "lite")):
         message = one_line(call, model)
         assert message.startswith(f"{description_path(model)}: not a valid model description (")
         command = f"--file_format MINDIR --file_name {model.with_suffix('')}"
@@ -494,8 +494,8 @@ def test_an_export_again_replaces_its_own_entry(tmp_path):
 def test_lite_reads_the_lite_model_of_a_plain_model(tmp_path, model):
     lite_path = tmp_path / "vnet.v2_lite.mindir"
     put(lite_path, **LITE)
-    assert find_model(str(model), "lite") == lite_path
-    assert find_model(lite_path, "lite") == lite_path
+    assert model_for_runtime(str(model), "lite") == lite_path
+    assert model_for_runtime(lite_path, "lite") == lite_path
 
 
 @pytest.mark.parametrize(
@@ -504,12 +504,12 @@ def test_lite_reads_the_lite_model_of_a_plain_model(tmp_path, model):
 def test_what_lite_reads_on_some_devices_only_has_a_lite_model_too(tmp_path, model, facts):
     put(model, **facts)
     put(tmp_path / "vnet.v2_lite.mindir", **LITE)
-    assert find_model(model, "lite") == tmp_path / "vnet.v2_lite.mindir"
+    assert model_for_runtime(model, "lite") == tmp_path / "vnet.v2_lite.mindir"
 
 
 def test_a_model_of_2d_operators_and_version_1_needs_no_lite_model(model):
     put(model, **LITE)
-    assert find_model(model, "lite") == model
+    assert model_for_runtime(model, "lite") == model
 
 
 @pytest.mark.parametrize("file_format", ["ONNX", "AIR"])
@@ -518,14 +518,16 @@ def test_another_format_is_none_for_lite(tmp_path, file_format):
     other = tmp_path / f"vnet.v2.{file_format.lower()}"
     put(other, format=file_format, operators="2-D")
     put(tmp_path / "vnet.v2_lite.mindir", **LITE)
-    assert one_line(find_model, other, "lite") == f"{other}: is {file_format}, expected MINDIR"
+    assert (
+        one_line(model_for_runtime, other, "lite") == f"{other}: is {file_format}, expected MINDIR"
+    )
 
 
 @pytest.mark.parametrize("missing", ["vnet.v2_lite.mindir", "vnet.v2_lite.json"])
 def test_a_missing_lite_model_is_named_with_the_command_that_writes_it(tmp_path, model, missing):
     put(tmp_path / "vnet.v2_lite.mindir", **LITE)
     (tmp_path / missing).unlink()
-    message = one_line(find_model, model, "lite")
+    message = one_line(model_for_runtime, model, "lite")
     assert message.startswith(f"{tmp_path / missing}: ")
     # Exporting the plain model writes the lite model too; NAME_lite as file name would not.
     assert message.endswith(f"--file_format MINDIR --file_name {tmp_path / 'vnet.v2'}")
@@ -534,7 +536,7 @@ def test_a_missing_lite_model_is_named_with_the_command_that_writes_it(tmp_path,
 def test_a_lite_model_of_another_checkpoint_is_refused(tmp_path, model):
     lite_path = tmp_path / "vnet.v2_lite.mindir"
     put(lite_path, checkpoint="b" * 64, **LITE)
-    message = one_line(find_model, model, "lite")
+    message = one_line(model_for_runtime, model, "lite")
     assert message.startswith(f"{lite_path}: of another checkpoint than vnet.v2.mindir, ")
     assert message.endswith(f"--file_name {tmp_path / 'vnet.v2'}")
 
@@ -556,21 +558,21 @@ def test_a_lite_model_that_is_fed_or_read_otherwise_is_refused(tmp_path, model, 
     """Of the same checkpoint, but exported with other words."""
     lite_path = tmp_path / "vnet.v2_lite.mindir"
     put(lite_path, config_of(item), batch_size=batch_size, **LITE)
-    message = one_line(find_model, model, "lite")
+    message = one_line(model_for_runtime, model, "lite")
     assert message.startswith(
         f"{lite_path}: of another checkpoint than vnet.v2.mindir, of another grid"
     )
     assert message.endswith(f"--file_name {tmp_path / 'vnet.v2'}")
-    assert find_model(lite_path, "lite") == lite_path  # by itself it is sound
+    assert model_for_runtime(lite_path, "lite") == lite_path  # by itself it is sound
     put(model, config_of(item), batch_size=batch_size, **PLAIN)
-    assert find_model(model, "lite") == lite_path
+    assert model_for_runtime(model, "lite") == lite_path
 
 
 @pytest.mark.parametrize("facts", [PLAIN, LITE | {"mindir_version": 3}, {}])
 def test_a_lite_model_that_lite_cannot_read_is_refused(tmp_path, model, facts):
     lite_path = tmp_path / "vnet.v2_lite.mindir"
     put(lite_path, **facts)
-    message = one_line(find_model, model, "lite")
+    message = one_line(model_for_runtime, model, "lite")
     assert str(lite_path) in message and message.endswith(f"--file_name {tmp_path / 'vnet.v2'}")
 
 
@@ -578,7 +580,7 @@ def test_a_damaged_lite_model_is_refused(tmp_path, model):
     lite_path = tmp_path / "vnet.v2_lite.mindir"
     put(lite_path, **LITE)
     lite_path.write_text("cut")
-    assert one_line(find_model, model, "lite").startswith(
+    assert one_line(model_for_runtime, model, "lite").startswith(
         f"{description_path(lite_path)}: describes another"
     )
 
@@ -599,11 +601,11 @@ def test_the_weight_file_of_a_model_is_found(tmp_path, model):
     path = put_weights(tmp_path, model)
     put(tmp_path / "vnet.v2_lite.mindir", **LITE)
     for given in (str(model), path, tmp_path / "vnet.v2_lite.mindir"):
-        assert find_model(given, "native") == path
+        assert model_for_runtime(given, "native") == path
 
 
 def test_a_missing_weight_file_is_named_with_the_command_that_writes_it(tmp_path, model):
-    message = one_line(find_model, model, "native")
+    message = one_line(model_for_runtime, model, "native")
     assert message.startswith(f"{tmp_path / 'vnet.v2.vnet'}: no such model; export it: ")
     assert message.endswith(f"--file_format MINDIR --file_name {tmp_path / 'vnet.v2'}")
 
@@ -614,7 +616,7 @@ def test_another_format_has_no_weight_file(tmp_path, model, file_format):
     other = tmp_path / f"vnet.v2.{file_format.lower()}"
     put(other, format=file_format)
     assert (
-        one_line(find_model, other, "native")
+        one_line(model_for_runtime, other, "native")
         == f"{other}: is {file_format}, expected MINDIR or VNET"
     )
 
@@ -622,15 +624,15 @@ def test_another_format_has_no_weight_file(tmp_path, model, file_format):
 def test_a_weight_file_of_another_export_is_refused(tmp_path, model):
     """Of another checkpoint, as damaged, or of no export that left a description."""
     path = put_weights(tmp_path, model, checkpoint="b" * 64)
-    assert one_line(find_model, model, "native").startswith(
+    assert one_line(model_for_runtime, model, "native").startswith(
         f"{path}: of another checkpoint than vnet.v2.m"
     )
     put_weights(tmp_path, model)
     path.write_text("cut")
     says = f"{description_path(path)}: describes another vnet.v2.vnet; export again: "
-    assert one_line(find_model, model, "native").startswith(says)
+    assert one_line(model_for_runtime, model, "native").startswith(says)
     put(model, **PLAIN)
-    assert one_line(find_model, model, "native").startswith(says)
+    assert one_line(model_for_runtime, model, "native").startswith(says)
 
 
 def test_the_command_prints_the_path_alone(tmp_path, model, monkeypatch, capsys):

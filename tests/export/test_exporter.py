@@ -30,7 +30,7 @@ from src.checkpoint import save_weights
 from src.ensemble import Member, hash_checkpoint
 from src.export import air as air_export
 from src.export import exporter as model_export
-from src.export.description import config_of_model, find_model, read_description
+from src.export.description import config_of_model, model_for_runtime, read_description
 from src.export.exporter import export_model, plan_exports
 from src.export.lowered_vnet import LoweredVNet
 from src.export.mindir import to_version_1
@@ -325,8 +325,8 @@ def test_the_version_is_the_files_own(work, name):
 
 def test_each_runtime_finds_its_model(work):
     folder = work.folder / "ONNX"
-    assert find_model(folder / "vnet.mindir", "lite") == folder / "vnet_lite.mindir"
-    assert find_model(folder / "vnet.mindir", "native") == folder / "vnet.vnet"
+    assert model_for_runtime(folder / "vnet.mindir", "lite") == folder / "vnet_lite.mindir"
+    assert model_for_runtime(folder / "vnet.mindir", "native") == folder / "vnet.vnet"
 
 
 def test_formats_of_a_checkpoint_share_a_description(work):
@@ -369,7 +369,7 @@ def test_two_volumes_per_call(tmp_path, small_config, monkeypatch):
     assert description["input"]["shape"] == [2, 1, 16, 16, 16]
     assert description["output"]["shape"] == [2, 16, 16, 16]
     assert description["configuration"]["variant"] == "paper"
-    assert find_model(path, "lite") == path
+    assert model_for_runtime(path, "lite") == path
     with pytest.raises(DataError, match="both.json: the model takes 2 volumes per call"):
         config_of_model(path, [])
     volume = noise(2, (16, 16, 16))
@@ -716,7 +716,10 @@ def test_a_weight_file_alone(work, quick, tmp_path):
     written, whole = tree(tmp_path / "out"), tree(work.folder / "MINDIR")
     assert sorted(written) == sorted([MANIFEST, "vnet.json", "vnet.vnet"])
     assert written["vnet.vnet"] == whole["vnet.vnet"]
-    assert find_model(tmp_path / "out" / "vnet.vnet", "native") == tmp_path / "out" / "vnet.vnet"
+    assert (
+        model_for_runtime(tmp_path / "out" / "vnet.vnet", "native")
+        == tmp_path / "out" / "vnet.vnet"
+    )
 
 
 def test_a_weight_file_that_computes_something_else_is_not_written(

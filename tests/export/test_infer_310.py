@@ -107,6 +107,28 @@ def stand_in_program(inputs, outputs, network=sloping):
 # Volumes for the program ------------------------------------------------------------------------
 
 
+def test_after_an_early_end_there_are_no_volumes_of_two_grids(tmp_path, cases, config, monkeypatch):
+    """The grid that is recorded is then that of all volumes."""
+    folder = tmp_path / "bin"
+    write_inputs(cases, config(), folder)
+    before = contents(folder)
+    prepared = []
+
+    def broken_second(*arguments):
+        prepared.append(arguments)
+        if len(prepared) == 2:
+            raise DataError("no contrast")
+        return network_inputs(*arguments)
+
+    monkeypatch.setattr("src.export.infer_310.network_inputs", broken_second)
+    with pytest.raises(DataError, match="no contrast"):
+        write_inputs(cases, config("dstRes=3,3,4"), folder)
+    ((name, content),) = contents(folder).items()
+    assert content != before[name]
+    recorded = json.loads((folder / GRID_RECORD).read_text())["configuration"]["dstRes"]
+    assert recorded == [3, 3, 4]
+
+
 @pytest.mark.parametrize(
     "options", [(), ("normDir=true",), ("flip_average=true",), ("intensity=equalize",)]
 )

@@ -123,9 +123,9 @@ def test_our_files_stay_once_they_were_edited(tmp_path, change):
 def test_what_was_written_while_others_write_is_ours(tmp_path):
     """Two write a table in turn, each from its own `register`."""
     table = tmp_path / "volumes.csv"
-    with register(tmp_path, [table.name]):
+    with register(tmp_path, [table.name], shared=True):
         with (
-            register(tmp_path, [table.name]),
+            register(tmp_path, [table.name], shared=True),
             lock(tmp_path),
             rewriting(tmp_path, [table.name]),
         ):
@@ -134,10 +134,35 @@ def test_what_was_written_while_others_write_is_ours(tmp_path):
         with lock(tmp_path), rewriting(tmp_path, [table.name]):
             table.write_text("first")
         check(tmp_path, [table.name])
-    check(tmp_path, [table.name])
-    table.write_text("by hand")
+        table.write_text("by hand")
+        with (
+            lock(tmp_path),
+            pytest.raises(DataError, match="edited or damaged"),
+            rewriting(tmp_path, [table.name]),
+        ):
+            pytest.fail("let in")
     with pytest.raises(DataError, match="edited or damaged"):
         check(tmp_path, [table.name])
+    assert table.read_text() == "by hand"
+
+
+def test_the_last_of_two_that_write_a_file_has_written_it(tmp_path):
+    """Two exports, say, with one description."""
+    with register(tmp_path, ["vnet.json"]):
+        with register(tmp_path, ["vnet.json"]):
+            (tmp_path / "vnet.json").write_text("of the second")
+        (tmp_path / "vnet.json").write_text("of the first")
+    check(tmp_path, ["vnet.json"])
+
+
+def test_an_end_on_a_full_disk_is_told_as_what_it_is(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise DataError("no space left")
+
+    with pytest.raises(KeyboardInterrupt), register(tmp_path, ["a.mhd"]):
+        monkeypatch.setattr("src.utils.output_folder.write_json", full)
+        write(tmp_path, ["a.mhd"])
+        raise KeyboardInterrupt
 
 
 def test_foreign_files_are_refused_and_nothing_changes(tmp_path, capsys):
@@ -153,7 +178,20 @@ def test_foreign_files_are_refused_and_nothing_changes(tmp_path, capsys):
     check(tmp_path, ["a.mhd", "other.csv"])  # foreign files of other names do not matter
 
 
-@pytest.mark.parametrize("content", ["", "{", "5", '["a.mhd"]', "null", "\x00\x01"])
+def test_a_list_of_an_earlier_version_has_no_hashes(tmp_path):
+    write(tmp_path, ["a.mhd", "b.mhd"])
+    (tmp_path / MANIFEST).write_text('["a.mhd"]')
+    assert check(tmp_path, ["a.mhd"]) == ["a.mhd"]
+    with pytest.raises(DataError, match="b.mhd: there already"):
+        check(tmp_path, ["b.mhd"])
+    write_ours(tmp_path, ["a.mhd"])
+    (tmp_path / "a.mhd").write_text("by hand")
+    with pytest.raises(DataError, match="a.mhd: edited or damaged"):
+        check(tmp_path, ["a.mhd"])
+    assert check(tmp_path, ["a.mhd"], may_be_edited=["a.mhd"]) == ["a.mhd"]
+
+
+@pytest.mark.parametrize("content", ["", "{", "5", "[[1]]", "null", "\x00\x01"])
 def test_with_a_damaged_manifest_no_file_counts_as_ours(tmp_path, content):
     write_ours(tmp_path, ["a.mhd"])
     (tmp_path / MANIFEST).write_text(content)
