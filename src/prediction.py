@@ -391,10 +391,9 @@ class _Segmenter(NamedTuple):
             return False
         if row["study_sha256"] not in (None, earlier["study_sha256"]):
             return False
-        there = output_folder.list_outputs(self.folder)
-        return outputs.items() <= earlier["outputs"].items() and there.issuperset(
-            volume_files(outputs.values())
-        )
+        files = volume_files(outputs.values())
+        are_listed = outputs.items() <= earlier["outputs"].items()
+        return are_listed and all((self.folder / name).exists() for name in files)
 
     def _check_earlier(self, earlier: dict, row: dict) -> None:
         """Raises a DataError if an earlier mask was edited, or is of another image of its name."""

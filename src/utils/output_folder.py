@@ -41,13 +41,6 @@ def _read_manifest(folder: str | Path) -> dict[str, str | None]:
     return content if isinstance(content, dict) else {}
 
 
-def edited(folder: str | Path, names: Iterable[str]) -> list[str]:
-    """Returns those of the names that are files of this program with another content by now."""
-    known, folder = _read_manifest(folder), Path(folder)
-    present = (name for name in names if known.get(name) and (folder / name).exists())
-    return [name for name in present if _hash(folder / name) != known[name]]
-
-
 def _hash(path: Path) -> str:
     try:
         return hash_file(path)
@@ -58,15 +51,17 @@ def _hash(path: Path) -> str:
 def check_unedited(folder: str | Path, names: Iterable[str]) -> None:
     """Raises a DataError if one of this program's files was edited since."""
     with _lock_of(folder):
-        _check_unedited(folder, names)
+        _check_unedited(Path(folder), names)
 
 
-def _check_unedited(folder: str | Path, names: Iterable[str]) -> None:
-    if changed := edited(folder, names):
-        raise DataError(
-            f"{Path(folder, changed[0])}: edited or damaged since this program wrote it; move it "
-            "away, or choose another folder"
-        )
+def _check_unedited(folder: Path, names: Iterable[str]) -> None:
+    known = _read_manifest(folder)
+    for path, expected in ((folder / name, known.get(name)) for name in names):
+        if expected and path.exists() and _hash(path) != expected:
+            raise DataError(
+                f"{path}: edited or damaged since this program wrote it; move it away, or choose "
+                "another folder"
+            )
 
 
 def _lock_of(folder: str | Path) -> AbstractContextManager[None]:
@@ -102,7 +97,7 @@ def _check(folder: Path, names: list[str], may_be_edited: Collection[str] = ()) 
             f"{folder / foreign[0]}: there already, and not written by this program; move it away "
             "or choose another folder"
         )
-    _check_unedited(folder, set(present).difference(may_be_edited))
+    _check_unedited(folder, (name for name in present if name not in may_be_edited))
     return present
 
 
@@ -115,7 +110,7 @@ def announce(folder: str | Path, names: Iterable[str]) -> None:
 
 @contextmanager
 def register(folder: str | Path, names: Iterable[str], shared: bool = False) -> Iterator[None]:
-    """Records files as this program's, which the block writes; forgets those that it does not.
+    """Records the files that the block writes as this program's; forgets those that it does not.
 
     Args:
         folder: created if absent.
@@ -188,7 +183,7 @@ def remove(folder: str | Path, names: set[str]) -> None:
         DataError: one of them was edited since this program wrote it.
     """
     with lock(folder):
-        _check_unedited(folder, names)
+        _check_unedited(Path(folder), names)
         if names:
             log.info(f"{folder}: removing {len(names)} file(s) of an earlier run")
         for name in names:
