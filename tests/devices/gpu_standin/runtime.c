@@ -71,12 +71,17 @@ int cudaFreeHost(void* memory) {
   return SUCCESS;
 }
 
-// A byte that goes to the host is the condition of a branch, which no kernel has computed: both
-// branches are taken in turn, by all ranks alike.
+// What goes to the host may be memory that no kernel has computed. A byte is the condition of a
+// branch: both branches are taken in turn, by all ranks alike. A word that is NaN or infinite as
+// float32 becomes 0, lest weights are refused for what was in their memory before.
 int cudaMemcpy(void* to, const void* from, size_t bytes, int kind) {
+  enum { EXPONENT = 0x7f800000 };
   static unsigned conditions;
   memmove(to, from, bytes);
-  if (bytes == 1 && kind == DEVICE_TO_HOST) *(uint8_t*)to = ++conditions & 1;
+  if (kind != DEVICE_TO_HOST) return SUCCESS;
+  if (bytes == 1) *(uint8_t*)to = ++conditions & 1;
+  for (size_t i = 0; i < bytes / 4; i++)
+    if ((((uint32_t*)to)[i] & EXPONENT) == EXPONENT) ((uint32_t*)to)[i] = 0;
   return SUCCESS;
 }
 
