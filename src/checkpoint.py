@@ -325,7 +325,7 @@ def fitting_architecture(shapes: dict[str, tuple[int, ...]]) -> tuple[str, int] 
         shapes: parameter name -> shape.
     """
     width = shapes.get("in_tr.conv.weight", (0,))[0]
-    for variant, options in VARIANTS.items():
-        if width and {p.name: p.shape for p in VNet(width, **options).get_parameters()} == shapes:
-            return variant, width
+    for name, variant in VARIANTS.items():
+        if width and {p.name: p.shape for p in VNet(variant, width).get_parameters()} == shapes:
+            return name, width
     return None

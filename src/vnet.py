@@ -1,11 +1,11 @@
 """V-Net (Milletari, Navab, Ahmadi 2016, https://arxiv.org/abs/1606.04797) as one MindSpore cell.
 
-The architecture is data: an entry of `VARIANTS` holds the depth of each stage and the options in
-which the known implementations differ. Stages have the model zoo's names (`in_tr`, `down_tr32` ..
+The architecture is data: a `Variant` holds the depth of each stage and the options in which the
+known implementations differ. Stages have the model zoo's names (`in_tr`, `down_tr32` ..
 `up_tr32`, `out_tr`), so that its checkpoints can be loaded; the names do not depend on `width`.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from easydict import EasyDict
 from mindspore import Parameter, Tensor, nn, ops
@@ -16,70 +16,104 @@ from .utils.errors import UsageError
 
 SIDE_MULTIPLE = 16  # the encoder halves each side four times
 
-# The options of the known V-Nets and ours. `dropout_on` names the tensors whose channels are
-# dropped in training: "down" the input of a stage's residual block, "up" the output of the stage
-# below, "skip" the skip connection from the encoder.
+
+class Variant(NamedTuple):
+    """The options in which the known V-Nets differ.
+
+    Attributes:
+        encoder_depths: 5x5x5 convolutions of the input stage, always 1, and the four stages down.
+        decoder_depths: those of the four stages up, deepest first.
+        activation: "elu" or "prelu".
+        norm: "batch" or "instance" norm after every convolution but the last, or None.
+        activation_before_sum: whether a residual block's last convolution has its own activation,
+            besides the one that follows the sum.
+        encoder_bias: bias of the encoder's convolutions and of the head's unit.
+        decoder_bias: bias of the decoder's 5x5x5 convolutions.
+        up_bias: bias of the transposed convolutions.
+        head_unit: whether a 5x5x5 convolution to two channels, with norm and activation, precedes
+            the last convolution.
+        head_kernel_size: side of the last convolution's kernel, odd.
+        head_bias: bias of the last convolution.
+        foreground_channel: which of the two logits is the foreground, 0 or 1.
+        dropout_on: stage name -> tensors whose channels are dropped in training: "down" the input
+            of a stage's residual block, "up" the output of the stage below, "skip" the skip
+            connection from the encoder.
+    """
+
+    encoder_depths: tuple[int, ...]
+    decoder_depths: tuple[int, ...]
+    activation: str
+    norm: str | None
+    activation_before_sum: bool
+    encoder_bias: bool
+    decoder_bias: bool
+    up_bias: bool
+    head_unit: bool
+    head_kernel_size: int
+    head_bias: bool
+    foreground_channel: int
+    dropout_on: dict[str, tuple[str, ...]]
+
+
 # MindSpore model zoo, research/cv/vnet.
-ZOO: dict[str, Any] = {
-    "encoder_depths": (1, 1, 2, 3, 2),
-    "decoder_depths": (2, 2, 1, 1),
-    "activation": "elu",
-    "norm": "batch",
-    "activation_before_sum": True,
-    "encoder_bias": False,
-    "decoder_bias": False,
-    "up_bias": False,
-    "head_unit": True,
-    "head_kernel_size": 3,
-    "head_bias": False,
-    "foreground_channel": 0,
-    "dropout_on": {
+ZOO = Variant(
+    encoder_depths=(1, 1, 2, 3, 2),
+    decoder_depths=(2, 2, 1, 1),
+    activation="elu",
+    norm="batch",
+    activation_before_sum=True,
+    encoder_bias=False,
+    decoder_bias=False,
+    up_bias=False,
+    head_unit=True,
+    head_kernel_size=3,
+    head_bias=False,
+    foreground_channel=0,
+    dropout_on={
         "down_tr128": ("down",),
         "down_tr256": ("down",),
         "up_tr256": ("up", "skip"),
         "up_tr128": ("up", "skip"),
     },
-}
+)
 # MONAI 1.6, monai.networks.nets.VNet(out_channels=2), softmax on its logits.
-MONAI: dict[str, Any] = {
-    **ZOO,
-    "up_bias": True,
-    "head_kernel_size": 1,
-    "head_bias": True,
-    "foreground_channel": 1,
-    "dropout_on": {**ZOO["dropout_on"], "up_tr64": ("skip",), "up_tr32": ("skip",)},
-}
+MONAI = ZOO._replace(
+    up_bias=True,
+    head_kernel_size=1,
+    head_bias=True,
+    foreground_channel=1,
+    dropout_on={**ZOO.dropout_on, "up_tr64": ("skip",), "up_tr32": ("skip",)},
+)
 # The paper's figure 2 and table 1. It has neither norm nor dropout, so each convolution has a bias.
 # The 1x1x1 convolution follows the last stage directly: in table 1 the output has the receptive
 # field of that stage, 551 voxels. A stage's input is added to the output of its last convolution
 # before the nonlinearity (section 2).
-PAPER: dict[str, Any] = {
-    "encoder_depths": (1, 2, 3, 3, 3),
-    "decoder_depths": (3, 3, 2, 1),
-    "activation": "prelu",
-    "norm": None,
-    "activation_before_sum": False,
-    "encoder_bias": True,
-    "decoder_bias": True,
-    "up_bias": True,
-    "head_unit": False,
-    "head_kernel_size": 1,
-    "head_bias": True,
-    "foreground_channel": 1,
-    "dropout_on": {},
-}
+PAPER = Variant(
+    encoder_depths=(1, 2, 3, 3, 3),
+    decoder_depths=(3, 3, 2, 1),
+    activation="prelu",
+    norm=None,
+    activation_before_sum=False,
+    encoder_bias=True,
+    decoder_bias=True,
+    up_bias=True,
+    head_unit=False,
+    head_kernel_size=1,
+    head_bias=True,
+    foreground_channel=1,
+    dropout_on={},
+)
 # Ours: instance norm, because MR intensities have no common scale across volumes, and because the
 # statistics of batches of one or two volumes differ from the moving statistics that batch norm uses
 # for prediction. The head is the paper's: a norm over the two output channels would remove the
 # information about the size of the prostate.
-INSTANCE: dict[str, Any] = {
-    **ZOO,
-    "norm": "instance",
-    "head_unit": False,
-    "head_kernel_size": 1,
-    "head_bias": True,
-    "foreground_channel": 1,
-}
+INSTANCE = ZOO._replace(
+    norm="instance",
+    head_unit=False,
+    head_kernel_size=1,
+    head_bias=True,
+    foreground_channel=1,
+)
 VARIANTS = {"zoo": ZOO, "monai": MONAI, "paper": PAPER, "instance": INSTANCE}
 
 DOWN_NAMES = ("down_tr32", "down_tr64", "down_tr128", "down_tr256")
@@ -135,22 +169,20 @@ class InstanceNorm3d(nn.Cell):
 
 
 class LayerFactory(NamedTuple):
-    """Creates the norms, activations and residual blocks of a network, see `VNet`."""
+    """Creates the norms, activations and residual blocks of a variant."""
 
-    activation: str
-    norm_kind: str | None
+    variant: Variant
     sync_batch_norm: bool
-    activation_before_sum: bool
 
     def act(self, channels: int) -> nn.Cell:
         """Returns an ELU, or a PReLU with one slope per channel."""
-        return {"elu": nn.ELU, "prelu": lambda: nn.PReLU(channels)}[self.activation]()
+        return {"elu": nn.ELU, "prelu": lambda: nn.PReLU(channels)}[self.variant.activation]()
 
     def norm(self, channels: int) -> nn.Cell:
         """Returns a batch norm, an instance norm or an identity."""
-        if self.norm_kind is None:
+        if self.variant.norm is None:
             return nn.Identity()
-        if self.norm_kind == "instance":
+        if self.variant.norm == "instance":
             return InstanceNorm3d(channels)
         return (SyncBatchNorm3d if self.sync_batch_norm else nn.BatchNorm3d)(channels)
 
@@ -160,15 +192,14 @@ class LayerFactory(NamedTuple):
         A single convolution is not wrapped in a `SequentialCell`, since the zoo's parameter names
         have no index for it.
         """
+        has_activation = [True] * (depth - 1) + [self.variant.activation_before_sum]
         units = [
             ConvUnit(
                 conv5(channels, channels, bias),
                 self.norm(channels),
-                self.act(channels)
-                if index < depth - 1 or self.activation_before_sum
-                else nn.Identity(),
+                self.act(channels) if activated else nn.Identity(),
             )
-            for index in range(depth)
+            for activated in has_activation
         ]
         return units[0] if depth == 1 else nn.SequentialCell(*units)
 
@@ -209,9 +240,9 @@ class ConvUnit(nn.Cell):
 class InputStage(nn.Cell):
     """A convolution from 1 to `width` channels; the volume is added to each output channel."""
 
-    def __init__(self, width: int, bias: bool, layers: LayerFactory) -> None:
+    def __init__(self, width: int, layers: LayerFactory) -> None:
         super().__init__()
-        self.conv = conv5(1, width, bias)
+        self.conv = conv5(1, width, layers.variant.encoder_bias)
         self.bn = layers.norm(width)
         self.relu = layers.act(width)
 
@@ -222,9 +253,9 @@ class InputStage(nn.Cell):
 class DownStage(nn.Cell):
     """Halves the sides and doubles the channels, then applies `depth` residual convolutions."""
 
-    def __init__(self, in_channels: int, depth: int, bias: bool, layers: LayerFactory) -> None:
+    def __init__(self, in_channels: int, depth: int, layers: LayerFactory) -> None:
         super().__init__()
-        channels = 2 * in_channels
+        channels, bias = 2 * in_channels, layers.variant.encoder_bias
         self.down_conv = nn.Conv3d(
             in_channels, channels, 2, stride=2, pad_mode="valid", has_bias=bias
         )
@@ -242,22 +273,19 @@ class DownStage(nn.Cell):
 class UpStage(nn.Cell):
     """Doubles the sides, concatenates the skip connection, then applies a residual block."""
 
-    def __init__(
-        self,
-        in_channels: int,
-        channels: int,
-        depth: int,
-        bias: bool,
-        up_bias: bool,
-        layers: LayerFactory,
-    ) -> None:
+    def __init__(self, in_channels: int, channels: int, depth: int, layers: LayerFactory) -> None:
         super().__init__()
         self.up_conv = nn.Conv3dTranspose(
-            in_channels, channels // 2, 2, stride=2, pad_mode="valid", has_bias=up_bias
+            in_channels,
+            channels // 2,
+            2,
+            stride=2,
+            pad_mode="valid",
+            has_bias=layers.variant.up_bias,
         )
         self.bn = layers.norm(channels // 2)
         self.relu1 = layers.act(channels // 2)
-        self.ops = layers.units(depth, channels, bias)
+        self.ops = layers.units(depth, channels, layers.variant.decoder_bias)
         self.relu2 = layers.act(channels)
 
     def construct(
@@ -278,29 +306,22 @@ class UpStage(nn.Cell):
 class Head(nn.Cell):
     """The last convolutions; returns the foreground's probability, (batch, X, Y, Z) float32."""
 
-    def __init__(
-        self,
-        in_channels: int,
-        unit: bool,
-        unit_bias: bool,
-        kernel_size: int,
-        bias: bool,
-        layers: LayerFactory,
-        foreground: int,
-    ) -> None:
+    def __init__(self, in_channels: int, layers: LayerFactory) -> None:
         super().__init__()
-        self.conv1 = conv5(in_channels, 2, unit_bias) if unit else nn.Identity()
+        variant = layers.variant
+        unit, side = variant.head_unit, variant.head_kernel_size
+        self.conv1 = conv5(in_channels, 2, variant.encoder_bias) if unit else nn.Identity()
         self.bn = layers.norm(2) if unit else nn.Identity()
         self.relu = layers.act(2) if unit else nn.Identity()
         self.conv2 = nn.Conv3d(
             2 if unit else in_channels,
             2,
-            kernel_size,
+            side,
             pad_mode="pad",
-            padding=kernel_size // 2,
-            has_bias=bias,
+            padding=side // 2,
+            has_bias=variant.head_bias,
         )
-        self.foreground = foreground
+        self.foreground = variant.foreground_channel
 
     def logits(self, x: Tensor) -> Tensor:
         """The foreground's logit minus the background's, (batch, X, Y, Z) float32.
@@ -321,7 +342,7 @@ def dropout_slices(
 
     Args:
         channels: number of channels of each of the five levels.
-        dropout_on: stage name -> places, see `VNet`.
+        dropout_on: stage name -> places, see `Variant`.
 
     Returns:
         ((down,) of each stage down, (up, skip) of each stage up, number of columns); down, up and
@@ -351,23 +372,9 @@ class VNet(nn.Cell):
     """V-Net with four stages down and four up.
 
     Args:
+        variant: depths and options, such as one of `VARIANTS`.
         width: channels of the first stage; each stage below has twice as many.
-        encoder_depths: 5x5x5 convolutions of the input stage, always 1, and the four stages down.
-        decoder_depths: those of the four stages up, deepest first.
-        activation: "elu" or "prelu".
-        norm: "batch" or "instance" norm after every convolution but the last, or None.
         sync_batch_norm: whether batch norm uses the statistics of all devices.
-        activation_before_sum: whether a residual block's last convolution has its own activation,
-            besides the one that follows the sum.
-        encoder_bias: bias of the encoder's convolutions and of the head's unit.
-        decoder_bias: bias of the decoder's 5x5x5 convolutions.
-        up_bias: bias of the transposed convolutions.
-        head_unit: whether a 5x5x5 convolution to two channels, with norm and activation, precedes
-            the last convolution.
-        head_kernel_size: side of the last convolution's kernel, odd.
-        head_bias: bias of the last convolution.
-        foreground_channel: which of the two logits is the foreground, 0 or 1.
-        dropout_on: stage name -> places ("down"; "up", "skip") where training drops channels.
 
     `construct(volume, dropout_mask=None)` takes a (batch, 1, X, Y, Z) volume and, in training, the
     factors that drop channels, (batch, `dropout_channels`), from `src.dropout.draw_dropout_mask`:
@@ -378,58 +385,35 @@ class VNet(nn.Cell):
         ValueError: a side of the volume is not a multiple of 16; more than one input convolution.
     """
 
-    def __init__(
-        self,
-        width: int = 16,
-        *,
-        encoder_depths: tuple[int, ...],
-        decoder_depths: tuple[int, ...],
-        activation: str,
-        norm: str | None,
-        sync_batch_norm: bool = False,
-        activation_before_sum: bool,
-        encoder_bias: bool,
-        decoder_bias: bool,
-        up_bias: bool,
-        head_unit: bool,
-        head_kernel_size: int,
-        head_bias: bool,
-        foreground_channel: int,
-        dropout_on: dict[str, tuple[str, ...]],
-    ) -> None:
+    def __init__(self, variant: Variant, width: int = 16, sync_batch_norm: bool = False) -> None:
         super().__init__()
-        if encoder_depths[0] != 1:
-            raise ValueError(f"the input stage has 1 convolution, got {encoder_depths[0]}")
-        layers = LayerFactory(activation, norm, sync_batch_norm, activation_before_sum)
+        if variant.encoder_depths[0] != 1:
+            raise ValueError(f"the input stage has 1 convolution, got {variant.encoder_depths[0]}")
+        layers = LayerFactory(variant, sync_batch_norm)
         channels = [width * 2**level for level in range(5)]
-        self.in_tr = InputStage(width, encoder_bias, layers)
+        self.in_tr = InputStage(width, layers)
         self.down_stages = tuple(
-            DownStage(channels[level], depth, encoder_bias, layers)
-            for level, depth in enumerate(encoder_depths[1:])
+            DownStage(channels[level], depth, layers)
+            for level, depth in enumerate(variant.encoder_depths[1:])
         )
         # A stage up takes the output of the stage below. The first returns as many channels as the
         # lowest level, 16 * width.
         self.up_stages = tuple(
-            UpStage(wide_in, wide_out, depth, decoder_bias, up_bias, layers)
+            UpStage(wide_in, wide_out, depth, layers)
             for wide_in, wide_out, depth in zip(
-                (channels[4], *channels[:1:-1]), channels[:0:-1], decoder_depths, strict=True
+                (channels[4], *channels[:1:-1]),
+                channels[:0:-1],
+                variant.decoder_depths,
+                strict=True,
             )
         )
         for name, stage in zip(
             DOWN_NAMES + UP_NAMES, self.down_stages + self.up_stages, strict=True
         ):
             setattr(self, name, stage)
-        self.out_tr = Head(
-            2 * width,
-            head_unit,
-            encoder_bias,
-            head_kernel_size,
-            head_bias,
-            layers,
-            foreground_channel,
-        )
+        self.out_tr = Head(2 * width, layers)
         self.down_slices, self.up_slices, self.dropout_channels = dropout_slices(
-            channels, dropout_on
+            channels, variant.dropout_on
         )
 
     def features(self, volume: Tensor, dropout_mask: Tensor | None = None) -> Tensor:
@@ -463,10 +447,11 @@ def create_vnet(config: EasyDict, sync_batch_norm: bool = False) -> VNet:
     Raises:
         UsageError: the lowest level has a single voxel, which instance norm would set to 0.
     """
-    if VARIANTS[config.variant]["norm"] == "instance" and max(config.VolSize) == SIDE_MULTIPLE:
+    variant = VARIANTS[config.variant]
+    if variant.norm == "instance" and max(config.VolSize) == SIDE_MULTIPLE:
         raise UsageError(
             f"variant={config.variant} with VolSize={config.VolSize}: the lowest level has one "
             "voxel, which instance norm cannot normalize; "
             f"use a side of at least {2 * SIDE_MULTIPLE}"
         )
-    return VNet(config.width, sync_batch_norm=sync_batch_norm, **VARIANTS[config.variant])
+    return VNet(variant, config.width, sync_batch_norm)

@@ -32,7 +32,7 @@ def seed_weights(network):
 
 def seeded_vnet(variant, width):
     """A V-Net for inference whose weights depend on their names alone."""
-    return seed_weights(VNet(width, **VARIANTS[variant]).set_train(False))
+    return seed_weights(VNet(VARIANTS[variant], width).set_train(False))
 
 
 def computed_once(network, volume):

@@ -291,14 +291,14 @@ def test_prune_keeps_the_newest(tmp_path):
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     path = tmp_path_factory.mktemp("weights") / "zoo2.ckpt"
-    network = VNet(width=2, **VARIANTS["zoo"])
+    network = VNet(VARIANTS["zoo"], width=2)
     checkpoint.save_weights(network, path)
     return path, {p.name: p.asnumpy() for p in network.get_parameters()}
 
 
 def test_weights_come_back_bit_for_bit(weights):
     path, values = weights
-    network = VNet(width=2, **VARIANTS["zoo"])
+    network = VNet(VARIANTS["zoo"], width=2)
     checkpoint.load_weights(network, path)
     for parameter in network.get_parameters():
         np.testing.assert_array_equal(parameter.asnumpy(), values[parameter.name])
@@ -315,7 +315,7 @@ def test_weights_come_back_bit_for_bit(weights):
 )
 def test_another_variant_or_width_is_named(weights, variant, width, says):
     with pytest.raises(DataError, match=says):
-        checkpoint.load_weights(VNet(width=width, **VARIANTS[variant]), weights[0])
+        checkpoint.load_weights(VNet(VARIANTS[variant], width=width), weights[0])
 
 
 def test_a_configuration_that_contradicts_the_weights_is_named(weights, tmp_path):
@@ -325,7 +325,7 @@ def test_a_configuration_that_contradicts_the_weights_is_named(weights, tmp_path
     path.write_bytes(weights[0].read_bytes())
     (tmp_path / "config.json").touch()
     with pytest.raises(DataError, match=f"width=2, not .*; restore {tmp_path / 'config.json'}$"):
-        checkpoint.load_weights(VNet(width=4, **VARIANTS["zoo"]), path)
+        checkpoint.load_weights(VNet(VARIANTS["zoo"], width=4), path)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.999])
@@ -334,7 +334,7 @@ def test_a_truncated_checkpoint_is_refused(weights, tmp_path, share):
     path = tmp_path / "cut.ckpt"
     path.write_bytes(whole[: int(len(whole) * share)])
     with pytest.raises(DataError, match=r"cut\.ckpt") as caught:
-        checkpoint.load_weights(VNet(width=2, **VARIANTS["zoo"]), path)
+        checkpoint.load_weights(VNet(VARIANTS["zoo"], width=2), path)
     assert "\n" not in str(caught.value)
 
 
@@ -345,7 +345,7 @@ def test_other_programs_files_are_refused(tmp_path):
     ms.save_checkpoint(
         [{"name": "fc.weight", "data": ms.Tensor(np.ones(3, np.float32))}], str(foreign)
     )
-    network = VNet(width=2, **VARIANTS["zoo"])
+    network = VNet(VARIANTS["zoo"], width=2)
     before = network.in_tr.conv.weight.asnumpy().copy()
     for path, says in ((text, "not a complete MindSpore"), (foreign, "has no parameter in_tr")):
         with pytest.raises(DataError, match=says):
@@ -357,20 +357,20 @@ def test_other_programs_files_are_refused(tmp_path):
 
 @pytest.mark.parametrize("name", ["in_tr.conv.weight", "in_tr.bn.bn2d.moving_mean"])
 def test_weights_that_are_not_finite_are_refused(tmp_path, name):
-    network = VNet(width=2, **VARIANTS["zoo"])
+    network = VNet(VARIANTS["zoo"], width=2)
     parameters = {parameter.name: parameter for parameter in network.get_parameters()}
     values = parameters[name].asnumpy().copy()
     values.flat[-1] = np.nan
     parameters[name].set_data(ms.Tensor(values))
     checkpoint.save_weights(network, tmp_path / "nan.ckpt")
     with pytest.raises(DataError, match=f"{name} has NaN or infinity"):
-        checkpoint.load_weights(VNet(width=2, **VARIANTS["zoo"]), tmp_path / "nan.ckpt")
+        checkpoint.load_weights(VNet(VARIANTS["zoo"], width=2), tmp_path / "nan.ckpt")
 
 
 def test_the_optimizers_state_is_not_taken_for_weights(tmp_path):
     save(tmp_path, 1)
     with pytest.raises(DataError, match=r"state of an optimizer, not weights; use last\.ckpt"):
-        checkpoint.load_weights(VNet(width=2, **VARIANTS["zoo"]), tmp_path / "last_state.ckpt")
+        checkpoint.load_weights(VNet(VARIANTS["zoo"], width=2), tmp_path / "last_state.ckpt")
 
 
 def test_default_architecture_is_the_zoos():

@@ -41,7 +41,7 @@ def graph_mode():
 
 
 def small_vnet(variant="zoo", width=2, **options):
-    return VNet(**{**VARIANTS[variant], "width": width, **options})
+    return VNet(VARIANTS[variant]._replace(**options), width)
 
 
 def random_volume(*shape, seed=1):
@@ -104,7 +104,7 @@ def golden(request):
     our_name = {name: name for name in shapes}
     if request.param == "monai":
         weights, our_name = from_monai(weights), monai_names()
-    network = VNet(**VARIANTS[request.param])
+    network = VNet(VARIANTS[request.param])
     not_loaded = ms.load_param_into_net(
         network,
         {name: ms.Parameter(ms.Tensor(array), name=name) for name, array in weights.items()},
@@ -261,8 +261,8 @@ def test_the_encoder_really_sees_that_many_voxels(stages, field, sides):
 
 def expected_parameter_count(variant, width, activation):
     """Stage -> trainable numbers, in closed form from the variant's description."""
-    shape = {**VARIANTS[variant], "activation": activation}
-    prelu, norm = int(shape["activation"] == "prelu"), 2 * (shape["norm"] is not None)
+    options = VARIANTS[variant]._replace(activation=activation)
+    prelu, norm = int(options.activation == "prelu"), 2 * (options.norm is not None)
 
     def conv(inputs, outputs, side, bias):
         return inputs * outputs * side**3 + outputs * bias
@@ -270,12 +270,12 @@ def expected_parameter_count(variant, width, activation):
     def block(channels, depth, bias):
         units = depth * (conv(channels, channels, 5, bias) + (norm + prelu) * channels)
         # The sum has slopes of its own; without activation_before_sum they are the last unit's.
-        return units + prelu * channels * shape["activation_before_sum"]
+        return units + prelu * channels * options.activation_before_sum
 
-    bias = shape["encoder_bias"]
+    bias = options.encoder_bias
     counts = {"in_tr": conv(1, width, 5, bias) + (norm + prelu) * width}
     for level, (name, depth) in enumerate(
-        zip(DOWN_NAMES, shape["encoder_depths"][1:], strict=True), start=1
+        zip(DOWN_NAMES, options.encoder_depths[1:], strict=True), start=1
     ):
         channels = width * 2**level
         counts[name] = (
@@ -284,15 +284,15 @@ def expected_parameter_count(variant, width, activation):
             + block(channels, depth, bias)
         )
     below = 16 * width
-    for name, depth, factor in zip(UP_NAMES, shape["decoder_depths"], (16, 8, 4, 2), strict=True):
+    for name, depth, factor in zip(UP_NAMES, options.decoder_depths, (16, 8, 4, 2), strict=True):
         channels = width * factor
         counts[name] = (
-            conv(below, channels // 2, 2, shape["up_bias"])
+            conv(below, channels // 2, 2, options.up_bias)
             + (norm + prelu) * (channels // 2)
-            + block(channels, depth, shape["decoder_bias"])
+            + block(channels, depth, options.decoder_bias)
         )
         below = channels
-    last = conv(2, 2, shape["head_kernel_size"], shape["head_bias"])
+    last = conv(2, 2, options.head_kernel_size, options.head_bias)
     counts["out_tr"] = conv(below, 2, 5, bias) + (norm + prelu) * 2 + last
     if variant == "paper":  # 1x1x1 alone
         counts["out_tr"] = 2 * below + 2

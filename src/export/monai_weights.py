@@ -25,12 +25,12 @@ PRELU = {"weight": "w"}
 
 def monai_names() -> dict[str, str]:
     """Returns MONAI's parameter name -> ours, for every 3-D configuration of its VNet."""
-    shape = VARIANTS["monai"]
+    variant = VARIANTS["monai"]
     convs = {"out_tr.conv2": "out_tr.conv2"}
     norms = {}
     activations = {"in_tr.act_function": "in_tr.relu", "out_tr.act_function1": "out_tr.relu"}
     blocks = {"in_tr.conv_block": ("in_tr", "conv"), "out_tr.conv_block": ("out_tr", "conv1")}
-    depths = shape["encoder_depths"][1:] + shape["decoder_depths"]
+    depths = variant.encoder_depths[1:] + variant.decoder_depths
     for stage, depth in zip(DOWN_NAMES + UP_NAMES, depths, strict=True):
         resampling = f"{stage}.down_conv" if stage in DOWN_NAMES else f"{stage}.up_conv"
         convs[resampling] = resampling
@@ -62,7 +62,7 @@ def from_monai(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         state: `monai.networks.nets.VNet(out_channels=2).state_dict()` as arrays.
 
     Returns:
-        Name -> float32 array for `VNet(**VARIANTS["monai"])`, or with activation "prelu" if the
+        Name -> float32 array for `VNet(VARIANTS["monai"])`, or with activation "prelu" if the
         state has slopes.
 
     Raises:
@@ -77,8 +77,8 @@ def from_monai(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
             raise DataError(f"{name} is not a parameter of {MONAI_VNET}; expected its state dict")
         ours[names[name]] = np.array(array, np.float32)
     has_slopes = any(name.endswith(f".{PRELU['weight']}") for name in ours)
-    options = {**VARIANTS["monai"], "activation": "prelu" if has_slopes else "elu"}
-    expected = {parameter.name: parameter.shape for parameter in VNet(**options).get_parameters()}
+    variant = VARIANTS["monai"]._replace(activation="prelu" if has_slopes else "elu")
+    expected = {parameter.name: parameter.shape for parameter in VNet(variant).get_parameters()}
     theirs = {our_name: name for name, our_name in names.items()}
     for name, shape in expected.items():
         if name not in ours:
@@ -181,7 +181,7 @@ def import_monai(
     state = read_state_dict(state_dict_path)
     with naming(state_dict_path):
         weights = from_monai(state)
-    network = VNet(**VARIANTS["monai"])
+    network = VNet(VARIANTS["monai"])
     parameters = network.parameters_dict()
     slope = next((name for name in weights if name not in parameters), None)
     if slope is not None:

@@ -58,7 +58,7 @@ def training_bytes(
         case_count: number of training cases, all of which are kept in memory on the network grid.
         validates: whether there are validation cases.
     """
-    has_instance_norm = VARIANTS[config.variant]["norm"] == "instance"
+    has_instance_norm = VARIANTS[config.variant].norm == "instance"
     costs = FAST if fast else PLAIN_INSTANCE_NORM if has_instance_norm else PLAIN
     voxels = float(np.prod(config.VolSize))
     per_feature = costs.per_volume * batch_size + costs.once + costs.validation * validates

@@ -149,11 +149,11 @@ def check_batch_norm(config: EasyDict, device_target: str, device_count: int = 1
         raise UsageError(
             f"sync_batch_norm=True: MindSpore has it on Ascend, not on {device_target}"
         )
-    if config.sync_batch_norm and VARIANTS[config.variant]["norm"] != "batch":
+    if config.sync_batch_norm and VARIANTS[config.variant].norm != "batch":
         raise UsageError(f"sync_batch_norm=True: variant={config.variant} has no batch norm")
     normed_together = config.batch_size * (device_count if config.sync_batch_norm else 1)
     has_one_voxel = max(config.VolSize) == SIDE_MULTIPLE  # at the lowest level
-    if VARIANTS[config.variant]["norm"] == "batch" and has_one_voxel and normed_together == 1:
+    if VARIANTS[config.variant].norm == "batch" and has_one_voxel and normed_together == 1:
         raise UsageError(
             f"VolSize={config.VolSize} with batch_size={config.batch_size}: the lowest level has "
             f"one voxel, of which the batch norm of variant={config.variant} cannot learn a "

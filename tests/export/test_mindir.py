@@ -46,7 +46,7 @@ def run(path):
     [("zoo", False), ("paper", False), ("instance", False), ("instance", True)],
 )
 def test_version_1_computes_the_same_from_attributes(variant, lowered, tmp_path):
-    network = VNet(2, **{**VARIANTS[variant], **SHALLOW}).set_train(False)
+    network = VNet(VARIANTS[variant]._replace(**SHALLOW), width=2).set_train(False)
     if lowered:
         network = LoweredVNet(network, SHAPE).set_train(False)
     source, target = export(network, tmp_path / "3.mindir"), tmp_path / "1.mindir"

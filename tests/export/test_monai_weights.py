@@ -59,7 +59,7 @@ def import_with(monkeypatch, capsys, *arguments, grid=("VolSize=96,96,48", "dstR
 )
 def test_names_and_shapes_are_those_of_the_variant(path, activation):
     weights = from_monai(zeros(monai_shapes(path)))
-    network = VNet(**{**VARIANTS["monai"], "activation": activation})
+    network = VNet(VARIANTS["monai"]._replace(activation=activation))
     assert {name: array.shape for name, array in weights.items()} == {
         parameter.name: parameter.shape for parameter in network.get_parameters()
     }
@@ -72,7 +72,7 @@ def test_slopes_and_biases_before_batch_norm_give_monais_probability():
     }
     before = {name: array.copy() for name, array in state.items()}
     weights = from_monai(state)
-    network = VNet(**{**VARIANTS["monai"], "activation": "prelu"}).set_train(False)
+    network = VNet(VARIANTS["monai"]._replace(activation="prelu")).set_train(False)
     for name, parameter in network.parameters_dict().items():
         parameter.set_data(ms.Tensor(weights[name]))
     probability = computed_once(network, seeded.volume()[:1, :, :16, :16, :16])

@@ -69,15 +69,15 @@ def test_the_header_has_the_options_of_the_network(files, variant):
     header, options = header_of(files[variant].read_bytes()), VARIANTS[variant]
     assert (header["magic"], header["version"]) == (b"VNETCPU\n", 1)
     assert tuple(header["grid"]) == GRID and header["width"] == 3
-    assert header["activation"] == {"elu": 1, "prelu": 2}[options["activation"]]
-    assert header["norm"] == {None: 0, "batch": 1, "instance": 2}[options["norm"]]
-    assert header["epsilon"] == np.float32(1e-5 if options["norm"] else 0)
+    assert header["activation"] == {"elu": 1, "prelu": 2}[options.activation]
+    assert header["norm"] == {None: 0, "batch": 1, "instance": 2}[options.norm]
+    assert header["epsilon"] == np.float32(1e-5 if options.norm else 0)
     for name, option in {
         **dict.fromkeys(("encoder_depths", "decoder_depths", "activation_before_sum"), None),
         **dict.fromkeys(("encoder_bias", "decoder_bias", "up_bias", "head_bias"), None),
         **{"head_unit": None, "head_side": "head_kernel_size", "foreground": "foreground_channel"},
     }.items():
-        np.testing.assert_array_equal(header[name], options[option or name], name)
+        np.testing.assert_array_equal(header[name], getattr(options, option or name), name)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -100,8 +100,8 @@ def test_the_table_says_where_each_parameter_is(files, variant):
     assert sorted(a.tobytes() for a in found.values()) == sorted(parameters.values())
 
     last = max(layer for layer, _ in found)
-    depths = (*VARIANTS[variant]["encoder_depths"][1:], *VARIANTS[variant]["decoder_depths"])
-    assert last + 1 == 1 + sum(depths) + 8 + VARIANTS[variant]["head_unit"] + 1
+    depths = (*VARIANTS[variant].encoder_depths[1:], *VARIANTS[variant].decoder_depths)
+    assert last + 1 == 1 + sum(depths) + 8 + VARIANTS[variant].head_unit + 1
     names = {"in_tr.conv.weight": 0, "down_tr32.down_conv.weight": 1, "out_tr.conv2.weight": last}
     names["up_tr256.up_conv.weight"] = 1 + 4 + sum(depths[:4])
     for name, layer in names.items():

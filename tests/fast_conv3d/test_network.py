@@ -41,7 +41,7 @@ TRAINING_CASES = [
     (*case, dropping)
     for case in CASES
     for dropping in (False, True)
-    if not dropping or VARIANTS[case[0]]["dropout_on"]
+    if not dropping or VARIANTS[case[0]].dropout_on
 ]
 
 
@@ -118,7 +118,7 @@ def seeded_vnet(variant, width, **options):
     PReLU's slopes are near 1: each voxel that rounding takes across the kink changes a gradient by
     1 - slope, which would hide how exact everything else is.
     """
-    network = VNet(**{**VARIANTS[variant], "width": width, **options})
+    network = VNet(VARIANTS[variant]._replace(**options), width)
     for parameter in network.get_parameters():
         value = seeded.parameter(parameter.name, parameter.shape)
         if parameter.name.endswith(".w"):
