@@ -6,8 +6,6 @@
 The table is hccl_8p_01234567_10.0.0.1.json: number of devices, their ids, the server's address.
 """
 
-import json
-import socket
 import sys
 from pathlib import Path
 
@@ -16,25 +14,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from src.devices.rank_table import (
     HCCN_CONF,
     create_rank_table,
-    is_address,
+    parse_addresses,
     parse_device_ids,
     read_addresses,
-    read_rank_table,
+    server_address,
+    write_rank_table,
 )
 from src.utils.command_line import new_parser, run
-from src.utils.errors import DataError, UsageError
-from src.utils.files import write_files
-
-
-def server_address():
-    """Returns the IP address to which this machine's host name resolves."""
-    try:
-        return socket.gethostbyname(socket.gethostname())
-    except OSError as error:
-        raise DataError(
-            f"host name {socket.gethostname()}: has no address ({error.strerror}); "
-            "give it with --server_ip"
-        ) from None
 
 
 def main():
@@ -55,27 +41,11 @@ def main():
 
     ids = parse_device_ids(args.device_num)
     if args.device_ip:
-        given = args.device_ip.split(",")
-        if len(given) != len(ids):
-            raise UsageError(f"--device_ip: {len(given)} address(es) for {len(ids)} device(s)")
-        addresses, source = dict(zip(ids, given, strict=True)), "--device_ip"
+        addresses, source = parse_addresses(args.device_ip, ids), "--device_ip"
     else:
         addresses, source = read_addresses(args.hccn_conf), args.hccn_conf
-    server = args.server_ip or server_address()
-    if not is_address(server):
-        raise UsageError(f"--server_ip '{server}': expected an IP address")
-    table = create_rank_table(ids, addresses, server, source)
-    content = json.dumps(table, indent=4).encode() + b"\n"
-
-    path = Path(args.out_path, f"hccl_{len(ids)}p_{''.join(ids)}_{server}.json")
-    if path.exists() and path.read_bytes() != content:
-        raise DataError(
-            f"{path}: exists with other content and is not replaced; move it away or choose "
-            "another --out_path"
-        )
-    write_files({path: content})
-    read_rank_table(path, len(ids))
-    print(f"rank table: {path}")
+    table = create_rank_table(ids, addresses, args.server_ip or server_address(), source)
+    print(f"rank table: {write_rank_table(table, args.out_path)}")
 
 
 if __name__ == "__main__":

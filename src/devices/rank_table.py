@@ -11,6 +11,7 @@ table and prints the result of `visible_devices` for scripts/train_distribute.sh
 import ipaddress
 import json
 import re
+import socket
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,7 @@ from typing import Any, NamedTuple
 
 from ..utils.command_line import run
 from ..utils.errors import DataError, UsageError
+from ..utils.files import write_files
 
 VERSIONS = ("1.0", "1.2")  # 1.2 adds super nodes, which join servers
 HCCN_CONF = "/etc/hccn.conf"  # network of the devices, written by Ascend's hccn_tool
@@ -183,6 +185,33 @@ def read_addresses(path: str | Path = HCCN_CONF) -> dict[str, str]:
     return {match[1]: match[2] for match in found if match}
 
 
+def parse_addresses(text: str, device_ids: Sequence[str]) -> dict[str, str]:
+    """Parses the IP addresses of devices, in their order and separated by commas.
+
+    Raises:
+        UsageError: another number of addresses than of devices.
+    """
+    given = text.split(",")
+    if len(given) != len(device_ids):
+        raise UsageError(f"--device_ip: {len(given)} address(es) for {len(device_ids)} device(s)")
+    return dict(zip(device_ids, given, strict=True))
+
+
+def server_address() -> str:
+    """Returns the IP address to which this machine's host name resolves.
+
+    Raises:
+        DataError: it has none.
+    """
+    try:
+        return socket.gethostbyname(socket.gethostname())
+    except OSError as error:
+        raise DataError(
+            f"host name {socket.gethostname()}: has no address ({error.strerror}); "
+            "give it with --server_ip"
+        ) from None
+
+
 def create_rank_table(
     device_ids: Sequence[str], addresses: Mapping[str, str], server_id: str, source: str
 ) -> dict:
@@ -196,7 +225,10 @@ def create_rank_table(
 
     Raises:
         DataError: an address is missing, invalid, or belongs to two devices.
+        UsageError: `server_id` is no IP address.
     """
+    if not is_address(server_id):
+        raise UsageError(f"--server_ip '{server_id}': expected an IP address")
     for device_id in device_ids:
         address = addresses.get(device_id)
         if address is None:
@@ -220,6 +252,29 @@ def create_rank_table(
         "server_list": [server],
         "status": "completed",
     }
+
+
+def write_rank_table(table: dict, folder: str | Path) -> Path:
+    """Writes a rank table as hccl_8p_01234567_10.0.0.1.json; returns the file.
+
+    Args:
+        table: of `create_rank_table`.
+        folder: of the file.
+
+    Raises:
+        DataError: it cannot be written, or is there with other content.
+    """
+    (server,) = table["server_list"]
+    ids = [device["device_id"] for device in server["device"]]
+    path = Path(folder, f"hccl_{len(ids)}p_{''.join(ids)}_{server['server_id']}.json")
+    content = json.dumps(table, indent=4).encode() + b"\n"
+    if path.exists() and path.read_bytes() != content:
+        raise DataError(
+            f"{path}: exists with other content and is not replaced; move it away or choose "
+            "another --out_path"
+        )
+    write_files({path: content})
+    return path
 
 
 def _is_number(text):
