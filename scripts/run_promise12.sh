@@ -37,7 +37,7 @@ logged() { # logged LOG COMMAND...
 }
 
 usage="usage: bash scripts/run_promise12.sh [OUT] [--source PATH] [--data_licence TEXT] [--licence TEXT] [further arguments for train.py]"
-out=vnet_promise12 source="" about=() training=()
+out=vnet_promise12 source="" about=() training=() device_id=0
 case ${1:-} in
   -h | --help)
     print_help
@@ -57,6 +57,14 @@ while (($#)); do
     --config) # from the caller's folder, too
       (($# > 1)) || fail 2 "$1 needs a value ($usage)"
       training+=("$1" "$(realpath -m -- "$2")") && shift 2
+      ;;
+    --device_id=*) device_id=${1#*=} && shift ;;
+    --device_id)
+      (($# > 1)) || fail 2 "$1 needs a value ($usage)"
+      device_id=$2 && shift 2
+      ;;
+    --labels | --labels=* | --channel | --channel=*)
+      fail 2 "$1: PROMISE12 has images of one channel and masks of 0 and 1; bring other data into this form with prepare_data.py, then use train.py"
       ;;
     *) training+=("$1") && shift ;;
   esac
@@ -94,7 +102,7 @@ child=""
 : "${STOP_SECONDS:=300}" # as in train_standalone
 trap 'stop INT 130' INT
 trap 'stop TERM 143' TERM
-training=(--preset accurate --set dirResult=runs --set task=promise12 "${training[@]}" --continue)
+training=(--device_id "$device_id" --preset accurate --set dirResult=runs --set task=promise12 "${training[@]}" --continue)
 step="the estimate of the training time"
 logged time.log "$python" "$ROOT/tools/training_time.py" --device_target "$target" \
   --cases $CASES --val_cases $VAL_CASES "${training[@]}"
@@ -122,7 +130,7 @@ SHOWN='s/^\(resuming\|run: \|nothing is left\|epoch [0-9]* of .*: validation Dic
 run=$(sed -n 's/^run: //p' train.log)
 
 begin 5 evaluation "of the best epoch, log $out/eval.log"
-logged eval.log "$python" "$ROOT/eval.py" --device_target "$target" --ckpt_path "$run" \
+logged eval.log "$python" "$ROOT/eval.py" --device_target "$target" --dev_id "$device_id" --ckpt_path "$run" \
   --data_path data/TrainData --eval_split_file_path split/val.csv --set dirPredictionImage=evaluation
 
 begin 6 release "$out/model and model.zip"

@@ -92,7 +92,7 @@ class TrainingCallback(ms.Callback):
         self.bar.close()
 
     def stop(self, arguments: Any, finding: str) -> None:
-        """Raises a DataError that names the batch, its cases and the last good checkpoint."""
+        """Raises a DataError that names the step, its cases and the last good checkpoint."""
         epoch = arguments.cur_epoch_num
         if arguments.get("dataset_sink_mode"):
             where = f"in epoch {epoch}"
@@ -100,8 +100,11 @@ class TrainingCallback(ms.Callback):
             batch_index = (arguments.cur_step_num - 1) % arguments.batch_num
             step = batch_index * self.samples.steps // arguments.batch_num
             case_ids = self.epoch_end.progress.case_ids
-            names = ", ".join(case_ids[index] for index in self.samples.batch(epoch - 1, step))
-            where = f"at epoch {epoch} step {step + 1}, in the batch of {names}"
+            steps = range(max(0, step - 1), step + 1)  # weights are looked at once an epoch
+            indices = (index for one in steps for index in self.samples.batch(epoch - 1, one))
+            names = ", ".join(dict.fromkeys(case_ids[index] for index in indices))
+            both = " and the one before" if step else ""
+            where = f"at epoch {epoch} step {step + 1}; in this step{both}: {names}"
         good = last_good_checkpoint(self.epoch_end.run_folder)
         raise DataError(f"{finding} {where}; {good}; look at these cases, or lower lr")
 

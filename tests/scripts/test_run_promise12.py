@@ -75,6 +75,7 @@ class Promise12Caller(Caller):
 
     def begin(self):
         words = ["--licence", "two words", "--config", "my.yaml", "--set", "epochs=9"]
+        words += ["--device_id", "3"]
         return self.start("run_promise12.sh", self.out.name, *words)
 
 
@@ -118,11 +119,11 @@ def test_interrupted_in_download_and_training_it_goes_on(caller, server):
     assert len(server.requests) == requests
     assert (caller.out / "split" / "val.csv").read_text() == "Case11.mhd\n"
     measure, training, evaluation, release = caller.calls.read_text().splitlines()[-4:]
-    recipe = "--preset accurate --set dirResult=runs --set task=promise12 --config "
+    recipe = "--device_id 3 --preset accurate --set dirResult=runs --set task=promise12 --config "
     recipe += f"{caller.folder / 'my.yaml'} --set epochs=9 --continue"
     assert f"training_time.py --device_target CPU --cases 40 --val_cases 10 {recipe}" in measure
     assert training.endswith(f"--val_split_file_path split/val.csv {recipe}")
-    assert "--ckpt_path runs/vnet.promise12.1 --data_path data/TrainData" in evaluation
+    assert "--dev_id 3 --ckpt_path runs/vnet.promise12.1 --data_path data/TrainData" in evaluation
     assert "--ckpt_file runs/vnet.promise12.1 --out_path model --zip" in release
     assert "--metrics evaluation/metrics.json --licence two words --data PROMISE12" in release
 
@@ -133,6 +134,11 @@ def test_interrupted_in_download_and_training_it_goes_on(caller, server):
         (["--licence"], 2, "--licence needs a value"),
         (["--source", "absent"], 2, "no such file or folder"),
         (["--source", "nowhere/absent"], 2, "nowhere/absent': no such file or folder"),
+        (
+            ["--labels", "1,2"],
+            2,
+            "--labels: PROMISE12 has images of one channel and masks of 0 and",
+        ),
         (["mine"], 1, "holds other files"),
     ],
 )

@@ -152,7 +152,11 @@ def test_overflows_are_counted():
 @pytest.mark.parametrize(
     ("sink", "words"),
     [
-        (False, "loss is nan at epoch 4 step 2, in the batch of Case02, Case03"),
+        (
+            False,
+            "loss is nan at epoch 4 step 2; in this step and the one before: "
+            "Case00, Case01, Case02, Case03",
+        ),
         (True, "loss is nan in epoch 4"),
     ],
 )

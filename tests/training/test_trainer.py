@@ -443,7 +443,7 @@ def test_a_nan_names_the_batch_and_keeps_the_last_good_checkpoint(
     with pytest.raises(DataError) as caught:
         run(data, config, losses, Poison(), run_folder=folder)
     message = str(caught.value)
-    named = re.search(r"epoch 4 step 1, in the batch of (Case\d\d), (Case\d\d);", message)
+    named = re.search(r"epoch 4 step 1; in this step: (Case\d\d), (Case\d\d);", message)
     assert named, message
     assert str(folder / "ckpt" / "last.ckpt") in message
     for value in ms.load_checkpoint(str(folder / "ckpt" / "last.ckpt")).values():
