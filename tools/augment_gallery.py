@@ -1,4 +1,4 @@
-"""Draws each augmentation of the training cases on a synthetic case: docs/augmentation.png.
+"""Draws each augmentation of the training cases on a synthetic case: augmentation.png.
 
     python tools/augment_gallery.py
 another case, other random parameters, another file:
@@ -19,9 +19,9 @@ def main():
     parser.add_argument(
         "--out_path",
         type=Path,
-        default=Path(__file__).parents[1] / "docs/augmentation.png",
+        default="augmentation.png",
         metavar="FILE",
-        help="PNG to write (default: docs/augmentation.png of this repository)",
+        help="PNG to write (default: %(default)s)",
     )
     parser.add_argument(
         "--seed", type=int, default=1, metavar="N", help="seed of case and parameters (default: 1)"

@@ -15,6 +15,7 @@ from .. import augment
 from ..config import AUGMENT_KEYS, override_config, vnet_cfg
 from ..data_manager import TrainingVolume, intensity_on_network_grid, mask_to_network_grid
 from ..promise12.phantom import phantom_case
+from ..utils.errors import DataError
 from ..utils.files import write_files
 from .figures import PREDICTION_COLOUR, REFERENCE_COLOUR, add_line_legend
 
@@ -54,8 +55,10 @@ def write_gallery(path: str | Path, seed: int) -> None:
 
     Raises:
         UsageError: `seed` is below 0.
-        DataError: the file cannot be written.
+        DataError: the file is there already, or cannot be written.
     """
+    if Path(path).exists():
+        raise DataError(f"{path}: exists already; remove it, or choose another --out_path")
     config = override_config(vnet_cfg, [f"seed={seed}", *(f"{key}=1" for key in AUGMENT_KEYS)])
     volumes = [_phantom_volume(config, index) for index in range(CASES)]
     png = BytesIO()

@@ -212,6 +212,7 @@ def test_same_seed_same_picture(call, tmp_path, quick):
         (["--seed", "-1"], 2, "error: seed is -1, expected at least 0"),
         (["--seed", "many"], 2, "invalid int value"),
         (["--out_path", "taken/a.png"], 1, "error: taken/a.png: cannot be written"),
+        (["--out_path", "taken"], 1, "error: taken: exists already; remove it, or choose another"),
     ],
 )
 def test_command_line_errors(call, tmp_path, quick, capsys, arguments, code, message):
