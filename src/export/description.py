@@ -153,8 +153,9 @@ def describe(
             f"the prostate is where the probability is above {config.threshold}",
             "keep its largest component (26 neighbours)",
             f"the core is the largest component of its voxels that lie more than {CORE_DEPTH_MM:g} "
-            "mm (Euclidean distance of voxel centres) from those outside; if there is one, keep "
-            f"what lies at most {REACH_MM:g} mm from it, and of that the largest component",
+            "mm (Euclidean distance of voxel centres) from those outside, among which are those "
+            "beyond the image's border; if there is one, keep what lies at most "
+            f"{REACH_MM:g} mm from it, and of that the largest component",
             "fill the background that it encloses on all sides (6 neighbours)",
             *[
                 f"if its centre of mass lies more than {RECENTRE_BEYOND_MM:g} mm from the centre "
