@@ -128,14 +128,14 @@ class LoadedMember(NamedTuple):
     """A network of an ensemble, with its weights."""
 
     checkpoint: Path
-    cell: "nn.Cell"  # in evaluation mode; networks of the same architecture share one
+    cell: "nn.Cell"  # in evaluation mode; networks of one architecture and precision share it
     weights: list[tuple["ms.Parameter", "ms.Tensor"]]  # of the cell, and their values
 
 
 class Ensemble:
     """Networks that are called as if they were one.
 
-    A cell is compiled once for all networks of its architecture, which takes seconds; it is then
+    A cell is compiled once for all networks that share it, which takes seconds; it is then
     pointed to the weights of one after the other, which takes less than a millisecond.
 
     Args:

@@ -18,7 +18,13 @@ from .images.reading import foreground, read_label_map
 from .images.writing import check_volume_name, move_volumes, volume_files, write_volume
 from .mask_folders import has_image
 from .metrics import case_metrics
-from .predictor import LazyNetwork, loaded, network_inputs, segment_inputs
+from .predictor import (
+    LazyNetwork,
+    loaded,
+    network_inputs,
+    processing_versions,
+    segment_inputs,
+)
 from .report.album import Album
 from .report.findings import finding_fields, metric_findings, plane_findings
 from .report.nnunet_summary import SUMMARY_JSON, NnunetSummary
@@ -94,16 +100,16 @@ def load_members(members: Sequence[Member], device_target: str) -> "nn.Cell | En
         network = load_network(checkpoint, config, device_target)
         check_unchanged(checkpoint, sha256)
         return network
-    cells: dict[tuple[str, int], nn.Cell] = {}
+    cells: dict[tuple, nn.Cell] = {}
     loaded_members = []
     for path, config, sha256 in members:
-        architecture = config.variant, config.width
-        if architecture not in cells:
-            cells[architecture] = load_network(path, config, device_target)
+        kind = tuple(config[key] for key in ("variant", "width", "precision", "fast_conv3d"))
+        if kind not in cells:
+            cells[kind] = load_network(path, config, device_target)
         network = load_vnet(path, config)
         check_unchanged(path, sha256)
         values = {parameter.name: parameter for parameter in network.get_parameters()}
-        cell = cells[architecture]
+        cell = cells[kind]
         weights = [(parameter, values[parameter.name]) for parameter in cell.get_parameters()]
         loaded_members.append(LoadedMember(path, cell, weights))
     return Ensemble(loaded_members)
@@ -150,7 +156,7 @@ def evaluate(
             case is read.
         cases: with reference masks.
         config: see `segment_inputs` and `evaluate_masks`.
-        metadata: see `evaluate_masks`; the configuration is added.
+        metadata: see `evaluate_masks`; configuration and `processing_versions` are added.
         painter: draws the pictures; None: one that does so in this process.
         language: of the report, one of `src.report.texts.LANGUAGES`.
 
@@ -164,7 +170,8 @@ def evaluate(
             with naming(read.case.image_path):
                 return segment_inputs(cell, read.inputs, read.image, config).mask
 
-        metadata = {**metadata, "configuration": dict(config)}
+        made_by = {"processing": processing_versions(), "configuration": dict(config)}
+        metadata = {**metadata, **made_by}
         return _evaluate(predict_mask, cases, ready, config, metadata, painter, language)
 
 

@@ -14,6 +14,7 @@ from scipy import ndimage
 
 from .data_manager import (
     LEFT_RIGHT_AXIS,
+    PREPROCESSING,
     grid_centre_mm,
     image_to_network_grid,
     network_grid,
@@ -40,6 +41,11 @@ MOST_RECENTRINGS = 2
 CORE_DEPTH_MM = 6.0
 REACH_MM = 15.0
 POSTPROCESSING = 2  # a version: raise it when the same network, image and keys give another mask
+
+
+def processing_versions() -> dict[str, int]:
+    """Returns the versions of what is done to an image before the network, and to its output."""
+    return {"preprocessing": PREPROCESSING, "postprocessing": POSTPROCESSING}
 
 
 def network_inputs(
@@ -221,6 +227,20 @@ def mask_of_probability(probability: sitk.Image, threshold: float = 0.5) -> sitk
         to_patient_order(above.T, probability), [probability.GetSpacing()[axis] for axis in axes]
     )
     return image_like(foreground, probability)
+
+
+def cut_share(mask: sitk.Image, probability: sitk.Image, threshold: float) -> float:
+    """Returns how much of what was found `without_attachments` cut off, as a share from 0 to 1.
+
+    Args:
+        mask: of `mask_of_probability(probability, threshold)`.
+        probability, threshold: see `mask_of_probability`.
+    """
+    found = largest_component(
+        to_patient_order(sitk.GetArrayViewFromImage(probability).T, probability) > threshold
+    )
+    kept = to_patient_order(sitk.GetArrayViewFromImage(mask).T, mask)[found]
+    return 1 - np.count_nonzero(kept) / kept.size if kept.size else 0.0
 
 
 def segment_outputs(

@@ -18,6 +18,7 @@ from src.predictor import (
     Segmentation,
     average_over_flip,
     clean,
+    cut_share,
     foreground_probability,
     largest_component,
     mask_of_probability,
@@ -210,8 +211,18 @@ def test_attachments_go_in_every_order_of_storage(make_image):
     assert 0 < expected.sum() < whole.sum()
     for axes, signs in STORAGE_ORDERS:
         stored = stored_in_order(probability, axes, signs)
-        found = to_patient_order(xyz(mask_of_probability(stored)), stored)
-        np.testing.assert_array_equal(found, expected)
+        mask = mask_of_probability(stored)
+        np.testing.assert_array_equal(to_patient_order(xyz(mask), stored), expected)
+        assert cut_share(mask, stored, 0.5) == 1 - expected.sum() / whole.sum()
+
+
+def test_nothing_is_cut_off_a_gland_with_a_cavity_or_a_mask_that_is_empty(make_image):
+    gland = ball((35, 30, 30), (22, 18, 20), (2, 2, 2))
+    gland[17, 15, 15] = False
+    other = ball((60, 50, 90), (6, 6, 6), (2, 2, 2))  # a component of its own
+    for found in (gland, gland | other, gland & False):
+        probability = make_image(found.T.astype(np.float32), (2, 2, 2))
+        assert cut_share(mask_of_probability(probability), probability, 0.5) == 0
 
 
 def test_a_mask_has_no_cavity(make_image, oblique):

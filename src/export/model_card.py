@@ -28,6 +28,7 @@ from ..config import (
     vnet_cfg,
 )
 from ..metrics import METRICS
+from ..predictor import processing_versions
 from ..promise12.splits import ZOO_CASES, ZOO_EVALUATION
 from ..report.texts import Texts
 from ..run_record import read_history, record_of
@@ -221,8 +222,12 @@ def _metrics(
             f"{path}: of other weights ({', '.join(evaluated)} as it was then) than "
             f"{networks[0].checkpoint} has now; evaluate what you release"
         )
+    if content.get("processing") != processing_versions():
+        raise DataError(
+            f"{path}: made by another version of this program, whose masks may differ; run eval.py "
+            "again"
+        )
     config = networks[0].config
-    configuration = {"recentre": False, **configuration}  # which older evaluations do not have
     for key in SHARED:
         if configuration.get(key) != config[key]:
             raise DataError(

@@ -20,6 +20,7 @@ LOW_DICE = 0.8
 # A healthy adult's prostate has some 20 ml, after treatment rarely less than 10; above 200 ml is
 # rare (giant prostatic hyperplasia).
 PLAUSIBLE_ML = (10, 250)
+LARGE_CUT = 0.05  # of what was found; nothing is cut off PROMISE12's 50 reference masks
 PARTS = ("base", "apex")
 
 
@@ -43,7 +44,10 @@ def plane_findings(image: sitk.Image, config: EasyDict) -> dict[str, str]:
 
 
 def mask_findings(
-    mask: sitk.Image, config: EasyDict, centre_mm: Sequence[float] | None = None
+    mask: sitk.Image,
+    config: EasyDict,
+    centre_mm: Sequence[float] | None = None,
+    cut_share: float = 0.0,
 ) -> dict[str, str]:
     """Finds what is suspicious about a mask that has no reference.
 
@@ -51,6 +55,7 @@ def mask_findings(
         mask: uint8, 0 and 1.
         config: network grid.
         centre_mm: of the network grid, see `src.data_manager.network_grid`.
+        cut_share: see `src.predictor.cut_share`.
     """
     prostate_ml, (least, most) = volume_ml(mask), PLAUSIBLE_ML
     found = {
@@ -58,9 +63,10 @@ def mask_findings(
         "border": touches_border(mask, config, centre_mm),
         "small": 0 < prostate_ml < least,
         "large": prostate_ml > most,
+        "cut": cut_share > LARGE_CUT,
     }
-    bounds = {"least": least, "most": most}
-    return {code: finding_text(code, **bounds) for code, holds in found.items() if holds}
+    values = {"least": least, "most": most, "percent": round(100 * cut_share)}
+    return {code: finding_text(code, **values) for code, holds in found.items() if holds}
 
 
 def touches_border(

@@ -38,7 +38,7 @@ PICTURED_CASES = 60  # of more cases, the worst are pictured; each takes some 15
 PARTS = {"": "whole_gland", "base_": "base", "apex_": "apex"}  # prefix of the metrics' keys -> name
 GLAND_METRICS = [metric for metric in METRICS if not metric.key.startswith(("apex_", "base_"))]
 # Of the metadata: shown in other places, or for programs.
-NOT_ORIGIN = ("configuration", "checkpoints", "folds", "network_id", "trained_on")
+NOT_ORIGIN = ("configuration", "checkpoints", "folds", "network_id", "processing", "trained_on")
 DIGITS = {"": 3, "%": 1, "mm": 2, "ml": 1}  # unit -> decimals
 
 

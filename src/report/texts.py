@@ -198,6 +198,10 @@ FINDINGS = {
     ),
     "small": ("less than {least} ml", "小于 {least} ml"),
     "large": ("more than {most} ml", "大于 {most} ml"),
+    "cut": (
+        "{percent} % of what was found was cut off, far from the core of the gland",
+        "所找到区域的 {percent} % 远离腺体核心，已被切除",
+    ),
     "low_dice": ("below {low_dice}", "低于 {low_dice}"),
     "empty_reference": ("empty reference", "参考掩码为空"),
     "empty_prediction": ("empty prediction", "预测掩码为空"),

@@ -31,7 +31,7 @@ from ..utils.errors import DataError, UsageError, last_error, reason_of
 from ..utils.files import Lock, write_files, write_json
 from ..utils.process import PACKAGE, core_count, module_command
 from ..utils.status import STATUS_FILE, write_status
-from .folds import EVALUATION, Fold, check_unedited, write_pooled_results
+from .folds import EVALUATION, Fold, check_unedited, pooled_metrics, write_pooled_results
 from .progress import TimeLeft, duration_text
 
 log = logging.getLogger(__name__)
@@ -327,7 +327,7 @@ class Pace:
         self.folds = folds
         self.before = sum(self.done())
         self.time_left = TimeLeft(sum(fold.config.epochs for fold in folds))
-        self.said_s = -PROGRESS_S
+        self.looked_s = -PROGRESS_S
 
     def done(self) -> list[int]:
         """The epochs of each fold; of one that has ended all, however early it stopped."""
@@ -337,18 +337,18 @@ class Pace:
         ]
 
     def line(self, now_s: float) -> str:
-        """Returns a line about the progress; "" before the first epoch, or after a recent line.
+        """Returns a line about the progress; "" soon after a call, or where nothing has changed.
 
         Args:
             now_s: as `time.time` returns.
         """
-        if now_s - self.said_s < PROGRESS_S:
+        if now_s - self.looked_s < PROGRESS_S:
             return ""
+        self.looked_s = now_s
         done = self.done()
         left = self.time_left.epochs - sum(done)
         if sum(done) == self.before or not left:
             return ""
-        self.said_s = now_s
         left_s = self.time_left.seconds(sum(done), now_s)
         end = ""
         if left_s is not None:
@@ -368,7 +368,8 @@ class Pace:
 
 def _finish(folds: list[Fold], cases: list[Case], out: Path, language: str) -> None:
     """Writes the results of all cases, and the list of the networks."""
-    if not (out / ENSEMBLE).is_file() or not (out / EVALUATION / REPORT).is_file():
+    if not (out / ENSEMBLE).is_file() or pooled_metrics(out / EVALUATION, folds) is None:
+        (out / ENSEMBLE).unlink(missing_ok=True)
         check_unedited(folds, cases)
         with Painter(PROCESSES) as painter:
             rows = write_pooled_results(out / EVALUATION, folds, cases, painter, language)

@@ -22,6 +22,7 @@ from ..data_manager import Case, edited_cases, read_case
 from ..ensemble import hash_checkpoint, origin_of
 from ..evaluation import EVALUATION_FILES, mask_name
 from ..images.reading import read_volume
+from ..predictor import processing_versions
 from ..report.album import Album
 from ..report.painter import Painter
 from ..report.planes import OverlayCase
@@ -81,12 +82,44 @@ class Fold(NamedTuple):
 
     def metrics(self) -> dict | None:
         """The metrics.json of the final checkpoint's evaluation; None if that has not ended."""
-        try:
-            content = json.loads((self.results / METRICS_JSON).read_text("utf-8"))
-            is_current = content["checkpoint_sha256"] == hash_file(self.final_checkpoint() or "")
-        except (OSError, ValueError, LookupError, TypeError):
-            return None
-        return content if is_current and (self.results / REPORT).is_file() else None
+        checkpoint = self.final_checkpoint()
+        return _evaluation(self.results, [checkpoint]) if checkpoint else None
+
+
+def _evaluation(folder: Path, checkpoints: Sequence[Path]) -> dict | None:
+    """The metrics.json of a complete evaluation, unless of other networks or another version."""
+    try:
+        content = json.loads((folder / METRICS_JSON).read_text("utf-8"))
+        evaluated = content.get("checkpoints") or {"": content["checkpoint_sha256"]}
+        is_current = (
+            list(evaluated.values()) == [hash_file(path) for path in checkpoints]
+            and content["processing"] == processing_versions()
+        )
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return None
+    return content if is_current and (folder / REPORT).is_file() else None
+
+
+def pooled_metrics(folder: Path, folds: Sequence[Fold]) -> dict | None:
+    """The metrics.json of all cases; None if it is not that of the folds' final checkpoints."""
+    return _evaluation(folder, [path for fold in folds if (path := fold.final_checkpoint())])
+
+
+def _progress(fold: Fold) -> dict:
+    """What the last checkpoint of a fold says about its training; {} before the first."""
+    from ..checkpoint import read_progress  # MindSpore takes a second to import
+    from .run_folder import lock_run
+
+    folder = fold.folder / "ckpt"
+    if not folder.is_dir():
+        return {}
+    try:
+        with lock_run(fold.folder):  # reading completes a checkpoint that was being written
+            return read_progress(folder) or {}
+    except DataError:
+        if fold.final_checkpoint() is None:
+            raise
+        return {}  # a trained fold does not need its last state
 
 
 def check_unedited(folds: Sequence[Fold], cases: Sequence[Case]) -> None:
@@ -96,19 +129,10 @@ def check_unedited(folds: Sequence[Fold], cases: Sequence[Case]) -> None:
         folds: of which some may not have begun.
         cases: of all folds.
     """
-    from ..checkpoint import read_progress  # MindSpore takes a second to import
-
     digests: dict[str, str] = {}
     edited = set()
     for fold in folds:
-        folder = fold.folder / "ckpt"
-        try:
-            progress = (folder.is_dir() and read_progress(folder)) or {}
-        except DataError:
-            if fold.final_checkpoint() is None:
-                raise
-            progress = {}  # a trained fold does not need its last state
-        for name, digest in progress.get("digests", {}).items():
+        for name, digest in _progress(fold).get("digests", {}).items():
             if digests.setdefault(name, digest) != digest:
                 edited.add(name)
     edited.update(edited_cases(digests, cases, folds[0].config))
@@ -167,6 +191,7 @@ def write_pooled_results(
     checkpoints = [path for fold in folds if (path := fold.final_checkpoint())]
     metadata = {
         **origin_of({path: hash_checkpoint(path) for path in checkpoints}),
+        "processing": processing_versions(),
         "folds": {
             fold.number: metrics["summary"]["dice"]
             for fold, metrics in zip(folds, found, strict=True)

@@ -18,6 +18,7 @@ class Progress:
     fixed: dict[str, Any] = field(default_factory=dict)  # keys of FIXED_BY_RUN, for a resume
     # Case ID -> `content_digest`, of the training cases and the first rank's validation cases.
     digests: dict[str, str] = field(default_factory=dict)
+    processing: dict[str, int] = field(default_factory=dict)  # `processing_versions`; {}: unknown
 
     def has_stalled(self, patience: int) -> bool:
         """Whether the last `patience` validations brought no better Dice; 0: never."""

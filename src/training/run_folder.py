@@ -234,7 +234,9 @@ def lock_run(run_folder: str | Path) -> Iterator[None]:
     """
     with Lock(Path(run_folder)) as lock:
         if not lock.acquire(wait=False):
-            raise DataError(f"{run_folder}: another process is training this run")
+            raise DataError(
+                f"{run_folder}: another process is training this run; wait until it has ended"
+            )
         yield
 
 
@@ -260,7 +262,7 @@ def restore_run(
     Raises:
         UsageError: all epochs are trained, or the run was stopped early.
         DataError: other training or validation cases, one of them edited, another number of
-            devices, or a checkpoint that does not match.
+            devices, another version's processing of images, or a checkpoint that does not match.
     """
     progress = initial_progress
     if checkpoint.can_resume(run_folder / "ckpt"):
@@ -268,6 +270,7 @@ def restore_run(
         check_can_continue(run_folder, config, progress, initial_progress)
         progress.val_case_ids = initial_progress.val_case_ids or progress.val_case_ids
         progress.fixed = initial_progress.fixed
+        progress.processing = initial_progress.processing
         progress.digests |= initial_progress.digests
         if progress.epoch and not (run_folder / HISTORY).is_file():
             log.info(f"note: {run_folder / HISTORY} is gone; a new one begins with this resume")
@@ -316,6 +319,11 @@ def check_can_continue(
         raise DataError(
             f"{run_folder}: its best Dice is of other validation cases ({min(others)} differs); "
             "resume with the same split"
+        )
+    if progress.processing not in ({}, initial_progress.processing):
+        raise DataError(
+            f"{run_folder}: was started with a version of this program that prepares images or "
+            "masks in another way; resume with that version, or start a new run"
         )
     if progress.device_num != initial_progress.device_num:
         raise DataError(

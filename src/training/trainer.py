@@ -24,6 +24,7 @@ from ..devices.device import apply_precision, mindspore_reason
 from ..devices.ranks import Ranks
 from ..fast_conv3d.network import to_fast_vnet
 from ..lr_schedule import learning_rates
+from ..predictor import processing_versions
 from ..promise12.splits import split_cases
 from ..run_record import processor, record_session
 from ..utils.command_line import LAUNCHED, own_command
@@ -241,6 +242,7 @@ def train(
         val_case_ids=[case.case_id for case in val_cases],
         fixed={key: config[key] for key in FIXED_BY_RUN},
         digests={**validation.digests, **digests},
+        processing=processing_versions(),
     )
     with open_run(run_folder, config, cells, initial_progress, ranks) as (folder, progress):
         if folder is not None:

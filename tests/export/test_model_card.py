@@ -16,6 +16,7 @@ from src.export.model_card import (
     render_card,
 )
 from src.metrics import METRICS
+from src.predictor import processing_versions
 from src.promise12.splits import ZOO_CASES, ZOO_EVALUATION
 from src.run_record import read_record, record_session
 from src.utils.command_line import RESEARCH_ONLY
@@ -62,6 +63,7 @@ def metrics_of(run, config, names, checkpoint="best.ckpt", **changes):
     values = {"mean": 0.5, "std": 0.25, "median": 0.5, "worst": 0.125}
     content = {
         **origin_of({run / "ckpt" / checkpoint: hash_file(run / "ckpt" / checkpoint)}),
+        "processing": processing_versions(),
         "configuration": dict(config) | changes,
         "summary": {metric.key: values for metric in METRICS},
         "cases": [{"case": name} for name in names],
@@ -241,17 +243,18 @@ def test_metrics_of_something_else_are_refused(run, config, change, words):
     assert words in str(error.value) and str(path) in str(error.value)
 
 
-def test_an_evaluation_before_recentring_was_without_it(run, config):
-    """It fits a release without, and no other; so does the card."""
-    without = override_config(config, ["recentre=false"])
-    path = metrics_of(run, without, ["a"])
-    content = json.loads(path.read_text())
-    del content["configuration"]["recentre"]
+@pytest.mark.parametrize("processing", [None, {**processing_versions(), "postprocessing": 1}])
+def test_metrics_of_another_version_are_refused(run, config, processing):
+    path = metrics_of(run, config, ["a"])
+    content = json.loads(path.read_text()) | {"processing": processing}
     path.write_text(json.dumps(content))
-    card = render_card(described(run, without, metrics=path))
-    assert "cut off. Other" in card
-    with pytest.raises(DataError, match="evaluated with recentre=False, the release has True"):
+    with pytest.raises(DataError, match=r"made by another version of this program, whose masks"):
         described(run, config, metrics=path)
+
+
+def test_the_card_says_whether_the_grid_is_moved(run, config):
+    without = override_config(config, ["recentre=false"])
+    assert "cut off. Other" in render_card(described(run, without))
     assert "cut off unless enough of it is seen to move there. Other" in render_card(
         described(run, config)
     )

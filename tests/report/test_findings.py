@@ -10,6 +10,7 @@ from scipy import ndimage
 from src.config import PRESETS, override_config
 from src.data_manager import probability_to_case_grid, xyz
 from src.report.findings import (
+    LARGE_CUT,
     LOW_DICE,
     PLAUSIBLE_ML,
     mask_findings,
@@ -73,6 +74,18 @@ def test_a_volume(make_image, small_config, prostate_ml, expected):
     array[2:-2, 2:-2, 2:-2] = inner
     mask = make_image(array, spacing_mm=(5, 5, 5))
     assert mask_findings(mask, small_config("dstRes=10,10,10")) == expected
+
+
+@pytest.mark.parametrize("share", [0.0, LARGE_CUT, 0.051, 0.43])
+def test_a_large_cut(make_image, small_config, share):
+    array = np.zeros((20, 20, 20), np.uint8)
+    array[7:13, 7:13, 7:13] = 1  # 27 ml
+    found = mask_findings(
+        make_image(array, (5, 5, 5)), small_config("dstRes=10,10,10"), None, share
+    )
+    text = f"{share:.0%}".replace("%", " %") + " of what was found was cut off, far from the core"
+    expected = {"cut": f"{text} of the gland"} if share > LARGE_CUT else {}
+    assert found == expected
 
 
 # On each of the six faces, named by the image's axis; 0 is x.

@@ -43,7 +43,7 @@ def test_every_finding_is_translated(small_config):
     found = {
         **plane_findings(side, config),
         **mask_findings(on_grid(0 * box_mask()), config),
-        **mask_findings(on_grid(box_mask()), config),
+        **mask_findings(on_grid(box_mask()), config, cut_share=0.2),
         **metric_findings({**low, "reference_ml": 0, "prediction_ml": 0}),
         "large": finding_text("large", most=250),
     }

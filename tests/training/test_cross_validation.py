@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from src import checkpoint
+from src import checkpoint, predictor
 from src.checkpoint import save_weights
 from src.checkpoint_file import find_checkpoints
 from src.commands import command_parser
@@ -25,6 +25,7 @@ from src.report.painter import Painter
 from src.training import cross_validation
 from src.training.cross_validation import Pace, cross_validate
 from src.training.folds import Fold, write_pooled_results
+from src.training.run_folder import lock_run
 from src.utils.errors import DataError, UsageError
 from src.utils.files import Lock
 from src.vnet import create_vnet
@@ -51,7 +52,7 @@ class InThisProcess:
 
     def __init__(self, patch):
         self.calls = []
-        self.cut = None
+        self.cut, self.seed = None, 10
         patch.setattr(cross_validation, "PROCESSES", 0)
         patch.setattr(
             cross_validation._Work, "run_process", lambda _, words, path: self(words, path)
@@ -66,7 +67,7 @@ class InThisProcess:
         folder = Path(command_parser(command, "vnet").parse_args(arguments).resume)
         config = load_config(folder / "config.json")
         assert folder == path.parent and folder.name == f"fold{config.fold}"
-        ms.set_seed(10 + config.fold)
+        ms.set_seed(self.seed + config.fold)
         is_cut = folder.name == self.cut
         for epoch in range(1, config.epochs + 1 - is_cut):
             name = f"checkpoint_vnet-{epoch}_9.ckpt"
@@ -180,6 +181,54 @@ def test_results_that_are_gone_are_written_again(
     assert runner.calls == again
     assert (folder / "evaluation" / "report.html").is_file()
     assert len(json.loads((folder / "evaluation" / "metrics.json").read_text())["cases"]) == 5
+
+
+def test_a_fold_that_is_trained_again_changes_pool_and_ensemble(
+    cut_and_continued, data, tmp_path, monkeypatch
+):
+    folder = tmp_path / "out"
+    shutil.copytree(cut_and_continued[0], folder)
+    shutil.rmtree(folder / "fold1")
+    runner = InThisProcess(monkeypatch)
+    runner.seed = 20
+    cross_validate(data, 2, folder, SETTINGS, "CPU")
+    assert runner.calls == [("train", "fold1"), ("eval", "fold1")]
+    hashes = [member.sha256 for member in find_members(folder, [])]
+    origin = json.loads((folder / "evaluation" / "metrics.json").read_text())["checkpoints"]
+    assert list(origin.values()) == hashes
+    before = [member.sha256 for member in find_members(cut_and_continued[0], [])]
+    assert [a == b for a, b in zip(hashes, before, strict=True)] == [True, False]
+
+
+def test_results_of_another_version_are_written_again(
+    cut_and_continued, data, tmp_path, monkeypatch
+):
+    """Else masks of two versions would be pooled."""
+    folder = tmp_path / "out"
+    shutil.copytree(cut_and_continued[0], folder)
+    monkeypatch.setattr(predictor, "POSTPROCESSING", 99)
+    runner = InThisProcess(monkeypatch)
+    cross_validate(data, 2, folder, SETTINGS, "CPU")
+    assert runner.calls == [("eval", "fold0"), ("eval", "fold1")]
+    pooled = json.loads((folder / "evaluation" / "metrics.json").read_text())
+    assert pooled["processing"]["postprocessing"] == 99
+
+
+def test_a_fold_that_still_trains_is_waited_for_by_the_user(
+    cut_and_continued, data, tmp_path, monkeypatch
+):
+    """Such as that of a call that was killed; to read its state would disturb its last write."""
+    folder = tmp_path / "out"
+    shutil.copytree(cut_and_continued[0], folder)
+    for path in (folder / "fold1" / "ckpt").iterdir():
+        path.unlink()
+    runner = InThisProcess(monkeypatch)
+    with (
+        lock_run(folder / "fold1"),
+        pytest.raises(DataError, match=r"fold1: another process is training this run; wait until"),
+    ):
+        cross_validate(data, 2, folder, SETTINGS, "CPU")
+    assert runner.calls == []
 
 
 def test_edited_data_are_refused(cut_and_continued, data, tmp_path, monkeypatch):
@@ -435,8 +484,9 @@ def test_the_progress_names_fold_rest_and_end(tmp_path, small_config):
     folds = [Fold(n, tmp_path / f"fold{n}", small_config("epochs=10")) for n in range(3)]
     write_run(folds[0], *[0.5] * 10, checkpoint=10)
     pace = Pace(folds)
-    assert pace.line(1000) == ""
+    assert pace.line(940) == ""
     write_run(folds[1], 0.5)
+    assert pace.line(999) == ""
     assert pace.line(1000) == "fold 1: epoch 1 of 10; folds trained: 1 of 3; epochs left: 19"
     write_run(folds[1], *[0.5] * 4)
     assert pace.line(1030) == ""

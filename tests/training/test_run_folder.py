@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -182,6 +182,20 @@ def test_a_run_that_cannot_go_on_is_left_as_it_is(run, settings, initial_progres
         restore_run(folder, config, dense_cells(), initial_progress)
     assert all(word in str(raised.value) for word in [str(folder), *words])
     assert tree(folder) == before
+
+
+def test_a_run_of_another_versions_processing_is_refused(run):
+    """Its networks saw other images, or its best Dice is of other masks."""
+    folder, config = run()
+    now = {"preprocessing": 8, "postprocessing": 2}
+    asked = replace(DONE, processing=now)
+    restored = restore_run(folder, config, dense_cells(), asked)  # before versions were recorded
+    assert restored.processing == now
+    for other in ({**now, "preprocessing": 7}, {**now, "postprocessing": 3}):
+        earlier = replace(DONE, processing=other)
+        checkpoint.save_last(folder / "ckpt", dense_cells(7.0), vars(earlier))
+        with pytest.raises(DataError, match="prepares images or masks in another way; resume"):
+            restore_run(folder, config, dense_cells(), asked)
 
 
 def test_a_later_early_stop_lets_a_run_go_on(run):
