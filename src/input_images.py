@@ -4,6 +4,7 @@ import logging
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from .images.formats import SUFFIXES, is_named_as_mask, is_other_image, stem, suffix_of
 from .promise12.names import is_other_contrast
@@ -16,7 +17,16 @@ log = logging.getLogger(__name__)
 SINGLE_FILE_SUFFIXES = (".zip", ".dcm", ".dicom", ".ima")  # not part of a case's name
 
 
-def find_images(inputs: Iterable[str | Path], series: str = "") -> dict[str, Path | DataError]:
+class InputImage(NamedTuple):
+    """An image to segment."""
+
+    name: str  # of the case
+    source: Path | DataError  # file or DICOM folder; the error of a folder without a usable image
+    series: str = ""  # the DICOM series to read, see `src.images.dicom.choose_series`
+    has_folder: bool = False  # whether its results get a folder of their own, called like it
+
+
+def find_images(inputs: Iterable[str | Path], series: str = "") -> list[InputImage]:
     """Finds the images that a command line names.
 
     In folders, files that are masks or other contrasts by their names and this program's earlier
@@ -28,14 +38,16 @@ def find_images(inputs: Iterable[str | Path], series: str = "") -> dict[str, Pat
         series: the DICOM series to read, see `src.images.dicom.choose_series`.
 
     Returns:
-        {name: path}. A folder without a usable image has its error in place of the path.
+        The images, each of another name. The studies found in a folder of several get a folder
+        each for their results.
 
     Raises:
         DataError: two images have the same name, or the only input has no usable image.
     """
-    images: dict[str, Path | DataError] = {}
+    given = [Path(item) for item in inputs]
+    images: list[InputImage] = []
     paths: dict[str, Path] = {}
-    for item in map(Path, inputs):
+    for item in given:
         sources: dict[Path, Path | DataError]
         try:
             sources = {path: path for path in _images_of(item, series)}
@@ -45,25 +57,11 @@ def find_images(inputs: Iterable[str | Path], series: str = "") -> dict[str, Pat
             name = _case_name(path, item)
             if name in paths:
                 raise DataError(f"{path}: also called {name}, like {paths[name]}; rename one")
-            images[name], paths[name] = source, path
-    if len(images) == 1 and isinstance(source, DataError):
-        raise source
+            paths[name] = path
+            images.append(InputImage(name, source, series, path.is_dir() and path not in given))
+    if len(images) == 1 and isinstance(images[0].source, DataError):
+        raise images[0].source
     return images
-
-
-def found_studies(images: dict[str, Path | DataError], inputs: Iterable[str | Path]) -> set[str]:
-    """Returns the names of the images that are studies found in a folder of several.
-
-    Args:
-        images: of `find_images`.
-        inputs: that it was given.
-    """
-    given = set(map(Path, inputs))
-    return {
-        name
-        for name, path in images.items()
-        if isinstance(path, Path) and path.is_dir() and path not in given
-    }
 
 
 def _case_name(path: Path, item: Path) -> str:

@@ -19,13 +19,13 @@ import pydicom
 import pytest
 import SimpleITK as sitk
 
-from src import prediction
+from src import prediction, result_files
 from src.config import override_config
 from src.data_manager import Case
 from src.ensemble import origin_of
 from src.evaluation import compare_masks, evaluate
-from src.input_images import find_images, found_studies
-from src.prediction import predict
+from src.input_images import InputImage, find_images
+from src.prediction import Outputs, predict
 from src.predictor import LazyNetwork
 from src.report.tables import VolumesTable
 from src.utils.errors import DataError, UsageError
@@ -67,10 +67,10 @@ def test_a_study_is_segmented_by_the_series_that_is_asked_for(tmp_path, config, 
                 archive.write(path, path.relative_to(tmp_path))
         study = tmp_path / "study.1.zip"
     images = find_images([study])
-    assert images == {"study.1": study}
+    assert images == [InputImage("study.1", study)]
     with pytest.raises(DataError, match="several axial T2 series"):
         predict(bright, images, config, {})
-    predict(bright, images, config, {}, series="2")
+    predict(bright, find_images([study], "2"), config, {})
     mask = sitk.ReadImage(str(results / "study.1_test.nii.gz"))
     assert mask.GetSize() == (24, 24, 10)
     np.testing.assert_allclose(mask.GetSpacing(), (1.25, 1.25, 3), atol=1e-6)
@@ -86,13 +86,14 @@ def test_a_name_that_metaimage_takes_for_a_list_is_this_images_problem(
     data, write_case, config, results, types
 ):
     path, _ = write_case(data, "Lister", ".mhd")
-    images = {"Case0": data / "img" / "Case0.mhd", "LIST": path.rename(path.with_name("LIST.mhd"))}
+    path = path.rename(path.with_name("LIST.mhd"))
+    images = [InputImage("Case0", data / "img" / "Case0.mhd"), InputImage("LIST", path)]
     if types == ["seg_nrrd"]:
-        rows = predict(bright, images, config, {}, output_types=types)
+        rows = predict(bright, images, config, {}, Outputs(types))
         assert [row["problem"] for row in rows] == [None, None]
         return
     with pytest.raises(DataError, match="1 of 2 images could not be segmented"):
-        predict(bright, images, config, {}, output_types=types)
+        predict(bright, images, config, {}, Outputs(types))
     rows = rows_of(results)
     assert rows["LIST"]["problem"].startswith("LIST_test.mhd: MetaImage takes LIST")
     assert read_array(results / rows["Case0"]["mask"]).any()
@@ -121,7 +122,7 @@ def voxels_of(path):
 def test_all_output_types_hold_the_same_mask(tmp_path, config, results):
     pytest.importorskip("highdicom")  # among the packages of scripts/run_tests.sh
     images = find_images([write_study(tmp_path / "study")])
-    (row,) = predict(bright, images, config, {}, output_types=TYPES)
+    (row,) = predict(bright, images, config, {}, Outputs(TYPES))
     names = {
         "image": "study_test.nii.gz",
         "dicom_seg": "study_test.dcm",
@@ -142,12 +143,12 @@ def test_all_output_types_hold_the_same_mask(tmp_path, config, results):
 
     # The same again is kept; another type is not there yet.
     network, asked = counting()
-    predict(network, images, config, {}, skip_existing=True, output_types=TYPES)
+    predict(network, images, config, {}, Outputs(TYPES), skip_existing=True)
     assert not asked
     (results / names["dicom_seg"]).unlink()
-    predict(network, images, config, {}, skip_existing=True, output_types=TYPES[:1])
+    predict(network, images, config, {}, Outputs(TYPES[:1]), skip_existing=True)
     assert not asked
-    (row,) = predict(network, images, config, {}, skip_existing=True, output_types=TYPES)
+    (row,) = predict(network, images, config, {}, Outputs(TYPES), skip_existing=True)
     assert len(asked) == 1 and (results / names["dicom_seg"]).exists()
 
 
@@ -155,10 +156,10 @@ def test_a_report_and_a_later_run_read_a_mask_that_is_dicom_only(tmp_path, confi
     """The report of a later prediction shows the masks of an earlier one again."""
     pytest.importorskip("highdicom")
     images = find_images([write_study(tmp_path / "study")])
-    wanted = {"skip_existing": True, "output_types": ["dicom_seg"]}
-    predict(bright, images, config, {}, report=False, **wanted)
+    wanted = Outputs(["dicom_seg"])
+    predict(bright, images, config, {}, wanted._replace(report=False))
     network, asked = counting()
-    (row,) = predict(network, images, config, {}, **wanted)
+    (row,) = predict(network, images, config, {}, wanted, skip_existing=True)
     assert not asked and row["outputs"] == {"dicom_seg": "study_test.dcm"}
     assert "<article" in (results / "report.html").read_text("utf-8")
 
@@ -172,9 +173,9 @@ def test_of_an_image_whose_files_cannot_all_be_written_there_is_none(
         raise OSError(28, "No space left on device")
 
     images = find_images([data / "img" / "Case0.mhd"])
-    monkeypatch.setattr(prediction, failing, fail)
+    monkeypatch.setattr(result_files, failing, fail)
     with pytest.raises(DataError, match="Case0_test.*cannot be written .No space left"):
-        predict(bright, images, config, {}, output_types=["image", "seg_nrrd"])
+        predict(bright, images, config, {}, Outputs(["image", "seg_nrrd"]))
     assert not results.exists()
 
 
@@ -184,12 +185,12 @@ def test_no_mask_of_another_type_outlives_the_network_that_made_it(data, results
     kept = {"a.txt", "Case1_test.seg.nrrd"}
     results.mkdir()
     touch(results, *kept)
-    predict(bright, images, config, {}, save_probability=True, output_types=["image", "seg_nrrd"])
-    wanted = {"skip_existing": True, "output_types": ["image"]}
-    predict(bright, images, config, {}, **wanted)  # the same network: all are still right
+    predict(bright, images, config, {}, Outputs(["image", "seg_nrrd"], probability=True))
+    # The same network: all are still right.
+    predict(bright, images, config, {}, Outputs(["image"]), skip_existing=True)
     before = {name for name in names_in(results) if "Case0" in name}
     assert {"Case0_test.seg.nrrd", "Case0_probability.zraw"} < before
-    predict(lambda batch: 1 - bright(batch), images, config, {}, output_types=["image"])
+    predict(lambda batch: 1 - bright(batch), images, config, {}, Outputs(["image"]))
     left = {name for name in names_in(results) if "Case" in name or name in kept}
     assert left == {*kept, "Case0_test.mhd", "Case0_test.zraw"}
     assert "removing 3 file(s) of an earlier run" in capsys.readouterr().out
@@ -197,21 +198,11 @@ def test_no_mask_of_another_type_outlives_the_network_that_made_it(data, results
 
 @pytest.mark.usefixtures("undrawn")
 def test_studies_get_a_folder_each(tmp_path, config, results):
-    inputs = [tmp_path / "all"]
     for patient in ("A", "B"):
         write_study(tmp_path / "all" / patient, patient=patient)
-    images = find_images(inputs)
-    studies = found_studies(images, inputs)
+    images, wanted = find_images([tmp_path / "all"]), Outputs(["image", "seg_nrrd"])
     for run in range(2):
-        rows = predict(
-            bright,
-            images,
-            config,
-            {},
-            output_types=["image", "seg_nrrd"],
-            studies=studies,
-            skip_existing=bool(run),
-        )
+        rows = predict(bright, images, config, {}, wanted, skip_existing=bool(run))
     assert [row["mask"] for row in rows] == ["A/A_test.nii.gz", "B/B_test.nii.gz"]
     files = set(tree(results))
     assert {f"{name}/{name}_test{end}" for name in "AB" for end in (".nii.gz", ".seg.nrrd")} < files
@@ -227,7 +218,7 @@ def test_a_series_without_what_a_segmentation_needs_is_one_problem(tmp_path, con
         write_series(tmp_path / name, noise, **tags)
     images = find_images([tmp_path / "bad", tmp_path / "good"])
     with pytest.raises(DataError, match="1 of 2 images"):
-        predict(bright, images, config, {}, output_types=["image", "dicom_seg"])
+        predict(bright, images, config, {}, Outputs(["image", "dicom_seg"]))
     assert "no FrameOfReferenceUID" in rows_of(results)["bad"]["problem"]
     assert [name for name in names_in(results) if "_test" in name] == [
         "good_test.dcm",
@@ -246,7 +237,7 @@ def test_headers_that_no_segmentation_may_have_are_told_before_the_network_runs(
     images = find_images([tmp_path / "bad"])
     network, asked = counting()
     with pytest.raises(DataError, match="leave out --output_type dicom_seg"):
-        predict(network, images, config, {}, output_types=["image", "dicom_seg"])
+        predict(network, images, config, {}, Outputs(["image", "dicom_seg"]))
     assert not asked and not results.exists()
 
 
@@ -269,7 +260,7 @@ def test_output_types_that_cannot_be_are_refused_at_once(
     )
     images = find_images([data / "img" / "Case1.nii.gz"])
     with pytest.raises(UsageError) as error:
-        predict(lambda _: pytest.fail("segmented"), images, config, {}, output_types=types)
+        predict(lambda _: pytest.fail("segmented"), images, config, {}, Outputs(types))
     assert says in str(error.value) and "\n" not in str(error.value)
     assert not results.exists()
 
@@ -335,14 +326,16 @@ def test_probabilities_on_demand(data, results, config):
     def half(batch):
         return ms.Tensor((0.25 + 0.5 * bright(batch).asnumpy()).astype(np.float32))
 
-    predict(half, find_images([data / "img" / "Case1.nii.gz"]), config, {}, save_probability=True)
+    predict(
+        half, find_images([data / "img" / "Case1.nii.gz"]), config, {}, Outputs(probability=True)
+    )
     assert "Case1_probability.nii.gz" in names_in(results)
     probability = read_array(results / "Case1_probability.nii.gz")
     mask = read_array(results / "Case1_test.nii.gz")
     assert probability.dtype == np.float32
     assert probability.min() >= 0 and probability.max() == pytest.approx(0.75)
     assert probability[mask == 1].min() > 0.5
-    predict(half, find_images([data / "img" / "Case0.mhd"]), config, {}, save_probability=True)
+    predict(half, find_images([data / "img" / "Case0.mhd"]), config, {}, Outputs(probability=True))
     assert {"Case0_probability.mhd", "Case0_probability.zraw"} <= set(names_in(results))
 
 
@@ -355,7 +348,7 @@ def test_a_prediction_leaves_foreign_files_alone(data, results, config, name):
     (results / name).write_text("mine")
     images = find_images([data / "img"])
     with pytest.raises(DataError, match=f"{name}: there already"):
-        predict(bright, images, config, {}, save_probability=True)
+        predict(bright, images, config, {}, Outputs(probability=True))
     assert names_in(results) == [name]
     (results / name).rename(results / "elsewhere")
     predict(bright, images, config, {})
@@ -422,7 +415,7 @@ def test_a_bad_image_does_not_keep_the_others_from_their_masks(
         f"1 of 4 images could not be segmented; {results / 'volumes.csv'} says why"
     )
     rows = rows_of(results)
-    assert list(rows) == list(images)
+    assert list(rows) == [image.name for image in images]
     for name, row in rows.items():
         if name != "Case1b":
             assert row["problem"] == "" and read_array(results / row["mask"]).any()
@@ -447,7 +440,7 @@ def test_a_bad_image_does_not_keep_the_others_from_their_masks(
     # The only one: as if nothing had been.
     before = tree(results)
     with pytest.raises(DataError) as error:
-        predict(bright, {"Case1b": path}, config, {})
+        predict(bright, [InputImage("Case1b", path)], config, {})
     assert str(error.value) == problem
     assert tree(results) == before
 
@@ -514,7 +507,7 @@ def test_who_comes_while_a_table_is_put_back_shares_it_or_is_the_first(
 ):
     """Rows of the earlier prediction must not stay among those of the one that comes."""
     images = find_images([data / "img"])
-    predict(bright, {"Case0": images["Case0"]}, config, {})
+    predict(bright, images[:1], config, {})
     whole = VolumesTable.restore
     with ExitStack() as other:
         alone = []
@@ -528,7 +521,7 @@ def test_who_comes_while_a_table_is_put_back_shares_it_or_is_the_first(
 
         monkeypatch.setattr(VolumesTable, "restore", restore)
         with pytest.raises(RuntimeError):
-            predict(failing, {"Case1": images["Case1"]}, config, {})
+            predict(failing, images[1:2], config, {})
         assert alone == [joins == "after"]
         assert list(rows_of(results)) == (["Case0"] if joins == "after" else [])
         with pytest.raises(DataError, match="another prediction is writing its Other"):
@@ -571,8 +564,8 @@ def test_every_image_is_read_once_for_mask_and_pictures(data, results, config, m
     monkeypatch.setattr(prediction, "read_image", noted)
     images = find_images([data / "img"])
     predict(bright, images, config, {})
-    predict(bright, {"Case0": images["Case0"]}, config, {})
-    assert read == [*images.values(), images["Case0"]]
+    predict(bright, images[:1], config, {})
+    assert read == [*(image.source for image in images), images[0].source]
     assert (results / "report.html").read_text("utf-8").count('alt="Case0, axial slice') > 3
 
 
@@ -590,8 +583,8 @@ def test_the_first_image_is_read_while_the_network_is_loaded(data, results, conf
     read_image = prediction.read_image
     monkeypatch.setattr(prediction, "read_image", noted)
     images = find_images([data / "img"])
-    rows = predict(LazyNetwork(load), images, config, {}, report=False)
-    assert [row["case"] for row in rows] == list(images)
+    rows = predict(LazyNetwork(load), images, config, {}, Outputs(report=False))
+    assert [row["case"] for row in rows] == [image.name for image in images]
     assert all(read_array(results / row["mask"]).any() for row in rows)
 
 
@@ -602,7 +595,7 @@ def test_without_a_report_there_are_masks_and_lists(data, results, config, capsy
     whole = tree(results)
     capsys.readouterr()
     monkeypatch.setattr(prediction, "Album", lambda *_: pytest.fail("drawn"))
-    predict(bright, images, config, {}, report=False)
+    predict(bright, images, config, {}, Outputs(report=False))
     said = capsys.readouterr().out
     assert said.splitlines()[-1].endswith(f" {results / 'volumes.csv'}")
     assert f"{results}: removing 2 file(s) of an earlier run" in said
@@ -636,8 +629,9 @@ def test_what_somebody_should_look_at_is_told_everywhere(data, results, config, 
         asked.append(batch)
         return bright(batch) * (len(asked) != 2)
 
-    images = {"Case0": data / "img" / "Case0.mhd", "none": data / "img" / "Case2.nrrd"}
-    predict(missing_the_second, {**images, "Side": side}, config, {"checkpoint": "best.ckpt"})
+    paths = {"Case0": data / "img" / "Case0.mhd", "none": data / "img" / "Case2.nrrd", "Side": side}
+    images = [InputImage(*item) for item in paths.items()]
+    predict(missing_the_second, images, config, {"checkpoint": "best.ckpt"})
     # The synthetic gland is a small one.
     codes = {"Case0": ["small"], "none": ["empty"], "Side": ["plane", "small"]}
     words = {
@@ -654,13 +648,13 @@ def test_what_somebody_should_look_at_is_told_everywhere(data, results, config, 
     assert content["flagged"] == list(codes) and content["checkpoint"] == "best.ckpt"
     assert content["configuration"] == config
     assert {"case", "image", "mask", "prostate_ml", "problem"} <= content["cases"][0].keys()
-    assert content["cases"][0]["image"] == str(images["Case0"])
+    assert content["cases"][0]["image"] == str(paths["Case0"])
     assert content["cases"][0]["mask"] == "Case0_test.mhd"
     assert capsys.readouterr().err.splitlines() == [
         f"warning: {name}: {'; '.join(found)}" for name, found in words.items()
     ]
     assert read_array(results / "Side_test.mha").any()
-    predict(bright, {"Side": side}, override_config(config, ["plane=sagittal"]), {})
+    predict(bright, images[2:], override_config(config, ["plane=sagittal"]), {})
     assert rows_of(results)["Side"]["findings"] == "small"
 
 
@@ -707,18 +701,18 @@ def test_what_is_done_stays_and_the_rest_can_be_done_later(data, results, config
     network, asked = counting()
     capsys.readouterr()
     table = predict(network, images, config, {}, skip_existing=True)
-    assert len(asked) == 1 and [row["case"] for row in table] == list(images)
+    assert len(asked) == 1 and [row["case"] for row in table] == [image.name for image in images]
     after = tree(results)
     assert all(after[name] == before[name] for name in before if "_test." in name)
     assert "2 of 3 masks are of an earlier run" in capsys.readouterr().out
     assert (results / "report.html").read_text("utf-8").count("<article") == 3
     whole = results.with_name("whole")
     elsewhere = override_config(config, [f"dirPredictionImage={whole}"])
-    predict(bright, images, elsewhere, {}, report=False)
+    predict(bright, images, elsewhere, {}, Outputs(report=False))
     assert rows_of(results) == rows_of(whole)
     # Without the option all is done anew.
     network, asked = counting()
-    predict(network, images, config, {}, report=False)
+    predict(network, images, config, {}, Outputs(report=False))
     assert len(asked) == 3
 
 
@@ -736,7 +730,7 @@ def test_only_what_would_come_out_the_same_is_kept(
     checkpoint = tmp_path / "best.ckpt"
     checkpoint.write_bytes(b"weights")
     path = data / "img" / "Case0.mhd"
-    both = {"Case0": path, "Case1": data / "img" / "Case1.nii.gz"}
+    both = find_images([path, data / "img" / "Case1.nii.gz"])
     predict(bright, both, config, origin_of({checkpoint: hash_file(checkpoint)}))
     image = sitk.ReadImage(str(path))
     if change == "image":
@@ -748,7 +742,7 @@ def test_only_what_would_come_out_the_same_is_kept(
     elif change == "recentre":
         config = override_config(config, ["recentre=true"])
     elif change in ("PREPROCESSING", "POSTPROCESSING"):  # of another version of this program
-        monkeypatch.setattr(f"src.prediction.{change}", 0)
+        monkeypatch.setattr(f"src.earlier_masks.{change}", 0)
     elif change == "checkpoint":
         checkpoint.write_bytes(b"other weights")
     elif change == "mask":
@@ -760,27 +754,27 @@ def test_only_what_would_come_out_the_same_is_kept(
     if change in ("settings", "recentre", "PREPROCESSING", "POSTPROCESSING", "checkpoint"):
         before = tree(results)
         with pytest.raises(DataError, match="its other masks are of another network or of other"):
-            predict(network, {"Case0": path}, config, about, skip_existing=True)
+            predict(network, both[:1], config, about, skip_existing=True)
         assert not asked and tree(results) == before
         predict(network, both, config, about, skip_existing=True)
         assert len(asked) == 2
         return
     if change == "mask":
         with pytest.raises(DataError, match=r"Case0_test\.zraw: edited or damaged since"):
-            predict(network, {"Case0": path}, config, about, skip_existing=True)
+            predict(network, both[:1], config, about, skip_existing=True)
         assert not asked
         return
-    further = {"save_probability": change == "probability", "skip_existing": True}
-    predict(network, {"Case0": path}, config, about, **further)
+    wanted = Outputs(probability=change == "probability")
+    predict(network, both[:1], config, about, wanted, skip_existing=True)
     assert len(asked) == (change != "nothing")
-    assert set(rows_of(results)) == set(both)  # the folder's other masks keep their rows
+    assert set(rows_of(results)) == {"Case0", "Case1"}  # the folder's other masks keep their rows
     assert read_array(results / "Case0_test.mhd").any()
 
 
 @pytest.fixture
 def edited(data, results, config):
     """Predictions of Case0 and Case1, whose mask was edited since; the images and that mask."""
-    both = {"Case0": data / "img" / "Case0.mhd", "Case1": data / "img" / "Case1.nii.gz"}
+    both = find_images([data / "img" / "Case0.mhd", data / "img" / "Case1.nii.gz"])
     predict(bright, both, config, {})
     mask = results / "Case1_test.nii.gz"
     volume = sitk.ReadImage(str(mask))
@@ -793,8 +787,8 @@ def edited(data, results, config):
 def test_an_edited_mask_stays_and_is_told(edited, results, config):
     """Its volume in the lists would not be its own, and a new mask would be in its place."""
     both, mask = edited
-    path, content = both["Case1"], mask.read_bytes()
-    for images in (both, {"Case1": path}, both):
+    content = mask.read_bytes()
+    for images in (both, both[1:], both):
         network, asked = counting()
         words = (
             "1 of 2 earlier masks could not be made anew"
@@ -813,9 +807,9 @@ def test_an_edited_mask_stays_and_is_told(edited, results, config):
 @pytest.mark.usefixtures("undrawn")
 def test_an_edited_mask_is_not_replaced(edited, results, config):
     both, mask = edited
-    path, before = both["Case1"], tree(results)
+    before = tree(results)
     network, asked = counting()
-    for images in (both, {"Case1": path}):
+    for images in (both, both[1:]):
         with pytest.raises(DataError, match=rf"{mask}: edited .*, or choose another folder"):
             predict(network, images, config, {})
     for name in ("volumes.json", "volumes.csv"):
@@ -825,11 +819,11 @@ def test_an_edited_mask_is_not_replaced(edited, results, config):
                 predict(network, both, config, {}, skip_existing=skip_existing)
         (results / name).write_bytes(before[name])
     assert not asked and tree(results) == before
-    predict(network, {"Case0": both["Case0"]}, config, {})
+    predict(network, both[:1], config, {})
     assert len(asked) == 1 and list(rows_of(results)) == ["Case0"]
     for skip_existing in (False, True):  # it has no row any more
         with pytest.raises(DataError, match=rf"{mask}: edited"):
-            predict(network, {"Case1": path}, config, {}, skip_existing=skip_existing)
+            predict(network, both[1:], config, {}, skip_existing=skip_existing)
     assert mask.read_bytes() == before[mask.name]
 
 
@@ -840,42 +834,35 @@ def test_foreign_files_are_told_before_the_network_runs(edited, results, config,
     both, mask = edited
     if not edited_mask:
         mask.unlink()
-        predict(bright, {"Case1": both["Case1"]}, config, {}, skip_existing=True)
+        predict(bright, both[1:], config, {}, skip_existing=True)
     (results / "Case0_probability.mhd").write_text("mine")
     network, asked = counting()
-    further = {"save_probability": True, "skip_existing": True}
     with pytest.raises(DataError, match=r"Case0_probability\.mhd: there already, and not written"):
-        predict(network, both, config, {}, **further)
+        predict(network, both, config, {}, Outputs(probability=True), skip_existing=True)
     assert not asked
 
 
 @pytest.mark.usefixtures("undrawn")
 def test_a_mask_of_another_image_of_the_same_name_stays(data, results, config, tmp_path):
     """In the folders of two sites, say."""
-    other = tmp_path / "other" / "Case1.nii.gz"
+    first, other = data / "img" / "Case1.nii.gz", tmp_path / "other" / "Case1.nii.gz"
     other.parent.mkdir()
-    predict(bright, {"Case1": data / "img" / "Case1.nii.gz"}, config, {})
-    shutil.copy(data / "img" / "Case1.nii.gz", other)
+    predict(bright, find_images([first]), config, {})
+    shutil.copy(first, other)
     network, asked = counting()
-    predict(network, {"Case1": other}, config, {}, skip_existing=True)  # the same image, moved
+    predict(network, find_images([other]), config, {}, skip_existing=True)  # the same image, moved
     (row,) = strict_json(results / "volumes.json")["cases"]
     assert not asked and row["image"] == str(other)
     before = tree(results)
-    image = sitk.ReadImage(str(data / "img" / "Case1.nii.gz"))
+    image = sitk.ReadImage(str(first))
     image[0, 0, 0] = 5
-    sitk.WriteImage(image, str(data / "img" / "Case1.nii.gz"))
+    sitk.WriteImage(image, str(first))
     with pytest.raises(DataError, match=rf"Case1_test\.nii\.gz: of {other}; rename one"):
-        predict(
-            network,
-            {"Case1": data / "img" / "Case1.nii.gz"},
-            config,
-            {},
-            skip_existing=True,
-        )
+        predict(network, find_images([first]), config, {}, skip_existing=True)
     assert not asked and tree(results) == before
     same = tmp_path / "other" / ".." / "other" / "Case1.nii.gz"
     settings = override_config(config, ["threshold=0.4"])
-    predict(network, {"Case1": same}, settings, {}, skip_existing=True)
+    predict(network, find_images([same]), settings, {}, skip_existing=True)
     assert len(asked) == 1
 
 
@@ -883,16 +870,17 @@ def test_a_mask_of_another_image_of_the_same_name_stays(data, results, config, t
 def test_an_earlier_mask_of_an_image_that_cannot_be_read_is_told(data, results, config):
     images = find_images([data / "img"])
     predict(bright, images, config, {})
-    content = images["Case1"].read_bytes()
-    images["Case1"].write_bytes(content[:100])
+    path = images[1].source
+    content = path.read_bytes()
+    path.write_bytes(content[:100])
     with pytest.raises(DataError, match="1 of 3 images could not be segmented"):
         predict(bright, images, config, {})
     problem = rows_of(results)["Case1"]["problem"]
     assert problem.endswith(f"; {results / 'Case1_test.nii.gz'} is of an earlier prediction")
-    images["Case1"].write_bytes(content)
+    path.write_bytes(content)
     predict(bright, images, config, {})
     row = rows_of(results)["Case1"]
-    images["Case1"].write_bytes(content[:100])
+    path.write_bytes(content[:100])
     with pytest.raises(DataError, match="1 of 3 earlier masks could not be made anew"):
         predict(bright, images, config, {}, skip_existing=True)
     kept = rows_of(results)["Case1"]
@@ -906,16 +894,16 @@ def test_a_prediction_and_an_evaluation_leave_each_others_masks(data, results, c
     case = Case("Case0", data / "img" / "Case0.mhd", data / "gt" / "Case0_segmentation.mhd")
     evaluate(bright, [case], config, {})
     with pytest.raises(DataError, match=r"Case0_test\.mhd: of an evaluation, listed in"):
-        predict(bright, {"Case0": case.image_path}, config, {})
+        predict(bright, find_images([case.image_path]), config, {})
     shutil.rmtree(results)
-    predict(bright, {"Case0": case.image_path}, config, {})
+    predict(bright, find_images([case.image_path]), config, {})
     with pytest.raises(DataError, match=r"Case0_test\.mhd: of a prediction, listed in volumes\.js"):
         evaluate(bright, [case], config, {})
     other = Case("Case1", data / "img" / "Case1.nii.gz", data / "gt" / "Case1_segmentation.nii.gz")
     evaluate(bright, [other], config, {})
-    predict(bright, {"Case0": case.image_path}, config, {}, skip_existing=True)
+    predict(bright, find_images([case.image_path]), config, {}, skip_existing=True)
     compare_masks([case], {"Case0": results / "Case0_test.mhd"}, config, {"masks": "results"})
-    predict(bright, {"Case0": case.image_path}, config, {}, skip_existing=True)
+    predict(bright, find_images([case.image_path]), config, {}, skip_existing=True)
     assert list(rows_of(results)) == ["Case0"]
     for name in ("Case0_test.mhd", "Case0_test.zraw"):
         (results / name).unlink()
@@ -926,13 +914,13 @@ def test_a_prediction_and_an_evaluation_leave_each_others_masks(data, results, c
 def test_a_segmentation_of_a_study_that_was_anonymised_is_made_again(tmp_path, config, results):
     pytest.importorskip("highdicom")
     study = write_study(tmp_path / "study")
-    images, wanted = find_images([study]), {"output_types": ["dicom_seg"]}
-    predict(bright, images, config, {}, **wanted)
+    images, wanted = find_images([study]), Outputs(["dicom_seg"])
+    predict(bright, images, config, {}, wanted)
     for path in study.rglob("IM*"):
         header = pydicom.dcmread(path)
         header.PatientID = "anonymous"
         header.save_as(path)
-    predict(bright, images, config, {}, skip_existing=True, **wanted)
+    predict(bright, images, config, {}, wanted, skip_existing=True)
     assert pydicom.dcmread(results / "study_test.dcm").PatientID == "anonymous"
 
 
@@ -940,7 +928,7 @@ def test_a_segmentation_of_a_study_that_was_anonymised_is_made_again(tmp_path, c
 def test_a_name_that_is_too_long_is_this_images_problem(data, config, results):
     long = data / "img" / f"{'n' * 245}.nii.gz"
     shutil.copy(data / "img" / "Case1.nii.gz", long)
-    images = {"Case0": data / "img" / "Case0.mhd", long.name[:245]: long}
+    images = find_images([data / "img" / "Case0.mhd", long])
     with pytest.raises(DataError, match="1 of 2 images could not be segmented"):
         predict(bright, images, config, {})
     rows = rows_of(results)
@@ -962,23 +950,23 @@ def test_a_killed_run_claims_no_more_than_it_wrote(data, results, config):
 def test_two_predictions_into_one_folder_lose_nothing(data, results, config):
     """The second runs while the first is at its second image."""
     images = find_images([data / "img"])
-    first = {name: images[name] for name in ("Case0", "Case1")}
+    first = images[:2]
     inner = []
 
     def network(batch):
         inner.append(batch)
         if len(inner) == 2:
-            predict(bright, {"Case2": images["Case2"]}, config, {})
+            predict(bright, images[2:], config, {})
             assert set(rows_of(results)) == {"Case0", "Case2"}
             # Of one name there may be two images: the second would overwrite the first.
             with pytest.raises(DataError, match="another prediction is writing its Case0"):
-                predict(bright, {"Case0": images["Case2"]}, config, {})
+                predict(bright, [images[2]._replace(name="Case0")], config, {})
             with pytest.raises(DataError, match="another prediction is writing its Case0"):
                 predict(bright, first, config, {}, skip_existing=True)
         return bright(batch)
 
     predict(network, first, config, {})
-    assert set(rows_of(results)) == set(images)
+    assert set(rows_of(results)) == {image.name for image in images}
     assert [row["case"] for row in strict_json(results / "volumes.json")["cases"]] == [
         "Case0",
         "Case2",
@@ -989,7 +977,7 @@ def test_two_predictions_into_one_folder_lose_nothing(data, results, config):
     assert list_outputs(results) == {*names_in(results)} - {MANIFEST}
     assert {row["mask"] for row in rows_of(results).values()} < list_outputs(results)
     # Later, one after the other: the table is of the last, as ever.
-    predict(bright, {"Case2": images["Case2"]}, config, {}, report=False)
+    predict(bright, images[2:], config, {}, Outputs(report=False))
     assert list(rows_of(results)) == ["Case2"]
 
 

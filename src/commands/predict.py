@@ -85,8 +85,8 @@ def execute(args: Namespace) -> None:
         with no_garbage_collection():
             from ..api import find_model, lazy_network
             from ..ensemble import origin_of_members
-            from ..input_images import find_images, found_studies
-            from ..prediction import predict
+            from ..input_images import find_images
+            from ..prediction import Outputs, predict
 
         images = find_images(args.input, args.series)
         members = find_model(args.ckpt_path, overrides_of(args))
@@ -97,12 +97,12 @@ def execute(args: Namespace) -> None:
             images,
             config,
             origin_of_members(members),
-            save_probability=args.save_probability,
-            series=args.series,
+            Outputs(
+                types=args.output_type,
+                probability=args.save_probability,
+                report=not args.no_report,
+                language=args.language,
+            ),
             skip_existing=args.skip_existing,
-            report=not args.no_report,
             painter=painter,
-            output_types=args.output_type,
-            studies=found_studies(images, args.input),
-            language=args.language,
         )
