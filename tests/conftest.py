@@ -44,6 +44,8 @@ LONG_FILES = (
     "test_conv3d.py",
     "test_step.py",
     "test_infer_310.py",
+    "test_result_files.py",
+    "test_earlier_masks.py",
     "test_evaluation.py",
     "test_api.py",
     "test_process.py",
@@ -183,6 +185,20 @@ def small_config():
         return override_config(vnet_cfg, [*small, "cache_dir=off", *overrides])
 
     return config
+
+
+@pytest.fixture
+def results(tmp_path):
+    """A folder for results, which does not exist yet."""
+    return tmp_path / "results"
+
+
+@pytest.fixture
+def config(small_config, results):
+    """A configuration of a grid that holds the cases of `data`, with results in `results`."""
+    return small_config(
+        "VolSize=32,32,32", "dstRes=1.25,1.25,1.25", f"dirPredictionImage={results}"
+    )
 
 
 @pytest.fixture

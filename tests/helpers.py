@@ -1,5 +1,6 @@
 """Paths, files and processes: what tests of many modules use."""
 
+import csv
 import json
 import time
 from importlib import import_module
@@ -53,6 +54,12 @@ def strict_json(path):
 
 
 # Damaged bytes -----------------------------------------------------------------------------------
+
+
+def rows_of(folder):
+    """The rows of volumes.csv, {case: {column: text}}."""
+    with (folder / "volumes.csv").open(encoding="utf-8", newline="") as table:
+        return {row.pop("case"): row for row in csv.DictReader(table)}
 
 
 def cut(count):

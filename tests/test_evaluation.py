@@ -34,18 +34,6 @@ def dice_of(reference, prediction):
     return 2 * both / (np.count_nonzero(reference) + np.count_nonzero(prediction))
 
 
-@pytest.fixture
-def results(tmp_path):
-    return tmp_path / "results"
-
-
-@pytest.fixture
-def config(small_config, results):
-    return small_config(
-        "VolSize=32,32,32", "dstRes=1.25,1.25,1.25", f"dirPredictionImage={results}"
-    )
-
-
 # Evaluation -------------------------------------------------------------------------------------
 
 

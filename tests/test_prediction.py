@@ -1,13 +1,11 @@
 """Predictions of many images: their masks, their rows in the tables, and what an end leaves."""
 
-import importlib.util
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import threading
-import warnings
 import zipfile
 from contextlib import ExitStack
 from unittest import mock
@@ -15,45 +13,23 @@ from unittest import mock
 import mindspore as ms
 import numpy as np
 import pandas as pd
-import pydicom
 import pytest
 import SimpleITK as sitk
 
-from src import prediction, result_files
+from src import prediction
 from src.config import override_config
 from src.data_manager import Case
-from src.ensemble import origin_of
 from src.evaluation import compare_masks, evaluate
 from src.input_images import InputImage, find_images
 from src.prediction import Outputs, predict
 from src.predictor import LazyNetwork
 from src.report.tables import VolumesTable
-from src.utils.errors import DataError, UsageError
-from src.utils.files import hash_file
+from src.utils.errors import DataError
 from src.utils.output_folder import MANIFEST, acquire, list_outputs
 from tests.dicom_study import write_series, write_study
-from tests.helpers import ROOT, names_in, run_program, strict_json, touch, tree, wait_until
-from tests.networks import bright
+from tests.helpers import ROOT, names_in, rows_of, run_program, strict_json, tree, wait_until
+from tests.networks import bright, counting
 from tests.volumes import geometry_error, read_array
-
-
-def rows_of(folder):
-    """The rows of volumes.csv, as text."""
-    table = pd.read_csv(folder / "volumes.csv", dtype=str, keep_default_na=False)
-    return table.set_index("case").to_dict("index")
-
-
-@pytest.fixture
-def results(tmp_path):
-    return tmp_path / "results"
-
-
-@pytest.fixture
-def config(small_config, results):
-    return small_config(
-        "VolSize=32,32,32", "dstRes=1.25,1.25,1.25", f"dirPredictionImage={results}"
-    )
-
 
 # DICOM ------------------------------------------------------------------------------------------
 
@@ -105,174 +81,6 @@ def test_a_folder_of_dicom_files_may_be_named_like_a_nifti_file(tmp_path, config
     write_series(tmp_path / "P1.nii.gz", array)
     (row,) = predict(bright, find_images([tmp_path / "P1.nii.gz"]), config, {})
     assert row["problem"] is None and read_array(results / row["mask"]).shape == (10, 24, 24)
-
-
-# Output types -------------------------------------------------------------------------------------
-
-TYPES = ("seg_nrrd", "dicom_seg", "image")
-
-
-def voxels_of(path):
-    """The foreground (z, y, x) of a mask, in the order of the patient's z."""
-    image = sitk.ReadImage(str(path))
-    return sitk.GetArrayFromImage(sitk.DICOMOrient(image, "LPS")) > 0
-
-
-@pytest.mark.usefixtures("undrawn")
-def test_all_output_types_hold_the_same_mask(tmp_path, config, results):
-    pytest.importorskip("highdicom")  # among the packages of scripts/run_tests.sh
-    images = find_images([write_study(tmp_path / "study")])
-    (row,) = predict(bright, images, config, {}, Outputs(TYPES))
-    names = {
-        "image": "study_test.nii.gz",
-        "dicom_seg": "study_test.dcm",
-        "seg_nrrd": "study_test.seg.nrrd",
-    }
-    (written,) = strict_json(results / "volumes.json")["cases"]
-    assert written == row and row["outputs"] == names and row["mask"] == names["image"]
-    assert set(names.values()) < list_outputs(results) == {*names_in(results)} - {MANIFEST}
-    masks = [voxels_of(results / name) for name in names.values()]
-    assert masks[0].shape == (10, 24, 24) and masks[0][4:6, 9:15, 9:15].all()
-    assert all(np.array_equal(mask, masks[0]) for mask in masks)
-    # The gland of 8 x 8 x 4 voxels of 1.25 x 1.25 x 3 mm: 10 x 10 x 12 mm.
-    assert [row[key] for key in ("left_right_mm", "front_back_mm", "head_foot_mm")] == (
-        pytest.approx([10, 10, 12], abs=3)
-    )
-    assert 0.5 < row["mean_probability"] <= 1
-    assert row["findings"] == ["small"]
-
-    # The same again is kept; another type is not there yet.
-    network, asked = counting()
-    predict(network, images, config, {}, Outputs(TYPES), skip_existing=True)
-    assert not asked
-    (results / names["dicom_seg"]).unlink()
-    predict(network, images, config, {}, Outputs(TYPES[:1]), skip_existing=True)
-    assert not asked
-    (row,) = predict(network, images, config, {}, Outputs(TYPES), skip_existing=True)
-    assert len(asked) == 1 and (results / names["dicom_seg"]).exists()
-
-
-def test_a_report_and_a_later_run_read_a_mask_that_is_dicom_only(tmp_path, config, results):
-    """The report of a later prediction shows the masks of an earlier one again."""
-    pytest.importorskip("highdicom")
-    images = find_images([write_study(tmp_path / "study")])
-    wanted = Outputs(["dicom_seg"])
-    predict(bright, images, config, {}, wanted._replace(report=False))
-    network, asked = counting()
-    (row,) = predict(network, images, config, {}, wanted, skip_existing=True)
-    assert not asked and row["outputs"] == {"dicom_seg": "study_test.dcm"}
-    assert "<article" in (results / "report.html").read_text("utf-8")
-
-
-@pytest.mark.parametrize("failing", ["save_seg_nrrd", "save_volume"])
-@pytest.mark.usefixtures("undrawn")
-def test_of_an_image_whose_files_cannot_all_be_written_there_is_none(
-    data, results, config, monkeypatch, failing
-):
-    def fail(*arguments, **options):
-        raise OSError(28, "No space left on device")
-
-    images = find_images([data / "img" / "Case0.mhd"])
-    monkeypatch.setattr(result_files, failing, fail)
-    with pytest.raises(DataError, match="Case0_test.*cannot be written .No space left"):
-        predict(bright, images, config, {}, Outputs(["image", "seg_nrrd"]))
-    assert not results.exists()
-
-
-@pytest.mark.usefixtures("undrawn")
-def test_no_mask_of_another_type_outlives_the_network_that_made_it(data, results, config, capsys):
-    images = find_images([data / "img" / "Case0.mhd"])
-    kept = {"a.txt", "Case1_test.seg.nrrd"}
-    results.mkdir()
-    touch(results, *kept)
-    predict(bright, images, config, {}, Outputs(["image", "seg_nrrd"], probability=True))
-    # The same network: all are still right.
-    predict(bright, images, config, {}, Outputs(["image"]), skip_existing=True)
-    before = {name for name in names_in(results) if "Case0" in name}
-    assert {"Case0_test.seg.nrrd", "Case0_probability.zraw"} < before
-    predict(lambda batch: 1 - bright(batch), images, config, {}, Outputs(["image"]))
-    left = {name for name in names_in(results) if "Case" in name or name in kept}
-    assert left == {*kept, "Case0_test.mhd", "Case0_test.zraw"}
-    assert "removing 3 file(s) of an earlier run" in capsys.readouterr().out
-
-
-@pytest.mark.usefixtures("undrawn")
-def test_studies_get_a_folder_each(tmp_path, config, results):
-    for patient in ("A", "B"):
-        write_study(tmp_path / "all" / patient, patient=patient)
-    images, wanted = find_images([tmp_path / "all"]), Outputs(["image", "seg_nrrd"])
-    for run in range(2):
-        rows = predict(bright, images, config, {}, wanted, skip_existing=bool(run))
-    assert [row["mask"] for row in rows] == ["A/A_test.nii.gz", "B/B_test.nii.gz"]
-    files = set(tree(results))
-    assert {f"{name}/{name}_test{end}" for name in "AB" for end in (".nii.gz", ".seg.nrrd")} < files
-    assert list_outputs(results) == files - {MANIFEST}
-
-
-@pytest.mark.usefixtures("undrawn")
-def test_a_series_without_what_a_segmentation_needs_is_one_problem(tmp_path, config, results):
-    pytest.importorskip("highdicom")
-    for name, tags in (("good", {}), ("bad", {"FrameOfReferenceUID": None})):
-        noise = np.random.default_rng(1).integers(0, 90, (10, 24, 24))
-        noise[3:7, 8:16, 8:16] += 500
-        write_series(tmp_path / name, noise, **tags)
-    images = find_images([tmp_path / "bad", tmp_path / "good"])
-    with pytest.raises(DataError, match="1 of 2 images"):
-        predict(bright, images, config, {}, Outputs(["image", "dicom_seg"]))
-    assert "no FrameOfReferenceUID" in rows_of(results)["bad"]["problem"]
-    assert [name for name in names_in(results) if "_test" in name] == [
-        "good_test.dcm",
-        "good_test.nii.gz",
-    ]
-
-
-@pytest.mark.parametrize("tags", [{"FrameOfReferenceUID": None}, {"PatientBirthDate": "1950?"}])
-def test_headers_that_no_segmentation_may_have_are_told_before_the_network_runs(
-    tmp_path, config, results, tags
-):
-    pytest.importorskip("highdicom")
-    noise = np.random.default_rng(1).integers(0, 90, (10, 24, 24))
-    with warnings.catch_warnings(action="ignore"):
-        write_series(tmp_path / "bad", noise, **tags)
-    images = find_images([tmp_path / "bad"])
-    network, asked = counting()
-    with pytest.raises(DataError, match="leave out --output_type dicom_seg"):
-        predict(network, images, config, {}, Outputs(["image", "dicom_seg"]))
-    assert not asked and not results.exists()
-
-
-@pytest.mark.parametrize(
-    ("types", "absent", "says"),
-    [
-        (["dicom_seg"], [], "Case1.nii.gz is no DICOM series"),
-        (["image", "dicom_seg"], ["highdicom"], "pip install -r requirements-dicom.txt"),
-        (["stl"], [], "--output_type stl: expected one or several of image, dicom_seg, seg_nrrd"),
-    ],
-)
-def test_output_types_that_cannot_be_are_refused_at_once(
-    data, results, config, monkeypatch, types, absent, says
-):
-    if not absent:
-        pytest.importorskip("highdicom")
-    real = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name: None if name in absent else real(name)
-    )
-    images = find_images([data / "img" / "Case1.nii.gz"])
-    with pytest.raises(UsageError) as error:
-        predict(lambda _: pytest.fail("segmented"), images, config, {}, Outputs(types))
-    assert says in str(error.value) and "\n" not in str(error.value)
-    assert not results.exists()
-
-
-def test_highdicom_is_imported_only_where_it_is_needed():
-    """It is optional, and takes a second."""
-    program = "import sys, src.prediction, src.images.dicom.segmentation; print(*sys.modules)"
-    process = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True
-    )
-    modules = process.stdout.split()
-    assert "pydicom" in modules and "highdicom" not in modules
 
 
 # Prediction -------------------------------------------------------------------------------------
@@ -673,16 +481,6 @@ def interrupted_after(count):
     return network
 
 
-def counting():
-    asked = []
-
-    def network(batch):
-        asked.append(batch)
-        return bright(batch)
-
-    return network, asked
-
-
 def test_what_is_done_stays_and_the_rest_can_be_done_later(data, results, config, capsys):
     images = find_images([data / "img"])
     with pytest.raises(KeyboardInterrupt):
@@ -716,178 +514,6 @@ def test_what_is_done_stays_and_the_rest_can_be_done_later(data, results, config
     assert len(asked) == 3
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        *("image", "geometry", "settings", "recentre", "PREPROCESSING", "POSTPROCESSING"),
-        *("checkpoint", "mask", "probability", "nothing"),
-    ],
-)
-@pytest.mark.usefixtures("undrawn")
-def test_only_what_would_come_out_the_same_is_kept(
-    tmp_path, data, config, results, monkeypatch, change
-):
-    checkpoint = tmp_path / "best.ckpt"
-    checkpoint.write_bytes(b"weights")
-    path = data / "img" / "Case0.mhd"
-    both = find_images([path, data / "img" / "Case1.nii.gz"])
-    predict(bright, both, config, origin_of({checkpoint: hash_file(checkpoint)}))
-    image = sitk.ReadImage(str(path))
-    if change == "image":
-        image[0, 0, 0] = 5
-    elif change == "geometry":
-        image.SetSpacing((1.25, 1.25, 2.6))
-    elif change == "settings":
-        config = override_config(config, ["threshold=0.4"])
-    elif change == "recentre":
-        config = override_config(config, ["recentre=true"])
-    elif change in ("PREPROCESSING", "POSTPROCESSING"):  # of another version of this program
-        monkeypatch.setattr(f"src.earlier_masks.{change}", 0)
-    elif change == "checkpoint":
-        checkpoint.write_bytes(b"other weights")
-    elif change == "mask":
-        mask = results / "Case0_test.zraw"
-        mask.write_bytes(mask.read_bytes()[:-3])
-    sitk.WriteImage(image, str(path))
-    network, asked = counting()
-    about = origin_of({checkpoint: hash_file(checkpoint)})
-    if change in ("settings", "recentre", "PREPROCESSING", "POSTPROCESSING", "checkpoint"):
-        before = tree(results)
-        with pytest.raises(DataError, match="its other masks are of another network or of other"):
-            predict(network, both[:1], config, about, skip_existing=True)
-        assert not asked and tree(results) == before
-        predict(network, both, config, about, skip_existing=True)
-        assert len(asked) == 2
-        return
-    if change == "mask":
-        with pytest.raises(DataError, match=r"Case0_test\.zraw: edited or damaged since"):
-            predict(network, both[:1], config, about, skip_existing=True)
-        assert not asked
-        return
-    wanted = Outputs(probability=change == "probability")
-    predict(network, both[:1], config, about, wanted, skip_existing=True)
-    assert len(asked) == (change != "nothing")
-    assert set(rows_of(results)) == {"Case0", "Case1"}  # the folder's other masks keep their rows
-    assert read_array(results / "Case0_test.mhd").any()
-
-
-@pytest.fixture
-def edited(data, results, config):
-    """Predictions of Case0 and Case1, whose mask was edited since; the images and that mask."""
-    both = find_images([data / "img" / "Case0.mhd", data / "img" / "Case1.nii.gz"])
-    predict(bright, both, config, {})
-    mask = results / "Case1_test.nii.gz"
-    volume = sitk.ReadImage(str(mask))
-    volume[1, 1, 1] = 1
-    sitk.WriteImage(volume, str(mask))
-    return both, mask
-
-
-@pytest.mark.usefixtures("undrawn")
-def test_an_edited_mask_stays_and_is_told(edited, results, config):
-    """Its volume in the lists would not be its own, and a new mask would be in its place."""
-    both, mask = edited
-    content = mask.read_bytes()
-    for images in (both, both[1:], both):
-        network, asked = counting()
-        words = (
-            "1 of 2 earlier masks could not be made anew"
-            if len(images) > 1
-            else f"{mask}: edited or damaged since this program wrote it"
-        )
-        with pytest.raises(DataError, match=words):
-            predict(network, images, config, {}, skip_existing=True)
-        assert not asked and mask.read_bytes() == content
-    assert rows_of(results)["Case1"]["problem"].startswith(f"{mask}: edited or damaged since")
-    mask.rename(results / "mine.nii.gz")
-    predict(network, both, config, {}, skip_existing=True)
-    assert len(asked) == 1 and rows_of(results)["Case1"]["problem"] == ""
-
-
-@pytest.mark.usefixtures("undrawn")
-def test_an_edited_mask_is_not_replaced(edited, results, config):
-    both, mask = edited
-    before = tree(results)
-    network, asked = counting()
-    for images in (both, both[1:]):
-        with pytest.raises(DataError, match=rf"{mask}: edited .*, or choose another folder"):
-            predict(network, images, config, {})
-    for name in ("volumes.json", "volumes.csv"):
-        (results / name).write_text("{}")
-        for skip_existing in (False, True):
-            with pytest.raises(DataError, match=f"({name}|{mask.name}): edited or damaged since"):
-                predict(network, both, config, {}, skip_existing=skip_existing)
-        (results / name).write_bytes(before[name])
-    assert not asked and tree(results) == before
-    predict(network, both[:1], config, {})
-    assert len(asked) == 1 and list(rows_of(results)) == ["Case0"]
-    for skip_existing in (False, True):  # it has no row any more
-        with pytest.raises(DataError, match=rf"{mask}: edited"):
-            predict(network, both[1:], config, {}, skip_existing=skip_existing)
-    assert mask.read_bytes() == before[mask.name]
-
-
-@pytest.mark.usefixtures("undrawn")
-@pytest.mark.parametrize("edited_mask", [False, True])
-def test_foreign_files_are_told_before_the_network_runs(edited, results, config, edited_mask):
-    """Also of an image with an earlier mask, and one of which a part is gone."""
-    both, mask = edited
-    if not edited_mask:
-        mask.unlink()
-        predict(bright, both[1:], config, {}, skip_existing=True)
-    (results / "Case0_probability.mhd").write_text("mine")
-    network, asked = counting()
-    with pytest.raises(DataError, match=r"Case0_probability\.mhd: there already, and not written"):
-        predict(network, both, config, {}, Outputs(probability=True), skip_existing=True)
-    assert not asked
-
-
-@pytest.mark.usefixtures("undrawn")
-def test_a_mask_of_another_image_of_the_same_name_stays(data, results, config, tmp_path):
-    """In the folders of two sites, say."""
-    first, other = data / "img" / "Case1.nii.gz", tmp_path / "other" / "Case1.nii.gz"
-    other.parent.mkdir()
-    predict(bright, find_images([first]), config, {})
-    shutil.copy(first, other)
-    network, asked = counting()
-    predict(network, find_images([other]), config, {}, skip_existing=True)  # the same image, moved
-    (row,) = strict_json(results / "volumes.json")["cases"]
-    assert not asked and row["image"] == str(other)
-    before = tree(results)
-    image = sitk.ReadImage(str(first))
-    image[0, 0, 0] = 5
-    sitk.WriteImage(image, str(first))
-    with pytest.raises(DataError, match=rf"Case1_test\.nii\.gz: of {other}; rename one"):
-        predict(network, find_images([first]), config, {}, skip_existing=True)
-    assert not asked and tree(results) == before
-    same = tmp_path / "other" / ".." / "other" / "Case1.nii.gz"
-    settings = override_config(config, ["threshold=0.4"])
-    predict(network, find_images([same]), settings, {}, skip_existing=True)
-    assert len(asked) == 1
-
-
-@pytest.mark.usefixtures("undrawn")
-def test_an_earlier_mask_of_an_image_that_cannot_be_read_is_told(data, results, config):
-    images = find_images([data / "img"])
-    predict(bright, images, config, {})
-    path = images[1].source
-    content = path.read_bytes()
-    path.write_bytes(content[:100])
-    with pytest.raises(DataError, match="1 of 3 images could not be segmented"):
-        predict(bright, images, config, {})
-    problem = rows_of(results)["Case1"]["problem"]
-    assert problem.endswith(f"; {results / 'Case1_test.nii.gz'} is of an earlier prediction")
-    path.write_bytes(content)
-    predict(bright, images, config, {})
-    row = rows_of(results)["Case1"]
-    path.write_bytes(content[:100])
-    with pytest.raises(DataError, match="1 of 3 earlier masks could not be made anew"):
-        predict(bright, images, config, {}, skip_existing=True)
-    kept = rows_of(results)["Case1"]
-    assert kept.pop("problem").endswith("; its earlier mask stays")
-    assert kept.items() <= row.items()
-
-
 @pytest.mark.usefixtures("undrawn")
 def test_a_prediction_and_an_evaluation_leave_each_others_masks(data, results, config):
     """The tables of one would tell of the other's masks."""
@@ -908,20 +534,6 @@ def test_a_prediction_and_an_evaluation_leave_each_others_masks(data, results, c
     for name in ("Case0_test.mhd", "Case0_test.zraw"):
         (results / name).unlink()
     evaluate(bright, [case], config, {})
-
-
-@pytest.mark.usefixtures("undrawn")
-def test_a_segmentation_of_a_study_that_was_anonymised_is_made_again(tmp_path, config, results):
-    pytest.importorskip("highdicom")
-    study = write_study(tmp_path / "study")
-    images, wanted = find_images([study]), Outputs(["dicom_seg"])
-    predict(bright, images, config, {}, wanted)
-    for path in study.rglob("IM*"):
-        header = pydicom.dcmread(path)
-        header.PatientID = "anonymous"
-        header.save_as(path)
-    predict(bright, images, config, {}, wanted, skip_existing=True)
-    assert pydicom.dcmread(results / "study_test.dcm").PatientID == "anonymous"
 
 
 @pytest.mark.usefixtures("undrawn")
