@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 import SimpleITK as sitk
 
 from .config import GRID_KEYS, OUTPUT_KEYS
-from .data_manager import PREPROCESSING
 from .images.writing import volume_files
-from .predictor import POSTPROCESSING
+from .predictor import processing_versions
 from .utils import output_folder
 from .utils.errors import DataError
 
@@ -62,7 +61,7 @@ def network_id(metadata: dict) -> str:
         metadata: of the masks, see `src.ensemble.origin_of`, with the "configuration".
     """
     settings = [metadata["configuration"].get(key) for key in MASK_KEYS]
-    settings += [PREPROCESSING, POSTPROCESSING]
+    settings += processing_versions().values()
     digest = hashlib.sha256(json.dumps(settings).encode())
     weights = [metadata.get("checkpoint_sha256", ""), *metadata.get("checkpoints", {}).values()]
     digest.update("".join(weights).encode())

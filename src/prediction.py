@@ -19,7 +19,7 @@ from .images.grid import check_same_grid
 from .images.reading import read_image
 from .input_images import InputImage
 from .measurements import MEASURES, measure_gland
-from .predictor import LazyNetwork, loaded, network_inputs, segment_inputs
+from .predictor import LazyNetwork, cut_share, loaded, network_inputs, segment_inputs
 from .report.album import Album
 from .report.findings import finding_fields, mask_findings, plane_findings
 from .report.painter import Painter
@@ -298,7 +298,9 @@ class _Segmenter(NamedTuple):
             problem += left_over(folder, files.others.union(files.names.values()))
             return {**row, "problem": problem}, False
         write_volumes(folder, writers)
-        findings = plane_findings(image, self.config) | mask_findings(mask, self.config, centre_mm)
+        cut = cut_share(mask, probability, self.config.threshold)
+        findings = plane_findings(image, self.config)
+        findings |= mask_findings(mask, self.config, centre_mm, cut)
         row |= {
             "mask": next(iter(files.names.values())),
             "outputs": files.names,

@@ -44,7 +44,7 @@ def test_only_what_would_come_out_the_same_is_kept(
     elif change == "recentre":
         config = override_config(config, ["recentre=true"])
     elif change in ("PREPROCESSING", "POSTPROCESSING"):  # of another version of this program
-        monkeypatch.setattr(f"src.earlier_masks.{change}", 0)
+        monkeypatch.setattr(f"src.predictor.{change}", 0)
     elif change == "checkpoint":
         checkpoint.write_bytes(b"other weights")
     elif change == "mask":

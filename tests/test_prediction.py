@@ -1,6 +1,7 @@
 """Predictions of many images: their masks, their rows in the tables, and what an end leaves."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -464,6 +465,18 @@ def test_what_somebody_should_look_at_is_told_everywhere(data, results, config, 
     assert read_array(results / "Side_test.mha").any()
     predict(bright, images[2:], override_config(config, ["plane=sagittal"]), {})
     assert rows_of(results)["Side"]["findings"] == "small"
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_mask_that_lost_a_large_part_is_told(data, results, config, monkeypatch):
+    monkeypatch.setattr("src.predictor.CORE_DEPTH_MM", 3.0)
+    monkeypatch.setattr("src.predictor.REACH_MM", 0.0)  # only the core stays
+    predict(bright, find_images([data / "img" / "Case0.mhd"]), config, {})
+    (row,) = strict_json(results / "volumes.json")["cases"]
+    assert row["findings"] == ["small", "cut"]
+    found = read_array(data / "img" / "Case0.mhd") > 0.8
+    assert 0 < read_array(results / "Case0_test.mhd").sum() < found.sum()
+    assert re.fullmatch(r"\d\d % of what was found was cut off, far .*", row["findings_text"][1])
 
 
 # Interrupted, and several at once ---------------------------------------------------------------
