@@ -13,11 +13,8 @@
 namespace fast_conv3d {
 namespace plane_strided {
 
+using strided::covers;
 using strided::kTaps;
-
-inline Shape fine_shape(const Shape& coarse, int channels) {
-  return Shape::between_units(coarse.batch, channels, 2 * coarse.x, 2 * coarse.y, 2 * coarse.z);
-}
 
 constexpr int kPlanes = kTaps / 2;  // pairs of taps along z
 constexpr int kMaxFine = kPlainChannels;
@@ -128,61 +125,57 @@ void pack(int outputs, int inputs, const Weight& weight, float* packed) {
       }
 }
 
-// coarse[k][v] = epilogue(sum over c, tap of weights[k][c][tap] * fine[c][2 v + tap]), as
-// strided::conv_down2.
+// As strided::conv_down2.
 template <typename Epilogue>
-void conv_down2(const float* fine, int fine_channels, const float* weights, float* coarse,
-                const Shape& shape, const Epilogue& epilogue, ThreadPool& pool, Scratch& scratch) {
-  const Shape from = fine_shape(shape, fine_channels);
-  assert(shape.valid() && from.plain);
-  const int inputs = from.channels * kTaps, groups = groups_of(shape.channels);
-  float* packed = scratch.get(static_cast<size_t>(groups) * inputs * kSums);
+void conv_down2(ThreadPool& pool, Workspace& workspace, const Shape& fine, const float* x,
+                const float* weights, const Shape& coarse, float* y, const Epilogue& epilogue) {
+  assert(covers(fine, coarse) && fine.plain);
+  const int inputs = fine.channels * kTaps, groups = groups_of(coarse.channels);
+  float* packed = workspace.shared.get(static_cast<size_t>(groups) * inputs * kSums);
   pack(
-      shape.channels, inputs, [&](int k, int input) { return weights[k * inputs + input]; },
+      coarse.channels, inputs, [&](int k, int input) { return weights[k * inputs + input]; },
       packed);
   std::vector<Vec> sums(pool.size() * static_cast<size_t>(groups) * kSums);
-  for_each_run(pool, shape, [&](const Run& run, int thread) {
+  for_each_run(pool, coarse, [&](const Run& run, int thread) {
     Vec taps[kMaxFine][kTaps];
-    load_fine(fine + run.image * from.image_floats(), from, run, taps);
+    load_fine(x + run.image * fine.image_floats(), fine, run, taps);
     Vec* channels = sums.data() + thread * static_cast<size_t>(groups) * kSums;
     for (int group = 0; group < groups; ++group)
       multiply(taps[0], inputs, packed + static_cast<size_t>(group) * inputs * kSums,
                channels + group * kSums);
-    store_coarse(coarse + run.image * shape.image_floats(), shape, run, channels, epilogue);
+    store_coarse(y + run.image * coarse.image_floats(), coarse, run, channels, epilogue);
   });
 }
 
-// fine[c][2 v + tap] = epilogue(sum over k of weights[k][c][tap] * coarse[k][v]), as
-// strided::conv_up2.
+// As strided::conv_up2.
 template <typename Epilogue>
-void conv_up2(const float* coarse, const Shape& shape, const float* weights, float* fine,
-              int fine_channels, const Epilogue& epilogue, ThreadPool& pool, Scratch& scratch) {
-  const Shape to = fine_shape(shape, fine_channels);
-  assert(shape.valid() && to.plain);
-  const int outputs = to.channels * kTaps, groups = groups_of(outputs);
-  float* packed = scratch.get(static_cast<size_t>(groups) * shape.channels * kSums);
+void conv_up2(ThreadPool& pool, Workspace& workspace, const Shape& coarse, const float* x,
+              const float* weights, const Shape& fine, float* y, const Epilogue& epilogue) {
+  assert(covers(fine, coarse) && fine.plain);
+  const int outputs = fine.channels * kTaps, groups = groups_of(outputs);
+  float* packed = workspace.shared.get(static_cast<size_t>(groups) * coarse.channels * kSums);
   pack(
-      outputs, shape.channels, [&](int output, int k) { return weights[k * outputs + output]; },
+      outputs, coarse.channels, [&](int output, int k) { return weights[k * outputs + output]; },
       packed);
-  std::vector<Vec> inputs(pool.size() * static_cast<size_t>(shape.channels));
-  for_each_run(pool, shape, [&](const Run& run, int thread) {
-    Vec* channels = inputs.data() + thread * static_cast<size_t>(shape.channels);
-    load_coarse(coarse + run.image * shape.image_floats(), shape, run, channels);
+  std::vector<Vec> inputs(pool.size() * static_cast<size_t>(coarse.channels));
+  for_each_run(pool, coarse, [&](const Run& run, int thread) {
+    Vec* channels = inputs.data() + thread * static_cast<size_t>(coarse.channels);
+    load_coarse(x + run.image * coarse.image_floats(), coarse, run, channels);
     Vec taps[kMaxFine * kTaps + kSums];
     for (int group = 0; group < groups; ++group)
-      multiply(channels, shape.channels,
-               packed + static_cast<size_t>(group) * shape.channels * kSums, taps + group * kSums);
-    float* image = fine + run.image * to.image_floats();
-    for (int channel = 0; channel < to.channels; ++channel)
+      multiply(channels, coarse.channels,
+               packed + static_cast<size_t>(group) * coarse.channels * kSums, taps + group * kSums);
+    float* image = y + run.image * fine.image_floats();
+    for (int channel = 0; channel < fine.channels; ++channel)
       for (int plane = 0; plane < kPlanes; ++plane) {
         Vec values[2];
         merge(taps[channel * kTaps + 2 * plane], taps[channel * kTaps + 2 * plane + 1], &values[0],
               &values[1]);
-        const size_t row = run.fine_row(to, plane);
+        const size_t row = run.fine_row(fine, plane);
         for (int half = 0; half < 2; ++half) {
           const int z = 2 * run.z + half * kLanes;
-          if (z < to.z)
-            store_row(image + channel * to.voxels() + row, z, to.z,
+          if (z < fine.z)
+            store_row(image + channel * fine.voxels() + row, z, fine.z,
                       epilogue(values[half], run.image, channel, row + z));
         }
       }
@@ -209,11 +202,11 @@ class RunBuffer {
   int rows() const { return rows_; }
   bool full() const { return count_ == kRuns; }
 
-  void add(const float* coarse, const Shape& coarse_shape, const float* fine,
-           const Shape& fine_shape, const Run& run) {
-    load_coarse(coarse + run.image * coarse_shape.image_floats(), coarse_shape, run,
+  void add(const Shape& coarse, const float* coarse_data, const Shape& fine, const float* fine_data,
+           const Run& run) {
+    load_coarse(coarse_data + run.image * coarse.image_floats(), coarse, run,
                 &coarse_[count_ * rows_]);
-    load_fine(fine + run.image * fine_shape.image_floats(), fine_shape, run,
+    load_fine(fine_data + run.image * fine.image_floats(), fine, run,
               reinterpret_cast<Vec(*)[kTaps]>(&taps_[count_ * inputs_]));
     ++count_;
   }
@@ -245,36 +238,35 @@ class RunBuffer {
   std::vector<Vec> coarse_, taps_;
 };
 
-// weights_gradient[k][c][tap] = sum over batch and voxels of coarse[k][v] * fine[c][2 v + tap], as
-// strided::weight_gradient.
-inline void weight_gradient(const float* coarse, const Shape& shape, const float* fine,
-                            int fine_channels, float* weights_gradient, ThreadPool& pool,
-                            Scratch& scratch) {
-  const Shape from = fine_shape(shape, fine_channels);
-  assert(shape.valid() && from.plain);
-  assert(coarse != nullptr && fine != nullptr && weights_gradient != nullptr);
-  std::vector<RunBuffer> buffers(pool.size(), RunBuffer(shape, from));
+// As strided::weight_gradient.
+inline void weight_gradient(ThreadPool& pool, Workspace& workspace, const Shape& coarse,
+                            const float* coarse_data, const Shape& fine, const float* fine_data,
+                            float* dw) {
+  assert(covers(fine, coarse) && fine.plain);
+  assert(coarse_data != nullptr && fine_data != nullptr && dw != nullptr);
+  std::vector<RunBuffer> buffers(pool.size(), RunBuffer(coarse, fine));
   // Parts of the planes have their own sums, so that these do not depend on scheduling.
-  const int planes = shape.batch * shape.x, inputs = from.channels * kTaps;
+  const int planes = coarse.batch * coarse.x, inputs = fine.channels * kTaps;
   const int parts = std::min(planes, std::max(8, 2 * pool.size()));
   const size_t sum_floats = static_cast<size_t>(buffers[0].rows()) * inputs;
-  float* sums = scratch.get(parts * sum_floats);
+  float* sums = workspace.shared.get(parts * sum_floats);
   std::fill(sums, sums + parts * sum_floats, 0.f);
   pool.for_each(parts, [&](int part, int thread) {
     RunBuffer& buffer = buffers[thread];
     float* part_sums = sums + part * sum_floats;
     for (int plane = planes * part / parts; plane < planes * (part + 1) / parts; ++plane)
-      for (int y = 0; y < shape.y; ++y)
-        for (int z = 0; z < shape.z; z += kLanes) {
-          buffer.add(coarse, shape, fine, from, {plane / shape.x, plane % shape.x, y, z});
+      for (int y = 0; y < coarse.y; ++y)
+        for (int z = 0; z < coarse.z; z += kLanes) {
+          buffer.add(coarse, coarse_data, fine, fine_data,
+                     {plane / coarse.x, plane % coarse.x, y, z});
           if (buffer.full()) buffer.flush(part_sums);
         }
     buffer.flush(part_sums);
   });
-  for (size_t i = 0; i < static_cast<size_t>(shape.channels) * inputs; ++i) {
+  for (size_t i = 0; i < static_cast<size_t>(coarse.channels) * inputs; ++i) {
     float total = 0;
     for (int part = 0; part < parts; ++part) total += sums[part * sum_floats + i];
-    weights_gradient[i] = total;
+    dw[i] = total;
   }
 }
 

@@ -36,8 +36,10 @@ constexpr int kTileFloats = kMR * kLanes;  // packed inputs of one block of chan
 constexpr int kMaxItemTiles = 16;
 constexpr size_t kItemFloats = 48 * 1024;  // packed inputs: a fraction of the L2 cache
 
-inline Shape fine_shape(const Shape& coarse, int channels) {
-  return {coarse.batch, channels, 2 * coarse.x, 2 * coarse.y, 2 * coarse.z};
+// Whether the fine grid is that of the coarse one's taps.
+inline bool covers(const Shape& fine, const Shape& coarse) {
+  return fine.valid() && coarse.valid() && fine.batch == coarse.batch && fine.x == 2 * coarse.x &&
+         fine.y == 2 * coarse.y && fine.z == 2 * coarse.z;
 }
 
 // The fine voxel of the first tap of each of `count` coarse voxels from `voxel` on.
@@ -63,8 +65,8 @@ inline size_t tap_offset(const Shape& fine, int tap) {
 // Calls set(coarse_block, fine_block, coarse_lane, fine_lane, tap, weight) for each weight of all
 // blocks, with weight 0 past the last channel.
 template <typename Set>
-void for_each_weight(const float* weights, int coarse_channels, int coarse_blocks,
-                     int fine_channels, int fine_blocks, ThreadPool& pool, const Set& set) {
+void for_each_weight(ThreadPool& pool, const float* weights, int coarse_channels, int coarse_blocks,
+                     int fine_channels, int fine_blocks, const Set& set) {
   pool.for_each(coarse_blocks * fine_blocks, [&](int item, int) {
     const int coarse_block = item / fine_blocks, fine_block = item % fine_blocks;
     for (int i = 0; i < kLanes; ++i)
@@ -104,8 +106,8 @@ inline void gemm_microkernel(const float* inputs, int blocks, const float* weigh
 // count, fine_voxels, inputs) packs a tile's inputs as (block, kMR, 16); write(image, voxel, count,
 // fine_voxels, group, sums) stores a tile's sums.
 template <typename Pack, typename Write>
-void gemm(const Shape& coarse, int blocks, int groups, const float* weights, float* inputs,
-          ThreadPool& pool, const Pack& pack, const Write& write) {
+void gemm(ThreadPool& pool, const Shape& coarse, int blocks, int groups, const float* weights,
+          float* inputs, const Pack& pack, const Write& write) {
   const size_t tile_floats = static_cast<size_t>(blocks) * kTileFloats;
   const size_t group_floats = static_cast<size_t>(blocks) * kLanes * kNR * kLanes;
   const size_t tiles = ceil_div(coarse.voxels(), kMR);
@@ -141,36 +143,35 @@ void gemm(const Shape& coarse, int blocks, int groups, const float* weights, flo
 }
 
 // Scratch for packed inputs of all threads.
-inline size_t input_floats(int blocks, const ThreadPool& pool) {
+inline size_t input_floats(const ThreadPool& pool, int blocks) {
   return pool.size() * std::max(kItemFloats, static_cast<size_t>(blocks) * kTileFloats);
 }
 
-// coarse[k][v] = epilogue(sum over c, tap of weights[k][c][tap] * fine[c][2 v + tap]).
-// `shape` is that of `coarse`. epilogue(value, image, block, voxel) returns the vector to store,
-// with zeros in the lanes past the last channel.
+// y[k][v] = epilogue(sum over c, tap of weights[k][c][tap] * x[c][2 v + tap]); `fine` and `coarse`
+// are the shapes of x and y. epilogue(value, image, block, voxel) returns the vector to store, with
+// zeros in the lanes past the last channel.
 template <typename Epilogue>
-void conv_down2(const float* fine, int fine_channels, const float* weights, float* coarse,
-                const Shape& shape, const Epilogue& epilogue, ThreadPool& pool, Scratch& scratch) {
-  assert(shape.valid() && fine_channels > 0);
-  assert(fine != nullptr && weights != nullptr && coarse != nullptr);
-  const Shape from = fine_shape(shape, fine_channels);
-  const int blocks = from.blocks() * kTaps;
-  const int groups = ceil_div(shape.blocks(), kNR);
+void conv_down2(ThreadPool& pool, Workspace& workspace, const Shape& fine, const float* x,
+                const float* weights, const Shape& coarse, float* y, const Epilogue& epilogue) {
+  assert(covers(fine, coarse) && !fine.plain && !coarse.plain);
+  assert(x != nullptr && weights != nullptr && y != nullptr);
+  const int blocks = fine.blocks() * kTaps;
+  const int groups = ceil_div(coarse.blocks(), kNR);
   const size_t packed_floats = static_cast<size_t>(groups) * blocks * kLanes * kNR * kLanes;
-  float* packed = scratch.get(packed_floats + input_floats(blocks, pool));
-  for_each_weight(weights, shape.channels, groups * kNR, fine_channels, from.blocks(), pool,
+  float* packed = workspace.shared.get(packed_floats + input_floats(pool, blocks));
+  for_each_weight(pool, weights, coarse.channels, groups * kNR, fine.channels, fine.blocks(),
                   [&](int k_block, int c_block, int k, int c, int tap, float weight) {
                     size_t at = static_cast<size_t>(k_block / kNR) * blocks;
                     at = (at + c_block * kTaps + tap) * kLanes + c;
                     packed[(at * kNR + k_block % kNR) * kLanes + k] = weight;
                   });
   gemm(
-      shape, blocks, groups, packed, packed + packed_floats, pool,
+      pool, coarse, blocks, groups, packed, packed + packed_floats,
       [&](int image, size_t, int count, const size_t* fine_voxels, float* inputs) {
         for (int block = 0; block < blocks; ++block, inputs += kTileFloats) {
-          const float* source = fine + image * from.image_floats() +
-                                block / kTaps * from.block_floats() +
-                                tap_offset(from, block % kTaps) * kLanes;
+          const float* source = x + image * fine.image_floats() +
+                                block / kTaps * fine.block_floats() +
+                                tap_offset(fine, block % kTaps) * kLanes;
           for (int i = 0; i < count; ++i)
             store(inputs + i * kLanes, load(source + fine_voxels[i] * kLanes));
           std::fill(inputs + count * kLanes, inputs + kTileFloats, 0.f);
@@ -179,28 +180,27 @@ void conv_down2(const float* fine, int fine_channels, const float* weights, floa
       [&](int image, size_t voxel, int count, const size_t*, int group, const Vec* sums) {
         for (int i = 0; i < kNR; ++i) {
           const int block = group * kNR + i;
-          if (block >= shape.blocks()) break;
+          if (block >= coarse.blocks()) break;
           float* target =
-              coarse + image * shape.image_floats() + block * shape.block_floats() + voxel * kLanes;
+              y + image * coarse.image_floats() + block * coarse.block_floats() + voxel * kLanes;
           for (int j = 0; j < count; ++j)
             store(target + j * kLanes, epilogue(sums[j * kNR + i], image, block, voxel + j));
         }
       });
 }
 
-// fine[c][2 v + tap] = epilogue(sum over k of weights[k][c][tap] * coarse[k][v]). `shape` is that
-// of `coarse`; epilogue as in conv_down2.
+// y[c][2 v + tap] = epilogue(sum over k of weights[k][c][tap] * x[k][v]); `coarse` and `fine` are
+// the shapes of x and y. epilogue as in conv_down2.
 template <typename Epilogue>
-void conv_up2(const float* coarse, const Shape& shape, const float* weights, float* fine,
-              int fine_channels, const Epilogue& epilogue, ThreadPool& pool, Scratch& scratch) {
-  assert(shape.valid() && fine_channels > 0);
-  assert(fine != nullptr && weights != nullptr && coarse != nullptr);
-  const Shape to = fine_shape(shape, fine_channels);
-  const int blocks = shape.blocks();
-  const int groups = to.blocks() * kTaps / kNR;
+void conv_up2(ThreadPool& pool, Workspace& workspace, const Shape& coarse, const float* x,
+              const float* weights, const Shape& fine, float* y, const Epilogue& epilogue) {
+  assert(covers(fine, coarse) && !fine.plain && !coarse.plain);
+  assert(x != nullptr && weights != nullptr && y != nullptr);
+  const int blocks = coarse.blocks();
+  const int groups = fine.blocks() * kTaps / kNR;
   const size_t packed_floats = static_cast<size_t>(groups) * blocks * kLanes * kNR * kLanes;
-  float* packed = scratch.get(packed_floats + input_floats(blocks, pool));
-  for_each_weight(weights, shape.channels, blocks, fine_channels, to.blocks(), pool,
+  float* packed = workspace.shared.get(packed_floats + input_floats(pool, blocks));
+  for_each_weight(pool, weights, coarse.channels, blocks, fine.channels, fine.blocks(),
                   [&](int k_block, int c_block, int k, int c, int tap, float weight) {
                     const int vector = c_block * kTaps + tap;
                     size_t at = static_cast<size_t>(vector / kNR) * blocks + k_block;
@@ -208,20 +208,20 @@ void conv_up2(const float* coarse, const Shape& shape, const float* weights, flo
                     packed[at * kLanes + c] = weight;
                   });
   gemm(
-      shape, blocks, groups, packed, packed + packed_floats, pool,
+      pool, coarse, blocks, groups, packed, packed + packed_floats,
       [&](int image, size_t voxel, int count, const size_t*, float* inputs) {
-        const float* source = coarse + image * shape.image_floats() + voxel * kLanes;
+        const float* source = x + image * coarse.image_floats() + voxel * kLanes;
         for (int block = 0; block < blocks; ++block, inputs += kTileFloats) {
-          std::copy_n(source + block * shape.block_floats(), count * kLanes, inputs);
+          std::copy_n(source + block * coarse.block_floats(), count * kLanes, inputs);
           std::fill(inputs + count * kLanes, inputs + kTileFloats, 0.f);
         }
       },
       [&](int image, size_t, int count, const size_t* fine_voxels, int group, const Vec* sums) {
         const int block = group * kNR / kTaps;
-        float* target = fine + image * to.image_floats() + block * to.block_floats();
+        float* target = y + image * fine.image_floats() + block * fine.block_floats();
         for (int j = 0; j < count; ++j)
           for (int i = 0; i < kNR; ++i) {
-            const size_t voxel = fine_voxels[j] + tap_offset(to, (group * kNR + i) % kTaps);
+            const size_t voxel = fine_voxels[j] + tap_offset(fine, (group * kNR + i) % kTaps);
             store(target + voxel * kLanes, epilogue(sums[j * kNR + i], image, block, voxel));
           }
       });
@@ -293,25 +293,26 @@ inline void copy_taps(const float* source, const Shape& fine, int group, const s
 
 // Adds a run of coarse voxels of an image, from `voxel` on, to the sums, for coarse blocks in
 // [k_begin, k_end). `copy` is scratch.
-inline void add_run(const float* coarse, const Shape& shape, const float* fine, const Shape& from,
-                    size_t voxel, int k_begin, int k_end, float* copy, const View<4>& sums) {
-  const int count = static_cast<int>(std::min<size_t>(kGradientVoxels, shape.voxels() - voxel));
+inline void add_run(const Shape& coarse, const float* coarse_data, const Shape& fine,
+                    const float* fine_data, size_t voxel, int k_begin, int k_end, float* copy,
+                    const View<4>& sums) {
+  const int count = static_cast<int>(std::min<size_t>(kGradientVoxels, coarse.voxels() - voxel));
   size_t fine_voxels[kGradientVoxels];
-  first_tap_voxels(shape, voxel, count, fine_voxels);
-  for (int c_block = 0; c_block < from.blocks(); ++c_block)
+  first_tap_voxels(coarse, voxel, count, fine_voxels);
+  for (int c_block = 0; c_block < fine.blocks(); ++c_block)
     for (int group = 0; group < kGroups; ++group) {
-      copy_taps(fine + c_block * from.block_floats(), from, group, fine_voxels, count, copy);
+      copy_taps(fine_data + c_block * fine.block_floats(), fine, group, fine_voxels, count, copy);
       for (int k_block = k_begin; k_block < k_end; ++k_block)
         for (int row = 0; row < kLanes; row += kGradientMR)
-          gradient_microkernel(coarse + k_block * shape.block_floats() + voxel * kLanes + row, copy,
-                               count, sums(k_block, c_block, group, row));
+          gradient_microkernel(coarse_data + k_block * coarse.block_floats() + voxel * kLanes + row,
+                               copy, count, sums(k_block, c_block, group, row));
     }
 }
 
 // Writes the sums of all parts as (coarse channels, fine channels, 2, 2, 2). `first` are those of
 // the first part.
-inline void write_weights(const PartSums& all, const View<4>& first, int coarse_channels,
-                          int fine_channels, ThreadPool& pool, float* weights_gradient) {
+inline void write_weights(ThreadPool& pool, const PartSums& all, const View<4>& first,
+                          int coarse_channels, int fine_channels, float* dw) {
   const int c_blocks = first.size(1);
   pool.for_each(first.size(0) * c_blocks, [&](int pair, int) {
     const int k_block = pair / c_blocks, c_block = pair % c_blocks;
@@ -320,29 +321,26 @@ inline void write_weights(const PartSums& all, const View<4>& first, int coarse_
       float taps[kTaps][kLanes];
       for (int tap = 0; tap < kTaps; ++tap)
         store(taps[tap], all.total(first(k_block, c_block, tap / kNR, row) + tap % kNR * kLanes));
-      float* target =
-          weights_gradient + (static_cast<size_t>(k_first + row) * fine_channels + c_first) * kTaps;
+      float* target = dw + (static_cast<size_t>(k_first + row) * fine_channels + c_first) * kTaps;
       for (int c = 0; c < std::min(kLanes, fine_channels - c_first); ++c)
         for (int tap = 0; tap < kTaps; ++tap) target[c * kTaps + tap] = taps[tap][c];
     }
   });
 }
 
-// weights_gradient[k][c][tap] = sum over batch and voxels of coarse[k][v] * fine[c][2 v + tap].
-// `shape` is that of `coarse`.
-inline void weight_gradient(const float* coarse, const Shape& shape, const float* fine,
-                            int fine_channels, float* weights_gradient, ThreadPool& pool,
-                            Scratch& scratch) {
-  assert(shape.valid() && fine_channels > 0);
-  assert(coarse != nullptr && fine != nullptr && weights_gradient != nullptr);
-  const Shape from = fine_shape(shape, fine_channels);
-  const int k_blocks = shape.blocks(), c_blocks = from.blocks();
+// dw[k][c][tap] = sum over batch and voxels of coarse_data[k][v] * fine_data[c][2 v + tap].
+inline void weight_gradient(ThreadPool& pool, Workspace& workspace, const Shape& coarse,
+                            const float* coarse_data, const Shape& fine, const float* fine_data,
+                            float* dw) {
+  assert(covers(fine, coarse) && !fine.plain && !coarse.plain);
+  assert(coarse_data != nullptr && fine_data != nullptr && dw != nullptr);
+  const int k_blocks = coarse.blocks(), c_blocks = fine.blocks();
   const size_t part_floats = gradient_sums(nullptr, k_blocks, c_blocks).floats();
-  const GradientSplit split(shape, part_floats, pool.size());
+  const GradientSplit split(coarse, part_floats, pool.size());
   const int parts = split.parts, k_parts = split.k_parts;
   constexpr size_t kCopyFloats = size_t{kGradientVoxels} * kNR * kLanes;
 
-  float* copies = scratch.get(pool.size() * kCopyFloats + parts * part_floats);
+  float* copies = workspace.shared.get(pool.size() * kCopyFloats + parts * part_floats);
   float* part_sums = copies + pool.size() * kCopyFloats;
   std::fill_n(part_sums, parts * part_floats, 0.f);
   pool.for_each(parts * k_parts, [&](int item, int thread) {
@@ -351,13 +349,14 @@ inline void weight_gradient(const float* coarse, const Shape& shape, const float
     const View<4> sums = gradient_sums(part_sums + part * part_floats, k_blocks, c_blocks);
     for (size_t run = split.runs * part / parts; run < split.runs * (part + 1) / parts; ++run) {
       const size_t image = run / split.image_runs, voxel = run % split.image_runs * kGradientVoxels;
-      add_run(coarse + image * shape.image_floats(), shape, fine + image * from.image_floats(),
-              from, voxel, k_begin, k_end, copies + thread * kCopyFloats, sums);
+      add_run(coarse, coarse_data + image * coarse.image_floats(), fine,
+              fine_data + image * fine.image_floats(), voxel, k_begin, k_end,
+              copies + thread * kCopyFloats, sums);
     }
   });
 
-  write_weights({parts, part_floats}, gradient_sums(part_sums, k_blocks, c_blocks), shape.channels,
-                fine_channels, pool, weights_gradient);
+  write_weights(pool, {parts, part_floats}, gradient_sums(part_sums, k_blocks, c_blocks),
+                coarse.channels, fine.channels, dw);
 }
 
 }  // namespace strided

@@ -47,23 +47,19 @@ void down2(ThreadPool& pool, Workspace& workspace, const Shape& fine, const floa
            const float* weights, const Shape& coarse, float* y, const Epilogue& epilogue) {
   const auto down =
       fine.plain ? plane_strided::conv_down2<Epilogue> : strided::conv_down2<Epilogue>;
-  down(x, fine.channels, weights, y, coarse, epilogue, pool, workspace.shared);
+  down(pool, workspace, fine, x, weights, coarse, y, epilogue);
 }
 template <typename Epilogue>
 void up2(ThreadPool& pool, Workspace& workspace, const Shape& coarse, const float* x,
          const float* weights, const Shape& fine, float* y, const Epilogue& epilogue) {
   const auto up = fine.plain ? plane_strided::conv_up2<Epilogue> : strided::conv_up2<Epilogue>;
-  up(x, coarse, weights, y, fine.channels, epilogue, pool, workspace.shared);
+  up(pool, workspace, coarse, x, weights, fine, y, epilogue);
 }
 inline void weight_gradient2(ThreadPool& pool, Workspace& workspace, const Shape& coarse,
                              const float* coarse_data, const Shape& fine, const float* fine_data,
                              float* dw) {
-  if (fine.plain)
-    plane_strided::weight_gradient(coarse_data, coarse, fine_data, fine.channels, dw, pool,
-                                   workspace.shared);
-  else
-    strided::weight_gradient(coarse_data, coarse, fine_data, fine.channels, dw, pool,
-                             workspace.shared);
+  const auto gradient = fine.plain ? plane_strided::weight_gradient : strided::weight_gradient;
+  gradient(pool, workspace, coarse, coarse_data, fine, fine_data, dw);
 }
 
 // An epilogue that adds a bias, unless null.
