@@ -5,7 +5,7 @@ import numpy as np
 from mindspore import dtype as mstype
 from mindspore import nn, ops
 
-from .operators import library
+from .operators import custom
 from .protocol import AdamSettings
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
@@ -35,9 +35,7 @@ class FusedAdam(nn.Optimizer):
         decays = (float(decay) for decay in self.weight_decay)  # a number for each parameter
         settings = np.array([*AdamSettings(BETA1, BETA2, EPSILON), *decays], np.float32)
         self.settings = ms.Tensor(settings)
-        self.update = ops.Custom(
-            f"{library()}:adam_step", lambda *_: [1], lambda *_: mstype.float32, "aot"
-        )
+        self.update = custom("adam_step", lambda *_: [1])
 
     def construct(self, gradients: tuple[ms.Tensor, ...]) -> ms.Tensor:
         rate = self.get_lr()

@@ -1,7 +1,6 @@
 """The operators of native/ as MindSpore's `ops.Custom`, with their gradients."""
 
 import ctypes
-import inspect
 import os
 from collections.abc import Callable
 from functools import cache
@@ -9,7 +8,6 @@ from functools import cache
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
-from mindspore import dtype as mstype
 from mindspore.ops import constexpr
 
 from ..utils.process import core_count
@@ -73,59 +71,33 @@ def _refuse_gradient():
     )
 
 
-Shapes = dict[str, list[int]]
-
-
-def _custom(
-    name: str, bprop: Callable | None = None, **shapes: Callable[[Shapes], list[int]]
-) -> ops.Custom:
-    """The operator `name` of `OPERATORS`.
-
-    Its tensors are float32.
+def custom(name: str, shapes: Callable, bprop: Callable | None = None) -> ops.Custom:
+    """The operator `name` of `OPERATORS`; its tensors are float32.
 
     Args:
-        name: of the function in native/ops.cpp.
+        name: of the function in native/.
+        shapes: function of the inputs' shapes -> the shape of its only output, a list; or those of
+            all outputs, a tuple.
         bprop: its gradient.
-        shapes: for each output a function of the inputs' shapes by name. The gradient "d_NAME" has
-            the shape of the input NAME if it is not given.
     """
-    inputs, outputs = OPERATORS[name]
-    if bprop is not None and tuple(inspect.signature(bprop).parameters) != (
-        *inputs,
-        "out",
-        "d_out",
-    ):
-        raise TypeError(f"the bprop of {name} must take {inputs}, out and d_out")
 
-    def single(values):
-        return values[0] if len(values) == 1 else tuple(values)
+    def dtypes(*inputs):
+        outputs = shapes(*([1] * 5 for _ in inputs))
+        tensor = inputs[0]  # not mstype.float32: an output without axes would be a Python number
+        return (tensor,) * len(outputs) if isinstance(outputs, tuple) else tensor
 
-    def infer_shapes(*arguments):
-        given = dict(zip(inputs, arguments, strict=True))
-        return single(
-            [
-                shapes[output](given) if output in shapes else given[output.removeprefix("d_")]
-                for output in outputs
-            ]
-        )
-
-    def infer_dtypes(x, *_):
-        return single([x] * len(outputs))
-
-    return ops.Custom(f"{library()}:{name}", infer_shapes, infer_dtypes, "aot", bprop)
+    return ops.Custom(f"{library()}:{name}", shapes, dtypes, "aot", bprop)
 
 
 def convolution() -> ops.Custom:
     """The operator of a 5x5x5 convolution of plain tensors, same padding; its spec a `ConvSpec`."""
-    backward = _custom("conv_backward", d_bias=lambda given: given["weight"][:1])
+    backward = custom("conv_backward", lambda x, weight, *_: (x, weight, weight[:1]))
 
     def bprop(x, weight, bias, spec, out, d_out):
         d_x, d_weight, d_bias = backward(x, weight, d_out, spec)
         return d_x, d_weight, d_bias, ops.zeros_like(spec)
 
-    return _custom(
-        "conv_forward", bprop, y=lambda given: [given["x"][0], given["weight"][0], *given["x"][2:]]
-    )
+    return custom("conv_forward", lambda x, weight, *_: [x[0], weight[0], *x[2:]], bprop)
 
 
 def loss() -> ops.Custom:
@@ -134,33 +106,13 @@ def loss() -> ops.Custom:
     It takes float32 (prediction, mask, spec), prediction and mask (batch, X, Y, Z), and returns the
     loss, a scalar, and what its gradient needs. The mask has no gradient.
     """
-    backward = _custom("loss_backward")
+    backward = custom("loss_backward", lambda prediction, *_: prediction)
 
     def bprop(prediction, mask, spec, out, d_out):
         d_prediction = backward(prediction, mask, out[1], d_out[0], spec)
         return d_prediction, ops.zeros_like(mask), ops.zeros_like(spec)
 
-    return _custom(
-        "loss_forward",
-        bprop,
-        loss=lambda _: [],
-        coefficients=lambda given: [given["prediction"][0], 2],
-    )
-
-
-def _network_operator(name: str, shapes: Callable) -> ops.Custom:
-    """The operator `name`, whose outputs are float32, without a gradient.
-
-    Args:
-        name: of the function in native/network_ops.cpp.
-        shapes: function of the inputs' shapes -> shapes of the outputs.
-    """
-
-    def dtypes(*inputs):
-        outputs = shapes(*([1] * 5 for _ in inputs))
-        return (mstype.float32,) * len(outputs)
-
-    return ops.Custom(f"{library()}:{name}", shapes, dtypes, "aot")
+    return custom("loss_forward", lambda prediction, *_: ([], [prediction[0], 2]), bprop)
 
 
 class NetworkOperator(nn.Cell):
@@ -197,15 +149,13 @@ class NetworkOperator(nn.Cell):
             return output(volume), [native.network_tape_floats(numbers, volume[0], *volume[2:])]
 
         self.spec = spec_tensor(spec)
-        self.infer = _network_operator("network_infer", lambda volume, *_: (output(volume),))
-        self.forward = _network_operator("network_forward", output_and_tape)
+        self.infer = custom("network_infer", lambda volume, *_: (output(volume),))
+        self.forward = custom("network_forward", output_and_tape)
         # Without this the compiler merges equal calls, and both backward passes use up one tape.
         self.forward.add_prim_attr("side_effect_hidden", True)
         fixed = len(OPERATORS["network_backward"].inputs) - 1
-        self.backward = _network_operator(
-            "network_backward", lambda *shapes: tuple(map(list, shapes[fixed:]))
-        )
-        self.input_gradients = _network_operator(
+        self.backward = custom("network_backward", lambda *shapes: tuple(map(list, shapes[fixed:])))
+        self.input_gradients = custom(
             "network_input_gradients", lambda volume, dropout_mask, *_: (volume, dropout_mask)
         )
 

@@ -79,8 +79,3 @@ def test_a_library_without_a_version_is_a_build_error(fresh_library, monkeypatch
     monkeypatch.setattr(operators, "library_path", lambda: path)
     with pytest.raises(BuildError, match=f"{path} has operator protocol none, this program"):
         operators.library()
-
-
-def test_a_bprop_must_take_the_inputs_in_order():
-    with pytest.raises(TypeError, match="the bprop of conv_forward must take"):
-        operators._custom("conv_forward", lambda weight, x, bias, spec, out, d_out: None)
