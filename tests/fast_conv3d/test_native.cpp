@@ -926,8 +926,6 @@ void test_calls_at_once() {
     check(same[caller], "calls at once", "caller " + std::to_string(caller) + " got other values");
 }
 
-// ---------------------------------------------------------------------------------------- tables
-
 // ------------------------------------------------------------------------------ whole networks
 
 using ParameterValues = std::array<Doubles, kParameters>;
@@ -1368,6 +1366,8 @@ void test_networks() {
   check(network_fault(spec_tensor(spec).values.data()) == std::string("the head's kernel"),
         "network_fault", "another answer");
 }
+
+// ---------------------------------------------------------------------------------------- tables
 
 // Batches of more than 64 tiles of 4x4x4 voxels take the loop order for many tiles.
 const ConvolutionCase kConvolutions[] = {

@@ -178,7 +178,8 @@ class ThreadPool {
   };
 
   // A forked child has none of its parent's threads, and its copy of the team may be in any state:
-  // it leaves that copy where it is.
+  // it leaves that copy where it is. The operators never get here, their child has a Runtime of its
+  // own; but it may free its copy of a model of vnet_cpu.h.
   void forget_workers_of_parent() {
     if (team_ != nullptr && team_->process != getpid()) static_cast<void>(team_.release());
   }

@@ -147,8 +147,7 @@ void infer_unit(Runtime& runtime, const Unit& unit, const Statistic* mean,
   if (unit.post_ops.interleaves()) {
     float* y = runtime.copy_of_y.get(unit.y.floats());
     unit.convolution(runtime, y, epilogue);
-    return interleave(
-        runtime.pool, unit.post_ops, y, [](Vec value, int, int, size_t) { return value; }, out);
+    return interleave(runtime.pool, unit.post_ops, y, NoEpilogue(), out);
   }
   const bool has_skip = unit.post_ops.skip != nullptr;
   if (!has_skip || unit.y.batch == 1) {
