@@ -4,13 +4,14 @@ A run's `ckpt/` holds weights (`checkpoint_vnet-EPOCH_STEP.ckpt`, `best.ckpt`, `
 `last_state.ckpt`: optimizer, loss scale and progress. Sample order, augmentation and dropout depend
 on seed and step only, so nothing else is needed. With `ema_decay` the weights are the moving
 average, except in `last.ckpt`, from which training continues; the state then also holds the
-average. `last.ckpt` and `last_state.ckpt` are replaced in one transaction:
+average. `last.ckpt` and `last_state.ckpt`, and a better `best.ckpt`, are replaced in one
+transaction:
 
-1. both are written under temporary names,
-2. `last.commit` is created: from now on the new pair is valid,
-3. both are renamed over the old pair, and `last.commit` is removed.
+1. all are written under temporary names,
+2. `last.commit` is created: from now on the new files are valid,
+3. all are renamed over the old ones, and `last.commit` is removed.
 
-A process killed before step 2 leaves the old pair, one killed after it the new pair; `recover`
+A process killed before step 2 leaves the old files, one killed after it the new ones; `recover`
 completes or discards an interrupted transaction.
 """
 
@@ -26,7 +27,7 @@ import numpy as np
 from easydict import EasyDict
 from mindspore import nn
 
-from .checkpoint_file import epoch_and_step, is_numbered
+from .checkpoint_file import BEST, epoch_and_step, is_numbered
 from .config import config_path_of
 from .utils.errors import DataError, reason_of
 from .utils.files import follow_umask, replace_file, sync
@@ -136,21 +137,30 @@ def _to_float16(weights, path):
 
 
 @unhurried()
-def save_last(folder: str | Path, cells: TrainingCells, progress: dict[str, Any]) -> None:
+def save_last(
+    folder: str | Path,
+    cells: TrainingCells,
+    progress: dict[str, Any],
+    best: nn.Cell | None = None,
+) -> None:
     """Replaces `last.ckpt` (the network) and `last_state.ckpt` (the rest) in one transaction.
 
     Args:
         folder: the run's `ckpt/`.
         cells: the network, the step (optimizer, global step, loss scale), the average.
         progress: JSON values, which `load_last` returns.
+        best: the network whose Dice is the best so far; replaces `best.ckpt` in the same
+            transaction, so that a resume from `progress` knows its Dice.
 
     Raises:
-        DataError: the folder cannot be written or the disk is full; the old pair stays.
+        DataError: the folder cannot be written or the disk is full; the old files stay.
     """
     folder = Path(folder)
     last, state = folder / LAST, folder / STATE
     others = _state_parameters(cells)
     try:
+        if best is not None:
+            _write(_entries(_parameters_by_name(best)), _pending(folder / BEST))
         _write(_entries(_parameters_by_name(cells.network)), _pending(last))
         _write(_entries(others), _pending(state), {PROGRESS: json.dumps(progress)})
     except DataError:
@@ -164,7 +174,7 @@ def save_last(folder: str | Path, cells: TrainingCells, progress: dict[str, Any]
 def recover(folder: str | Path) -> None:
     """Completes a transaction that was committed, discards one that was not."""
     folder = Path(folder)
-    for name in (LAST, STATE):
+    for name in (BEST, LAST, STATE):
         pending = _pending(folder / name)
         if (folder / COMMIT).exists() and pending.exists():
             pending.replace(folder / name)
@@ -198,8 +208,8 @@ def load_last(folder: str | Path, cells: TrainingCells) -> dict[str, Any]:
     shapes = {name: parameter.shape for name, parameter in expected.items()}
     if progress is None or shapes != {name: value.shape for name, value in state.items()}:
         raise DataError(
-            f"{folder / STATE}: not the state of this optimizer; resume with the run's own "
-            "configuration"
+            f"{folder / STATE}: not the state of this training's optimizer; resume with the run's "
+            "own configuration, on the kind of device where it was started"
         )
     for name, parameter in expected.items():
         parameter.set_data(ms.Tensor(state[name].asnumpy(), parameter.dtype))

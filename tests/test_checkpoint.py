@@ -23,7 +23,7 @@ from src.utils import stopping
 from src.utils.errors import DataError
 from src.utils.log import log_to_standard_streams
 from src.vnet import VARIANTS, VNet
-from tests.helpers import ROOT, touch
+from tests.helpers import ROOT, names_in, touch
 
 
 class Pair(nn.Cell):
@@ -124,12 +124,12 @@ SAVER = """
     pair = Pair(200_000)
     for value in range(1_000_000):
         pair.fill(value)
-        checkpoint.save_last({folder!r}, pair.as_cells(), {{"epoch": value}})
+        checkpoint.save_last({folder!r}, pair.as_cells(), {{"epoch": value}}, pair.network)
         print(value, flush=True)
 """
 
 
-def test_a_kill_at_many_random_moments_leaves_one_whole_pair(tmp_path):
+def test_a_kill_at_many_random_moments_leaves_files_of_one_save(tmp_path):
     """A stopped process's folder is what kill -9 at that moment would leave behind."""
     folder = tmp_path / "ckpt"
     folder.mkdir()
@@ -150,9 +150,11 @@ def test_a_kill_at_many_random_moments_leaves_one_whole_pair(tmp_path):
             snapshot = tmp_path / f"moment{moment}"
             shutil.copytree(folder, snapshot)
             os.kill(child.pid, signal.SIGCONT)
-            under_way += len(list(snapshot.iterdir())) > 2
+            under_way += len(list(snapshot.iterdir())) > 3
             pair = Pair(200_000)
             epochs.append(checkpoint.load_last(snapshot, pair.as_cells())["epoch"])
+            assert pair.value() == epochs[-1]
+            checkpoint.load_weights(pair.network, snapshot / "best.ckpt")
             assert pair.value() == epochs[-1]
             shutil.rmtree(snapshot)
     finally:
@@ -162,7 +164,7 @@ def test_a_kill_at_many_random_moments_leaves_one_whole_pair(tmp_path):
     assert under_way > 5, "the moments should meet saves under way"
     pair = Pair(200_000)
     checkpoint.load_last(folder, pair.as_cells())
-    assert sorted(path.name for path in folder.iterdir()) == ["last.ckpt", "last_state.ckpt"]
+    assert names_in(folder) == ["best.ckpt", "last.ckpt", "last_state.ckpt"]
 
 
 def test_a_signal_lets_a_checkpoint_be_completed(tmp_path, monkeypatch):

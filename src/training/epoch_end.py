@@ -108,14 +108,15 @@ class EpochEnd:
             update_weight_average(self.cells.average, self.cells.network, steps.epoch, decay)
         if self.score is not None and self.is_due(self.config.val_interval):
             row["val_dice"] = self.validate(self.score)
+        is_best = not np.isnan(row["val_dice"]) and self.progress.validations_since_best == 0
         self.log_epoch(row["val_dice"])
         if self.run_folder is not None:
             self.history.append(row)
             write_history(self.run_folder, self.history)
             if self.events is not None:
                 self.events.add(row)
-            if self.is_save_due():
-                self.save(self.run_folder)
+            if (is_due := self.is_save_due()) or is_best:
+                self.save(self.run_folder, is_due, is_best)
         return self.score is not None and self.stops_early()
 
     def finish(self) -> None:
@@ -123,7 +124,7 @@ class EpochEnd:
         if self.run_folder is None:
             return
         if self.progress.epoch != self.saved_epoch:
-            self.save(self.run_folder)
+            self.save(self.run_folder, is_due=True)
         best, name = "", self.checkpoint_name()
         if self.progress.best_dice > -1:
             best, name = f", best validation Dice {self.progress.best_dice:.4f}", BEST
@@ -177,15 +178,13 @@ class EpochEnd:
             )
 
     def validate(self, score: Callable[[nn.Cell], float]) -> float:
-        """Validates the weights and saves the best as best.ckpt; returns the mean Dice."""
+        """Validates the weights; returns the mean Dice."""
         progress, network = self.progress, self.cells.scored
         was_training = network.training
         dice = score(network.set_train(False))
         network.set_train(was_training)
         progress.validations_since_best += 1
         if dice > progress.best_dice:
-            if self.run_folder is not None:
-                checkpoint.save_weights(network, self.run_folder / "ckpt" / BEST)
             progress.best_dice = dice
             progress.validations_since_best = 0
         return dice
@@ -206,16 +205,24 @@ class EpochEnd:
         """The name of this epoch's numbered checkpoint."""
         return f"{PREFIX}-{self.progress.epoch}_{self.steps_per_epoch}.ckpt"
 
-    def save(self, run_folder: Path) -> None:
-        """Writes a numbered checkpoint, what a resume needs, and the curve; takes the time."""
+    def save(self, run_folder: Path, is_due: bool, is_best: bool = False) -> None:
+        """Writes what a resume needs.
+
+        Args:
+            run_folder: of the run.
+            is_due: whether to write a numbered checkpoint and the curve, too; takes the time.
+            is_best: whether the weights become best.ckpt.
+        """
         started_s = time.monotonic()
-        folder = run_folder / "ckpt"
-        checkpoint.save_weights(self.cells.scored, folder / self.checkpoint_name())
-        checkpoint.prune(folder, self.config.keep_checkpoint_max)
-        checkpoint.save_last(folder, self.cells, asdict(self.progress))
-        plot_progress(pd.DataFrame(self.history), run_folder / "progress.png")
-        self.saved_epoch, self.saved_at_s = self.progress.epoch, time.monotonic()
-        self.save_took_s = self.saved_at_s - started_s
+        folder, scored = run_folder / "ckpt", self.cells.scored
+        if is_due:
+            checkpoint.save_weights(scored, folder / self.checkpoint_name())
+            checkpoint.prune(folder, self.config.keep_checkpoint_max)
+        checkpoint.save_last(folder, self.cells, asdict(self.progress), scored if is_best else None)
+        if is_due:
+            plot_progress(pd.DataFrame(self.history), run_folder / "progress.png")
+            self.saved_epoch, self.saved_at_s = self.progress.epoch, time.monotonic()
+            self.save_took_s = self.saved_at_s - started_s
 
     def stops_early(self) -> bool:
         """Whether `early_stop` validations brought no better Dice; logs it if so."""

@@ -174,6 +174,18 @@ def test_the_best_weights_are_kept(run_folder):
     assert modes == [False] * 4 and cells.network.training
 
 
+def test_a_better_network_comes_with_the_state_that_knows_its_dice(run_folder):
+    """Else a resume from before it would call worse weights the best, or its Dice another's."""
+    ended = end(run_folder, dices=[0.3, 0.6, 0.5], save_interval=100)
+    for epoch in (1, 2, 3):
+        set_weight(ended.cells.network, epoch)
+        ended.run(steps_of(epoch))
+    folder = run_folder / "ckpt"
+    assert names_in(folder) == sorted([BEST, checkpoint.LAST, checkpoint.STATE])
+    saved = Progress(**checkpoint.load_last(folder, dense_cells()))
+    assert (saved.epoch, saved.best_dice, weight_in(folder / BEST)) == (2, 0.6, 2)
+
+
 def test_checkpoints_come_every_save_interval_and_after_the_last_epoch(run_folder):
     ended = end(run_folder, save_interval=2, keep_checkpoint_max=2)
     for epoch in (1, 2, 3, 4, 5):
@@ -333,7 +345,7 @@ def test_ranks_are_averaged_before_the_weights_are_scored(run_folder, monkeypatc
         monkeypatch.setattr(module, name, lambda *_, name=name: order.append(name))
     ended.run(steps_of(1))
     assert order == [
-        *("statistics", "update_weight_average", "score", "save_weights", "write_history"),
+        *("statistics", "update_weight_average", "score", "write_history"),
         *(ended.history[0], "save_weights", "save_last", "plot_progress"),
     ]
     assert ended.history[0]["train_loss"] == pytest.approx(8)
