@@ -201,7 +201,7 @@ FIXED_BY_WEIGHTS = ("variant", "width", "intensity")
 # A resume must not change these keys: the steps already trained depend on them.
 FIXED_BY_RUN = (
     *FIXED_BY_WEIGHTS,
-    *("VolSize", "dstRes", "normDir", "channel", "labels"),
+    *("VolSize", "dstRes", "normDir", "channel", "labels", "fold"),
     *("batch_size", "accumulate_steps", "sync_batch_norm"),
     *("seed", "dropout", "optimizer", "loss", "ema_decay", *AUGMENT_KEYS),
     *OUTPUT_KEYS,  # of the validations, whose best Dice decides about best.ckpt

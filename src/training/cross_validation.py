@@ -28,7 +28,7 @@ from ..report.painter import PROCESSES, Painter
 from ..report.results import REPORT
 from ..report.tables import zoo_lines
 from ..utils.errors import DataError, UsageError, last_error, reason_of
-from ..utils.files import Lock, write_files, write_json
+from ..utils.files import LOCK_FILE, Lock, write_files, write_json
 from ..utils.process import PACKAGE, core_count, module_command
 from ..utils.status import STATUS_FILE, write_status
 from .folds import EVALUATION, Fold, check_unedited, pooled_metrics, write_pooled_results
@@ -90,13 +90,14 @@ def cross_validate(
         "cases": cases,
         "configuration": dict(config),
     }
+    _check_place(out)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(
             f"{out}: cannot be created ({reason_of(error)}); choose another --out_path"
         ) from None
-    with Lock(out) as lock:
+    with Lock(out / LOCK_FILE) as lock:
         if not lock.acquire(wait=False):
             raise DataError(f"{out}: another cross-validation is running there")
         _check_request(out / CROSS_VALIDATION, request)
@@ -117,18 +118,24 @@ def cross_validate(
         _finish(folds, found, out, language)
 
 
+def _check_place(out: Path) -> None:
+    """Raises a DataError for a folder that holds other files than those of a cross-validation."""
+    if not out.is_dir() or (out / CROSS_VALIDATION).is_file():
+        return
+    if found := sorted(set(out.iterdir()) - {out / LOCK_FILE}):
+        raise DataError(
+            f"{found[0]}: not of a cross-validation; choose a new folder for --out_path"
+        )
+
+
 def _check_request(path: Path, request: dict) -> None:
     """Writes the request of a new cross-validation; an earlier one must be the same.
 
     Raises:
         UsageError: it differs.
-        DataError: the earlier one cannot be read, or the folder holds other files.
+        DataError: the earlier one cannot be read.
     """
     if not path.is_file():
-        if found := sorted(path.parent.iterdir()):
-            raise DataError(
-                f"{found[0]}: not of a cross-validation; choose a new folder for --out_path"
-            )
         write_json(path, request)
         return
     try:

@@ -37,7 +37,7 @@ from ..images.formats import stem
 from ..promise12.splits import read_split, split_file
 from ..run_record import HISTORY
 from ..utils.errors import DataError, UsageError, list_few, reason_of
-from ..utils.files import Lock
+from ..utils.files import LOCK_FILE, Lock
 from .progress import Progress
 
 log = logging.getLogger(__name__)
@@ -72,26 +72,31 @@ def new_run_folder(config: EasyDict) -> Path:
     raise DataError(f"{config.dirResult}: no free name for a run like vnet.{config.task}.{stamp}")
 
 
-def newest_run(config: EasyDict) -> Path:
+def newest_run(config: EasyDict, fold: int | None = None) -> Path:
     """Returns the folder of the run of this task that was started last.
+
+    Args:
+        config: `dirResult` and `task`.
+        fold: of the run; None: any.
 
     Raises:
         DataError: there is none.
     """
-    runs = _runs(config)
-    if not runs:
-        raise DataError(f"{config.dirResult}: no run vnet.{config.task}.* to resume")
-    return runs[-1]
+    folder = _newest(config, fold)
+    if folder is None:
+        of_fold = "" if fold is None else f" of fold {fold}"
+        raise DataError(f"{config.dirResult}: no run vnet.{config.task}.*{of_fold} to resume")
+    return folder
 
 
-def _runs(config: EasyDict) -> list[Path]:
-    """The folders of the runs of this task, in the order in which they were started."""
+def _newest(config: EasyDict, fold: int | None) -> Path | None:
     runs = [
         path.parent
         for path in Path(config.dirResult).glob(f"vnet.{config.task}.*/{CONFIG_NAME}")
         if re.fullmatch(rf"vnet\.{config.task}\.{DATE}", path.parent.name)
     ]
-    return sorted(runs, key=lambda run: (run.name, run.stat().st_mtime))
+    runs.sort(key=lambda run: (run.name, run.stat().st_mtime), reverse=True)
+    return next((r for r in runs if fold is None or config_of_run(r, []).fold == fold), None)
 
 
 class RunState(NamedTuple):
@@ -116,8 +121,7 @@ def newest_state(overrides: list[str], has_validation: bool) -> RunState | None:
         UsageError: an override that a resume does not allow.
     """
     wanted = override_config(vnet_cfg, overrides)
-    runs = _runs(wanted)
-    folder = next((r for r in reversed(runs) if config_of_run(r, []).fold == wanted.fold), None)
+    folder = _newest(wanted, wanted.fold)
     if folder is None:
         return None
     config = config_of_run(folder, overrides)
@@ -214,7 +218,8 @@ def configure_run(
     request = {"overrides": overrides, "resumes": resume is not False}
     run_folder = None
     if resume is not False and ranks.is_first:
-        run_folder = newest_run(config) if resume is True else Path(resume)
+        fold = config.fold if any(text.startswith("fold=") for text in overrides) else None
+        run_folder = newest_run(config, fold) if resume is True else Path(resume)
         config = config_of_run(run_folder, overrides)
     first = json.loads(ranks.text_from_first(json.dumps({"config": config, "request": request})))
     if first["request"] != request:
@@ -232,7 +237,7 @@ def lock_run(run_folder: str | Path) -> Iterator[None]:
     Raises:
         DataError: another process trains this run.
     """
-    with Lock(Path(run_folder)) as lock:
+    with Lock(Path(run_folder, LOCK_FILE)) as lock:
         if not lock.acquire(wait=False):
             raise DataError(
                 f"{run_folder}: another process is training this run; wait until it has ended"

@@ -4,7 +4,9 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePath
@@ -16,6 +18,8 @@ from .errors import DataError, reason_of
 
 CACHE = "vnet_mindspore"  # in the user's cache folder
 WRITING = ".writing-"  # prefix of temporary folders
+LOCK_FILE = ".lock"  # of a folder that one process at a time may write
+STALE_S = 86_400.0  # after which a temporary folder is one that a killed process left
 
 
 def printable(text: str | PurePath) -> str:
@@ -167,6 +171,8 @@ def remove_if_empty(folder: Path) -> Iterator[None]:
 def temporary_folder(folder: Path, prefix: str = WRITING) -> Iterator[Path]:
     """Yields a hidden folder inside `folder`, which is made if absent, and removes it at the end.
 
+    Those that killed processes left a day ago or earlier are removed, too.
+
     Files are written there and renamed to their places once all are complete; a rename within one
     file system is atomic.
 
@@ -176,6 +182,10 @@ def temporary_folder(folder: Path, prefix: str = WRITING) -> Iterator[Path]:
     """
     with remove_if_empty(folder):
         folder.mkdir(parents=True, exist_ok=True)
+        for earlier in folder.glob(f"{prefix}*"):
+            with suppress(OSError):
+                if earlier.stat().st_mtime < time.time() - STALE_S:
+                    shutil.rmtree(earlier, ignore_errors=True)
         with tempfile.TemporaryDirectory(prefix=prefix, dir=folder) as name:
             yield Path(name)
 
@@ -205,15 +215,15 @@ def sync(path: Path) -> None:
 
 
 class Lock:
-    """An advisory lock on a file or folder (flock); released even if the process is killed.
+    """An advisory lock on a file (flock); released even if the process is killed.
 
     On a file system without locks, `acquire` succeeds as if no other process were there.
     """
 
     def __init__(self, path: Path) -> None:
-        """Opens a folder, or a file that is created if absent; does not lock it yet."""
-        flags = os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT  # NFS locks need O_RDWR
-        self._descriptor = os.open(path, flags, 0o666)
+        """Opens a file, which is created if absent; does not lock it yet."""
+        # Writable: NFS locks nothing else. For that reason it is no folder, either.
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
 
     def acquire(self, shared: bool = False, wait: bool = True) -> bool:
         """Acquires the lock, or changes it between exclusive and shared.

@@ -70,6 +70,20 @@ def test_resume_finds_the_newest_run_of_the_task(tmp_path, small_config):
         configure_run(str(tmp_path), "CPU", [])
 
 
+def test_a_resume_that_names_a_fold_finds_its_newest_run(tmp_path, small_config):
+    for name, fold in (("20260101_000000", 0), ("20260102_000000", 0), ("20260103_000000", 1)):
+        run = tmp_path / "runs" / f"vnet.a.{name}"
+        run.mkdir(parents=True)
+        save_config(small_config("task=a", f"fold={fold}"), run / "config.json")
+    words = ["task=a", "dirResult=runs"]
+    for further, expected in (([], "0103"), (["fold=1"], "0103"), (["fold=0"], "0102")):
+        assert expected in configure_run(True, "CPU", [*words, *further])[1].name
+    with pytest.raises(DataError, match=r"no run vnet\.a\.\* of fold 2 to resume"):
+        configure_run(True, "CPU", [*words, "fold=2"])
+    with pytest.raises(UsageError, match="fold"):  # a run keeps its own
+        configure_run(str(run), "CPU", [*words, "fold=0"])
+
+
 @pytest.mark.parametrize(
     "key",
     [

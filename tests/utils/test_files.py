@@ -1,10 +1,12 @@
 """Files appear whole or not at all; locks, hashes, the user's cache folder."""
 
+import fcntl
 import hashlib
 import os
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ import pytest
 
 from src.utils.errors import DataError
 from src.utils.files import (
+    STALE_S,
     Lock,
     follow_umask,
     hash_file,
@@ -98,6 +101,17 @@ def test_a_temporary_folder_goes_with_what_was_made_for_it(tmp_path):
     assert tree(tmp_path) == {(folder / "x").relative_to(tmp_path).as_posix(): b""}
 
 
+def test_what_killed_processes_left_a_day_ago_is_removed(tmp_path):
+    for name, age_s in ((".work-old", STALE_S + 60), (".work-new", 0.0), ("mine", STALE_S + 60)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x").touch()
+        then_s = time.time() - age_s
+        os.utime(tmp_path / name, (then_s, then_s))
+    with temporary_folder(tmp_path, ".work-"):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".work-new", "mine"]
+
+
 def test_only_new_empty_folders_are_removed(tmp_path):
     (tmp_path / "earlier").mkdir()
     with remove_if_empty(tmp_path / "earlier"):
@@ -141,17 +155,17 @@ def test_a_walk_enters_each_folder_once_also_by_links(tmp_path):
 # Locks ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["", "file"])
-def test_a_lock_is_exclusive_or_shared(tmp_path, name):
-    """Of a folder, or of a file that is made for it."""
-    with Lock(tmp_path / name) as first, Lock(tmp_path / name) as second:
+def test_a_lock_is_exclusive_or_shared(tmp_path):
+    """Its file is open for writing, without which a file system in the network locks nothing."""
+    with Lock(tmp_path / "file") as first, Lock(tmp_path / "file") as second:
+        assert fcntl.fcntl(first._descriptor, fcntl.F_GETFL) & os.O_RDWR
         assert first.acquire()
         assert not second.acquire(wait=False)
         assert not second.acquire(shared=True, wait=False)
         assert first.acquire(shared=True)
         assert second.acquire(shared=True, wait=False)
         assert not first.acquire(wait=False)
-    with Lock(tmp_path / name) as third:
+    with Lock(tmp_path / "file") as third:
         assert third.acquire(wait=False)
 
 
@@ -161,13 +175,13 @@ def test_a_lock_ends_with_its_process(tmp_path):
         "lock = Lock(Path(sys.argv[1])); print(lock.acquire(), flush=True); sys.stdin.read()",
     )
     holder = subprocess.Popen(
-        [sys.executable, "-c", "\n".join(lines), str(tmp_path)],
+        [sys.executable, "-c", "\n".join(lines), str(tmp_path / "lock")],
         cwd=ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     )
-    with holder, Lock(tmp_path) as lock:
+    with holder, Lock(tmp_path / "lock") as lock:
         assert holder.stdout.readline() == "True\n"
         assert not lock.acquire(wait=False)
         holder.kill()
