@@ -231,8 +231,13 @@ def evaluate(
     _check_path(data_path, "data_path")
     _check_path(split, "split")
     if isinstance(model, Model):
-        if overrides:
-            raise UsageError(f"overrides={overrides!r}: the model is loaded; give them to load")
+        for name, value in (
+            ("overrides", overrides),
+            ("device_target", "" if device_target == "auto" else device_target),
+            ("device_id", device_id),
+        ):
+            if value:
+                raise UsageError(f"{name}={value!r}: the model is loaded; give it to load")
         members, network = model.members, model.network
     else:
         if not isinstance(model, list | tuple):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .images.dicom.segmentation import Source
 
 # Configuration keys that change a mask, given the weights and the image.
-MASK_KEYS = ("variant", "width", *GRID_KEYS, *OUTPUT_KEYS)
+MASK_KEYS = ("variant", "width", "precision", *GRID_KEYS, *OUTPUT_KEYS)
 
 
 def is_valid(folder: Path, earlier: dict, row: dict, names: dict[str, str]) -> bool:

@@ -280,9 +280,12 @@ def test_a_device_of_another_name(run_folder, target):
         vnet_mindspore.load(run_folder, target)
 
 
-def test_overrides_of_a_loaded_model_are_not_left_out_silently(model):
-    with pytest.raises(UsageError, match="threshold.*give them to load"):
-        vnet_mindspore.evaluate(model, "data", "val.csv", overrides={"threshold": 0.4})
+@pytest.mark.parametrize(
+    "options", [{"overrides": {"threshold": 0.4}}, {"device_target": "CPU"}, {"device_id": 1}]
+)
+def test_options_of_a_loaded_model_are_not_left_out_silently(model, options):
+    with pytest.raises(UsageError, match=f"{next(iter(options))}=.*give it to load"):
+        vnet_mindspore.evaluate(model, "data", "val.csv", **options)
 
 
 def test_a_process_has_one_device(run_folder):

@@ -21,7 +21,8 @@ from tests.volumes import read_array
 @pytest.mark.parametrize(
     "change",
     [
-        *("image", "geometry", "settings", "recentre", "PREPROCESSING", "POSTPROCESSING"),
+        *("image", "geometry", "settings", "recentre", "precision"),
+        *("PREPROCESSING", "POSTPROCESSING"),
         *("checkpoint", "mask", "probability", "nothing"),
     ],
 )
@@ -43,6 +44,8 @@ def test_only_what_would_come_out_the_same_is_kept(
         config = override_config(config, ["threshold=0.4"])
     elif change == "recentre":
         config = override_config(config, ["recentre=true"])
+    elif change == "precision":
+        config = override_config(config, ["precision=float32"])
     elif change in ("PREPROCESSING", "POSTPROCESSING"):  # of another version of this program
         monkeypatch.setattr(f"src.predictor.{change}", 0)
     elif change == "checkpoint":
@@ -53,7 +56,7 @@ def test_only_what_would_come_out_the_same_is_kept(
     sitk.WriteImage(image, str(path))
     network, asked = counting()
     about = origin_of({checkpoint: hash_file(checkpoint)})
-    if change in ("settings", "recentre", "PREPROCESSING", "POSTPROCESSING", "checkpoint"):
+    if change not in ("image", "geometry", "mask", "probability", "nothing"):
         before = tree(results)
         with pytest.raises(DataError, match="its other masks are of another network or of other"):
             predict(network, both[:1], config, about, skip_existing=True)

@@ -220,3 +220,9 @@ def test_either_references_or_a_split(folders):
     ):
         with pytest.raises(UsageError, match="--reference"):
             eval_command.execute(command_parser("eval", "eval.py").parse_args(words))
+
+
+def test_settings_that_need_a_network_are_refused():
+    words = ["--masks", "masks", "--reference", "gt", "--set", "threshold=0.3"]
+    with pytest.raises(UsageError, match="--set threshold: has no effect with --masks"):
+        eval_command.execute(command_parser("eval", "eval.py").parse_args(words))

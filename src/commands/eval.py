@@ -25,6 +25,9 @@ from .arguments import (
     overrides_of,
 )
 
+# Without a network no other configuration key has an effect.
+KEYS_OF_MASKS = ("labels", "channel", "fold", "dirPredictionImage")
+
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Adds the arguments of the command."""
@@ -57,6 +60,10 @@ def execute(args: Namespace) -> None:
         data_path, split = data_path or DATA_PATH, split or VAL_SPLIT
     elif (data_path, split) != (None, None):
         raise UsageError("--reference: all its masks are compared; leave out data and split")
+    if args.masks is not None:
+        for key in (text.partition("=")[0] for text in args.overrides):
+            if key not in KEYS_OF_MASKS:
+                raise UsageError(f"--set {key}: has no effect with --masks; leave it out")
     with Painter(PROCESSES) as painter:
         with no_garbage_collection():
             from ..api import compare_masks, evaluate

@@ -19,14 +19,22 @@ from mindspore import nn
 
 from ..checkpoint import load_vnet, save_weights
 from ..checkpoint_file import CHECKSUMS, ENSEMBLE, RELEASED, write_ensemble
-from ..config import CONFIG_NAME, MACHINE_KEYS, config_path_of, save_config, vnet_cfg
+from ..config import (
+    CONFIG_NAME,
+    MACHINE_KEYS,
+    config_of_checkpoint,
+    config_path_of,
+    save_config,
+    vnet_cfg,
+)
 from ..ensemble import Member, check_agreement, check_unchanged
 from ..utils import output_folder
-from ..utils.errors import DataError
+from ..utils.errors import DataError, UsageError
 from ..utils.files import hash_file, replace_file, write_files
 from .model_card import (
     METADATA,
     README,
+    SHARED,
     Packed,
     Statement,
     describe_release,
@@ -147,10 +155,10 @@ def _write_network(network: nn.Cell, entry: Packed, folder: Path) -> list[Path]:
 
 
 def _check(members: Sequence[Member], folder: Path) -> None:
-    """Raises a DataError for checkpoints that cannot be released, or not together, or not there."""
+    """Raises an error for checkpoints that cannot be released, or not together, or not there."""
     names = {*_network_names(len(members)), *_earlier_files(folder)}
     replaced = {(folder / name).resolve() for name in names}
-    for checkpoint, _, _ in members:
+    for checkpoint, config, _ in members:
         if checkpoint.resolve() in replaced:
             raise DataError(
                 f"{checkpoint}: would be replaced by the release of itself; choose another folder"
@@ -160,6 +168,13 @@ def _check(members: Sequence[Member], folder: Path) -> None:
                 f"{checkpoint}: no {CONFIG_NAME} found, which stores its variant and grid; "
                 "copy the training run's beside it"
             )
+        trained = config_of_checkpoint(checkpoint, [])
+        for key in sorted(trained.keys() - {*SHARED, *MACHINE_KEYS}):
+            if config[key] != trained[key]:
+                raise UsageError(
+                    f"{key}={config[key]}: {checkpoint} was trained with {trained[key]}, which its "
+                    "release says; leave it out"
+                )
     check_agreement(members)
 
 

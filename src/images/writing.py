@@ -14,6 +14,7 @@ from .formats import NIFTI_SUFFIXES, suffix_of
 from .metaimage import names_several_files
 from .nifti import read_nifti, write_nifti
 
+REPORT_SUFFIXES = (".csv", ".json", ".png", ".html")
 LONGEST_NAME_BYTES = 250  # of the 255 that file systems have, without the suffix of a `.zraw`
 
 
@@ -111,13 +112,18 @@ def save_volume(image: sitk.Image, path: Path, like: str | Path | None = None) -
 
 
 def move_volumes(source: Path, target: Path) -> None:
-    """Moves all files below `source` to the same places below `target`, headers after voxels.
+    """Moves all files below `source` to the same places below `target`.
 
-    A `.mhd` therefore never exists without the file of its voxels. Both folders must be on one file
+    Headers after voxels, tables and reports after both: a `.mhd` never exists without the file of
+    its voxels, nor a table without the volumes that it lists. Both folders must be on one file
     system.
     """
+
+    def order(file: Path) -> int:
+        return 2 if file.suffix in REPORT_SUFFIXES else int(suffix_of(file) == ".mhd")
+
     files = [path for path in source.rglob("*") if path.is_file()]
-    for file in sorted(files, key=lambda file: suffix_of(file) == ".mhd"):
+    for file in sorted(files, key=order):
         final = target / file.relative_to(source)
         final.parent.mkdir(parents=True, exist_ok=True)
         file.replace(final)

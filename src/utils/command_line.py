@@ -73,7 +73,8 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(_report_error(f"{name}: {remedy}", 1))
     except (MemoryError, RuntimeError) as error:
         lines = (str(error) or "out of memory").partition("C++ Call Stack")[0].splitlines()
-        about = [line.strip("- ") for line in lines if NO_MEMORY.search(line)]
+        lacks_memory = isinstance(error, MemoryError)
+        about = [line.strip("- ") for line in lines if lacks_memory or NO_MEMORY.search(line)]
         if not about:
             raise
         reason = next((line for line in about if not line.endswith(":")), about[0])

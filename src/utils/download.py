@@ -10,13 +10,14 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 from tqdm import tqdm
 
-from .errors import DataError
+from .errors import DataError, reason_of
 from .files import hash_file
 
 log = logging.getLogger(__name__)
@@ -247,11 +248,11 @@ def _continue(
         else:
             offset = 0
         sent = (response.headers.get(name, "") for name in ("ETag", "Last-Modified"))
-        validator.write_text("\n".join(sent))
         length = response.headers.get("Content-Length")
         total = offset + int(length) if length else None
         _check_size(url, part, total or offset, largest_bytes)
         with (
+            _written(part),
             part.open("ab" if offset else "wb") as file,
             tqdm(
                 desc=_name(url),
@@ -262,6 +263,7 @@ def _continue(
                 disable=None,
             ) as bar,
         ):
+            validator.write_text("\n".join(sent))
             while chunk := _read_chunk(response):
                 file.write(chunk)
                 bar.update(len(chunk))
@@ -269,6 +271,18 @@ def _continue(
     size = part.stat().st_size
     if total is not None and size != total:
         raise _ConnectionLost(f"cut at {size} of {total} bytes")
+
+
+@contextmanager
+def _written(part: Path) -> Iterator[None]:
+    """Raises a DataError that names the file where it cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"{part}: cannot be written ({reason_of(error)}); make room and start again, and it "
+            "goes on there"
+        ) from None
 
 
 def _name(url: str) -> str:

@@ -33,10 +33,12 @@ _grace_from_s = 0.0  # the grace begins no earlier (`time.monotonic`); infinite 
 def handle_signals() -> None:
     """Makes Python handle SIGINT and SIGTERM, with the exit codes 130 and 143.
 
-    MindSpore's handlers end the process without cleaning up, and with exit code 0 at SIGTERM.
+    MindSpore's handlers end the process without cleaning up, and with exit code 0 at SIGTERM. Only
+    a process's main thread can set handlers; in another one nothing is changed.
     """
-    for number in NAMES:
-        signal.signal(number, _on_signal)
+    if threading.current_thread() is threading.main_thread():
+        for number in NAMES:
+            signal.signal(number, _on_signal)
 
 
 def _on_signal(number: int, _: object) -> None:
@@ -64,8 +66,9 @@ def between_steps(hint: Callable[[], str]) -> Iterator[None]:
         yield
     finally:
         _asked, _hint = 0, None  # a signal after the last step must not stop what comes later
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
 
 
 def stop_if_asked() -> None:

@@ -14,7 +14,7 @@ from src.config import config_of_checkpoint, load_config, save_config
 from src.ensemble import Member, find_members
 from src.evaluation import load_network
 from src.export.release import release
-from src.utils.errors import DataError
+from src.utils.errors import DataError, UsageError
 from src.utils.files import hash_file
 from src.utils.output_folder import MANIFEST
 from src.vnet import create_vnet
@@ -246,6 +246,18 @@ def test_networks_that_differ_in_their_grid_are_no_ensemble(checkpoint, tmp_path
     with pytest.raises(DataError, match="only networks that agree"):
         release(members, tmp_path / "release")
     assert not (tmp_path / "release").exists()
+
+
+@pytest.mark.parametrize(("setting", "refused"), [("epochs=7", True), ("threshold=0.3", False)])
+def test_a_release_says_how_its_network_was_trained(checkpoint, tmp_path, setting, refused):
+    members = find_members(checkpoint, [setting, "num_workers=2"])
+    if refused:
+        with pytest.raises(UsageError, match=r"epochs=7: .*best\.ckpt was trained with \d+, which"):
+            release(members, tmp_path / "release")
+        assert not (tmp_path / "release").exists()
+    else:
+        release(members, tmp_path / "release")
+        assert load_config(tmp_path / "release" / "config.json").threshold == 0.3
 
 
 def test_a_zip_is_the_same_each_time_and_replaces_only_ours(checkpoint, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """What is written: the image's geometry, whole or not at all."""
 
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import SimpleITK as sitk
 
 from src.images.formats import SUFFIXES
 from src.images.reading import read_image
-from src.images.writing import volume_files, write_volume
+from src.images.writing import move_volumes, volume_files, write_volume
 from src.utils.errors import DataError
 from tests.helpers import tree
 from tests.volumes import TOLERANCE, geometry_error
@@ -77,3 +78,15 @@ def test_a_mhd_has_its_voxels_in_a_second_file():
     names = ["a_test.mhd", "b_test.mha", "c_test.nii.gz"]
     expected = ["a_test.mhd", "a_test.zraw", "b_test.mha", "c_test.nii.gz"]
     assert volume_files(names) == expected
+
+
+def test_tables_are_moved_after_the_volumes_that_they_list(tmp_path, monkeypatch):
+    """A kill between two files leaves no table of volumes that are not there."""
+    source, moved = tmp_path / "source", []
+    for name in ("a.zraw", "a.mhd", "metrics.json", "report.html", "sub/b.nii.gz", "overlays.png"):
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).touch()
+    replace = Path.replace
+    monkeypatch.setattr(Path, "replace", lambda p, to: moved.append(p.name) or replace(p, to))
+    move_volumes(source, tmp_path / "target")
+    assert set(moved[:2]) == {"a.zraw", "b.nii.gz"} and moved[2] == "a.mhd" and len(moved) == 6

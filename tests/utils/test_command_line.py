@@ -134,6 +134,10 @@ mindspore/ccsrc/x.cc:1
     ("error", "says"),
     [
         (MemoryError(), "out of memory; a smaller batch_size"),
+        (
+            MemoryError("Unable to allocate 7.11 PiB for an array"),
+            "error: Unable to allocate 7.11 PiB",
+        ),
         (RuntimeError("Memory not enough: alloc failed\nlong trace"), "Memory not enough: alloc"),
         (RuntimeError(MINDSPORES), "error: Device(id:0) memory isn't enough and alloc failed; a"),
         (RuntimeError("CUDA error\nout of memory"), "error: out of memory; a smaller batch_size"),

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -53,6 +54,20 @@ def test_between_steps_it_waits_until_it_is_asked_for(handlers, capsys, number, 
         assert code_of(stop_if_asked) == code
         stop_if_asked()
     assert capsys.readouterr().out == f"stopped by {NAMES[number]}; so much is saved\n"
+    assert handlers == {number: signal.getsignal(number) for number in handlers}
+
+
+def test_another_thread_trains_without_handlers(handlers):
+    """Only the main thread may set them."""
+
+    def train():
+        with between_steps(str):
+            handle_signals()
+            stop_if_asked()
+        return "trained"
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(train).result() == "trained"
     assert handlers == {number: signal.getsignal(number) for number in handlers}
 
 
