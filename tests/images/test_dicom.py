@@ -104,7 +104,8 @@ def slice_of(k, direction=AXIAL, uid="1.2.3.5", instance=None, **tags):
             setattr(ds, keyword, value)
         elif keyword in ds:
             delattr(ds, keyword)
-    ds["PixelData"].VR = "OW"
+    if "PixelData" in ds:
+        ds["PixelData"].VR = "OW"
     return ds
 
 
@@ -267,6 +268,13 @@ def test_bits_above_bits_stored(tmp_path, capsys, value, signed, read, told, ord
     assert sitk.GetArrayFromImage(read_dicom(tmp_path))[0, 3, 4] == read
     err = capsys.readouterr().err
     assert (f"bits of pixels above BitsStored 12, such as of {value}, are left" in err) == told
+
+
+def test_bits_above_bits_stored_are_told_once_a_series(tmp_path, capsys):
+    write_series(tmp_path, **with_bits(pixels(0) + np.uint16(0x1000), 12))
+    read_dicom(tmp_path)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"warning: {tmp_path}: {SLICES} file(s), such as ")
 
 
 def test_an_overlay_in_the_unused_bits_is_no_intensity(tmp_path):
@@ -441,6 +449,35 @@ def test_damaged_compressed_data(tmp_path, capfd, kind):
     path.write_bytes(content[:start] + bytes(40) + content[start + 40 :])
     assert_says(refusal(path), "mf.dcm", "get the file again")
     assert capfd.readouterr() == ("", "")
+
+
+HTJ2K, JPEG_EXTENDED, MPEG2, PRIVATE = (
+    f"1.2.840.{end}"
+    for end in ("10008.1.2.4.201", "10008.1.2.4.51", "10008.1.2.4.100", "113619.5.2")
+)
+
+
+@pytest.mark.parametrize(
+    ("syntax", "name"),
+    [
+        (HTJ2K, "High-Throughput JPEG 2000 Image Compression (Lossless Only)"),
+        (JPEG_EXTENDED, "JPEG Extended (Process 2 and 4) of 12 bits"),
+        (MPEG2, "MPEG2 Main Profile / Main Level"),
+        (PRIVATE, PRIVATE),
+    ],
+)
+def test_transfer_syntaxes_that_are_not_read(tmp_path, syntax, name):
+    """They are not damaged, so the same file again is no help."""
+    for k in range(SLICES):
+        ds = slice_of(k, BitsStored=12, HighBit=11)
+        ds.PixelData = pydicom.encaps.encapsulate([b"\xff\x4f\xff\x51" + bytes(60)])
+        ds["PixelData"].is_undefined_length = True
+        ds.file_meta.TransferSyntaxUID = syntax
+        pydicom.dcmwrite(tmp_path / f"{k}.dcm", ds, implicit_vr=False, little_endian=True)
+    assert_says(
+        refusal(tmp_path),
+        f"compressed as {name}, which is not read; export it uncompressed or as JPEG 2000 Lossless",
+    )
 
 
 @pytest.mark.parametrize("sop_class", [ENHANCED_MR, LEGACY_MR], ids=["enhanced", "legacy"])

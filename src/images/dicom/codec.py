@@ -18,11 +18,12 @@ import numpy as np
 import pydicom
 from pydicom.encaps import generate_frames
 from pydicom.pixels import pixel_array
-from pydicom.uid import JPEG2000TransferSyntaxes, JPEGLSTransferSyntaxes, JPEGTransferSyntaxes
+from pydicom.uid import JPEG2000, JPEG2000Lossless, JPEGLSTransferSyntaxes, JPEGTransferSyntaxes
 
 from ...utils.process import module_command
 
-SYNTAXES = (*JPEGTransferSyntaxes, *JPEGLSTransferSyntaxes, *JPEG2000TransferSyntaxes)
+# Of JPEG Extended, 8 bits only.
+SYNTAXES = (*JPEGTransferSyntaxes, *JPEGLSTransferSyntaxes, JPEG2000Lossless, JPEG2000)
 TIMEOUT_S = 600  # for a whole series, which takes seconds
 # Warnings of codecs that continue despite damaged data.
 DAMAGE = rb"(?i)corrupt jpeg data|premature end|stream too short|truncated"

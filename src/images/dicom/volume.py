@@ -7,7 +7,14 @@ from contextlib import contextmanager
 import numpy as np
 import pydicom
 import SimpleITK as sitk
-from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEGExtended12Bit,
+    RLELossless,
+)
 
 from ...utils.errors import DataError
 from ...utils.log import warn_once
@@ -37,6 +44,12 @@ SYNTAX_OF_ENCODING = {  # of (implicit VR, little endian), for files without a m
     (False, True): ExplicitVRLittleEndian,
     (False, False): ExplicitVRBigEndian,
 }
+SYNTAXES = (
+    *SYNTAX_OF_ENCODING.values(),
+    DeflatedExplicitVRLittleEndian,
+    RLELossless,
+    *codec.SYNTAXES,
+)
 
 
 def read_series(series: Series) -> sitk.Image:
@@ -86,14 +99,14 @@ def _warn_about_missing_slices(series):
 
 def _check_kind(series):
     if series.not_mr:
-        raise Malformed(f"{series.not_mr}; expected MR images")
+        raise Malformed(f"{series.not_mr}; expected MR images, choose another series")
     if series.problems:
         more = f"; {len(series.problems) - 1} more such" if len(series.problems) > 1 else ""
         raise Malformed(series.problems[0] + more)
     if series.plane == "mixed":
         raise Malformed(
             f"{len(series.frames)} slices in several planes, a localizer or projections; expected "
-            "parallel slices"
+            "parallel slices, choose another series"
         )
     if len(series.frames) < 2:
         raise Malformed(
@@ -285,6 +298,7 @@ def _stored_values(files, labels):
         Malformed: a file is truncated, damaged, or has another size than its header says.
     """
     stored, shapes, compressed = {}, {}, {}
+    unused = []  # the files with bits that are left out, and which
     for name in labels:
         with _name_in_errors(labels[name]):
             ds = _read_dataset(files, name)
@@ -293,7 +307,9 @@ def _stored_values(files, labels):
                 with files.open(name) as file:
                     compressed[name] = file.read()
             else:
-                stored[name] = _pixels(ds, shapes[name], f"{files.path}: {labels[name]}")
+                stored[name] = _pixels(ds, shapes[name])
+                if bits := _unused_bits(ds, shapes[name]):
+                    unused.append(f"{labels[name]}: {bits}")
     decoded = codec.decode(list(compressed.values())) if compressed else []
     for name, values in zip(compressed, decoded, strict=False):  # ends at a damaged file
         with _name_in_errors(labels[name]):
@@ -309,6 +325,11 @@ def _stored_values(files, labels):
                 f"{shape}{GET_AGAIN}"
             )
         stored[name] = values
+    if unused:
+        warn_once(
+            f"warning: {files.path}: {len(unused)} file(s), such as {unused[0]}, are left out; if "
+            "the image looks wrong, export it again"
+        )
     return stored
 
 
@@ -331,18 +352,24 @@ def _read_dataset(files, name):
         ds = pydicom.dcmread(file, force=True)
     if "PixelData" not in ds:
         raise Malformed(f"its pixel data is truncated{GET_AGAIN}")
-    if "TransferSyntaxUID" not in ds.file_meta:
+    if not ds.file_meta.get("TransferSyntaxUID"):
         ds.file_meta.TransferSyntaxUID = SYNTAX_OF_ENCODING[ds.original_encoding]
+    syntax = ds.file_meta.TransferSyntaxUID
+    if syntax not in SYNTAXES or (syntax == JPEGExtended12Bit and ds.BitsStored != 8):
+        bits = f" of {ds.BitsStored} bits" if syntax == JPEGExtended12Bit else ""
+        raise Malformed(
+            f"compressed as {one_line(syntax.name)}{bits}, which is not read; export it "
+            "uncompressed or as JPEG 2000 Lossless"
+        )
     return ds
 
 
-def _pixels(ds, shape, name):
+def _pixels(ds, shape):
     """Stored values of a file that is not compressed, or run-length encoded."""
     if not ds.file_meta.TransferSyntaxUID.is_compressed:
         _check_bytes(
             len(ds.PixelData), np.prod(shape, dtype=float) * ds.BitsAllocated / 8, shape[0]
         )
-        _check_bits(ds, shape, name)
         return ds.pixel_array
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -352,15 +379,16 @@ def _pixels(ds, shape, name):
     return values
 
 
-def _check_bits(ds, shape, name):
-    """Checks the bits of pixels that are not compressed.
+def _unused_bits(ds, shape):
+    """Describes bits above BitsStored that are neither an overlay nor the sign; "" for none.
 
-    Bits above BitsStored do not count, by the standard, but other programs read them as part of the
-    value: a line tells of those that are neither an overlay nor the sign.
+    They do not count, by the standard, but other programs read them as part of the value. Those of
+    compressed pixels are not looked at.
     """
     allocated, stored = ds.BitsAllocated, ds.BitsStored
-    if allocated not in (8, 16, 32) or stored >= allocated:
-        return
+    is_compressed = ds.file_meta.TransferSyntaxUID.is_compressed
+    if is_compressed or allocated not in (8, 16, 32) or stored >= allocated:
+        return ""
     if ds.HighBit != stored - 1:
         raise Malformed(
             f"HighBit {ds.HighBit} with BitsStored {stored}, expected HighBit {stored - 1}; export "
@@ -368,7 +396,7 @@ def _check_bits(ds, shape, name):
         )
     tags = list(ds.keys())  # the elements themselves may be damaged
     if any(tag.group >> 8 == 0x60 and tag.elem == 0x0102 and ds[tag].value for tag in tags):
-        return
+        return ""
     order = ">" if ds.original_encoding == (False, False) else "<"
     values = np.frombuffer(ds.PixelData, f"{order}u{allocated // 8}", np.prod(shape))
     unused = values >> stored
@@ -376,11 +404,9 @@ def _check_bits(ds, shape, name):
     if ds.PixelRepresentation:
         is_negative = (values >> (stored - 1)) & 1 == 1
         allowed |= is_negative & (unused == (1 << (allocated - stored)) - 1)
-    if not allowed.all():
-        warn_once(
-            f"warning: {name}: bits of pixels above BitsStored {stored}, such as of "
-            f"{values[~allowed][0]}, are left out; if the image looks wrong, export it again"
-        )
+    if allowed.all():
+        return ""
+    return f"bits of pixels above BitsStored {stored}, such as of {values[~allowed][0]}"
 
 
 def _check_bytes(found, expected, frames):
