@@ -654,6 +654,14 @@ def test_defective_zips(tmp_path):
     assert_says(refusal(path), "encrypted")
 
 
+def test_a_zip_that_python_cannot_unpack(tmp_path):
+    path = zipped(write_series(tmp_path / "study"), tmp_path / "study.zip")
+    content = bytearray(path.read_bytes())
+    content[content.rindex(b"PK\x01\x02") + 10] = 9
+    path.write_bytes(content)
+    assert_says(refusal(path), ".dcm has compression method 9 (9 is Deflate64)", "give the folder")
+
+
 def test_study_tree(tmp_path):
     """T2 in three planes, T1, diffusion, a localizer, a report: the axial T2 is meant."""
     kinds = {

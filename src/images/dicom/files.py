@@ -17,6 +17,8 @@ from ...utils.errors import DataError
 from ...utils.files import walk
 
 _quiet_lock = threading.Lock()  # `quiet` changes the warnings of the whole process
+# What Python's zipfile unpacks; Windows writes large files as Deflate64.
+ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
 DICOM_SUFFIXES = (".dcm", ".ima", ".dicom")
 AnyPath = TypeVar("AnyPath", bound=PurePath)
 # Attributes that identify an image without the preamble of part 10.
@@ -30,7 +32,7 @@ class Files:
         names: paths relative to the folder or in the zip, with `/`.
 
     Raises:
-        DataError: nothing there, or a zip that cannot be opened or is encrypted.
+        DataError: nothing there, or a zip that cannot be opened or unpacked, or is encrypted.
     """
 
     def __init__(self, path: Path) -> None:
@@ -55,6 +57,13 @@ class Files:
         members = [info for info in self.zip.infolist() if not info.is_dir()]
         if any(info.flag_bits & 1 for info in members):
             raise DataError(f"{self.path}: encrypted zip; unpack it and give the folder")
+        for info in members:
+            if info.compress_type not in ZIP_METHODS:
+                raise DataError(
+                    f"{self.path}: {one_line(info.filename)} has compression method "
+                    f"{info.compress_type} (9 is Deflate64), which Python cannot unpack; unpack "
+                    "the zip and give the folder"
+                )
         self.names = sorted(
             {info.filename for info in members if not _is_hidden(info.filename.split("/"))}
         )
