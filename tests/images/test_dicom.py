@@ -3,6 +3,7 @@
 import contextlib
 import locale
 import os
+import shutil
 import subprocess
 import sys
 import warnings
@@ -662,6 +663,106 @@ def test_a_zip_that_python_cannot_unpack(tmp_path):
     assert_says(refusal(path), ".dcm has compression method 9 (9 is Deflate64)", "give the folder")
 
 
+def header_cut(content):
+    return content[: content.index(b"t2_tse_tra") - 30]
+
+
+PIXEL_DATA, SERIES_UID = b"\xe0\x7f\x10\0OW", b"\x20\0\x0e\0UI"
+LOST = {
+    "no pixel data": (
+        lambda content: content[: content.index(PIXEL_DATA)],
+        "no pixel data after its header",
+    ),
+    "cut in the header": (header_cut, "no pixel data after its header"),
+    "cut in the preamble": (lambda content: content[:100], "not readable as DICOM (damaged file)"),
+    "empty": (lambda content: b"", "not readable as DICOM (empty file)"),
+    "zeros": (lambda content: bytes(len(content)), "not readable as DICOM (damaged file)"),
+    "no SeriesInstanceUID": (
+        lambda content: content.replace(SERIES_UID + b"\x08\0" + b"1.2.3.4\0", b"", 1),
+        "no SeriesInstanceUID in its header, others have one",
+    ),
+}
+
+
+@pytest.mark.parametrize("defect", LOST)
+@pytest.mark.parametrize("suffix", [".dcm", ""])
+@pytest.mark.parametrize("as_zip", [False, True], ids=["folder", "zip"])
+def test_a_series_of_damaged_files_is_not_replaced_by_another(
+    tmp_path, capsys, defect, suffix, as_zip
+):
+    """The pelvis is an axial T2, too, but not the one that is meant."""
+    study = tmp_path / "study"
+    write_series(study / "S1", uid="1.2.3.4", SeriesNumber=1)
+    write_series(study / "S2", OBLIQUE, uid="1.2.3.5", SeriesDescription="t2_haste_tra_pelvis")
+    change, says = LOST[defect]
+    for path in sorted(study.rglob("*.dcm")):
+        if path.parent.name == "S1":
+            path.write_bytes(change(path.read_bytes()))
+        path.rename(path.with_name(f"IM{path.stem}{suffix}"))
+    path = zipped(study, tmp_path / "study.zip") if as_zip else study
+    remedy = "; get the file again, or choose the series to read with --series (6 such files)"
+    assert_says(refusal(path), f"{path}: S1/IM", says, remedy)
+    assert_geometry(read_dicom(path, "5"), OBLIQUE)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert_says(line, f"warning: {path}: left out: S1/IM", says)
+
+
+@pytest.mark.parametrize(
+    ("tags", "problem"),
+    [
+        ({"PhotometricInterpretation": "MONOCHROME1"}, "inverted grey values"),
+        ({"RescaleSlope": "0"}, "RescaleSlope 0"),
+        ({"Rows": None}, "no Rows in its header"),
+        ({"ImageOrientationPatient": None}, "no ImageOrientationPatient; export it again"),
+    ],
+    ids=str,
+)
+def test_a_t2_series_that_does_not_tell_its_plane_is_not_replaced_by_another(
+    tmp_path, tags, problem
+):
+    write_series(tmp_path / "S1", uid="1.2.3.4", SeriesNumber=1, **tags)
+    write_series(tmp_path / "S2", OBLIQUE, SeriesDescription="t2_haste_tra_pelvis")
+    assert_says(refusal(tmp_path), 'series 1 "t2_tse_tra"', problem, "or choose the series to read")
+    assert_geometry(read_dicom(tmp_path, "5"), OBLIQUE)
+    other = {"SeriesDescription": "ep2d_diff"}
+    write_series(tmp_path / "S3", uid="1.2.3.6", SeriesNumber=3, **tags, **other)
+    shutil.rmtree(tmp_path / "S1")
+    assert_geometry(read_dicom(tmp_path), OBLIQUE)
+
+
+CSA_NON_IMAGE = "1.3.12.2.1107.5.9.1"  # Siemens' report of the protocol, in most of its studies
+
+
+def test_what_else_is_in_a_study_is_no_damage(tmp_path, capfd):
+    """Reports, a vendor's own objects, a viewer: in folders of their own, and beside the slices."""
+    write_series(tmp_path / "study" / "S5")
+    without_pixels = {"PixelData": None, "Rows": None, "Columns": None, "uid": "1.2.3.9"}
+    objects = {
+        "private": {"SOPClassUID": CSA_NON_IMAGE},
+        "raw": {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.66"},
+        "PR": {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.11.1", "Modality": "PR"},
+        "KO": {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.88.59", "Modality": "KO"},
+    }
+    for number, (name, tags) in enumerate(objects.items(), 10):
+        ds = slice_of(0, **{**without_pixels, "uid": f"1.2.3.{number}", **tags})
+        ds.file_meta.MediaStorageSOPClassUID = ds.SOPClassUID
+        for folder in ("S5", name):
+            save(ds, tmp_path / "study" / folder / f"{name}.dcm")
+    capture = {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7", "ImageOrientationPatient": None}
+    write_series(tmp_path / "study" / "SC", uid="1.2.3.20", SeriesNumber=20, **capture)
+    pydicom_files = Path(get_testdata_file("MR_small.dcm", download=False)).parent
+    for name in ("reportsi.dcm", "rtstruct.dcm", "dicomdirtests/DICOMDIR"):
+        place = tmp_path / "study" / Path(name).stem / "1.dcm"
+        place.parent.mkdir()
+        place.write_bytes((pydicom_files / name).read_bytes())
+    (tmp_path / "study" / "viewer").mkdir()
+    for name, content in {"run.exe": b"MZ" * 99, "README": b"text", "viewer": b"\x7fELF\0"}.items():
+        (tmp_path / "study" / "viewer" / name).write_bytes(content)
+    assert_geometry(read_dicom(tmp_path / "study"), AXIAL)
+    assert_geometry(read_dicom(zipped(tmp_path / "study", tmp_path / "study.zip")), AXIAL)
+    assert capfd.readouterr() == ("", "")
+
+
 def test_study_tree(tmp_path):
     """T2 in three planes, T1, diffusion, a localizer, a report: the axial T2 is meant."""
     kinds = {
@@ -875,10 +976,6 @@ def planes(folder):
         save(slice_of(0, direction, instance=f"1.2.{number + 1}"), folder / f"{number}.dcm")
 
 
-def header_cut(content):
-    return content[: content.index(b"t2_tse_tra") - 30]
-
-
 def copy_of_slice_4(folder):
     write_series(folder)
     (folder / "4 (copy).dcm").write_bytes((folder / name_of(4)).read_bytes())
@@ -1021,6 +1118,10 @@ DEFECTS = {
         ),
         ["SamplesPerPixel 3, PhotometricInterpretation RGB", "colour"],
     ),
+    "inverted grey values": (
+        lambda folder: write_series(folder, PhotometricInterpretation="MONOCHROME1"),
+        ["inverted grey values (MONOCHROME1); export it as MONOCHROME2"],
+    ),
     "CT": (
         lambda folder: write_series(folder, Modality="CT", SOPClassUID="1.2.840.10008.5.1.4.1.1.2"),
         ["Modality CT, CT Image Storage"],
@@ -1161,7 +1262,7 @@ def test_chosen_but_no_volume(tmp_path, defect, parts):
         ("MR_truncated.dcm", "one slice only"),
         ("CT_small.dcm", "Modality CT, CT Image Storage"),
         ("liver_1frame.dcm", "Modality SEG, Segmentation Storage"),
-        ("rtstruct.dcm", "not readable as DICOM"),  # without preamble, and no image
+        ("rtstruct.dcm", "Modality RTSTRUCT, RT Structure Set Storage"),  # without preamble
         ("reportsi.dcm", "Modality SR, Basic Text SR Storage"),
         ("examples_ybr_color.dcm", "Modality US"),
         ("rtdose.dcm", "Modality RTDOSE"),

@@ -5,8 +5,12 @@ from collections import Counter
 from pathlib import Path
 
 from ...utils.errors import DataError
+from ...utils.log import warn_once
 from .headers import class_name
 from .series import Series
+
+OR_CHOOSE = ", or choose the series to read with --series"
+NO_PLANE = "no ImageOrientationPatient; export it again from the scanner or archive"
 
 
 def choose_series(series: list[Series], wanted: str, path: str | Path) -> Series:
@@ -20,11 +24,18 @@ def choose_series(series: list[Series], wanted: str, path: str | Path) -> Series
         path: where they were found, for messages.
 
     Raises:
-        DataError: no series or several match, or without `wanted` those of MR are of several
-            patients; the message lists the series.
+        DataError: no series or several match; or without `wanted` those of MR are of several
+            patients, or damaged files or a series that does not tell its plane may be the axial T2.
     """
+    lost = series[0].lost
+    count = f" ({len(lost)} such files)" if len(lost) > 1 else ""
     if wanted:
-        return _find_wanted(series, wanted, path)
+        chosen_by_name = _find_wanted(series, wanted, path)
+        if lost:
+            warn_once(f"warning: {path}: left out: {lost[0]}{count}")
+        return chosen_by_name
+    if lost:
+        raise DataError(f"{path}: {lost[0]}{OR_CHOOSE}{count}")
     patients = {s.patient_id for s in series if s.patient_id and not s.not_mr}
     if len(patients) > 1:
         raise DataError(
@@ -39,6 +50,10 @@ def choose_series(series: list[Series], wanted: str, path: str | Path) -> Series
         if only.problems or (only.plane == "unknown" and not only.not_mr):
             return only  # `read_series` reports the problem
         chosen = likely
+    unclear = [s for s in series if s.may_be_t2_without_plane]
+    if chosen and unclear:
+        problems = unclear[0].problems or (NO_PLANE,)
+        raise DataError(f"{path}: series {unclear[0].name}: {problems[0]}{OR_CHOOSE}")
     if len(chosen) == 1:
         return chosen[0]
     if len(series) == 1:

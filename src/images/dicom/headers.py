@@ -17,6 +17,7 @@ MR_CLASSES = (  # MR Image, Enhanced MR Image, Legacy Converted Enhanced MR Imag
     "1.2.840.10008.5.1.4.1.1.4.4",
 )
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"  # and multi-frame classes; used by converters
+STANDARD_ROOT = "1.2.840.10008."  # of DICOM's own UIDs
 DIRECTORY_CLASS = "1.2.840.10008.1.3.10"
 PIXEL_TAGS = (b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10")  # little and big endian
 # Attributes that have the same value in all slices of a volume.
@@ -138,6 +139,17 @@ class Damaged(Malformed):
     """A file whose series cannot be trusted either."""
 
 
+def _is_other_object(values):
+    """Whether a file is an object other than MR images, such as a report, or a vendor's own."""
+    sop_class = values["sop_class"]
+    is_private = re.fullmatch(r"[12](\.\d+)+", sop_class) and not sop_class.startswith(
+        STANDARD_ROOT
+    )
+    # The SeriesInstanceUID comes late: with it, SOPClassUID is not cut off.
+    is_class = sop_class in UID_dictionary or is_private
+    return bool(is_class and values["uid"] and sop_class not in MR_CLASSES)
+
+
 def _read_tags(file):
     return pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=HEADER_TAGS)
 
@@ -159,10 +171,12 @@ def read_header(files: Files, name: str) -> Header | None:
             meta = getattr(ds, "file_meta", {})
             if DIRECTORY_CLASS in (ds.get("SOPClassUID"), meta.get("MediaStorageSOPClassUID")):
                 return None
-            if start[128:] != b"DICM" and not is_image_without_preamble(ds):
-                return None
             header.values = _series_values(ds)
-            if "Rows" not in ds and header.values["sop_class"] not in UID_dictionary:
+            is_object = _is_other_object(header.values)
+            if start[128:] != b"DICM" and not (is_object or is_image_without_preamble(ds)):
+                return None
+            is_known = is_object or header.values["sop_class"] in UID_dictionary
+            if "Rows" not in ds and not is_known:
                 raise Damaged("neither SOPClassUID nor Rows in its header" + GET_AGAIN)
             if is_mr(header.values["modality"], header.values["sop_class"]):
                 is_deflated = meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian
@@ -295,9 +309,11 @@ def _items(group):
 
 def _frames(ds, name) -> Iterator[Frame]:
     if "ModalityLUTSequence" in ds:
-        raise Malformed("ModalityLUTSequence (a table of values); expected RescaleSlope")
+        raise Malformed("ModalityLUTSequence (a table of values); export it with RescaleSlope")
     samples = whole_number(ds, "SamplesPerPixel", 1)
     photometric = _text(ds, "PhotometricInterpretation")
+    if samples == 1 and photometric == "MONOCHROME1":
+        raise Malformed("inverted grey values (MONOCHROME1); export it as MONOCHROME2")
     if samples != 1 or photometric not in ("MONOCHROME2", ""):
         raise Malformed(
             f"SamplesPerPixel {samples}, PhotometricInterpretation {photometric or 'missing'}; "

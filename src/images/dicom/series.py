@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -46,6 +46,8 @@ class Series:
         diffusion, localizer: the evidence that it is one, else "".
         contrast: "T2", the evidence against T2, or "" if there is none.
         patient_id: "" if missing.
+        lost: of all that was searched, the problems of files that may be another series: damaged,
+            or MR without a SeriesInstanceUID, in folders without MR series; each names its file.
     """
 
     uid: str
@@ -61,6 +63,7 @@ class Series:
     localizer: str = ""
     contrast: str = ""
     patient_id: str = ""
+    lost: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -83,6 +86,13 @@ class Series:
         """Whether it is axial and nothing contradicts T2 weighting."""
         is_other = self.not_mr or self.diffusion or self.localizer
         return self.plane == "axial" and not is_other and self.contrast in ("T2", "")
+
+    @property
+    def may_be_t2_without_plane(self) -> bool:
+        """Whether it may be the axial T2, but no slice tells its orientation."""
+        is_other = self.diffusion or self.localizer
+        is_unknown = self.plane == "unknown" and self.sop_class in MR_CLASSES
+        return is_unknown and not is_other and self.contrast == "T2"
 
     @property
     def not_mr(self) -> str:
@@ -133,6 +143,18 @@ def find_series(path: str | Path) -> list[Series]:
         among = f" among {len(others)} file(s), such as {one_line(others[0])}" if others else ""
         raise DataError(f"{path}: no DICOM images{among}; expected a series of MR slices")
     series = [_series(path, group, suspects) for group in groups.values()]
+    mr_folders = {
+        _folder(header.name)
+        for group, found in zip(groups.values(), series, strict=True)
+        for header in group
+        if not found.not_mr
+    }
+    lost = tuple(
+        f"{file_prefix(path, name)}{problem}"
+        for name, problem in suspects.items()
+        if _folder(name) not in mr_folders
+    )
+    series = [replace(found, lost=lost) for found in series]
     return sorted(series, key=lambda s: (s.number is None, s.number or 0, s.uid))
 
 
@@ -141,22 +163,34 @@ def file_prefix(path: Path, name: str) -> str:
     return "" if path.name == name else f"{one_line(name, 200)}: "
 
 
+def _folder(name):
+    return PurePosixPath(name).parent
+
+
 def _kind_of_file(name):
     """The suffix; "" for one of digits, part of a number or UID as name."""
     suffix = PurePosixPath(name).suffix.lower()
     return "" if re.fullmatch(r"\.?\d*", suffix) else suffix
 
 
+def _pattern(name):
+    """The file's name without its numbers: IM0001 and IM0002, or two UIDs, have the same."""
+    return re.sub(r"[\da-f.]+", "#", PurePosixPath(name).name.lower())
+
+
 def _suspects(files, headers, others):
     """Damaged files: named like DICOM files, but not readable as such. {name: problem}.
 
-    A text file without a DICOM suffix (README, LICENSE) does not count.
+    Either by a DICOM suffix, or like those in their own folder (suffix) or in others (pattern). A
+    text file without a DICOM suffix (README, LICENSE) does not count.
     """
-    kinds = {(PurePosixPath(h.name).parent, _kind_of_file(h.name)) for h in headers}
+    kinds = {(_folder(h.name), _kind_of_file(h.name)) for h in headers}
+    patterns = {_pattern(header.name) for header in headers}
     suspects = {}
     for name in others:
         kind = _kind_of_file(name)
-        if kind not in DICOM_SUFFIXES and (PurePosixPath(name).parent, kind) not in kinds:
+        is_like_dicom = (_folder(name), kind) in kinds or _pattern(name) in patterns
+        if kind not in DICOM_SUFFIXES and not is_like_dicom:
             continue
         try:
             start = files.start(name, 4096)
@@ -187,11 +221,11 @@ def _series(path, headers, suspects):
     values = [header.values for header in headers]
     frames = tuple(frame for header in headers for frame in header.frames)
     problems = [f"{file_prefix(path, h.name)}{h.problem}" for h in headers if h.problem]
-    folders = {PurePosixPath(header.name).parent for header in headers}
+    folders = {_folder(header.name) for header in headers}
     problems += [
         f"{file_prefix(path, name)}{problem}"
         for name, problem in suspects.items()
-        if PurePosixPath(name).parent in folders
+        if _folder(name) in folders
     ]
     for key, keyword in (
         ("modality", "Modality"),
