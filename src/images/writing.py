@@ -103,7 +103,7 @@ def save_volume(image: sitk.Image, path: Path, like: str | Path | None = None) -
         # A folder of DICOM files may have such a name, too.
         is_nifti = like is not None and suffix_of(like) in NIFTI_SUFFIXES and Path(like).is_file()
         write_nifti(image, path, like if is_nifti else None)
-        written = read_nifti(path)
+        written = read_nifti(path, may_warn=False)  # the image was read with its warning
     else:
         sitk.WriteImage(image, str(path), True)
         written = sitk.ReadImage(str(path))

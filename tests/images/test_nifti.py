@@ -16,6 +16,7 @@ import SimpleITK as sitk
 from scipy.linalg import polar
 
 from src.images.nifti import read_nifti, write_nifti
+from src.images.writing import write_volume
 from src.utils.errors import DataError
 from tests.volumes import geometry_error, geometry_of
 
@@ -567,6 +568,16 @@ def test_a_mask_carries_the_header_of_its_image(tmp_path, kind, version, order, 
         seen = sitk.ReadImage(str(path))
         assert geometry_error(seen, image) <= 1e-5
         assert np.array_equal(sitk.GetArrayFromImage(seen), sitk.GetArrayFromImage(mask))
+
+
+def test_writing_a_mask_does_not_repeat_the_warning_about_its_image(tmp_path, capfd):
+    (tmp_path / "image.nii").write_bytes(nifti(qform_code=1, qoffset=(101.5, 64.25, -17)))
+    image = read_nifti(tmp_path / "image.nii")
+    assert "10.0 mm apart; the sform is taken" in capfd.readouterr().err
+    write_volume(image > 60, tmp_path / "mask.nii", like=tmp_path / "image.nii")
+    assert capfd.readouterr().err == ""
+    read_nifti(tmp_path / "mask.nii")  # which another program wrote, for all it knows
+    assert f"{tmp_path / 'mask.nii'}: its sform and qform" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("order", "<>")

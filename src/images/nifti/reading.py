@@ -13,7 +13,9 @@ from .stream import open_decompressed, read_up_to, skip
 
 
 @np.errstate(all="ignore")  # impossible numbers in a header are refused by their results
-def read_nifti(path: str | Path, channel: int | None = None) -> sitk.Image:
+def read_nifti(
+    path: str | Path, channel: int | None = None, *, may_warn: bool = True
+) -> sitk.Image:
     """Reads a volume of a NIfTI-1 or NIfTI-2 file, with the geometry of its sform, else its qform.
 
     The first bytes decide whether the file is gzip, not its name. If both forms are set and place
@@ -24,6 +26,7 @@ def read_nifti(path: str | Path, channel: int | None = None) -> sitk.Image:
     Args:
         path: a single file; pairs (.hdr and .img) are refused.
         channel: index along the 4th axis, from 0; None for a file of one volume.
+        may_warn: whether to log that the forms differ.
 
     Returns:
         3-D image in LPS mm (a header in metres or microns is converted). Voxels have the stored
@@ -44,7 +47,7 @@ def read_nifti(path: str | Path, channel: int | None = None) -> sitk.Image:
     image.SetSpacing(grid.spacing_mm.tolist())
     image.SetOrigin(grid.origin.tolist())
     image.SetDirection(grid.direction.ravel().tolist())
-    if warning:
+    if warning and may_warn:
         warn_once(warning)
     return image
 
