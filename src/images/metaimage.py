@@ -108,6 +108,7 @@ def check_header(path: Path) -> None:
         is_local = header.get("ElementDataFile", "").upper() == "LOCAL"
         behind = b"" if is_local else file.read(1024)
     _check_keys(path, header)
+    data_file(path)  # one file: the lines of a list of them would be taken for entries
     _check_values(path, header)
     _check_order(path, entries, behind)
     _check_encoding(path, header)

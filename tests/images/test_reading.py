@@ -107,11 +107,13 @@ BROKEN_HEADERS = [
         for suffix in SUFFIXES
         for content in (b"", b"garbage\n" * 99)
     ],
-    (".mhd", replaced(b"DimSize = 7", b"DimSize = x"), "header cannot be read"),
-    (".mhd", replaced(b"DimSize = 7", b"DimSize = 0"), "expected a 3-D scalar volume"),
-    (".mhd", replaced(b"MET_SHORT", b"MET_STRANGE"), "header cannot be read"),
+    (".mhd", replaced(b"DimSize = 7", b"DimSize = x"), "expected 3 number(s); repair it"),
+    (".mhd", replaced(b"NDims = 3", b"NDims = 2"), "DimSize = 7 6 5; repair its header"),
+    (".mhd", replaced(b"DimSize = 7", b"DimSize = 0"), "scalar volume; get the file again"),
+    (".mhd", replaced(b"MET_SHORT", b"MET_STRANGE"), "save it again as one of them"),
     (".mhd", replaced(b"ElementDataFile = scan.raw", b""), "header cannot be read|ElementDataFile"),
     (".mhd", replaced(b"scan.raw", b"LIST"), "several files"),
+    (".mhd", replaced(b"scan.raw", b"LIST\na.raw\nb.raw\n"), "several files, expected one; save"),
     (".mhd", replaced(b"scan.raw", b"scan%02d.raw 1 5 1"), "several files"),
     (".mhd", replaced(b"ElementSpacing = 1.25", b"ElementSpacing = 0"), "impossible geometry"),
     (".mhd", replaced(b"Matrix = 1 0 0 0 1 0", b"Matrix = 1 0 0 1 0 0"), "impossible geometry"),
