@@ -153,14 +153,18 @@ def _check_values(path, header):
     if header["ElementType"] not in TYPES:
         raise DataError(
             f"{path}: its header cannot be read as {suffix_of(path)}: ElementType "
-            f"{header['ElementType']} is none of {', '.join(TYPES)}"
+            f"{header['ElementType']} is none of {', '.join(TYPES)}; save it "
+            "again as one of them"
         )
     axes = len(header["DimSize"].split())
     for key, count in NUMBERS.items():
         if key in header:
             _check_numbers(path, key, header[key], {"n": axes, "n x n": axes * axes}.get(count, 1))
     if int(header["NDims"]) != axes:
-        raise DataError(f"{path}: NDims = {header['NDims']}, but DimSize = {header['DimSize']}")
+        raise DataError(
+            f"{path}: NDims = {header['NDims']}, but DimSize = {header['DimSize']}; repair its "
+            "header"
+        )
 
 
 def _check_order(path, entries, behind):
@@ -183,7 +187,7 @@ def _check_order(path, entries, behind):
 def _check_encoding(path, header):
     for key in FLAGS & header.keys():
         if header[key].lower() not in BOOLEANS:
-            raise DataError(f"{path}: {key} = {header[key]}, expected True or False")
+            raise DataError(f"{path}: {key} = {header[key]}, expected True or False; repair it")
     orders = {_flag(header, key, None) for key in BYTE_ORDERS & header.keys()}
     if len(orders) > 1:
         raise DataError(
@@ -193,7 +197,9 @@ def _check_encoding(path, header):
     if not _flag(header, "BinaryData", True):
         raise DataError(f"{path}: its voxels are text (BinaryData = False); save it as binary")
     if header.get("DistanceUnits", "mm") not in ("mm", "?"):
-        raise DataError(f"{path}: DistanceUnits = {header['DistanceUnits']}, expected mm")
+        raise DataError(
+            f"{path}: DistanceUnits = {header['DistanceUnits']}, expected mm; save it again in mm"
+        )
 
 
 def _check_place(path, header, is_local):
@@ -215,7 +221,7 @@ def _check_numbers(path, key, text, count):
     if len(values) != count or not all(re.fullmatch(number, value) for value in values):
         raise DataError(
             f"{path}: its header cannot be read as {suffix_of(path)}: {key} = {text}, expected "
-            f"{count} number(s)"
+            f"{count} number(s); repair it"
         )
 
 

@@ -89,7 +89,9 @@ def check_header(path: Path) -> None:
         )
     units = set(re.findall(r'"([^"]*)"', header.get("space units", ""))) - {"", "mm"}
     if units:
-        raise DataError(f"{path}: space units {', '.join(sorted(units))}, expected mm")
+        raise DataError(
+            f"{path}: space units {', '.join(sorted(units))}, expected mm; save it again in mm"
+        )
 
 
 def check_voxels(path: Path, reader: sitk.ImageFileReader) -> None:

@@ -96,7 +96,9 @@ def _read_dicom(path: Path, channel: int | None, series: "str | Series") -> sitk
     if path.is_dir() or path.suffix.lower() == ".zip" or is_dicom(path):
         _check_only_channel(path, channel)
         return read_dicom(path, series)
-    raise DataError(f"{path}: not one of the image formats {', '.join(SUFFIXES)}, nor a DICOM file")
+    raise DataError(
+        f"{path}: not one of the image formats {', '.join(SUFFIXES)}, nor a DICOM file; convert it"
+    )
 
 
 def check_volume(image: sitk.Image, name: str | Path) -> None:
@@ -108,15 +110,25 @@ def check_volume(image: sitk.Image, name: str | Path) -> None:
     """
     pixels = image.GetPixelIDTypeAsString()
     if "label" in pixels:  # SimpleITK ends the process where a LabelMap is asked for its components
-        raise DataError(f"{name}: {pixels}; expected a 3-D scalar volume")
+        raise DataError(
+            f"{name}: {pixels}; expected a 3-D scalar volume, such as SimpleITK's LabelMapToLabel "
+            "makes"
+        )
     count = image.GetNumberOfComponentsPerPixel()
     if image.GetDimension() != 3 or count != 1 or "vector" in pixels or "complex" in pixels:
         raise DataError(
             f"{name}: size {image.GetSize()} with {count} component(s) per voxel, {pixels}; "
-            "expected a 3-D scalar volume"
+            f"expected a 3-D scalar volume; {_volume_remedy(image.GetSize())}"
         )
     _check_geometry(image, name)
     _check_finite(image, name)
+
+
+def _volume_remedy(size):
+    """What to do about an image that is no 3-D scalar volume."""
+    if 0 in size:
+        return "get the file again"
+    return "stack its slices" if len(size) < 3 else "save the wanted volume by itself"
 
 
 def _read_with_simpleitk(path, channel):
@@ -170,7 +182,7 @@ def _volume_index(path, size, components, channel):
     if len(size) not in (3, 4) or 0 in size or (len(size) == 4 and components > 1):
         raise DataError(
             f"{path}: size {size} with {components} component(s) per voxel, "
-            "expected a 3-D scalar volume"
+            f"expected a 3-D scalar volume; {_volume_remedy(size)}"
         )
     if count == 1:
         _check_only_channel(path, channel)
@@ -255,11 +267,16 @@ def mr_image(volume: sitk.Image, name: str | Path) -> sitk.Image:
     """
     image = sitk.Cast(volume, sitk.sitkFloat32)
     if min(image.GetSize()) < 2:
-        raise DataError(f"{name}: size {image.GetSize()}, one slice only; expected a volume")
+        raise DataError(
+            f"{name}: size {image.GetSize()}, one slice only; expected a volume, give all of its "
+            "slices"
+        )
     _check_finite(image, name)  # a float64 may exceed float32
     values = sitk.GetArrayViewFromImage(image)
     if values.min() == values.max():
-        raise DataError(f"{name}: every voxel is {values.min():g}, expected an MR image")
+        raise DataError(
+            f"{name}: every voxel is {values.min():g}, expected an MR image; get or export it again"
+        )
     check_no_label_map(image, name)
     return image
 
@@ -342,7 +359,10 @@ def foreground(
             "write a mask of them"
         )
     if max(abs(float(whole.min())), abs(float(whole.max()))) > LARGEST_LABEL:
-        raise DataError(f"{path}: values of {whole.min():g} to {whole.max():g}, expected labels")
+        raise DataError(
+            f"{path}: values of {whole.min():g} to {whole.max():g}, expected labels; write a mask "
+            "with 1 for the prostate"
+        )
     found = _distinct(whole).astype(np.int64)
     if not labels and not np.isin(found, (0, 1)).all():
         raise DataError(

@@ -121,11 +121,11 @@ BROKEN_HEADERS = [
      "corners at (nan"),
     (".mhd", replaced(b"CompressedData = False", b"CompressedData = True"), "damaged"),
     (".mhd", replaced(b"BinaryData = True", b"BinaryData = False"), "voxels are text"),
-    (".mhd", replaced(b"BinaryData = True", b"BinaryData = yes"), "expected True or False"),
+    (".mhd", replaced(b"BinaryData = True", b"BinaryData = yes"), "expected True or False; repair"),
     (".mhd", replaced(b"Offset", b"ElementByteOrderMSB = True\nOffset"), "contradict each other"),
     (".mhd", replaced(b"Offset", b"ElementSpacing = 1 1 1\nOffset"), "ElementSpacing twice"),
     (".mhd", lambda content: content + b"Offset = 1 2 3\n", "Offset after ElementDataFile"),
-    (".mhd", replaced(b"Offset", b"DistanceUnits = cm\nOffset"), "DistanceUnits = cm"),
+    (".mhd", replaced(b"Offset", b"DistanceUnits = cm\nOffset"), "= cm, expected mm; save"),
     *[
         (".mhd", replaced(key, other), f"expected {key.decode()}; repair it")
         for key in (b"TransformMatrix", b"Offset", b"BinaryDataByteOrderMSB")
@@ -296,7 +296,8 @@ def test_what_is_no_scalar_volume(tmp_path, make_image, suffix, kind):
     if suffix == ".nrrd" and kind != "vector":  # ITK writes these without the patient's axes
         size, expected = "", "no patient directions"
     else:
-        size, expected = f"size {size}", "expected a 3-D scalar"
+        remedy = "; stack its slices" if kind == "2-D" else "; choose one of its"
+        size, expected = f"size {size}", f"expected a 3-D scalar volume{remedy}"
     assert message.startswith(f"{path}: {size}") and expected in message
 
 
@@ -369,7 +370,7 @@ def test_an_nrrd_in_other_units(tmp_path, make_image):
         if fine:
             read_image(path)
         else:
-            assert "space units cm, expected mm" in refusal(path)
+            assert "space units cm, expected mm; save it again in mm" in refusal(path)
         path.write_bytes(content)
 
 
@@ -494,14 +495,14 @@ def test_images_with_nan(tmp_path, make_image, value, words):
 def test_a_single_slice_is_no_volume(tmp_path, make_image, shape):
     values = np.arange(np.prod(shape), dtype=np.int16).reshape(shape)
     sitk.WriteImage(make_image(values), str(tmp_path / "scan.nii.gz"))
-    assert "one slice only; expected a volume" in refusal(tmp_path / "scan.nii.gz")
+    assert "one slice only; expected a volume, give all of its" in refusal(tmp_path / "scan.nii.gz")
 
 
 @pytest.mark.parametrize("value", [0, -7])
 def test_images_of_one_value(tmp_path, make_image, value):
     sitk.WriteImage(make_image(np.full((3, 4, 5), value, np.int16)), str(tmp_path / "scan.mha"))
     assert refusal(tmp_path / "scan.mha").startswith(
-        f"{tmp_path / 'scan.mha'}: every voxel is {value}, expected an MR image"
+        f"{tmp_path / 'scan.mha'}: every voxel is {value}, expected an MR image; get or"
     )
 
 
@@ -609,7 +610,7 @@ def test_masks_on_another_grid(tmp_path, make_image, shape, change, words):
         (range(30), np.uint8, "18, 19 and 10 more, expected only 0 and 1"),
         ([-1, 0], np.int16, "; write a mask with 1 for the prostate"),
         ([0, np.nan], np.float32, "voxels are NaN"),
-        ([0, 1e30], np.float32, "values of 0 to 1e+30, expected labels"),
+        ([0, 1e30], np.float32, "values of 0 to 1e+30, expected labels; write a mask"),
         ([0, -(2**62)], np.int64, "values of -4.61169e+18 to 0, expected labels"),
     ],
 )

@@ -44,7 +44,10 @@ def read_grid(record: np.void, size: tuple[int, int, int], path: Path) -> tuple[
     codes = {name: int(record[f"{name}_code"]) for name in ("sform", "qform")}
     for name, code in codes.items():
         if not 0 <= code <= 5:
-            raise DataError(f"{path}: {name}_code {code}, expected 0 to 5; its header is damaged")
+            raise DataError(
+                f"{path}: {name}_code {code}, expected 0 to 5; its header is damaged, get the file "
+                "again"
+            )
     if not any(codes.values()):
         raise DataError(
             f"{path}: sform_code and qform_code are 0, so nothing says which side is left; check "

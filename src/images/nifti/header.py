@@ -77,7 +77,10 @@ def read_header(stream: BinaryIO, path: Path) -> np.void:
                 continue
             start += bytes(read_up_to(stream, size - len(start)))
             if len(start) < size:
-                raise DataError(f"{path}: truncated, {len(start)} bytes; its header has {size}")
+                raise DataError(
+                    f"{path}: truncated, {len(start)} bytes; its header has {size}: get the file "
+                    "again"
+                )
             record = np.frombuffer(start, version.newbyteorder(order))[0]
             _check_magic(record, version, path)
             return record
@@ -143,12 +146,14 @@ def _check_dim(dim, path):
     shown = " x ".join(map(str, sides))
     if not 1 <= count <= 7 or min(sides) < 1:
         raise DataError(
-            f"{path}: dim {dim}, expected 3, then three positive sizes; its header is damaged"
+            f"{path}: dim {dim}, expected 3, then three positive sizes; its header is damaged, "
+            "get the file again"
         )
     if count < 3:
         raise DataError(f"{path}: {count}-D ({shown}), expected a 3-D volume; stack its slices")
     if any(side > 1 for side in sides[4:]):
         raise DataError(
-            f"{path}: size {shown}, a vector or matrix in each voxel, expected a 3-D scalar volume"
+            f"{path}: size {shown}, a vector or matrix in each voxel, expected a 3-D scalar "
+            "volume; save the wanted values as a volume of their own"
         )
     return tuple(sides[:3]), sides[3] if count > 3 else 1
