@@ -31,6 +31,8 @@ FILLERS = GLAND_WORDS | T2_WORDS | _set("manual auto final ax axial tra tse")
 IMAGE_FOLDERS = re.compile(
     r"ima?ge?s?(tr|ts)?|(live)?(train|test)(ing)?([_-]?(data|set))?", re.IGNORECASE
 )
+# PI-CAI's PATIENT_STUDY, and BIDS' sub-PATIENT_ses-SESSION or another entity than a session.
+STUDY_NAME = re.compile(r"(\d+)_\d+(?:_t2w)?|(sub-[^_]+)_.+")
 IMAGE_WORDS = _set("image images img volume vol scan mr mri case")
 
 
@@ -107,6 +109,12 @@ def case_names(mask: PurePath) -> list[str]:
 def joined_words(path: PurePath) -> str:
     """Returns an image's name in the form of `case_names`."""
     return " ".join(words(stem(path)))
+
+
+def patient_of(case: str) -> str:
+    """Returns the patient of a case by its name: `10005_1000005` -> `10005`, else the name."""
+    found = STUDY_NAME.fullmatch(case)
+    return (found[1] or found[2]) if found else case
 
 
 def is_t2(path: PurePath) -> bool:

@@ -1,5 +1,7 @@
 """Splits of the cases into training and validation: the zoo's 40/10, random, or k folds.
 
+What is drawn are patients, so that none has examinations on both sides; see `names.patient_of`.
+
 A split file has one image file name per line, without a header.
 """
 
@@ -12,6 +14,7 @@ from ..data_manager import Case, find_cases
 from ..images.formats import MASK_SUFFIX, SUFFIXES, list_images, only_file, stem
 from ..utils.errors import DataError, UsageError, list_few, reason_of
 from ..utils.files import check_name, write_files
+from .names import patient_of
 
 log = logging.getLogger(__name__)
 
@@ -57,13 +60,13 @@ def list_cases(data_path: Path) -> list[str]:
 def draw_splits(
     cases: list[str] | None, shuffled: bool = False, folds: int | None = None, seed: int = 1
 ) -> dict[str, list[str]]:
-    """Splits the cases.
+    """Splits the cases; those of one patient, by their names, stay together in a random draw.
 
     Args:
         cases: image file names; None for the challenge's Case00.mhd to Case49.mhd.
-        shuffled: draw 20 % at random for evaluation, instead of the zoo's ten cases.
-        folds: number of folds; each case is in the validation of exactly one, and their sizes
-            differ by at most one.
+        shuffled: draw 20 % of the patients for evaluation, instead of the zoo's ten cases.
+        folds: number of folds; each case is in the validation of exactly one, and their numbers of
+            patients differ by at most one.
         seed: of the random draw.
 
     Returns:
@@ -75,15 +78,21 @@ def draw_splits(
     """
     cases = sorted(cases or (f"{case_id}.mhd" for case_id in ZOO_CASES))
     if len(cases) < 2:
-        raise UsageError(f"{len(cases)} case cannot be split; at least 2 are needed")
+        raise UsageError(f"{len(cases)} case cannot be split; add cases, at least 2 are needed")
+    validation: dict[str, list[str]]
     if folds is not None:
-        if not 2 <= folds <= len(cases):
-            raise UsageError(f"--folds {folds}: expected 2 to {len(cases)}, the number of cases")
-        order = random.Random(seed).sample(cases, len(cases))
-        validation = {f"_fold{fold}": order[fold::folds] for fold in range(folds)}
+        patients = _patients(cases)
+        if not 2 <= folds <= len(patients):
+            what = "cases" if len(patients) == len(cases) else "patients"
+            raise UsageError(
+                f"--folds {folds}: expected 2 to {len(patients)}, the number of {what}"
+            )
+        order = random.Random(seed).sample(patients, len(patients))
+        validation = {f"_fold{fold}": sum(order[fold::folds], []) for fold in range(folds)}
     elif shuffled:
-        count = max(1, round(EVALUATION_SHARE * len(cases)))
-        validation = {"": random.Random(seed).sample(cases, count)}
+        patients = _patients(cases)
+        count = max(1, round(EVALUATION_SHARE * len(patients)))
+        validation = {"": sum(random.Random(seed).sample(patients, count), [])}
     else:
         validation = {"": [case for case in cases if stem(case) in ZOO_EVALUATION]}
         if len(validation[""]) in (0, len(cases)):
@@ -97,6 +106,26 @@ def draw_splits(
         splits[f"train{ending}.csv"] = [case for case in cases if case not in held_out]
         splits[f"val{ending}.csv"] = sorted(held_out)
     return splits
+
+
+def _patients(cases):
+    """The cases of each patient, who are two at least; a line says how many there are."""
+    by_name: dict[str, list[str]] = {}
+    for case in cases:
+        by_name.setdefault(patient_of(stem(case)), []).append(case)
+    patients = list(by_name.values())
+    if len(patients) == 1:
+        raise UsageError(
+            f"the {len(cases)} cases, {list_few(cases, 3)}, are of one patient by their names, and "
+            "a split needs two; rename the cases, or write the split files yourself"
+        )
+    if len(patients) < len(cases):
+        example = next(names for names in patients if len(names) > 1)
+        log.info(
+            f"{len(patients)} patients of {len(cases)} cases by their names; those of one are kept "
+            f"together, such as {list_few(example, 3)}"
+        )
+    return patients
 
 
 def write_splits(out_path: Path, splits: dict[str, list[str]]) -> None:

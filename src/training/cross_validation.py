@@ -101,12 +101,17 @@ def cross_validate(
         if not lock.acquire(wait=False):
             raise DataError(f"{out}: another cross-validation is running there")
         _check_request(out / CROSS_VALIDATION, request)
-        write_files(
-            {
-                out / "split" / name: "".join(f"{line}\n" for line in lines).encode()
-                for name, lines in splits.items()
-            }
-        )
+        split_files = {
+            out / "split" / name: "".join(f"{line}\n" for line in lines).encode()
+            for name, lines in splits.items()
+        }
+        for path, content in split_files.items():
+            if path.is_file() and path.read_bytes() != content:
+                raise DataError(
+                    f"{path}: not the fold that is drawn now (edited, or of a version that did not "
+                    "keep the cases of a patient together); choose another --out_path"
+                )
+        write_files(split_files)
         folds = [
             Fold(number, out / f"fold{number}", EasyDict({**config, "fold": number}))
             for number in range(count)

@@ -1,5 +1,6 @@
 """Splits against the zoo's published one, the arithmetic of folds, and files in every bad state."""
 
+import hashlib
 import subprocess
 import sys
 from pathlib import Path
@@ -73,9 +74,61 @@ def test_each_case_is_validated_once(count, folds):
         assert set(splits[f"train_fold{fold}.csv"]) == set(cases) - set(held_out[fold])
 
 
+def digest(splits):
+    text = "\n".join(f"{name} {' '.join(cases)}" for name, cases in splits.items())
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def test_the_challenges_draws_stay_as_they_were():
+    """The digests are those of draws by case: cases of a patient each are drawn the same."""
+    assert digest(draw_splits(None, shuffled=True, seed=7)) == "1602ef818165"
+    assert digest(draw_splits(None, folds=5)) == "dfa690a4fefb"
+    one_study_each = [f"{10000 + n}_{1000000 + n}.mha" for n in range(53)]
+    assert digest(draw_splits(one_study_each, folds=4, seed=3)) == "f9c3cdaf76f1"
+
+
+STUDIES = {
+    "PI-CAI": [f"{10000 + n // 2}_{1000000 + n}.mha" for n in range(50)],
+    "PI-CAI, its file names": [f"{10000 + n // 2}_{1000000 + n}_t2w.mha" for n in range(50)],
+    "BIDS": [f"sub-{n // 2:02}_ses-{n % 2}_T2w.nii.gz" for n in range(50)],
+    "two kinds": [*(f"{n // 2}_{n}.nii" for n in range(40)), *numbered(range(5))],
+}
+
+
+@pytest.mark.parametrize("arguments", [{"shuffled": True}, {"folds": 5}])
+@pytest.mark.parametrize("kind", STUDIES)
+def test_a_patient_is_on_one_side(kind, arguments, capsys):
+    cases = STUDIES[kind]
+    splits = draw_splits(cases, **arguments)
+    for name, held_out in splits.items():
+        if name.startswith("val"):
+            trained = splits[name.replace("val", "train")]
+            assert sorted(trained + held_out) == sorted(cases)
+            sides = [{case.split("_")[0] for case in side} for side in (trained, held_out)]
+            assert not sides[0] & sides[1]
+            assert len(held_out) == pytest.approx(len(cases) / 5, abs=1)
+    assert "25 patients of " + f"{len(cases)} cases by their names" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "cases", [numbered(range(9)), ["a_1.nii", "a_2.nii", "1-2.nii", "1-3.nii"]]
+)
+def test_other_names_are_a_patient_each(cases, capsys):
+    splits = draw_splits(cases, folds=len(cases))
+    assert all(len(names) in (1, len(cases) - 1) for names in splits.values())
+    assert capsys.readouterr().out == ""
+
+
 @pytest.mark.parametrize(
     "cases, arguments, message",
     [
+        (
+            ["1_1.mha", "1_2.mha", "2_1.mha"],
+            {"folds": 3},
+            "expected 2 to 2, the number of patients",
+        ),
+        (["1_1.mha", "1_2.mha"], {"shuffled": True}, "of one patient.*rename.*or write the split"),
+        (["sub-1_ses-1.nii", "sub-1_ses-2.nii"], {"folds": 2}, "of one patient by their names"),
         (numbered(range(10)), {"folds": 1}, "expected 2 to 10"),
         (numbered(range(10)), {"folds": 0}, "expected 2 to 10"),
         (numbered(range(10)), {"folds": -3}, "expected 2 to 10"),

@@ -294,6 +294,22 @@ def test_other_cases_are_refused(tmp_path, write_case, recorded):
         cross_validate(tmp_path, 2, tmp_path / "out", SETTINGS, "CPU")
 
 
+def test_another_draw_of_the_same_request_is_refused(tmp_path, write_case, recorded):
+    """Else a fold would be evaluated on cases that its network was trained on."""
+    for name in ("1_1", "1_2", "2_3", "3_4"):
+        write_case(tmp_path, name, ".mha")
+    for _ in range(2):
+        with pytest.raises(DataError, match="fold 0: train ended"):
+            cross_validate(tmp_path, 2, tmp_path / "out", SETTINGS, "CPU")
+    split = tmp_path / "out/split/val_fold1.csv"
+    split.write_text("1_1.mha\n3_4.mha\n")
+    with pytest.raises(
+        DataError, match="val_fold1.csv: not the fold that is drawn now.*--out_path"
+    ):
+        cross_validate(tmp_path, 2, tmp_path / "out", SETTINGS, "CPU")
+    assert split.read_text() == "1_1.mha\n3_4.mha\n"
+
+
 @pytest.mark.parametrize(
     ("options", "named"),
     [
