@@ -3,9 +3,11 @@
 import math
 import shutil
 import textwrap
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 import SimpleITK as sitk
@@ -20,6 +22,27 @@ from ..metrics import volume_ml
 from ..utils.errors import DataError
 from ..utils.files import check_name
 from .names import SETS, set_named
+from .splits import check_listable
+from .unread import case_of, misnamed_masks, unread_images
+
+
+class CaseFiles(NamedTuple):
+    """The files of a case.
+
+    Attributes:
+        name: of the case.
+        images, masks: should be one each.
+        mask_needed: whether there must be a mask.
+        unread_images, unread_masks: lines on files that should be its images or masks, but are not
+            read as such.
+    """
+
+    name: str
+    images: list[Path]
+    masks: list[Path]
+    mask_needed: bool
+    unread_images: list[str]
+    unread_masks: list[str]
 
 
 def check(data_path: Path, labels: Sequence[int] = (), channel: int | None = None) -> pd.DataFrame:
@@ -50,11 +73,8 @@ def check(data_path: Path, labels: Sequence[int] = (), channel: int | None = Non
         )
 
     def row_of(prefix_and_case):
-        prefix, (name, images, masks, required) = prefix_and_case
-        return {
-            "case": prefix + name,
-            **_check_case(name, images, masks, required, labels, channel),
-        }
+        prefix, case = prefix_and_case
+        return {"case": prefix + case.name, **_check_case(case, labels, channel)}
 
     with ThreadPoolExecutor(worker_count(vnet_cfg)) as pool:
         rows = list(tqdm(pool.map(row_of, cases), "Checking", len(cases), disable=None))
@@ -65,8 +85,8 @@ def check(data_path: Path, labels: Sequence[int] = (), channel: int | None = Non
 def _add_shared_voxels(cases, rows):
     """Adds the problem of a header that names the data file of another one."""
     owners: dict[Path, Path] = {}
-    for (_, images, masks, _), row in zip(cases, rows, strict=True):
-        for path in (*images[:1], *masks[:1]):
+    for case, row in zip(cases, rows, strict=True):
+        for path in (*case.images[:1], *case.masks[:1]):
             try:
                 voxels = data_file(path).resolve()
             except (DataError, OSError):  # reported in its own row
@@ -86,11 +106,8 @@ def sets_of(data_path: Path) -> list[Path]:
     return [data_path] if (data_path / "img").is_dir() or not sets else sets
 
 
-def cases_of(folder: Path) -> Iterator[tuple[str, list[Path], list[Path], bool]]:
-    """Yields name, image files, mask files and whether a mask is required for each case.
-
-    In a test set masks are required if there are any.
-    """
+def cases_of(folder: Path) -> Iterator[CaseFiles]:
+    """Yields the files of each case. In a test set masks are needed if there are any."""
     test_set = (set_named(folder.resolve().name) or "TrainData") != "TrainData"
     flat = test_set and not (folder / "img").is_dir()
     image_folder, mask_folder = (folder, folder) if flat else (folder / "img", folder / "gt")
@@ -99,31 +116,49 @@ def cases_of(folder: Path) -> Iterator[tuple[str, list[Path], list[Path], bool]]
     if flat:
         images = {name: paths for name, paths in images.items() if not name.endswith(MASK_SUFFIX)}
         masks = {name: paths for name, paths in masks.items() if name.endswith(MASK_SUFFIX)}
-    masks = {name.removesuffix(MASK_SUFFIX): paths for name, paths in masks.items()}
-    for case_id in sorted({*images, *masks}):
-        mask_needed = bool(masks) or not test_set
-        yield case_id, images.get(case_id, []), masks.get(case_id, []), mask_needed
+    of_images = _lines_by_case(unread_images(image_folder))
+    of_masks = _lines_by_case(misnamed_masks(masks) | ({} if flat else unread_images(mask_folder)))
+    masks = {
+        name.removesuffix(MASK_SUFFIX): paths
+        for name, paths in masks.items()
+        if name.endswith(MASK_SUFFIX)
+    }
+    mask_needed = bool(masks or of_masks) or not test_set
+    for name in sorted({*images, *masks, *of_images, *of_masks}):
+        yield CaseFiles(
+            name,
+            images.get(name, []),
+            masks.get(name, []),
+            mask_needed,
+            of_images.get(name, []),
+            of_masks.get(name, []),
+        )
+
+
+def _lines_by_case(unread):
+    lines = defaultdict(list)
+    for path, what in unread.items():
+        lines[case_of(path)].append(f"{path.parent.name}/{path.name}: {what}")
+    return dict(lines)
 
 
 def _check_case(
-    case_id: str,
-    images: list[Path],
-    masks: list[Path],
-    mask_needed: bool,
-    labels: Sequence[int],
-    channel: int | None,
+    case: CaseFiles, labels: Sequence[int], channel: int | None
 ) -> dict[str, str | float]:
-    problems = []
+    images, masks = case.images, case.masks
+    problems = [*case.unread_images, *case.unread_masks]
     for paths in filter(None, (images, masks)):
         try:
             only_file(paths)
+            if case.mask_needed and paths is images:  # a case for training
+                check_listable(images[0])
         except DataError as error:
             problems.append(str(error))
-    if not images:
-        problems.append(f"{masks[0].name}: mask without an image; add {case_id}.* to img/")
-    if mask_needed and not masks:
+    if masks and not images and not case.unread_images:
+        problems.append(f"{masks[0].name}: mask without an image; add {case.name}.* to img/")
+    if images and case.mask_needed and not masks and not case.unread_masks:
         problems.append(
-            f"{images[0].name}: image without a mask; add {case_id}{MASK_SUFFIX}.* to gt/"
+            f"{images[0].name}: image without a mask; add {case.name}{MASK_SUFFIX}.* to gt/"
         )
     image = mask = None
     try:
@@ -138,10 +173,12 @@ def _check_case(
         prostate_ml = volume_ml(mask)
         if not prostate_ml:
             problems.append(f"{masks[0].name}: the mask is empty; redraw it or leave the case out")
-    if image is None:
-        size, spacing_mm = _grid_by_header((images or masks)[0])
-    else:
+    size: tuple[int, ...] = ()
+    spacing_mm: tuple[float, ...] = ()
+    if image is not None:
         size, spacing_mm = image.GetSize(), image.GetSpacing()
+    elif images or masks:
+        size, spacing_mm = _grid_by_header((images or masks)[0])
     return {
         "size": "x".join(map(str, size)),
         "spacing_mm": "x".join(f"{side:.4g}" for side in spacing_mm),

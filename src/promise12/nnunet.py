@@ -76,7 +76,10 @@ def _cases(data_path):
     test: dict[str, tuple[Path, Path | None]] = {}
     for folder in sets_of(data_path):
         is_training = folder == data_path or folder.name == "TrainData"
-        for name, images, masks, _ in cases_of(folder):
+        for case in cases_of(folder):
+            name, images, masks = case.name, case.images, case.masks
+            for line in (*case.unread_images, *case.unread_masks):
+                raise DataError(f"{folder}: {line}")
             if not images or (is_training and not masks):
                 raise DataError(
                     f"{folder}: {name} has {len(images)} image(s) and {len(masks)} mask(s), "
@@ -88,7 +91,9 @@ def _cases(data_path):
             else:
                 test[name if name not in {**training, **test} else f"{folder.name}_{name}"] = found
     if not training:
-        raise DataError(f"{data_path}: no training cases, expected img/ and gt/ or TrainData")
+        raise DataError(
+            f"{data_path}: no training cases; give the folder of img/ and gt/, or of TrainData"
+        )
     return training, test
 
 

@@ -27,6 +27,16 @@ _IMAGE_NAME = re.compile(
 )
 
 
+def check_listable(image: Path) -> None:
+    """Raises a DataError for a file name that a split file cannot hold."""
+    check_name(image)
+    if not _IMAGE_NAME.fullmatch(image.name):
+        raise DataError(
+            f"{image}: a split file cannot hold this name; "
+            "rename it without commas, semicolons, quotes, tabs, line breaks"
+        )
+
+
 def list_cases(data_path: Path) -> list[str]:
     """Returns the file names of the images in `data_path/img`, sorted.
 
@@ -34,6 +44,8 @@ def list_cases(data_path: Path) -> list[str]:
         DataError: no img/ or gt/, no image, two images of one case, a name that a split file cannot
             hold, or a case without a mask in `data_path/gt`.
     """
+    from .unread import unread_images  # pydicom takes 0.1 s to import
+
     images, masks = list_images(data_path / "img"), list_images(data_path / "gt")
     if not images:
         raise DataError(
@@ -42,12 +54,13 @@ def list_cases(data_path: Path) -> list[str]:
         )
     files = [only_file(paths) for paths in images.values()]
     for file in files:
-        check_name(file)
-        if not _IMAGE_NAME.fullmatch(file.name):
-            raise DataError(
-                f"{file}: a split file cannot hold this name; "
-                "rename it without commas, semicolons, quotes, tabs, line breaks"
-            )
+        check_listable(file)
+    unread = [path.name for part in ("img", "gt") for path in unread_images(data_path / part)]
+    if unread:
+        log.info(
+            f"{data_path}: {list_few(unread)} in img/ or gt/ cannot be read there and are left "
+            "out; prepare_data.py --check says what to do"
+        )
     lacking = [case_id for case_id in images if case_id + MASK_SUFFIX not in masks]
     if lacking:
         raise DataError(

@@ -1,5 +1,6 @@
 """What the check finds, and its table."""
 
+import re
 import shutil
 import threading
 
@@ -9,7 +10,9 @@ import pytest
 
 from src.promise12 import checking
 from src.promise12.checking import check, format_table, print_report
+from src.promise12.splits import list_cases
 from src.utils.errors import DataError
+from tests.dicom_study import write_study
 from tests.volumes import make_pairs, make_volume
 
 
@@ -95,6 +98,51 @@ FAULTS = {
 }
 
 
+FAULTS |= {
+    "mask named as its image": (
+        lambda d: rename_mask(d, "Case01.mhd"),
+        "^gt/Case01.mhd: not found .* by this name; rename it to Case01_segmentation.mhd$",
+    ),
+    "mask named as by others": (
+        lambda d: rename_mask(d, "Case01_Label.mhd"),
+        "^gt/Case01_Label.mhd: .*rename it to Case01_segmentation.mhd$",
+    ),
+    "a second mask": (
+        lambda d: make_volume(d / "gt/Case01.nii.gz"),
+        "^gt/Case01.nii.gz: .*rename it to Case01_segmentation.nii.gz$",
+    ),
+    "image of another format": (
+        lambda d: (d / f"{IMAGE}.mhd").rename(d / f"{IMAGE}.nhdr"),
+        "^img/Case01.nhdr: of a format that is not read; convert it to one of .mhd, ",
+    ),
+    "mask of another format": (
+        lambda d: (d / f"{MASK}.mhd").rename(d / f"{MASK}.hdr"),
+        "^gt/Case01_segmentation.hdr: of a format that is not read; convert",
+    ),
+    "image in a folder": (
+        lambda d: (d / f"{IMAGE}.mhd").rename(folder_of(d / IMAGE) / "t2.mhd"),
+        "^img/Case01: a folder of images, .*prepare_data.py --source$",
+    ),
+    "DICOM folder": (
+        lambda d: ((d / f"{IMAGE}.mhd").unlink(), write_study(d / IMAGE)),
+        "^img/Case01: a folder of images, .*prepare_data.py --source$",
+    ),
+    "mask in a folder": (
+        lambda d: (d / f"{MASK}.mhd").rename(folder_of(d / MASK) / "mask.nhdr"),
+        "^gt/Case01_segmentation: a folder of images",
+    ),
+}
+
+
+def rename_mask(data, name):
+    (data / f"{MASK}.mhd").rename(data / "gt" / name)
+
+
+def folder_of(path):
+    path.mkdir()
+    return path
+
+
 @pytest.mark.parametrize("fault", FAULTS)
 def test_check_finds(data, fault):
     damage, message = FAULTS[fault]
@@ -125,6 +173,53 @@ def test_two_headers_that_name_one_data_file(data):
         "Case01.mhd: its voxels are in Case00.raw, like those of Case00.mhd; give each its own "
         "data file"
     )
+
+
+def test_files_of_no_case_have_a_row(data):
+    (data / "img/p 7.mnc").touch()
+    (data / "img/q").mkdir()
+    make_volume(data / "gt/r.mhd")
+    (data / "img/notes").mkdir()
+    for name in ("img/notes/a.txt", "img/list.csv", "gt/.hidden.nhdr", "img/._Case00.mhd"):
+        (data / name).touch()
+    frame = check(data).set_index("case")
+    assert frame.index.tolist() == ["Case00", "Case01", "p 7", "r"]
+    assert frame["problems"].str.split(":").str[0].tolist() == ["", "", "img/p 7.mnc", "gt/r.mhd"]
+    assert frame["size"].tolist() == ["6x5x4", "6x5x4", "", ""]
+
+
+def test_dicom_files_in_img_are_told_once(data):
+    write_study(data.parent / "study")
+    for path in (data.parent / "study/S1").iterdir():
+        path.rename(data / "img" / path.name)
+    problems = [line for line in check(data)["problems"] if line]
+    assert len(problems) == 1
+    assert re.fullmatch(r"img/.*: DICOM, which is not read here; lay it out with .*", problems[0])
+
+
+def test_a_name_that_no_split_can_hold(data):
+    make_volume(data / "img/a,b.mhd")
+    make_volume(data / "gt/a,b_segmentation.mhd")
+    with pytest.raises(DataError, match="a,b.mhd: a split file cannot hold this name; rename"):
+        list_cases(data)
+    frame = check(data).set_index("case")
+    assert "a,b.mhd: a split file cannot hold this name; rename" in frame["problems"]["a,b"]
+    shutil.rmtree(data / "gt")
+    data.rename(data.parent / "TestData")
+    assert (check(data.parent / "TestData")["problems"] == "").all()
+
+
+@pytest.mark.parametrize("fault", ["none", *FAULTS])
+def test_what_passes_the_check_can_be_listed(data, fault, capsys):
+    """The names that the check and a split take are the same."""
+    FAULTS.get(fault, (lambda _: None,))[0](data)
+    try:
+        listed = list_cases(data)
+    except DataError:
+        listed = []
+    is_good = listed == ["Case00.mhd", "Case01.mhd"] and "left out" not in capsys.readouterr().out
+    assert is_good or (check(data)["problems"] != "").any()
+    assert fault != "none" or is_good
 
 
 def test_training_images_need_masks(data):

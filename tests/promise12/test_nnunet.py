@@ -112,6 +112,16 @@ def test_export_of_one_set_merges_labels(tmp_path, data):
         (lambda d: (d / "TrainData/gt/Case00_segmentation.mhd").unlink(), "1 image.* 0 mask"),
         (lambda d: (d / "TrainData/img/Case00.mhd").unlink(), "0 image.* 1 mask"),
         (
+            lambda d: (d / "LiveTestData/gt/Case00_segmentation.mha").rename(
+                d / "LiveTestData/gt/Case00.mha"
+            ),
+            "LiveTestData: gt/Case00.mha: .*rename it to Case00_segmentation.mha",
+        ),
+        (
+            lambda d: (d / "TestData/img/Case01.nhdr").touch(),
+            "TestData: img/Case01.nhdr: of a form",
+        ),
+        (
             lambda d: make_volume(d / "TrainData/img/Case00.nrrd"),
             "Case00.* and Case00.nrrd have the same case name",
         ),

@@ -152,6 +152,17 @@ def test_cases_in_takes_any_name_and_suffix(tmp_path):
     assert list_cases(data) == names
 
 
+def test_images_that_are_not_read_are_told(tmp_path, capsys):
+    data = make_cases(tmp_path, ["a.mhd", "b.mhd", "c.nhdr"], ["a_segmentation.mhd"] * 2)
+    (data / "gt" / "b_segmentation.mhd").touch()
+    assert list_cases(data) == ["a.mhd", "b.mhd"]
+    told = capsys.readouterr().out
+    assert "c.nhdr in img/ or gt/ cannot be read there and are left out; prepare_data.py" in told
+    (data / "img" / "c.nhdr").unlink()
+    list_cases(data)
+    assert capsys.readouterr().out == ""
+
+
 def test_zoo_split_of_the_cases_that_are_there(tmp_path):
     data = make_cases(tmp_path, ["Case00.nii.gz", "Case11.nii.gz", "Case49.mhd", "Case70.mhd"])
     splits = draw_splits(list_cases(data))
