@@ -8,8 +8,15 @@ from pathlib import PurePath
 
 from ..images.formats import MASK_FOLDER, stem
 
-# Set -> first word of the challenge's archives and folders, old and new.
-SETS = {"LiveTestData": "live", "TestData": "test", "TrainData": "train"}
+# Set -> word of the challenge's archives and folders, old and new; the first that fits is taken.
+SETS = {
+    name: re.compile(f"({word})(data)?(sets?)?")
+    for name, word in (
+        ("LiveTestData", "live(challenge)?(test(ing)?)?"),
+        ("TestData", "test(ing)?"),
+        ("TrainData", "train(ing)?"),
+    )
+}
 
 
 def _set(text):
@@ -38,14 +45,9 @@ IMAGE_WORDS = _set("image images img volume vol scan mr mri case")
 
 def set_named(folder_name: str) -> str | None:
     """Returns the set of a folder's name: `TrainingData_Part2` -> `TrainData`, `img` -> None."""
-    return next(
-        (
-            name
-            for name, word in SETS.items()
-            if re.search(f"(^|[^a-z]){word}", folder_name.lower())
-        ),
-        None,
-    )
+    apart = re.sub("(?<=[a-z])(?=[A-Z])", " ", folder_name)  # TrainImages -> Train Images
+    split = re.findall("[a-z]+", apart.lower())
+    return next((name for name, word in SETS.items() if any(map(word.fullmatch, split))), None)
 
 
 def set_of_path(path: PurePath) -> str | None:

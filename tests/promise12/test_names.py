@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from src.promise12.names import case_names, looks_like_mask, outlines_lesions
+from src.promise12.names import case_names, looks_like_mask, outlines_lesions, patient_of, set_named
 
 
 @pytest.mark.parametrize(
@@ -38,5 +38,51 @@ def test_names(path, is_mask, is_lesion):
     assert outlines_lesions(Path(path)) == is_lesion
 
 
+@pytest.mark.parametrize(
+    ("folders", "expected"),
+    [
+        (
+            "TrainData TrainingData_Part2 training_data train trainset training-set TRAIN",
+            "TrainData",
+        ),
+        (
+            "prostate158_train imagesTr_train train_val TrainImages MyTrainSet train2 2-train",
+            "TrainData",
+        ),
+        (
+            "TestData test_data test testset Test-Set testing TestingData TestImages 12test",
+            "TestData",
+        ),
+        ("prostate158_test promise12_test.data TESTdata test_datasets", "TestData"),
+        ("LiveTestData livechallenge_test_data live_test_data livetest LIVE live", "LiveTestData"),
+        ("Liverpool liverpool_prostate liver_mr delivery Testicular testosterone", None),
+        ("trainees trained latest contest attest untrained trainer", None),
+        ("imagesTr imagesTs labelsTr img gt Task05_Prostate Dataset500_Prostate", None),
+    ],
+)
+def test_sets_are_named_by_whole_words(folders, expected):
+    assert {name: set_named(name) for name in folders.split()} == dict.fromkeys(
+        folders.split(), expected
+    )
+
+
 def test_case_names():
     assert case_names(Path("Case_01_t2_seg.nii"))[:3] == ["case 01 t2 seg", "case 01 t2", "case 01"]
+
+
+@pytest.mark.parametrize(
+    ("case", "patient"),
+    [
+        ("10005_1000005", "10005"),
+        ("10005_1000005_t2w", "10005"),
+        ("sub-07_ses-2", "sub-07"),
+        ("sub-07_run-1_T2w", "sub-07"),
+        ("sub-07", "sub-07"),
+        ("Case03", "Case03"),
+        ("prostate_03", "prostate_03"),
+        ("10005_1000005_b", "10005_1000005_b"),
+        ("ProstateX-0001", "ProstateX-0001"),
+    ],
+)
+def test_the_patient_of_a_case(case, patient):
+    assert patient_of(case) == patient

@@ -46,6 +46,7 @@ def test_flat_folder(tmp_path, suffix):
         ("LiveTestData", False, "LiveTestData"),
         ("test_data/training_data", True, "TrainData"),
         ("latest", True, "TrainData"),
+        ("liverpool_prostate", True, "TrainData"),
         ("hospital", True, "TrainData"),
         ("hospital", False, "TestData"),
     ],
