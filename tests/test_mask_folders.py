@@ -62,6 +62,45 @@ def test_masks_that_are_missing_or_too_many(tmp_path, capsys):
     assert "1 mask(s) left out, without a reference: Case99.nii.gz" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("reference", "mask"),
+    [
+        ("P01_test_segmentation.mhd", "P01_test_test.mhd"),
+        ("P01_test_segmentation.mhd", "P01_test_test.seg.nrrd"),
+        ("P01_test_segmentation.mhd", "P01_test_segmentation.nii.gz"),
+        ("P01_test_segmentation.mhd", "P01_test.nii.gz"),
+        ("P01_test_segmentation.mhd", "P01.nii.gz"),
+        ("P01_test_segmentation.mhd", "P01_test_0000_test.nii.gz"),
+        ("P01_seg_segmentation.mhd", "P01_seg_test.mhd"),
+        ("P01_test.mhd", "P01.nii.gz"),  # another prediction of P01
+        ("P01.mhd", "P01_test.mhd"),
+    ],
+)
+def test_a_case_may_be_named_as_a_prediction(reference, mask, tmp_path):
+    touch(tmp_path / "gt", reference)
+    touch(tmp_path / "masks", mask)
+    (case,) = reference_cases(tmp_path / "gt")
+    assert case.case_id == reference.split(".")[0].removesuffix("_segmentation").removesuffix(
+        "" if "segmentation" in reference else "_test"
+    )
+    assert masks_for([case], tmp_path / "masks") == {case.case_id: tmp_path / "masks" / mask}
+
+
+def test_a_case_of_a_split_may_be_named_as_a_prediction(tmp_path):
+    names = ["P01_test", "P02_mask", "P03"]
+    touch(tmp_path / "gt", *(f"{name}_segmentation.mhd" for name in names))
+    touch(tmp_path / "masks", *(f"{name}_test.mhd" for name in names))
+    cases = [Case(name, Path(), tmp_path / f"gt/{name}_segmentation.mhd") for name in names]
+    masks = masks_for(cases, tmp_path / "masks")
+    assert masks == {name: tmp_path / f"masks/{name}_test.mhd" for name in names}
+    touch(tmp_path / "masks", "P01_test.mhd")
+    with pytest.raises(DataError, match="P01_test.mhd and P01_test_test.mhd would both be"):
+        masks_for(cases, tmp_path / "masks")
+    touch(tmp_path / "gt", "P01_segmentation.mhd")
+    with pytest.raises(DataError, match="P01 could be of P01 or P01_test; rename one"):
+        masks_for(reference_cases(tmp_path / "gt"), tmp_path / "masks")
+
+
 def test_predictions_of_nnunets_images(tmp_path):
     touch(tmp_path / "gt", "a.nii.gz", "b.nii.gz", "b_0000.nii.gz")
     touch(tmp_path / "masks", "a_0000_test.nii.gz", "b_0000_test.nii.gz", "b_test.nii.gz")
