@@ -18,7 +18,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from ..config import KEYS
 from ..measurements import DIAMETERS
 from ..metrics import METRICS, Metric, summarize
-from .findings import LOW_DICE, PLAUSIBLE_ML
+from .findings import LARGE_CUT, LOW_DICE, PLAUSIBLE_ML
 from .planes import (
     DISTANCE_COLOURS,
     DISTANCE_LIMIT_MM,
@@ -148,6 +148,7 @@ def render_page(
             pictured_cases=PICTURED_CASES,
             low_dice=LOW_DICE,
             plausible_ml=PLAUSIBLE_ML,
+            large_cut=LARGE_CUT,
             grey_percentiles=GREY_PERCENTILES,
             bar_mm=SURFACE_BAR_MM,
             distance_limit_mm=DISTANCE_LIMIT_MM,

@@ -47,12 +47,16 @@ PAGE = {
         "或扫描层面与训练数据不同。",
     ),
     "about_prediction": (
-        "Listed are images that could not be segmented, whose mask was edited, or whose slices lie "
-        "in another plane than those of the training, and masks that are empty, that touch the "
-        "border of the image within its slices or of the network grid (the gland may be cut off), "
-        "or whose volume is implausible for a prostate, below {least} or above {most} ml.",
-        "所列为未能分割的图像、掩码被编辑过的图像、扫描层面与训练数据不同的图像，以及下列掩码：为空，"
-        "触及图像在层面内的边界或网络网格的边界（腺体可能被截断），或体积对前列腺而言不合理"
+        "Listed are images that could not be segmented, whose earlier mask stays because it was "
+        "edited, is of another image, or cannot be made anew, or whose slices lie in another plane "
+        "than those of the training, and masks that are empty, that touch the border of the image "
+        "within its slices or of the network grid (the gland may be cut off), of which more than "
+        "{cut} % was cut off as no part of the gland, or whose volume is implausible for a "
+        "prostate, below {least} or above {most} ml.",
+        "所列为未能分割的图像、保留了先前掩码的图像（该掩码被编辑过、属于另一幅图像或无法重新生成）、"
+        "扫描层面与训练数据不同的图像，以及下列掩码：为空，"
+        "触及图像在层面内的边界或网络网格的边界（腺体可能被截断），"
+        "所找到区域超过 {cut} % 因不属于腺体而被切除，或体积对前列腺而言不合理"
         "（小于 {least} ml 或大于 {most} ml）。",
     ),
     # Summary and distribution.
@@ -103,9 +107,9 @@ PAGE = {
     "reference": ("reference", "参考"),
     "predicted": ("prediction", "预测"),
     "about_planes": (
-        "Planes through the centre of the reference, then axial slices from its lower to its upper "
-        "end.",
-        "先是穿过参考掩码中心的平面，再是自下而上的轴位切片。",
+        "Planes through the centre of the reference, then axial slices from the lower to the upper "
+        "end of reference and prediction together.",
+        "先是穿过参考掩码中心的平面，再是自下而上的轴位切片，覆盖参考掩码与预测掩码合在一起的范围。",
     ),
     "about_predicted_planes": (
         "Planes through the centre of the prediction, then axial slices from its lower to its "

@@ -551,6 +551,8 @@ def test_a_single_case_has_no_deviation(quick_report):
     assert page.all("h1")[0]["text"] == f"{SEGMENTED[0]['prostate_ml']:.1f} ml"
     headings = [heading["text"] for heading in page.all("h2")]
     assert headings == ["Failures", "Cases", "Pictures", "Configuration", "Origin"]
+    about = "of which more than 5 % was cut off as no part of the gland, or whose volume"
+    assert about in page.all("main")[0]["text"]
     assert not any(word in page.all("main")[0]["text"] for word in ("deviation", "nan", "±"))
 
 

@@ -56,5 +56,33 @@ def test_every_finding_is_translated(small_config):
     assert Texts("zh").finding("later", "a rule") == Texts("zh").finding("small", "a rule")
 
 
+REASONS = {
+    "about_prediction": {
+        "plane": ("another plane", "扫描层面"),
+        "empty": ("are empty", "为空"),
+        "border": ("touch the border", "触及图像"),
+        "small": ("below {least}", "小于 {least}"),
+        "large": ("above {most}", "大于 {most}"),
+        "cut": ("more than {cut} % was cut off", "超过 {cut} %"),
+        "earlier mask": ("is of another image, or cannot be made anew", "属于另一幅图像或无法重新"),
+    },
+    "about_evaluation": {
+        "plane": ("another plane", "扫描层面"),
+        "low_dice": ("below {low_dice}", "低于 {low_dice}"),
+        "empty_reference": ("empty mask", "掩码为空"),
+        "empty_prediction": ("empty mask", "掩码为空"),
+        "no_base": ("base or apex", "底部或尖部"),
+        "no_apex": ("base or apex", "底部或尖部"),
+    },
+}
+
+
+def test_the_failures_tell_every_reason():
+    assert {code for reasons in REASONS.values() for code in reasons} == {*FINDINGS, "earlier mask"}
+    for key, reasons in REASONS.items():
+        for words in reasons.values():
+            assert all(word in text for word, text in zip(words, PAGE[key], strict=True))
+
+
 def test_the_language_is_told_to_the_browser():
     assert [Texts(language).language for language in texts.LANGUAGES] == ["en", "zh-CN"]
