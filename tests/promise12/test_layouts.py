@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import zlib
 from pathlib import Path
@@ -602,7 +603,7 @@ BAD = {
     "nnU-Net, a label that is not there": (
         NNUNET | {"dataset.json": nnunet_json(PZ_TZ)},
         {"labels": (1, 3)},
-        r"no label 3, only 1 PZ, 2 TZ",
+        r"no label 3, only 1 PZ, 2 TZ; give some of these to --labels",
     ),
     "nnU-Net, labels in the masks that nobody told of": (
         NNUNET | {"labelsTr/p_01.nii.gz": ZONES},
@@ -627,17 +628,17 @@ BAD = {
     "nnU-Net, no such channel": (
         NNUNET | {"dataset.json": nnunet_json(PROSTATE)},
         {"channel": 4},
-        r"no channel 4, only 0 T2",
+        r"no channel 4, only 0 T2; give one of these to --channel",
     ),
     "nnU-Net, a channel missing in one case": (
         {"imagesTr/a_0000.nii": IMAGE, "imagesTr/a_0001.nii": IMAGE, "imagesTr/b_0000.nii": IMAGE},
         {"channel": 1},
-        r"b has no channel 1, b_0001",
+        r"b has no channel 1; add b_0001 or move the case away",
     ),
     "nnU-Net, no number": (
         NNUNET | {"imagesTr/p_03.nii.gz": IMAGE, "dataset.json": nnunet_json(PROSTATE)},
         {},
-        r"imagesTr/p_03.nii.gz: no channel number in its name, expected p_03_0000.nii.gz",
+        r"imagesTr/p_03.nii.gz: no channel number in its name; rename it, such as p_03_0000",
     ),
     "nnU-Net, mask without an image": (
         NNUNET | {"labelsTr/p_09.nii.gz": GLAND},
@@ -693,7 +694,7 @@ BAD = {
     "PI-CAI without T2": (
         {"images/1/1_2_adc.mha": IMAGE},
         {},
-        r"PI-CAI's names, but none ends with _t2w",
+        r"PI-CAI's names, but none ends with _t2w; add .* --image_pattern",
     ),
     "Prostate158, two readers": (
         PROSTATE158 | {"train/020/t2_anatomy_reader2.nii.gz": ZONES},
@@ -741,7 +742,7 @@ BAD = {
     "pattern that finds nothing": (
         {"a.nii": IMAGE},
         {"image_pattern": "x/{case}.nii"},
-        r"--image_pattern x/\{case\}.nii matches none of 1 volumes, such as a.nii",
+        r"--image_pattern x/\{case\}.nii matches none of 1 volumes, such as a.nii; give a pattern",
     ),
     "pattern that finds a case twice": (
         {"x/a.nii": IMAGE, "y/a.nii": IMAGE},
@@ -772,6 +773,7 @@ def test_what_is_refused(tmp_path, name):
     with pytest.raises(DataError, match=message) as refused:
         laid_out(tmp_path, files, **options)
     assert len(str(refused.value).splitlines()) == 1
+    assert re.search("; |, expected |, or say ", str(refused.value))  # what to do
     assert not (tmp_path / "out").exists()
 
 
@@ -779,7 +781,9 @@ def test_what_is_refused(tmp_path, name):
 def test_dataset_json_that_is_none(tmp_path, content):
     source = make_source(tmp_path / "scans", NNUNET)
     (source / "dataset.json").write_text(content, encoding="latin-1")
-    with pytest.raises(DataError, match="scans/dataset.json is not a JSON"):
+    with pytest.raises(
+        DataError, match="scans/dataset.json is not a JSON file .*; get it again, or"
+    ):
         lay_out([source], tmp_path / "out")
 
 
@@ -837,7 +841,7 @@ def test_output_within_the_source_is_no_source(tmp_path):
     }
     for path in source.glob("*.nii"):
         path.unlink()
-    with pytest.raises(DataError, match="scans: holds no volume"):
+    with pytest.raises(DataError, match="scans: holds no volume .*; give the folder or zip"):
         lay_out([source], source / "out")
 
 

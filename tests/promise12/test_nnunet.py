@@ -154,7 +154,7 @@ def test_nothing_is_overwritten(tmp_path, data):
 
 def test_no_training_cases(tmp_path, data):
     shutil.rmtree(data / "TrainData")
-    with pytest.raises(DataError, match="data: no training cases"):
+    with pytest.raises(DataError, match="data: no training cases; give the folder"):
         export_nnunet(data, tmp_path / "Dataset500_P")
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
 

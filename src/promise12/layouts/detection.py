@@ -35,7 +35,11 @@ def detect_layout(source: Source, options: Options) -> tuple[Layout, list[Pair]]
         zips = any(path.suffix == ".zip" for path in source.members)
         raise DataError(
             f"{source.path}: holds no volume ({', '.join(SUFFIXES)}, DICOM)"
-            + (f"; for its zip files say --source {source.path}/*.zip" if zips else "")
+            + (
+                f"; for its zip files say --source {source.path}/*.zip"
+                if zips
+                else "; give the folder or zip that does to --source"
+            )
         )
     masks = {}
     if options.mask_pattern:

@@ -60,7 +60,10 @@ def _dataset_json(source, root):
     try:
         metadata = json.loads(member.read().decode("utf-8-sig"))
     except ValueError as error:
-        raise DataError(f"{source.path}: {member.path} is not a JSON file ({error})") from None
+        raise DataError(
+            f"{source.path}: {member.path} is not a JSON file ({error}); get it again, or move it "
+            "away"
+        ) from None
     return metadata if isinstance(metadata, dict) else {}
 
 
@@ -80,8 +83,8 @@ def _nnunet_layout(source, images, masks, metadata, options):
         found = re.fullmatch(r"(.+)_(\d{4})", name)
         if not found:
             raise DataError(
-                f"{source.path}: {volumes[0].relative}: no channel number in its name, expected "
-                f"{name}_0000{volumes[0].suffix}"
+                f"{source.path}: {volumes[0].relative}: no channel number in its name; rename it, "
+                f"such as {name}_0000{volumes[0].suffix}"
             )
         by_case[set_name, found[1]].setdefault(int(found[2]), []).extend(volumes)
     numbers = sorted({number for channels in by_case.values() for number in channels})
@@ -90,7 +93,8 @@ def _nnunet_layout(source, images, masks, metadata, options):
     for (_, case), channels in by_case.items():
         if channel not in channels:
             raise DataError(
-                f"{source.path}: {case} has no channel {channel}, {case}_{channel:04} is missing"
+                f"{source.path}: {case} has no channel {channel}; add {case}_{channel:04} or move "
+                "the case away"
             )
     chosen = {key: channels[channel] for key, channels in by_case.items()}
     return Layout(NNUNET, chosen, masks, remarks=remarks)
@@ -123,7 +127,10 @@ def _t2_channel(source, names, requested):
     listed = ", ".join(f"{number} {name}".strip() for number, name in sorted(names.items()))
     if requested is not None:
         if names and requested not in names:
-            raise DataError(f"{source.path}: no channel {requested}, only {listed}")
+            raise DataError(
+                f"{source.path}: no channel {requested}, only {listed}; give one of these to "
+                "--channel"
+            )
         return requested, []
     t2 = [
         number
@@ -152,7 +159,10 @@ def _check_label_names(metadata, options, root):
     listed = ", ".join(f"{value} {' or '.join(names)}" for value, names in sorted(labels.items()))
     unknown = [value for value in options.labels if value not in labels]
     if unknown:
-        raise DataError(f"{root}/dataset.json: no label {unknown[0]}, only {listed}")
+        raise DataError(
+            f"{root}/dataset.json: no label {unknown[0]}, only {listed}; give some of these to "
+            "--labels"
+        )
     if options.labels:
         return [f"labels {','.join(map(str, options.labels))} of {listed} become the mask"]
     label_words = {word for names in labels.values() for name in names for word in words(name)}

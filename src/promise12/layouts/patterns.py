@@ -55,6 +55,7 @@ def _find(source, candidates, pattern, flag):
     if not found:
         example = f", such as {candidates[0].relative}" if candidates else ""
         raise DataError(
-            f"{source.path}: {flag} {pattern} matches none of {len(candidates)} volumes{example}"
+            f"{source.path}: {flag} {pattern} matches none of {len(candidates)} volumes{example}; "
+            "give a pattern that matches the path below the source"
         )
     return found

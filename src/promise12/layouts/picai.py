@@ -24,7 +24,10 @@ def find_picai(source: Source, options: Options) -> Layout | None:
         if name[2] == "t2w"
     )
     if not images:
-        raise DataError(f"{source.path}: PI-CAI's names, but none ends with _t2w")
+        raise DataError(
+            f"{source.path}: PI-CAI's names, but none ends with _t2w; add the T2 images, or say "
+            "which are meant with --image_pattern"
+        )
     rest = [(MASK_NAME.fullmatch(stem(volume.path)), volume) for name, volume in found if not name]
     kinds = group((_mask_kind(volume.path), (name[1], volume)) for name, volume in rest if name)
     layout = Layout("PI-CAI", images, lone_masks="leave")
