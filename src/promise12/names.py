@@ -38,8 +38,9 @@ FILLERS = GLAND_WORDS | T2_WORDS | _set("manual auto final ax axial tra tse")
 IMAGE_FOLDERS = re.compile(
     r"ima?ge?s?(tr|ts)?|(live)?(train|test)(ing)?([_-]?(data|set))?", re.IGNORECASE
 )
-# PI-CAI's PATIENT_STUDY, and BIDS' sub-PATIENT_ses-SESSION or another entity than a session.
-STUDY_NAME = re.compile(r"(\d+)_\d+(?:_t2w)?|(sub-[^_]+)_.+")
+# PI-CAI's PATIENT_STUDY, of five and seven digits: a year or a date is no patient; and BIDS'
+# sub-PATIENT_ses-SESSION or another entity than a session.
+STUDY_NAME = re.compile(r"(\d{5})_\d{7}(?:_t2w)?|(sub-[^_]+)_.+")
 IMAGE_WORDS = _set("image images img volume vol scan mr mri case")
 
 

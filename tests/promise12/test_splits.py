@@ -91,7 +91,7 @@ STUDIES = {
     "PI-CAI": [f"{10000 + n // 2}_{1000000 + n}.mha" for n in range(50)],
     "PI-CAI, its file names": [f"{10000 + n // 2}_{1000000 + n}_t2w.mha" for n in range(50)],
     "BIDS": [f"sub-{n // 2:02}_ses-{n % 2}_T2w.nii.gz" for n in range(50)],
-    "two kinds": [*(f"{n // 2}_{n}.nii" for n in range(40)), *numbered(range(5))],
+    "two kinds": [*(f"{10000 + n // 2}_{1000000 + n}.nii" for n in range(40)), *numbered(range(5))],
 }
 
 
@@ -123,11 +123,15 @@ def test_other_names_are_a_patient_each(cases, capsys):
     "cases, arguments, message",
     [
         (
-            ["1_1.mha", "1_2.mha", "2_1.mha"],
+            ["sub-1_ses-1.mha", "sub-1_ses-2.mha", "sub-2_ses-1.mha"],
             {"folds": 3},
             "expected 2 to 2, the number of patients",
         ),
-        (["1_1.mha", "1_2.mha"], {"shuffled": True}, "of one patient.*rename.*or write the split"),
+        (
+            ["10001_1000001.mha", "10001_1000002.mha"],
+            {"shuffled": True},
+            "of one patient.*rename.*or write the split",
+        ),
         (["sub-1_ses-1.nii", "sub-1_ses-2.nii"], {"folds": 2}, "of one patient by their names"),
         (numbered(range(10)), {"folds": 1}, "expected 2 to 10"),
         (numbered(range(10)), {"folds": 0}, "expected 2 to 10"),

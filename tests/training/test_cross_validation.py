@@ -296,18 +296,18 @@ def test_other_cases_are_refused(tmp_path, write_case, recorded):
 
 def test_another_draw_of_the_same_request_is_refused(tmp_path, write_case, recorded):
     """Else a fold would be evaluated on cases that its network was trained on."""
-    for name in ("1_1", "1_2", "2_3", "3_4"):
+    for name in ("sub-1_ses-1", "sub-1_ses-2", "sub-2_ses-1", "sub-3_ses-1"):
         write_case(tmp_path, name, ".mha")
     for _ in range(2):
         with pytest.raises(DataError, match="fold 0: train ended"):
             cross_validate(tmp_path, 2, tmp_path / "out", SETTINGS, "CPU")
     split = tmp_path / "out/split/val_fold1.csv"
-    split.write_text("1_1.mha\n3_4.mha\n")
+    split.write_text("sub-1_ses-1.mha\nsub-3_ses-1.mha\n")
     with pytest.raises(
         DataError, match="val_fold1.csv: not the fold that is drawn now.*--out_path"
     ):
         cross_validate(tmp_path, 2, tmp_path / "out", SETTINGS, "CPU")
-    assert split.read_text() == "1_1.mha\n3_4.mha\n"
+    assert split.read_text() == "sub-1_ses-1.mha\nsub-3_ses-1.mha\n"
 
 
 @pytest.mark.parametrize(
