@@ -4,8 +4,8 @@
 #include <fcntl.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <csignal>
+#include <cstddef>
 #include <cstdio>
 #include <exception>
 #include <iomanip>
@@ -53,22 +53,49 @@ std::string value_of(const std::string& description, const std::string& key, con
   return description.substr(first, description.find_first_of(ends, first) - first);
 }
 
-// The network grid and intensities of a description, or of the record of preprocess.py.
+// The record of a volume or a result, beside it.
+std::filesystem::path record_path(const std::filesystem::path& file) {
+  return std::filesystem::path(file).replace_extension(".json");
+}
+
+// What preprocess.py recorded about a volume, the hash of its image among it, or the copy beside
+// its result; empty if there is no such record.
+std::string record_of(const std::filesystem::path& file) {
+  const std::string record = read_text(record_path(file));
+  return value_of(record, "image_sha256", ",\n}").empty() ? "" : record;
+}
+
+// The network grid and intensities of a description, or of the record of a volume.
 std::string grid_of(const std::string& description) {
   return value_of(description, "VolSize", "]") + value_of(description, "dstRes", "]") +
          value_of(description, "normDir", ",\n}") + value_of(description, "intensity", ",\n}");
 }
 
-// Throws DataError for volumes that preprocess.py wrote for another network grid than the model's.
-void check_grid(const Options& options) {
-  const auto record = options.dataset_path / "grid.json";
-  const std::string grid = grid_of(read_text(record));
+// Throws DataError for a volume that preprocess.py wrote for another network grid than the model's.
+void check_grids(const Options& options, const std::vector<std::filesystem::path>& volumes) {
   const std::string expected = grid_of(description_of(options.mindir_path));
-  if (!grid.empty() && !expected.empty() && grid != expected)
-    throw DataError(record.string() + ": volumes of another network grid than that of " +
-                    options.mindir_path.string() +
-                    ", expected its VolSize, dstRes, normDir and "
-                    "intensity: run preprocess.py with this model");
+  for (const auto& volume : volumes) {
+    const std::string grid = grid_of(record_of(volume));
+    if (!grid.empty() && !expected.empty() && grid != expected)
+      throw DataError(record_path(volume).string() + ": a volume of another network grid than " +
+                      "that of " + options.mindir_path.string() + ", expected its VolSize, " +
+                      "dstRes, normDir and intensity: run preprocess.py with this model");
+  }
+}
+
+// Throws DataError if something else has the name of a result or of its record.
+void check_replaceable(const std::filesystem::path& output) {
+  require_no_folder(output);
+  if (std::filesystem::exists(record_path(output)) && record_of(output).empty())
+    throw DataError(record_path(output).string() + ": not written by this program, expected the " +
+                    "record of " + output.filename().string() +
+                    ": move it away, or choose another --output_path");
+}
+
+// Removes a result and its record; returns whether there was a result.
+bool remove_result(const std::filesystem::path& output) {
+  remove_file(record_path(output));
+  return remove_file(output);
 }
 
 // What decides the results of a model: checkpoint and network grid; without the former the
@@ -79,34 +106,37 @@ std::string model_of(const std::string& description) {
 }
 
 // Copies the model's description into the folder of the results, so that postprocess.py can tell
-// them from those of another model, and removes what is there of another model. Throws DataError if
-// it is not known what other results there are of.
+// them from those of another model, and removes what is there of another model. Throws DataError
+// for what this program may not have written, or if it is not known of which model the others are.
 void record_model(const Options& options, const std::vector<std::filesystem::path>& volumes) {
   const auto record = options.output_path / "model.json";
   const std::string description = description_of(options.mindir_path);
   const std::string earlier = read_text(record);
   if (model_of(earlier) != model_of(description)) {
-    std::set<std::filesystem::path> old;
+    std::set<std::filesystem::path> written;  // by this run, which replaces what is there
+    for (const auto& volume : volumes) written.insert(output_of(volume, options));
+    std::vector<std::filesystem::path> old;
     for (const auto& entry : std::filesystem::directory_iterator(options.output_path)) {
-      const std::string name = entry.path().filename().string();
-      if (name.size() > 6 && name.compare(name.size() - 6, 6, "_0.bin") == 0 &&
-          entry.is_regular_file())
-        old.insert(entry.path());
+      const auto& path = entry.path();
+      const std::string name = path.filename().string();
+      if (name.size() <= 6 || name.compare(name.size() - 6, 6, "_0.bin") != 0 ||
+          !entry.is_regular_file())
+        continue;
+      if (written.count(path) == 0 && (earlier.empty() || record_of(path).empty()))
+        throw DataError(path.string() +
+                        ": not known to be a result of this program and of which model, expected "
+                        "a folder of its results only: move it away, or choose another "
+                        "--output_path");
+      old.push_back(path);
     }
-    auto unknown = old;  // what this run will not write
-    for (const auto& volume : volumes) unknown.erase(output_of(volume, options));
-    if (earlier.empty() && !unknown.empty())
-      throw DataError(unknown.begin()->string() +
-                      ": not known to be a result of this model, expected a folder of its results "
-                      "only: move it away, or choose another --output_path");
-    for (const auto& path : old) std::filesystem::remove(path);
+    for (const auto& path : old) remove_result(path);
     if (!old.empty())
       std::cout << options.output_path.string() << ": removed " << old.size()
                 << " result(s) of another model" << std::endl;
   }
   if (earlier == description) return;
   if (description.empty())
-    std::filesystem::remove(record);
+    remove_file(record);
   else
     write_file(record, description.data(), description.size());
 }
@@ -116,24 +146,27 @@ void infer(const Options& options) {
   if (std::filesystem::equivalent(options.dataset_path, options.output_path, ignored))
     throw UsageError("--output_path: found the folder of --dataset_path, expected another one");
   const auto volumes = list_volumes(options.dataset_path);
-  check_grid(options);
+  check_grids(options, volumes);
   const auto network = load_network(options);
   for (const auto& volume : volumes) network->check(volume);
   const std::filesystem::path time_folder = "time_Result";
   make_folder(options.output_path);
   make_folder(time_folder);
+  for (const auto& volume : volumes) check_replaceable(output_of(volume, options));
   record_model(options, volumes);
-  const auto replaced = std::count_if(volumes.begin(), volumes.end(), [&](const auto& volume) {
-    return std::filesystem::exists(output_of(volume, options));
-  });
+  // Where this run ends early, no result of an earlier one stays among the new ones.
+  size_t replaced = 0;
+  for (const auto& volume : volumes) replaced += remove_result(output_of(volume, options));
   if (replaced > 0)
     std::cout << options.output_path.string() << ": replacing " << replaced
               << " result(s) of an earlier run" << std::endl;
 
   double milliseconds = 0;
   for (const auto& volume : volumes) {
+    const std::string record = record_of(volume);
     const Prediction prediction = network->run(volume);
     const auto output = output_of(volume, options);
+    if (!record.empty()) write_file(record_path(output), record.data(), record.size());
     write_file(output, prediction.values.data(), prediction.values.size() * sizeof(float));
     std::cout << volume.string() << ": " << one_decimal(prediction.milliseconds) << " ms, "
               << output.string() << std::endl;

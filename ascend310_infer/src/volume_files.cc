@@ -88,6 +88,19 @@ void write_file(const fs::path& file, const void* data, size_t size) {
   }
 }
 
+bool remove_file(const fs::path& file) {
+  std::error_code error;
+  const bool found = fs::remove(file, error);
+  if (error) throw unwritable(file, error);
+  return found;
+}
+
+void require_no_folder(const fs::path& file) {
+  std::error_code ignored;
+  if (fs::is_directory(file, ignored))
+    throw unwritable(file, std::make_error_code(std::errc::is_a_directory));
+}
+
 void make_folder(const fs::path& folder) {
   std::error_code error;
   fs::create_directories(folder, error);

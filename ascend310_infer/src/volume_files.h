@@ -23,6 +23,12 @@ std::string read_text(const std::filesystem::path& file);
 // Writes a file atomically. Throws DataError if it cannot be written.
 void write_file(const std::filesystem::path& file, const void* data, size_t size);
 
+// Removes a file; returns whether there was one. Throws DataError if it cannot be removed.
+bool remove_file(const std::filesystem::path& file);
+
+// Throws DataError for a folder that has the name of a file to write.
+void require_no_folder(const std::filesystem::path& file);
+
 // Creates a folder and its parents, unless it exists. Throws DataError.
 void make_folder(const std::filesystem::path& folder);
 

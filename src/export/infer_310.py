@@ -4,11 +4,16 @@ Each file holds one (X, Y, Z) array of float32, Z fastest, as in the model zoo. 
 the mirrored volume has its own file. With `recentre` the program runs again for the cases whose
 gland lies far from the grid's centre: their volumes on a grid about the place X, Y, Z in mm are
 NAME_about_X_Y_Z, so that no result can be taken for that of another grid.
+
+Beside each volume, NAME.json has its network grid, which the program checks, and the hash of its
+image. The program copies it to NAME_0.json beside the result, so that no result can be taken for
+that of another image.
 """
 
 import json
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,20 +23,20 @@ from easydict import EasyDict
 
 from ..config import GRID_KEYS, vnet_cfg
 from ..data_manager import Case, channel_of
+from ..earlier_masks import image_hash
 from ..evaluation import evaluate_masks
 from ..images.reading import read_image
 from ..predictor import Segmentation, network_inputs, segment_on_grids
 from ..promise12.splits import split_cases
 from ..utils import output_folder
 from ..utils.errors import DataError, UsageError, naming, reason_of
-from ..utils.files import write_files, write_json
+from ..utils.files import write_files
 from .description import CONFIGURATION, config_of_model, ensemble_models, read_description
 
 log = logging.getLogger(__name__)
 
 INPUT_FOLDER = "results/bin_data"  # folder and file names are the zoo's
 RECENTRED_FOLDER = f"{INPUT_FOLDER}_recentred"
-GRID_RECORD = "grid.json"  # beside the volumes: their network grid, which the C++ program checks
 MODEL_RECORD = "model.json"  # the model's description, which the C++ program adds to its outputs
 
 
@@ -50,18 +55,18 @@ class Attempt(NamedTuple):
 
 
 class _NotRunYet(DataError):
-    """There is no result for an attempt on a moved grid."""
+    """There is no result of the image for an attempt on a moved grid."""
 
-    def __init__(self, path: Path, attempt: Attempt) -> None:
+    def __init__(self, found: str, attempt: Attempt) -> None:
         super().__init__(
-            f"{path}: no such result; the gland lies far from the grid's centre (key recentre): "
+            f"{found}; the gland lies far from the grid's centre (key recentre): "
             f"run preprocess.py with --result_path, then the C++ program on {RECENTRED_FOLDER}"
         )
         self.attempt = attempt
 
 
 def write_attempts(attempts: list[Attempt], config: EasyDict, folder: str | Path) -> None:
-    """Writes the network input of each case on its grid as NAME.bin.
+    """Writes the network input of each case on its grid as NAME.bin, and NAME.json about it.
 
     Args:
         attempts: the cases.
@@ -75,31 +80,33 @@ def write_attempts(attempts: list[Attempt], config: EasyDict, folder: str | Path
     folder = Path(folder)
     for attempt in attempts:
         read_image(attempt.case.image_path, channel_of(config))
-    names = [f"{name}.bin" for attempt in attempts for name in attempt.volume_names(config)]
+    names = [name for attempt in attempts for name in attempt.volume_names(config)]
     if len(set(names)) < len(names):
         duplicate = next(name for name in names if names.count(name) > 1)
-        raise DataError(f"{folder / duplicate}: two cases have this name; rename one of them")
+        raise DataError(f"{folder / duplicate}.bin: two cases have this name; rename one of them")
+    files = [f"{name}{suffix}" for name in names for suffix in (".json", ".bin")]
     ours = output_folder.list_outputs(folder)
-    others = {path.name for path in folder.glob("*.bin")}.difference(names)
-    if others - ours:
+    foreign = {path.name for path in folder.glob("*.bin")}.difference(files, ours)
+    if foreign:
         raise DataError(
-            f"{folder / min(others - ours)}: not written by this program, but the C++ program "
+            f"{folder / min(foreign)}: not written by this program, but the C++ program "
             "would segment it; move it away"
         )
-    output_folder.announce(folder, [*names, GRID_RECORD])
-    output_folder.remove(folder, others)
-    with output_folder.register(folder, [*names, GRID_RECORD]):
-        for name in names:  # none of another grid stays where this call ends early
-            (folder / name).unlink(missing_ok=True)
-        grid = {key: config[key] for key in GRID_KEYS}
-        write_json(folder / GRID_RECORD, {"configuration": grid})
+    output_folder.announce(folder, files)
+    output_folder.remove(folder, ours.difference(files))
+    grid = {key: config[key] for key in GRID_KEYS}
+    with output_folder.register(folder, files):
+        for file in files:  # none of another grid or image stays where this call ends early
+            (folder / file).unlink(missing_ok=True)
         for attempt in attempts:
             image = read_image(attempt.case.image_path, channel_of(config))
+            record = {"configuration": grid, "image_sha256": image_hash(image)}
+            text = json.dumps(record, indent=2).encode()
             with naming(attempt.case.image_path):
                 volumes = network_inputs(image, config, attempt.centre_mm)
             for name, volume in zip(attempt.volume_names(config), volumes, strict=True):
                 content = np.ascontiguousarray(volume, "<f4").tobytes()
-                write_files({folder / f"{name}.bin": content})
+                write_files({folder / f"{name}.json": text, folder / f"{name}.bin": content})
     log.info(
         f"{folder}: {len(names)} volume(s) of {config.VolSize} voxels, of {len(attempts)} case(s)"
     )
@@ -189,7 +196,7 @@ def evaluate_outputs(
         The metrics of each case.
 
     Raises:
-        DataError: see `Results.of` and `src.evaluation.evaluate_masks`.
+        DataError: see `Results.of`, `Results.segment` and `src.evaluation.evaluate_masks`.
     """
     for case in cases:
         results.of(Attempt(case))  # check all files before anything is written
@@ -262,30 +269,45 @@ class Results:
                 f"folder(s), one for each of the {models} model(s) of which the mean counts"
             )
 
-    def of(self, attempt: Attempt) -> list[np.ndarray]:
+    def of(self, attempt: Attempt, image_sha256: str | None = None) -> list[np.ndarray]:
         """Returns the output for each volume of a case, of several models their mean.
+
+        Args:
+            attempt: the case on its grid.
+            image_sha256: `image_hash` of its image; None: not compared.
 
         Returns:
             Each (X, Y, Z) float32 in 0..1.
 
         Raises:
-            DataError: an output is missing, has the wrong size, or is not a probability.
+            DataError: an output is missing, of another image or not known of which, has the wrong
+                size, or is not a probability.
         """
         outputs = []
         for name in attempt.volume_names(self.config):
             paths = [folder / f"{name}_0.bin" for folder in self.folders]
             for path in paths:
-                if attempt.centre_mm is not None and not path.is_file():
-                    raise _NotRunYet(path, attempt)
+                fault = _fault_of(path, attempt.case, image_sha256)
+                if fault and attempt.centre_mm is not None:
+                    raise _NotRunYet(fault, attempt)
+                if fault:
+                    raise DataError(
+                        f"{fault}; run preprocess.py, then the C++ program on {INPUT_FOLDER}"
+                    )
             each = [_read_output(path, self.config) for path in paths]
             outputs.append(sum(each[1:], each[0]) / np.float32(len(each)))
         return outputs
 
     def segment(self, case: Case, image: sitk.Image) -> Segmentation:
-        """Segments an image from the outputs, see `src.predictor.segment_on_grids`."""
+        """Segments an image from its outputs, see `src.predictor.segment_on_grids`.
+
+        Raises:
+            DataError: see `of`.
+        """
+        image_sha256 = image_hash(image)
 
         def run(centre_mm: Sequence[float] | None) -> list[np.ndarray]:
-            return self.of(Attempt(case, centre_mm))
+            return self.of(Attempt(case, centre_mm), image_sha256)
 
         return segment_on_grids(run, image, self.config)
 
@@ -304,10 +326,27 @@ class Results:
         return None
 
 
+def _fault_of(path, case, image_sha256):
+    """Says what is missing or wrong if there is no output of this image, "" if there is one."""
+    if not path.is_file():
+        return f"{path}: no such result"
+    if image_sha256 is None:
+        return ""
+    record, found = path.with_suffix(".json"), None
+    with suppress(OSError, ValueError, LookupError, TypeError):
+        found = json.loads(record.read_text("utf-8"))["image_sha256"]
+    if found is None:
+        return f"{record}: missing or damaged, expected the hash of the image of {path.name}"
+    if found != image_sha256:
+        return (
+            f"{record}: {path.name} is of an image with the hash {found}, expected {image_sha256}, "
+            f"that of {case.image_path}"
+        )
+    return ""
+
+
 def _read_output(path, config):
     """Reads an output, (X, Y, Z) float32 in 0..1."""
-    if not path.is_file():
-        raise DataError(f"{path}: no such result; run the C++ program on {INPUT_FOLDER} first")
     size, expected = path.stat().st_size, 4 * int(np.prod(config.VolSize))
     if size != expected:
         raise DataError(

@@ -27,7 +27,7 @@ from src.export.description import CONFIGURATION
 from src.export.infer_310 import Attempt, write_attempts
 from src.export.mindir import to_version_1
 from src.export.weight_file import run_weights, write_weights
-from tests.helpers import ROOT, write_executable
+from tests.helpers import ROOT, tree, write_executable
 from tests.networks import seeded_vnet
 
 SOURCES = ROOT / "ascend310_infer"
@@ -41,6 +41,7 @@ SANITIZER_OPTIONS = {
 }
 
 LITE = ("--device_type=CPU", "--runtime=lite")
+RECORD = '{\n  "image_sha256": "0"\n}'  # beside a volume and its result
 
 run = partial(subprocess.run, capture_output=True, text=True, stdin=subprocess.DEVNULL)
 
@@ -351,6 +352,7 @@ def test_the_results_tell_of_which_model_they_are(infer, weights, volumes, tmp_p
 
     old, other = outputs / "Case99_0.bin", outputs / "notes.bin"
     other.write_text("mine")
+    old_record = old.with_suffix(".json")
     for text, stays in (
         ('"checkpoint_sha256": "a", "files": 1', False),
         ('"checkpoint_sha256": "a", "files": 2', True),  # the same, exported in a further format
@@ -359,9 +361,10 @@ def test_the_results_tell_of_which_model_they_are(infer, weights, volumes, tmp_p
         (None, False),
     ):
         old.write_text("of a case of an earlier run")
+        old_record.write_text(RECORD)
         description.write_text(text) if text else description.unlink()
         result = infer(*arguments)
-        assert result.returncode == 0 and old.exists() == stays
+        assert result.returncode == 0 and old.exists() == old_record.exists() == stays
         assert ("result(s) of another model" in result.stdout) == (not stays)
         assert record.exists() == (text is not None) and other.read_text() == "mine"
         assert {f"{name}_0.bin" for name in volumes} < {path.name for path in outputs.iterdir()}
@@ -379,26 +382,78 @@ def test_volumes_of_another_grid_are_refused(infer, weights, tmp_path, write_cas
     attempts, folder = [Attempt(Case("Case0", image, reference))], tmp_path / "results" / "bin_data"
     write_attempts(attempts, config, folder)
     assert infer(*arguments).returncode == 0
+    record = (tmp_path / "result_Files" / "Case0_0.json").read_text()
+    assert record == (folder / "Case0.json").read_text()
     other = {
         "dstRes": "dstRes=2,2,3",
         "normDir": "normDir=true",
         "intensity": "intensity=equalize",
     }
     write_attempts(attempts, override_config(config, [other[key]]), folder)
-    fails(infer(*arguments), 1, "grid.json: volumes of another network grid than", "preprocess.py")
+    fails(infer(*arguments), 1, "Case0.json: a volume of another network grid", "preprocess.py")
 
 
-def test_files_that_may_be_another_models_results_stay(infer, weights, volumes, tmp_path):
-    """There is no record, so nothing says whose they are."""
+@pytest.mark.parametrize("earlier", [None, "a description of another model"])
+def test_files_that_may_be_the_users_own_stay(infer, weights, volumes, tmp_path, earlier):
+    """Without a record beside it, nothing says whose a file is, whatever its name."""
     model, outputs = tmp_path / "vnet.vnet", tmp_path / "result_Files"
     shutil.copy(weights, model)
     (tmp_path / "vnet.json").write_text("a description")
     outputs.mkdir()
-    (outputs / "scan_0.bin").write_text("mine")
+    (outputs / "backup_0.bin").write_text("mine")
+    for name in ("Case02_0", "Case99_0"):  # the first is of a case of this run
+        (outputs / f"{name}.bin").write_text("of an earlier run")
+        (outputs / f"{name}.json").write_text(RECORD)
+    if earlier:
+        (outputs / "model.json").write_text(earlier)
+    else:  # known to be a result, but not of which model
+        (outputs / "backup_0.json").write_text(RECORD)
+        (outputs / "Case99_0.bin").unlink()
+    before = tree(outputs)
     result = infer("--mindir_path", model, "--device_type=CPU")
-    assert result.returncode == 1
-    assert "scan_0.bin: not known to be a result of this model" in result.stderr
-    assert [path.name for path in outputs.iterdir()] == ["scan_0.bin"]
+    fails(result, 1, f"{Path('result_Files', 'backup_0.bin')}: not known to be", "--output_path")
+    assert tree(outputs) == before
+
+
+def test_a_record_that_is_the_users_own_stays(infer, model, volumes, tmp_path):
+    outputs = tmp_path / "result_Files"
+    outputs.mkdir()
+    (outputs / "Case02_0.bin").write_text("of an earlier run")
+    (outputs / "Case10_0.json").write_text("mine")
+    before = tree(outputs)
+    fails(infer(*model.arguments), 1, "Case10_0.json: not written by this program", "move it")
+    assert tree(outputs) == before
+
+
+def test_the_record_of_a_volume_goes_with_its_result(infer, model, volumes, tmp_path):
+    """Of one that has none, no result keeps that of an earlier volume."""
+    inputs, outputs = tmp_path / "results" / "bin_data", tmp_path / "result_Files"
+    for name in ("Case02", "a.b"):
+        (inputs / f"{name}.json").write_text(RECORD.replace("0", name))
+    (inputs / "Case10.json").write_text("mine")
+    assert infer(*model.arguments).returncode == 0
+    records = {path.name: path.read_text() for path in outputs.glob("*.json")}
+    expected = {f"{name}_0.json": RECORD.replace("0", name) for name in ("Case02", "a.b")}
+    assert records == expected
+    (inputs / "a.b.json").unlink()
+    assert infer(*model.arguments).returncode == 0
+    assert [path.name for path in outputs.glob("*.json")] == ["Case02_0.json"]
+
+
+def test_after_an_early_end_no_earlier_results_are_left(infer, model, volumes, tmp_path):
+    """Of the same volumes: otherwise they could be taken for those of this run."""
+    inputs, outputs = tmp_path / "results" / "bin_data", tmp_path / "result_Files"
+    for name in volumes:
+        (inputs / f"{name}.json").write_text(RECORD)
+    assert infer(*model.arguments).returncode == 0
+    (outputs / "Case99_0.bin").write_text("of another case")
+    volumes["Case10"].flat[0] = np.nan  # the second
+    volumes["Case10"].tofile(inputs / "Case10.bin")
+    result = infer(*model.arguments)
+    fails(result, 1, "Case10.bin:")
+    assert "replacing 3 result(s) of an earlier run" in result.stdout
+    left = {path.name for path in outputs.iterdir()}
+    assert left == {"Case02_0.bin", "Case02_0.json", "Case99_0.bin"}
 
 
 def test_help(infer):

@@ -13,10 +13,10 @@ import SimpleITK as sitk
 
 from src.commands import run_script
 from src.data_manager import Case, find_cases
+from src.earlier_masks import image_hash
 from src.evaluation import evaluate
 from src.export.description import describe
 from src.export.infer_310 import (
-    GRID_RECORD,
     INPUT_FOLDER,
     MODEL_RECORD,
     RECENTRED_FOLDER,
@@ -80,8 +80,8 @@ def config(small_config, tmp_path):
 
 
 def contents(folder):
-    """The files of a folder, but this program's records beside them."""
-    records = (MANIFEST, GRID_RECORD)
+    """The files of a folder, without the records of them and of the volumes among them."""
+    records = {MANIFEST, *(path.with_suffix(".json").name for path in folder.glob("*.bin"))}
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.name not in records}
 
 
@@ -96,19 +96,19 @@ def results_in(folder, config):
 
 
 def stand_in_program(inputs, outputs, network=sloping):
-    """What the C++ program does, with another network: NAME.bin -> NAME_0.bin."""
+    """What the C++ program does, with another network: NAME.bin and .json -> NAME_0.bin, .json."""
     outputs.mkdir(exist_ok=True)
     for path in inputs.glob("*.bin"):
         volume = np.frombuffer(path.read_bytes(), "<f4").reshape(1, 1, *SIDES)
         output = network(ms.Tensor(volume.copy())).asnumpy()[0]
         (outputs / f"{path.stem}_0.bin").write_bytes(output.astype("<f4").tobytes())
+        shutil.copy(path.with_suffix(".json"), outputs / f"{path.stem}_0.json")
 
 
 # Volumes for the program ------------------------------------------------------------------------
 
 
 def test_after_an_early_end_there_are_no_volumes_of_two_grids(tmp_path, cases, config, monkeypatch):
-    """The grid that is recorded is then that of all volumes."""
     folder = tmp_path / "bin"
     write_inputs(cases, config(), folder)
     before = contents(folder)
@@ -125,8 +125,9 @@ def test_after_an_early_end_there_are_no_volumes_of_two_grids(tmp_path, cases, c
         write_inputs(cases, config("dstRes=3,3,4"), folder)
     ((name, content),) = contents(folder).items()
     assert content != before[name]
-    recorded = json.loads((folder / GRID_RECORD).read_text())["configuration"]["dstRes"]
-    assert recorded == [3, 3, 4]
+    (record,) = folder.glob("Case*.json")
+    assert record.name == name.replace(".bin", ".json")
+    assert json.loads(record.read_text())["configuration"]["dstRes"] == [3, 3, 4]
 
 
 @pytest.mark.parametrize(
@@ -142,6 +143,9 @@ def test_a_file_is_exactly_the_networks_input(tmp_path, cases, config, options, 
         for name, volume in zip(names, volumes, strict=True):
             assert volume.shape == SIDES and volume.std() > 0.5
             expected[f"{name}.bin"] = volume.astype("<f4").tobytes(order="C")
+            record = json.loads((folder / f"{name}.json").read_text())
+            assert record["image_sha256"] == image_hash(read_image(case.image_path))
+            assert record["configuration"]["normDir"] == config.normDir
     assert contents(folder) == expected
     count = len(expected)
     assert capsys.readouterr().out == (
@@ -220,8 +224,8 @@ def test_our_own_earlier_volumes_go(tmp_path, cases, config, capsys):
     left = {name: first[name] for name in ("Case0.bin", "Case1.bin", "notes.txt")}
     assert contents(folder) == left
     assert capsys.readouterr().out.splitlines() == [
-        f"{folder}: replacing 3 file(s) of an earlier run",
-        f"{folder}: removing 4 file(s) of an earlier run",
+        f"{folder}: replacing 4 file(s) of an earlier run",
+        f"{folder}: removing 8 file(s) of an earlier run",
         f"{folder}: 2 volume(s) of [32, 48, 16] voxels, of 2 case(s)",
     ]
     (folder / "Case2.bin").write_bytes(b"mine")  # no longer ours, so that it is safe from us
@@ -356,7 +360,7 @@ def with_value(value):
 
 BYTES = 4 * 32 * 48 * 16
 SPOILED = {
-    "missing": (lambda path: path.unlink(), "no such result; run the C++ program"),
+    "missing": (lambda path: path.unlink(), "no such result; run preprocess.py, then the C++"),
     "cut": (
         lambda path: path.write_bytes(path.read_bytes()[:-1]),
         f"{BYTES - 1} bytes, expected {BYTES} for [32, 48, 16] voxels",
@@ -393,7 +397,7 @@ def test_a_bad_output_is_one_line_and_nothing_is_written(
 @pytest.mark.usefixtures("undrawn")
 def test_outputs_of_exactly_0_and_1_are_probabilities(tmp_path, cases, config, run_program):
     outputs = run_program(config())
-    for path in outputs.iterdir():
+    for path in outputs.glob("*.bin"):
         np.repeat([0, 1], 32 * 48 * 8).astype("<f4").tofile(path)
     assert len(evaluate_outputs(cases, results_in(outputs, config()), {})) == 3
 
@@ -415,6 +419,57 @@ def test_other_peoples_masks_stay(tmp_path, cases, config, run_program):
     with pytest.raises(DataError, match="Case0_test.mhd: there already"):
         evaluate_outputs(cases, results_in(outputs, config()), {})
     assert contents(tmp_path / "masks") == {"Case0_test.mhd": b"mine"}
+
+
+@pytest.mark.parametrize("change", ["voxels", "geometry"])
+def test_results_of_another_image_of_the_same_name_are_refused(
+    tmp_path, data, cases, config, run_program, change
+):
+    """Such as those of an image that was corrected since, or of another folder."""
+    settings = config("flip_average=true")
+    outputs = run_program(settings)
+    path = data / "img" / "Case0.mhd"
+    image = sitk.ReadImage(str(path))
+    before = image_hash(read_image(path))
+    if change == "voxels":
+        image[0, 0, 0] = 5
+    else:
+        image.SetSpacing([1.001 * side for side in image.GetSpacing()])
+        reference = sitk.ReadImage(str(data / "gt" / "Case0_segmentation.mhd"))
+        reference.CopyInformation(image)
+        sitk.WriteImage(reference, str(data / "gt" / "Case0_segmentation.mhd"))
+    sitk.WriteImage(image, str(path))
+    with pytest.raises(DataError) as error:
+        evaluate_outputs(cases, results_in(outputs, settings), {})
+    after = image_hash(read_image(path))
+    assert str(error.value) == (
+        f"{outputs}/Case0_0.json: Case0_0.bin is of an image with the hash {before}, expected "
+        f"{after}, that of {path}; run preprocess.py, then the C++ program on {INPUT_FOLDER}"
+    )
+    assert not (tmp_path / "masks").exists()
+
+
+@pytest.mark.parametrize("text", [None, "", "[]", "{}", '{"image_sha256": null}'])
+@pytest.mark.parametrize("name", ["Case0", "Case0_mirrored"])
+def test_results_of_which_the_image_is_not_known_are_refused(
+    tmp_path, cases, config, run_program, name, text
+):
+    """Such as those of volumes that an earlier version wrote."""
+    settings = config("flip_average=true")
+    record = run_program(settings) / f"{name}_0.json"
+    record.unlink() if text is None else record.write_text(text)
+    with pytest.raises(DataError, match=rf"^{record}: missing or damaged.*preprocess\.py, then"):
+        evaluate_outputs(cases, results_in(record.parent, settings), {})
+    assert not (tmp_path / "masks").exists()
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_further_cases_can_be_added_to_the_results(tmp_path, cases, config):
+    """preprocess.py removes the volumes of the first; their results keep their records."""
+    for part in (cases[:2], cases[2:]):
+        write_inputs(part, config(), tmp_path / "bin")
+        stand_in_program(tmp_path / "bin", tmp_path / "outputs")
+    assert len(evaluate_outputs(cases, results_in(tmp_path / "outputs", config()), {})) == 3
 
 
 # The two commands -------------------------------------------------------------------------------
@@ -543,6 +598,18 @@ def test_the_program_runs_again_for_a_gland_far_from_the_grids_centre(
     found = segment_inputs(bright, network_inputs(image, trained), image, trained)
     np.testing.assert_allclose(found.centre_mm, about_mm, atol=1e-9)
 
+    # The place is the same for another image of this case: its result is not taken.
+    settings = Results([results], trained, models=1)
+    record = results / f"{names[-1]}_0.json"
+    ours = record.read_text()
+    for text in ("", json.dumps({"image_sha256": "another"})):
+        record.write_text(text)
+        assert settings.next_attempt(cases[0]).volume_names(trained) == names
+        with pytest.raises(DataError, match=rf"{record}: .*--result_path.*{RECENTRED_FOLDER}"):
+            settings.segment(cases[0], image)
+    record.write_text(ours)
+    assert settings.next_attempt(cases[0]) is None
+
     # Of an ensemble, each model has to have run on the moved grid.
     shutil.copytree(results, tmp_path / "second")
     both = Results([results, tmp_path / "second"], trained, models=2)
@@ -556,7 +623,7 @@ def test_the_program_runs_again_for_a_gland_far_from_the_grids_centre(
     # With another threshold the gland's centre is another: no result is taken for that of its grid.
     other = ("--set", "threshold=0.99999")
     assert command("postprocess", *again, "--set", "dirPredictionImage=files")[0] == 0
-    for volume in results.glob("Case2*"):
+    for volume in results.glob("Case2*.bin"):
         output = np.fromfile(volume, "<f4")
         half = (
             slice(output.size // 2) if "mirr" not in volume.name else slice(output.size // 2, None)
