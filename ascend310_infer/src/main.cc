@@ -124,9 +124,8 @@ void record_model(const Options& options, const std::vector<std::filesystem::pat
         continue;
       if (written.count(path) == 0 && (earlier.empty() || record_of(path).empty()))
         throw DataError(path.string() +
-                        ": not known to be a result of this program and of which model, expected "
-                        "a folder of its results only: move it away, or choose another "
-                        "--output_path");
+                        ": of unknown origin, expected only results of this program, of the model "
+                        "in model.json: move it away, or choose another --output_path");
       old.push_back(path);
     }
     for (const auto& path : old) remove_result(path);
