@@ -13,7 +13,6 @@ that of another image.
 import json
 import logging
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +21,7 @@ import SimpleITK as sitk
 from easydict import EasyDict
 
 from ..config import GRID_KEYS, vnet_cfg
-from ..data_manager import Case, channel_of
+from ..data_manager import PREPROCESSING, Case, channel_of
 from ..earlier_masks import image_hash
 from ..evaluation import evaluate_masks
 from ..images.reading import read_image
@@ -100,8 +99,8 @@ def write_attempts(attempts: list[Attempt], config: EasyDict, folder: str | Path
             (folder / file).unlink(missing_ok=True)
         for attempt in attempts:
             image = read_image(attempt.case.image_path, channel_of(config))
-            record = {"configuration": grid, "image_sha256": image_hash(image)}
-            text = json.dumps(record, indent=2).encode()
+            known = {"preprocessing": PREPROCESSING, "image_sha256": image_hash(image)}
+            text = json.dumps({"configuration": grid, **known}, indent=2).encode()
             with naming(attempt.case.image_path):
                 volumes = network_inputs(image, config, attempt.centre_mm)
             for name, volume in zip(attempt.volume_names(config), volumes, strict=True):
@@ -332,11 +331,14 @@ def _fault_of(path, case, image_sha256):
         return f"{path}: no such result"
     if image_sha256 is None:
         return ""
-    record, found = path.with_suffix(".json"), None
-    with suppress(OSError, ValueError, LookupError, TypeError):
-        found = json.loads(record.read_text("utf-8"))["image_sha256"]
-    if found is None:
+    record = path.with_suffix(".json")
+    try:
+        content = json.loads(record.read_text("utf-8"))
+        version, found = content["preprocessing"], content["image_sha256"]
+    except (OSError, ValueError, LookupError, TypeError):
         return f"{record}: missing or damaged, expected the hash of the image of {path.name}"
+    if version != PREPROCESSING:
+        return f"{record}: {path.name} is of a volume of another version of preprocess.py"
     if found != image_sha256:
         return (
             f"{record}: {path.name} is of an image with the hash {found}, expected {image_sha256}, "

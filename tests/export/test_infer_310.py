@@ -463,6 +463,19 @@ def test_results_of_which_the_image_is_not_known_are_refused(
     assert not (tmp_path / "masks").exists()
 
 
+def test_results_of_another_version_of_preprocessing_are_refused(
+    tmp_path, cases, config, run_program, monkeypatch
+):
+    settings = config()
+    outputs = run_program(settings)
+    monkeypatch.setattr("src.export.infer_310.PREPROCESSING", 0)
+    with pytest.raises(
+        DataError, match=r"another version of preprocess\.py; run preprocess\.py, th"
+    ):
+        evaluate_outputs(cases, results_in(outputs, settings), {})
+    assert not (tmp_path / "masks").exists()
+
+
 @pytest.mark.usefixtures("undrawn")
 def test_further_cases_can_be_added_to_the_results(tmp_path, cases, config):
     """preprocess.py removes the volumes of the first; their results keep their records."""
