@@ -1,5 +1,6 @@
 """Checks the volumes in img/ and gt/, and formats the table of problems."""
 
+import logging
 import math
 import shutil
 import textwrap
@@ -24,6 +25,8 @@ from ..utils.files import check_name
 from .names import SETS, set_named
 from .splits import check_listable
 from .unread import case_of, misnamed_masks, unread_images
+
+log = logging.getLogger(__name__)
 
 
 class CaseFiles(NamedTuple):
@@ -116,13 +119,16 @@ def cases_of(folder: Path) -> Iterator[CaseFiles]:
     if flat:
         images = {name: paths for name, paths in images.items() if not name.endswith(MASK_SUFFIX)}
         masks = {name: paths for name, paths in masks.items() if name.endswith(MASK_SUFFIX)}
-    of_images = _lines_by_case(unread_images(image_folder))
-    of_masks = _lines_by_case(misnamed_masks(masks) | ({} if flat else unread_images(mask_folder)))
+    misnamed = misnamed_masks(masks, images)
     masks = {
         name.removesuffix(MASK_SUFFIX): paths
         for name, paths in masks.items()
         if name.endswith(MASK_SUFFIX)
     }
+    cases = {*images, *masks}
+    of_images = _lines_by_case(_lacking(unread_images(image_folder), images, cases))
+    unread_masks = {} if flat else _lacking(unread_images(mask_folder), masks, cases)
+    of_masks = _lines_by_case(misnamed | unread_masks)
     mask_needed = bool(masks or of_masks) or not test_set
     for name in sorted({*images, *masks, *of_images, *of_masks}):
         yield CaseFiles(
@@ -133,6 +139,21 @@ def cases_of(folder: Path) -> Iterator[CaseFiles]:
             of_images.get(name, []),
             of_masks.get(name, []),
         )
+
+
+def _lacking(unread, there, cases):
+    """What is in the place of a file that a case lacks; a line tells of folders of no case.
+
+    Args:
+        unread: of `unread_images`.
+        there: names of the cases that have the file.
+        cases: names of all cases with any file.
+    """
+    lacking = {path: what for path, what in unread.items() if case_of(path) not in there}
+    for path, what in lacking.items():
+        if path.is_dir() and case_of(path) not in cases:
+            log.info(f"{path}: {what}, or move it away")
+    return {p: what for p, what in lacking.items() if not p.is_dir() or case_of(p) in cases}
 
 
 def _lines_by_case(unread):
@@ -150,7 +171,7 @@ def _check_case(
     for paths in filter(None, (images, masks)):
         try:
             only_file(paths)
-            if case.mask_needed and paths is images:  # a case for training
+            if case.mask_needed and paths is images:  # it may be listed in a split
                 check_listable(images[0])
         except DataError as error:
             problems.append(str(error))

@@ -10,7 +10,7 @@ from ..images.formats import MASK_FOLDER, stem
 
 # Set -> word of the challenge's archives and folders, old and new; the first that fits is taken.
 SETS = {
-    name: re.compile(f"({word})(data)?(sets?)?")
+    name: re.compile(f"({word})(data|images?|cases?|scans?|volumes?)?(sets?)?")
     for name, word in (
         ("LiveTestData", "live(challenge)?(test(ing)?)?"),
         ("TestData", "test(ing)?"),

@@ -78,8 +78,8 @@ def _cases(data_path):
         is_training = folder == data_path or folder.name == "TrainData"
         for case in cases_of(folder):
             name, images, masks = case.name, case.images, case.masks
-            for line in (*case.unread_images, *case.unread_masks):
-                raise DataError(f"{folder}: {line}")
+            if unread := (*case.unread_images, *case.unread_masks):
+                raise DataError(f"{folder}: {unread[0]}")
             if not images or (is_training and not masks):
                 raise DataError(
                     f"{folder}: {name} has {len(images)} image(s) and {len(masks)} mask(s), "

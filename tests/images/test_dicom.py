@@ -763,6 +763,20 @@ def test_what_else_is_in_a_study_is_no_damage(tmp_path, capfd):
     assert capfd.readouterr() == ("", "")
 
 
+def test_other_files_that_are_named_like_slices_are_no_damage(tmp_path):
+    """A viewer's, of another pattern; and a vendor's object that names no series."""
+    for number, path in enumerate(sorted(write_series(tmp_path / "S5").iterdir())):
+        path.rename(path.with_name(f"IM{number:04}"))
+    (tmp_path / "VIEWER").mkdir()
+    for name in ("imface", "1.cab", "im.dll"):
+        (tmp_path / "VIEWER" / name).write_bytes(b"MZ" * 99)
+    ds = slice_of(0, PixelData=None, Rows=None, Columns=None, SOPClassUID=CSA_NON_IMAGE)
+    ds.file_meta.MediaStorageSOPClassUID = CSA_NON_IMAGE
+    del ds.SeriesInstanceUID
+    save(ds, tmp_path / "private" / "object")
+    assert_geometry(read_dicom(tmp_path), AXIAL)
+
+
 def test_study_tree(tmp_path):
     """T2 in three planes, T1, diffusion, a localizer, a report: the axial T2 is meant."""
     kinds = {

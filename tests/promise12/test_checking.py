@@ -109,7 +109,7 @@ FAULTS |= {
     ),
     "a second mask": (
         lambda d: make_volume(d / "gt/Case01.nii.gz"),
-        "^gt/Case01.nii.gz: .*rename it to Case01_segmentation.nii.gz$",
+        "^gt/Case01.nii.gz: a second mask of Case01; move it away$",
     ),
     "image of another format": (
         lambda d: (d / f"{IMAGE}.mhd").rename(d / f"{IMAGE}.nhdr"),
@@ -186,6 +186,27 @@ def test_files_of_no_case_have_a_row(data):
     assert frame.index.tolist() == ["Case00", "Case01", "p 7", "r"]
     assert frame["problems"].str.split(":").str[0].tolist() == ["", "", "img/p 7.mnc", "gt/r.mhd"]
     assert frame["size"].tolist() == ["6x5x4", "6x5x4", "", ""]
+
+
+def test_what_no_case_lacks_is_no_problem(data, capsys):
+    """Copies, zones and converted files beside complete cases; folders of no case have a line."""
+    for name in ("img/backup/Case00.mhd", "gt/zones/Case00_pz.nii.gz"):
+        make_volume(data / name)
+    for name in ("img/Case00.par", "gt/Case00_segmentation.vtk", "img/__MACOSX/._Case00.mhd"):
+        (data / name).parent.mkdir(exist_ok=True)
+        (data / name).touch()
+    assert check(data)["problems"].tolist() == ["", ""]
+    lines = capsys.readouterr().out
+    for name in ("img/backup", "gt/zones"):
+        assert re.search(f"{name}: a folder of images.*, or move it away$", lines, re.M)
+    assert "MACOSX" not in lines
+
+
+def test_a_mask_of_no_image_is_not_renamed(data):
+    make_volume(data / "gt/Case00_pz.nii.gz")
+    problems = check(data).set_index("case")["problems"]
+    expected = "gt/Case00_pz.nii.gz: of no image: there is none called Case00_pz; move it away"
+    assert problems[problems != ""].to_dict() == {"Case00_pz": expected}
 
 
 def test_dicom_files_in_img_are_told_once(data):

@@ -46,11 +46,13 @@ def test_names(path, is_mask, is_lesion):
             "TrainData",
         ),
         (
-            "prostate158_train imagesTr_train train_val TrainImages MyTrainSet train2 2-train",
+            "prostate158_train imagesTr_train train_val TrainImages MyTrainSet train2 2-train "
+            "traincases trainimages",
             "TrainData",
         ),
         (
-            "TestData test_data test testset Test-Set testing TestingData TestImages 12test",
+            "TestData test_data test testset Test-Set testing TestingData TestImages 12test "
+            "testcases testimages test_scans",
             "TestData",
         ),
         ("prostate158_test promise12_test.data TESTdata test_datasets", "TestData"),

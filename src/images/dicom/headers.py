@@ -139,15 +139,21 @@ class Damaged(Malformed):
     """A file whose series cannot be trusted either."""
 
 
-def _is_other_object(values):
-    """Whether a file is an object other than MR images, such as a report, or a vendor's own."""
+def _is_other_object(values, file_class):
+    """Whether a file is an object other than MR images, such as a report, or a vendor's own.
+
+    Args:
+        values: of the file.
+        file_class: the class that the head of the file names, "" without one.
+    """
     sop_class = values["sop_class"]
     is_private = re.fullmatch(r"[12](\.\d+)+", sop_class) and not sop_class.startswith(
         STANDARD_ROOT
     )
     # The SeriesInstanceUID comes late: with it, SOPClassUID is not cut off.
+    is_whole = values["uid"] or file_class == sop_class
     is_class = sop_class in UID_dictionary or is_private
-    return bool(is_class and values["uid"] and sop_class not in MR_CLASSES)
+    return bool(is_class and is_whole and sop_class not in MR_CLASSES)
 
 
 def _read_tags(file):
@@ -172,12 +178,13 @@ def read_header(files: Files, name: str) -> Header | None:
             if DIRECTORY_CLASS in (ds.get("SOPClassUID"), meta.get("MediaStorageSOPClassUID")):
                 return None
             header.values = _series_values(ds)
-            is_object = _is_other_object(header.values)
+            file_class = str(meta.get("MediaStorageSOPClassUID", ""))
+            is_object = _is_other_object(header.values, file_class)
             if start[128:] != b"DICM" and not (is_object or is_image_without_preamble(ds)):
                 return None
             is_known = is_object or header.values["sop_class"] in UID_dictionary
             if "Rows" not in ds and not is_known:
-                raise Damaged("neither SOPClassUID nor Rows in its header" + GET_AGAIN)
+                raise Damaged("no known SOPClassUID and no Rows in its header" + GET_AGAIN)
             if is_mr(header.values["modality"], header.values["sop_class"]):
                 is_deflated = meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian
                 if not is_deflated and file.read(4) not in PIXEL_TAGS:

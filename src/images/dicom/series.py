@@ -174,8 +174,9 @@ def _kind_of_file(name):
 
 
 def _pattern(name):
-    """The file's name without its numbers: IM0001 and IM0002, or two UIDs, have the same."""
-    return re.sub(r"[\da-f.]+", "#", PurePosixPath(name).name.lower())
+    """The file's name without its numbers: IM0001 and IM0002, or two hashes, have the same."""
+    number = r"(?=[a-f.]*\d)[\da-f.]{8,}|\d+"
+    return re.sub(number, "#", PurePosixPath(name).name.lower())
 
 
 def _suspects(files, headers, others):
