@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _started: list[tuple[str, int]] = []  # the device of this process, once it is chosen
+KEYS_OF_MASKS = ("labels", "channel", "fold", "dirPredictionImage")  # of `compare_masks`
 _computing = threading.RLock()  # MindSpore crashes where two threads compute
 
 
@@ -273,7 +274,7 @@ def compare_masks(
         data_path, split: instead of `reference`, see `evaluate`; the report then has the images.
         output_path: gets metrics.csv, metrics.json, summary.json, overlays.png and report.html; by
             default `dirPredictionImage` of the configuration.
-        overrides: of `labels`, `channel` and `dirPredictionImage`, see `load`.
+        overrides: of `KEYS_OF_MASKS`, see `load`.
         painter, language: see `evaluate`.
 
     Returns:
@@ -282,10 +283,15 @@ def compare_masks(
     Raises:
         DataError: a case has no mask, a mask is on another grid than its reference, or see
             `evaluate`.
-        UsageError: neither or both of `reference` and `data_path` with `split`; or see `load`.
+        UsageError: neither or both of `reference` and `data_path` with `split`; an override of
+            another key; or see `load`.
     """
     _check_path(masks, "masks")
-    config = override_config(vnet_cfg, _override_texts(overrides))
+    texts = _override_texts(overrides)
+    config = override_config(vnet_cfg, texts)
+    for key in (text.partition("=")[0] for text in texts):
+        if key not in KEYS_OF_MASKS:
+            raise UsageError(f"{key}: has no effect on masks that are there; leave it out")
     config.dirPredictionImage = str(output_path or config.dirPredictionImage)
     if reference is not None and data_path is None and split is None:
         _check_path(reference, "reference")

@@ -332,9 +332,6 @@ def _rounded(measures: dict[str, float | None]) -> dict[str, float | None]:
     return {key: value if value is None else round(value, 3) for key, value in measures.items()}
 
 
-# --- results of all images ------------------------------------------------------------------------
-
-
 def _warn(row: dict) -> None:
     if row["problem"]:
         warn_about_case(row["case"], [row["problem"]], "error")
@@ -347,7 +344,6 @@ def _draw(table: VolumesTable, album: Album) -> None:
 
     Holds the folder's lock, so that the last of several predictions draws the images of all.
     """
-
     folder = table.folder
 
     def read_again(row: dict) -> OverlayCase:

@@ -263,5 +263,5 @@ def test_either_references_or_a_split(folders):
 
 def test_settings_that_need_a_network_are_refused():
     words = ["--masks", "masks", "--reference", "gt", "--set", "threshold=0.3"]
-    with pytest.raises(UsageError, match="--set threshold: has no effect with --masks"):
+    with pytest.raises(UsageError, match="threshold: has no effect on masks that are there; leave"):
         eval_command.execute(command_parser("eval", "eval.py").parse_args(words))

@@ -25,9 +25,6 @@ from .arguments import (
     overrides_of,
 )
 
-# Without a network no other configuration key has an effect.
-KEYS_OF_MASKS = ("labels", "channel", "fold", "dirPredictionImage")
-
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Adds the arguments of the command."""
@@ -60,13 +57,10 @@ def execute(args: Namespace) -> None:
         data_path, split = data_path or DATA_PATH, split or VAL_SPLIT
     elif (data_path, split) != (None, None):
         raise UsageError("--reference: all its masks are compared; leave out data and split")
-    if args.masks is not None:
-        for key in (text.partition("=")[0] for text in args.overrides):
-            if key not in KEYS_OF_MASKS:
-                raise UsageError(f"--set {key}: has no effect with --masks; leave it out")
     with Painter(PROCESSES) as painter:
         with no_garbage_collection():
-            from ..api import compare_masks, evaluate
+            from ..api import KEYS_OF_MASKS, compare_masks, evaluate
+            from ..config import file_overrides
 
         report = {"painter": painter, "language": args.language}
         if args.masks is None:
@@ -80,6 +74,9 @@ def execute(args: Namespace) -> None:
                 **report,
             )
         else:
+            of_file = file_overrides(args.config)  # may be that of a training
+            overrides = [text for text in of_file if text.partition("=")[0] in KEYS_OF_MASKS]
+            overrides += args.overrides
             compare_masks(
-                args.masks, args.reference, data_path, split, overrides=overrides_of(args), **report
+                args.masks, args.reference, data_path, split, overrides=overrides, **report
             )

@@ -198,7 +198,7 @@ def evaluate_outputs(
         DataError: see `Results.of`, `Results.segment` and `src.evaluation.evaluate_masks`.
     """
     for case in cases:
-        results.of(Attempt(case))  # check all files before anything is written
+        results.of(Attempt(case))  # none is missing or no probability, before anything is written
 
     def segment(case: Case, image: sitk.Image) -> sitk.Image:
         return results.segment(case, image).mask

@@ -27,8 +27,8 @@ from ..promise12.splits import draw_splits, list_cases
 from ..report.painter import PROCESSES, Painter
 from ..report.results import REPORT
 from ..report.tables import zoo_lines
-from ..utils.errors import DataError, UsageError, last_error, reason_of
-from ..utils.files import LOCK_FILE, Lock, write_files, write_json
+from ..utils.errors import DataError, UsageError, last_error
+from ..utils.files import LOCK_FILE, open_lock, write_files, write_json
 from ..utils.process import PACKAGE, core_count, module_command
 from ..utils.status import STATUS_FILE, write_status
 from .folds import EVALUATION, Fold, check_unedited, pooled_metrics, write_pooled_results
@@ -91,13 +91,7 @@ def cross_validate(
         "configuration": dict(config),
     }
     _check_place(out)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(
-            f"{out}: cannot be created ({reason_of(error)}); choose another --out_path"
-        ) from None
-    with Lock(out / LOCK_FILE) as lock:
+    with open_lock(out / LOCK_FILE) as lock:
         if not lock.acquire(wait=False):
             raise DataError(f"{out}: another cross-validation is running there")
         _check_request(out / CROSS_VALIDATION, request)

@@ -18,7 +18,7 @@ from easydict import EasyDict
 
 from ..checkpoint_file import epoch_and_step, is_numbered
 from ..config import CONFIG_NAME, save_config
-from ..data_manager import Case, edited_cases, read_case
+from ..data_manager import PREPROCESSING, Case, edited_cases, read_case
 from ..ensemble import hash_checkpoint, origin_of
 from ..evaluation import EVALUATION_FILES, mask_name
 from ..images.reading import read_volume
@@ -125,6 +125,8 @@ def _progress(fold: Fold) -> dict:
 def check_unedited(folds: Sequence[Fold], cases: Sequence[Case]) -> None:
     """Raises a DataError if a fold was trained with another image or mask of a case than is there.
 
+    Or with a version of this program that prepares images in another way.
+
     Args:
         folds: of which some may not have begun.
         cases: of all folds.
@@ -132,7 +134,13 @@ def check_unedited(folds: Sequence[Fold], cases: Sequence[Case]) -> None:
     digests: dict[str, str] = {}
     edited = set()
     for fold in folds:
-        for name, digest in _progress(fold).get("digests", {}).items():
+        progress = _progress(fold)
+        if progress.get("processing", {}).get("preprocessing") not in (None, PREPROCESSING):
+            raise DataError(
+                f"{fold.folder}: was trained with a version of this program that prepares images "
+                "in another way; go on with that version, or choose another --out_path"
+            )
+        for name, digest in progress.get("digests", {}).items():
             if digests.setdefault(name, digest) != digest:
                 edited.add(name)
     edited.update(edited_cases(digests, cases, folds[0].config))

@@ -37,7 +37,7 @@ from ..images.formats import stem
 from ..promise12.splits import read_split, split_file
 from ..run_record import HISTORY
 from ..utils.errors import DataError, UsageError, list_few, reason_of
-from ..utils.files import LOCK_FILE, Lock
+from ..utils.files import LOCK_FILE, open_lock
 from .progress import Progress
 
 log = logging.getLogger(__name__)
@@ -237,7 +237,7 @@ def lock_run(run_folder: str | Path) -> Iterator[None]:
     Raises:
         DataError: another process trains this run.
     """
-    with Lock(Path(run_folder, LOCK_FILE)) as lock:
+    with open_lock(Path(run_folder, LOCK_FILE)) as lock:
         if not lock.acquire(wait=False):
             raise DataError(
                 f"{run_folder}: another process is training this run; wait until it has ended"

@@ -260,3 +260,21 @@ class Lock:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def open_lock(path: Path) -> Lock:
+    """Returns the lock of a folder, which is made if absent.
+
+    Args:
+        path: of the lock's file in the folder.
+
+    Raises:
+        DataError: the folder cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return Lock(path)
+    except OSError as error:
+        raise DataError(
+            f"{path.parent}: cannot be written ({reason_of(error)}); choose another folder"
+        ) from None

@@ -13,8 +13,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 
-from .errors import DataError, reason_of
-from .files import WRITING, Lock, check_name, hash_file, remove_if_empty, write_json
+from .errors import DataError
+from .files import WRITING, Lock, check_name, hash_file, open_lock, remove_if_empty, write_json
 
 log = logging.getLogger(__name__)
 
@@ -221,7 +221,7 @@ def acquire(folder: str | Path, cases: Collection[str] | None = None) -> Iterato
     with ExitStack() as cleanup:
         cleanup.enter_context(remove_if_empty(folder))
         with lock(folder):
-            running = _open_lock(folder / RUNNING)
+            running = open_lock(folder / RUNNING)
             cleanup.callback(_stop, folder, running)
             alone = _start(folder, running, cases)
         yield alone
@@ -294,7 +294,7 @@ def lock(folder: str | Path) -> Iterator[None]:
     """
     path = Path(folder, LOCK)
     while True:
-        opened = _open_lock(path)
+        opened = open_lock(path)
         opened.acquire()
         if opened.still_locks(path):
             break
@@ -304,13 +304,3 @@ def lock(folder: str | Path) -> Iterator[None]:
     finally:
         path.unlink(missing_ok=True)
         opened.close()
-
-
-def _open_lock(path: Path) -> Lock:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return Lock(path)
-    except OSError as error:
-        raise DataError(
-            f"{path.parent}: cannot be written ({reason_of(error)}); choose another folder"
-        ) from None

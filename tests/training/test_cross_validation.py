@@ -214,6 +214,19 @@ def test_results_of_another_version_are_written_again(
     assert pooled["processing"]["postprocessing"] == 99
 
 
+def test_a_fold_of_another_version_of_preprocessing_is_refused(
+    cut_and_continued, data, tmp_path, monkeypatch
+):
+    folder = tmp_path / "out"
+    shutil.copytree(cut_and_continued[0], folder)
+    runner = InThisProcess(monkeypatch)
+    earlier = {"processing": {"preprocessing": 1, "postprocessing": 2}}
+    monkeypatch.setattr(checkpoint, "read_progress", lambda _: earlier)
+    with pytest.raises(DataError, match="fold0: was trained with a version.*choose another --out"):
+        cross_validate(data, 2, folder, SETTINGS, "CPU")
+    assert runner.calls == []
+
+
 def test_a_fold_that_still_trains_is_waited_for_by_the_user(
     cut_and_continued, data, tmp_path, monkeypatch
 ):
