@@ -38,7 +38,7 @@ from src.images.writing import write_volume
 from src.predictor import foreground_probability
 from src.promise12.phantom import phantom_case
 from src.utils.command_line import new_parser, run
-from src.utils.errors import DataError, UsageError
+from src.utils.errors import DataError, UsageError, last_error
 from src.utils.files import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -91,6 +91,10 @@ def command_line(command: str, ckpt_path: str, data: Path, names: list[str], out
     return [*start, "--set", f"dirPredictionImage={out}"]
 
 
+def _reason(ended: subprocess.CompletedProcess) -> str:
+    return last_error(ended.stderr) or f"exit code {ended.returncode}"
+
+
 class Monai:
     """MONAI's pipeline in an environment of its own.
 
@@ -110,6 +114,8 @@ class Monai:
                 "has variant instance only, as the presets do"
             )
         self.python, self.folder = python, folder
+        if len(model.members) > 1:
+            raise UsageError("--torch_python: several networks, expected a single checkpoint")
         weights = folder / "weights.npz"
         parameters = {p.name: p.asnumpy() for p in model.network.get_parameters()}
         np.savez(weights, **parameters)
@@ -137,7 +143,7 @@ class Monai:
         command = self._command({"folder": str(self.folder)}, self.folder / "network.json")
         ended = subprocess.run(command, capture_output=True, text=True, check=False)
         if ended.returncode:
-            raise DataError(f"monai_pipeline.py: {ended.stderr.strip().splitlines()[-1]}")
+            raise DataError(f"monai_pipeline.py: {_reason(ended)}")
         result = json.loads(ended.stdout.splitlines()[-1])
         if not result["difference"] < TOLERANCE:
             raise DataError(
@@ -177,7 +183,7 @@ def seconds_of(command: list) -> dict[str, float]:
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     wall_s, after = time.perf_counter() - start, os.times()
     if ended.returncode:
-        raise DataError(f"{Path(command[1]).name}: {ended.stderr.strip().splitlines()[-1]}")
+        raise DataError(f"{Path(command[1]).name}: {_reason(ended)}")
     cpu_s = sum(
         getattr(after, kind) - getattr(before, kind)
         for kind in ("children_user", "children_system")

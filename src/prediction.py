@@ -17,6 +17,7 @@ from .earlier_masks import fingerprint, image_hash, is_valid, left_over, network
 from .evaluation import evaluated_masks
 from .images.grid import check_same_grid
 from .images.reading import read_image
+from .images.writing import volume_files
 from .input_images import InputImage
 from .measurements import MEASURES, measure_gland
 from .predictor import LazyNetwork, cut_share, loaded, network_inputs, segment_inputs
@@ -347,7 +348,10 @@ def _draw(table: VolumesTable, album: Album) -> None:
     folder = table.folder
 
     def read_again(row: dict) -> OverlayCase:
+        output_folder.check_unedited(folder, volume_files([row["mask"]]), is_locked=True)
         image = read_image(row["image"], row["channel"], row["series"])
+        if row["image_sha256"] not in (None, image_hash(image)):
+            raise DataError(f"{row['image']}: another image than {row['mask']} was made of")
         mask = read_mask(folder / row["mask"])
         check_same_grid(image, row["image"], mask, row["mask"])
         return OverlayCase(row["case"], image, mask)

@@ -337,11 +337,39 @@ def test_who_comes_while_a_table_is_put_back_shares_it_or_is_the_first(
             acquire(results, ["Other"]).__enter__()
 
 
-def test_of_bad_images_only_there_is_still_a_report(tmp_path, results, config):
+@pytest.mark.parametrize("change", ["image", "mask"])
+def test_an_earlier_mask_is_shown_on_its_own_image_only(data, results, config, capsys, change):
+    """Not on another scan that has its file's name now, nor one that was edited since."""
+    images = find_images([data / "img"])
+    predict(bright, images[:2], config, {})
+    if change == "image":
+        image = sitk.ReadImage(str(images[0].source))
+        image[0, 0, 0] = 5
+        sitk.WriteImage(image, str(images[0].source))
+        reason = "another image than Case0_test.mhd was made of"
+    else:
+        with (results / "Case0_test.zraw").open("ab") as file:
+            file.write(b"edited")
+        reason = "edited or damaged since"
+    capsys.readouterr()
+    predict(bright, images[1:2], config, {}, skip_existing=True)
+    assert re.search(
+        rf"1 case\(s\) without pictures, such as Case0: .*{reason}", capsys.readouterr().out
+    )
+    page = (results / "report.html").read_text("utf-8")
+    assert 'alt="Case1' in page and 'alt="Case0' not in page
+
+
+def test_of_bad_images_only_there_is_still_a_report(tmp_path, data, results, config):
+    """And no picture of an earlier prediction."""
+    predict(bright, find_images([data / "img" / "Case0.mhd"]), config, {})
+    assert (results / "overlays.png").is_file()
     images = find_images([tmp_path / "a.mha", tmp_path / "b.mha"])
     with pytest.raises(DataError, match="2 of 2 images could not be segmented"):
         predict(bright, images, config, {})
     assert "No mask" in (results / "report.html").read_text("utf-8")
+    assert not (results / "overlays.png").exists()
+    assert "overlays.png" not in list_outputs(results)
     assert [row["problem"][-12:] for row in rows_of(results).values()] == ["no such file"] * 2
 
 

@@ -10,6 +10,7 @@ import mindspore as ms
 import numpy as np
 
 from ..utils.files import write_json
+from ..utils.process import term_as_exit
 from .groups import check_against_cpu, start_group
 from .processes import output_of
 from .programs import check_310, check_programs
@@ -31,7 +32,7 @@ def check_machine(target: str, device_num: int, small: bool) -> int:
     """
     table = Table()
     check_versions(target, table)
-    with tempfile.TemporaryDirectory(prefix="check_device_") as name:
+    with term_as_exit(), tempfile.TemporaryDirectory(prefix="check_device_") as name:
         folder = Path(name)
         for group in ("layers", "scale"):
             start_group(group, target, table, small, folder)

@@ -61,4 +61,4 @@ def group_command(
     """Returns the command of a group of checks, see __main__.py."""
     size = "small" if small else "full"
     words = group, target, str(device_num), size, str(folder)
-    return module_command(f"{PACKAGE}.acceptance", *words)
+    return module_command(f"{PACKAGE}.acceptance", *words, ends_with_parent=True)

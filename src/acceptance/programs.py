@@ -8,6 +8,9 @@ from ..utils.process import PACKAGE, ROOT, change_folder, module_command
 from .processes import NO_CHECKOUT, output_of, run_program
 from .table import Table
 
+# A row of npu-smi's table begins with the number and the name of a chip; memory follows.
+ASCEND_310 = re.compile(r"^\|\s*\d+\s+(Ascend)?310", re.MULTILINE)
+
 
 def check_programs(target: str, table: Table, folder: Path, small: bool) -> None:
     """Trains, resumes, evaluates and exports, on phantoms; leaves the files in the folder.
@@ -20,7 +23,8 @@ def check_programs(target: str, table: Table, folder: Path, small: bool) -> None
     """
 
     def passes(check: str, command: str, *words: str) -> bool:
-        vnet = module_command(PACKAGE, command, "--device_target", target, *words)
+        words = ("--device_target", target, *words)
+        vnet = module_command(PACKAGE, command, *words, ends_with_parent=True)
         return run_program(vnet, table, check)
 
     with change_folder(folder):
@@ -54,7 +58,7 @@ def check_310(target: str, table: Table, folder: Path) -> None:
     check = "C++ program on an Ascend 310"
     chip = output_of("npu-smi", "info") if target == "Ascend" else ""
     script = ROOT / "scripts" / "run_infer_310.sh"
-    if not re.search(r"\b310", chip):
+    if not ASCEND_310.search(chip):
         table.add(check, "-", "no Ascend 310 here", None)
     elif not script.is_file():
         table.add(check, "-", NO_CHECKOUT, None)

@@ -55,7 +55,7 @@ def write_air(
         "device_id": device_id,
     }
     result = subprocess.run(
-        module_command(__name__),
+        module_command(__name__, ends_with_parent=True),
         input=json.dumps(request),
         capture_output=True,
         text=True,

@@ -146,7 +146,7 @@ def describe(
             "subtract the mean and divide by the standard deviation of the voxels above 0",
         ],
         "postprocessing": [
-            *["average with the output for the input mirrored left-right, along X"]
+            *["average with the output for the input mirrored left-right (along X), mirrored back"]
             * config.flip_average,
             *[f"take the mean of what {models} give for the same input"] * bool(ensemble),
             "resample linearly, with 0 beyond the border voxels' edges, to the image's own voxels",

@@ -1,5 +1,6 @@
 """Converts the weights of MONAI's VNet to a checkpoint of variant 'monai'."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from ..checkpoint import save_weights
 from ..config import CONFIG_NAME, override_config, save_config, vnet_cfg
 from ..utils.errors import DataError, UsageError, naming, reason_of
 from ..vnet import DOWN_NAMES, UP_NAMES, VARIANTS, VNet
+
+log = logging.getLogger(__name__)
 
 MONAI_VNET = "monai.networks.nets.VNet(out_channels=2)"
 # PyTorch's parameter name -> MindSpore's, by kind of layer.
@@ -198,3 +201,7 @@ def import_monai(
     except DataError:
         ckpt_path.unlink()  # without configuration it would be loaded as variant 'zoo'
         raise
+    log.info(
+        f"{ckpt_path}: its activation is taken for ELU, MONAI's default; the weights do not tell "
+        "it from ReLU"
+    )

@@ -107,6 +107,8 @@ def release(
     log.info(f"{folder}: {', '.join(names)} ({after:.1f} MB, was {before:.1f}), card in {README}")
     if zipped:
         _write_zip(folder, [*files, folder / README])
+    elif _is_our_zip(_zip_path(folder)):
+        log.info(f"note: {_zip_path(folder)} is of an earlier release; --zip renews it")
 
 
 def _network_names(count: int) -> list[str]:
@@ -194,17 +196,19 @@ def _zip_path(folder: Path) -> Path:
 
 def _check_zip(path: Path) -> None:
     """Raises a DataError for a file in the way that is no zip of ours."""
-    if path.exists():
-        try:
-            with zipfile.ZipFile(path) as archive:
-                is_ours = archive.comment == ZIP_MARK
-        except (OSError, zipfile.BadZipFile):
-            is_ours = False
-        if not is_ours:
-            raise DataError(
-                f"{path}: there already, and not written by this program; move it away or choose "
-                "another folder"
-            )
+    if path.exists() and not _is_our_zip(path):
+        raise DataError(
+            f"{path}: there already, and not written by this program; move it away or choose "
+            "another folder"
+        )
+
+
+def _is_our_zip(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.comment == ZIP_MARK
+    except (OSError, zipfile.BadZipFile):
+        return False
 
 
 def _write_zip(folder: Path, files: Sequence[Path]) -> None:

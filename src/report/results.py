@@ -4,7 +4,6 @@ import logging
 import platform
 import sys
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -45,7 +44,7 @@ def write_pictures(
     metadata: dict,
     read_case: Callable[[dict], OverlayCase] | None = None,
 ) -> None:
-    """Writes overlays.png, unless no case has a mask, and report.html.
+    """Writes overlays.png and report.html; without any mask there is no overlays.png.
 
     Args:
         folder: of the results.
@@ -53,7 +52,8 @@ def write_pictures(
         album: drawings of cases.
         metadata: origin of the results.
         read_case: reads image and masks of a row's case that is to be shown and not in the album; a
-            DataError of it leaves the case without pictures. None: all are in the album.
+            DataError of it, which is logged, leaves the case without pictures. None: all are in the
+            album.
 
     Raises:
         DataError: a file cannot be written.
@@ -82,6 +82,8 @@ def write_pictures(
     )
     files = {folder / OVERLAYS: overlays.result()} if segmented else {}
     write_files({**files, folder / REPORT: page})
+    if not segmented:
+        (folder / OVERLAYS).unlink(missing_ok=True)
 
 
 def _drawings(
@@ -89,12 +91,16 @@ def _drawings(
 ) -> dict[str, Drawing]:
     """The drawings of the cases that are to be shown, {case: drawing}."""
     shown = report_cases(rows)
-    drawings = {}
+    drawings, reasons = {}, []
     for row in rows:
         name = row["case"]
         if name in album.drawings:
             drawings[name] = album.drawings[name]
         elif name in shown and read_case is not None:
-            with suppress(DataError):
+            try:
                 drawings[name] = draw_case(read_case(row), album.painter)
+            except DataError as error:
+                reasons.append(f"{name}: {error}")
+    if reasons:
+        log.info(f"{len(reasons)} case(s) without pictures, such as {reasons[0]}")
     return drawings

@@ -9,12 +9,10 @@ import os
 import queue
 import signal
 import subprocess
-import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
@@ -29,7 +27,7 @@ from ..report.results import REPORT
 from ..report.tables import zoo_lines
 from ..utils.errors import DataError, UsageError, last_error
 from ..utils.files import LOCK_FILE, open_lock, write_files, write_json
-from ..utils.process import PACKAGE, core_count, module_command
+from ..utils.process import PACKAGE, core_count, module_command, term_as_exit
 from ..utils.status import STATUS_FILE, write_status
 from .folds import EVALUATION, Fold, check_unedited, pooled_metrics, write_pooled_results
 from .progress import TimeLeft, duration_text
@@ -201,7 +199,7 @@ class _Work:
             DataError: a training or evaluation failed; the others are stopped.
         """
         pace = Pace(self.folds)
-        with _term_as_exit(), ThreadPoolExecutor(self.parallel) as pool:
+        with term_as_exit(), ThreadPoolExecutor(self.parallel) as pool:
             futures = [pool.submit(self.work_on, fold) for fold in self.folds]
             try:
                 left = set(futures)
@@ -310,16 +308,6 @@ def describe_end(code: int, output: str) -> str:
         f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
     )
     return ", ".join(filter(None, (how, last_error(output))))
-
-
-@contextmanager
-def _term_as_exit() -> Iterator[None]:
-    """Turns TERM into a SystemExit, so that the folds' processes are ended, too."""
-    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 class Pace:

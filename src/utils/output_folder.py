@@ -48,9 +48,15 @@ def _hash(path: Path) -> str:
         return ""
 
 
-def check_unedited(folder: str | Path, names: Iterable[str]) -> None:
-    """Raises a DataError if one of this program's files was edited since."""
-    with _lock_of(folder):
+def check_unedited(folder: str | Path, names: Iterable[str], is_locked: bool = False) -> None:
+    """Raises a DataError if one of this program's files was edited since.
+
+    Args:
+        folder: of the results.
+        names: of the files.
+        is_locked: whether the caller holds `lock(folder)`.
+    """
+    with nullcontext() if is_locked else _lock_of(folder):
         _check_unedited(Path(folder), names)
 
 

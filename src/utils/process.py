@@ -9,6 +9,7 @@ import gc
 import io
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -133,6 +134,16 @@ def module_command(module: str, *words: str, ends_with_parent: bool = False) -> 
         f"from runpy import run_module; run_module({module!r}, run_name='__main__')"
     )
     return [sys.executable, "-c", code, str(ROOT), *words]
+
+
+@contextmanager
+def term_as_exit() -> Iterator[None]:
+    """Turns TERM into a SystemExit in the block, so that it ends its processes and cleans up."""
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def free_port() -> int:

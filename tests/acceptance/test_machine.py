@@ -41,7 +41,7 @@ def test_a_cpu_passes(tmp_path):
     for name in (
         "convolution 5x5x5, float32, forward",
         "network zoo, float32, probability",
-        "losses float32 against the CPU's float32",
+        "losses float32 on the CPU",
         "weight and loss scale around an overflow",
         "its resume",
         "its export, loaded back",

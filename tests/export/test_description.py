@@ -97,7 +97,7 @@ def test_the_axes_are_those_of_the_array_in_memory():
         (["normDir=true"], ["along the patient's axes"], ["the image's axes"]),
         ([], ["rescale the intensities"], ["quantile"]),
         (["intensity=equalize"], ["Gaussian of 20 mm", "1025 quantiles"], []),
-        (["flip_average=true"], ["output for the input mirrored left-right, along X"], []),
+        (["flip_average=true"], ["input mirrored left-right (along X), mirrored back"], []),
         (["VolSize=64,64,32", "dstRes=2,2,2"], ["[64, 64, 32] voxels of [2.0, 2.0, 2.0]"], ["1.2"]),
     ],
 )

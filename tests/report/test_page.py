@@ -524,6 +524,15 @@ def test_of_many_cases_the_worst_are_drawn(quick_report, drawn, monkeypatch):
     assert any("Shown are 2 of 6 cases." in e["text"] for e in page.section("pictures"))
 
 
+def test_the_number_of_drawn_cases_is_that_of_the_pictures(quick_report, drawn, monkeypatch):
+    """Of the cases with a mask, fewer than may be drawn."""
+    monkeypatch.setattr(report_page, "PICTURED_CASES", 2)
+    failed = [{**VOLUMES[-1], "case": f"bad{n}"} for n in range(3)]
+    page = quick_report([*failed, VOLUMES[0]], drawn)
+    assert len(page.all("article")) == 1
+    assert any("Shown are 1 of 4 cases." in e["text"] for e in page.section("pictures"))
+
+
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(
     ("prediction", "reference"),
