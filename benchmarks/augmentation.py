@@ -20,7 +20,7 @@ import SimpleITK as sitk
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.machine import describe_machine
+from benchmarks.machine import describe_machine, new_file
 from benchmarks.report import alternate, progress, ratio, summary, table, time_text
 from benchmarks.worker import Worker
 from src.config import vnet_cfg
@@ -127,7 +127,7 @@ def main() -> None:
     parser.add_argument(
         "--rounds", type=int, default=ROUNDS, help=f"samples of each (default: {ROUNDS})"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all measurements")
+    parser.add_argument("--json", type=new_file, metavar="FILE", help="write all measurements")
     args = parser.parse_args()
     if args.rounds < 1:
         raise UsageError(f"--rounds {args.rounds}: expected at least 1")

@@ -2,6 +2,7 @@
 
 import os
 import platform
+from argparse import ArgumentTypeError
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,19 @@ CPUINFO = Path("/proc/cpuinfo")
 BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # of x86, x86's matrix unit, Arm
 CLEAR_REFERENCES = Path("/proc/self/clear_refs")
 RESET_PEAK = "5"  # proc(5): sets VmHWM to the current resident memory
+
+
+def new_file(text: str) -> Path:
+    """Parses the name of a file to write; one that exists is refused before anything is measured.
+
+    Raises:
+        ArgumentTypeError: it exists, or its folder does not.
+    """
+    path = Path(text)
+    if path.exists() or not path.absolute().parent.is_dir():
+        found = "exists already" if path.exists() else "is in no folder"
+        raise ArgumentTypeError(f"{path}: {found}; name a new file")
+    return path
 
 
 def usable_cores() -> int:

@@ -32,7 +32,7 @@ import SimpleITK as sitk
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.machine import describe_machine, usable_cores
+from benchmarks.machine import describe_machine, new_file, usable_cores
 from src import api
 from src.images.writing import write_volume
 from src.predictor import foreground_probability
@@ -215,7 +215,7 @@ def argument_parser() -> ArgumentParser:
         metavar="PYTHON",
         help="interpreter with MONAI, to measure it, too; only with --command predict",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there, too")
+    parser.add_argument("--json", type=new_file, metavar="FILE", help="write the result there, too")
     return parser
 
 

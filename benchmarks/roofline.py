@@ -33,7 +33,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.layers import PARTS, Layer, vnet_layers
-from benchmarks.machine import busy_core_seconds, describe_machine
+from benchmarks.machine import busy_core_seconds, describe_machine, new_file
 from benchmarks.report import progress
 from benchmarks.volume import volume_size, write_volume
 from benchmarks.vs_pytorch import network_of
@@ -426,7 +426,7 @@ def parse_arguments() -> argparse.Namespace:
         help="presets, or X,Y,Z of the full width",
     )
     parser.add_argument("--repeats", type=int, default=5, metavar="N", help="timed calls of each")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all measurements")
+    parser.add_argument("--json", type=new_file, metavar="FILE", help="write all measurements")
     args = parser.parse_args()
     if args.repeats < 1:
         raise UsageError(f"--repeats {args.repeats}: expected at least 1")

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.machine import describe_machine, usable_cores
+from benchmarks.machine import describe_machine, new_file, usable_cores
 from benchmarks.report import PHASES, memory_text, progress, summary, table
 from benchmarks.volume import volume_size, write_volume
 from benchmarks.worker import CALLS, Worker
@@ -77,7 +77,7 @@ def parse_arguments() -> argparse.Namespace:
         help="size at which batch and threads vary (default: 64,64,32)",
     )
     parser.add_argument("--reps", type=int, default=3, help="calls that are timed (default: 3)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all measurements")
+    parser.add_argument("--json", type=new_file, metavar="FILE", help="write all measurements")
     args = parser.parse_args()
     if min([args.reps, *args.batches, *args.threads]) < 1:
         raise UsageError("--reps, --batches and --threads are at least 1")

@@ -39,7 +39,13 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.layers import Layer, relative_difference, vnet_layers
-from benchmarks.machine import busy_core_seconds, describe_machine, has_bfloat16, usable_cores
+from benchmarks.machine import (
+    busy_core_seconds,
+    describe_machine,
+    has_bfloat16,
+    new_file,
+    usable_cores,
+)
 from benchmarks.report import PHASES, TITLES, alternate, progress, ratio, report_text, summary
 from benchmarks.volume import SIDE_MULTIPLE, volume_size, write_volume
 from benchmarks.worker import CALLS, FULL_WIDTH, Worker
@@ -113,7 +119,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument(
         "--json",
-        type=Path,
+        type=new_file,
         default=argparse.SUPPRESS,
         metavar="FILE",
         help="write all measurements",

@@ -1,6 +1,6 @@
 import json
 import sys
-from argparse import Namespace
+from argparse import ArgumentTypeError, Namespace
 from functools import partial
 
 import numpy as np
@@ -10,7 +10,7 @@ import SimpleITK as sitk
 from benchmarks import augmentation, distributed, pipeline, roofline, scaling, vs_pytorch
 from benchmarks.augmentation_implementation import Implementation
 from benchmarks.layers import Layer, layer_arrays, relative_difference, sample, vnet_layers
-from benchmarks.machine import busy_core_seconds, describe_machine
+from benchmarks.machine import busy_core_seconds, describe_machine, new_file
 from benchmarks.mindspore_implementation import from_pytorch
 from benchmarks.report import TITLES, alternate, ratio, report_text, summary, table
 from benchmarks.volume import write_volume
@@ -74,6 +74,14 @@ def measured():
     }
     args = Namespace(size=SIZE, batch=1, pairs=5, threads=2, preset=None)
     return vs_pytorch.result(args, machine, compared, phases, layers)
+
+
+def test_measurements_replace_no_file(tmp_path):
+    assert new_file(str(tmp_path / "a.json")) == tmp_path / "a.json"
+    (tmp_path / "b.json").touch()
+    for name, found in (("b.json", "exists already"), ("c/d.json", "is in no folder")):
+        with pytest.raises(ArgumentTypeError, match=f"{name}: {found}; name a new file"):
+            new_file(str(tmp_path / name))
 
 
 def test_json_has_the_ratios_of_the_medians_and_every_time(measured):
