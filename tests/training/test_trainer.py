@@ -143,6 +143,7 @@ def test_a_run_leaves_what_the_readme_says(whole_run):
         "history.csv",
         "progress.png",
         "training.json",
+        ".lock",
         *["tensorboard"] * HAS_TENSORBOARDX,
     }
     record = read_record(folder)
