@@ -745,7 +745,7 @@ def on_an_ascend(quick, monkeypatch):
     """Writes the AIR as the process on an Ascend would, here; keeps what it was asked for."""
 
     def written(command, input, **_):
-        assert command == module_command("src.export.air")
+        assert command == module_command("src.export.air", ends_with_parent=True)
         asked.append(json.loads(input))
         monkeypatch.setattr(sys, "stdin", io.StringIO(input))
         air_export.main()
