@@ -13,7 +13,10 @@ import SimpleITK as sitk
 
 from src.checkpoint import save_weights
 from src.config import PRESETS, load_config, override_config, save_config, vnet_cfg
+from src.data_manager import PREPROCESSING
+from src.earlier_masks import image_hash
 from src.export.description import describe
+from src.images.reading import read_image
 from src.utils.files import hash_file
 from src.vnet import create_vnet
 from tests.helpers import ROOT
@@ -49,6 +52,9 @@ def healthy(tmp_path_factory, write_case):
     for number in range(3):
         answer = np.full((16, 16, 16), 0.9, "<f4")
         (folder / "answers" / f"Case0{number}_0.bin").write_bytes(answer.tobytes())
+        image = read_image(folder / "data" / "img" / f"Case0{number}.mha")
+        record = {"preprocessing": PREPROCESSING, "image_sha256": image_hash(image)}
+        (folder / "answers" / f"Case0{number}_0.json").write_text(json.dumps(record))
     return folder
 
 
