@@ -615,14 +615,15 @@ def test_implementations_take_turns_with_one_case_and_with_all(tmp_path):
     }
 
 
-def monai_stub(tmp_path, variant="instance", reply="{}"):
+def monai_stub(tmp_path, variant="instance", reply="{}", networks=1):
     """MONAI's pipeline whose interpreter only prints a reply."""
     python = tmp_path / "python"
     python.write_text(f"#!/bin/sh\necho '{reply}'\n")
     python.chmod(0o755)
     config = override_config(vnet_cfg, [f"variant={variant}", "width=2", "VolSize=32,32,16"])
     network = create_vnet(config)
-    return pipeline.Monai(str(python), Namespace(config=config, network=network), tmp_path), network
+    model = Namespace(config=config, network=network, members=("one",) * networks)
+    return pipeline.Monai(str(python), model, tmp_path), network
 
 
 def test_monai_gets_the_same_cases_weights_and_grid(tmp_path):
@@ -647,3 +648,5 @@ def test_monai_is_timed_for_the_same_network_only(tmp_path):
             monai.network_seconds(volume, volume)
     with pytest.raises(UsageError, match="variant zoo"):
         monai_stub(tmp_path, variant="zoo")
+    with pytest.raises(UsageError, match="several networks, expected a single checkpoint"):
+        monai_stub(tmp_path, networks=2)

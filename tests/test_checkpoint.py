@@ -78,7 +78,7 @@ def test_an_average_travels_in_the_state(tmp_path):
     pair, average = Pair(), Pair().network
     checkpoint.load_last(tmp_path, pair.as_cells(average))
     assert pair.value() == 1 and set(average.weight.asnumpy()) == {5}
-    with pytest.raises(DataError, match="not the state of this optimizer"):
+    with pytest.raises(DataError, match="not the state of this training.s optimizer"):
         checkpoint.load_last(tmp_path, pair.as_cells())
 
 
@@ -277,7 +277,7 @@ def test_state_of_another_optimizer_is_refused(tmp_path):
     save(tmp_path, 1)
     other = Pair()
     other.second_moment = ms.Parameter(np.zeros(3, np.float32), name="second_moment")
-    with pytest.raises(DataError, match="not the state of this optimizer"):
+    with pytest.raises(DataError, match="not the state of this training.s optimizer"):
         checkpoint.load_last(tmp_path, other.as_cells())
 
 
