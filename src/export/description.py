@@ -94,6 +94,49 @@ def export_command(model_path: Path) -> str:
     )
 
 
+def _preprocessing(config: EasyDict) -> list[str]:
+    axes = (
+        "the patient's"
+        if config.normDir
+        else "the image's, in whichever order and direction comes nearest to the patient's"
+    )
+    equalizes = config.intensity == "equalize"
+    return [
+        PADDING,
+        *([] if equalizes else ["rescale the intensities of the whole image to 0..1"]),
+        "along each axis of the image where the voxels of the next step are larger, blur with a "
+        "Gaussian whose variance is (larger^2 - own^2) / (8 ln 2) of the voxel sizes",
+        f"resample linearly to {list(config.VolSize)} voxels of {config.dstRes} mm (x, y, z) about "
+        f"the image's centre, along {axes} axes: x to the left, y to the back, z to the head; what "
+        "lies beyond the border voxels' edges " + ("does not count below" if equalizes else "is 0"),
+        *(EQUALIZATION if equalizes else []),
+        "subtract the mean and divide by the standard deviation of the voxels above 0",
+    ]
+
+
+def _postprocessing(config: EasyDict, ensemble: Mapping[str, str]) -> list[str]:
+    mirror = "average with the output for the input mirrored left-right (along X), mirrored back"
+    mean = f"take the mean of what {' and '.join(ensemble)} give for the same input"
+    recentre = (
+        f"if its centre of mass lies more than {RECENTRE_BEYOND_MM:g} mm from the centre of the "
+        "model's grid: repeat all steps with the grid's centre there (to 0.1 mm), at most "
+        f"{MOST_RECENTRINGS} times; the last result with any prostate counts"
+    )
+    return [
+        *([mirror] if config.flip_average else []),
+        *([mean] if ensemble else []),
+        "resample linearly, with 0 beyond the border voxels' edges, to the image's own voxels",
+        f"the prostate is where the probability is above {config.threshold}",
+        "keep its largest component (26 neighbours)",
+        f"the core is the largest component of its voxels that lie more than {CORE_DEPTH_MM:g} mm "
+        "(Euclidean distance of voxel centres) from those outside, among which are those beyond "
+        f"the image's border; if there is one, keep what lies at most {REACH_MM:g} mm from it, and "
+        "of that the largest component",
+        "fill the background that it encloses on all sides (6 neighbours)",
+        *([recentre] if config.recentre else []),
+    ]
+
+
 def describe(
     config: EasyDict,
     batch_size: int,
@@ -110,20 +153,6 @@ def describe(
         ensemble: of a model that is one of several, {model: SHA-256 of its checkpoint} of all.
     """
     sides = list(config.VolSize)
-    axes = (
-        "the patient's"
-        if config.normDir
-        else "the image's, in whichever order and direction comes nearest to the patient's"
-    )
-    equalizes = config.intensity == "equalize"
-    models = " and ".join(ensemble or ())
-    resample = [
-        "along each axis of the image where the voxels of the next step are larger, blur with a "
-        "Gaussian whose variance is (larger^2 - own^2) / (8 ln 2) of the voxel sizes",
-        f"resample linearly to {sides} voxels of {config.dstRes} mm (x, y, z) about the image's "
-        f"centre, along {axes} axes: x to the left, y to the back, z to the head; what lies beyond "
-        f"the border voxels' edges {'does not count below' if equalizes else 'is 0'}",
-    ]
     return {
         "description_version": VERSION,
         "files": files,
@@ -138,32 +167,8 @@ def describe(
             "axes": "batch, X, Y, Z; in memory Z runs fastest",
             "meaning": "probability of the prostate, 0 to 1",
         },
-        "preprocessing": [
-            PADDING,
-            *([] if equalizes else ["rescale the intensities of the whole image to 0..1"]),
-            *resample,
-            *(EQUALIZATION if equalizes else []),
-            "subtract the mean and divide by the standard deviation of the voxels above 0",
-        ],
-        "postprocessing": [
-            *["average with the output for the input mirrored left-right (along X), mirrored back"]
-            * config.flip_average,
-            *[f"take the mean of what {models} give for the same input"] * bool(ensemble),
-            "resample linearly, with 0 beyond the border voxels' edges, to the image's own voxels",
-            f"the prostate is where the probability is above {config.threshold}",
-            "keep its largest component (26 neighbours)",
-            f"the core is the largest component of its voxels that lie more than {CORE_DEPTH_MM:g} "
-            "mm (Euclidean distance of voxel centres) from those outside, among which are those "
-            "beyond the image's border; if there is one, keep what lies at most "
-            f"{REACH_MM:g} mm from it, and of that the largest component",
-            "fill the background that it encloses on all sides (6 neighbours)",
-            *[
-                f"if its centre of mass lies more than {RECENTRE_BEYOND_MM:g} mm from the centre "
-                "of the model's grid: repeat all steps with the grid's centre there (to 0.1 mm), "
-                f"at most {MOST_RECENTRINGS} times; the last result with any prostate counts"
-            ]
-            * config.recentre,
-        ],
+        "preprocessing": _preprocessing(config),
+        "postprocessing": _postprocessing(config, ensemble or {}),
         "configuration": {key: config[key] for key in CONFIGURATION},
         **({"ensemble": dict(ensemble)} if ensemble else {}),
     }
