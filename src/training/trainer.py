@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import mindspore as ms
 import numpy as np
@@ -176,6 +177,60 @@ def training_and_validation_cases(
     return cases, val_cases
 
 
+class Setup(NamedTuple):
+    """What a training needs, before the progress of a run is known."""
+
+    samples: TrainingSamples
+    validation: ValidationSet
+    cells: TrainingCells
+    rates: np.ndarray  # the learning rate of each step
+    initial_progress: Progress
+
+
+def prepare(
+    config: EasyDict,
+    device_target: str,
+    cases: list[Case],
+    val_cases: list[Case],
+    ranks: Ranks,
+) -> Setup:
+    """Reads the cases, and creates the network with its optimizer; arguments as `train`.
+
+    Sets the seed, and `config.plane` to the plane of the training stacks.
+
+    Raises:
+        DataError: an image or mask is wrong, or memory is too small.
+    """
+    ms.set_seed(config.seed)
+    network = create_vnet(config, sync_batch_norm=config.sync_batch_norm and ranks.count > 1)
+    network = to_fast_vnet(network, config, device_target)
+    budget_bytes = VALIDATION_BYTES
+    if device_target == "CPU":
+        free_bytes = check_training_fits(config, network, len(cases), bool(val_cases))
+        budget_bytes = min(budget_bytes, free_bytes)
+    drawn = OVERLAYS if config.tensorboard and ranks.is_first else 0
+    validation = ValidationSet(val_cases, config, budget_bytes, ranks, drawn)
+    volumes = load_training_volumes(cases, config)
+    config.plane = training_plane(config, cases, volumes)
+    samples = TrainingSamples(volumes, config, network.dropout_channels, ranks.count)
+    rates = learning_rates(
+        config.lr, samples.steps * config.epochs, config.warmup_step, config.warmup_ratio
+    )
+    cells = create_cells(network, config, device_target, rates)
+
+    case_ids = [case.case_id for case in cases]
+    digests = dict(zip(case_ids, (volume.digest for volume in volumes), strict=True))
+    initial_progress = Progress(
+        case_ids=case_ids,
+        device_num=ranks.count,
+        val_case_ids=[case.case_id for case in val_cases],
+        fixed={key: config[key] for key in FIXED_BY_RUN},
+        digests={**validation.digests, **digests},
+        processing=processing_versions(),
+    )
+    return Setup(samples, validation, cells, rates, initial_progress)
+
+
 def train(
     config: EasyDict,
     device_target: str,
@@ -217,32 +272,8 @@ def train(
     cases, val_cases = training_and_validation_cases(config, data_path, train_split, val_split)
     if config.early_stop and not val_cases:
         log.info(f"note: early_stop={config.early_stop} has no effect without validation cases")
-    ms.set_seed(config.seed)
-    network = create_vnet(config, sync_batch_norm=config.sync_batch_norm and ranks.count > 1)
-    network = to_fast_vnet(network, config, device_target)
-    budget_bytes = VALIDATION_BYTES
-    if device_target == "CPU":
-        free_bytes = check_training_fits(config, network, len(cases), bool(val_cases))
-        budget_bytes = min(budget_bytes, free_bytes)
-    drawn = OVERLAYS if config.tensorboard and ranks.is_first else 0
-    validation = ValidationSet(val_cases, config, budget_bytes, ranks, drawn)
-    volumes = load_training_volumes(cases, config)
-    config.plane = training_plane(config, cases, volumes)
-    samples = TrainingSamples(volumes, config, network.dropout_channels, ranks.count)
-    rates = learning_rates(
-        config.lr, samples.steps * config.epochs, config.warmup_step, config.warmup_ratio
-    )
-    cells = create_cells(network, config, device_target, rates)
-
-    case_ids = [case.case_id for case in cases]
-    digests = dict(zip(case_ids, (volume.digest for volume in volumes), strict=True))
-    initial_progress = Progress(
-        case_ids=case_ids,
-        device_num=ranks.count,
-        val_case_ids=[case.case_id for case in val_cases],
-        fixed={key: config[key] for key in FIXED_BY_RUN},
-        digests={**validation.digests, **digests},
-        processing=processing_versions(),
+    samples, validation, cells, rates, initial_progress = prepare(
+        config, device_target, cases, val_cases, ranks
     )
     with open_run(run_folder, config, cells, initial_progress, ranks) as (folder, progress):
         if folder is not None:
