@@ -35,6 +35,7 @@ from .progress import TimeLeft, duration_text
 log = logging.getLogger(__name__)
 
 SET_HERE = ("fold", "dirResult", "dirPredictionImage")  # keys that each fold gets its own of
+SPLIT = "split"  # folder of the splits
 POLL_S = 1.0
 PROGRESS_S = 60.0  # between two lines about the progress
 
@@ -93,17 +94,7 @@ def cross_validate(
         if not lock.acquire(wait=False):
             raise DataError(f"{out}: another cross-validation is running there")
         _check_request(out / CROSS_VALIDATION, request)
-        split_files = {
-            out / "split" / name: "".join(f"{line}\n" for line in lines).encode()
-            for name, lines in splits.items()
-        }
-        for path, content in split_files.items():
-            if path.is_file() and path.read_bytes() != content:
-                raise DataError(
-                    f"{path}: not the fold that is drawn now (edited, or of a version that did not "
-                    "keep the cases of a patient together); choose another --out_path"
-                )
-        write_files(split_files)
+        _write_splits(out / SPLIT, splits)
         folds = [
             Fold(number, out / f"fold{number}", EasyDict({**config, "fold": number}))
             for number in range(count)
@@ -156,6 +147,25 @@ def _check_request(path: Path, request: dict) -> None:
         f"{path.parent}: was started with {key}={was}, not {key}={now}; give the same arguments to "
         "go on, or another --out_path"
     )
+
+
+def _write_splits(folder: Path, splits: dict[str, list[str]]) -> None:
+    """Writes the splits of the folds.
+
+    Raises:
+        DataError: a file of an earlier call has other cases.
+    """
+    files = {
+        folder / name: "".join(f"{line}\n" for line in lines).encode()
+        for name, lines in splits.items()
+    }
+    for path, content in files.items():
+        if path.is_file() and path.read_bytes() != content:
+            raise DataError(
+                f"{path}: not the fold that is drawn now (edited, or of a version that did not "
+                "keep the cases of a patient together); choose another --out_path"
+            )
+    write_files(files)
 
 
 class _Work:
@@ -254,7 +264,7 @@ class _Work:
         self.start("eval", fold, [*words, "--set", f"dirPredictionImage={fold.results}"])
 
     def split(self, kind: str, fold: Fold) -> Path:
-        return self.out / "split" / f"{kind}_fold{fold.number}.csv"
+        return self.out / SPLIT / f"{kind}_fold{fold.number}.csv"
 
     def start(self, command: str, fold: Fold, words: list) -> None:
         """Runs a command in a process, and waits for its end.
