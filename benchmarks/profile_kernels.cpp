@@ -60,7 +60,7 @@ class Timer {
 
 #include "ops.cpp"
 
-// The records so far, and none from now on.
+// Number and array of the records so far; profile_clear empties it.
 FC3D_EXPORT int profile_count() { return static_cast<int>(profile::records.size()); }
 FC3D_EXPORT const profile::Record* profile_records() { return profile::records.data(); }
 FC3D_EXPORT void profile_clear() {

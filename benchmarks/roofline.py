@@ -18,7 +18,6 @@ import argparse
 import ctypes
 import os
 import re
-import subprocess
 import sys
 import tempfile
 import time
@@ -39,7 +38,7 @@ from benchmarks.volume import volume_size, write_volume
 from benchmarks.vs_pytorch import network_of
 from src.config import PRESETS
 from src.fast_conv3d import build
-from src.fast_conv3d.protocol import PLAIN_CHANNELS
+from src.fast_conv3d.protocol import LANES, PLAIN_CHANNELS
 from src.utils.command_line import run
 from src.utils.errors import DataError, UsageError
 from src.utils.files import write_json
@@ -142,10 +141,9 @@ def compile_profile(folder: Path) -> Path:
     compiler, _ = build.find_compiler()
     command = [*compiler, *build.FLAGS, build.native_flag()]
     command += [f"-I{folder}", "-o", str(library), str(SOURCE)]
-    compiled = subprocess.run(command, capture_output=True, text=True, check=False)
+    compiled = build.run_compiler(command)
     if compiled.returncode:
-        errors = [line for line in compiled.stderr.splitlines() if "error:" in line]
-        raise DataError(f"{SOURCE.name} does not compile: {(errors or [compiled.stderr])[0]}")
+        raise DataError(f"{SOURCE.name} does not compile: {build.reason_of_failure(compiled)}")
     return library
 
 
@@ -231,12 +229,18 @@ def shape_of(layer: Layer) -> tuple[int, ...]:
     return (*layer.sides, layer.out_channels, layer.in_channels)
 
 
+def is_plain(layer: Layer) -> bool:
+    """Whether a 5x5x5 convolution reads or writes a plain tensor, as `Shape::between_units`."""
+    few = min(layer.in_channels, layer.out_channels) <= PLAIN_CHANNELS
+    return layer.in_channels == 1 or (few and layer.sides[2] % LANES == 0)
+
+
 def flops_of(layer: Layer) -> float:
     """Floating-point operations of any part of a convolution of one volume, see the module."""
     filters = layer.in_channels * layer.out_channels
     if layer.kind == "conv5":
         tiles_x, tiles_y, tiles_z = (-(-side // TILE) for side in layer.sides)
-        if min(layer.in_channels, layer.out_channels) > PLAIN_CHANNELS:
+        if not is_plain(layer):
             return float(2 * filters * tiles_x * tiles_y * tiles_z * POINTS**3)
         taps_and_z = layer.kernel * layer.sides[2]  # direct sums along z
         return float(2 * filters * tiles_x * tiles_y * POINTS**2 * taps_and_z)
@@ -247,7 +251,7 @@ def flops_of(layer: Layer) -> float:
 def bytes_of(layer: Layer) -> float:
     """Bytes of input, weights and output of any part of a convolution of one volume."""
     voxels = np.prod(layer.sides)
-    scale = {"conv5": 1.0, "head": 1.0, "down": 1 / 8, "up": 8.0}[layer.kind]
+    scale = {"conv5": 1.0, "down": 1 / 8, "up": 8.0}[layer.kind]
     weights = layer.in_channels * layer.out_channels * layer.kernel**3
     return float(4 * (voxels * (layer.in_channels + scale * layer.out_channels) + weights))
 

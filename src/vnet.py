@@ -125,7 +125,7 @@ def check_volume_shape(shape: tuple[int, ...]) -> None:
     """Checks that each side can be halved four times; runs when the graph is compiled."""
     if len(shape) != 5 or shape[1] != 1:
         raise ValueError(f"V-Net takes volumes of shape (batch, 1, X, Y, Z), got {tuple(shape)}")
-    if any(side % SIDE_MULTIPLE for side in shape[2:]):
+    if any(side < 1 or side % SIDE_MULTIPLE for side in shape[2:]):
         raise ValueError(
             f"V-Net halves each side four times: X, Y, Z must be multiples of {SIDE_MULTIPLE}, "
             f"got {tuple(shape[2:])}"

@@ -444,6 +444,7 @@ UNFIT = [
     ((1, 1, 20, 32, 32), r"X, Y, Z must be multiples of 16, got \(20, 32, 32\)"),
     ((2, 1, 32, 8, 32), r"X, Y, Z must be multiples of 16, got \(32, 8, 32\)"),
     ((1, 1, 32, 32, 33), r"X, Y, Z must be multiples of 16, got \(32, 32, 33\)"),
+    ((1, 1, 32, 0, 32), r"X, Y, Z must be multiples of 16, got \(32, 0, 32\)"),
     ((1, 2, 32, 32, 32), r"shape \(batch, 1, X, Y, Z\), got \(1, 2, 32, 32, 32\)"),
     ((1, 32, 32, 32), r"shape \(batch, 1, X, Y, Z\), got \(1, 32, 32, 32\)"),
 ]

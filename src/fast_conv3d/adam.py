@@ -15,8 +15,8 @@ class FusedAdam(nn.Optimizer):
     """Adam as `nn.Adam` with its default settings, but much faster.
 
     Its state has the names of `nn.Adam`'s, so that checkpoints of one continue with the other. The
-    operator updates parameters and moments in place. It needs all gradients, so that every other
-    reader of a parameter has run before. Weight decay is L2.
+    operator updates parameters and moments in place. It takes all gradients as inputs and
+    therefore runs after everything that reads a parameter. Weight decay is L2.
 
     Args:
         groups: of parameters, each with its `weight_decay`.

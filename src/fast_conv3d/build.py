@@ -4,6 +4,7 @@
 
 The cache folder is FAST_CONV3D_CACHE, else fast_conv3d/ in this project's user cache:
     KEY/libfast_conv3d.so  KEY/build.log     moved here together, after the library was loaded once
+    KEY/sha256                               of the library; one that was cut is built again
     failed_build.log                         the compiler's output of the last failed build
     lock                                     locked by the process that compiles
 """
@@ -18,13 +19,14 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
 from ..utils.command_line import run
 from ..utils.errors import DataError
-from ..utils.files import Lock, follow_umask, temporary_folder, user_cache_folder
+from ..utils.files import Lock, follow_umask, hash_file, sync, temporary_folder, user_cache_folder
 from ..utils.stopping import unblocked
 
 log = logging.getLogger(__name__)
@@ -32,8 +34,11 @@ log = logging.getLogger(__name__)
 SOURCES = Path(__file__).with_name("native")
 LIBRARY = "libfast_conv3d.so"
 LOG = "build.log"
+DIGEST = "sha256"
 UNFINISHED = ".building-"
-CACHED_LIBRARIES = 4  # at most, for different machines, compilers and versions
+# After which a library is removed. MindSpore opens it again for each new shape, so none may be
+# removed that a process still uses.
+UNUSED_S = 60 * 86_400.0
 COMPILE_SECONDS = 15  # on one core of a server
 COMPILERS = ("g++", "c++", "clang++")
 FLAGS: tuple[str, ...] = (
@@ -55,7 +60,8 @@ class BuildError(DataError):
 def library_path() -> Path:
     """Returns the path of the library compiled from `native/`; compiles it if it is not cached.
 
-    If several processes need it, one compiles and the others wait. A failure is not cached.
+    If several processes need it, one compiles and the others wait. A failure is not cached. Where
+    no compiler is, it is one that was built of the same sources on a machine with this processor.
 
     Returns:
         Absolute path of a shared library for this processor.
@@ -68,21 +74,28 @@ def library_path() -> Path:
             f"fast_conv3d: builds on Linux only, this is {sys.platform}; use a Linux machine"
         )
     folder = cache_folder()
+    program = _program_key()
     try:
         compiler, version = find_compiler()
-        command = [*compiler, *FLAGS, native_flag()]
-        library = folder / _key(command, version) / LIBRARY
-        if not library.is_file():
+    except BuildError:
+        library = None if os.environ.get("CXX", "").strip() else _built_before(folder, program)
+        if library is None:
+            raise
+        return library
+    command = [*compiler, *FLAGS, native_flag()]
+    library = folder / f"{program}-{_hash(compiler, version)}" / LIBRARY
+    try:
+        if not _is_intact(library):
             folder.mkdir(parents=True, exist_ok=True)
             with Lock(folder / "lock") as lock:
                 if not lock.acquire(wait=False):
                     log.info("fast_conv3d: waiting for another process that builds it")
                     lock.acquire()
-                if not library.is_file():
+                if not _is_intact(library):
                     _compile(command, library)
-                    _remove_old_libraries(library)
+                    _remove_unused_libraries(folder)
         with suppress(OSError):  # a read-only cache
-            os.utime(library.parent)  # the least recently used libraries are removed first
+            os.utime(library.parent)  # it is used
     except OSError as error:
         raise BuildError(
             f"fast_conv3d: {error.filename or folder}: {error.strerror}; make the cache {folder} a "
@@ -95,17 +108,21 @@ def cache_folder() -> Path:
     """The folder of the compiled libraries: `FAST_CONV3D_CACHE`, else in the user's cache.
 
     Raises:
-        BuildError: the variable is not set and the user has no home folder.
+        BuildError: the variable is not set and the user has no home folder, or the path has a
+            colon, at which MindSpore would cut it.
     """
     chosen = os.environ.get("FAST_CONV3D_CACHE")
-    if chosen:
-        return Path(chosen).absolute()
-    cache = user_cache_folder()
+    cache = Path(chosen).absolute() if chosen else user_cache_folder()
     if cache is None:
         raise BuildError(
             "fast_conv3d: the user has no home folder; name a cache, FAST_CONV3D_CACHE=FOLDER"
         )
-    return cache / "fast_conv3d"
+    if ":" in str(cache):
+        raise BuildError(
+            f"fast_conv3d: the cache {cache} has a colon in its path, which MindSpore cannot open; "
+            "name another, FAST_CONV3D_CACHE=FOLDER"
+        )
+    return cache if chosen else cache / "fast_conv3d"
 
 
 def find_compiler() -> tuple[list[str], str]:
@@ -126,7 +143,7 @@ def find_compiler() -> tuple[list[str], str]:
         if program is None:
             continue
         with suppress(OSError):
-            result = _run([program, *arguments, "--version"])
+            result = run_compiler([program, *arguments, "--version"])
             if result.returncode == 0:
                 return [program, *arguments], result.stdout
     if chosen.strip():
@@ -144,53 +161,84 @@ def native_flag() -> str:
     return "-mcpu=native" if platform.machine() == "aarch64" else "-march=native"
 
 
-def _key(command, version):
-    """The hash of everything the library depends on.
+def _hash(*parts):
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+def _program_key():
+    """The hash of all that the library depends on but the compiler.
 
     It includes the processor, since different machines may share a home folder.
     """
-    sources = [path for path in sorted(SOURCES.iterdir()) if path.suffix in (".cpp", ".h")]
-    texts = [(path.name, path.read_text()) for path in sources]
-    lines = CPUINFO.read_text().splitlines()
+    try:
+        sources = [path for path in sorted(SOURCES.iterdir()) if path.suffix in (".cpp", ".h")]
+        texts = [(path.name, path.read_text()) for path in sources]
+        lines = CPUINFO.read_text().splitlines()
+    except OSError as error:
+        raise BuildError(
+            f"fast_conv3d: {error.filename}: cannot be read ({error.strerror}); correct its "
+            "permissions, or install this program again"
+        ) from None
     processor = {line for line in lines if line.partition(":")[0].strip() in CPU_FIELDS}
-    parts = [texts, command, version, platform.machine(), sorted(processor)]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+    return _hash(texts, FLAGS, native_flag(), platform.machine(), sorted(processor))
+
+
+def _built_before(folder, program):
+    """The library that some compiler has built last of this program, None if there is none."""
+    built = [path for path in folder.glob(f"{program}-*/{LIBRARY}") if _is_intact(path)]
+    return max(built, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def _is_intact(library):
+    """Whether a library is there as it was built: loading one that was cut would crash."""
+    try:
+        return library.with_name(DIGEST).read_text() == hash_file(library)
+    except OSError:
+        return False
 
 
 def _compile(command, library):
     """Compiles the library; its folder appears in the cache only when complete."""
     folder = library.parents[1]
-    for leftover in folder.glob(f"{UNFINISHED}*"):  # left by a killed process
-        shutil.rmtree(leftover, ignore_errors=True)
+    another = "try another compiler (GCC from version 9, Clang), CXX=/path/to/compiler"
     # A unique name: the compiler of a killed process may still be writing.
     with temporary_folder(folder, UNFINISHED) as work:
         log.info(f"fast_conv3d: compiling its C++ code (once, about {COMPILE_SECONDS} s)")
         built = work / LIBRARY
         loading = "import ctypes, sys; ctypes.CDLL(sys.argv[1])"
-        steps = {
-            "fails": [*command, "-o", str(built), str(SOURCES / "ops.cpp")],
-            # In a separate process, since loading a broken library may crash.
-            "built a library that cannot be loaded": [sys.executable, "-I", "-c", loading, built],
-        }
+        steps = (
+            ("fails", another, [*command, "-o", str(built), str(SOURCES / "ops.cpp")]),
+            (
+                "built a library that cannot be loaded",
+                f"if {folder} is mounted noexec, name another, FAST_CONV3D_CACHE=FOLDER; else "
+                f"{another}",
+                # In a separate process, since loading a broken library may crash.
+                [sys.executable, "-I", "-c", loading, built],
+            ),
+        )
         report = ""
-        for failure, step in steps.items():
-            result = _run(step)
+        for failure, remedy, step in steps:
+            result = run_compiler(step)
             report += f"{shlex.join(map(str, step))}\n{result.stdout}"
             if result.returncode != 0:
                 failed = folder / "failed_build.log"
                 failed.write_text(f"{report}exit code {result.returncode}\n", encoding="utf-8")
                 raise BuildError(
-                    f"fast_conv3d: {command[0]} {failure} ({_reason(result)}); see {failed}; try "
-                    "another compiler (GCC from version 9, Clang), CXX=/path/to/compiler"
+                    f"fast_conv3d: {command[0]} {failure} ({reason_of_failure(result)}); see "
+                    f"{failed}; {remedy}"
                 )
         (work / LOG).write_text(report, encoding="utf-8")
+        (work / DIGEST).write_text(hash_file(built))
+        for path in (*work.iterdir(), work):
+            sync(path)
         follow_umask(work, executable=True)  # a cache may be shared with other users
-        shutil.rmtree(library.parent, ignore_errors=True)
-        work.replace(library.parent)
+        if not _is_intact(library):  # another process may have built it where locks do nothing
+            shutil.rmtree(library.parent, ignore_errors=True)
+            work.replace(library.parent)
     (folder / "failed_build.log").unlink(missing_ok=True)
 
 
-def _run(command):
+def run_compiler(command: list) -> subprocess.CompletedProcess:
     """Runs a command; stdout of the result holds both of its streams, in English."""
     with unblocked():
         return subprocess.run(
@@ -204,19 +252,19 @@ def _run(command):
         )
 
 
-def _reason(result):
+def reason_of_failure(result: subprocess.CompletedProcess) -> str:
     """The line of a failed command that best explains the failure."""
     lines = [line.strip() for line in result.stdout.splitlines() if line.strip()]
     errors = [line for line in lines if "error:" in line.lower()] or lines
     return errors[0] if errors else f"exit code {result.returncode}"
 
 
-def _remove_old_libraries(library):
-    """Removes all but the most recently used libraries; processes that loaded one keep it."""
-    others = [other.parent for other in library.parents[1].glob(f"*/{LIBRARY}") if other != library]
-    others.sort(key=lambda folder: folder.stat().st_mtime, reverse=True)
-    for folder in others[CACHED_LIBRARIES - 1 :]:
-        shutil.rmtree(folder, ignore_errors=True)
+def _remove_unused_libraries(folder):
+    """Removes those of earlier versions, compilers and processors that nobody has used for long."""
+    for library in folder.glob(f"*/{LIBRARY}"):
+        with suppress(OSError):
+            if library.parent.stat().st_mtime < time.time() - UNUSED_S:
+                shutil.rmtree(library.parent, ignore_errors=True)
 
 
 def main() -> None:

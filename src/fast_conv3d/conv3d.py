@@ -13,7 +13,7 @@ def check_input(dtype: mstype.Type, shape: tuple[int, ...], channels: int) -> No
     """Checks dtype and shape, which the operators rely on; runs when the graph is compiled."""
     if dtype != mstype.float32:
         raise TypeError(f"the fast CPU convolution takes float32 tensors, got {dtype}")
-    if len(shape) != 5 or shape[1] != channels:
+    if len(shape) != 5 or shape[1] != channels or min(shape) < 1:
         raise ValueError(
             f"the fast CPU convolution takes (batch, {channels}, X, Y, Z) tensors, "
             f"got {tuple(shape)}"
@@ -26,7 +26,8 @@ class Conv3d(nn.Cell):
     Equivalent to `nn.Conv3d(in_channels, out_channels, 5, pad_mode="pad", padding=2)`, with the
     same parameters (`weight`, (out_channels, in_channels, 5, 5, 5), and `bias`) and initial values,
     for any batch size, channel counts and volume size. `construct(x)` maps (batch, in_channels, X,
-    Y, Z) to (batch, out_channels, X, Y, Z).
+    Y, Z) to (batch, out_channels, X, Y, Z). Rounding errors are relative to the largest value that
+    a tile of 4x4x4 outputs depends on; an inf or NaN spoils the whole tiles that it reaches.
 
     Args:
         in_channels: channels of the input.
@@ -36,7 +37,7 @@ class Conv3d(nn.Cell):
     Raises:
         BuildError: the native library cannot be built here.
         TypeError: the input is not float32.
-        ValueError: its shape is not (batch, in_channels, X, Y, Z).
+        ValueError: its shape is not (batch, in_channels, X, Y, Z), or it is empty.
     """
 
     def __init__(self, in_channels: int, out_channels: int, has_bias: bool = False) -> None:

@@ -9,10 +9,10 @@ from .protocol import LossSpec
 
 
 class FusedLoss(nn.Cell):
-    """`DiceLoss`, or of logits `DiceCrossEntropyLoss`, much faster; with sums in double.
+    """`DiceLoss` or `DiceCrossEntropyLoss`, much faster; with sums in double.
 
     Args:
-        takes_logits: which of the two.
+        takes_logits: True: `DiceCrossEntropyLoss` of logits; False: `DiceLoss` of probabilities.
 
     `construct(prediction, mask)` takes two (batch, X, Y, Z) tensors and returns a float32 scalar.
     The mask has no gradient.

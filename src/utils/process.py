@@ -7,6 +7,7 @@ import atexit
 import errno
 import gc
 import io
+import math
 import os
 import shutil
 import signal
@@ -19,6 +20,7 @@ from pathlib import Path
 import platformdirs
 
 ROOT = Path(__file__).resolve().parents[2]  # the checkout, or the folder of the package
+CGROUP = Path("/sys/fs/cgroup")  # of this container: version 2, or the controllers of version 1
 PACKAGE = __package__.split(".")[0]  # its name, src in a checkout
 
 
@@ -156,10 +158,25 @@ def free_port() -> int:
 
 
 def core_count() -> int:
-    """Returns the number of processor cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # Linux only
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Returns the number of processor cores that this process may use.
+
+    At most a container's quota of processor time, such as that of `docker run --cpus=2`.
+    """
+    if not hasattr(os, "sched_getaffinity"):  # Linux only
+        return os.cpu_count() or 1
+    return min(len(os.sched_getaffinity(0)), _container_cores() or sys.maxsize)
+
+
+def _container_cores() -> int | None:
+    """The cores that a container's quota amounts to, rounded up; None without a quota."""
+    for names in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
+        try:
+            quota, period = " ".join((CGROUP / name).read_text() for name in names).split()
+            if quota not in ("max", "-1"):
+                return max(1, math.ceil(int(quota) / int(period)))
+        except (OSError, ValueError, ZeroDivisionError):
+            continue
+    return None
 
 
 @contextmanager

@@ -274,6 +274,7 @@ def test_checkpoints_serve_both(tmp_path, pynative, writer, reader):
             r"takes \(batch, 5, X, Y, Z\) tensors, got \(5, 2, 3, 4\)",
         ),
         (np.zeros((1, 5, 2, 3, 4, 16), np.float32), ValueError, r"got \(1, 5, 2, 3, 4, 16\)"),
+        (np.zeros((1, 5, 4, 4, 0), np.float32), ValueError, r"got \(1, 5, 4, 4, 0\)"),
     ],
 )
 def test_refusals(mode, x, error, message):

@@ -417,6 +417,7 @@ def test_a_call_does_not_name_the_graph_in_each_cell_of_the_plain_network():
         ((1, 1, 16, 16, 16), np.float64, TypeError, "takes float32 tensors, got Float64"),
         ((1, 1, 20, 16, 16), np.float32, ValueError, r"multiples of 16, got \(20, 16, 16\)"),
         ((1, 1, 16, 16, 8), np.float32, ValueError, r"multiples of 16, got \(16, 16, 8\)"),
+        ((1, 1, 16, 16, 0), np.float32, ValueError, r"multiples of 16, got \(16, 16, 0\)"),
         ((1, 2, 16, 16, 16), np.float32, ValueError, r"got \(1, 2, 16, 16, 16\)"),
         ((1, 16, 16, 16), np.float32, ValueError, r"got \(1, 16, 16, 16\)"),
     ],

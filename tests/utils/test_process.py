@@ -16,6 +16,7 @@ from src.checkpoint import save_weights
 from src.config import override_config, save_config, vnet_cfg
 from src.data_manager import Case, load_training_volumes
 from src.export.description import LITE, describe
+from src.utils import process
 from src.utils.files import hash_file
 from src.utils.process import change_folder, free_port
 from src.vnet import create_vnet
@@ -252,6 +253,29 @@ def test_the_current_folder_changes_back(tmp_path):
         assert Path.cwd() == tmp_path.resolve()
         raise ValueError("inside")
     assert Path.cwd() == before
+
+
+@pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        ({"cpu.max": "200000 100000\n"}, 2),
+        ({"cpu.max": "150000 100000\n"}, 2),
+        ({"cpu.max": "5000 100000\n"}, 1),
+        ({"cpu.max": "9900000 100000\n"}, 8),
+        ({"cpu.max": "max 100000\n"}, 8),
+        ({"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 3),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 8),
+        ({"cpu.max": "unknown\n"}, 8),
+        ({}, 8),
+    ],
+)
+def test_a_containers_quota_bounds_the_cores(tmp_path, monkeypatch, files, cores):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(process, "CGROUP", tmp_path)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8), raising=False)
+    assert process.core_count() == cores
 
 
 # Prints the number of threads that NumPy has started.

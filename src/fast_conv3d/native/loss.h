@@ -17,8 +17,8 @@ struct Loss {
   float epsilon;  // added to both sums of Dice
 };
 
-// 16 voxels, or `count` at the end of an image. The others are background that is predicted surely:
-// they add nothing to the sums.
+// 16 voxels, or `count` at the end of an image. The other lanes get the prediction 0 or its logit,
+// of background: they add nothing to the sums.
 FC3D_INLINE Vec load_prediction(const Loss& loss, const float* source, int count) {
   if (count == kLanes) return load(source);
   float lanes[kLanes];

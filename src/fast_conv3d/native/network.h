@@ -25,8 +25,10 @@ namespace fast_conv3d {
 
 constexpr int kLevels = 5;         // of resolution; each has half the sides of the one above
 constexpr int kSideMultiple = 16;  // of the volume's sides, which are halved four times
-constexpr int kMaxSide = 1024;     // limits of a valid description: all sizes and offsets in bytes
-constexpr int kMaxWidth = 1024;    // then fit into 63 bits, and a plane's into 31
+// Limits of a valid description: all sizes and offsets in bytes then fit into 63 bits, and a
+// plane's into 31.
+constexpr int kMaxSide = 1024;
+constexpr int kMaxWidth = 1024;
 constexpr int kMaxDepth = 64;
 
 // What is wrong with a description, or null.
@@ -75,8 +77,8 @@ struct Layer {
   int source;                 // the convolution's input
   int residual = kNone;       // added to the first activation
   int skip = kNone;           // concatenated to the output
-  int source_column = kNone;  // of the dropout mask: the first for the source's channels, which
-  int skip_column = kNone;    // are multiplied by their factors, and for the skip's
+  int source_column = kNone;  // column of the dropout mask for the source's first channel
+  int skip_column = kNone;    // and for the skip's first channel
 };
 
 // Order of the parameters of a layer; all are (out_channels) but the weight, which has the layout

@@ -60,9 +60,11 @@ class NetworkCall {
     const NetworkSpec spec(arguments.get(NetworkInfer::kSpec));
     if (const char* fault = fault_of(spec.description)) throw std::invalid_argument(fault);
     const int64_t* sides = arguments.shapes[NetworkInfer::kVolume];
+    if (sides[0] <= 0) throw std::invalid_argument("the batch is empty");
     for (int axis = 2; axis < 5; ++axis)
       if (sides[axis] <= 0 || sides[axis] % kSideMultiple != 0)
-        throw std::invalid_argument("a side of the volume is " + std::to_string(sides[axis]));
+        throw std::invalid_argument("a side of the volume is " + std::to_string(sides[axis]) +
+                                    ", expected a multiple of " + std::to_string(kSideMultiple));
     return spec;
   }
 

@@ -12,7 +12,9 @@
 #include <exception>
 #include <memory>
 #include <mutex>
+#include <new>
 #include <numeric>
+#include <system_error>
 #include <vector>
 
 #include "adam.h"
@@ -56,10 +58,15 @@ int with_runtime(const Work& work) {
     if (shared.runtime == nullptr) shared.runtime = std::make_unique<Runtime>(shared.threads);
     work(*shared.runtime);
     return 0;
+  } catch (const std::bad_alloc&) {
+    std::fprintf(stderr, "fast_conv3d: out of memory: a smaller grid, width or batch needs less\n");
+  } catch (const std::system_error& error) {
+    std::fprintf(stderr, "fast_conv3d: %s: fewer threads, OMP_NUM_THREADS=N, may help\n",
+                 error.what());
   } catch (const std::exception& error) {
     std::fprintf(stderr, "fast_conv3d: %s\n", error.what());
-    return 1;
   }
+  return 1;
 }
 
 // The inputs and outputs of one call.
@@ -151,7 +158,11 @@ FC3D_EXPORT int conv_backward(int, void** data, int* ranks, int64_t** shapes, co
     Conv5 conv(arguments, ConvSpec(arguments.get(Tensor::kSpec)));
     const float *x = arguments.get(Tensor::kX), *d_y = arguments.get(Tensor::kDY);
     float* target = arguments.get(Tensor::kDX);
-    if (conv.has_bias) channel_sums(shared.pool, conv.y, d_y, arguments.get(Tensor::kDBias));
+    float* d_bias = arguments.get(Tensor::kDBias);
+    if (conv.has_bias)
+      channel_sums(shared.pool, conv.y, d_y, d_bias);
+    else
+      std::fill_n(d_bias, conv.y.channels, 0.f);
     if (!conv.few) {
       make_blocked(shared.pool, shared.copy_of_x, &conv.x, &x);
       make_blocked(shared.pool, shared.copy_of_y, &conv.y, &d_y);

@@ -177,9 +177,9 @@ class ThreadPool {
     std::exception_ptr error_;
   };
 
-  // A forked child has none of its parent's threads, and its copy of the team may be in any state:
-  // it leaves that copy where it is. The operators never get here, their child has a Runtime of its
-  // own; but it may free its copy of a model of vnet_cpu.h.
+  // A forked child has no workers, and its copy of the team's mutex may be locked: it abandons that
+  // copy. Only a model of vnet_cpu.h that a fork has copied gets here; the operators of a child
+  // have a Runtime of their own.
   void forget_workers_of_parent() {
     if (team_ != nullptr && team_->process != getpid()) static_cast<void>(team_.release());
   }

@@ -25,8 +25,8 @@ struct AddToTarget {
   }
 };
 
-// The gradients of a unit's inputs. What is null is not computed, but post_ops.y, d_y, which may be
-// the memory of y.
+// The gradients of a unit's inputs. Those that are null are not computed. Only post_ops.y, the
+// gradient of y, is required; it may share memory with y.
 struct UnitGradients {
   float* source = nullptr;
   bool adds_to_source = false;  // to what is there, which may be the residual's gradient
