@@ -17,10 +17,10 @@ from easydict import EasyDict
 
 from . import evaluation
 from .config import (
+    mapping_overrides,
     override_config,
     preset_overrides,
     training_config,
-    value_text,
     vnet_cfg,
     with_preset,
 )
@@ -41,7 +41,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _started: list[tuple[str, int]] = []  # the device of this process, once it is chosen
-KEYS_OF_MASKS = ("labels", "channel", "fold", "dirPredictionImage")  # of `compare_masks`
+# Of `compare_masks` with references only, and with images and a split.
+KEYS_OF_REFERENCES = ("labels", "dirPredictionImage")
+KEYS_OF_MASKS = (*KEYS_OF_REFERENCES, "channel", "fold")
 _computing = threading.RLock()  # MindSpore crashes where two threads compute
 
 
@@ -98,7 +100,7 @@ class Model:
             DataError: the image is not 3-D scalar, has a single slice, NaN, the same value
                 everywhere, no contrast on the network grid or a sheared geometry, is a label map,
                 or cannot be read; or the network's output has NaN.
-            UsageError: neither an image nor a path.
+            UsageError: neither an image nor a path; or a series of an image.
         """
         return self._segment(image, series)[0]
 
@@ -120,6 +122,8 @@ class Model:
         self, image: sitk.Image | str | Path, series: str
     ) -> tuple[sitk.Image, sitk.Image]:
         if isinstance(image, sitk.Image):
+            if series:
+                raise UsageError(f"series={series!r}: goes with a path, not with an image")
             name: str | Path = "the image"
             check_volume(image, name)
             volume = mr_image(image, name)
@@ -274,7 +278,7 @@ def compare_masks(
         data_path, split: instead of `reference`, see `evaluate`; the report then has the images.
         output_path: gets metrics.csv, metrics.json, summary.json, overlays.png and report.html; by
             default `dirPredictionImage` of the configuration.
-        overrides: of `KEYS_OF_MASKS`, see `load`.
+        overrides: of `KEYS_OF_MASKS` or, with `reference`, `KEYS_OF_REFERENCES`; see `load`.
         painter, language: see `evaluate`.
 
     Returns:
@@ -289,8 +293,9 @@ def compare_masks(
     _check_path(masks, "masks")
     texts = _override_texts(overrides)
     config = override_config(vnet_cfg, texts)
+    used = KEYS_OF_MASKS if reference is None else KEYS_OF_REFERENCES
     for key in (text.partition("=")[0] for text in texts):
-        if key not in KEYS_OF_MASKS:
+        if key not in used:
             raise UsageError(f"{key}: has no effect on masks that are there; leave it out")
     config.dirPredictionImage = str(output_path or config.dirPredictionImage)
     if reference is not None and data_path is None and split is None:
@@ -477,7 +482,7 @@ def _check_path(value: object, name: str, expected: str = "a path") -> None:
 def _override_texts(overrides: Mapping[str, object] | Sequence[str]) -> list[str]:
     """Converts overrides to the "key=value" texts of `--set`."""
     if isinstance(overrides, Mapping):
-        return [f"{key}={value_text(value)}" for key, value in overrides.items()]
+        return mapping_overrides(overrides)
     is_list = isinstance(overrides, Sequence) and not isinstance(overrides, str)
     if not is_list or not all(isinstance(item, str) for item in overrides):
         raise UsageError(

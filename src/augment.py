@@ -63,8 +63,18 @@ def draw(
             last batch.
 
     Returns:
-        {name: parameters} of the chosen transforms, in the order of `TRANSFORMS`. The parameters
-        are the arguments of the functions that `apply` calls.
+        {name: parameters} of the chosen transforms, in the order of `TRANSFORMS`, for `apply`:
+            flip: axis
+            rotate, scale, shift: (3,) degrees about x, y, z; factors; mm
+            deform: (3, n, n, n) mm, control points of the B-splines along x, y, z
+            histogram: index of the other training case
+            gamma: exponent
+            bias: (m, m, m) control points of the field's logarithm
+            low_resolution: axis, factor
+            blur: standard deviation in mm
+            noise: standard deviation, seed
+            transplant: {"case": index of the other case, "margin_mm": margin about its gland,
+                spatial transform: parameters as above, of the other case}
     """
     params = {}
     for stream, name in enumerate(TRANSFORMS):

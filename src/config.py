@@ -6,6 +6,7 @@
 import json
 import logging
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -198,6 +199,15 @@ MACHINE_KEYS = (  # places, and how the machine is used
     *("fast_conv3d", "precision", "dataset_sink", "tensorboard"),
 )
 FIXED_BY_WEIGHTS = ("variant", "width", "intensity")
+# What a training was, which a prediction with its network cannot change.
+OF_TRAINING = (
+    *("task", "dirResult", "dropout"),
+    *(
+        key.name
+        for key in TABLE
+        if key.group in (TRAINING, AUGMENTATION) and key.name not in MACHINE_KEYS
+    ),
+)
 # A resume must not change these keys: the steps already trained depend on them.
 FIXED_BY_RUN = (
     *FIXED_BY_WEIGHTS,
@@ -433,6 +443,8 @@ def _yaml_overrides(path: Path, text: str) -> list[str]:
             raise UsageError(f"{where}: {name.value} appears twice")
         if any(part.tag == YAML_NULL for part in parts):  # not a folder called null
             raise UsageError(f"{where}: {name.value} has no value; give one or remove the line")
+        if is_list and _key(name.value).kind is str:
+            raise UsageError(f"{where}: {name.value} is a list, expected text")
         text = ",".join(part.value for part in parts)
         overrides[name.value] = f"{name.value}=[{text}]" if is_list else f"{name.value}={text}"
         try:
@@ -460,6 +472,27 @@ def _user_chose_lr(overrides: list[str]) -> bool:
     return vnet_cfg.lr != ZOO_LR or any(item.startswith("lr=") for item in overrides)
 
 
+def mapping_overrides(values: Mapping[str, object]) -> list[str]:
+    """Returns the overrides of keys and values; a text is parsed as `--set` does.
+
+    Raises:
+        UsageError: an unknown key, or a value of another type.
+    """
+    overrides = []
+    for name, value in values.items():
+        key = _key(name)
+        if hasattr(value, "tolist"):  # of NumPy
+            value = value.tolist()
+        elif isinstance(value, tuple):
+            value = list(value)
+        elif isinstance(value, Path):
+            value = str(value)
+        if not isinstance(value, str):
+            _check(key, value)
+        overrides.append(f"{name}={value_text(value)}")
+    return overrides
+
+
 # Files ------------------------------------------------------------------------------------------
 
 
@@ -480,6 +513,8 @@ def load_config(path: str | Path) -> EasyDict:
     """
     try:
         saved = _json_values(Path(path).read_text("utf-8-sig"))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({reason_of(error)})") from None
     except (ValueError, UsageError, RecursionError) as error:
         raise DataError(
             f"{path}: not a configuration of this version ({error}); restore it, or move it away"
@@ -514,7 +549,7 @@ def config_of_checkpoint(checkpoint_path: str | Path, overrides: list[str]) -> E
 
     Raises:
         UsageError: an override changes a key that the weights determine (variant, width,
-            intensity).
+            intensity), or one of the training that has no effect on a prediction.
     """
     path = config_path_of(checkpoint_path)
     if path is None:
@@ -522,7 +557,7 @@ def config_of_checkpoint(checkpoint_path: str | Path, overrides: list[str]) -> E
             f"{checkpoint_path}: no {CONFIG_NAME} near it, using the defaults, --config and --set"
         )
         return override_config(vnet_cfg, overrides)
-    return override_unfixed(FIXED_BY_WEIGHTS, load_config(path), path, overrides)
+    return override_unfixed((*FIXED_BY_WEIGHTS, *OF_TRAINING), load_config(path), path, overrides)
 
 
 def config_of_run(run_folder: str | Path, overrides: list[str]) -> EasyDict:

@@ -374,43 +374,44 @@ def worker_count(config: EasyDict) -> int:
 
 def _training_volume(case, config):
     cached = _cache_file(case, config)
-    if cached is not None:
-        try:
-            with np.load(cached) as arrays:
-                return _from_arrays(arrays)
-        except FileNotFoundError:
-            pass
-        except Exception as error:  # damaged archives raise many kinds
-            log.info(f"{cached}: cannot be read ({reason_of(error)}), preprocessing the case again")
-    image, mask = read_case(case, config)
-    with naming(case.image_path):
-        intensity = intensity_on_network_grid(image, config)
-    arrays = {
-        "intensity": intensity,
-        "mask": mask_to_network_grid(mask, config),
-        "plane": acquisition_plane(image) or "",
-        "digest": content_digest(image, mask),
-    }
-    if not sitk.GetArrayViewFromImage(mask).any():
-        log.info(f"{case.mask_path}: empty mask, training on the case as one without a prostate")
+    arrays = _read_cache(cached) if cached else None
+    if arrays is not None:
+        _check_gland(case, arrays, config)
     else:
-        _check_gland_is_on_grid(case, mask, config)
-    if cached is not None:
-        _write_cache(cached, arrays)
-    return _from_arrays(arrays)
-
-
-def _from_arrays(arrays):
+        arrays = _preprocess(case, config)
+        _check_gland(case, arrays, config)
+        if cached is not None:
+            _write_cache(cached, arrays)
     plane, digest = str(arrays["plane"]), str(arrays["digest"])
     return TrainingVolume(arrays["intensity"], arrays["mask"], plane, digest)
 
 
-def _check_gland_is_on_grid(case, mask, config):
-    """Raises a DataError for a gland outside the network grid; logs one that is cut off."""
+def _preprocess(case, config):
+    image, mask = read_case(case, config)
+    with naming(case.image_path):
+        intensity = intensity_on_network_grid(image, config)
+    return {
+        "intensity": intensity,
+        "mask": mask_to_network_grid(mask, config),
+        "plane": acquisition_plane(image) or "",
+        "digest": content_digest(image, mask),
+        "share_on_grid": _share_on_grid(mask, config),
+    }
+
+
+def _share_on_grid(mask, config):
+    """The share of the gland that lies on the network grid, NaN for an empty mask."""
     ones = network_grid(mask, config) + 1
     on_grid = sitk.Resample(ones, mask, sitk.Transform(), sitk.sitkNearestNeighbor, 0)
     prostate = sitk.GetArrayViewFromImage(mask) > 0
-    share = sitk.GetArrayViewFromImage(on_grid)[prostate].mean()
+    return sitk.GetArrayViewFromImage(on_grid)[prostate].mean() if prostate.any() else np.nan
+
+
+def _check_gland(case, arrays, config):
+    """Raises a DataError for a gland outside the network grid; logs one cut off, or none."""
+    share = float(arrays["share_on_grid"])
+    if np.isnan(share):
+        log.info(f"{case.mask_path}: empty mask, training on the case as one without a prostate")
     grid = (
         f"the network grid of {config.VolSize} voxels of {config.dstRes} mm about the image's "
         "centre; check the mask, or enlarge the grid"
@@ -450,6 +451,19 @@ def _cache_file(case, config):
     ]
     key = hashlib.sha256(json.dumps([identity, geometry]).encode()).hexdigest()[:32]
     return root / f"{case.case_id}-{key}.npz"
+
+
+def _read_cache(path):
+    """The arrays of a cache file; None if there is none, or only a damaged or earlier one."""
+    try:
+        with np.load(path) as archive:
+            arrays = dict(archive)
+        return arrays if "share_on_grid" in arrays else None
+    except FileNotFoundError:
+        return None
+    except Exception as error:  # damaged archives raise many kinds
+        log.info(f"{path}: cannot be read ({reason_of(error)}), preprocessing the case again")
+        return None
 
 
 def _write_cache(path, arrays):

@@ -1,6 +1,5 @@
 """Evaluation on cases with reference masks: predicted masks, metrics, report."""
 
-import json
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -35,7 +34,6 @@ from .report.tables import (
     METRICS_CSV,
     METRICS_JSON,
     VOLUMES_JSON,
-    VolumesTable,
     write_metrics,
     zoo_lines,
 )
@@ -48,6 +46,8 @@ from .utils.status import write_status
 
 if TYPE_CHECKING:
     from mindspore import nn
+
+    from .vnet import VNet
 
 log = logging.getLogger(__name__)
 
@@ -71,10 +71,14 @@ def load_network(checkpoint_path: str | Path, config: EasyDict, device_target: s
         UsageError: `fast_conv3d` is "on" for another device than the CPU.
     """
     from .checkpoint import load_vnet
+
+    return _for_prediction(load_vnet(checkpoint_path, config), config, device_target)
+
+
+def _for_prediction(network: "VNet", config: EasyDict, device_target: str) -> "nn.Cell":
     from .devices.device import apply_precision
     from .fast_conv3d.network import to_fast_vnet
 
-    network = load_vnet(checkpoint_path, config)
     apply_precision(network, config, device_target)
     return to_fast_vnet(network, config, device_target).set_train(False)
 
@@ -93,6 +97,8 @@ def load_members(members: Sequence[Member], device_target: str) -> "nn.Cell | En
         DataError: a checkpoint was replaced meanwhile, or see `load_network`.
         UsageError: see `load_network`.
     """
+    import mindspore as ms
+
     from .checkpoint import load_vnet
 
     if len(members) == 1:
@@ -103,12 +109,12 @@ def load_members(members: Sequence[Member], device_target: str) -> "nn.Cell | En
     cells: dict[tuple, nn.Cell] = {}
     loaded_members = []
     for path, config, sha256 in members:
-        kind = tuple(config[key] for key in ("variant", "width", "precision", "fast_conv3d"))
-        if kind not in cells:
-            cells[kind] = load_network(path, config, device_target)
         network = load_vnet(path, config)
         check_unchanged(path, sha256)
-        values = {parameter.name: parameter for parameter in network.get_parameters()}
+        values = {one.name: ms.Tensor(one.asnumpy()) for one in network.get_parameters()}
+        kind = tuple(config[key] for key in ("variant", "width", "precision", "fast_conv3d"))
+        if kind not in cells:
+            cells[kind] = _for_prediction(network, config, device_target)
         cell = cells[kind]
         weights = [(parameter, values[parameter.name]) for parameter in cell.get_parameters()]
         loaded_members.append(LoadedMember(path, cell, weights))
@@ -125,12 +131,8 @@ def trained_on(checkpoints: Iterable[Path], cases: Iterable[Case]) -> list[str] 
     Returns:
         In the order of `cases`; None if a run is not known.
     """
-    trained: set[str] = set()
-    for checkpoint in checkpoints:
-        record = record_of(checkpoint)
-        if "training_cases" not in record:
-            return None
-        trained.update(record["training_cases"])
+    found = [record_of(checkpoint).get("training_cases") for checkpoint in checkpoints]
+    trained = {name for names in found if names is not None for name in names}
     ids = [case.case_id for case in cases]
     both = [name for name in ids if name in trained]
     if both:
@@ -138,7 +140,7 @@ def trained_on(checkpoints: Iterable[Path], cases: Iterable[Case]) -> list[str] 
             f"note: {len(both)} of {len(ids)} cases have names of the network's training cases, "
             f"such as {both[0]}; if they are these, their metrics say nothing about other images"
         )
-    return both
+    return None if None in found else both
 
 
 def evaluate(
@@ -301,14 +303,12 @@ def _evaluate(
         check_volume_name(name)
     files = [*volume_files(names), *EVALUATION_FILES]
     output_folder.check(folder, files)
-    predicted = VolumesTable(folder, {}).files() & output_folder.list_outputs(folder)
-    if predicted := predicted.intersection(files):
+    if VOLUMES_JSON in output_folder.list_outputs(folder):
         raise DataError(
-            f"{folder / min(predicted)}: of a prediction, listed in {VOLUMES_JSON}; choose another "
-            "dirPredictionImage"
+            f"{folder / VOLUMES_JSON}: of a prediction, whose report would be replaced; choose "
+            "another dirPredictionImage"
         )
-    if cases:
-        ready.peek()  # a broken first case stops before the folder is made
+    ready.peek()  # a broken first case stops before the folder is made
     with output_folder.acquire(folder), temporary_folder(folder) as unfinished:
         output_folder.announce(folder, files)
         log.info(f"evaluating {len(cases)} cases")
@@ -332,17 +332,6 @@ def _evaluate(
         log.info(line)
     log.info(f"predictions and metrics, shown in {folder / REPORT}")
     return rows
-
-
-def evaluated_masks(folder: Path) -> set[str]:
-    """Returns the files of the masks that an evaluation of a network wrote to a folder."""
-    try:
-        content = json.loads(Path(folder, METRICS_JSON).read_text("utf-8"))
-        ids = [] if "masks" in content else [row["case"] for row in content["cases"]]
-    except (OSError, ValueError, LookupError, TypeError):
-        return set()
-    names = volume_files(map(mask_name, ids))
-    return output_folder.list_outputs(folder).intersection(names)
 
 
 def mask_name(case_id: str) -> str:

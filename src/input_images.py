@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -95,10 +95,8 @@ def _images_in(folder: Path, series: str) -> list[Path]:
 
     files = list(_files_below(folder))
     volumes = [path for path in files if suffix_of(path)]
-    masks = [path for path in volumes if is_named_as_mask(path)]
-    scans = [path for path in volumes if path not in masks]
-    others = [path for path in scans if is_other_contrast(path)]
-    images = [path for path in scans if path not in others]
+    masks, scans = _split(volumes, is_named_as_mask)
+    others, images = _split(scans, is_other_contrast)
     dicom = sorted(set(files).intersection(dicom_files(folder)))
     if dicom and scans:
         raise DataError(
@@ -130,6 +128,11 @@ def _images_in(folder: Path, series: str) -> list[Path]:
     if below := len(images) - len(here):
         log.info(f"{folder}: {below} image(s) in folders below it left out; give these folders too")
     return here
+
+
+def _split(paths: list[Path], is_first: Callable[[Path], bool]) -> tuple[list[Path], list[Path]]:
+    """Those for which the condition holds, and the others."""
+    return [p for p in paths if is_first(p)], [p for p in paths if not is_first(p)]
 
 
 def _log_left_out(folder: Path, paths: list[Path], kind: str, remedy: str = "") -> None:

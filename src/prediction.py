@@ -14,7 +14,6 @@ from tqdm import tqdm
 
 from .data_manager import channel_of
 from .earlier_masks import fingerprint, image_hash, is_valid, left_over, network_id, study_hash
-from .evaluation import evaluated_masks
 from .images.grid import check_same_grid
 from .images.reading import read_image
 from .images.writing import volume_files
@@ -145,9 +144,9 @@ def _check_folder(table: VolumesTable, files: Collection[ResultFiles], skip_exis
     output_folder.check(folder, [*written, *PREDICTION_FILES], may_be_edited=listed)
     others = set().union(*(names.others for names in files))
     output_folder.check_unedited(folder, others - listed)
-    if evaluated := evaluated_masks(folder).intersection(written):
+    if METRICS_JSON in output_folder.list_outputs(folder):
         raise DataError(
-            f"{folder / min(evaluated)}: of an evaluation, listed in {METRICS_JSON}; choose "
+            f"{folder / METRICS_JSON}: of an evaluation, whose report would be replaced; choose "
             "another folder"
         )
 

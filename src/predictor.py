@@ -102,17 +102,27 @@ def foreground_probability(network: "nn.Cell | Ensemble", volume: np.ndarray) ->
     return probability
 
 
-def average_over_flip(outputs: list[np.ndarray]) -> np.ndarray:
-    """Returns the mean of the network's outputs for a volume and for its left-right mirror image.
+def average_outputs(outputs: list[np.ndarray], config: EasyDict) -> np.ndarray:
+    """Returns the probability that the network's outputs for one image give on the network grid.
 
     Args:
-        outputs: in the order of `network_inputs`, each (X, Y, Z).
+        outputs: of `network_inputs`, each (X, Y, Z).
+        config: `flip_average`: the second output is that of the left-right mirror image.
+
+    Returns:
+        (X, Y, Z).
 
     Raises:
-        ValueError: not two outputs of the same shape.
+        ValueError: another number of outputs than of inputs, or two shapes.
     """
-    if len(outputs) != 2 or np.shape(outputs[0]) != np.shape(outputs[1]):
-        raise ValueError(f"outputs of {[np.shape(o) for o in outputs]}, expected two of one shape")
+    shapes, expected = [np.shape(output) for output in outputs], 1 + config.flip_average
+    if len(shapes) != expected or len(set(shapes)) != 1:
+        raise ValueError(
+            f"outputs of shapes {shapes}, expected {expected} of one shape with "
+            f"flip_average={config.flip_average}"
+        )
+    if not config.flip_average:
+        return outputs[0]
     straight, mirrored = outputs
     return (straight + np.flip(mirrored, LEFT_RIGHT_AXIS)) / 2
 
@@ -263,18 +273,9 @@ def segment_outputs(
     Raises:
         ValueError: the number or the shape of the outputs does not fit the configuration.
     """
-    probability = probability_to_case_grid(_average(outputs, config), image, config, centre_mm)
+    average = average_outputs(outputs, config)
+    probability = probability_to_case_grid(average, image, config, centre_mm)
     return mask_of_probability(probability, config.threshold), probability
-
-
-def _average(outputs, config):
-    """The probability (X, Y, Z) that the outputs for one image give."""
-    expected = 1 + config.flip_average
-    if len(outputs) != expected:
-        raise ValueError(
-            f"{len(outputs)} outputs, expected {expected} with flip_average={config.flip_average}"
-        )
-    return average_over_flip(outputs) if config.flip_average else outputs[0]
 
 
 class Segmentation(NamedTuple):

@@ -20,7 +20,7 @@ from urllib.parse import urldefrag
 
 from .utils.download import fetch, is_allowed, refresh
 from .utils.errors import DataError, UsageError, reason_of
-from .utils.files import Lock, hash_file, temporary_folder, user_cache_folder
+from .utils.files import LOCK_FILE, Lock, hash_file, temporary_folder, user_cache_folder
 
 log = logging.getLogger(__name__)
 
@@ -117,17 +117,20 @@ def _download(url: str, digest: str | None, path: Path) -> None:
 def _unpacked(archive_path: Path, origin: str) -> Path:
     """Unpacks a zip of a release, once; `origin` names it in messages."""
     folder = _cache() / hash_file(archive_path)
-    if folder.is_dir() and _is_whole(folder):
+    if _is_whole(folder):
         return folder
     try:
         archive = zipfile.ZipFile(archive_path)
     except Exception as error:
         raise _damaged(origin, error) from None
     try:
-        with archive, temporary_folder(folder.parent) as scratch:
-            _unpack(archive, scratch / folder.name, origin)
-            shutil.rmtree(folder, ignore_errors=True)  # damaged since it was unpacked
-            if not folder.is_dir():  # unless another process was faster
+        with archive, Lock(folder.with_name(LOCK_FILE)) as lock:
+            lock.acquire()
+            if _is_whole(folder):  # another process was faster
+                return folder
+            with temporary_folder(folder.parent) as scratch:
+                _unpack(archive, scratch / folder.name, origin)
+                shutil.rmtree(folder, ignore_errors=True)  # damaged since it was unpacked
                 (scratch / folder.name).rename(folder)
     except OSError as error:
         raise _NotWritten(f"{folder.parent}: cannot be written ({reason_of(error)})") from None

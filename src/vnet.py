@@ -122,7 +122,11 @@ UP_NAMES = ("up_tr256", "up_tr128", "up_tr64", "up_tr32")
 
 @constexpr
 def check_volume_shape(shape: tuple[int, ...]) -> None:
-    """Checks that each side can be halved four times; runs when the graph is compiled."""
+    """Checks the shape of a volume; runs when the graph is compiled.
+
+    Raises:
+        ValueError: not (batch, 1, X, Y, Z) with sides that can be halved four times.
+    """
     if len(shape) != 5 or shape[1] != 1:
         raise ValueError(f"V-Net takes volumes of shape (batch, 1, X, Y, Z), got {tuple(shape)}")
     if any(side < 1 or side % SIDE_MULTIPLE for side in shape[2:]):
@@ -225,7 +229,10 @@ def mask_columns(dropout_mask: Tensor | None, place: tuple[int, int] | None) -> 
 
 
 class ConvUnit(nn.Cell):
-    """A convolution with norm and activation; attributes have the zoo's names, here and below."""
+    """A convolution with norm and activation; attributes have the zoo's names, here and below.
+
+    `construct(x)`: (batch, C, X, Y, Z) to (batch, channels of the convolution, X, Y, Z).
+    """
 
     def __init__(self, conv: nn.Cell, norm: nn.Cell, activation: nn.Cell) -> None:
         super().__init__()
@@ -238,7 +245,10 @@ class ConvUnit(nn.Cell):
 
 
 class InputStage(nn.Cell):
-    """A convolution from 1 to `width` channels; the volume is added to each output channel."""
+    """A convolution from 1 to `width` channels; the volume is added to each output channel.
+
+    `construct(volume)`: (batch, 1, X, Y, Z) to (batch, width, X, Y, Z).
+    """
 
     def __init__(self, width: int, layers: LayerFactory) -> None:
         super().__init__()
@@ -251,7 +261,11 @@ class InputStage(nn.Cell):
 
 
 class DownStage(nn.Cell):
-    """Halves the sides and doubles the channels, then applies `depth` residual convolutions."""
+    """Halves the sides and doubles the channels, then applies `depth` residual convolutions.
+
+    `construct(x, dropout_mask)`: (batch, in_channels, X, Y, Z) to (batch, 2 in_channels, X/2, Y/2,
+    Z/2); the mask, for `drop_channels`, has 2 in_channels columns.
+    """
 
     def __init__(self, in_channels: int, depth: int, layers: LayerFactory) -> None:
         super().__init__()
@@ -271,7 +285,12 @@ class DownStage(nn.Cell):
 
 
 class UpStage(nn.Cell):
-    """Doubles the sides, concatenates the skip connection, then applies a residual block."""
+    """Doubles the sides, concatenates the skip connection, then applies a residual block.
+
+    `construct(x, skip, up_mask, skip_mask)`: x (batch, in_channels, X/2, Y/2, Z/2) and skip (batch,
+    channels / 2, X, Y, Z) to (batch, channels, X, Y, Z); the masks, for `drop_channels`, have as
+    many columns as x and skip have channels.
+    """
 
     def __init__(self, in_channels: int, channels: int, depth: int, layers: LayerFactory) -> None:
         super().__init__()

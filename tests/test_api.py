@@ -196,6 +196,11 @@ def test_what_is_no_image(model, image, words):
     assert all(word in str(error.value) for word in words)
 
 
+def test_a_series_goes_with_a_path(model, images):
+    with pytest.raises(UsageError, match="series='T2': goes with a path"):
+        model.segment(sitk.ReadImage(str(images["int16"])), series="T2")
+
+
 def test_threads_take_turns(model, images):
     expected = voxels(model.probability(images["int16"]))
     with ThreadPoolExecutor(3) as pool:
@@ -233,6 +238,8 @@ def test_overrides(run_folder, model, images):
     probability = voxels(changed.probability(images["int16"]))
     mask = voxels(changed.segment(images["int16"]))
     assert mask.any() and (probability[mask == 1] > 0.55).all()
+    numpy = {**overrides, "threshold": np.float64(0.55), "dstRes": np.array([1.5, 1.5, 3])}
+    assert vnet_mindspore.load(run_folder, "CPU", overrides=numpy).config == changed.config
     words = ["threshold=0.55", "flip_average=true", "dstRes=1.5,1.5,3"]
     assert vnet_mindspore.load(run_folder, "CPU", overrides=words).config == changed.config
 
@@ -243,6 +250,10 @@ def test_overrides(run_folder, model, images):
         ({"treshold": 0.4}, ["treshold", "threshold"]),
         ({"threshold": 2}, ["threshold", "2"]),
         ({"width": 8}, ["width", "config.json"]),
+        ({"epochs": 7}, ["epochs=7", "config.json has epochs=", "leave it out"]),
+        ({"dirPredictionImage": None}, ["dirPredictionImage is None", "expected text"]),
+        ({"cache_dir": False}, ["cache_dir is False", "expected text"]),
+        ({"cache_dir": ["a", "b"]}, ["cache_dir is ['a', 'b']", "expected text"]),
         (None, ["overrides=None", "'threshold': 0.4"]),
         ("threshold=0.4", ["overrides='threshold=0.4'", "['threshold=0.4']"]),
         ([0.4], ["overrides=[0.4]"]),

@@ -433,6 +433,7 @@ def test_no_file_and_an_empty_one(tmp_path):
         ("a.yaml", "VolSize: [[1, 2], 3]\n", ["line 1", "a value or a list"]),
         ("a.yaml", "width: 8\n  lr: [\n", ["line 2"]),
         ("a.yaml", "width: [8]\n", ["line 1", "a whole number"]),
+        ("a.yaml", "width: 8\ndirResult: [a, b]\n", ["line 2", "dirResult is a list"]),
         ("a.yaml", "- width\n- 8\n", ["such as `epochs: 100`"]),
         ("a.yaml", "width: \x01\n", ["a.yaml"]),
         ("a.yaml", "width: 8\ncache_dir: ~\n", ["line 2", "cache_dir", "no value"]),
@@ -660,13 +661,26 @@ def test_a_checkpoint_alone_gets_the_defaults_and_a_line(tmp_path, capsys):
     )
 
 
-@pytest.mark.parametrize("item", ["width=8", "variant=zoo", "intensity=equalize"])
-def test_what_the_weights_fix_cannot_be_overridden(run_folder, item):
+def test_an_unreadable_config_is_said(run_folder):
+    (run_folder / "config.json").unlink()
+    (run_folder / "config.json").symlink_to("/proc/self/mem")
+    with pytest.raises(DataError, match="config.json: cannot be read"):
+        load_config(run_folder / "config.json")
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        *("width=8", "variant=zoo", "intensity=equalize"),
+        *("epochs=7", "lr=0.5", "seed=4", "dropout=0.1", "augment_flip=0.3", "dirResult=out"),
+    ],
+)
+def test_what_the_training_fixes_cannot_be_overridden(run_folder, item):
     key, value = item.split("=")
     with pytest.raises(UsageError) as error:
         config_of_checkpoint(run_folder / "ckpt" / "best.ckpt", [item])
     message = str(error.value)
-    has = {"width": "width=4", "variant": "variant=paper", "intensity": "intensity=rescale"}[key]
+    has = f"{key}={load_config(run_folder / 'config.json')[key]}"
     for part in (f"{key}={value}", str(run_folder / "config.json"), has, "leave"):
         assert part in message
     same = config_of_checkpoint(run_folder / "ckpt" / "best.ckpt", ["width=4", "variant=paper"])

@@ -695,8 +695,11 @@ def test_a_gland_partly_outside_the_network_grid_is_said(
     mask[4:8, 25:35, :34] = 1  # the grid holds x from 14 to 45
     for name, array in (("img/Case0.mha", values), ("gt/Case0_segmentation.mha", mask)):
         write_volume(make_image(array), tmp_path / name)
-    load_training_volumes(find_cases(tmp_path, ["Case0"]), small_config())
+    config = small_config(f"cache_dir={tmp_path / 'cache'}")
+    load_training_volumes(find_cases(tmp_path, ["Case0"]), config)
     said = capsys.readouterr().out
+    load_training_volumes(find_cases(tmp_path, ["Case0"]), config)
+    assert capsys.readouterr().out == said  # also of a case from the cache
     share = int(re.search(r"only (\d+)% of the prostate", said)[1])
     assert share == pytest.approx(100 * 20 / 34, abs=1)
 
@@ -709,6 +712,8 @@ def test_a_case_without_a_prostate_is_trained_on_with_a_word(
     write_volume(
         make_image(np.zeros_like(values, np.uint8)), tmp_path / "gt/Case0_segmentation.mha"
     )
-    (volume,) = load_training_volumes(find_cases(tmp_path, ["Case0"]), small_config())
-    assert not volume.mask.any() and volume.intensity.any()
-    assert "Case0_segmentation.mha: empty" in capsys.readouterr().out
+    config = small_config(f"cache_dir={tmp_path / 'cache'}")
+    for _ in range(2):  # the second time from the cache
+        (volume,) = load_training_volumes(find_cases(tmp_path, ["Case0"]), config)
+        assert not volume.mask.any() and volume.intensity.any()
+        assert "Case0_segmentation.mha: empty" in capsys.readouterr().out

@@ -51,7 +51,10 @@ def test_cases_of_the_training_are_told(tmp_path, capsys):
     assert trained_on(checkpoints, cases) == ["a", "c"]
     assert "2 of 3 cases have names of the network's training cases" in capsys.readouterr().out
     (checkpoints[1].parents[1] / "training.json").unlink()
-    assert trained_on(checkpoints, cases) is None
+    assert trained_on(checkpoints, cases) is None  # "a" of the other is not known
+    assert "1 of 3 cases have names" in capsys.readouterr().out
+    assert trained_on(checkpoints[::-1], cases) is None
+    assert "1 of 3 cases have names" in capsys.readouterr().out
 
 
 def test_an_evaluation_leaves_masks_and_metrics(data, results, config, capsys):

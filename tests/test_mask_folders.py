@@ -261,7 +261,9 @@ def test_either_references_or_a_split(folders):
             eval_command.execute(command_parser("eval", "eval.py").parse_args(words))
 
 
-def test_settings_that_need_a_network_are_refused():
-    words = ["--masks", "masks", "--reference", "gt", "--set", "threshold=0.3"]
-    with pytest.raises(UsageError, match="threshold: has no effect on masks that are there; leave"):
+@pytest.mark.parametrize("setting", ["threshold=0.3", "channel=0", "fold=1"])
+def test_settings_without_an_effect_are_refused(setting):
+    words = ["--masks", "masks", "--reference", "gt", "--set", setting]
+    match = f"{setting.split('=')[0]}: has no effect on masks that are there; leave"
+    with pytest.raises(UsageError, match=match):
         eval_command.execute(command_parser("eval", "eval.py").parse_args(words))

@@ -556,25 +556,24 @@ def test_what_is_done_stays_and_the_rest_can_be_done_later(data, results, config
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_a_prediction_and_an_evaluation_leave_each_others_masks(data, results, config):
-    """The tables of one would tell of the other's masks."""
+def test_a_prediction_and_an_evaluation_leave_each_others_folder(data, results, config):
+    """The tables of one would tell of the other's masks, and its report replace the other's."""
     case = Case("Case0", data / "img" / "Case0.mhd", data / "gt" / "Case0_segmentation.mhd")
     evaluate(bright, [case], config, {})
-    with pytest.raises(DataError, match=r"Case0_test\.mhd: of an evaluation, listed in"):
-        predict(bright, find_images([case.image_path]), config, {})
+    evaluated = tree(results)
+    other = find_images([data / "img" / "Case1.nii.gz"])
+    for options in ({}, {"skip_existing": True}, {"outputs": Outputs(report=False)}):
+        with pytest.raises(DataError, match=r"metrics\.json: of an evaluation, whose report would"):
+            predict(bright, other, config, {}, **options)
+    assert tree(results) == evaluated
     shutil.rmtree(results)
-    predict(bright, find_images([case.image_path]), config, {})
-    with pytest.raises(DataError, match=r"Case0_test\.mhd: of a prediction, listed in volumes\.js"):
+    predict(bright, other, config, {})
+    predicted = tree(results)
+    with pytest.raises(DataError, match=r"volumes\.json: of a prediction, whose report would be"):
         evaluate(bright, [case], config, {})
-    other = Case("Case1", data / "img" / "Case1.nii.gz", data / "gt" / "Case1_segmentation.nii.gz")
-    evaluate(bright, [other], config, {})
-    predict(bright, find_images([case.image_path]), config, {}, skip_existing=True)
-    compare_masks([case], {"Case0": results / "Case0_test.mhd"}, config, {"masks": "results"})
-    predict(bright, find_images([case.image_path]), config, {}, skip_existing=True)
-    assert list(rows_of(results)) == ["Case0"]
-    for name in ("Case0_test.mhd", "Case0_test.zraw"):
-        (results / name).unlink()
-    evaluate(bright, [case], config, {})
+    with pytest.raises(DataError, match=r"volumes\.json: of a prediction, whose report would be"):
+        compare_masks([case], {"Case0": data / "gt" / "Case0.mhd"}, config, {"masks": "results"})
+    assert tree(results) == predicted
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -16,7 +16,7 @@ from src.predictor import (
     CORE_DEPTH_MM,
     REACH_MM,
     Segmentation,
-    average_over_flip,
+    average_outputs,
     clean,
     cut_share,
     foreground_probability,
@@ -276,11 +276,11 @@ def test_an_output_of_damaged_weights_is_an_error_of_the_checkpoint(value):
         foreground_probability(lambda batch: ms.Tensor(output), np.zeros((4, 3, 2), np.float32))
 
 
-def test_flips_are_averaged_voxel_by_voxel():
+def test_flips_are_averaged_voxel_by_voxel(small_config):
     axis = 0  # left-right
     volume = np.random.default_rng(0).normal(size=(3, 4, 5)).astype(np.float32)
     answers = [foreground_probability(Stub(), array) for array in (volume, np.flip(volume, axis))]
-    averaged = average_over_flip(answers)
+    averaged = average_outputs(answers, small_config("flip_average=true"))
     assert averaged.shape == (3, 4, 5) and averaged.dtype == np.float32
     for voxel in np.ndindex(3, 4, 5):
         straight = 0.5 * volume[voxel] + np.dot(voxel, (0.1, 0.01, 0.001))
@@ -611,7 +611,7 @@ def test_what_is_no_image_or_no_probability_is_said(make_image, small_config):
         (lambda: segment(Stub(), sitk.Compose(volume, volume), config), "2 component"),
         (lambda: segment(Stub(), volume[:, :, 3], config), r"size \(18, 20\)"),
         (lambda: segment(Stub(), broken, config), "NaN"),
-        (lambda: segment_outputs([answer, answer], volume, config), "2 outputs, expected 1"),
+        (lambda: segment_outputs([answer, answer], volume, config), "expected 1 of one shape"),
         (
             lambda: segment_outputs([answer[1:]], volume, config),
             r"\(15, 16, 16\), expected VolSize",

@@ -26,6 +26,7 @@ from tests.volumes import image_of
 
 MASK = np.zeros((4, 5, 6), bool)
 NAN = np.full((4, 5, 6), np.nan, np.float32)
+FLIPPED = SimpleNamespace(flip_average=True)
 NARROW = MASK[:, :, :-1]
 PLANE = sitk.Image(4, 5, sitk.sitkUInt8)
 PAIR = sitk.Image([4, 5, 6], sitk.sitkVectorUInt8, 2)
@@ -70,8 +71,8 @@ HALF = image_of(np.full(MASK.shape, 0.5, np.float32))
         "component of numbers": (lambda: predictor.largest_component(NAN), "float32 of shape"),
         "component of a plane": (lambda: predictor.largest_component(MASK[0]), r"shape \(5, 6\)"),
         "cavities of numbers": (lambda: predictor.without_cavities(NAN), "float32 of shape"),
-        "one output for two": (lambda: predictor.average_over_flip([NAN]), "expected two"),
-        "two shapes": (lambda: predictor.average_over_flip([MASK, NARROW]), r"\(4, 5, 5\)"),
+        "one output for two": (lambda: predictor.average_outputs([NAN], FLIPPED), "expected 2 of"),
+        "two shapes": (lambda: predictor.average_outputs([MASK, NARROW], FLIPPED), r"\(4, 5, 5\)"),
         "threshold": (lambda: predictor.mask_of_probability(HALF, 1.5), "threshold of 1.5"),
         "NaN": (lambda: predictor.mask_of_probability(image_of(NAN)), "NaN or infinity"),
         "intensities": (

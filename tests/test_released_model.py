@@ -3,6 +3,8 @@
 import hashlib
 import os
 import re
+import subprocess
+import sys
 import zipfile
 
 import pytest
@@ -11,7 +13,8 @@ from src import released_model
 from src.checkpoint_file import find_checkpoint
 from src.config import save_config, vnet_cfg
 from src.utils.errors import DataError, UsageError
-from tests.helpers import flip_middle, tree
+from src.utils.files import LOCK_FILE
+from tests.helpers import ROOT, flip_middle, tree
 from tests.volumes import zip_of
 
 
@@ -69,6 +72,18 @@ def test_a_damaged_copy_is_unpacked_again(release, tmp_path):
     assert find_checkpoint(archive).read_bytes() == (release / "vnet.ckpt").read_bytes()
 
 
+def test_processes_that_unpack_at_once_do_not_disturb_one_another(release, tmp_path):
+    archive = zip_of(release, tmp_path / "model.zip")
+    words = f"find_checkpoint({str(archive)!r}).stat().st_size"
+    code = f"from src.checkpoint_file import find_checkpoint; print({words})"
+    command = [sys.executable, "-c", code]
+    processes = [
+        subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(4)
+    ]
+    printed = [process.communicate(timeout=120)[0] for process in processes]
+    assert printed == ["50000\n"] * 4
+
+
 OUTSIDE = "0" * 64 + "  "
 
 
@@ -100,7 +115,7 @@ def test_zips_that_are_refused_leave_nothing(release, tmp_path, cache, change, w
         find_checkpoint(archive)
     assert re.search(words, str(error.value)) and str(archive) in str(error.value)
     assert "\n" not in str(error.value)
-    assert list(cache.iterdir()) == []
+    assert [path.name for path in cache.iterdir()] == [LOCK_FILE]
 
 
 def test_what_is_no_zip_too_large_or_two_releases(release, tmp_path, monkeypatch):
@@ -131,7 +146,7 @@ def test_a_damaged_zip_is_no_full_disk(release, tmp_path, cache, method):
     path.write_bytes(content)
     with pytest.raises(DataError, match="model.zip: a damaged or encrypted zip .*; get it again"):
         find_checkpoint(path)
-    assert list(cache.iterdir()) == []
+    assert [path.name for path in cache.iterdir()] == [LOCK_FILE]
 
 
 @pytest.mark.usefixtures("homeless")

@@ -84,7 +84,7 @@ def add_case_arguments(parser: ArgumentParser, split_flag: str) -> None:
 
 
 def add_model_arguments(parser: ArgumentParser) -> None:
-    """Adds what preprocess.py and postprocess.py share: the cases, and the model for them."""
+    """Adds what preprocess.py and postprocess.py take: run_infer_310.sh gives both the same."""
     add_case_arguments(parser, "--split_file_path")
     parser.add_argument(
         "--mindir_path",

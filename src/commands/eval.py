@@ -59,7 +59,7 @@ def execute(args: Namespace) -> None:
         raise UsageError("--reference: all its masks are compared; leave out data and split")
     with Painter(PROCESSES) as painter:
         with no_garbage_collection():
-            from ..api import KEYS_OF_MASKS, compare_masks, evaluate
+            from ..api import KEYS_OF_MASKS, KEYS_OF_REFERENCES, compare_masks, evaluate
             from ..config import file_overrides
 
         report = {"painter": painter, "language": args.language}
@@ -75,7 +75,8 @@ def execute(args: Namespace) -> None:
             )
         else:
             of_file = file_overrides(args.config)  # may be that of a training
-            overrides = [text for text in of_file if text.partition("=")[0] in KEYS_OF_MASKS]
+            used = KEYS_OF_MASKS if args.reference is None else KEYS_OF_REFERENCES
+            overrides = [text for text in of_file if text.partition("=")[0] in used]
             overrides += args.overrides
             compare_masks(
                 args.masks, args.reference, data_path, split, overrides=overrides, **report

@@ -18,6 +18,7 @@ export to a raw data set of nnU-Net:
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
+from ..config import override_config, vnet_cfg
 from ..utils.errors import UsageError
 
 # What each task takes beside --labels and --channel.
@@ -28,18 +29,6 @@ TASK_OPTIONS = {
     "check": (),
     "export_nnunet": ("data_path",),
 }
-
-
-def label_values(text: str) -> tuple[int, ...]:
-    """Parses labels: `1,2` -> (1, 2).
-
-    Raises:
-        ValueError: not whole numbers above 0.
-    """
-    labels = tuple(int(value) for value in text.split(","))
-    if min(labels) < 1:
-        raise ValueError
-    return labels
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -72,14 +61,11 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument(
         "--labels",
-        type=label_values,
-        default=(),
         metavar="1,2",
         help="mask values that together are the prostate; --source merges them to 1",
     )
     parser.add_argument(
         "--channel",
-        type=int,
         metavar="N",
         help="index of the T2 image in 4-D files, or its channel in nnU-Net's, from 0",
     )
@@ -103,6 +89,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def execute(args: Namespace) -> None:
     """Lays the data out and checks it, or exports it."""
+    from ..data_manager import channel_of
     from ..promise12.checking import check, print_report
     from ..promise12.downloading import download
     from ..promise12.layouts import Options
@@ -110,20 +97,22 @@ def execute(args: Namespace) -> None:
     from ..promise12.placing import lay_out
 
     _check_options(args)
+    given = {key: getattr(args, key) for key in ("labels", "channel")}
+    config = override_config(vnet_cfg, [f"{k}={v}" for k, v in given.items() if v is not None])
+    labels, channel = tuple(config.labels), channel_of(config)
     if args.export_nnunet:
         if args.data_path is None:
             raise UsageError("--export_nnunet: --data_path is needed, the folder to export")
-        export_nnunet(args.data_path, args.export_nnunet, args.labels, args.channel)
+        export_nnunet(args.data_path, args.export_nnunet, labels, channel)
         return
-    channel = args.channel
     if not args.check:
         if args.out_path is None:
             raise UsageError("--out_path is needed, the folder for the data")
-        options = Options(args.labels, channel, args.series, args.image_pattern, args.mask_pattern)
+        options = Options(labels, channel, args.series, args.image_pattern, args.mask_pattern)
         lay_out(args.source or download(args.out_path / "download"), args.out_path, options)
         print_report(check(args.out_path))  # its masks have 0 and 1, its images one channel
     else:
-        print_report(check(args.check, args.labels, channel))
+        print_report(check(args.check, labels, channel))
 
 
 def _check_options(args: Namespace) -> None:

@@ -31,7 +31,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="0: validate on the model zoo's ten cases (default); 1: on 20 %% drawn at random",
     )
     parser.add_argument(
-        "--folds", type=int, metavar="K", help="K folds drawn at random; --random has no effect"
+        "--folds", type=int, metavar="K", help="K folds drawn at random, instead of one split"
     )
     parser.add_argument(
         "--data_path",
@@ -48,6 +48,8 @@ def execute(args: Namespace) -> None:
     """Writes the split files."""
     from ..promise12.splits import draw_splits, list_cases, write_splits
 
+    if args.random and args.folds is not None:
+        raise UsageError("--random: goes with one split, not with --folds; leave one out")
     if args.seed is not None and not args.random and args.folds is None:
         raise UsageError("--seed: goes with --random 1 or --folds K, nothing else is drawn")
     cases = list_cases(args.data_path) if args.data_path else None

@@ -199,6 +199,7 @@ def test_a_broken_validation_case_is_found_before_anything_runs(
         (TRAIN + " --resume run", 1, "run"),
         (TRAIN + " --run_distribute 1 --device_num 2", 2, "no launcher started this process"),
         (TRAIN + " --device_num 2", 2, "--device_num: goes with --run_distribute 1"),
+        ("create_csv.py --random 1 --folds 5", 2, "--random: goes with one split"),
         ("create_csv.py --seed 7", 2, "--seed: goes with --random 1 or --folds K"),
         (
             PREDICT + " --ckpt_path run --input x --output_path a --set dirPredictionImage=b",

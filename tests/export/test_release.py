@@ -248,11 +248,11 @@ def test_networks_that_differ_in_their_grid_are_no_ensemble(checkpoint, tmp_path
     assert not (tmp_path / "release").exists()
 
 
-@pytest.mark.parametrize(("setting", "refused"), [("epochs=7", True), ("threshold=0.3", False)])
+@pytest.mark.parametrize(("setting", "refused"), [("fold=7", True), ("threshold=0.3", False)])
 def test_a_release_says_how_its_network_was_trained(checkpoint, tmp_path, setting, refused):
     members = find_members(checkpoint, [setting, "num_workers=2"])
     if refused:
-        with pytest.raises(UsageError, match=r"epochs=7: .*best\.ckpt was trained with \d+, which"):
+        with pytest.raises(UsageError, match=r"fold=7: .*best\.ckpt was trained with \d+, which"):
             release(members, tmp_path / "release")
         assert not (tmp_path / "release").exists()
     else:
