@@ -80,6 +80,22 @@ def test_padding_becomes_the_lowest_measured_intensity(constant, is_interpolated
     assert geometry_of(found) == geometry_of(image)
 
 
+@pytest.mark.parametrize(("count", "lowest"), [(15, -1024), (16, 3)])
+def test_padding_is_at_least_half_a_percent(count, lowest):
+    values = measured()  # of 3200 voxels
+    values.flat[100 : 100 + count] = -1024
+    assert sitk.GetArrayFromImage(without_padding(image_of(values))).min() == lowest
+
+
+@pytest.mark.parametrize(("count", "lowest"), [(269, 0), (331, -5)])
+def test_what_is_below_0_is_raised_where_it_is_a_tenth_at_most(count, lowest):
+    """Of the 3000 voxels that are no padding."""
+    values = measured()
+    values.flat[100:300] = -3000
+    values.flat[300 : 300 + count] = -5
+    assert sitk.GetArrayFromImage(without_padding(image_of(values))).min() == lowest
+
+
 def test_what_is_no_padding_stays():
     plain = measured()
     saturated = plain.clip(None, 900)
@@ -140,6 +156,22 @@ def test_noise_in_the_air_does_not_become_grey(tissue_share, snr, coil):
     alone = equalize(np.where(body, values, np.nan), spacing_mm)
     inner = ndimage.distance_transform_edt(body, sampling=spacing_mm) > 12
     assert np.abs(equalized - alone)[inner].mean() < 0.06
+
+
+def test_air_is_what_stays_below_twice_its_lowest_mean():
+    """Here 8, so that neither 4 % nor 10 % of the tissue's 300 are the bound."""
+    values = np.full((48, 48, 24), 300, np.float32)
+    values[:, :16] = 8
+    values[2:14, 2:14], values[18:30, 2:14] = 14, 20
+    assert tissue(values, (1, 1, 1))[[8, 24, 40], 8, 12].tolist() == [False, True, False]
+
+
+def test_a_body_below_0_is_tissue():
+    """As it is in a standardized image."""
+    values, body = body_in_air(0.5, 20, 1)
+    standardized = (values - values.mean()) / values.std()
+    assert (standardized[body] < 0).mean() > 0.02
+    assert tissue(standardized, (1.5, 1.5, 3))[body].all()
 
 
 def test_the_whole_of_an_image_without_air_is_tissue():
