@@ -1053,6 +1053,10 @@ DEFECTS = {
         lambda folder: write_series(folder, change={k: {"EchoTime": "160"} for k in (1, 3, 5)}),
         ["different EchoTime (101, 160)"],
     ),
+    "two echoes of nearly one time at alternating positions": (
+        lambda folder: write_series(folder, change={k: {"EchoTime": "105"} for k in (1, 3, 5)}),
+        ["different EchoTime (101, 105)"],
+    ),
     "no position": (
         changed(3, ImagePositionPatient=None),
         [name_of(3), "no ImagePositionPatient (1 of 6"],
@@ -1068,6 +1072,10 @@ DEFECTS = {
     ),
     "another orientation": (
         changed(2, ImageOrientationPatient=decimal(rotation(2.0)[:, :2].T)),
+        ["slice at", name_of(2), "ImageOrientationPatient"],
+    ),
+    "half a degree off": (
+        changed(2, ImageOrientationPatient=decimal(rotation(degrees_z=0.5)[:, :2].T)),
         ["slice at", name_of(2), "ImageOrientationPatient"],
     ),
     "skew orientation": (
@@ -1100,6 +1108,16 @@ DEFECTS = {
         changed(2, ImagePositionPatient=position(2, along=0.4)),
         ["uneven steps from 2.90 to 3.70 mm", "0.10 mm"],
     ),
+    "an uneven step of thin slices": (
+        lambda folder: write_series(
+            folder,
+            change={
+                k: {"ImagePositionPatient": position(k, along=(1 - STEP_MM) * k + 0.07 * (k == 2))}
+                for k in range(SLICES)
+            },
+        ),
+        ["uneven steps from 0.93 to 1.07 mm", "0.05 mm"],
+    ),
     "steps that grow": (
         lambda folder: write_series(
             folder,
@@ -1113,6 +1131,10 @@ DEFECTS = {
     "one slice aside": (
         changed(4, ImagePositionPatient=position(4, beside=-2.0)),
         [name_of(4), "2.00 mm", "without shear"],
+    ),
+    "one slice a little aside": (
+        changed(4, ImagePositionPatient=position(4, beside=0.15)),
+        [name_of(4), "0.15 mm", "without shear"],
     ),
     "one slice": (
         lambda folder: save(slice_of(0), folder / "0.dcm"),
@@ -1254,6 +1276,13 @@ def test_defects(tmp_path, capfd, defect):
     make(tmp_path)
     assert_says(refusal(tmp_path), *parts)
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    "tags", [{"EchoTime": "101.5"}, {"ImagePositionPatient": position(4, beside=0.05)}]
+)
+def test_what_rounding_does_to_a_slice_is_no_defect(tmp_path, tags):
+    assert_geometry(read_dicom(write_series(tmp_path, change={4: tags})), AXIAL)
 
 
 @pytest.mark.parametrize(
