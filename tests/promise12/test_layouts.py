@@ -288,6 +288,21 @@ GOOD = {
         },
         ["masks of the zones, as there are none of the whole gland"],
     ),
+    "PI-CAI, whole glands and zones": (
+        PICAI
+        | PICAI_GLANDS
+        | {"picai_labels/anatomical_delineations/zonal_pz_tz/10000_1000000.nii.gz": ZONES},
+        {},
+        {
+            f"TrainData/{place}": source
+            for study in ("10000_1000000", "10001_1000001")
+            for place, source in {
+                f"img/{study}.mha": f"images/{study[:5]}/{study}_t2w.mha",
+                f"gt/{study}_segmentation.nii.gz": f"{WHOLE_GLAND}/{study}.nii.gz",
+            }.items()
+        },
+        ["taken for PI-CAI: 2 image(s), 2 mask(s)", "9 other volume(s) left out"],
+    ),
     "PI-CAI, one of two readers": (
         PICAI | PICAI_GLANDS | {f"{WHOLE_GLAND[:-8]}Guerbet23/10000_1000000.nii.gz": GLAND},
         {"mask_pattern": "**/Bosma22b/{case}.nii.gz"},
@@ -594,6 +609,11 @@ BAD = {
         NNUNET | {"dataset.json": nnunet_json({"background": 0, "Prostate PZ": 1})},
         {},
         r"labels 1 Prostate PZ; say which",
+    ),
+    "nnU-Net, the prostate is not label 1": (
+        NNUNET | {"dataset.json": nnunet_json({"background": 0, "prostate": 2})},
+        {},
+        r"labels 2 prostate; say which .* --labels 2",
     ),
     "nnU-Net, another organ": (
         NNUNET | {"dataset.json": nnunet_json({"background": 0, "bladder": 1})},
