@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 
 from src.commands import run_script
-from src.promise12.splits import draw_splits, list_cases, read_split, split_cases, write_splits
+from src.promise12.splits import (
+    draw_splits,
+    list_cases,
+    read_split,
+    split_cases,
+    split_file,
+    write_splits,
+)
 from src.utils.errors import DataError, UsageError
 from tests.helpers import ROOT
 
@@ -290,6 +297,16 @@ def test_read_split_says_what_is_wrong(tmp_path, content, message):
     (tmp_path / "val.csv").write_bytes(content)
     with pytest.raises(DataError, match=f"val.csv: .*{message}"):
         read_split(tmp_path / "val.csv")
+
+
+@pytest.mark.parametrize(
+    ("names", "chosen"),
+    [(["train.csv", "val.csv"], "val.csv"), (["val.csv", "val_fold0.csv"], "val_fold0.csv")],
+)
+def test_the_file_of_a_folder_is_that_of_the_fold_if_there_are_any(tmp_path, names, chosen):
+    write_splits(tmp_path, {name: ["a.mhd"] for name in names})
+    assert split_file(tmp_path, "val", 0) == tmp_path / chosen
+    assert split_file(tmp_path / "train.csv", "val", 0) == tmp_path / "train.csv"
 
 
 @pytest.mark.parametrize(
