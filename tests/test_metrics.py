@@ -309,10 +309,10 @@ def test_summary():
             "volume_difference_percent": difference,
         }
 
-    table = summarize([case(0.9, 5.0), case(0.6, -20.0), case(0.75, 0.0)])
+    table = summarize([case(0.9, 5.0), case(0.6, -20.0), case(0.7, 0.0)])
     assert list(table) == [metric.key for metric in METRICS]
     assert table["dice"] == pytest.approx(
-        {"mean": 0.75, "std": math.sqrt(0.015), "median": 0.75, "worst": 0.6}
+        {"mean": 2.2 / 3, "std": math.sqrt(0.14) / 3, "median": 0.7, "worst": 0.6}
     )
     assert table["volume_difference_percent"]["mean"] == -5
     assert table["volume_difference_percent"]["worst"] == -20

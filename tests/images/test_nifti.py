@@ -422,6 +422,7 @@ BAD_FIELDS = [
     ({"srow": (*SROW[:3], INF, *SROW[4:])}, "its sform puts"),
     ({"srow": (0,) * 12}, "voxels of .0, 0, 0. mm"),
     ({"pixdim": (1, 0.5, 0.5, 2.9, 1, 1, 1, 1)}, r"\(0.5, 0.5, 3\) mm by its sform, .*, 2.9\) by"),
+    ({"pixdim": (1, 0.5, 0.5, 3.06, 1, 1, 1, 1)}, r"0.5, 3\) mm by its sform, .*, 3.06\) by"),
     (
         {"qform_code": 1, "pixdim": (1, 0.6, 0.5, 3, 1, 1, 1, 1)},
         r"\(0.5, 0.5, 3\) mm by its sform, \(0.6, 0.5, 3\) by its pixdim",

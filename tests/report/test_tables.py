@@ -45,14 +45,15 @@ def test_csv_numbers_are_plain_decimals(tmp_path):
 
 def test_metrics_json_holds_cases_summary_flags_and_extra(tmp_path):
     extra = {"checkpoint": Path("ckpt", "best.ckpt"), "config": EasyDict(VolSize=[64, 64, 32])}
-    write_metrics(ROWS, tmp_path, extra)
+    rows = [*ROWS, {**ROWS[0], "case": "no apex", "apex_empty": 1.0}]
+    write_metrics(rows, tmp_path, extra)
     content = strict_json(tmp_path / "metrics.json")
     assert content == {
         "checkpoint": str(Path("ckpt", "best.ckpt")),
         "config": {"VolSize": [64, 64, 32]},
-        "summary": summarize(ROWS),
+        "summary": summarize(rows),
         "flagged": ["missed"],
-        "cases": ROWS,
+        "cases": rows,
     }
 
 
