@@ -90,11 +90,13 @@ def test_orders_by_name(make_image, name, direction, axes, signs):
         ((1.0, 1.0, 1.0), None),
         ((0.9, 1.0, 1.1), None),
         ((0.8, 0.8, 1.0), "axial"),
+        ((1.0, 1.0, 1.19), None),
+        ((1.0, 1.0, 1.21), "axial"),
     ],
 )
 def test_the_plane_is_that_of_the_coarsest_axis_however_stored(
     make_image, oblique, spacing_mm, plane
 ):
     image = volume(make_image, oblique, spacing_mm)
-    for axes, signs in STORAGE_ORDERS:
+    for axes, signs in STORAGE_ORDERS[::7]:  # each axis comes first, second and third
         assert acquisition_plane(stored_in_order(image, axes, signs)) == plane
