@@ -1,7 +1,6 @@
 """Cross-validations: cut and continued, their pooled results, and what is refused."""
 
 import json
-import math
 import os
 import re
 import shutil
@@ -18,18 +17,18 @@ from src import checkpoint, predictor
 from src.checkpoint import save_weights
 from src.checkpoint_file import find_checkpoints
 from src.commands import command_parser
-from src.config import load_config, override_config, save_config, vnet_cfg
+from src.config import load_config, override_config, vnet_cfg
 from src.data_manager import content_digest, find_cases, read_case
 from src.ensemble import find_members
-from src.report.painter import Painter
 from src.training import cross_validation
 from src.training.cross_validation import Pace, cross_validate
-from src.training.folds import Fold, write_pooled_results
+from src.training.folds import Fold
 from src.training.run_folder import lock_run
 from src.utils.errors import DataError, UsageError
 from src.utils.files import LOCK_FILE, Lock
 from src.vnet import create_vnet
 from tests.helpers import ROOT, alive, run_program, tree, wait_until
+from tests.runs import write_history, write_run
 
 CASES = [f"Case{number}" for number in range(5)]
 SETTINGS = ["width=1", "VolSize=32,16,16", "dstRes=2.5,2.5,2.5", "batch_size=1", "cache_dir=off"]
@@ -75,13 +74,6 @@ class InThisProcess:
             write_history(folder, *[0.5] * epoch)
         path.write_text("error: killed\nmore\n")
         return int(is_cut)
-
-
-def write_history(folder, *scores):
-    """Writes a history of an epoch for each validation Dice."""
-    rows = [(epoch, epoch, 0.1, 0.5, 1.0, score) for epoch, score in enumerate(scores, 1)]
-    columns = ["epoch", "step", "learning_rate", "train_loss", "epoch_time_s", "val_dice"]
-    pd.DataFrame(rows, columns=columns).to_csv(folder / "history.csv", index=False)
 
 
 @pytest.fixture(scope="module")
@@ -456,57 +448,6 @@ def test_kill_9_leaves_no_training(tmp_path):
 
 
 # Progress ----------------------------------------------------------------------------------------
-
-
-def write_run(fold, *scores, checkpoint=None):
-    """Writes the history of a fold, and a checkpoint of one of its epochs."""
-    fold.create()
-    write_history(fold.folder, *scores)
-    if checkpoint:
-        (fold.folder / "ckpt" / f"checkpoint_vnet-{checkpoint}_9.ckpt").touch()
-
-
-@pytest.mark.parametrize(
-    ("early_stop", "scores", "checkpoint", "ended"),
-    [
-        (0, [0.5, 0.4, 0.3], 3, False),
-        (0, [0.5, 0.4, 0.3, 0.2], 3, False),  # killed before the last was written
-        (0, [0.5, 0.4, 0.3, 0.2], 4, True),
-        (0, [math.nan] * 4, 4, True),
-        (2, [0.5, 0.4, 0.3], 3, True),
-        (2, [0.5, 0.5, 0.4], 3, True),  # as good is not better
-        (2, [0.4, 0.5, 0.3], 3, False),
-        (2, [0.5, 0.4, 0.3], 2, False),
-    ],
-)
-def test_when_a_training_has_ended(tmp_path, small_config, early_stop, scores, checkpoint, ended):
-    fold = Fold(0, tmp_path / "fold0", small_config("epochs=4", f"early_stop={early_stop}"))
-    assert fold.final_checkpoint() is None
-    write_run(fold, *scores, checkpoint=checkpoint)
-    assert (fold.final_checkpoint() is not None) == ended
-
-
-@pytest.mark.parametrize("text", ["", "{}", "[]"])
-def test_damaged_metrics_of_a_fold_do_not_count(tmp_path, small_config, text):
-    fold = Fold(0, tmp_path / "fold0", small_config())
-    fold.results.mkdir(parents=True)
-    (fold.results / "metrics.json").write_text(text)
-    assert fold.metrics() is None
-
-
-def test_a_fold_without_metrics_is_not_pooled(tmp_path, small_config):
-    fold = Fold(0, tmp_path / "fold0", small_config())
-    with pytest.raises(DataError, match=r"fold0/evaluation: no complete evaluation of its last"):
-        write_pooled_results(tmp_path / "evaluation", [fold], [], Painter())
-    assert not (tmp_path / "evaluation").exists()
-
-
-def test_a_run_keeps_what_it_was_started_with(tmp_path, small_config):
-    fold = Fold(0, tmp_path / "fold0", small_config("seed=3"))
-    fold.create()
-    save_config(small_config("seed=3", "plane=sagittal"), fold.folder / "config.json")
-    fold.create()
-    assert load_config(fold.folder / "config.json").plane == "sagittal"
 
 
 def test_the_progress_names_fold_rest_and_end(tmp_path, small_config):
