@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import sys
 
 import numpy as np
@@ -84,8 +85,6 @@ def test_the_axes_are_those_of_the_array_in_memory():
         shape, (names, fastest) = description[side]["shape"], description[side]["axes"].split("; ")
         assert len(names.split(", ")) == len(shape)
         assert fastest == "in memory Z runs fastest" and names.endswith("X, Y, Z")
-        strides = np.zeros(shape, np.float32).strides
-        assert min(strides) == strides[-1]
 
 
 @pytest.mark.parametrize(
@@ -97,6 +96,8 @@ def test_the_axes_are_those_of_the_array_in_memory():
         (["normDir=true"], ["along the patient's axes"], ["the image's axes"]),
         ([], ["rescale the intensities"], ["quantile"]),
         (["intensity=equalize"], ["Gaussian of 20 mm", "1025 quantiles"], []),
+        ([], ["lie more than 6 mm", "at most 15 mm from it"], ["repeat all steps"]),
+        (["recentre=true"], ["more than 15 mm from the centre", "at most 2 times"], []),
         (["flip_average=true"], ["input mirrored left-right (along X), mirrored back"], []),
         (["VolSize=64,64,32", "dstRes=2,2,2"], ["[64, 64, 32] voxels of [2.0, 2.0, 2.0]"], ["1.2"]),
     ],
@@ -130,23 +131,39 @@ def indices_of(points, sides, spacing_mm, centre, axes):
     return offset_mm / np.reshape(spacing_mm, (3, 1, 1, 1)) + middle.reshape(3, 1, 1, 1)
 
 
+# Of the patient, in the coordinates of the files.
+DIRECTIONS = {
+    **{"left": (1, 0, 0), "back": (0, 1, 0), "head": (0, 0, 1)},
+    **{"right": (-1, 0, 0), "front": (0, -1, 0), "feet": (0, 0, -1)},
+}
+
+
+def largest(mask):
+    """The largest of the components that share faces, edges or corners."""
+    labels, _ = ndimage.label(mask, np.ones((3, 3, 3)))
+    sizes = np.bincount(labels.ravel())
+    sizes[0] = 0
+    return labels == np.argmax(sizes)
+
+
 class Reader:
     """Follows a description, for one image (X, Y, Z) of this geometry."""
 
     def __init__(self, image, description):
+        self.words = "\n".join(description["preprocessing"] + description["postprocessing"])
         self.values = sitk.GetArrayFromImage(image).T
         self.axes = np.reshape(image.GetDirection(), (3, 3))
         self.spacing_mm = image.GetSpacing()
         half = (np.array(self.values.shape) - 1) / 2 * self.spacing_mm
         self.centre = image.GetOrigin() + self.axes @ half
         self.settings = description["configuration"]
-        if self.settings["normDir"]:
-            self.grid_axes = np.eye(3)
-        else:
+        names = re.search(r"x to the (\w+), y to the (\w+), z to the (\w+)", self.words).groups()
+        self.grid_axes = np.transpose([DIRECTIONS[name] for name in names])
+        if not self.settings["normDir"]:
             # Each of the image's axes to one of the patient's, and turned to run along it.
-            _, nearest = linear_sum_assignment(-np.abs(self.axes))
-            ordered = self.axes[:, nearest]
-            self.grid_axes = ordered * np.sign(np.diag(ordered))
+            cosines = self.grid_axes.T @ self.axes
+            each, nearest = linear_sum_assignment(-np.abs(cosines))
+            self.grid_axes = self.axes[:, nearest] * np.sign(cosines[each, nearest])
         sides, spacing_mm = self.settings["VolSize"], self.settings["dstRes"]
         self.grid = (sides, spacing_mm, self.centre, self.grid_axes)
         self.own = (self.values.shape, self.spacing_mm, self.centre, self.axes)
@@ -214,10 +231,17 @@ class Reader:
         if mirrored is not None:
             output = (output + mirrored[::-1]) / 2
         soft = sampled(output, indices_of(points_of(*self.own), *self.grid))
-        labels, _ = ndimage.label(soft > self.settings["threshold"], np.ones((3, 3, 3)))
-        sizes = np.bincount(labels.ravel())
-        sizes[0] = 0
-        return ndimage.binary_fill_holes(labels == np.argmax(sizes))
+        mask = largest(soft > self.settings["threshold"])
+        depth_mm, reach_mm = map(
+            float,
+            re.search(r"lie more than (\S+) mm.*at most (\S+) mm from it", self.words).groups(),
+        )
+        inside = ndimage.distance_transform_edt(np.pad(mask, 1), self.spacing_mm)[1:-1, 1:-1, 1:-1]
+        if (inside > depth_mm).any():
+            core = largest(inside > depth_mm)
+            beyond = ndimage.distance_transform_edt(~core, self.spacing_mm) > reach_mm
+            mask = largest(mask & ~beyond)
+        return ndimage.binary_fill_holes(mask)
 
 
 # The second grid reaches beyond the image, the third lies oblique in it. None has a point in the
@@ -267,6 +291,26 @@ def test_who_follows_the_words_gets_the_mask(make_image, oblique, overrides, fli
     mask = sitk.GetArrayFromImage(segment_outputs(outputs, image, config)[0]).T
     assert 40 < followed.sum() < followed.size / 2
     assert np.count_nonzero(mask != followed) <= 2  # a voxel at the threshold may fall either way
+
+
+def test_who_follows_the_words_leaves_the_bladder_out(make_image, oblique):
+    """A gland and, behind a neck, something smaller that lies far from its core."""
+    image = make_image(np.zeros((40, 40, 40), np.float32), (1.5, 1.6, 2), direction=oblique)
+    config = config_of("VolSize=32,32,48", "dstRes=2,2,2", "threshold=0.4")
+    x, y, z = (np.indices(config.VolSize) - np.reshape([15.5, 15.5, 23.5], (3, 1, 1, 1))) * 2.0
+    off_axis_mm = np.hypot(x, y)
+    gland = np.hypot(off_axis_mm, z + 15) / 13
+    bladder = np.hypot(off_axis_mm, z - 20) / 9
+    neck = np.where(np.abs(z) < 20, off_axis_mm / 4, np.inf)
+    output = np.exp(-(np.minimum.reduce([gland, bladder, neck]) ** 2)).astype(np.float32)
+    reader = Reader(image, describe(config, 1, {}))
+    followed = reader.postprocessed(output)
+    mask = sitk.GetArrayFromImage(segment_outputs([output], image, config)[0]).T
+    assert np.count_nonzero(mask != followed) <= 2
+    z_mm = np.tensordot(
+        oblique[:, 2], points_of(*reader.own) - reader.centre.reshape(3, 1, 1, 1), 1
+    )
+    assert 4 < z_mm[followed].max() < 9  # at the neck
 
 
 # Reading it back --------------------------------------------------------------------------------
