@@ -495,16 +495,34 @@ def test_what_somebody_should_look_at_is_told_everywhere(data, results, config, 
     assert rows_of(results)["Side"]["findings"] == "small"
 
 
+@pytest.mark.parametrize(("most", "threshold"), [(1, 0.5), (0.3, 0.25)])
 @pytest.mark.usefixtures("undrawn")
-def test_a_mask_that_lost_a_large_part_is_told(data, results, config, monkeypatch):
+def test_a_mask_that_lost_a_large_part_is_told(data, results, config, monkeypatch, most, threshold):
     monkeypatch.setattr("src.predictor.CORE_DEPTH_MM", 3.0)
     monkeypatch.setattr("src.predictor.REACH_MM", 0.0)  # only the core stays
-    predict(bright, find_images([data / "img" / "Case0.mhd"]), config, {})
+    config = override_config(config, [f"threshold={threshold}"])
+    images = find_images([data / "img" / "Case0.mhd"])
+    predict(lambda batch: most * bright(batch), images, config, {}, Outputs(probability=True))
     (row,) = strict_json(results / "volumes.json")["cases"]
     assert row["findings"] == ["small", "cut"]
-    found = read_array(data / "img" / "Case0.mhd") > 0.8
-    assert 0 < read_array(results / "Case0_test.mhd").sum() < found.sum()
-    assert re.fullmatch(r"\d\d % of what was found was cut off, far .*", row["findings_text"][1])
+    found = np.count_nonzero(read_array(results / "Case0_probability.mhd") > threshold)
+    kept = np.count_nonzero(read_array(results / "Case0_test.mhd"))
+    assert 0 < kept < found
+    percent = round(100 * (1 - kept / found))
+    assert row["findings_text"][1].startswith(f"{percent} % of what was found was cut off, far ")
+
+
+@pytest.mark.parametrize(("recentre", "findings"), [("false", "border;small"), ("true", "small")])
+@pytest.mark.usefixtures("undrawn")
+def test_a_gland_that_the_moved_grid_holds_is_not_cut_off(
+    data, results, config, recentre, findings
+):
+    path = data / "img" / "Case0.mhd"
+    padded = sitk.ConstantPad(sitk.ReadImage(str(path)), [0, 0, 0], [40, 0, 0])  # 25 mm aside
+    sitk.WriteImage(padded, str(path))
+    grid = ["VolSize=32,32,32", "dstRes=2,2,2", f"recentre={recentre}"]
+    predict(bright, find_images([path]), override_config(config, grid), {})
+    assert rows_of(results)["Case0"]["findings"] == findings
 
 
 # Interrupted, and several at once ---------------------------------------------------------------
