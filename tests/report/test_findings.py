@@ -9,6 +9,7 @@ from scipy import ndimage
 
 from src.config import PRESETS, override_config
 from src.data_manager import probability_to_case_grid, xyz
+from src.predictor import REACH_MM
 from src.report.findings import (
     LARGE_CUT,
     LOW_DICE,
@@ -183,7 +184,9 @@ def test_cubes_have_no_plane(small_config):
 def test_the_page_for_radiologists_tells_of_every_finding_and_bound(page):
     text = (ROOT / page).read_text("utf-8")
     assert set(re.findall(r"`(\w+)`", text)) == set(FINDINGS)
-    numbers = [*PLAUSIBLE_ML, LOW_DICE, 100 * LARGE_CUT, DISTANCE_LIMIT_MM, *GREY_PERCENTILES]
+    (cut,) = re.findall(r"`cut`.*", text)
+    assert set(map(int, re.findall(r"\d+", cut))) == {round(100 * LARGE_CUT), REACH_MM}
+    numbers = [*PLAUSIBLE_ML, LOW_DICE, DISTANCE_LIMIT_MM, *GREY_PERCENTILES]
     for preset in PRESETS.values():
         numbers += [
             round(n * mm) for n, mm in zip(preset["VolSize"], preset["dstRes"], strict=True)
