@@ -195,11 +195,27 @@ def test_attachments_are_what_lies_far_from_the_core(seed):
     assert np.argwhere(without_attachments(mask, spacing_mm)).tolist() == stays.tolist()
 
 
+def test_the_core_lies_6_mm_deep_and_15_mm_about_it_stay():
+    """Of a rod on a cube of 17 mm; below its root the core is one voxel longer."""
+    mask = np.zeros((50, 17, 17), bool)
+    mask[:17] = mask[17:46, 8, 8] = True
+    assert without_attachments(mask, (1, 1, 1)).sum() == 17**3 + 10
+
+
 def test_a_mask_without_a_core_stays():
     mask = np.zeros((30, 5, 5), bool)
     mask[2:28, 1:4, 1:4] = True
     np.testing.assert_array_equal(without_attachments(mask, (2, 2, 2)), mask)
     np.testing.assert_array_equal(without_attachments(mask & False, (2, 2, 2)), mask & False)
+
+
+def test_a_cavity_is_filled_when_the_attachments_are_gone():
+    """A shell of 10 mm has no core, so that what hangs on it stays; filled, it would have one."""
+    outer, inner = (ball((30, 30, 30), [mm] * 3, (1, 1, 1), (60, 60, 90)) for mm in (20, 10))
+    mask = outer & ~inner
+    mask[30, 30, 50:88] = True
+    found = clean(mask, (1, 1, 1))
+    assert found[30, 30, 50:88].all() and found.sum() == 33438
 
 
 def test_attachments_go_in_every_order_of_storage(make_image):
