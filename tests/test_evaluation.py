@@ -174,16 +174,6 @@ def test_a_name_that_begins_like_a_list_is_no_list(data, write_case, results, co
     assert row["dice"] > 0.9 and read_volume(results / "List01_test.mhd").GetSize() == (26, 24, 12)
 
 
-@pytest.mark.usefixtures("undrawn")
-def test_a_broken_second_case_leaves_nothing_behind(data, results, config):
-    cases = find_cases(data, ["Case1", "Case0", "Case2"])
-    path = data / "gt" / "Case0_segmentation.raw"
-    path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(DataError, match=r"Case0_segmentation\.raw: truncated"):
-        evaluate(bright, cases, config, {})
-    assert not results.exists()
-
-
 def test_a_folder_that_cannot_be_written(data, tmp_path, small_config):
     (tmp_path / "file").write_text("mine")
     config = small_config(f"dirPredictionImage={tmp_path / 'file' / 'results'}")
