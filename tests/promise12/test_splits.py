@@ -218,6 +218,7 @@ def test_own_files_are_replaced_with_a_notice(tmp_path, capsys):
     for cases, notice in [
         (["a.mhd"], "1 cases"),
         (["a.mhd"], "1 cases, as before"),
+        (["a.nii"], "1 cases, replaces a split of 1"),
         (["b.mhd", "c.mhd"], "2 cases, replaces a split of 1"),
     ]:
         write_splits(tmp_path, {"val.csv": cases})
@@ -325,19 +326,6 @@ def test_a_split_line_means_the_file_with_its_suffix(tmp_path, line, image, mask
     (tmp_path / "val.csv").write_text(f"{line}\n")
     (case,) = split_cases(tmp_path, tmp_path / "val.csv", "val", 0)
     assert (case.case_id, case.image_path.name, case.mask_path.name) == (line[:6], image, mask)
-
-
-def test_a_split_line_without_its_file_is_ambiguous(tmp_path):
-    make_cases(tmp_path, ["Case03.mha", "Case03.nii"], ["Case03_segmentation.mha"])
-    (tmp_path / "val.csv").write_text("Case03.mhd\n")
-    with pytest.raises(DataError, match="Case03.mha and Case03.nii have the same case name"):
-        split_cases(tmp_path, tmp_path / "val.csv", "val", 0)
-
-
-def test_another_suffix_is_another_split(tmp_path, capsys):
-    write_splits(tmp_path, {"val.csv": ["a.mhd"]})
-    write_splits(tmp_path, {"val.csv": ["a.nii"]})
-    assert capsys.readouterr().out.endswith("1 cases, replaces a split of 1\n")
 
 
 @pytest.mark.parametrize(
