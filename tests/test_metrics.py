@@ -279,27 +279,11 @@ def test_every_value_is_a_finite_float_with_a_known_key():
     assert set(metrics) == {metric.key for metric in METRICS} | others
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        (lambda mask: mask[:, :, :-1], r"size \(11, 10, 8\).*\(11, 10, 9\)"),
-        (lambda mask: mask.SetSpacing((0.5, 0.8, 2.0)), "spacing .*2.0.*3.0"),
-        (lambda mask: mask.SetOrigin((0, 5, 0)), "origin .*5.0"),
-        (lambda mask: mask.SetDirection((-1, 0, 0, 0, 1, 0, 0, 0, 1)), "direction .*-1.0"),
-    ],
-)
-def test_masks_on_different_grids_are_refused(change, words):
+def test_masks_on_different_grids_are_refused():
     prediction = mask_of(blob(1))
-    prediction = change(prediction) or prediction
-    with pytest.raises(DataError, match=words):
+    prediction.SetSpacing((0.5, 0.8, 2.0))
+    with pytest.raises(DataError, match="spacing .*2.0.*3.0"):
         case_metrics(mask_of(blob(1)), prediction)
-
-
-def test_the_rounding_of_a_nifti_header_is_no_different_grid():
-    reference, prediction = mask_of(blob(1), (0.35, 0.35, 3.3)), mask_of(blob(1))
-    prediction.SetSpacing([float(np.float32(s)) for s in (0.35, 0.35, 3.3)])
-    prediction.SetOrigin(np.add(reference.GetOrigin(), (1e-5, -1e-5, 1e-5)))
-    assert case_metrics(reference, prediction)["dice"] == 1
 
 
 def test_summary():
