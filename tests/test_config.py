@@ -84,29 +84,19 @@ EFFECTS = {
     "tensorboard": "test_the_events_of_a_run_are_its_history_and_overlays",
     "cache_dir": "test_cache_lies_where_the_configuration_says",
     "threshold": "test_foreground_is_strictly_above_the_threshold",
-    "flip_average": "test_segment_averages_over_the_flip_if_configured",
+    "flip_average": "test_outputs_are_averaged_along_the_patients_left",
     "recentre": "test_a_gland_far_from_the_centre_is_segmented_on_a_grid_about_it",
 }
 
 
-@pytest.fixture(scope="module")
-def test_names():
-    """Names of all test functions of this project."""
-    files = (ROOT / "tests").rglob("test_*.py")
-    return {
-        name
-        for file in files
-        for name in re.findall(r"^def (test_\w+)\(", file.read_text("utf-8"), re.MULTILINE)
-    }
-
-
 def test_every_key_has_a_test_of_its_effect():
     assert set(EFFECTS) == set(vnet_cfg)
-
-
-@pytest.mark.parametrize("key", EFFECTS)
-def test_the_test_of_an_effect_exists(key, test_names):
-    assert EFFECTS[key] in test_names
+    names = {
+        name
+        for file in (ROOT / "tests").rglob("test_*.py")
+        for name in re.findall(r"^def (test_\w+)\(", file.read_text("utf-8"), re.MULTILINE)
+    }
+    assert set(EFFECTS.values()) <= names
 
 
 def test_variant_and_width_shape_the_network():
@@ -439,16 +429,8 @@ def test_no_file_and_an_empty_one(tmp_path):
         ("a.yaml", "width: 8\ncache_dir: ~\n", ["line 2", "cache_dir", "no value"]),
         ("a.yaml", "width: 8\ndirResult:\n", ["line 2", "dirResult", "no value"]),
         ("a.json", "[" * 100_000, ["nested too deeply"]),
-        ("a.json", '{"width": 8, "width": 4}', ["width", "twice"]),
-        ("a.json", f'{{"lr": {10**400}}}', ["lr is 1000", "at most 2147483647"]),
         ("A.JSON", '{"width": "8"}', ["width is '8'", "a whole number"]),
-        ("a.json", '{"widht": 8}', ["'widht'", "did you mean 'width'"]),
-        ("a.json", '{"width": "8"}', ["width is '8'", "a whole number"]),
-        ("a.json", '{"lr": NaN}', ["lr is nan"]),
-        ("a.json", '{"width": 0}', ["width is 0", "at least 1"]),
-        ("a.json", '{"labels": null}', ["labels is None", "list of whole numbers"]),
         ("a.json", '{\n"width": 8\n', ["line 3"]),
-        ("a.json", "[8]", ["an object of keys and values"]),
     ],
 )
 def test_a_wrong_file_is_named_with_its_line(tmp_path, name, content, words):
@@ -603,6 +585,7 @@ def test_keys_that_came_later_get_their_defaults(tmp_path):
         ("[" * 100_000, "recursion"),
         ('{"width": 8, "width": 4}', "width appears twice"),
         (f'{{"lr": {10**400}}}', "lr is 1000"),
+        ('{"labels": null}', "labels is None"),
     ],
 )
 def test_foreign_and_corrupt_files_are_named(tmp_path, content, finding):

@@ -329,21 +329,16 @@ def test_the_network_is_asked_about_the_volume_and_its_mirror_image(
 
 
 @pytest.mark.parametrize("flip", ["false", "true"])
-def test_segment_is_its_two_halves_with_a_network_between(make_image, small_config, oblique, flip):
+def test_segment_asks_the_network_about_its_inputs_and_cuts_at_the_threshold(
+    make_image, small_config, oblique, flip
+):
     values = np.random.default_rng(0).random((12, 20, 18)).astype(np.float32)
     image = make_image(values, direction=oblique)
     config = small_config(f"flip_average={flip}", "threshold=0.4")
     network = Stub()
-    whole = segment(network, image, config)
+    mask, probability = map(sitk.GetArrayFromImage, segment(network, image, config))
     inputs = network_inputs(image, config)
     np.testing.assert_array_equal([seen[0, 0] for seen in network.seen], inputs)
-    halves = segment_outputs(
-        [foreground_probability(network, volume) for volume in inputs], image, config
-    )
-    for one, other in zip(whole, halves, strict=True):
-        same_voxels(one, other)
-        assert sitk.GetArrayViewFromImage(one).any()
-    mask, probability = map(sitk.GetArrayFromImage, whole)
     spacing_zyx_mm = image.GetSpacing()[::-1]
     np.testing.assert_array_equal(mask > 0, clean(probability > 0.4, spacing_zyx_mm))
     assert np.any((probability > 0.4) & (probability < 0.5))
@@ -401,18 +396,6 @@ def test_segment_finds_a_bright_block_on_the_images_own_grid(make_image, small_c
     assert 2 * (expected & found).sum() / (expected.sum() + found.sum()) > 0.95
     array = sitk.GetArrayViewFromImage(probability)
     assert array.dtype == np.float32 and array.min() == 0 and array.max() == 1
-
-
-def test_segment_averages_over_the_flip_if_configured(make_image, small_config):
-    image = make_image(np.random.default_rng(0).random((12, 20, 20)).astype(np.float32))
-    configs = [small_config(f"flip_average={flag}") for flag in ("false", "true")]
-    networks = [Stub(), Stub()]
-    straight, averaged = (
-        sitk.GetArrayFromImage(segment(network, image, config)[1])
-        for network, config in zip(networks, configs, strict=True)
-    )
-    assert [len(network.seen) for network in networks] == [1, 2]
-    assert np.abs(straight - averaged).max() > 0.1
 
 
 def test_an_empty_prediction_is_an_empty_mask(make_image, small_config):
