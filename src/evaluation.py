@@ -298,16 +298,7 @@ def _evaluate(
 ) -> list[dict[str, str | float]]:
     """`evaluate_masks` of cases that are read in another thread; `masks` are those of files."""
     folder = Path(config.dirPredictionImage)
-    names = [mask_name(case.case_id) for case in cases] if masks is None else []
-    for name in names:
-        check_volume_name(name)
-    files = [*volume_files(names), *EVALUATION_FILES]
-    output_folder.check(folder, files)
-    if VOLUMES_JSON in output_folder.list_outputs(folder):
-        raise DataError(
-            f"{folder / VOLUMES_JSON}: of a prediction, whose report would be replaced; choose "
-            "another dirPredictionImage"
-        )
+    files = _files_to_write(folder, [] if masks is not None else cases)
     ready.peek()  # a broken first case stops before the folder is made
     with output_folder.acquire(folder), temporary_folder(folder) as unfinished:
         output_folder.announce(folder, files)
@@ -332,6 +323,25 @@ def _evaluate(
         log.info(line)
     log.info(f"predictions and metrics, shown in {folder / REPORT}")
     return rows
+
+
+def _files_to_write(folder: Path, predicted: list[Case]) -> list[str]:
+    """Names the files of an evaluation that writes the masks of these cases.
+
+    Raises:
+        DataError: the folder holds others of these names, or a prediction.
+    """
+    names = [mask_name(case.case_id) for case in predicted]
+    for name in names:
+        check_volume_name(name)
+    files = [*volume_files(names), *EVALUATION_FILES]
+    output_folder.check(folder, files)
+    if VOLUMES_JSON in output_folder.list_outputs(folder):
+        raise DataError(
+            f"{folder / VOLUMES_JSON}: of a prediction, whose report would be replaced; choose "
+            "another dirPredictionImage"
+        )
+    return files
 
 
 def mask_name(case_id: str) -> str:

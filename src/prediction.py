@@ -19,7 +19,14 @@ from .images.reading import read_image
 from .images.writing import volume_files
 from .input_images import InputImage
 from .measurements import MEASURES, measure_gland
-from .predictor import LazyNetwork, cut_share, loaded, network_inputs, segment_inputs
+from .predictor import (
+    LazyNetwork,
+    Segmentation,
+    cut_share,
+    loaded,
+    network_inputs,
+    segment_inputs,
+)
 from .report.album import Album
 from .report.findings import finding_fields, mask_findings, plane_findings
 from .report.painter import Painter
@@ -285,10 +292,8 @@ class _Segmenter(NamedTuple):
             with naming(source):
                 if volumes is None:
                     volumes = network_inputs(image, self.config)
-                mask, probability, centre_mm = segment_inputs(
-                    self.network, volumes, image, self.config
-                )
-            writers = writers_of(files.names, mask, probability, source, dicom)
+                found = segment_inputs(self.network, volumes, image, self.config)
+            writers = writers_of(files.names, found.mask, found.probability, source, dicom)
         except (DataError, MemoryError, RuntimeError, ValueError) as error:
             if self.is_only:
                 raise
@@ -298,17 +303,13 @@ class _Segmenter(NamedTuple):
             problem += left_over(folder, files.others.union(files.names.values()))
             return {**row, "problem": problem}, False
         write_volumes(folder, writers)
-        cut = cut_share(mask, probability, self.config.threshold)
-        findings = plane_findings(image, self.config)
-        findings |= mask_findings(mask, self.config, centre_mm, cut)
         row |= {
             "mask": next(iter(files.names.values())),
             "outputs": files.names,
-            **_rounded(measure_gland(mask, probability)),
-            **finding_fields(findings),
+            **_measures(image, found, self.config),
         }
         if self.album is not None:
-            self.album.add(row, OverlayCase(case.name, image, mask))
+            self.album.add(row, OverlayCase(case.name, image, found.mask))
         return row, False
 
     def _empty_row(self, case: InputImage) -> dict:
@@ -326,6 +327,15 @@ class _Segmenter(NamedTuple):
             "problem": None,
             "fingerprint": None,
         }
+
+
+def _measures(image: sitk.Image, found: Segmentation, config: EasyDict) -> dict:
+    """What a row tells of a gland: its measures, and what to look at."""
+    cut = cut_share(found.mask, found.probability, config.threshold)
+    findings = plane_findings(image, config)
+    findings |= mask_findings(found.mask, config, found.centre_mm, cut)
+    measures = _rounded(measure_gland(found.mask, found.probability))
+    return {**measures, **finding_fields(findings)}
 
 
 def _rounded(measures: dict[str, float | None]) -> dict[str, float | None]:
