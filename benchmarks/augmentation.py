@@ -9,7 +9,6 @@ turns. CPU seconds are measured, which equal wall-clock seconds on an idle machi
 """
 
 import argparse
-import signal
 import sys
 import tempfile
 from contextlib import ExitStack
@@ -29,6 +28,7 @@ from src.promise12.phantom import phantom_case
 from src.utils.command_line import run
 from src.utils.errors import DataError, UsageError
 from src.utils.files import write_json
+from src.utils.process import term_as_exit
 
 TITLES = {"ours": "this project", "monai": "MONAI", "torchio": "TorchIO"}
 ROUNDS = 7
@@ -131,13 +131,10 @@ def main() -> None:
     args = parser.parse_args()
     if args.rounds < 1:
         raise UsageError(f"--rounds {args.rounds}: expected at least 1")
-    signal.signal(
-        signal.SIGTERM, lambda number, _: sys.exit(128 + number)
-    )  # leave no folder behind
     peers = ("monai", "torchio") if args.torch_python else ()
     pythons = {"ours": sys.executable, **dict.fromkeys(peers, args.torch_python)}
     machine = describe_machine()
-    with tempfile.TemporaryDirectory(prefix="vnet_benchmark_") as folder:
+    with term_as_exit(), tempfile.TemporaryDirectory(prefix="vnet_benchmark_") as folder:
         write_cases(folder)
         measured = measure(pythons, folder, args.rounds)
     print(report_text(measured, machine))

@@ -12,7 +12,6 @@ are loaded). A line that runs out of memory is marked as failed, and the others 
 
 import argparse
 import os
-import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -27,6 +26,7 @@ from benchmarks.worker import CALLS, Worker
 from src.utils.command_line import run
 from src.utils.errors import DataError, UsageError
 from src.utils.files import write_json
+from src.utils.process import term_as_exit
 
 SIZES = ((32, 32, 32), (64, 64, 32), (96, 96, 48), (128, 128, 64))
 
@@ -142,17 +142,15 @@ def scaling_table(measured: list[dict]) -> str:
 def main() -> None:
     """Measures, prints, and writes --json."""
     args = parse_arguments()
-    signal.signal(
-        signal.SIGTERM, lambda number, _: sys.exit(128 + number)
-    )  # leave no folder behind
     machine = describe_machine()
     measured = []
-    for point in points(args.sizes, args.batches, args.threads, args.base, usable_cores()):
-        line = point._asdict()
-        for phase, title in PHASES.items():
-            progress(f"{point}: {title}")
-            line[phase] = measure(point, phase, args.reps)
-        measured.append(line)
+    with term_as_exit():
+        for point in points(args.sizes, args.batches, args.threads, args.base, usable_cores()):
+            line = point._asdict()
+            for phase, title in PHASES.items():
+                progress(f"{point}: {title}")
+                line[phase] = measure(point, phase, args.reps)
+            measured.append(line)
     machine["load_average_at_end"] = list(os.getloadavg())
     print(f"{machine['cpu']}, {machine['usable_cores']} cores; V-Net, full width, float32")
     print(f"median of {args.reps}; load average {machine['load_average'][0]:.2f} at the start\n")

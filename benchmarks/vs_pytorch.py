@@ -25,7 +25,6 @@ is the process's VmHWM after its weights are loaded.
 
 import argparse
 import os
-import signal
 import sys
 import tempfile
 import time
@@ -53,6 +52,7 @@ from src.config import PRESETS, vnet_cfg
 from src.utils.command_line import run
 from src.utils.errors import DataError, UsageError
 from src.utils.files import write_json
+from src.utils.process import term_as_exit
 
 PAIRS = 5
 SEED = 1
@@ -388,12 +388,9 @@ def result(args: argparse.Namespace, machine: dict, compared: dict, phases: dict
 def main() -> None:
     """Measures, prints, and writes --json."""
     args = parse_arguments()
-    signal.signal(
-        signal.SIGTERM, lambda number, _: sys.exit(128 + number)
-    )  # leave no folder behind
     machine = describe_machine()
     phases, compared, others = {}, {}, {}
-    with tempfile.TemporaryDirectory(prefix="vnet_benchmark_") as name:
+    with term_as_exit(), tempfile.TemporaryDirectory(prefix="vnet_benchmark_") as name:
         folder = Path(name)
         write_volume(folder, args.size, args.batch)
         with start("pytorch", args) as worker:

@@ -40,7 +40,11 @@ from src.utils.errors import DataError, UsageError
 from src.vnet import SIDE_MULTIPLE, VARIANTS, create_vnet
 from tests.helpers import ROOT
 
-CHOICES = {key.name: key.rule.choices for key in TABLE if key.rule.choices}
+CHOICES = {
+    key.name: tuple(key.rule.words.removeprefix("one of ").split(", "))
+    for key in TABLE
+    if key.rule.words.startswith("one of ")
+}
 
 # Key -> the test that shows its effect.
 EFFECTS = {

@@ -10,7 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from src.utils.command_line import new_parser, run  # noqa: E402
+from src.utils.command_line import new_parser, run
 
 
 def main():

@@ -14,8 +14,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from src.commands.arguments import add_config_arguments, overrides_of  # noqa: E402
-from src.utils.command_line import new_parser, run  # noqa: E402
+from src.commands.arguments import add_config_arguments, overrides_of
+from src.utils.command_line import new_parser, run
 
 
 def main():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from src.commands import run_script  # noqa: E402
+from src.commands import run_script
 
 if __name__ == "__main__":
     run_script("release")

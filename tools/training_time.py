@@ -9,12 +9,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from src.commands.arguments import (  # noqa: E402
+from src.commands.arguments import (
     add_config_arguments,
     add_device_arguments,
     own_overrides_of,
 )
-from src.utils.command_line import new_parser, run  # noqa: E402
+from src.utils.command_line import new_parser, run
 
 
 def main():

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
+from .. import __version__
 from ..utils.command_line import new_parser, run
 from ..utils.errors import UsageError, nearest
 
@@ -81,24 +82,16 @@ def vnet_parser() -> argparse.ArgumentParser:
         "`vnet COMMAND --help` describes a command.",
         "vnet",
     )
-    parser.add_argument("--version", action=_Version, help="print the version and exit")
+    parser.add_argument(
+        "--version",
+        action="version",
+        version=f"vnet_mindspore {__version__}",
+        help="print the version and exit",
+    )
     parser.add_argument("command", metavar="COMMAND", help="one of the commands above")
     arguments = parser.add_argument("arguments", nargs=argparse.REMAINDER, help="its arguments")
     arguments.required = False  # or argparse asks for them where the command is missing
     return parser
-
-
-class _Version(argparse.Action):
-    """Prints the version of the package; imports it only then."""
-
-    def __init__(self, option_strings, dest, help=None):
-        super().__init__(option_strings, dest, nargs=0, help=help)
-
-    def __call__(self, parser, namespace, values, option_string=None):
-        from .. import __version__
-
-        print(f"vnet_mindspore {__version__}")
-        parser.exit()
 
 
 def _run_vnet() -> None:

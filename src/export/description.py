@@ -226,8 +226,7 @@ def ensemble_models(model_path: str | Path) -> list[Path]:
     hashes = _ensemble(description)
     if not hashes:
         return [model_path]
-    lite = LITE_SUFFIX if model_path.stem.removesuffix(LITE_SUFFIX) in hashes else ""
-    lite = "" if model_path.stem in hashes else lite
+    lite = "" if model_path.stem in hashes else LITE_SUFFIX
     models = {model_path.with_name(f"{n}{lite}{model_path.suffix}"): h for n, h in hashes.items()}
     for path, digest in models.items():
         other, file = read_description(path)

@@ -49,6 +49,7 @@ NO_RECIPE = (
 # Keys that decide what the metrics of a network are; all networks of an ensemble share them.
 SHARED = (*GRID_KEYS, *OUTPUT_KEYS)
 NOT_RECORDED = "not recorded"
+STATISTICS = ("mean", "std", "median", "worst")  # of the metrics
 
 
 class Statement(NamedTuple):
@@ -288,6 +289,3 @@ def _metric_name(key: str) -> str:
     part, _, whole = key.partition("_")
     text = Texts("en")
     return f"{text(whole)}, {part}" if part in ("apex", "base") else text(key)
-
-
-STATISTICS = ("mean", "std", "median", "worst")

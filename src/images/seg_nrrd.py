@@ -9,6 +9,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from .segment import NAME, PROSTATE, RGB, Code
+from .writing import check_written
 
 # The terms of 3D Slicer's own list, in which the category has another code than in DICOM.
 TERMS = "Segmentation category and type - 3D Slicer General Anatomy list"
@@ -32,15 +33,7 @@ def save_seg_nrrd(mask: sitk.Image, path: Path) -> None:
     for name, value in fields.items():
         image.SetMetaData(name, value)
     sitk.WriteImage(image, str(path), True)
-    written = sitk.ReadImage(str(path))
-    same_voxels = np.array_equal(
-        sitk.GetArrayViewFromImage(written), sitk.GetArrayViewFromImage(mask)
-    )
-    keys = set(written.GetMetaDataKeys())
-    if not same_voxels or any(
-        name not in keys or written.GetMetaData(name) != value for name, value in fields.items()
-    ):
-        raise RuntimeError("the written file reads back differently: is the disk full?")
+    check_written(sitk.ReadImage(str(path)), image, fields)
 
 
 def segment_fields(mask: sitk.Image) -> dict[str, str]:

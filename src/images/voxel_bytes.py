@@ -10,8 +10,8 @@ from ..utils.errors import DataError
 
 def expected_bytes(reader: sitk.ImageFileReader) -> int:
     """Returns the number of bytes of the voxels, from the header that `reader` has read."""
-    components = sitk.GetArrayFromImage(sitk.Image([1, 1], reader.GetPixelID()))
-    return int(np.prod(reader.GetSize())) * reader.GetNumberOfComponents() * components.itemsize
+    component_bytes = sitk.Image([1, 1], reader.GetPixelID()).GetSizeOfPixelComponent()
+    return int(np.prod(reader.GetSize())) * reader.GetNumberOfComponents() * component_bytes
 
 
 def check_length(path: Path, found: int, expected: int) -> None:

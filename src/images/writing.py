@@ -107,7 +107,22 @@ def save_volume(image: sitk.Image, path: Path, like: str | Path | None = None) -
     else:
         sitk.WriteImage(image, str(path), True)
         written = sitk.ReadImage(str(path))
-    if not np.array_equal(sitk.GetArrayViewFromImage(written), sitk.GetArrayViewFromImage(image)):
+    check_written(written, image)
+
+
+def check_written(written: sitk.Image, image: sitk.Image, fields: Iterable[str] = ()) -> None:
+    """Raises a RuntimeError unless an image reads back with its voxels and these fields.
+
+    Args:
+        written: as it was read back.
+        image: as it was to be written.
+        fields: names of metadata.
+    """
+    found, expected = map(sitk.GetArrayViewFromImage, (written, image))
+    if not np.array_equal(found, expected) or any(
+        not written.HasMetaDataKey(name) or written.GetMetaData(name) != image.GetMetaData(name)
+        for name in fields
+    ):
         raise RuntimeError("the written file reads back differently: is the disk full?")
 
 

@@ -2,7 +2,6 @@
 
 from functools import partial
 from itertools import takewhile
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +11,7 @@ from mindspore import nn
 
 from ..fast_conv3d.network import FastVNet
 from ..utils.errors import DataError
+from ..utils.process import CGROUP
 from ..vnet import VARIANTS
 
 
@@ -37,7 +37,6 @@ BYTES_PER_AVERAGED_PARAMETER = 4
 BYTES_PER_ACCUMULATED_PARAMETER = 30  # the mean gradient, and copies
 BYTES_PER_PREPROCESSED_VOXEL = 5  # float32 intensity, bool mask
 VALIDATION_BYTES = 1e9  # validation cases kept in memory, at most
-CGROUP = Path("/sys/fs/cgroup")
 
 
 def training_bytes(

@@ -72,24 +72,13 @@ def new_run_folder(config: EasyDict) -> Path:
     raise DataError(f"{config.dirResult}: no free name for a run like vnet.{config.task}.{stamp}")
 
 
-def newest_run(config: EasyDict, fold: int | None = None) -> Path:
-    """Returns the folder of the run of this task that was started last.
+def newest_run(config: EasyDict, fold: int | None = None) -> Path | None:
+    """Returns the folder of the run that was started last; None if there is none.
 
     Args:
         config: `dirResult` and `task`.
         fold: of the run; None: any.
-
-    Raises:
-        DataError: there is none.
     """
-    folder = _newest(config, fold)
-    if folder is None:
-        of_fold = "" if fold is None else f" of fold {fold}"
-        raise DataError(f"{config.dirResult}: no run vnet.{config.task}.*{of_fold} to resume")
-    return folder
-
-
-def _newest(config: EasyDict, fold: int | None) -> Path | None:
     runs = [
         path.parent
         for path in Path(config.dirResult).glob(f"vnet.{config.task}.*/{CONFIG_NAME}")
@@ -121,7 +110,7 @@ def newest_state(overrides: list[str], has_validation: bool) -> RunState | None:
         UsageError: an override that a resume does not allow.
     """
     wanted = override_config(vnet_cfg, overrides)
-    folder = _newest(wanted, wanted.fold)
+    folder = newest_run(wanted, wanted.fold)
     if folder is None:
         return None
     config = config_of_run(folder, overrides)
@@ -220,6 +209,9 @@ def configure_run(
     if resume is not False and ranks.is_first:
         fold = config.fold if any(text.startswith("fold=") for text in overrides) else None
         run_folder = newest_run(config, fold) if resume is True else Path(resume)
+        if run_folder is None:
+            of_fold = "" if fold is None else f" of fold {fold}"
+            raise DataError(f"{config.dirResult}: no run vnet.{config.task}.*{of_fold} to resume")
         config = config_of_run(run_folder, overrides)
     first = json.loads(ranks.text_from_first(json.dumps({"config": config, "request": request})))
     if first["request"] != request:

@@ -11,12 +11,10 @@ class Rule(NamedTuple):
     Attributes:
         words: the condition, such as "at least 1"; empty where any value will do.
         holds: whether a value meets it.
-        choices: the allowed values, of `one_of`.
     """
 
     words: str
     holds: Callable[[Any], bool]
-    choices: tuple[str, ...] = ()
 
 
 ANYTHING = Rule("", lambda value: True)
@@ -44,7 +42,7 @@ def at_least_and_below(low: float, high: float) -> Rule:
 
 def one_of(*choices: str) -> Rule:
     """One of several words."""
-    return Rule(f"one of {', '.join(choices)}", lambda value: value in choices, choices)
+    return Rule(f"one of {', '.join(choices)}", lambda value: value in choices)
 
 
 def not_empty(words: str) -> Rule:

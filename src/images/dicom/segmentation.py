@@ -22,6 +22,7 @@ from pydicom.valuerep import PersonName, format_number_as_ds
 from ... import __version__
 from ...utils.errors import DataError, UsageError
 from .. import segment
+from ..writing import check_written
 from .files import Files, one_line, quiet
 from .headers import GET_AGAIN, MR_CLASSES, SECONDARY_CAPTURE, Frame, Malformed, class_name
 from .series import Series
@@ -255,8 +256,7 @@ def save_segmentation(segmentation: pydicom.Dataset, mask: sitk.Image, path: Pat
         written = read_segmentation(path)
     except DataError as error:
         raise RuntimeError(str(error)) from None
-    if not np.array_equal(sitk.GetArrayViewFromImage(written), sitk.GetArrayViewFromImage(mask)):
-        raise RuntimeError("the written file reads back differently: is the disk full?")
+    check_written(written, mask)
 
 
 def read_segmentation(path: str | Path) -> sitk.Image:
