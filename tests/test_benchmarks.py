@@ -355,7 +355,9 @@ RATES = roofline.Rates(flops=100e9, sgemm_flops=50e9, bytes_per_s=10e9)
         (Layer("conv5", 256, 256, (5, 8, 4), 1), 2 * 4 * 512 * 256**2, 2 * 256 * 160, 3.3096),
         # few channels: 2 x 2 columns of 64 x 5 products at each of 8 voxels along z
         (Layer("conv5", 1, 16, (8, 8, 8), 1), 2 * 4 * 64 * 5 * 8 * 16, 17 * 512, 0.004282),
-        (Layer("conv5", 32, 2, (8, 8, 8), 1), 2 * 4 * 64 * 5 * 8 * 64, 34 * 512, 0.013107),
+        (Layer("conv5", 32, 2, (8, 8, 16), 1), 2 * 4 * 64 * 5 * 16 * 64, 34 * 1024, 0.026214),
+        # few channels, but no plain tensor without multiples of 16 along z; bound by its bytes
+        (Layer("conv5", 32, 2, (8, 8, 8), 1), 2 * 8 * 512 * 64, 34 * 512, 0.010163),
         (Layer("down", 16, 32, (8, 8, 8), 1), 2 * 64 * 8 * 512, 16 * 512 + 32 * 64, 0.005734),
         (Layer("up", 64, 16, (4, 4, 4), 1), 2 * 64 * 8 * 1024, 64 * 64 + 16 * 512, 0.01049),
     ],
