@@ -100,7 +100,7 @@ class Model:
             DataError: the image is not 3-D scalar, has a single slice, NaN, the same value
                 everywhere, no contrast on the network grid or a sheared geometry, is a label map,
                 or cannot be read; or the network's output has NaN.
-            UsageError: neither an image nor a path; or a series of an image.
+            UsageError: neither an image nor a path, or `series` is given with an image.
         """
         return self._segment(image, series)[0]
 

@@ -201,7 +201,7 @@ MACHINE_KEYS = (  # places, and how the machine is used
 FIXED_BY_WEIGHTS = ("variant", "width", "intensity")
 # What a training was, which a prediction with its network cannot change.
 OF_TRAINING = (
-    *("task", "dirResult", "dropout"),
+    "dropout",
     *(
         key.name
         for key in TABLE
@@ -305,7 +305,8 @@ def override_config(config: dict, overrides: list[str]) -> EasyDict:
             result[name] = _parse(key, text)
         except ValueError:
             raise UsageError(
-                f"--set {item}: expected {KIND_WORDS[key.kind]}, such as {value_text(key.default)}"
+                f"--set {item}: expected {KIND_WORDS[key.kind]}"
+                + (f", such as {value_text(key.default)}" if key.default != [] else "")
             ) from None
     for name, value in result.items():
         _check(KEYS[name], value)
@@ -443,11 +444,11 @@ def _yaml_overrides(path: Path, text: str) -> list[str]:
             raise UsageError(f"{where}: {name.value} appears twice")
         if any(part.tag == YAML_NULL for part in parts):  # not a folder called null
             raise UsageError(f"{where}: {name.value} has no value; give one or remove the line")
-        if is_list and _key(name.value).kind is str:
-            raise UsageError(f"{where}: {name.value} is a list, expected text")
         text = ",".join(part.value for part in parts)
         overrides[name.value] = f"{name.value}=[{text}]" if is_list else f"{name.value}={text}"
         try:
+            if is_list and _key(name.value).kind is str:
+                raise UsageError(f"{name.value} is a list, expected text")
             override_config(vnet_cfg, [overrides[name.value]])
         except UsageError as error:
             raise UsageError(f"{where}: {str(error).removeprefix('--set ')}") from None
@@ -472,7 +473,15 @@ def _user_chose_lr(overrides: list[str]) -> bool:
     return vnet_cfg.lr != ZOO_LR or any(item.startswith("lr=") for item in overrides)
 
 
-def mapping_overrides(values: Mapping[str, object]) -> list[str]:
+def _plain(value: Any) -> Any:
+    """Converts a number of NumPy, in the digits that it prints, and a path; leaves the others."""
+    if isinstance(value, Path):
+        return str(value)
+    number = value.item() if hasattr(value, "item") else value
+    return float(str(value)) if isinstance(number, float) else number  # 0.45 of a float32, too
+
+
+def mapping_overrides(values: Mapping[str, Any]) -> list[str]:
     """Returns the overrides of keys and values; a text is parsed as `--set` does.
 
     Raises:
@@ -480,16 +489,14 @@ def mapping_overrides(values: Mapping[str, object]) -> list[str]:
     """
     overrides = []
     for name, value in values.items():
+        if not isinstance(name, str):
+            raise UsageError(f"{name!r}: expected the name of a configuration key")
         key = _key(name)
-        if hasattr(value, "tolist"):  # of NumPy
-            value = value.tolist()
-        elif isinstance(value, tuple):
-            value = list(value)
-        elif isinstance(value, Path):
-            value = str(value)
-        if not isinstance(value, str):
-            _check(key, value)
-        overrides.append(f"{name}={value_text(value)}")
+        is_list = isinstance(value, list | tuple) or getattr(value, "ndim", 0) == 1
+        plain = list(map(_plain, value)) if is_list else _plain(value)
+        if not isinstance(plain, str):
+            _check(key, plain)
+        overrides.append(f"{name}={value_text(plain)}")
     return overrides
 
 

@@ -338,8 +338,8 @@ def _files_to_write(folder: Path, predicted: list[Case]) -> list[str]:
     output_folder.check(folder, files)
     if VOLUMES_JSON in output_folder.list_outputs(folder):
         raise DataError(
-            f"{folder / VOLUMES_JSON}: of a prediction, whose report would be replaced; choose "
-            "another dirPredictionImage"
+            f"{folder / VOLUMES_JSON}: of a prediction; choose another folder for the evaluation, "
+            "dirPredictionImage"
         )
     return files
 

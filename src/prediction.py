@@ -153,8 +153,8 @@ def _check_folder(table: VolumesTable, files: Collection[ResultFiles], skip_exis
     output_folder.check_unedited(folder, others - listed)
     if METRICS_JSON in output_folder.list_outputs(folder):
         raise DataError(
-            f"{folder / METRICS_JSON}: of an evaluation, whose report would be replaced; choose "
-            "another folder"
+            f"{folder / METRICS_JSON}: of an evaluation; choose another folder for the prediction, "
+            "--output_path"
         )
 
 

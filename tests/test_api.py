@@ -237,7 +237,7 @@ def test_overrides(run_folder, model, images):
     probability = voxels(changed.probability(images["int16"]))
     mask = voxels(changed.segment(images["int16"]))
     assert mask.any() and (probability[mask == 1] > 0.55).all()
-    numpy = {**overrides, "threshold": np.float64(0.55), "dstRes": np.array([1.5, 1.5, 3])}
+    numpy = {**overrides, "threshold": np.float32(0.55), "dstRes": np.array([1.5, 1.5, 3])}
     assert vnet_mindspore.load(run_folder, "CPU", overrides=numpy).config == changed.config
     words = ["threshold=0.55", "flip_average=true", "dstRes=1.5,1.5,3"]
     assert vnet_mindspore.load(run_folder, "CPU", overrides=words).config == changed.config
@@ -251,6 +251,7 @@ def test_overrides(run_folder, model, images):
         ({"width": 8}, ["width", "config.json"]),
         ({"epochs": 7}, ["epochs=7", "config.json has epochs=", "leave it out"]),
         ({"dirPredictionImage": None}, ["dirPredictionImage is None", "expected text"]),
+        ({5: 1}, ["5", "name of a configuration key"]),
         ({"cache_dir": False}, ["cache_dir is False", "expected text"]),
         ({"cache_dir": ["a", "b"]}, ["cache_dir is ['a', 'b']", "expected text"]),
         (None, ["overrides=None", "'threshold': 0.4"]),

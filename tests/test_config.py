@@ -23,6 +23,7 @@ from src.config import (
     config_path_of,
     file_overrides,
     load_config,
+    mapping_overrides,
     markdown_table,
     override_config,
     override_unfixed,
@@ -428,6 +429,7 @@ def test_no_file_and_an_empty_one(tmp_path):
         ("a.yaml", "width: 8\n  lr: [\n", ["line 2"]),
         ("a.yaml", "width: [8]\n", ["line 1", "a whole number"]),
         ("a.yaml", "width: 8\ndirResult: [a, b]\n", ["line 2", "dirResult is a list"]),
+        ("a.yaml", "width: 8\nVolSzie: [64, 64, 32]\n", ["line 2", "did you mean 'VolSize'"]),
         ("a.yaml", "- width\n- 8\n", ["such as `epochs: 100`"]),
         ("a.yaml", "width: \x01\n", ["a.yaml"]),
         ("a.yaml", "width: 8\ncache_dir: ~\n", ["line 2", "cache_dir", "no value"]),
@@ -648,6 +650,23 @@ def test_a_checkpoint_alone_gets_the_defaults_and_a_line(tmp_path, capsys):
     )
 
 
+@pytest.mark.parametrize("number", [float, np.float32, np.float64])
+@pytest.mark.parametrize("kind", [list, tuple, np.array])
+def test_overrides_of_numpy_are_those_of_python(number, kind):
+    values = {
+        "threshold": number(0.45),
+        "dstRes": kind([number(1.1), number(2), number(3)]),
+        "VolSize": kind([np.int64(32), np.int64(48), np.int64(64)]),
+        "epochs": np.int32(3),
+        "flip_average": np.bool_(True),
+        "cache_dir": Path("a b"),
+    }
+    assert mapping_overrides(values) == [
+        *("threshold=0.45", "dstRes=1.1,2.0,3.0", "VolSize=32,48,64", "epochs=3"),
+        *("flip_average=True", "cache_dir=a b"),
+    ]
+
+
 def test_an_unreadable_config_is_said(run_folder):
     (run_folder / "config.json").unlink()
     (run_folder / "config.json").symlink_to("/proc/self/mem")
@@ -659,7 +678,7 @@ def test_an_unreadable_config_is_said(run_folder):
     "item",
     [
         *("width=8", "variant=zoo", "intensity=equalize"),
-        *("epochs=7", "lr=0.5", "seed=4", "dropout=0.1", "augment_flip=0.3", "dirResult=out"),
+        *("epochs=7", "lr=0.5", "seed=4", "dropout=0.1", "augment_flip=0.3"),
     ],
 )
 def test_what_the_training_fixes_cannot_be_overridden(run_folder, item):

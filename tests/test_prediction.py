@@ -581,15 +581,15 @@ def test_a_prediction_and_an_evaluation_leave_each_others_folder(data, results, 
     evaluated = tree(results)
     other = find_images([data / "img" / "Case1.nii.gz"])
     for options in ({}, {"skip_existing": True}, {"outputs": Outputs(report=False)}):
-        with pytest.raises(DataError, match=r"metrics\.json: of an evaluation, whose report would"):
+        with pytest.raises(DataError, match=r"metrics\.json: of an evaluation; choose"):
             predict(bright, other, config, {}, **options)
     assert tree(results) == evaluated
     shutil.rmtree(results)
     predict(bright, other, config, {})
     predicted = tree(results)
-    with pytest.raises(DataError, match=r"volumes\.json: of a prediction, whose report would be"):
+    with pytest.raises(DataError, match=r"volumes\.json: of a prediction; choose"):
         evaluate(bright, [case], config, {})
-    with pytest.raises(DataError, match=r"volumes\.json: of a prediction, whose report would be"):
+    with pytest.raises(DataError, match=r"volumes\.json: of a prediction; choose"):
         compare_masks([case], {"Case0": data / "gt" / "Case0.mhd"}, config, {"masks": "results"})
     assert tree(results) == predicted
 

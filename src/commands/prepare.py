@@ -98,7 +98,10 @@ def execute(args: Namespace) -> None:
 
     _check_options(args)
     given = {key: getattr(args, key) for key in ("labels", "channel")}
-    config = override_config(vnet_cfg, [f"{k}={v}" for k, v in given.items() if v is not None])
+    try:
+        config = override_config(vnet_cfg, [f"{k}={v}" for k, v in given.items() if v is not None])
+    except UsageError as error:
+        raise UsageError(f"--{str(error).removeprefix('--set ')}") from None
     labels, channel = tuple(config.labels), channel_of(config)
     if args.export_nnunet:
         if args.data_path is None:

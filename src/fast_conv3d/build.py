@@ -61,7 +61,8 @@ def library_path() -> Path:
     """Returns the path of the library compiled from `native/`; compiles it if it is not cached.
 
     If several processes need it, one compiles and the others wait. A failure is not cached. Where
-    no compiler is, it is one that was built of the same sources on a machine with this processor.
+    it cannot be built, it is one that another compiler built of the same sources for this
+    processor; not if `CXX` names the compiler.
 
     Returns:
         Absolute path of a shared library for this processor.
@@ -73,15 +74,22 @@ def library_path() -> Path:
         raise BuildError(
             f"fast_conv3d: builds on Linux only, this is {sys.platform}; use a Linux machine"
         )
-    folder = cache_folder()
-    program = _program_key()
+    folder, program = cache_folder(), _program_key()
     try:
-        compiler, version = find_compiler()
+        library = _build(folder, program)
     except BuildError:
-        library = None if os.environ.get("CXX", "").strip() else _built_before(folder, program)
-        if library is None:
+        before = None if os.environ.get("CXX", "").strip() else _built_before(folder, program)
+        if before is None:
             raise
-        return library
+        library = before
+    with suppress(OSError):  # a read-only cache
+        os.utime(library.parent)  # it is used
+    return library
+
+
+def _build(folder: Path, program: str) -> Path:
+    """Returns the library of this machine's compiler, which is compiled if it is not cached."""
+    compiler, version = find_compiler()
     command = [*compiler, *FLAGS, native_flag()]
     library = folder / f"{program}-{_hash(compiler, version)}" / LIBRARY
     try:
@@ -94,8 +102,6 @@ def library_path() -> Path:
                 if not _is_intact(library):
                     _compile(command, library)
                     _remove_unused_libraries(folder)
-        with suppress(OSError):  # a read-only cache
-            os.utime(library.parent)  # it is used
     except OSError as error:
         raise BuildError(
             f"fast_conv3d: {error.filename or folder}: {error.strerror}; make the cache {folder} a "
@@ -184,15 +190,21 @@ def _program_key():
 
 
 def _built_before(folder, program):
-    """The library that some compiler has built last of this program, None if there is none."""
-    built = [path for path in folder.glob(f"{program}-*/{LIBRARY}") if _is_intact(path)]
-    return max(built, key=lambda path: path.stat().st_mtime, default=None)
+    """A library of this program that some compiler has built and that loads here, else None."""
+    built = filter(_is_intact, folder.glob(f"{program}-*/{LIBRARY}"))
+    return next((path for path in built if run_compiler(_loading(path)).returncode == 0), None)
+
+
+def _loading(library):
+    """A command that loads a library, in a process of its own: a broken one may crash it."""
+    code = "import ctypes, sys; ctypes.CDLL(sys.argv[1])"
+    return [sys.executable, "-I", "-c", code, str(library)]
 
 
 def _is_intact(library):
     """Whether a library is there as it was built: loading one that was cut would crash."""
     try:
-        return library.with_name(DIGEST).read_text() == hash_file(library)
+        return library.with_name(DIGEST).read_bytes() == hash_file(library).encode()
     except OSError:
         return False
 
@@ -205,15 +217,13 @@ def _compile(command, library):
     with temporary_folder(folder, UNFINISHED) as work:
         log.info(f"fast_conv3d: compiling its C++ code (once, about {COMPILE_SECONDS} s)")
         built = work / LIBRARY
-        loading = "import ctypes, sys; ctypes.CDLL(sys.argv[1])"
         steps = (
             ("fails", another, [*command, "-o", str(built), str(SOURCES / "ops.cpp")]),
             (
                 "built a library that cannot be loaded",
                 f"if {folder} is mounted noexec, name another, FAST_CONV3D_CACHE=FOLDER; else "
                 f"{another}",
-                # In a separate process, since loading a broken library may crash.
-                [sys.executable, "-I", "-c", loading, built],
+                _loading(built),
             ),
         )
         report = ""
@@ -263,7 +273,9 @@ def _remove_unused_libraries(folder):
     """Removes those of earlier versions, compilers and processors that nobody has used for long."""
     for library in folder.glob(f"*/{LIBRARY}"):
         with suppress(OSError):
-            if library.parent.stat().st_mtime < time.time() - UNUSED_S:
+            # Who may only read a shared cache leaves no other trace than the time of access.
+            used_s = max(library.parent.stat().st_mtime, library.stat().st_atime)
+            if used_s < time.time() - UNUSED_S:
                 shutil.rmtree(library.parent, ignore_errors=True)
 
 

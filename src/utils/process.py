@@ -160,7 +160,8 @@ def free_port() -> int:
 def core_count() -> int:
     """Returns the number of processor cores that this process may use.
 
-    At most a container's quota of processor time, such as that of `docker run --cpus=2`.
+    At most a container's quota of processor time, such as that of `docker run --cpus=2`. Quotas of
+    a part of the host, as systemd sets them, are not looked for.
     """
     if not hasattr(os, "sched_getaffinity"):  # Linux only
         return os.cpu_count() or 1

@@ -1,6 +1,7 @@
 """The C++ library in its cache, with stand-ins for compilers that count how often they compile."""
 
 import ctypes
+import hashlib
 import os
 import shutil
 import signal
@@ -333,16 +334,27 @@ def test_one_that_another_process_has_built_meanwhile_stays(fake, monkeypatch):
 
 def test_without_a_compiler_what_another_machine_built_serves(fake, tmp_path, monkeypatch):
     library = fake.library()
+    os.utime(library.parent, (1e9, 1e9))
     fake.compiler.unlink()
+    assert fake.library() == library
+    assert library.parent.stat().st_mtime > 1e9  # it is used
+    fake.add_compiler("g++")
+    fake.set("VERSION", "older")
+    fake.set("BEHAVE", "exit 1")  # one that cannot compile this
     assert fake.library() == library
     fake.set("CXX", "no_such_g++")
     with pytest.raises(build.BuildError, match="CXX 'no_such_g[+][+]' cannot be run"):
         fake.library()
     fake.set("CXX", "")
-    library.write_bytes(b"cut")
-    with pytest.raises(build.BuildError, match="no C[+][+] compiler"):
-        fake.library()
+    fake.set("BEHAVE", "")
+    fake.compiler.unlink()
+    for digest in (b"\xff", hashlib.sha256(b"other").hexdigest().encode()):
+        library.with_name("sha256").write_bytes(digest)
+        library.write_bytes(b"other")  # cut, or whole but of another machine: does not load
+        with pytest.raises(build.BuildError, match="no C[+][+] compiler"):
+            fake.library()
     fake.add_compiler("g++")
+    fake.set("VERSION", "new")
     fake.library()
     fake.compiler.unlink()
     (fake.sources / "value.h").write_text("// changed")
@@ -365,6 +377,9 @@ def test_a_read_only_cache(fake):
         with_library = fake.start(preexec_fn=without_root_rights)
         assert with_library.communicate(timeout=30) == (f"{full}\n", "")
         fake.set("VERSION", "another")
+        with_another_compiler = fake.start(preexec_fn=without_root_rights)
+        assert with_another_compiler.communicate(timeout=30) == (f"{full}\n", "")
+        fake.set("CXX", str(fake.compiler))  # who names a compiler wants its library
         without = fake.start(preexec_fn=without_root_rights)
         output, errors = without.communicate(timeout=30)
     finally:
@@ -409,8 +424,8 @@ def test_what_nobody_used_for_two_months_is_removed(fake):
         fake.set("VERSION", str(number))
         libraries.append(fake.library())
         used = time.time() - days * 86_400
-        os.utime(libraries[-1].parent, (used, used))
-        os.utime(foreign, (used, used))
+        for path in (libraries[-1], libraries[-1].parent, foreign):
+            os.utime(path, (used, used))
     fake.set("VERSION", "0")
     fake.library()  # used again
     fake.set("VERSION", "new")

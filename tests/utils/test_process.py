@@ -263,6 +263,14 @@ def test_the_current_folder_changes_back(tmp_path):
         ({"cpu.max": "5000 100000\n"}, 1),
         ({"cpu.max": "9900000 100000\n"}, 8),
         ({"cpu.max": "max 100000\n"}, 8),
+        (
+            {
+                "cpu.max": "max 100000\n",
+                "cpu/cpu.cfs_quota_us": "300000\n",
+                "cpu/cpu.cfs_period_us": "100000\n",
+            },
+            3,
+        ),
         ({"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 3),
         ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 8),
         ({"cpu.max": "unknown\n"}, 8),
