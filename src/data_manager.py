@@ -374,14 +374,11 @@ def worker_count(config: EasyDict) -> int:
 
 def _training_volume(case, config):
     cached = _cache_file(case, config)
-    arrays = _read_cache(cached) if cached else None
-    if arrays is not None:
-        _check_gland(case, arrays, config)
-    else:
-        arrays = _preprocess(case, config)
-        _check_gland(case, arrays, config)
-        if cached is not None:
-            _write_cache(cached, arrays)
+    found = _read_cache(cached) if cached else None
+    arrays = found or _preprocess(case, config)
+    _check_gland(case, arrays, config)
+    if cached and not found:
+        _write_cache(cached, arrays)
     plane, digest = str(arrays["plane"]), str(arrays["digest"])
     return TrainingVolume(arrays["intensity"], arrays["mask"], plane, digest)
 

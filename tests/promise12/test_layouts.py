@@ -106,6 +106,14 @@ PICAI_GLANDS = {
     for study in ("10000_1000000", "10001_1000001", "10002_1000002")
 }
 PICAI_LESIONS = {f"{LESIONS}/10000_1000000.nii.gz": ZONES}
+PICAI_PLACED = {
+    f"TrainData/{place}": source
+    for study in ("10000_1000000", "10001_1000001")
+    for place, source in {
+        f"img/{study}.mha": f"images/{study[:5]}/{study}_t2w.mha",
+        f"gt/{study}_segmentation.nii.gz": f"{WHOLE_GLAND}/{study}.nii.gz",
+    }.items()
+}
 PROSTATE158 = {
     f"train/{patient}/{name}.nii.gz": kind
     for patient in ("020", "021")
@@ -254,14 +262,7 @@ GOOD = {
     "PI-CAI": (
         PICAI | PICAI_GLANDS | PICAI_LESIONS,
         {},
-        {
-            f"TrainData/{place}": source
-            for study in ("10000_1000000", "10001_1000001")
-            for place, source in {
-                f"img/{study}.mha": f"images/{study[:5]}/{study}_t2w.mha",
-                f"gt/{study}_segmentation.nii.gz": f"{WHOLE_GLAND}/{study}.nii.gz",
-            }.items()
-        },
+        PICAI_PLACED,
         [
             "taken for PI-CAI: 2 image(s), 2 mask(s)",
             "masks without an image here: ",
@@ -293,27 +294,13 @@ GOOD = {
         | PICAI_GLANDS
         | {"picai_labels/anatomical_delineations/zonal_pz_tz/10000_1000000.nii.gz": ZONES},
         {},
-        {
-            f"TrainData/{place}": source
-            for study in ("10000_1000000", "10001_1000001")
-            for place, source in {
-                f"img/{study}.mha": f"images/{study[:5]}/{study}_t2w.mha",
-                f"gt/{study}_segmentation.nii.gz": f"{WHOLE_GLAND}/{study}.nii.gz",
-            }.items()
-        },
+        PICAI_PLACED,
         ["taken for PI-CAI: 2 image(s), 2 mask(s)", "9 other volume(s) left out"],
     ),
     "PI-CAI, one of two readers": (
         PICAI | PICAI_GLANDS | {f"{WHOLE_GLAND[:-8]}Guerbet23/10000_1000000.nii.gz": GLAND},
         {"mask_pattern": "**/Bosma22b/{case}.nii.gz"},
-        {
-            f"TrainData/{place}": source
-            for study in ("10000_1000000", "10001_1000001")
-            for place, source in {
-                f"img/{study}.mha": f"images/{study[:5]}/{study}_t2w.mha",
-                f"gt/{study}_segmentation.nii.gz": f"{WHOLE_GLAND}/{study}.nii.gz",
-            }.items()
-        },
+        PICAI_PLACED,
         ["taken for PI-CAI, masks by --mask_pattern"],
     ),
     "Prostate158": (
