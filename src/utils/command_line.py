@@ -51,11 +51,11 @@ def run(main: Callable[[], None]) -> None:
     global _runs
     _runs = True
     prepare_streams()
-    prepare_numpy()
-    prepare_matplotlib()
     log_to_standard_streams()
     write_status("starting")
     try:
+        prepare_numpy()
+        prepare_matplotlib()
         main()
         lost = output_error()
     except UsageError as error:

@@ -12,8 +12,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePath
 from typing import Any
 
-import platformdirs
-
 from .errors import DataError, reason_of
 
 CACHE = "vnet_mindspore"  # in the user's cache folder
@@ -57,6 +55,8 @@ def hash_file(path: str | Path, digest: "hashlib._Hash | None" = None) -> str:
 
 def user_cache_folder() -> Path | None:
     """Returns this project's folder in the user's cache, None for a user without a home."""
+    import platformdirs  # within `run`, which says that a package is missing
+
     try:
         folder = platformdirs.user_cache_path(CACHE)
     except RuntimeError:  # HOME is not set, and the system does not know the user

@@ -17,8 +17,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import platformdirs
-
 ROOT = Path(__file__).resolve().parents[2]  # the checkout, or the folder of the package
 CGROUP = Path("/sys/fs/cgroup")  # of this container: version 2, or the controllers of version 1
 PACKAGE = __package__.split(".")[0]  # its name, src in a checkout
@@ -104,6 +102,8 @@ def prepare_matplotlib() -> None:
 
     Must be called before Matplotlib is imported, which would print warnings about these folders.
     """
+    import platformdirs
+
     if os.environ.get("MPLCONFIGDIR"):
         return
     try:

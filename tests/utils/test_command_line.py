@@ -99,6 +99,14 @@ def test_a_missing_package_is_named_with_its_remedy(capsys):
     assert "requirements.txt" in line
 
 
+@pytest.mark.parametrize("script", sorted(path.name for path in ROOT.glob("*.py")))
+def test_a_python_without_the_packages(script):
+    command = [sys.executable, "-S", str(ROOT / script)]  # -S: without its site-packages
+    process = subprocess.run(command, capture_output=True, text=True)
+    assert (process.returncode, process.stderr.count("\n")) == (1, 1)
+    assert process.stderr.startswith(f"error: {sys.executable} has no module ")
+
+
 @pytest.mark.parametrize(
     ("cut", "code"), [("raise KeyboardInterrupt", 130), ("raise SystemExit(143)", 143)]
 )
