@@ -34,6 +34,7 @@ def write_status(state: str, **details: str | int | None) -> None:
     if not path.name or not path.parent.is_dir():  # launchers remove the folder after the start
         return
     entries = {"state": state, "pid": os.getpid(), **details}
-    content = json.dumps({key: value for key, value in entries.items() if value is not None})
+    present = {key: value for key, value in entries.items() if value is not None}
+    content = json.dumps(present, ensure_ascii=False)  # of which the launchers read the folder
     with suppress(DataError):
-        write_files({path: f"{content}\n".encode()})
+        write_files({path: f"{content}\n".encode(errors="backslashreplace")})

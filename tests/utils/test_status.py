@@ -83,3 +83,13 @@ def test_what_is_not_known_is_left_out(tmp_path, monkeypatch):
     write_status("running", run_folder=None)
     entries = json.loads((tmp_path / "status.json").read_text())
     assert entries == {"state": "running", "pid": os.getpid()}
+
+
+def test_names_are_written_as_they_are(tmp_path, monkeypatch):
+    """The launchers' shell would not read escapes such as JSON's of an emoji."""
+    path = tmp_path / "status.json"
+    monkeypatch.setenv(STATUS_FILE, str(path))
+    for name in ("l\u00e4uft \U0001f600", os.fsdecode(b"not UTF-8 \xe9")):
+        write_status("running", run_folder=name)
+        assert json.loads(path.read_text())["run_folder"] == name
+        assert (r"\u" in path.read_text()) == (name[0] == "n")
