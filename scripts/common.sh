@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # What the scripts of this folder share; they source it.
 set -euo pipefail
+set +o posix # of `sh SCRIPT` where sh is bash: a log that exists would end the script without a word
 unset CDPATH
 ROOT=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 
@@ -18,6 +19,9 @@ fail() { # fail EXIT_CODE MESSAGE
   exit "$1"
 }
 
+[[ ${VNET_NO_SYSTEM_PACKAGES:-0} =~ ^[01]$ ]] ||
+  fail 2 "VNET_NO_SYSTEM_PACKAGES '$VNET_NO_SYSTEM_PACKAGES' is neither 0 nor 1"
+
 # Prints the comment at the head of the running script: what it does, needs and installs.
 print_help() { awk 'NR == 1 { next } !/^#/ || /^# shellcheck/ { exit } { print substr($0, 3) }' "$0"; }
 
@@ -28,10 +32,31 @@ begin() { # begin NUMBER TITLE DETAIL: announces one of STEPS steps
   echo "[$1/$STEPS] $2: $3"
 }
 
-# step_failed EXIT_CODE LOG [MORE]: ends the script with the end of the step's log, which is in the current folder.
+# step_failed EXIT_CODE LOG: ends the script with the end of the step's log.
 step_failed() {
   tail -n 20 -- "$2" >&2
-  fail "$1" "$step failed; its whole output is in $PWD/$2${3:-}"
+  fail "$1" "$step failed; its whole output is in $2${advice:-}"
+}
+
+show() { sed -un "${SHOWN:-}"; } # copies what the terminal shows of a log: SHOWN, a sed script, picks its lines
+
+# Runs a command with its output in a new log of the current folder. It runs in the background, so that a
+# signal to this script alone ends it, too.
+logged() { # logged LOG COMMAND...
+  local log=$PWD/$1 code=0
+  child=""
+  trap 'stop INT 130' INT
+  trap 'stop TERM 143' TERM
+  open_log "$1" >/dev/null
+  set -m
+  "${@:2}" </dev/null >&3 2>&1 3>&- &
+  child=$!
+  set +m
+  exec 3>&-
+  tail -n +1 -f -s 0.2 --pid="$child" -- "$log" 2>/dev/null | show &
+  { wait "$child" || code=$?; } 2>/dev/null # without bash's message about a process that a signal ended
+  wait || true                              # for the last lines
+  ((code == 0)) || step_failed "$code" "$log"
 }
 
 # ---------------------------------------------------------------------------- launchers
@@ -133,10 +158,12 @@ rename_earlier() {
   echo "the earlier log is now $1.$number"
 }
 
-open_log() { # open_log LOG: opens a new log as descriptor 3
-  until { set -o noclobber; exec 3>"$1"; } 2>/dev/null; do
-    [[ -f $1 ]] || fail 1 "cannot write the log $1: start from a folder where you may write"
-    rename_earlier "$1"
+open_log() { # open_log LOG: opens a new log in the current folder as descriptor 3
+  local log=$PWD/$1
+  trap '' PIPE # nobody needs to read what this script prints
+  until { set -o noclobber; exec 3>"$log"; } 2>/dev/null; do
+    [[ -f $log ]] || fail 1 "cannot write the log $log: start from a folder where you may write"
+    rename_earlier "$log"
   done
   set +o noclobber
 }
@@ -162,8 +189,8 @@ stop() { # stop SIGNAL EXIT_CODE
 # tell_folder NAME: prints the folder that the status file names, and the command that continues a training.
 tell_folder() {
   local folder
-  folder=$(sed -nE 's/.*"(run_folder|results)": "((\\.|[^"\\])*)".*/\2/p' "$VNET_STATUS_FILE" 2>/dev/null) || true
-  folder=$(printf %b "${folder//'\"'/'"'}") # JSON has characters such as \u00e9
+  folder=$(LC_ALL=C sed -nE 's/.*"(run_folder|results)": "((\\.|[^"\\])*)".*/\2/p' "$VNET_STATUS_FILE" 2>/dev/null) || true
+  folder=$(printf %b "${folder//'\"'/'"'}") # of JSON's escapes
   if [[ -d $folder ]]; then echo "  folder: $folder"; fi
   case $1 in
     train.py)
@@ -177,16 +204,14 @@ tell_folder() {
   esac
 }
 
-# launch LOG NAME PYTHON ARGUMENT...: starts Python in the caller's folder, detached from the terminal.
+# launch LOG NAME PYTHON ARGUMENT...: starts Python in the caller's folder, detached from the terminal. The log is
+# that of open_log.
 # Waits until its work has begun, which it writes to VNET_STATUS_FILE (see src/utils/status.py), but at
 # most START_SECONDS. With WAIT=1 shows its output and waits for its end.
 launch() {
   local log=$PWD/$1 entry=$2 python=$3 code=0
   export PYTHONUNBUFFERED=1
   shift 3
-  trap '' PIPE
-  open_log "$log"
-  flock --nonblock 3 || true # locked as long as the process has the log open
   trap 'stop INT 130' INT
   trap 'stop TERM 143' TERM
   if [[ ${WAIT:-0} != 1 ]]; then
@@ -239,6 +264,7 @@ train_standalone() { # train_standalone DEFAULT_DEVICE_TARGET LOG "$@"
   target=$(device_target "$default")
   python=$(find_python)
   [[ ${RESUME:-0} != 1 ]] || resume=(--resume)
+  open_log "$log"
   export DEVICE_ID=$1 DEVICE_NUM=1 RANK_ID=0 VNET_COMMAND
   launch "$log" train.py "$python" "$ROOT/train.py" --device_target "$target" --device_id "$1" \
     --data_path "$2" --train_split_file_path "$3" "${resume[@]}" "${@:4}"
@@ -250,6 +276,7 @@ evaluate() { # evaluate DEFAULT_DEVICE_TARGET LOG "$@"
   check_arguments "DEVICE_ID CKPT_PATH DATA_PATH EVAL_SPLIT_FILE_PATH" "further arguments for eval.py" "$@"
   target=$(device_target "$default")
   python=$(find_python)
+  open_log "$log"
   export DEVICE_ID=$1 DEVICE_NUM=1 RANK_ID=0
   launch "$log" eval.py "$python" "$ROOT/eval.py" --device_target "$target" --dev_id "$1" \
     --ckpt_path "$2" --data_path "$3" --eval_split_file_path "$4" "${@:5}"
@@ -267,6 +294,8 @@ set_training() {
   for word in "${@:6}"; do
     case $option=$word in
       --val_split_file_path=[!/]* | --config=[!/]* | --resume=[!/-]*) word=$(realpath -m -- "$word") ;;
+      *--set=cache_dir=auto | *--set=cache_dir=off) ;;
+      *--set=cache_dir=[!/]*) word=${word%cache_dir=*}cache_dir=$(realpath -m -- "${word#*cache_dir=}") ;;
       *=--val_split_file_path=[!/]* | *=--config=[!/]* | *=--resume=[!/]*) word=${word%%=*}=$(realpath -m -- "${word#*=}") ;;
     esac
     training+=("$word")
@@ -277,33 +306,45 @@ set_training() {
 
 is_taken() { (exec 9<>"/dev/tcp/$1/$2") 2>/dev/null; } # is_taken ADDRESS PORT: whether a process listens
 
-# set_msrun PYTHON RANKS LOCAL_RANKS MASTER_ADDR MASTER_PORT [NODE_RANK]: sets `engine` to the command that
-# starts this host's ranks; the command of a rank follows it. MASTER_PORT 0: any free port. The logs are in
-# train_msrun_logs.
+# set_msrun FOLDER PYTHON RANKS LOCAL_RANKS MASTER_ADDR MASTER_PORT [NODE_RANK]: sets `engine` to the command that
+# starts this host's ranks; the command of a rank follows it. MASTER_PORT 0: any free port. `logs` are msrun's, in
+# FOLDER.
 set_msrun() {
-  local msrun=${1%/*}/msrun node=${6:-0} port=$5 rank
+  local folder=$1 node=${7:-0} port=$6 msrun rank
+  shift
+  msrun=${1%/*}/msrun
   [[ -x $msrun ]] || msrun=$(type -P msrun) ||
     fail 1 "no msrun beside $1 and none on PATH: it comes with MindSpore, install that for this Python"
   while ((port == 0)) || { (($5 == 0)) && is_taken "$4" "$port"; }; do port=$((20000 + RANDOM % 10000)); done
   ((node > 0)) || ! is_taken "$4" "$port" ||
     fail 1 "port $port of $4 is taken, perhaps by another training: choose another MASTER_PORT"
-  for ((rank = node * $3; rank < (node + 1) * $3; rank++)); do
-    rename_earlier "train_msrun_logs/worker_$rank.log"
-  done
-  ((node > 0)) || rename_earlier train_msrun_logs/scheduler.log
+  mkdir -p -- "$folder" 2>/dev/null || fail 1 "cannot make the folder $PWD/$folder: start from a folder where you may write"
+  logs=()
+  ((node > 0)) || logs=("$folder/scheduler.log")
+  for ((rank = node * $3; rank < (node + 1) * $3; rank++)); do logs+=("$folder/worker_$rank.log"); done
   export PATH=${1%/*}:$PATH # for the python3 that msrun starts
   # Variables that another launcher has left would change the numbers of the ranks.
   unset RANK_TABLE_FILE MINDSPORE_HCCL_CONFIG_PATH "${!OMPI_COMM_WORLD_@}"
   # shellcheck disable=SC2034  # for the launchers
   engine=("$msrun" --worker_num "$2" --local_worker_num "$3" --master_addr "$4" --master_port "$port"
-    ${6:+--node_rank "$6"} --log_dir train_msrun_logs --join True --tail_worker_log "$2" # there is no rank of this number
+    ${6:+--node_rank "$6"} --log_dir "$folder" --join True --tail_worker_log "$2" # there is no rank of this number
     python3)
 }
 
-# refuse_second LOG: fails if the ranks of an earlier launch still run, which lock LOG.
-refuse_second() {
-  [[ ! -f $1 ]] || flock --nonblock -- "$1" true ||
+# claim_log LOG OTHER_LOG...: open_log, but fails if the ranks of an earlier launch still run, which lock LOG. Else
+# the other logs, which the ranks will write, are renamed.
+claim_log() {
+  local code=0
+  exec 8<.
+  flock 8 # until the log is locked, since two launchers may start at once
+  [[ ! -f $1 ]] || flock --nonblock --conflict-exit-code 75 -- "$1" true 2>/dev/null || code=$?
+  ((code != 75)) ||
     fail 1 "a training that was started here still runs, see $PWD/$1: stop it, or start from another folder"
+  open_log "$1"
+  flock --nonblock 3 || true # locked as long as the process has the log open
+  exec 8<&-
+  local other
+  for other in "${@:2}"; do rename_earlier "$other"; done
 }
 
 # launch_ranks LOG PYTHON ARGUMENT...: runs scripts/ranks.py with these arguments.

@@ -11,5 +11,6 @@ target=auto
 [[ -z ${DEVICE_TARGET:-} ]] || target=$(device_target CPU)
 python=$(find_python)
 : "${STOP_SECONDS:=300}" # as in train_standalone
+open_log cross_validate.log
 launch cross_validate.log cross_validate.py "$python" "$ROOT/tools/cross_validate.py" --device_target "$target" \
   --data_path "$1" --folds "$2" "${@:3}"

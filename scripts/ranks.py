@@ -10,6 +10,7 @@ limits the time that msrun and mpirun may take to end, and leaves no process beh
 import argparse
 import contextlib
 import ctypes
+import json
 import os
 import re
 import signal
@@ -60,7 +61,11 @@ def run(args):
         die_with_parent()
         os.environ.pop(STATUS_FILE, None)
         os.execvp(args.command[0], args.command)
-    rank = os.environ.get("OMPI_COMM_WORLD_RANK") or os.environ["RANK_ID"]
+    rank = os.environ.get("OMPI_COMM_WORLD_RANK") or os.environ.get("RANK_ID")
+    if rank is None:
+        sys.exit(
+            "error: neither OMPI_COMM_WORLD_RANK nor RANK_ID is set: is mpirun that of OpenMPI?"
+        )
     os.environ["RANK_ID"] = rank
     if rank != os.environ[FIRST_RANK]:  # only the first rank writes the status
         os.environ.pop(STATUS_FILE, None)
@@ -162,6 +167,20 @@ def start(args):
     return print_end(args, stops, ended, engine.returncode)
 
 
+def report_failure(code, message):
+    """Writes the failure to the status file, unless the first rank has, which a signal prevents."""
+    path = Path(os.environ.get(STATUS_FILE, ""))
+    try:
+        entries = json.loads(path.read_text())
+        if entries["state"] != "failed":
+            new = path.with_name(f".{path.name}.{os.getpid()}.new")
+            entries |= {"state": "failed", "exit_code": code, "error": message}
+            new.write_text(json.dumps(entries) + "\n")
+            new.replace(path)
+    except (OSError, ValueError):  # no such file, or not a status: nobody waits for it
+        pass
+
+
 def print_end(args, stops, ended, status):
     """Prints how the job ended; returns its exit code."""
     failed = [(rank, status) for rank, status in ended if status != 0]
@@ -182,6 +201,7 @@ def print_end(args, stops, ended, status):
     else:
         message = describe_exit(Path(args.command[0]).name, status) + ", before its ranks"
     print(f"error: {message}")
+    report_failure(exit_code(status or 1), message.partition("\n")[0])
     command = os.environ.get(COMMAND)
     again = f": RESUME=1 {command}" if command else ", run the same command with RESUME=1"
     print(f"to continue a training that had begun{again}")

@@ -21,11 +21,6 @@ SETTINGS=(
   --set warmup_step=20 --set cache_dir=cache
 )
 
-# Runs a command with its output in a log of the demo's folder.
-logged() { # logged LOG COMMAND...
-  "${@:2}" >"$1" 2>&1 || step_failed 1 "$1"
-}
-
 case ${1:-} in
   -h | --help)
     print_help
@@ -39,7 +34,8 @@ wanted=${1:-vnet_demo}
 folder=$wanted
 for ((number = 2; ; number++)); do
   [[ -e $folder ]] || mkdir -p -- "$folder" || fail 1 "cannot make the folder $folder"
-  if [[ -d $folder && -z $(ls -A -- "$folder") ]]; then break; fi
+  # Two demos at once do not share a folder: each locks its own.
+  if [[ -d $folder && -z $(ls -A -- "$folder") ]] && exec 8<"$folder" && flock --nonblock 8; then break; fi
   echo "$folder is there already and stays as it is"
   folder=${wanted}_$number
 done
@@ -53,24 +49,23 @@ if ! has_compiler && ! { can_install && (system_package g++); }; then
 fi
 SECONDS=0
 cd -- "$folder"
-export DEVICE_TARGET=CPU WAIT=1
-unset RESUME
+export PYTHONUNBUFFERED=1
+: "${STOP_SECONDS:=300}" # as in train_standalone
 
 begin 2 "synthetic cases" "$CASES in $folder/data"
 logged create_phantom.log python "$ROOT/tools/create_phantom.py" --out_path data --cases "$CASES" --seed 1
 
 begin 3 split "drawn at random, $folder/train.csv and val.csv"
-logged create_csv.log bash "$ROOT/scripts/create_csv.sh" . 1 --data_path data
+logged create_csv.log python "$ROOT/create_csv.py" --out_path . --random 1 --data_path data
 
-begin 4 training "some minutes, log $folder/train_standalone.log"
-bash "$ROOT/scripts/train_standalone.sh" 0 data train.csv --val_split_file_path val.csv \
-  "${SETTINGS[@]}" 2>&1 | sed -un 's/^epoch [0-9]* of .*: validation Dice/      &/p' ||
-  step_failed 1 train_standalone.log
+begin 4 training "some minutes, log $folder/train.log"
+SHOWN='s/^epoch [0-9]* of .*: validation Dice/      &/p' logged train.log python "$ROOT/train.py" \
+  --device_target CPU --data_path data --train_split_file_path train.csv --val_split_file_path val.csv "${SETTINGS[@]}"
 runs=(results/infer/vnet.*)
 
 begin 5 evaluation "of the best epoch, log $folder/eval.log"
-bash "$ROOT/scripts/eval.sh" 0 "${runs[0]}/ckpt/best.ckpt" data val.csv >/dev/null 2>&1 ||
-  step_failed 1 eval.log
+logged eval.log python "$ROOT/eval.py" --device_target CPU --ckpt_path "${runs[0]}/ckpt/best.ckpt" \
+  --data_path data --eval_split_file_path val.csv
 mapfile -t cases <val.csv
 
 cat <<END

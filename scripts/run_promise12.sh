@@ -17,24 +17,7 @@ STEPS=6
 CASES=40 VAL_CASES=10 # of the model zoo's split
 RECORD="PROMISE12 (Litjens et al. 2014), https://zenodo.org/records/8026660"
 MARK=.run_promise12
-
-# Runs a command with its output in a log of OUT. It runs in the background, so that a signal to this script
-# alone ends it, too. SHOWN is a sed script that picks lines of the log for the terminal.
-logged() { # logged LOG COMMAND...
-  local log=$1 code=0
-  open_log "$log" >/dev/null
-  set -m
-  "${@:2}" </dev/null >&3 2>&1 3>&- &
-  child=$!
-  set +m
-  exec 3>&-
-  if [[ -n ${SHOWN:-} ]]; then
-    tail -n +1 -f -s 0.5 --pid="$child" -- "$log" 2>/dev/null | sed -un "$SHOWN" &
-  fi
-  { wait "$child" || code=$?; } 2>/dev/null # without bash's message about a process that a signal ended
-  ((code == 0)) || step_failed "$code" "$log" ". Once that is mended, the same command goes on here"
-  [[ -z ${SHOWN:-} ]] || wait || true # for the last lines
-}
+advice=". Once that is mended, the same command goes on here" # after a step that failed
 
 usage="usage: bash scripts/run_promise12.sh [OUT] [--source PATH] [--data_licence TEXT] [--licence TEXT] [further arguments for train.py]"
 out=vnet_promise12 source="" about=() training=() device_id=0
@@ -47,23 +30,22 @@ case ${1:-} in
   *) out=$1 && shift ;;
 esac
 while (($#)); do
+  [[ $1 != --*=* ]] || set -- "${1%%=*}" "${1#*=}" "${@:2}"
   case $1 in
     --source | --data_licence | --licence)
       (($# > 1)) || fail 2 "$1 needs a value ($usage)"
       if [[ $1 == --source ]]; then source=$(realpath -m -- "$2"); else about+=("$1" "$2"); fi
       shift 2
       ;;
-    --config=*) training+=("--config=$(realpath -m -- "${1#*=}")") && shift ;;
     --config) # from the caller's folder, too
       (($# > 1)) || fail 2 "$1 needs a value ($usage)"
       training+=("$1" "$(realpath -m -- "$2")") && shift 2
       ;;
-    --device_id=*) device_id=${1#*=} && shift ;;
     --device_id)
       (($# > 1)) || fail 2 "$1 needs a value ($usage)"
       device_id=$2 && shift 2
       ;;
-    --labels | --labels=* | --channel | --channel=*)
+    --labels | --channel)
       fail 2 "$1: PROMISE12 has images of one channel and masks of 0 and 1; bring other data into this form with prepare_data.py, then use train.py"
       ;;
     *) training+=("$1") && shift ;;
@@ -85,7 +67,7 @@ if [[ -n $source && -e $out/.prepared && $(<"$out/.prepared") != "--source $sour
   fail 1 "the data in $out/data are of '$(<"$out/.prepared")', not of --source $source: choose another folder"
 fi
 
-if [[ -n ${PYTHON:-}${VIRTUAL_ENV:-}${CONDA_PREFIX:-} ]]; then
+if [[ -n ${PYTHON:-}${VIRTUAL_ENV:-} || ${CONDA_DEFAULT_ENV:-base} != base ]]; then
   python=$(find_python)
   python=$(realpath --no-symlinks -- "$(type -P -- "$python")")
   begin 1 environment "$python"
@@ -98,10 +80,7 @@ fi
 SECONDS=0
 cd -- "$out"
 export PYTHONUNBUFFERED=1
-child=""
 : "${STOP_SECONDS:=300}" # as in train_standalone
-trap 'stop INT 130' INT
-trap 'stop TERM 143' TERM
 training=(--device_id "$device_id" --preset accurate --set dirResult=runs --set task=promise12 "${training[@]}" --continue)
 step="the estimate of the training time"
 logged time.log "$python" "$ROOT/tools/training_time.py" --device_target "$target" \

@@ -16,15 +16,15 @@ python=$(find_python)
 python=$(realpath -s -- "$python")
 table=$(realpath -- "$1")
 devices=$(cd -- "$ROOT" && "$python" -m src.devices.rank_table "$table" "$2") || exit
-refuse_second train_distribute.log
 set_training "$target" "$python" "${@:2}"
 
 for ((rank = 0; rank < $2; rank++)); do
   mkdir -p -- "train_parallel$rank" 2>/dev/null ||
     fail 1 "cannot make the folder $PWD/train_parallel$rank: start from a folder where you may write"
-  rename_earlier "train_parallel$rank/train_distribute.log"
 done
-set_msrun "$python" "$2" "$2" 127.0.0.1 0
+set_msrun train_distribute_logs "$python" "$2" "$2" 127.0.0.1 0
+for ((rank = 0; rank < $2; rank++)); do logs+=("train_parallel$rank/train_distribute.log"); done
+claim_log train_distribute.log "${logs[@]}"
 [[ $target == CPU ]] || export ASCEND_RT_VISIBLE_DEVICES=${devices% *}
 log="train_parallel{rank}/train_distribute.log"
 launch_ranks train_distribute.log "$python" --ranks "$2" --log "$log" -- "${engine[@]}" "$ROOT/scripts/ranks.py" run \

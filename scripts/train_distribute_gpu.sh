@@ -22,20 +22,22 @@ for device in "${devices[@]}"; do
 done
 python=$(find_python)
 python=$(realpath -s -- "$python")
-refuse_second train_distribute_gpu.log
 set_training "$target" "$python" "$1" "${@:3}"
 export CUDA_VISIBLE_DEVICES=$2
 
+logs=()
 log="log_output/1/rank.{rank}/stdout" # as OpenMPI 4 has it; 5 has no option for it any more
 if [[ $target == CPU ]]; then
-  set_msrun "$python" "$1" "$1" 127.0.0.1 0
+  set_msrun train_distribute_gpu_logs "$python" "$1" "$1" 127.0.0.1 0
 else
   mpirun=$(type -P mpirun) ||
     fail 1 "no mpirun on PATH: install OpenMPI, or take DEVICE_TARGET=GPU bash scripts/train_msrun.sh"
   as_root=(--allow-run-as-root)
   ((EUID == 0)) || as_root=()
+  # Variables that another launcher has left would change the numbers of the ranks.
+  unset RANK_ID RANK_TABLE_FILE "${!MS_ROLE@}" "${!OMPI_COMM_WORLD_@}"
   engine=("$mpirun" -n "$1" "${as_root[@]}" --bind-to none --map-by :OVERSUBSCRIBE "$python")
 fi
-rename_earlier log_output
+claim_log train_distribute_gpu.log log_output "${logs[@]}"
 launch_ranks train_distribute_gpu.log "$python" --ranks "$1" --log "$log" --follow_all -- \
   "${engine[@]}" "$ROOT/scripts/ranks.py" run --log "$log" -- "${training[@]}"

@@ -18,6 +18,7 @@ nodes=${NODES:-1} node=${NODE_RANK:-} master=${MASTER_ADDR:-} port=${MASTER_PORT
 [[ ${port:-1024} =~ ^[1-9][0-9]{3,4}$ && ${port:-1024} -ge 1024 && ${port:-1024} -lt 65536 ]] ||
   fail 2 "MASTER_PORT '$port' is not a port from 1024 to 65535"
 if ((nodes == 1)); then
+  [[ ${node:-0} == 0 ]] || fail 2 "NODE_RANK=$node needs NODES, the number of hosts"
   node=0
 else
   [[ -n $master ]] || fail 2 "NODES=$nodes needs MASTER_ADDR, the address of the host with NODE_RANK=0"
@@ -43,9 +44,9 @@ if [[ -n $master ]]; then
 fi
 python=$(find_python)
 python=$(realpath -s -- "$python")
-refuse_second "$log"
 set_training "$target" "$python" "$@"
-set_msrun "$python" "$1" $(($1 / nodes)) "${master:-127.0.0.1}" "${port:-0}" "$node"
+set_msrun train_msrun_logs "$python" "$1" $(($1 / nodes)) "${master:-127.0.0.1}" "${port:-0}" "$node"
+claim_log "$log" "${logs[@]}"
 own="train_msrun_logs/worker_{rank}.log"
 launch_ranks "$log" "$python" --ranks $(($1 / nodes)) --hosts "$nodes" --first $((node * $1 / nodes)) --log "$own" -- \
   "${engine[@]}" "$ROOT/scripts/ranks.py" run --log "$own" -- "${training[@]}"

@@ -68,7 +68,7 @@ def test_ascend_by_rank_table(caller):
     assert msrun["argv"] == [
         *("--worker_num", "3", "--local_worker_num", "3"),
         *("--master_addr", "127.0.0.1", "--master_port"),
-        *("--log_dir", "train_msrun_logs", "--join", "True", "--tail_worker_log", "3"),
+        *("--log_dir", "train_distribute_logs", "--join", "True", "--tail_worker_log", "3"),
         *("python3", RANKS, "run", "--log", log, "--folder", "train_parallel{rank}"),
         *("--device_ids", "1,0,2", "--", python, *train_command(caller, "Ascend")),
     ]
@@ -102,6 +102,7 @@ def test_gpu_by_mpirun(caller):
         ENDINGS=FINISHED,
         WAIT=1,
         RANK_ID=9,  # of some earlier work in the same shell
+        MS_ROLE="MS_SCHED",
         CUDA_VISIBLE_DEVICES="5,0,1,2",  # as a cluster's scheduler sets it
     )
     assert process.returncode == 0, process.stderr_text
@@ -185,6 +186,7 @@ def test_resume_and_relative_paths(caller):
     script = "train_msrun.sh"
     further = ["--val_split_file_path", "val.csv", "--resume", "train_parallel0/run 1"]
     further += ["--val_split_file_path=../val.csv", "--config", "a.yaml", "--config=b.yaml"]
+    further += ["--set", "cache_dir=c", "--set=cache_dir=c d", "--set", "cache_dir=auto"]
     further += ["--resume", "--set", "task=a/b", "--resume=/x"]
     process = caller.run(script, *ARGUMENTS[script], *further, ENDINGS=FINISHED, WAIT=1, RESUME=1)
     assert process.returncode == 0, process.stderr_text
@@ -193,6 +195,12 @@ def test_resume_and_relative_paths(caller):
     expected += [str(caller.folder / "train_parallel0" / "run 1")]
     expected += [f"--val_split_file_path={caller.folder.parent / 'val.csv'}", "--config"]
     expected += [str(caller.folder / "a.yaml"), f"--config={caller.folder / 'b.yaml'}"]
+    expected += [
+        "--set",
+        f"cache_dir={caller.folder / 'c'}",
+        f"--set=cache_dir={caller.folder / 'c d'}",
+    ]
+    expected += ["--set", "cache_dir=auto"]
     assert argv[-len(expected) - 4 :] == [*expected, *further[-4:]]
     begin = argv.index("--train_split_file_path")
     assert argv[begin + 2 :] == [*expected, *further[-4:]]
@@ -260,6 +268,54 @@ def test_a_second_launcher_in_the_same_folder_is_refused(caller):
     first.communicate(timeout=120)
     caller.no_process_left()
     assert caller.run(script, *ARGUMENTS[script], ENDINGS=FINISHED, WAIT=1).returncode == 0
+
+
+def test_of_two_launchers_at_once_one_is_refused(caller):
+    script = "train_msrun.sh"
+    both = [caller.start(script, *ARGUMENTS[script]) for _ in range(2)]
+    errors = [process.communicate(timeout=120)[1] for process in both]
+    assert sorted(process.returncode for process in both) == [0, 1]
+    assert "".join(errors).startswith("error: a training that was started here still runs, see ")
+    assert [path.name for path in caller.folder.glob("*.log*")] == ["train_msrun.log"]
+
+
+def test_another_launcher_leaves_the_logs_of_the_first(caller):
+    variables = {"DEVICE_TARGET": "CPU", "ENDINGS": json.dumps({"0": [5, 3]}), "WAIT": 1}
+    first = caller.start("train_msrun.sh", *ARGUMENTS["train_msrun.sh"], **variables)
+    caller.call(0)
+    script = "train_distribute_gpu.sh"
+    second = caller.run(script, *ARGUMENTS[script], DEVICE_TARGET="CPU", WAIT=1, ENDINGS=FINISHED)
+    assert second.returncode == 0, second.stderr_text
+    output, _ = first.communicate(timeout=120)
+    assert "worker_0.log:\nline 11 of rank 0\n" in output
+
+
+def test_a_stopped_job_says_so_in_the_status_file(caller):
+    status = caller.folder / "status.json"
+    script = "train_distribute_gpu.sh"
+    variables = {"WAIT": 1, "VNET_STATUS_FILE": str(status)}
+    process = caller.start(script, *ARGUMENTS[script], **variables)
+    for rank in range(3):
+        caller.call(rank)
+    status.write_text(json.dumps({"state": "running", "run_folder": "results"}))
+    process.terminate()
+    process.communicate(timeout=120)
+    assert json.loads(status.read_text()) == {
+        "state": "failed",
+        "run_folder": "results",
+        "exit_code": 143,
+        "error": "stopped by SIGTERM",
+    }
+
+
+def test_an_mpirun_that_is_not_openmpis(caller):
+    text = (caller.tools / "mpirun").read_text()
+    (caller.tools / "mpirun").write_text(text.replace("OMPI_COMM_WORLD_RANK", "PMI_RANK"))
+    script = "train_distribute_gpu.sh"
+    process = caller.run(script, *ARGUMENTS[script], WAIT=1, RANK_ID=0)
+    assert process.returncode == 1
+    log = (caller.folder / "mpirun_output" / "rank").read_text()
+    assert log.startswith("error: neither OMPI_COMM_WORLD_RANK nor RANK_ID is set: is mpirun ")
 
 
 # train_msrun.sh and train_distribute.sh start the same engine in the same way; once it lingers.
@@ -443,6 +499,7 @@ def test_bad_arguments(caller, script, arguments, complaint):
         ("train_distribute.sh", {"DEVICE_TARGET": "GPU"}, "DEVICE_TARGET 'GPU' has no rank table"),
         ("train_distribute_gpu.sh", {"DEVICE_TARGET": "Ascend"}, "DEVICE_TARGET 'Ascend' needs a"),
         ("train_distribute_gpu.sh", {"PYTHON": "/no/such"}, "PYTHON '/no/such' cannot be run"),
+        ("train_msrun.sh", {"NODE_RANK": 1}, "NODE_RANK=1 needs NODES, the number of hosts"),
         ("train_msrun.sh", {"NODES": "0"}, "NODES '0' is not a number of hosts"),
         ("train_msrun.sh", {"NODES": "x"}, "NODES 'x' is not a number of hosts"),
         ("train_msrun.sh", {"NODES": "2"}, "WORKER_NUM 3 is not a multiple of NODES=2"),

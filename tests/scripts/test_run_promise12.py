@@ -74,7 +74,7 @@ class Promise12Caller(Caller):
         return base | more | variables | {"XDG_CACHE_HOME": str(self.folder.parent / "cache")}
 
     def begin(self):
-        words = ["--licence", "two words", "--config", "my.yaml", "--set", "epochs=9"]
+        words = ["--licence=two words", "--config", "my.yaml", "--set", "epochs=9"]
         words += ["--device_id", "3"]
         return self.start("run_promise12.sh", self.out.name, *words)
 

@@ -40,8 +40,9 @@ for line in os.environ.get("PRINT", "").split("|"):
     print("out", line)
 print("err", file=sys.stderr)
 if os.environ.get("STATE"):
-    with open(os.environ["VNET_STATUS_FILE"], "w") as file:
-        json.dump({"state": os.environ["STATE"], **json.loads(os.environ.get("WHERE", "{}"))}, file)
+    status = {"state": os.environ["STATE"], **json.loads(os.environ.get("WHERE", "{}"))}
+    with open(os.environ["VNET_STATUS_FILE"], "w", encoding="utf-8") as file:
+        json.dump(status, file, ensure_ascii=False)
 time.sleep(float(os.environ.get("SLEEP", "0")))
 print("last words", flush=True)
 if os.environ.get("DIE_OF"):
@@ -200,14 +201,14 @@ WORK = {
 
 @pytest.mark.parametrize(
     ("work", "name"),
-    [*((work, "my run") for work in WORK), ("train", 'l\u00e4uft "$HOME" a\\b')],
+    [*((work, "my run") for work in WORK), ("train", 'l\u00e4uft \U0001f600 "$HOME" a\\b')],
 )
 def test_the_launcher_says_where_the_files_are_and_how_to_go_on(caller, work, name):
     script, key, further, more = WORK[work]
     arguments = caller.arguments(script) if script in TARGETS else ["my data", "5"]
     folder = caller.folder / name
     folder.mkdir()
-    variables = {"DEVICE_TARGET": "CPU", "RESUME": 1, "LC_ALL": "C.UTF-8"}
+    variables = {"DEVICE_TARGET": "CPU", "RESUME": 1, "LC_ALL": "C"}
     state = {"START_SECONDS": 60, "SLEEP": 60, "STATE": "running"}
     state["WHERE"] = json.dumps({"pid": 1, key: str(folder)})
     process = caller.run(script, *arguments, *further, **variables, **state)
@@ -298,6 +299,19 @@ def test_a_stopped_launcher_leaves_no_process(caller, sent, variables, code):
     assert errors == ""
     wait_until(lambda: not alive(call["pid"]) and not alive(call["grandchild"]))
     assert "last words" not in caller.log(script).read_text()
+
+
+def test_sh_that_is_bash(caller, tmp_path):
+    sh = tmp_path / "sh"
+    sh.symlink_to(shutil.which("bash"))
+    script = "train_standalone.sh"
+    command = [str(sh), str(ROOT / "scripts" / script), *caller.arguments(script)]
+    for number in range(2):
+        process = subprocess.run(
+            command, cwd=caller.folder, env=caller.environment(), capture_output=True, text=True
+        )
+        assert (process.returncode, process.stderr) == (0, "")
+        assert caller.log(script).with_suffix(".log.1").exists() == bool(number)
 
 
 def test_a_second_signal_reaches_what_a_launcher_waits_for(caller):
@@ -437,6 +451,7 @@ def test_bad_arguments(caller, script, arguments, complaint):
         ({"WAIT": "true"}, "WAIT 'true' is neither 0 nor 1"),
         ({"RESUME": "yes"}, "RESUME 'yes' is neither 0 nor 1"),
         ({"START_SECONDS": "abc"}, "START_SECONDS 'abc' is not a number of seconds"),
+        ({"VNET_NO_SYSTEM_PACKAGES": "yes"}, "VNET_NO_SYSTEM_PACKAGES 'yes' is neither 0 nor"),
         ({"STOP_SECONDS": "5s"}, "STOP_SECONDS '5s' is not a number of seconds"),
     ],
 )
@@ -838,19 +853,19 @@ def test_demo(checkout):
     assert [Path(call.split(".py ")[0]).name for call in commands] == names
     assert "--random 1 --data_path data" in commands[1]
     assert (
-        "--device_target CPU --device_id 0 --data_path data --train_split_file_path train.csv "
+        "--device_target CPU --data_path data --train_split_file_path train.csv "
         "--val_split_file_path val.csv --set VolSize=" in commands[2]
     )
     assert "--resume" not in commands[2]
     assert (
-        "--device_target CPU --dev_id 0 --ckpt_path results/infer/vnet.a.1/ckpt/best.ckpt "
+        "--device_target CPU --ckpt_path results/infer/vnet.a.1/ckpt/best.ckpt "
         "--data_path data --eval_split_file_path val.csv" in commands[3]
     )
     steps = [line for line in process.stdout.splitlines() if line.startswith("[")]
     assert [line[:5] for line in steps] == [f"[{number}/5]" for number in range(1, 6)]
     assert "      epoch 5 of 9: validation Dice 0.5" in process.stdout
     assert process.stdout.endswith("Mean Dice of 2 validation cases: 0.875\n")
-    assert (folder / "train_standalone.log").is_file()
+    assert (folder / "train.log").is_file()
 
     before = files(folder)
     process, _ = demo(checkout)
@@ -858,6 +873,17 @@ def test_demo(checkout):
     assert process.stdout.startswith("vnet_demo is there already and stays as it is\n")
     assert files(folder) == before
     assert (folder.with_name("vnet_demo_2") / "eval.log").is_file()
+
+
+def test_two_demos_at_once(checkout):
+    folder = checkout.root.parent / "vnet_demo"
+    folder.mkdir()
+    with subprocess.Popen(["flock", str(folder), "sleep", "60"]) as first:
+        wait_until(lambda: subprocess.run(["flock", "-n", str(folder), "true"]).returncode)
+        process, _ = demo(checkout)
+        first.kill()
+    assert process.returncode == 0, process.stderr
+    assert not any(folder.iterdir()) and (folder.with_name("vnet_demo_2") / "eval.log").is_file()
 
 
 def test_demo_in_a_folder_of_the_users_choice(checkout):
@@ -895,7 +921,7 @@ def test_demo_without_a_compiler(checkout, apt_exit):
     ("variables", "step", "log", "cause"),
     [
         ({"PHANTOM_EXIT": "1"}, "2 of 5", "create_phantom.log", "no space"),
-        ({"TRAIN_EXIT": "1"}, "4 of 5", "train_standalone.log", "error: NaN"),
+        ({"TRAIN_EXIT": "1"}, "4 of 5", "train.log", "error: NaN"),
         ({"EVAL_EXIT": "1"}, "5 of 5", "eval.log", "avg_dice"),
     ],
 )
@@ -967,10 +993,8 @@ class Inference:
         (self.folder / "my vnet.mindir").write_bytes(b"model")
         (self.folder / "val set.csv").write_text("Case00.mhd\n")
 
-    def run(self, *further, **variables):
-        """The ended process, and of each call of a stand-in [name, folder, PYTHON, arguments]."""
-        self.checkout.calls.write_text("")
-        process = subprocess.run(
+    def start(self, *further, **variables):
+        return subprocess.Popen(
             ["bash", str(self.checkout.root / "scripts" / "run_infer_310.sh")]
             + ["my vnet.mindir", "my data", "val set.csv", *further],
             cwd=self.folder,
@@ -980,9 +1004,16 @@ class Inference:
                 "PYTHON": str(self.python),
             }
             | variables,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
         )
+
+    def run(self, *further, **variables):
+        """The ended process, and of each call of a stand-in [name, folder, PYTHON, arguments]."""
+        self.checkout.calls.write_text("")
+        process = self.start(*further, **variables)
+        process.stdout, process.stderr = process.communicate()
         lines = self.checkout.calls.read_text().splitlines()
         calls = [line.removesuffix("\x1f").split("\x1f") for line in lines]
         return process, [[*call[:3], call[3:]] for call in calls]
@@ -1108,11 +1139,28 @@ def test_an_inference_stops_at_the_first_step_that_fails(inference, failing):
     assert end == [*map(str, range(22, 41)), "error: what went wrong"]
     log = inference.folder / LOGS[failing]
     step = ["preprocess", "build", "inference", "postprocess"][last - 1]
-    assert message == f"error: {step} ended with exit code 7, its whole output is in {log}"
+    assert message == f"error: {step} failed; its whole output is in {log}"
     assert log.read_text().splitlines() == [*map(str, range(1, 41)), "error: what went wrong"]
     written = {path.name for path in inference.folder.glob("*.log")}
     assert written == set(list(LOGS.values())[:last])
     assert "avg_dice" not in process.stdout and "average time" not in process.stdout
+
+
+def test_a_stopped_inference_leaves_no_process(inference):
+    text = inference.python.read_text()
+    slow = text.replace(
+        "  preprocess.py)\n", '  preprocess.py)\n    echo $$ >"$CALLS.pid"; sleep 60\n'
+    )
+    inference.python.write_text(slow)
+    process = inference.start()
+    pid_file = Path(f"{inference.checkout.calls}.pid")
+    wait_until(lambda: pid_file.exists() and pid_file.read_text().endswith("\n"))
+    second, _ = inference.run()
+    assert second.returncode == 1
+    assert second.stderr.startswith(f"error: another call works in {inference.folder}: ")
+    process.terminate()
+    assert process.wait(60) == 143
+    assert not alive(int(pid_file.read_text()))
 
 
 def test_a_model_that_does_not_fit_stops_an_inference_at_once(inference):
@@ -1129,7 +1177,6 @@ def test_the_logs_of_an_earlier_inference_are_kept(inference):
     process, _ = inference.run()
     assert process.returncode == 0, process.stderr
     for name, log in LOGS.items():
-        assert f"the earlier log is now {inference.folder / log}.1" in process.stdout
         assert Path(f"{inference.folder / log}.1").read_text() == f"first {name}\n"
         assert (inference.folder / log).read_text().endswith(f"{name} has run\n")
 
