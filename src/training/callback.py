@@ -81,7 +81,7 @@ class TrainingCallback(ms.Callback):
         )
         if self.epoch_end.run(steps):
             run_context.request_stop()
-        elif steps.epoch < self.epoch_end.config.epochs:  # else only the last checkpoint is left
+        elif steps.epoch < self.epoch_end.config.epochs:  # else nothing is left to stop
             stop_if_asked()
 
     def on_train_end(self, run_context: ms.RunContext) -> None:

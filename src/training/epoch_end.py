@@ -87,7 +87,6 @@ class EpochEnd:
         self.events = events
         if events is not None:
             events.open(self.history)
-        self.saved_epoch = progress.epoch
         self.saved_at_s = time.monotonic()
         self.save_took_s = 0.0  # unknown until the first checkpoint, which is due at once
 
@@ -110,21 +109,20 @@ class EpochEnd:
             row["val_dice"] = self.validate(self.score)
         is_best = not np.isnan(row["val_dice"]) and self.progress.validations_since_best == 0
         self.log_epoch(row["val_dice"])
+        stops = self.score is not None and self.stops_early()
         if self.run_folder is not None:
             self.history.append(row)
             write_history(self.run_folder, self.history)
             if self.events is not None:
                 self.events.add(row)
-            if (is_due := self.is_save_due()) or is_best:
+            if (is_due := stops or self.is_save_due()) or is_best:
                 self.save(self.run_folder, is_due, is_best)
-        return self.score is not None and self.stops_early()
+        return stops
 
     def finish(self) -> None:
-        """Saves the last epoch of a training, unless it is saved; logs the result."""
+        """Logs the result of the training."""
         if self.run_folder is None:
             return
-        if self.progress.epoch != self.saved_epoch:
-            self.save(self.run_folder, is_due=True)
         best, name = "", self.checkpoint_name()
         if self.progress.best_dice > -1:
             best, name = f", best validation Dice {self.progress.best_dice:.4f}", BEST
@@ -141,11 +139,14 @@ class EpochEnd:
         """Whether `save_interval` asks for a checkpoint after this epoch.
 
         With 0, one is due when the training since the last took long enough for that one's time to
-        be within `SAVE_SHARE` of it. Only the rank that writes may ask: clocks differ.
+        be within `SAVE_SHARE` of it. After the last epoch one is always due: together with the
+        state, as a run that is trained cannot be resumed to write it. Only the rank that writes may
+        ask: clocks differ.
         """
         if self.config.save_interval:
-            return self.progress.epoch % self.config.save_interval == 0
-        return self.save_took_s <= SAVE_SHARE * (time.monotonic() - self.saved_at_s)
+            return self.is_due(self.config.save_interval)
+        is_last = self.progress.epoch == self.config.epochs
+        return is_last or self.save_took_s <= SAVE_SHARE * (time.monotonic() - self.saved_at_s)
 
     def count(self, steps: EpochSteps) -> dict[str, float]:
         """Updates the progress; returns the epoch's row of the history, without validation."""
@@ -221,7 +222,7 @@ class EpochEnd:
         checkpoint.save_last(folder, self.cells, asdict(self.progress), scored if is_best else None)
         if is_due:
             plot_progress(pd.DataFrame(self.history), run_folder / "progress.png")
-            self.saved_epoch, self.saved_at_s = self.progress.epoch, time.monotonic()
+            self.saved_at_s = time.monotonic()
             self.save_took_s = self.saved_at_s - started_s
 
     def stops_early(self) -> bool:

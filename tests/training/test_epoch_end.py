@@ -1,5 +1,6 @@
 """The end of an epoch: what happens, in which order, and what it leaves; no training."""
 
+import math
 from types import SimpleNamespace
 
 import mindspore as ms
@@ -190,7 +191,6 @@ def test_checkpoints_come_every_save_interval_and_after_the_last_epoch(run_folde
     ended = end(run_folder, save_interval=2, keep_checkpoint_max=2)
     for epoch in (1, 2, 3, 4, 5):
         ended.run(steps_of(epoch))
-    ended.finish()
     names = [f"checkpoint_vnet-{epoch}_{STEPS}.ckpt" for epoch in (4, 5)]
     assert names_in(run_folder / "ckpt") == [*names, checkpoint.LAST, checkpoint.STATE]
     saved = checkpoint.load_last(run_folder / "ckpt", dense_cells())
@@ -226,7 +226,6 @@ def test_checkpoints_take_two_percent_of_the_time(
     for epoch in range(1, 8):
         now_s += 10
         stops.append(ended.run(steps_of(epoch)))
-    ended.finish()
     assert stops == [False] * 6 + [early_stop == 7]
     names = [f"checkpoint_vnet-{epoch}_{STEPS}.ckpt" for epoch in saved]
     assert names_in(run_folder / "ckpt") == [*names, checkpoint.LAST, checkpoint.STATE]
@@ -234,9 +233,15 @@ def test_checkpoints_take_two_percent_of_the_time(
     assert checkpoint.load_last(run_folder / "ckpt", dense_cells())["epoch"] == 7
 
 
-def test_a_resume_that_trains_nothing_saves_nothing(run_folder, tmp_path):
-    end(run_folder, save_interval=2, progress=Progress(epoch=3)).finish()
-    assert names_in(run_folder / "ckpt") == []
+@pytest.mark.parametrize("save_interval", [0, 100])
+def test_a_kill_after_the_last_epoch_finds_its_checkpoint(run_folder, monkeypatch, save_interval):
+    """Also of a better network: a resume would find all epochs trained, and could not write it."""
+    ended = end(run_folder, dices=[0.5], epochs=1, save_interval=save_interval)
+    ended.save_took_s = math.inf
+    saved = []
+    monkeypatch.setattr(checkpoint, "save_last", lambda folder, *_: saved.extend(names_in(folder)))
+    ended.run(steps_of(1))
+    assert saved == [f"checkpoint_vnet-1_{STEPS}.ckpt"]
 
 
 def test_the_average_is_what_is_scored_and_kept(run_folder):
