@@ -44,7 +44,9 @@ def read_history(run_folder: str | Path) -> "pd.DataFrame":
     if not path.is_file():
         return pd.DataFrame(columns=[*HISTORY_TYPES]).astype(HISTORY_TYPES)
     try:
-        return pd.read_csv(path, usecols=[*HISTORY_TYPES], dtype=HISTORY_TYPES)
+        return pd.read_csv(
+            path, usecols=[*HISTORY_TYPES], dtype=HISTORY_TYPES, float_precision="round_trip"
+        )
     except (OSError, ValueError) as error:
         raise DataError(
             f"{path}: not the history of a training ({reason_of(error)}); restore it, or move it "
