@@ -265,7 +265,7 @@ def restore_run(
     if checkpoint.can_resume(run_folder / "ckpt"):
         progress = Progress(**checkpoint.load_last(run_folder / "ckpt", cells))
         check_can_continue(run_folder, config, progress, initial_progress)
-        progress.val_case_ids = initial_progress.val_case_ids or progress.val_case_ids
+        progress.val_case_ids = initial_progress.val_case_ids
         progress.fixed = initial_progress.fixed
         progress.processing = initial_progress.processing
         progress.digests |= initial_progress.digests
@@ -377,11 +377,9 @@ def open_run(
         progress = initial_progress
         if folder is not None and run_folder is not None:
             progress = restore_run(folder, config, cells, initial_progress)
-        val_ids = initial_progress.val_case_ids
-        first = ranks.text_from_first(json.dumps([asdict(progress), val_ids]))
-        numbers, first_val_ids = json.loads(first)
-        progress = Progress(**numbers)
-        if (progress.case_ids, first_val_ids) != (initial_progress.case_ids, val_ids):
+        progress = Progress(**json.loads(ranks.text_from_first(json.dumps(asdict(progress)))))
+        own = initial_progress.case_ids, initial_progress.val_case_ids
+        if (progress.case_ids, progress.val_case_ids) != own:
             raise DataError(
                 f"rank {ranks.rank} was given other cases than rank 0; give every host the same "
                 "splits and data"

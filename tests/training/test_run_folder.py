@@ -229,7 +229,7 @@ def test_a_run_without_validation_can_get_one(run):
 
 
 def test_ranks_with_other_cases_than_the_first_are_told(small_config):
-    first = json.dumps([vars(Progress(case_ids=["a"])), ["v"]])
+    first = json.dumps(vars(Progress(case_ids=["a"], val_case_ids=["v"])))
     second = SimpleNamespace(rank=1, count=2, is_first=False, text_from_first=lambda text: first)
     for case_ids, val_ids in ((["b"], ["v"]), (["a"], ["w"])):
         initial_progress = Progress(case_ids=case_ids, val_case_ids=val_ids)
@@ -242,8 +242,10 @@ def test_ranks_with_other_cases_than_the_first_are_told(small_config):
 
 def test_ranks_with_other_files_than_the_first_are_told(small_config):
     """Of its validation cases each rank has read only its share."""
-    of_first = Progress(case_ids=["a", "b"], digests={"a": "0", "b": "1", "v": "2"})
-    first = json.dumps([vars(of_first), ["v", "w"]])
+    of_first = Progress(
+        case_ids=["a", "b"], digests={"a": "0", "b": "1", "v": "2"}, val_case_ids=["v", "w"]
+    )
+    first = json.dumps(vars(of_first))
     second = SimpleNamespace(rank=1, count=2, is_first=False, text_from_first=lambda text: first)
     digests = {"a": "0", "b": "3", "w": "4"}
     initial_progress = Progress(case_ids=["a", "b"], val_case_ids=["v", "w"], digests=digests)
