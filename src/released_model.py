@@ -241,6 +241,7 @@ def _is_whole(folder: Path) -> bool:
     """Whether all files of an unpacked release still match its SHA256SUMS."""
     try:
         digests = parse_checksums((folder / CHECKSUMS).read_text("utf-8", "replace"))
-        return all(hash_file(folder / name) == digest for name, digest in digests.items())
+        # A power cut may leave the list empty.
+        return bool(digests) and all(hash_file(folder / n) == d for n, d in digests.items())
     except OSError:
         return False

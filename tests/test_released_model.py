@@ -65,11 +65,14 @@ def test_other_files_of_a_zip_are_not_unpacked(release, tmp_path):
     assert not list(tmp_path.glob("**/outside.txt"))
 
 
-def test_a_damaged_copy_is_unpacked_again(release, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "change"), [("vnet.ckpt", flip_middle), ("SHA256SUMS", lambda _: b"")]
+)
+def test_a_damaged_copy_is_unpacked_again(release, tmp_path, name, change):
     archive = zip_of(release, tmp_path / "model.zip")
-    copy = find_checkpoint(archive)
-    copy.write_bytes(flip_middle(copy.read_bytes()))
-    assert find_checkpoint(archive).read_bytes() == (release / "vnet.ckpt").read_bytes()
+    copy = find_checkpoint(archive).with_name(name)
+    copy.write_bytes(change(copy.read_bytes()))
+    assert tree(find_checkpoint(archive).parent) == tree(release)
 
 
 def test_processes_that_unpack_at_once_do_not_disturb_one_another(release, tmp_path):
