@@ -16,9 +16,7 @@ completes or discards an interrupted transaction.
 """
 
 import json
-import logging
 import re
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +29,7 @@ from .checkpoint_file import BEST, epoch_and_step, is_numbered
 from .config import config_path_of
 from .utils.errors import DataError, reason_of
 from .utils.files import follow_umask, replace_file, sync
+from .utils.log import without_log
 from .utils.stopping import unhurried
 from .vnet import VARIANTS, VNet, create_vnet
 
@@ -62,21 +61,10 @@ def _pending(path):
     return path.with_name(f".{path.stem}.new.ckpt")
 
 
-@contextmanager
-def _without_log():
-    """Silences MindSpore's log, which only guesses at the cause that the exception names."""
-    disabled = logging.root.manager.disable
-    logging.disable()
-    try:
-        yield
-    finally:
-        logging.disable(disabled)
-
-
 def _write(entries, path, extra=None):
     """Writes parameters to `path` and waits until they are on the disk."""
     try:
-        with _without_log():
+        with without_log():  # MindSpore's only guesses at the cause that the exception names
             ms.save_checkpoint(entries, str(path), append_dict=extra, crc_check=False)
         follow_umask(path)  # MindSpore's mode is 0400
         sync(path)
@@ -253,7 +241,7 @@ def _read(path):
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({reason_of(error)})") from None
     try:
-        with _without_log():
+        with without_log():
             entries = ms.load_checkpoint(str(path))
     except (ValueError, RuntimeError, TypeError, OSError) as error:
         raise DataError(

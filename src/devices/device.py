@@ -12,6 +12,7 @@ from mindspore import device_context, nn
 from mindspore.communication import get_group_size, get_rank, init
 
 from ..utils.errors import DataError, UsageError
+from ..utils.log import without_log
 from ..vnet import InstanceNorm3d
 from . import cuda
 from .ranks import Ranks
@@ -59,12 +60,9 @@ def choose_device(target: str) -> str:
 
 def _is_available(target: str) -> bool:
     """Whether MindSpore can use a kind of device on this machine."""
-    logging.disable(logging.WARNING)  # MindSpore warns of each library that it could not load
-    try:
-        with explain_errors(f"device {target}", DRIVER_HINTS[target]):
-            return getattr(device_context, target.lower()).is_available()
-    finally:
-        logging.disable(logging.NOTSET)
+    # MindSpore warns of each library that it could not load.
+    with without_log(logging.WARNING), explain_errors(f"device {target}", DRIVER_HINTS[target]):
+        return getattr(device_context, target.lower()).is_available()
 
 
 def _device_count(target: str) -> int:

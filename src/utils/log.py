@@ -41,6 +41,17 @@ def warn_once(message: str) -> None:
 
 
 @contextmanager
+def without_log(level: int = logging.CRITICAL) -> Iterator[None]:
+    """Drops the messages of all loggers up to a level while the block runs."""
+    before = logging.root.manager.disable
+    logging.disable(level)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+@contextmanager
 def without_mindspore_warning(part: str) -> Iterator[None]:
     """Drops MindSpore's warnings that contain `part` while the block runs."""
     logger = logging.getLogger(f"ME.mindspore.log.{os.getpid()}")  # as mindspore.log names it

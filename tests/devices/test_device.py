@@ -1,5 +1,7 @@
 """The start of a device, and what precision makes of the network."""
 
+import logging
+
 import mindspore as ms
 import numpy as np
 import pytest
@@ -138,6 +140,15 @@ def test_whatever_a_start_raises_is_one_line(monkeypatch, error, reason, call):
     begin = "device GPU: " if call == "is_available" else "device GPU 1: "
     assert message.startswith(begin + reason) and "\n" not in message
     assert message.endswith(DRIVER_HINTS["GPU"])
+
+
+def test_a_log_that_was_off_stays_off():
+    logging.disable()
+    try:
+        start_device("CPU")
+        assert logging.root.manager.disable == logging.CRITICAL
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 @pytest.mark.parametrize("number", [0, 3])
