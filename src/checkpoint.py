@@ -172,29 +172,24 @@ def recover(folder: str | Path) -> None:
     (folder / COMMIT).unlink(missing_ok=True)
 
 
-def can_resume(folder: str | Path) -> bool:
-    """Whether a run's `ckpt/` holds a state, after `recover`."""
-    recover(folder)
-    return Path(folder, STATE).is_file()
-
-
-def load_last(folder: str | Path, cells: TrainingCells) -> dict[str, Any]:
-    """Loads `last.ckpt` and `last_state.ckpt` into the cells.
+def load_last(folder: str | Path, cells: TrainingCells) -> dict[str, Any] | None:
+    """Loads `last.ckpt` and `last_state.ckpt` into the cells, after `recover`.
 
     Returns:
-        The progress that `save_last` was given.
+        The progress that `save_last` was given; None if there is no state, and nothing is loaded.
 
     Raises:
-        DataError: there is no checkpoint, or it does not match the cells.
+        DataError: the files cannot be read, or do not match the cells.
     """
     folder = Path(folder)
-    recover(folder)
+    state = _read_state(folder)
+    if state is None:
+        return None
     load_weights(cells.network, folder / LAST)
-    state = _read(folder / STATE)
-    progress = state.pop(PROGRESS, None)
+    progress = state.pop(PROGRESS)
     expected = _state_parameters(cells)
     shapes = {name: parameter.shape for name, parameter in expected.items()}
-    if progress is None or shapes != {name: value.shape for name, value in state.items()}:
+    if shapes != {name: value.shape for name, value in state.items()}:
         raise DataError(
             f"{folder / STATE}: not the state of this training's optimizer; resume with the run's "
             "own configuration, on the kind of device where it was started"
@@ -205,17 +200,25 @@ def load_last(folder: str | Path, cells: TrainingCells) -> dict[str, Any]:
 
 
 def read_progress(folder: str | Path) -> dict[str, Any] | None:
-    """Returns the progress of the last `save_last` in a run's `ckpt/`, None if there is none.
+    """Returns the progress that `load_last` would return; loads nothing.
 
     Raises:
         DataError: the state cannot be read.
     """
-    if not can_resume(folder):
+    state = _read_state(Path(folder))
+    return None if state is None else json.loads(state[PROGRESS])
+
+
+def _read_state(folder):
+    """The entries of a run's state, after `recover`; None if there is none."""
+    recover(folder)
+    path = folder / STATE
+    if not path.is_file():
         return None
-    progress = _read(Path(folder, STATE)).get(PROGRESS)
-    if progress is None:
-        raise DataError(f"{Path(folder, STATE)}: not the state of a run; move the run away")
-    return json.loads(progress)
+    state = _read(path)
+    if PROGRESS not in state:
+        raise DataError(f"{path}: not the state of a run; move the run away")
+    return state
 
 
 def prune(folder: str | Path, keep: int) -> None:

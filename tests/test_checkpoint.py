@@ -109,7 +109,6 @@ def test_dying_between_any_two_steps_leaves_one_whole_pair(tmp_path, monkeypatch
             finished = True
         except Died:
             finished = False
-    assert checkpoint.can_resume(tmp_path)
     assert saved(tmp_path) in ((2,) if finished else (1, 2))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["last.ckpt", "last_state.ckpt"]
     # The first two operations write the new pair; nothing of it counts before the third.
@@ -267,10 +266,12 @@ def test_only_own_names_are_pruned(tmp_path):
 
 
 def test_nothing_to_resume_is_said(tmp_path):
-    assert not checkpoint.can_resume(tmp_path)
-    pair = Pair()
+    assert checkpoint.read_progress(tmp_path) is None
+    assert checkpoint.load_last(tmp_path, Pair().as_cells()) is None
+    save(tmp_path, 1)
+    (tmp_path / "last.ckpt").unlink()
     with pytest.raises(DataError, match="last.ckpt: no such checkpoint"):
-        checkpoint.load_last(tmp_path, pair.as_cells())
+        checkpoint.load_last(tmp_path, Pair().as_cells())
 
 
 def test_state_of_another_optimizer_is_refused(tmp_path):

@@ -262,8 +262,9 @@ def restore_run(
             devices, another version's processing of images, or a checkpoint that does not match.
     """
     progress = initial_progress
-    if checkpoint.can_resume(run_folder / "ckpt"):
-        progress = Progress(**checkpoint.load_last(run_folder / "ckpt", cells))
+    saved = checkpoint.load_last(run_folder / "ckpt", cells)
+    if saved is not None:
+        progress = Progress(**saved)
         check_can_continue(run_folder, config, progress, initial_progress)
         progress.val_case_ids = initial_progress.val_case_ids
         progress.fixed = initial_progress.fixed
