@@ -38,9 +38,11 @@ def run_command(
     return ended.returncode == 0
 
 
-def run_program(words: Sequence[str | Path], table: Table, check: str) -> bool:
+def run_program(
+    words: Sequence[str | Path], table: Table, check: str, timeout_s: int = TIMEOUT_S
+) -> bool:
     """Runs a command; adds a check that its exit code is 0, and returns whether it is."""
-    succeeded = run_command(words, table, check)
+    succeeded = run_command(words, table, check, timeout_s)
     if succeeded:
         table.add(check, "exit code 0", "exit code 0", True)
     return succeeded

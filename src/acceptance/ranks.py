@@ -17,7 +17,7 @@ from ..training.step import create_training_cell
 from ..utils.process import ROOT, free_port
 from ..vnet import create_vnet
 from .precisions import configuration
-from .processes import NO_CHECKOUT, group_command, run_command
+from .processes import NO_CHECKOUT, group_command, run_program
 from .table import Table
 
 TIMEOUT_S = 300
@@ -80,9 +80,7 @@ def check_ranks(target: str, device_num: int, table: Table, small: bool, folder:
             *(str(script), "run", *log),
             *group_command("rank", target, own, small, device_num),
         ]
-        check = f"{device_num} ranks by {engine}"
-        if run_command(words, table, check, TIMEOUT_S):
-            table.add(check, "finish", "finished", True)
+        if run_program(words, table, f"{device_num} ranks by {engine}", TIMEOUT_S):
             compare_ranks(own, device_num, table)
 
 
