@@ -29,7 +29,14 @@ from ..utils.errors import DataError, UsageError, last_error
 from ..utils.files import LOCK_FILE, open_lock, write_files, write_json
 from ..utils.process import PACKAGE, core_count, module_command, term_as_exit
 from ..utils.status import STATUS_FILE, write_status
-from .folds import EVALUATION, Fold, check_unedited, pooled_metrics, write_pooled_results
+from .folds import (
+    EVALUATION,
+    Fold,
+    check_unedited,
+    final_checkpoints,
+    pooled_metrics,
+    write_pooled_results,
+)
 from .progress import TimeLeft, duration_text
 
 log = logging.getLogger(__name__)
@@ -382,7 +389,6 @@ def _finish(folds: list[Fold], cases: list[Case], out: Path, language: str) -> N
             log.info(f"fold {fold.number}: dice {sum(own) / len(own):.4f} of {len(own)} cases")
         for line in zoo_lines(rows):
             log.info(line)
-        checkpoints = [path for fold in folds if (path := fold.final_checkpoint())]
-        write_ensemble(out, checkpoints)
+        write_ensemble(out, final_checkpoints(folds))
     log.info(f"metrics of all cases, shown in {out / EVALUATION / REPORT}")
     log.info(f"{out}: the ensemble of the folds' networks, for --ckpt_path and release.py")

@@ -100,9 +100,14 @@ def _evaluation(folder: Path, checkpoints: Sequence[Path]) -> dict | None:
     return content if is_current and (folder / REPORT).is_file() else None
 
 
+def final_checkpoints(folds: Sequence[Fold]) -> list[Path]:
+    """The checkpoints of the last epochs of the folds whose training has ended."""
+    return [path for fold in folds if (path := fold.final_checkpoint())]
+
+
 def pooled_metrics(folder: Path, folds: Sequence[Fold]) -> dict | None:
     """The metrics.json of all cases; None if it is not that of the folds' final checkpoints."""
-    return _evaluation(folder, [path for fold in folds if (path := fold.final_checkpoint())])
+    return _evaluation(folder, final_checkpoints(folds))
 
 
 def _progress(fold: Fold) -> dict:
@@ -196,9 +201,8 @@ def write_pooled_results(
         for key, value in configurations[0].items()
         if all(other[key] == value for other in configurations)
     }
-    checkpoints = [path for fold in folds if (path := fold.final_checkpoint())]
     metadata = {
-        **origin_of({path: hash_checkpoint(path) for path in checkpoints}),
+        **origin_of({path: hash_checkpoint(path) for path in final_checkpoints(folds)}),
         "processing": processing_versions(),
         "folds": {
             fold.number: metrics["summary"]["dice"]
