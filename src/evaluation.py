@@ -72,10 +72,11 @@ def load_network(checkpoint_path: str | Path, config: EasyDict, device_target: s
     """
     from .checkpoint import load_vnet
 
-    return _for_prediction(load_vnet(checkpoint_path, config), config, device_target)
+    return set_up_prediction(load_vnet(checkpoint_path, config), config, device_target)
 
 
-def _for_prediction(network: "VNet", config: EasyDict, device_target: str) -> "nn.Cell":
+def set_up_prediction(network: "VNet", config: EasyDict, device_target: str) -> "nn.Cell":
+    """Returns a network with a configuration's precision and fast layers, in evaluation mode."""
     from .devices.device import apply_precision
     from .fast_conv3d.network import to_fast_vnet
 
@@ -114,7 +115,7 @@ def load_members(members: Sequence[Member], device_target: str) -> "nn.Cell | En
         values = {one.name: ms.Tensor(one.asnumpy()) for one in network.get_parameters()}
         kind = tuple(config[key] for key in ("variant", "width", "precision", "fast_conv3d"))
         if kind not in cells:
-            cells[kind] = _for_prediction(network, config, device_target)
+            cells[kind] = set_up_prediction(network, config, device_target)
         cell = cells[kind]
         weights = [(parameter, values[parameter.name]) for parameter in cell.get_parameters()]
         loaded_members.append(LoadedMember(path, cell, weights))

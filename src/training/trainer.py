@@ -21,8 +21,9 @@ from ..checkpoint import TrainingCells
 from ..config import FIXED_BY_RUN
 from ..data_manager import Case, TrainingVolume, load_training_volumes, worker_count
 from ..dataset import TrainingSamples, create_dataset
-from ..devices.device import apply_precision, mindspore_reason
+from ..devices.device import mindspore_reason
 from ..devices.ranks import Ranks
+from ..evaluation import set_up_prediction
 from ..fast_conv3d.network import to_fast_vnet
 from ..lr_schedule import learning_rates
 from ..predictor import processing_versions
@@ -54,9 +55,7 @@ def create_cells(
     training_cell = create_training_cell(network, optimizer, config, device_target)
     average = None
     if config.ema_decay:
-        average = create_vnet(config)
-        apply_precision(average, config, device_target)
-        average = to_fast_vnet(average, config, device_target).set_train(False)
+        average = set_up_prediction(create_vnet(config), config, device_target)
     return TrainingCells(network, training_cell, average)
 
 
