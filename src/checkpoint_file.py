@@ -76,12 +76,9 @@ def read_ensemble(folder: Path) -> list[Path]:
             f"{listing}: not a list of an ensemble's checkpoints ({reason_of(error)}); make the "
             "ensemble again, or name its checkpoints"
         ) from None
+    remedy = "copy or make the ensemble again, or name the checkpoints you mean"
     for file, digest in files.items():
-        if not file.is_file() or hash_file(file) != digest:
-            raise DataError(
-                f"{file}: {'differs from' if file.is_file() else 'missing, but listed in'} "
-                f"{listing}; copy or make the ensemble again, or name the checkpoints you mean"
-            )
+        _check_hash(file, digest, str(listing), remedy)
         check_release(file)
     log.info(f"{folder}: the mean of the {len(files)} networks in its {ENSEMBLE}")
     return list(files)
@@ -140,11 +137,18 @@ def check_release(checkpoint_path: Path) -> None:
     if checkpoint_path.name != RELEASED or not sums.is_file():
         return
     expected = parse_checksums(sums.read_text(encoding="utf-8", errors="replace"))
+    remedy = (
+        "copy the release again, or if you changed it on purpose, run "
+        f"sha256sum {RELEASED} {CONFIG_NAME} > {CHECKSUMS} there"
+    )
     for name in (RELEASED, CONFIG_NAME):
         file = checkpoint_path.with_name(name)
-        if not file.is_file() or hash_file(file) != expected.get(name):
-            raise DataError(
-                f"{file}: {'differs from' if file.is_file() else 'missing, but listed in'} "
-                f"{CHECKSUMS} beside it; copy the release again, or if you changed it on purpose, "
-                f"run sha256sum {RELEASED} {CONFIG_NAME} > {CHECKSUMS} there"
-            )
+        _check_hash(file, expected.get(name), f"{CHECKSUMS} beside it", remedy)
+
+
+def _check_hash(file: Path, digest: str | None, listing: str, remedy: str) -> None:
+    """Raises a DataError if a file is missing, or its SHA-256 is not that of a listing."""
+    if not file.is_file():
+        raise DataError(f"{file}: missing, but listed in {listing}; {remedy}")
+    if hash_file(file) != digest:
+        raise DataError(f"{file}: differs from {listing}; {remedy}")

@@ -50,8 +50,7 @@ def find_members(
     if not members:
         raise UsageError("no checkpoint is named, expected at least one")
     check_agreement(members)
-    if len(members) > 1:
-        _check_distinct(members)
+    _check_distinct(members)
     return members
 
 
