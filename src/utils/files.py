@@ -79,7 +79,8 @@ def write_files(files: dict[Path, bytes]) -> None:
         files: path -> content; missing folders are created.
 
     Raises:
-        DataError: the folder cannot be written or the disk is full; earlier files are unchanged.
+        DataError: the folder cannot be written or the disk is full, and earlier files are
+            unchanged; or a file cannot be renamed, and those before it are replaced.
     """
     temporary = {path: _temporary_path(path) for path in files}
     try:

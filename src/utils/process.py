@@ -187,12 +187,14 @@ def no_garbage_collection() -> Iterator[None]:
     Imports make so many objects that the searches among them take 0.5 s of a start, and find
     nothing.
     """
+    was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
         gc.freeze()
-        gc.enable()
+        if was_enabled:
+            gc.enable()
 
 
 @contextmanager

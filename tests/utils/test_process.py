@@ -1,5 +1,6 @@
 """Closed streams, readers that leave, other encodings, users without a home."""
 
+import gc
 import json
 import os
 import shutil
@@ -18,7 +19,7 @@ from src.data_manager import Case, load_training_volumes
 from src.export.description import LITE, describe
 from src.utils import process
 from src.utils.files import hash_file
-from src.utils.process import change_folder, free_port
+from src.utils.process import change_folder, free_port, no_garbage_collection
 from src.vnet import create_vnet
 from tests.helpers import ROOT
 
@@ -253,6 +254,17 @@ def test_the_current_folder_changes_back(tmp_path):
         assert Path.cwd() == tmp_path.resolve()
         raise ValueError("inside")
     assert Path.cwd() == before
+
+
+@pytest.mark.parametrize("was_enabled", [True, False])
+def test_garbage_collection_is_as_it_was_before(monkeypatch, was_enabled):
+    calls = []
+    monkeypatch.setattr(gc, "isenabled", lambda: was_enabled)
+    for name in ("disable", "freeze", "enable"):
+        monkeypatch.setattr(gc, name, lambda name=name: calls.append(name))
+    with no_garbage_collection():
+        assert calls == ["disable"]
+    assert calls == ["disable", "freeze"] + ["enable"] * was_enabled
 
 
 @pytest.mark.parametrize(
