@@ -430,13 +430,13 @@ def _cache_file(case, config):
     else:
         root = Path(config.cache_dir)
     identity = []
-    for image in (case.image_path, case.mask_path):
-        for path in (image, data_file(image)):
+    for file in (case.image_path, case.mask_path):
+        for path in (file, data_file(file)):
             if path.exists():
                 status = path.stat()
                 times = (status.st_mtime_ns, status.st_ctime_ns)  # copies may keep st_mtime_ns
                 identity.append((str(path.resolve()), status.st_size, *times))
-    geometry = [
+    settings = [
         config.VolSize,
         config.dstRes,
         config.normDir,
@@ -446,7 +446,7 @@ def _cache_file(case, config):
         PREPROCESSING,
         sitk.Version_VersionString(),
     ]
-    key = hashlib.sha256(json.dumps([identity, geometry]).encode()).hexdigest()[:32]
+    key = hashlib.sha256(json.dumps([identity, settings]).encode()).hexdigest()[:32]
     return root / f"{case.case_id}-{key}.npz"
 
 

@@ -67,14 +67,14 @@ class TrainingCallback(ms.Callback):
         # With dataset sink this is called once an epoch, after its last step.
         self.bar.update(arguments.batch_num if arguments.get("dataset_sink_mode") else 1)
         if not math.isfinite(loss):
-            self.stop(arguments, f"loss is {loss}")
+            self.raise_not_finite(arguments, f"loss is {loss}")
         stop_if_asked()
         self.step_ended_s = time.perf_counter()
 
     def on_train_epoch_end(self, run_context: ms.RunContext) -> None:
         arguments = run_context.original_args()
         if not is_finite(arguments.train_network):
-            self.stop(arguments, "weights became NaN or infinite")
+            self.raise_not_finite(arguments, "weights became NaN or infinite")
         elapsed_s = time.perf_counter() - self.started_s
         steps = EpochSteps(
             arguments.cur_epoch_num, self.losses, self.skipped, elapsed_s, self.waited_s
@@ -91,7 +91,7 @@ class TrainingCallback(ms.Callback):
         """Removes the bar, however the training ends."""
         self.bar.close()
 
-    def stop(self, arguments: Any, finding: str) -> None:
+    def raise_not_finite(self, arguments: Any, finding: str) -> None:
         """Raises a DataError that names the step, its cases and the last good checkpoint."""
         epoch = arguments.cur_epoch_num
         if arguments.get("dataset_sink_mode"):
@@ -100,8 +100,8 @@ class TrainingCallback(ms.Callback):
             batch_index = (arguments.cur_step_num - 1) % arguments.batch_num
             step = batch_index * self.samples.steps // arguments.batch_num
             case_ids = self.epoch_end.progress.case_ids
-            steps = range(max(0, step - 1), step + 1)  # weights are looked at once an epoch
-            indices = (index for one in steps for index in self.samples.batch(epoch - 1, one))
+            batches = range(max(0, step - 1), step + 1)  # weights are looked at once an epoch
+            indices = (index for one in batches for index in self.samples.batch(epoch - 1, one))
             names = ", ".join(dict.fromkeys(case_ids[index] for index in indices))
             both = " and the one before" if step else ""
             where = f"at epoch {epoch} step {step + 1}; in this step{both}: {names}"

@@ -6,7 +6,10 @@ from typing import Any
 
 @dataclass
 class Progress:
-    """The state of a training besides its parameters; saved with the checkpoint for a resume."""
+    """The state of a training besides its parameters, and what the training is of.
+
+    Saved with the checkpoint: a resume goes on from the one, and must be of the other.
+    """
 
     epoch: int = 0  # epochs done
     step: int = 0  # global steps done

@@ -105,10 +105,8 @@ def report_lost_ranks(ranks: Ranks) -> Iterator[None]:
 
 def resume_hint(run_folder: Path | None) -> str:
     """Returns what the log says about a run that a signal stopped."""
-    checkpoint = last_good_checkpoint(run_folder)
-    if run_folder is None:
-        return checkpoint
-    return f"{checkpoint}; continue with {resume_command(run_folder)}"
+    good = last_good_checkpoint(run_folder)
+    return good if run_folder is None else f"{good}; continue with {resume_command(run_folder)}"
 
 
 def resume_command(run_folder: Path) -> str:
