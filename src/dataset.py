@@ -110,6 +110,8 @@ class EpochSampler(ds.Sampler):
     The batches of an epoch are dealt to the ranks in turn. Consecutive samples are different cases,
     so no rank's batch holds a case twice unless it is larger than the number of cases.
 
+    It does not hold the samples: MindSpore copies a sampler with all that it has.
+
     Args:
         per_epoch: samples per epoch, of all ranks.
         first_epoch: number of epochs already trained.
