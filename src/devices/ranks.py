@@ -72,8 +72,13 @@ class Ranks:
 
     def text_from_first(self, text: str | None) -> str:
         """Returns rank 0's text on every rank; that of other ranks is ignored and may be None."""
-        content = np.frombuffer((text or "").encode() if self.is_first else b"", np.uint8)
-        size = int(self.sum(np.array([content.size]))[0])
-        if not self.is_first:
-            content = np.zeros(size, np.uint8)
-        return self.sum(content).astype(np.uint8).tobytes().decode()
+        return self.gather_texts((text or "") if self.is_first else "")[0]
+
+    def gather_texts(self, text: str) -> list[str]:
+        """Returns the texts of all ranks, of which one at least is not empty; all call this."""
+        content = np.frombuffer(text.encode(), np.uint8)
+        sizes = self.gather([content.size], self.count).astype(int)
+        table = np.zeros((self.count, sizes.max()), np.uint8)
+        table[self.rank, : content.size] = content
+        rows = self.sum(table).astype(np.uint8)
+        return [row[:size].tobytes().decode() for row, size in zip(rows, sizes, strict=True)]

@@ -19,8 +19,7 @@ class Progress:
     device_num: int = 1
     val_case_ids: list[str] = field(default_factory=list)  # those that best_dice is of
     fixed: dict[str, Any] = field(default_factory=dict)  # keys of FIXED_BY_RUN, for a resume
-    # Case ID -> `content_digest`, of the training cases and the first rank's validation cases.
-    digests: dict[str, str] = field(default_factory=dict)
+    digests: dict[str, str] = field(default_factory=dict)  # case ID -> its `content_digest`
     processing: dict[str, int] = field(default_factory=dict)  # `processing_versions`; {}: unknown
 
     def has_stalled(self, patience: int) -> bool:

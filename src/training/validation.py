@@ -1,5 +1,6 @@
 """The validation of a training: the mean Dice of cases that are prepared once."""
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -66,7 +67,7 @@ class ValidationSet:
 
     Attributes:
         overlays: the drawn cases with the masks of the last validation.
-        digests: case ID -> `content_digest`, of this rank's cases.
+        digests: case ID -> `content_digest`, of the cases of all ranks.
 
     Raises:
         DataError: a case cannot be read.
@@ -85,15 +86,18 @@ class ValidationSet:
         self.case_count = len(cases)
         self.share: list[Case | PreparedCase] = []
         self.overlays: list[OverlayCase] = []
-        self.digests: dict[str, str] = {}
         own = ranks.share(cases)
         self.drawn_ids = {case.case_id for case in own[:drawn]}
+        digests = {}
         with ThreadPoolExecutor(worker_count(config)) as pool:
             prepared_cases = pool.map(self._prepare, own)
             for case, prepared in zip(own, prepared_cases, strict=True):
-                self.digests[case.case_id] = prepared.digest
+                digests[case.case_id] = prepared.digest
                 budget_bytes -= prepared.nbytes
                 self.share.append(prepared if budget_bytes >= 0 else case)
+        self.digests: dict[str, str] = {}
+        for text in ranks.gather_texts(json.dumps(digests)):
+            self.digests |= json.loads(text)
 
     def mean_dice(self, network: nn.Cell) -> float:
         """Returns the mean Dice of the cases on their own grids; all ranks call this together.

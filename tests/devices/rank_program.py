@@ -99,6 +99,7 @@ def main():
     found["sum"] = ranks.sum(np.array([1.5, ranks.rank]))
     found["mean"] = ranks.mean(3.0 + ranks.rank)
     found["gather"] = ranks.gather([10.0 * item for item in ranks.share(range(5))], 5)
+    found["texts"] = ranks.gather_texts("größer" * ranks.rank)
     found["text"] = ranks.text_from_first("größer {}" if ranks.is_first else "ignored")
     pair = [ms.Parameter(ms.Tensor(np.full(3, 0.1 + ranks.rank, np.float32)), name="a")]
     pair.append(ms.Parameter(ms.Tensor(7 + ranks.rank, ms.int32), name="b"))

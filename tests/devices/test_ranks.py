@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from src.checkpoint import read_progress
 from src.devices.ranks import Ranks
 from src.evaluation import load_network
 from src.promise12.splits import split_cases
@@ -78,6 +79,7 @@ def test_what_the_ranks_tell_each_other(ranks):
         assert found["sum"].tolist() == [3.0, 1.0]
         assert found["mean"] == 3.5
         assert found["gather"].tolist() == [0, 10, 20, 30, 40]
+        assert found["texts"].tolist() == ["", "größer"]
         assert found["text"] == "größer {}"
         np.testing.assert_array_equal(found["copied"], np.full(3, 0.1, np.float32))
         assert found["copied_int"] == 7 and found["copied_int"].dtype == np.int32
@@ -140,6 +142,13 @@ def test_the_validation_score_is_the_mean_over_all_ranks(ranks, folder):
     assert history_of(folder, "paper")["val_dice"].iloc[-1] == pytest.approx(score)
 
 
+def test_a_run_knows_what_the_cases_of_all_ranks_held(ranks, folder):
+    """A resume notices an edited one, whichever rank validates on it."""
+    (run,) = (folder / "results" / "zoo").iterdir()
+    progress = read_progress(run / "ckpt")
+    assert {*progress["digests"]} == {*progress["case_ids"], *progress["val_case_ids"]}
+
+
 def test_what_is_kept_is_the_moving_average_that_every_rank_has(ranks, folder):
     (path,) = (folder / "results" / "zoo").glob("vnet.*/ckpt/best.ckpt")
     saved = ms.load_checkpoint(str(path))
@@ -176,5 +185,6 @@ def test_alone_nothing_is_sent(monkeypatch):
     assert alone.sum(np.array([2.5])).tolist() == [2.5]
     assert (alone.mean(3), alone.text_from_first("a")) == (3, "a")
     assert alone.gather([1, 2], 2).tolist() == [1, 2]
+    assert alone.gather_texts("ä") == ["ä"]
     alone.average([None])
     alone.copy_from_first([None])

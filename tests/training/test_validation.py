@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from src.data_manager import find_cases, read_case
+from src.data_manager import content_digest, find_cases, read_case
 from src.predictor import segment
 from src.training.validation import ValidationSet, prepare_case
 from src.utils.errors import DataError
@@ -124,6 +124,9 @@ class TwoRanks:
         self.gathered = share, total
         return np.array([0.25, *share, 0.5])
 
+    def gather_texts(self, text):
+        return ['{"Case0": "0", "Case2": "2"}', text]
+
 
 def test_each_rank_validates_its_share(data, small_config):
     config, ranks = small_config(*GRID), TwoRanks()
@@ -135,3 +138,5 @@ def test_each_rank_validates_its_share(data, small_config):
     own = dice_anew(cases[1], config)
     assert ranks.gathered == ([own], 3)
     assert score == pytest.approx((0.25 + own + 0.5) / 3)
+    digest = content_digest(*read_case(cases[1], config))
+    assert validation.digests == {"Case0": "0", "Case1": digest, "Case2": "2"}
