@@ -16,7 +16,7 @@ OTHER_SUFFIXES += (".par", ".gipl", ".gipl.gz", ".vtk")
 OUTPUT_TYPES = {"image": "", "dicom_seg": ".dcm", "seg_nrrd": ".seg.nrrd"}
 MASK_SUFFIX = "_segmentation"
 # Names of masks in other data sets.
-MASK_ENDING = re.compile(r"[ ._-](segmentation|seg|labels?|masks?)$", re.IGNORECASE)
+MASK_ENDING = re.compile(r"[ ._-](segmentation|d?seg|labels?|masks?)$", re.IGNORECASE)
 MASK_FOLDER = re.compile(
     r"(labels?|masks?|segs?|segmentations?|gt|ground_?truth|annotations?|delineations?|rois?"
     r"|contours?)([_-]?(tr|ts|va|train|test|val))?",

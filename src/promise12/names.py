@@ -25,7 +25,7 @@ def _set(text):
 
 LESION_WORDS = _set("lesion lesions tumor tumors tumour tumours cspca")
 FIRST_WORDS = _set("seg segmentation label labels labelmap mask masks")  # mask_07, labels-3
-MASK_WORDS = LESION_WORDS | FIRST_WORDS | _set("segmentations roi contour gt anatomy")
+MASK_WORDS = LESION_WORDS | FIRST_WORDS | _set("segmentations dseg roi contour gt anatomy")
 GLAND_WORDS = _set("prostate gland whole wg zones zonal")
 PROSTATE_WORDS = GLAND_WORDS | _set("prostata foreground label mask")
 ZONE_WORDS = _set("zone zones zonal pz tz cz peripheral transition transitional central")
@@ -83,7 +83,8 @@ def _mask_words(split):
     while start and (split[start - 1] in MASK_WORDS | FILLERS or _is_number(split[start - 1])):
         start -= 1
     ending = split[start:]
-    while ending and ending[0].isdigit():  # a number belongs to the mask word before it
+    # A number or version belongs to the mask word before it: P1_v2_mask is of P1_v2.
+    while ending and re.fullmatch(r"v?\d", ending[0]):
         ending = ending[1:]
     return ending if MASK_WORDS.intersection(ending) else []
 

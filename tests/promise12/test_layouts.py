@@ -509,6 +509,15 @@ GOOD = {
         },
         ["taken for one folder per patient, masks by --mask_pattern: 2 image(s), 2 mask(s)"],
     ),
+    "masks called as in BIDS": (
+        {"sub-01/anat/sub-01_T2w.nii": IMAGE, "derivatives/sub-01/sub-01_T2w_dseg.nii": GLAND},
+        {},
+        {
+            "TrainData/img/sub-01_T2w.nii": "sub-01/anat/sub-01_T2w.nii",
+            "TrainData/gt/sub-01_T2w_segmentation.nii": "derivatives/sub-01/sub-01_T2w_dseg.nii",
+        },
+        ["1 image(s), 1 mask(s)"],
+    ),
     "cases called after the disease": (
         {"PCa_1.nii": IMAGE, "PCa_1_seg.nii": GLAND},
         {},
@@ -735,6 +744,11 @@ BAD = {
         {"case_1.nii": IMAGE, "case_1_2_seg.nii": GLAND},
         {},
         r"case_1_2_seg.nii: a mask by its name, and no image",
+    ),
+    "mask of another visit": (
+        {"P1.nii": IMAGE, "P1_v2_mask.nii": GLAND},
+        {},
+        r"P1_v2_mask.nii: a mask by its name, and no image",
     ),
     "two masks by name": (
         {"a.nii": IMAGE, "a_seg.nii": GLAND, "a_segmentation.nii": GLAND},

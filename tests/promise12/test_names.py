@@ -16,6 +16,8 @@ from src.promise12.names import case_names, looks_like_mask, outlines_lesions, p
         ("s/Case00_seg.nrrd", True, False),
         ("s/Case00_labels.nii", True, False),
         ("s/Case00.seg.nrrd", True, False),
+        ("s/sub-01_T2w_dseg.nii.gz", True, False),
+        ("s/Case00_mask_v2.nii", True, False),
         ("s/Case00_prostate_mask_2.nii", True, False),
         ("s/mask_12.nii", True, False),
         ("s/labelsTr/Case00.nii.gz", True, False),
@@ -70,6 +72,8 @@ def test_sets_are_named_by_whole_words(folders, expected):
 
 def test_case_names():
     assert case_names(Path("Case_01_t2_seg.nii"))[:3] == ["case 01 t2 seg", "case 01 t2", "case 01"]
+    assert case_names(Path("P1_mask_v2.nii"))[-1] == "p1"
+    assert case_names(Path("P1_v2_mask.nii"))[-1] == "p1 v2"  # another examination than P1
 
 
 @pytest.mark.parametrize(
