@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from .images.formats import SUFFIXES, is_named_as_mask, is_other_image, stem, suffix_of
-from .promise12.names import is_other_contrast
+from .images.formats import SUFFIXES, is_other_image, stem, suffix_of
+from .promise12.names import is_other_contrast, is_patient_mask, looks_like_mask
 from .utils import output_folder
 from .utils.errors import DataError
 from .utils.files import printable, walk
@@ -78,7 +78,7 @@ def _images_of(item: Path, series: str) -> list[Path]:
         return _images_in(item, series)
     if item in _results_in(item.parent):
         raise DataError(f"{item}: a result of this program, expected an image to segment")
-    if is_named_as_mask(item):
+    if looks_like_mask(item.absolute()):
         log.info(f"{item}: a mask by its name; segmented because it was given as input")
     elif is_other_contrast(item) and suffix_of(item):
         log.info(f"{item}: no axial T2 by its name; segmented because it was given as input")
@@ -95,9 +95,10 @@ def _images_in(folder: Path, series: str) -> list[Path]:
 
     files = list(_files_below(folder))
     volumes = [path for path in files if suffix_of(path)]
-    masks, scans = _split(volumes, is_named_as_mask)
-    others, images = _split(scans, is_other_contrast)
     dicom = sorted(set(files).intersection(dicom_files(folder)))
+    is_mask = is_patient_mask if dicom else looks_like_mask
+    masks, scans = _split(volumes, lambda path: is_mask(path.absolute()))
+    others, images = _split(scans, is_other_contrast)
     if dicom and scans:
         raise DataError(
             f"{folder}: holds images ({scans[0]}) and DICOM files ({dicom[0]}); give the ones that "

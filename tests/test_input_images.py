@@ -57,7 +57,8 @@ def test_images_of_files_and_folders(data, tmp_path, monkeypatch):
         ("gt/a.mha", True),
         ("imagesTr/a_0000.nii.gz", False),
         ("unmask.mha", False),
-        ("a_mask_t2.mha", False),
+        ("a_mask_t2.mha", True),  # as prepare_data.py takes it
+        ("a_mask_2.nii", True),
         ("labels_of_all/a.mha", False),
         ("labels/t2/a.mha", False),
     ],
@@ -76,6 +77,15 @@ def test_masks_are_known_by_their_names(tmp_path, capsys, make_image, name, is_m
     assert list(sources([path]).values()) == [path]
     line = f"{path}: a mask by its name; segmented because it was given as input\n"
     assert capsys.readouterr().out == line * is_mask
+
+
+def test_a_mask_beside_dicom_is_no_image(tmp_path):
+    study = write_study(tmp_path / "P1")
+    touch(study, "prostate.nii.gz")
+    assert list(sources([study])) == ["P1"]
+    (study / "scan.nii.gz").touch()
+    with pytest.raises(DataError, match=r"holds images \(.*scan.nii.gz\) and DICOM files"):
+        sources([study])
 
 
 def test_other_contrasts_by_name_are_not_taken_for_t2(tmp_path, capsys):

@@ -40,12 +40,6 @@ def stem(path: str | PurePath) -> str:
     return name[: len(name) - len(suffix_of(name) or "")]
 
 
-def is_named_as_mask(path: str | PurePath) -> bool:
-    """Whether the name of a file or of its folder is that of a mask: labelsTr/Case03.nii.gz."""
-    folder = Path(path).absolute().parent.name
-    return bool(MASK_ENDING.search(stem(path)) or MASK_FOLDER.fullmatch(folder))
-
-
 def list_images(folder: str | Path) -> dict[str, list[Path]]:
     """Returns the image files of a folder as `{stem: [paths]}`, sorted by name.
 

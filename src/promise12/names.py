@@ -51,9 +51,14 @@ def set_named(folder_name: str) -> str | None:
     return next((name for name, word in SETS.items() if any(map(word.fullmatch, split))), None)
 
 
+def set_folder(path: PurePath) -> str:
+    """Returns the name of the nearest folder above that names a set, else ""."""
+    return next(filter(set_named, reversed(path.parts[:-1])), "")
+
+
 def set_of_path(path: PurePath) -> str | None:
     """Returns the set of the nearest folder whose name names one, else None."""
-    return next(filter(None, map(set_named, reversed(path.parts[:-1]))), None)
+    return set_named(set_folder(path))
 
 
 def relative_path(path: PurePath) -> str:
@@ -69,6 +74,12 @@ def words(name: str) -> list[str]:
 def looks_like_mask(path: PurePath) -> bool:
     """Whether the name ends with a mask word (or begins with one), or its folder is for masks."""
     return bool(MASK_FOLDER.fullmatch(path.parent.name)) or has_mask_name(path)
+
+
+def is_patient_mask(path: PurePath) -> bool:
+    """Whether a volume in a patient's folder is a mask by name, also as prostate.nii.gz."""
+    split = set(words(stem(path)))
+    return looks_like_mask(path) or bool(split & GLAND_WORDS and split <= FILLERS)
 
 
 def has_mask_name(path: PurePath) -> bool:

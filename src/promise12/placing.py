@@ -10,7 +10,7 @@ import numpy as np
 import SimpleITK as sitk
 from tqdm import tqdm
 
-from ..images.formats import MASK_SUFFIX
+from ..images.formats import MASK_SUFFIX, META_SUFFIXES
 from ..images.reading import (
     check_no_label_map,
     foreground,
@@ -182,7 +182,7 @@ def _mask_files(mask, target, layout, folder, options):
 
 
 def _single_file(suffix):
-    return ".mha" if suffix.lower() == ".mhd" else suffix
+    return ".mha" if suffix.lower() in META_SUFFIXES else suffix  # SimpleITK writes no .MHA
 
 
 def _with_suffix(target, suffix):

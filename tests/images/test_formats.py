@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from src.images.formats import is_named_as_mask, list_images, only_file, stem, suffix_of
+from src.images.formats import list_images, only_file, stem, suffix_of
 from src.utils.errors import DataError
 from src.utils.files import check_name
 from tests.helpers import touch
@@ -29,23 +29,6 @@ from tests.helpers import touch
 )
 def test_stem_and_suffix(path, name, suffix):
     assert stem(path) == name and suffix_of(path) == suffix
-
-
-@pytest.mark.parametrize(
-    "name, is_mask",
-    [
-        ("Case03.seg.nrrd", True),  # 3D Slicer
-        ("Segmentation.seg.nrrd", True),
-        ("Case03-label.nrrd", True),
-        ("Case03 Mask.nii.gz", True),
-        ("labelsTr/Case03.nii.gz", True),
-        ("annotations/Case03.nii.gz", True),
-        ("Case03.segment.nrrd", False),
-        ("masked.nii", False),
-    ],
-)
-def test_masks_by_their_names(name, is_mask):
-    assert is_named_as_mask(name) == is_mask
 
 
 def test_images_in_a_folder(tmp_path):

@@ -509,6 +509,26 @@ GOOD = {
         },
         ["taken for one folder per patient, masks by --mask_pattern: 2 image(s), 2 mask(s)"],
     ),
+    "names that differ in their case only": (
+        {"a.nii": IMAGE, "A.nii": IMAGE, "a_seg.nii": GLAND, "mask_A.nii": GLAND},
+        {},
+        {
+            "TrainData/img/a.nii": "a.nii",
+            "TrainData/img/A.nii": "A.nii",
+            "TrainData/gt/a_segmentation.nii": "a_seg.nii",
+            "TrainData/gt/A_segmentation.nii": "mask_A.nii",
+        },
+        ["2 image(s), 2 mask(s)"],
+    ),
+    "a set by the name of a folder": (
+        {"test_retest/a.nii": IMAGE, "test_retest/a_mask.nii": GLAND},
+        {},
+        {
+            "TestData/img/a.nii": "test_retest/a.nii",
+            "TestData/gt/a_segmentation.nii": "test_retest/a_mask.nii",
+        },
+        ["  TestData by the name of the folder test_retest\n"],
+    ),
     "masks called as in BIDS": (
         {"sub-01/anat/sub-01_T2w.nii": IMAGE, "derivatives/sub-01/sub-01_T2w_dseg.nii": GLAND},
         {},
@@ -582,6 +602,18 @@ def check_converted(path, origin, what):
     assert after.GetOrigin() == before.GetOrigin()[:3]
     assert after.GetDirection() == (1, 0, 0, 0, 1, 0, 0, 0, 1)
     assert np.array_equal(sitk.GetArrayFromImage(after), expected)
+
+
+def test_suffixes_in_capitals(tmp_path):
+    """SimpleITK writes no .MHA."""
+    source = make_source(tmp_path / "scans", {"a.mha": CHANNELS, "a_mask.mha": ZONES})
+    kept = shutil.copytree(source, tmp_path / "kept")
+    for path in source.iterdir():
+        path.rename(path.with_suffix(".MHA"))
+    lay_out([source], tmp_path, Options(channel=1, labels=(1, 2)))
+    check_converted(tmp_path / "TrainData/img/a.mha", kept / "a.mha", 1)
+    mask = tmp_path / "TrainData/gt/a_segmentation.mha"
+    check_converted(mask, kept / "a_mask.mha", (1, 2))
 
 
 # name: (files, options, what is said)
@@ -749,6 +781,21 @@ BAD = {
         {"P1.nii": IMAGE, "P1_v2_mask.nii": GLAND},
         {},
         r"P1_v2_mask.nii: a mask by its name, and no image",
+    ),
+    "names that differ in their case only": (
+        {"Ab.nii": IMAGE, "aB.nii": IMAGE, "AB_seg.nii": GLAND},
+        {},
+        r"AB_seg.nii: a mask by its name, and several images for it \(Ab, aB\); give",
+    ),
+    "patients of several visits": (
+        {f"P{p}/v{v}/t2.nii": IMAGE for p in (1, 2) for v in (1, 2)},
+        {},
+        r"P1/v1, P2/v1: folders of one name, expected another .*; rename .*sub-P1_ses-v1",
+    ),
+    "a mask named as another patient's": (
+        {"1/t2.nii": IMAGE, "2/t2.nii": IMAGE, "1/2_mask.nii": GLAND},
+        {},
+        r"scans/1/2_mask.nii: in the folder of 1, named as of 2; .*--mask_pattern",
     ),
     "two masks by name": (
         {"a.nii": IMAGE, "a_seg.nii": GLAND, "a_segmentation.nii": GLAND},

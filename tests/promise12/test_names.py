@@ -18,6 +18,11 @@ from src.promise12.names import case_names, looks_like_mask, outlines_lesions, p
         ("s/Case00.seg.nrrd", True, False),
         ("s/sub-01_T2w_dseg.nii.gz", True, False),
         ("s/Case00_mask_v2.nii", True, False),
+        ("s/Segmentation.seg.nrrd", True, False),  # 3D Slicer
+        ("s/Case00 Mask.nii.gz", True, False),
+        ("s/annotations/Case00.nii.gz", True, False),
+        ("s/Case00.segment.nrrd", False, False),
+        ("s/masked.nii", False, False),
         ("s/Case00_prostate_mask_2.nii", True, False),
         ("s/mask_12.nii", True, False),
         ("s/labelsTr/Case00.nii.gz", True, False),

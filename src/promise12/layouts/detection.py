@@ -4,11 +4,11 @@ import re
 
 from ...images.formats import MASK_SUFFIX, SUFFIXES, is_other_image, stem
 from ...utils.errors import DataError, list_few
-from ..names import outlines_lesions, relative_path
+from ..names import outlines_lesions, relative_path, set_folder
 from ..sources import Source
 from .dicom import find_dicom_patients
 from .file_names import find_by_names
-from .layout import Layout, Options, Pair, use_sets_of
+from .layout import Layout, Options, Pair, group, use_sets_of
 from .nnunet import NNUNET, find_channel_folders
 from .patient_folders import find_patient_folders
 from .patterns import find_images, find_masks
@@ -57,6 +57,7 @@ def detect_layout(source: Source, options: Options) -> tuple[Layout, list[Pair]]
         layout.name += ", masks by --mask_pattern"
         layout.is_own = False
     pairs = _pairs(source, layout, options)
+    _remark_on_sets(layout, pairs)
     _remark_on_the_rest(source, layout, pairs)
     return layout, pairs
 
@@ -64,7 +65,7 @@ def detect_layout(source: Source, options: Options) -> tuple[Layout, list[Pair]]
 def _pairs(source, layout, options):
     if not options.mask_pattern:
         _drop_lesions(source, layout)
-    default = "TrainData" if any(layout.masks.values()) else "TestData"
+    default = _default_set(layout)
     pairs = []
     for key in sorted({*layout.images, *layout.masks}, key=lambda key: (key[0] or "", key[1])):
         images, masks = layout.images.get(key, []), layout.masks.get(key, [])
@@ -99,6 +100,24 @@ def _pairs(source, layout, options):
     if bare and any(layout.masks.values()) and not layout.is_own:
         layout.remarks.append(f"images without a mask: {list_few(pair.case for pair in bare)}")
     return pairs
+
+
+def _default_set(layout):
+    """The set of images in no folder whose name says it."""
+    return "TrainData" if any(layout.masks.values()) else "TestData"
+
+
+def _remark_on_sets(layout, pairs):
+    """Names the folders whose names make another set than the default."""
+    folders = group(
+        (pair.set_name, set_folder(pair.image.path))
+        for pair in pairs
+        if pair.image and pair.set_name != _default_set(layout)
+    )
+    for name, found in folders.items():
+        if any(found):  # nnU-Net's folders are none of these
+            listed = list_few(sorted(filter(None, set(found))))
+            layout.remarks.append(f"{name} by the name of the folder {listed}")
 
 
 def _own_pairs(source, set_name, case, images, masks):

@@ -6,10 +6,10 @@ from pathlib import PurePosixPath
 from ...images.dicom import damaged_files, read_texts
 from ...images.formats import SUFFIXES
 from ...utils.errors import DataError, list_few
-from ..names import IMAGE_FOLDERS, relative_path, set_of_path
+from ..names import IMAGE_FOLDERS, is_patient_mask, relative_path, set_of_path
 from ..sources import Dicom, Member, Source, Volume
 from .layout import Key, Layout, Options, group
-from .patient_folders import is_patient_mask, patient_key
+from .patient_folders import patient_key
 
 
 def find_dicom_patients(source: Source, options: Options) -> Layout | None:

@@ -46,18 +46,23 @@ def find_by_names(source: Source, options: Options) -> Layout:
 
 def _key_of_mask(source, mask, known, options):
     """Set and case of the image that a mask belongs to."""
-    set_name = set_of_path(mask.path)
+    set_name, case = set_of_path(mask.path), stem(mask.path)
+    several: set[str] = set()
     for name in case_names(mask.path):
         cases = known.get((set_name, name), set())
-        exact = {case for case in cases if " ".join(words(case)) == name} or cases
-        if len(exact) == 1:
-            return set_name, *exact
-    case = stem(mask.path)
+        exact = {image for image in cases if " ".join(words(image)) == name} or cases
+        spelt = {image for image in exact if case.startswith(image) or case.endswith(image)}
+        if len(spelt or exact) == 1:  # a_seg is of a, not of A
+            return set_name, *(spelt or exact)
+        several |= exact
     is_lesion = outlines_lesions(mask.path)
     if case.endswith(MASK_SUFFIX) or is_lesion or options.mask_pattern:
         return set_name, case.removesuffix(MASK_SUFFIX)
+    found = (
+        f"several images for it ({', '.join(sorted(several))})" if several else "no image for it"
+    )
     why = "name" if has_mask_name(mask.path) else "folder"
     raise DataError(
-        f"{source.path}: {mask.relative}: a mask by its {why}, and no image for it; give the "
+        f"{source.path}: {mask.relative}: a mask by its {why}, and {found}; give the "
         "folder of both, or say where they are: --image_pattern and --mask_pattern"
     )

@@ -4,17 +4,17 @@ from collections import Counter
 from pathlib import PurePath, PurePosixPath
 
 from ...images.formats import stem
-from ...utils.errors import DataError
+from ...utils.errors import DataError, list_few
 from ..names import (
     FILLERS,
-    GLAND_WORDS,
     IMAGE_FOLDERS,
     T2_WORDS,
     case_names,
     is_other_contrast,
+    is_patient_mask,
     is_t2,
     joined_words,
-    looks_like_mask,
+    outlines_lesions,
     relative_path,
     set_of_path,
     words,
@@ -40,6 +40,7 @@ def find_patient_folders(source: Source, options: Options) -> Layout | None:
     if max(repeated.values()) == 1 and not has_plain_t2:
         return None
     names = _distinct_names(folders)
+    _check_distinct(source, names)
     images = group(
         ((set_of_path(folder), names[folder]), _t2_of(source, folder, volumes))
         for folder, volumes in folders.items()
@@ -61,6 +62,19 @@ def _distinct_names(folders):
     return {folder: folder.parts[-level] for folder in folders}
 
 
+def _check_distinct(source, names):
+    """Raises a DataError for two folders of one name, such as P1/v1 and P2/v1."""
+    folders = group(((set_of_path(folder), name), folder) for folder, name in names.items())
+    for same in folders.values():
+        if len(same) > 1:
+            places = list_few("/".join(folder.parts[1:]) for folder in same)
+            raise DataError(
+                f"{source.path}: {places}: folders of one name, expected another for each "
+                "examination; rename them, such as P1/v1 to sub-P1_ses-v1, by which splits know "
+                "the patient"
+            )
+
+
 def _t2_of(source, folder, volumes):
     """The T2 image of a patient's folder."""
     t2 = [volume for volume in volumes if is_t2(volume.path)] or volumes
@@ -73,12 +87,6 @@ def _t2_of(source, folder, volumes):
     )
 
 
-def is_patient_mask(path: PurePath) -> bool:
-    """Whether a volume in a patient's folder is a mask by name, also as prostate.nii.gz."""
-    split = set(words(stem(path)))
-    return looks_like_mask(path) or bool(split & GLAND_WORDS and split <= FILLERS)
-
-
 def patient_key(path: PurePosixPath, folders: dict[PurePosixPath, Key]) -> Key:
     """Returns the key of the patient in whose folder a mask is, or whose name it has.
 
@@ -88,10 +96,26 @@ def patient_key(path: PurePosixPath, folders: dict[PurePosixPath, Key]) -> Key:
 
     Returns:
         A key of its own for a mask of no patient.
+
+    Raises:
+        DataError: in the folder of one patient, and with the name of another.
     """
     above = next((folders[parent] for parent in path.parents if parent in folders), None)
     if above:
+        _check_named_as(path, above[1], {name for _, name in folders.values()})
         return above
     wanted = [joined_words(PurePath(path.parent.name)), *case_names(path)]
     keys = [key for key in folders.values() if joined_words(PurePath(key[1])) in wanted]
     return keys[0] if len(keys) == 1 else (None, relative_path(path))
+
+
+def _check_named_as(path, patient, patients):
+    """Raises a DataError for a mask named as another patient's; lesions may be numbered."""
+    split = words(stem(path))
+    named = [name for name in patients if split[: len(words(name))] == words(name)]
+    nearest = max(named, key=lambda name: len(words(name)), default=patient)
+    if words(nearest) != words(patient) and not outlines_lesions(path):
+        raise DataError(
+            f"{path}: in the folder of {patient}, named as of {nearest}; move or rename it, or say "
+            "which mask is whose with --mask_pattern"
+        )
