@@ -306,6 +306,35 @@ def test_a_copy_without_its_last_slices_is_told(tmp_path, capsys, keyword):
     assert capsys.readouterr().err == ""
 
 
+def test_every_second_slice_is_told(tmp_path, capsys):
+    """Where both say so: SpacingBetweenSlices is another one in some files, too."""
+    tags = {"SpacingBetweenSlices": "3.3"}
+    numbers = {k: {"InstanceNumber": k + 1} for k in range(SLICES)}
+    for skip, change, is_told in (((1, 3, 5), numbers, True), ((1, 3, 5), {}, False), ((), {}, 0)):
+        folder = tmp_path / f"{len(skip)}{is_told}"
+        read_dicom(write_series(folder, skip=skip, change=change, **tags))
+        told = "steps of 6.6 mm, but SpacingBetweenSlices is 3.3 and InstanceNumber goes in steps"
+        assert (told in capsys.readouterr().err) == is_told
+
+
+def two_acquisitions(folder, thickness_mm="6.6", numbers=(0, 3, 1, 4, 2, 5)):
+    """Slices of two acquisitions in turn, which InstanceNumber counts one after the other."""
+    tags = {k: {"AcquisitionNumber": k % 2 + 1, "InstanceNumber": numbers[k]} for k in range(6)}
+    return write_series(folder, change=tags, SliceThickness=thickness_mm)
+
+
+@pytest.mark.parametrize(
+    "tags", [{"thickness_mm": "3.3"}, {"thickness_mm": None}, {"numbers": range(6)}]
+)
+def test_one_volume_acquired_in_turns_is_read(tmp_path, tags):
+    assert_geometry(read_dicom(two_acquisitions(tmp_path, **tags)), AXIAL)
+
+
+def test_slices_that_lack_a_frame_of_reference_are_of_the_others(tmp_path):
+    change = {k: {"FrameOfReferenceUID": "1.2"} for k in (0, 2)}
+    assert_geometry(read_dicom(write_series(tmp_path, change=change)), AXIAL)
+
+
 def test_series_of_several_patients_are_not_taken_for_one(tmp_path):
     """One of them alone could be an axial T2, the other one a diffusion series."""
     write_series(tmp_path, stem="a", uid="1.2.3.5")
@@ -1052,6 +1081,16 @@ DEFECTS = {
     "two echoes at alternating positions": (
         lambda folder: write_series(folder, change={k: {"EchoTime": "160"} for k in (1, 3, 5)}),
         ["different EchoTime (101, 160)"],
+    ),
+    "two acquisitions at alternating positions": (
+        two_acquisitions,
+        ["2 stacks of overlapping slices", "AcquisitionNumber 1, 2", "keep the slices of one"],
+    ),
+    "two frames of reference": (
+        lambda folder: write_series(
+            folder, change={k: {"FrameOfReferenceUID": f"1.2.{k // 3}"} for k in range(SLICES)}
+        ),
+        ["different FrameOfReferenceUID (1.2.0, 1.2.1)"],
     ),
     "two echoes of nearly one time at alternating positions": (
         lambda folder: write_series(folder, change={k: {"EchoTime": "105"} for k in (1, 3, 5)}),

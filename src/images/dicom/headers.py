@@ -29,6 +29,7 @@ VOLUME_KEYWORDS = (
     "TemporalPositionIndex",
     "StackID",
     "ComplexImageComponent",
+    "FrameOfReferenceUID",
 )
 # Attributes that may distinguish two slices at one position, the most informative first.
 DISTINGUISHING = (
@@ -53,12 +54,14 @@ CONTRAST_TAGS = (
     "EchoPlanarPulseSequence",
     "AcquisitionContrast",
 )
+STEP_TAGS = ("SliceThickness", "SpacingBetweenSlices")  # mm; some scanners write others
 COUNT_TAGS = ("ImagesInAcquisition", "NumberOfSeriesRelatedInstances")  # of the slices sent
 SIEMENS_B_VALUE, PHILIPS_B_VALUE = (0x0019, 0x100C), (0x2001, 0x1003)  # private
 HEADER_TAGS = [
     *DISTINGUISHING,
     *CONTRAST_TAGS,
     *COUNT_TAGS,
+    *STEP_TAGS,
     "EffectiveEchoTime",
     "SOPClassUID",
     "SOPInstanceUID",
@@ -104,7 +107,7 @@ class Frame:
     slope: float
     intercept: float
     instance_uid: str
-    # Non-empty ones of DISTINGUISHING, CONTRAST_TAGS and COUNT_TAGS.
+    # Non-empty ones of DISTINGUISHING, CONTRAST_TAGS, COUNT_TAGS and STEP_TAGS.
     tags: dict[str, str] = field(hash=False)
 
 
@@ -358,7 +361,8 @@ def _frame(groups, ds, name, index, label):
         if private is None:
             private = groups.private(PHILIPS_B_VALUE, "Philips Imaging DD 001")
         tags["DiffusionBValue"] = "" if private is None else f"{private:g}"
-    tags.update((keyword, _text(groups, keyword)) for keyword in (*CONTRAST_TAGS, *COUNT_TAGS))
+    others = (*CONTRAST_TAGS, *COUNT_TAGS, *STEP_TAGS)
+    tags.update((keyword, _text(groups, keyword)) for keyword in others)
     return Frame(
         name,
         index,

@@ -3,6 +3,7 @@
 import warnings
 from collections import Counter
 from contextlib import contextmanager
+from itertools import groupby
 
 import numpy as np
 import pydicom
@@ -38,6 +39,7 @@ SAME_POSITION_MM = 0.05  # slices closer than this have the same position
 STEP_TOLERANCE_MM = 0.1  # distance of a slice from its position on the regular grid ...
 STEP_TOLERANCE_SHARE = 0.05  # ... but at most this share of a step
 IN_PLANE_DRIFT_MM = 0.1  # distance of a slice's corner from the normal through the first one's
+OVERLAP_SHARE = 0.75  # steps below this share of the slices' thickness: half, of two stacks
 ECHO_TIME_TOLERANCE_MS = 1.0
 SYNTAX_OF_ENCODING = {  # of (implicit VR, little endian), for files without a meta header
     (True, True): ImplicitVRLittleEndian,
@@ -71,7 +73,7 @@ def read_series(series: Series) -> sitk.Image:
             volume = _read_voxels(files, frames)
     except Malformed as error:
         raise DataError(f"{series.path}: series {series.name}: {error}") from None
-    _warn_about_missing_slices(series)
+    _warn_about_missing_slices(series, frames, spacing_mm[2])
     image = sitk.GetImageFromArray(volume)
     image.SetOrigin(frames[0].position_mm)
     image.SetSpacing(spacing_mm)
@@ -79,22 +81,36 @@ def read_series(series: Series) -> sitk.Image:
     return image
 
 
-def _warn_about_missing_slices(series):
+def _warn_about_missing_slices(series, frames, step_mm):
     """Warns where the header tells of more slices than there are.
 
     Slices that are missing between others are an error, see `_regular_step`; an end can be missing,
     too, of a copy that was not completed.
     """
-    if len({frame.name for frame in series.frames}) < len(series.frames):
+    if len({frame.name for frame in frames}) < len(frames):
         return  # enhanced files: their frames are complete, and the counts are of files
     for keyword in COUNT_TAGS:
-        counts = [number_or_none(frame.tags.get(keyword)) or 0 for frame in series.frames]
-        if min(counts) > len(series.frames):
+        counts = _numbers(frames, keyword)
+        if min(counts) > len(frames):
             warn_once(
                 f"warning: {series.path}: series {series.name}: {keyword} is {min(counts):g}, but "
                 f"{len(counts)} slices are there; if some are missing, get them"
             )
             return
+    spacing_mm = min(_numbers(frames, "SpacingBetweenSlices"))
+    every = round(step_mm / spacing_mm) if spacing_mm > SAME_POSITION_MM else 1
+    is_multiple = every > 1 and abs(step_mm / every / spacing_mm - 1) < STEP_TOLERANCE_SHARE
+    if is_multiple and np.all(np.abs(np.diff(_numbers(frames, "InstanceNumber"))) == every):
+        warn_once(
+            f"warning: {series.path}: series {series.name}: steps of {step_mm:g} mm, but "
+            f"SpacingBetweenSlices is {spacing_mm:g} and InstanceNumber goes in steps of {every}; "
+            "if slices between are missing, get them"
+        )
+
+
+def _numbers(frames, keyword):
+    """An attribute of each frame; 0 where it is missing."""
+    return [number_or_none(frame.tags.get(keyword)) or 0 for frame in frames]
 
 
 def _check_kind(series):
@@ -147,6 +163,7 @@ def sort_frames(
     _check_equal(frames, along[:, 2])
     _check_single_volume(series, frames, along[:, 2])
     step_mm = _regular_step(frames, along[:, 2])
+    _check_one_acquisition(frames, step_mm)
     drift = np.linalg.norm(along[:, :2] - along[0, :2], axis=1)
     if drift.max() > IN_PLANE_DRIFT_MM:
         worst = int(np.argmax(drift > IN_PLANE_DRIFT_MM))
@@ -223,12 +240,33 @@ def _check_single_volume(series, frames, along_mm):
         if keyword == "EchoTime" and len(numbers) == len(values):
             is_one = max(numbers) - min(numbers) <= ECHO_TIME_TOLERANCE_MS
         else:
-            is_one = len(set(values)) == 1
+            is_optional = keyword == "FrameOfReferenceUID"  # some files of a series may lack it
+            is_one = len(set(filter(None, values) if is_optional else values)) <= 1
         if not is_one:
             raise Malformed(
                 f"slices of different {keyword} ({list_values(frames, keyword)}){kind}; expected "
                 "one volume, keep the slices of one"
             )
+
+
+def _check_one_acquisition(frames, step_mm):
+    """Raises Malformed for whole stacks of several acquisitions, shifted by a part of a step.
+
+    The slices of such a series overlap, and InstanceNumber counts one stack after the other; those
+    of one volume that was acquired in turns (concatenations) lie side by side.
+    """
+    turns = [frame.tags.get("AcquisitionNumber", "") for frame in frames]
+    count = len(set(turns))
+    in_turn = count > 1 and 2 * count <= len(turns) and turns[count:] == turns[:-count]
+    overlap = step_mm < OVERLAP_SHARE * min(_numbers(frames, "SliceThickness"))
+    by_number = np.argsort(_numbers(frames, "InstanceNumber"), kind="stable")
+    runs = len(list(groupby(turns[index] for index in by_number)))
+    if in_turn and overlap and runs == count:
+        raise Malformed(
+            f"{count} stacks of overlapping slices, one between the other (AcquisitionNumber "
+            f"{list_values(frames, 'AcquisitionNumber')}); expected one volume, keep the slices of "
+            "one"
+        )
 
 
 def _difference(first, second):
