@@ -516,8 +516,8 @@ def test_images_of_one_value(tmp_path, make_image, value):
         ([0, 1 - 2**-24], True),  # as resampled masks are
         (range(16), True),
         (range(17), False),
-        ([-1, 0, 1], False),  # no label is negative
-        ([0, 0.5, 1], False),  # may be a probability, is no label map
+        ([-1, 1], True),
+        ([0, 0.5, 1], True),
     ],
 )
 def test_a_label_map_is_no_image(tmp_path, make_image, suffix, values, is_label_map):
@@ -539,6 +539,38 @@ def test_a_small_structure_on_an_empty_ground_is_a_label_map(tmp_path, make_imag
     sitk.WriteImage(make_image(array), str(tmp_path / "a.nrrd"))
     with pytest.raises(DataError, match=r"only the values 0, 3: looks like a label map"):
         read_image(tmp_path / "a.nrrd")
+
+
+@pytest.mark.parametrize(
+    ("kind", "is_label_map"),
+    [
+        ("organs", True),
+        ("8 bits", False),
+        ("repeated in the plane", False),
+        ("repeated along all axes", False),
+        ("padded", False),
+        ("saturated", False),
+        ("few grey values", False),
+    ],
+)
+def test_a_label_map_of_many_organs_is_no_image(tmp_path, make_image, kind, is_label_map):
+    organs = np.arange(27).reshape(3, 3, 3).repeat(6, 0).repeat(8, 1).repeat(8, 2)
+    scan = (organs * 6 + np.random.default_rng(0).normal(0, 20, organs.shape)).clip(0, 255)
+    small = scan[::3, ::4, ::4]
+    array = {
+        "organs": organs,
+        "8 bits": scan,
+        "repeated in the plane": scan.repeat(8, 1).repeat(8, 2),
+        "repeated along all axes": small.repeat(4, 0).repeat(4, 1).repeat(4, 2),
+        "padded": np.pad(scan, 20, constant_values=7),
+        "saturated": scan.clip(60, 90),
+        "few grey values": scan // 12,
+    }[kind]
+    sitk.WriteImage(make_image(array.astype(np.uint8)), str(tmp_path / "a.mha"))
+    if is_label_map:
+        assert "only the values 0, 1, 2, 3" in refusal(tmp_path / "a.mha")
+    else:
+        read_image(tmp_path / "a.mha")
 
 
 # Masks -------------------------------------------------------------------------------------------
