@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import SimpleITK as sitk
 
 from .config import GRID_KEYS, OUTPUT_KEYS
+from .images.formats import NIFTI_SUFFIXES, suffix_of
+from .images.nifti import copied_geometry
 from .images.writing import volume_files
 from .predictor import processing_versions
 from .utils import output_folder
@@ -81,11 +83,15 @@ def study_hash(dicom: "Source") -> str:
     return hashlib.sha256(repr(dicom.identity()).encode()).hexdigest()
 
 
-def fingerprint(image_sha256: str, network: str) -> str:
+def fingerprint(image_sha256: str, network: str, source: Path) -> str:
     """Returns the hash of all that a mask depends on: image, network and settings.
 
     Args:
         image_sha256: from `image_hash`.
         network: from `network_id`.
+        source: of the image; a mask of a NIfTI file repeats also what `image_hash` leaves out, such
+            as a qform beside the sform.
     """
-    return hashlib.sha256(f"{image_sha256}{network}".encode()).hexdigest()
+    is_nifti = suffix_of(source) in NIFTI_SUFFIXES and source.is_file()
+    header = copied_geometry(source) if is_nifti else ""
+    return hashlib.sha256(f"{image_sha256}{network}{header}".encode()).hexdigest()

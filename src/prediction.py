@@ -282,13 +282,14 @@ class _Segmenter(NamedTuple):
         folder, source = self.table.folder, case.source
         try:
             image, row["image_sha256"], volumes, dicom = prepared.result()
-            row["fingerprint"] = fingerprint(row["image_sha256"], self.table.metadata["network_id"])
+            assert isinstance(source, Path)  # otherwise `prepare` has raised it
+            network_id = self.table.metadata["network_id"]
+            row["fingerprint"] = fingerprint(row["image_sha256"], network_id, source)
             if dicom is not None:
                 row["study_sha256"] = study_hash(dicom)
             if earlier is not None and is_valid(folder, earlier, row, files.names):
                 place = {key: row[key] for key in ("image", "series", "channel")}
                 return {**earlier, **place, "problem": None}, True
-            assert isinstance(source, Path)  # otherwise `prepare` has raised it
             with naming(source):
                 if volumes is None:
                     volumes = network_inputs(image, self.config)

@@ -1,7 +1,9 @@
 """Which masks of an earlier prediction stay: those that would be the same, and edited ones."""
 
+import gzip
 import shutil
 
+import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk
@@ -74,6 +76,22 @@ def test_only_what_would_come_out_the_same_is_kept(
     assert len(asked) == (change != "nothing")
     assert set(rows_of(results)) == {"Case0", "Case1"}  # the folder's other masks keep their rows
     assert read_array(results / "Case0_test.mhd").any()
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_mask_with_the_header_that_its_image_had_is_made_again(data, config, results):
+    """Of a qform beside the sform, by which the image is read and which did not change."""
+    path, qoffset = data / "img" / "Case1.nii.gz", slice(268, 280)
+    predict(bright, find_images([path]), config, {})
+    content = bytearray(gzip.decompress(path.read_bytes()))
+    content[qoffset] = np.array([1, 2, 3], "<f4").tobytes()
+    path.write_bytes(gzip.compress(content))
+    for _ in range(2):
+        network, asked = counting()
+        predict(network, find_images([path]), config, {}, skip_existing=True)
+        mask = gzip.decompress((results / "Case1_test.nii.gz").read_bytes())
+        assert mask[qoffset] == content[qoffset]
+    assert not asked  # the second time
 
 
 @pytest.fixture

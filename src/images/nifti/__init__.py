@@ -6,6 +6,6 @@ nifti1.h and nifti2.h of nifti.nimh.nih.gov. Coordinates are RAS+ in the header,
 """
 
 from .reading import read_nifti
-from .writing import write_nifti
+from .writing import copied_geometry, write_nifti
 
-__all__ = ["read_nifti", "write_nifti"]
+__all__ = ["copied_geometry", "read_nifti", "write_nifti"]
