@@ -790,7 +790,7 @@ BAD = {
     "patients of several visits": (
         {f"P{p}/v{v}/t2.nii": IMAGE for p in (1, 2) for v in (1, 2)},
         {},
-        r"P1/v1, P2/v1: folders of one name, expected another .*; rename .*sub-P1_ses-v1",
+        r"P1/v1, P2/v1: folders of one name, .*; rename .*sub-P1_ses-v1,.*/\{case\}/v1/FILE",
     ),
     "a mask named as another patient's": (
         {"1/t2.nii": IMAGE, "2/t2.nii": IMAGE, "1/2_mask.nii": GLAND},

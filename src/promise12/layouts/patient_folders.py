@@ -65,13 +65,13 @@ def _distinct_names(folders):
 def _check_distinct(source, names):
     """Raises a DataError for two folders of one name, such as P1/v1 and P2/v1."""
     folders = group(((set_of_path(folder), name), folder) for folder, name in names.items())
-    for same in folders.values():
+    for (_, name), same in folders.items():
         if len(same) > 1:
             places = list_few("/".join(folder.parts[1:]) for folder in same)
             raise DataError(
                 f"{source.path}: {places}: folders of one name, expected another for each "
                 "examination; rename them, such as P1/v1 to sub-P1_ses-v1, by which splits know "
-                "the patient"
+                f"the patient, or take only these with --image_pattern '**/{{case}}/{name}/FILE'"
             )
 
 
