@@ -319,7 +319,7 @@ def test_what_somebody_should_look_at_is_told_everywhere(data, results, config, 
     assert content["cases"][2]["findings_text"] == ["sagittal slices, trained on axial ones"]
     assert content["flagged"] == ["Case1"]
     assert capsys.readouterr().err.splitlines() == [
-        "warning: Case1: below 0.8; empty prediction",
+        "warning: Case1: Dice below 0.8; empty prediction",
         "warning: Side: sagittal slices, trained on axial ones",
     ]
     page = (results / "report.html").read_text("utf-8")

@@ -4,7 +4,7 @@ import re
 
 LANGUAGES = ("en", "zh")  # in the order of the texts below
 HTML_LANGUAGES = {"en": "en", "zh": "zh-CN"}
-SEPARATORS = {"en": (", ", " "), "zh": ("，", "")}
+SEPARATORS = {"en": (", ", "; ", " "), "zh": ("，", "；", "")}
 
 PAGE = {
     "program": ("V-Net prostate segmentation", "V-Net 前列腺分割"),
@@ -206,7 +206,7 @@ FINDINGS = {
         "{percent} % of what was found was cut off, far from the core of the gland",
         "所找到区域的 {percent} % 远离腺体核心，已被切除",
     ),
-    "low_dice": ("below {low_dice}", "低于 {low_dice}"),
+    "low_dice": ("Dice below {low_dice}", "Dice 系数低于 {low_dice}"),
     "empty_reference": ("empty reference", "参考掩码为空"),
     "empty_prediction": ("empty prediction", "预测掩码为空"),
     "no_base": ("nothing predicted at base", "底部没有任何分割结果"),
@@ -215,7 +215,7 @@ FINDINGS = {
 
 
 class Texts:
-    """The texts of a language, with what stands between two of a list, and between sentences.
+    """The texts of a language, with what stands between items, clauses and sentences.
 
     Args:
         language: one of `LANGUAGES`.
@@ -224,7 +224,7 @@ class Texts:
     def __init__(self, language: str) -> None:
         self.language = HTML_LANGUAGES[language]
         self._number = LANGUAGES.index(language)
-        self.comma, self.space = SEPARATORS[language]
+        self.comma, self.semicolon, self.space = SEPARATORS[language]
 
     def __call__(self, key: str, **values: object) -> str:
         """Returns the text of a key of `PAGE` or `METRICS`, with values put in."""

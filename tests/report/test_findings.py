@@ -33,7 +33,7 @@ EMPTY = {"empty": 1.0, "base_empty": 1.0, "apex_empty": 1.0}
     [
         ({}, {}),
         ({"dice": LOW_DICE}, {}),
-        ({"dice": LOW_DICE - 1e-9}, {"low_dice": "below 0.8"}),
+        ({"dice": LOW_DICE - 1e-9}, {"low_dice": "Dice below 0.8"}),
         ({"apex_empty": 1.0}, {"no_apex": "nothing predicted at apex"}),
         (
             {"apex_empty": 1.0, "base_empty": 1.0},
@@ -41,11 +41,11 @@ EMPTY = {"empty": 1.0, "base_empty": 1.0, "apex_empty": 1.0}
         ),
         (
             {**EMPTY, "dice": 0.0, "prediction_ml": 0.0},
-            {"low_dice": "below 0.8", "empty_prediction": "empty prediction"},
+            {"low_dice": "Dice below 0.8", "empty_prediction": "empty prediction"},
         ),
         (
             {**EMPTY, "dice": 0.0, "reference_ml": 0.0},
-            {"low_dice": "below 0.8", "empty_reference": "empty reference"},
+            {"low_dice": "Dice below 0.8", "empty_reference": "empty reference"},
         ),
         (
             {**EMPTY, "dice": 1.0, "reference_ml": 0.0, "prediction_ml": 0.0},

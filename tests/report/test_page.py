@@ -58,9 +58,9 @@ PREDICTIONS = {
     LONG: gland(13),
 }
 FOUND = {
-    "missed": ["below 0.8", "empty prediction"],
-    "half": ["below 0.8", "nothing predicted at apex"],
-    "Case2": ["below 0.8"],
+    "missed": ["Dice below 0.8", "empty prediction"],
+    "half": ["Dice below 0.8", "nothing predicted at apex"],
+    "Case2": ["Dice below 0.8"],
 }
 ROWS = [
     {
@@ -250,7 +250,7 @@ def test_a_page_in_chinese(tmp_path):
         *("不合格", "汇总", "分布", "病例", "图像", "训练", "配置", "来源")
     ]
     assert [item.partition(" ")[2].partition(" ml，")[2] for item in items(page)] == [
-        "矢状位扫描，训练数据为轴位，a later rule",
+        "矢状位扫描，训练数据为轴位；a later rule",
         "小于 10 ml",
         "",
     ]
@@ -457,9 +457,9 @@ def items(page, section="failures"):
 def test_failures_are_listed_from_the_worst(evaluated, predicted):
     score = {row["case"]: f"{row['case']} Dice {row['dice']:.3f}" for row in ROWS}
     assert items(parsed(evaluated)) == [
-        f"{score['missed']}, below 0.8, empty prediction",
-        f"{score['half']}, below 0.8, nothing predicted at apex",
-        f"{score['Case2']}, below 0.8",
+        f"{score['missed']}, Dice below 0.8; empty prediction",
+        f"{score['half']}, Dice below 0.8; nothing predicted at apex",
+        f"{score['Case2']}, Dice below 0.8",
     ]
     page = parsed(predicted)
     assert [item.partition(" ")[::2] for item in items(page)] == [

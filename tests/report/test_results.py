@@ -81,11 +81,11 @@ def test_an_unwritable_folder_is_named(tmp_path, name):
 
 
 def test_a_warning_is_a_line_on_standard_error(capsys):
-    warn_about_case("Case1", ["below 0.8", "empty prediction"])
+    warn_about_case("Case1", ["Dice below 0.8", "empty prediction"])
     warn_about_case("Case2", [])
     warn_about_case("Case3", ["no such file"], "error")
     said = capsys.readouterr()
-    lines = ["warning: Case1: below 0.8; empty prediction", "error: Case3: no such file"]
+    lines = ["warning: Case1: Dice below 0.8; empty prediction", "error: Case3: no such file"]
     assert said.err.splitlines() == lines and said.out == ""
 
 

@@ -139,7 +139,7 @@ def test_the_csv_files_are_pandas_own(tmp_path, table):
     assert (tmp_path / "volumes.csv").read_text() == frame.to_csv(index=False)
     extreme = {**ROWS[0], "dice": 1e-7, "hausdorff_mm": 123456789.123456789}
     rows = [
-        {**row, "findings": ["low_dice"], "findings_text": ["below 0.8"]}
+        {**row, "findings": ["low_dice"], "findings_text": ["Dice below 0.8"]}
         for row in [*ROWS, extreme]
     ]
     write_metrics(rows, tmp_path)
