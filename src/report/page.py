@@ -134,7 +134,7 @@ def render_page(
             pictured=[case for case in cases if case.anchor],
             pictures=pictures,
             has_surfaces=has_surfaces,
-            has_distances=has_surfaces and any(row.get("reference_ml") for row in rows),
+            has_distances=has_surfaces and is_evaluation,
             box_plots=list(zip(metric_groups(rows), box_plots, strict=False)),
             training=training,
             changed=changed,

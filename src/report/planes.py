@@ -17,7 +17,7 @@ GREY_PERCENTILES = (1, 95)
 
 # Of the pictures of surfaces. The colours are those of signed distances, from minus to plus the
 # limit; they are told apart by colour-blind readers, too.
-PLAIN_COLOUR = "#56B4E9"
+PLAIN_COLOUR, NO_REFERENCE_COLOUR = "#56B4E9", "#8C8C8C"  # of a prediction, of an evaluation
 DISTANCE_COLOURS = ("#2166AC", "#67A9CF", "#F7F7F7", "#F4A582", "#CA4A3C")
 DISTANCE_LIMIT_MM = 5
 SURFACE_BAR_MM = 20
@@ -60,6 +60,7 @@ class Volumes(NamedTuple):
     image: np.ndarray
     prediction: np.ndarray  # bool
     reference: np.ndarray  # bool; empty if there is none
+    has_reference: bool  # also an empty one
     spacing_mm: np.ndarray
     low: np.ndarray  # first voxel of the box
     high: np.ndarray  # last voxel of the box + 1
@@ -71,7 +72,7 @@ class Masks(NamedTuple):
     """The masks of a case in their common bounding box; axes and vectors are `zyx`, in LPS."""
 
     prediction: np.ndarray  # bool
-    reference: np.ndarray | None  # bool; None if it is empty or there is none
+    reference: np.ndarray | None  # bool; None if there is none
     spacing_mm: np.ndarray
 
 
@@ -147,7 +148,17 @@ def orient_to_lps(case: OverlayCase) -> Volumes:
     measured_zyx = sitk.GetArrayFromImage(without_padding(image))
     margin = np.ceil(margin_mm / spacing_mm).astype(int)
     grey_range = _grey_range(measured_zyx, low, high, margin)
-    return Volumes(image_zyx, prediction, reference, spacing_mm, low, high, margin_mm, grey_range)
+    return Volumes(
+        image=image_zyx,
+        prediction=prediction,
+        reference=reference,
+        has_reference=case.reference is not None,
+        spacing_mm=spacing_mm,
+        low=low,
+        high=high,
+        margin_mm=margin_mm,
+        grey_range=grey_range,
+    )
 
 
 def _grey_range(
@@ -166,7 +177,7 @@ def cropped_masks(volumes: Volumes) -> Masks | None:
         return None
     box = tuple(slice(low, high) for low, high in zip(volumes.low, volumes.high, strict=True))
     prediction, reference = (mask[box].copy() for mask in (volumes.prediction, volumes.reference))
-    return Masks(prediction, reference if reference.any() else None, volumes.spacing_mm)
+    return Masks(prediction, reference if volumes.has_reference else None, volumes.spacing_mm)
 
 
 def central_planes(volumes: Volumes) -> list[Plane]:

@@ -9,7 +9,14 @@ from typing import NamedTuple
 import numpy as np
 from scipy import ndimage
 
-from .planes import DISTANCE_COLOURS, DISTANCE_LIMIT_MM, PLAIN_COLOUR, SURFACE_BAR_MM, Masks
+from .planes import (
+    DISTANCE_COLOURS,
+    DISTANCE_LIMIT_MM,
+    NO_REFERENCE_COLOUR,
+    PLAIN_COLOUR,
+    SURFACE_BAR_MM,
+    Masks,
+)
 
 SIDE = 240  # pixels of a picture
 RAY_POINTS = 32  # on each ray; the surface is interpolated between them
@@ -47,14 +54,16 @@ def surface_views(masks: Masks) -> dict[str, np.ndarray]:
 
     Returns:
         {side: picture}, uint8 RGB of (`SIDE`, `SIDE`, 3); the colour of the surface is its signed
-        distance to the reference, if there is one. Nothing if the prediction is too small to be
-        seen.
+        distance to the reference, or `NO_REFERENCE_COLOUR` if that is empty, or `PLAIN_COLOUR` if
+        there is none. Nothing if the prediction is too small to be seen.
     """
     masks = _prepared(masks)
     if not masks.prediction.any():
         return {}
     border_mm = border_distance(masks.prediction, masks.spacing_mm)
-    distance = None if masks.reference is None else ReferenceDistance(masks)
+    colouring: ReferenceDistance | str = PLAIN_COLOUR
+    if masks.reference is not None:
+        colouring = ReferenceDistance(masks) if masks.reference.any() else NO_REFERENCE_COLOUR
     size_mm = np.array(masks.prediction.shape) * masks.spacing_mm
     gland_mm = (size_mm - 2 * PADDING * masks.spacing_mm).max()
     width_mm = float(max(gland_mm, SURFACE_BAR_MM) + 2 * MARGIN_MM)
@@ -70,7 +79,7 @@ def surface_views(masks: Masks) -> dict[str, np.ndarray]:
             return {}
         for side, view in VIEWS.items():
             if view.ray_axis == ray_axis:
-                pictures[side] = _picture(values_mm, axes_mm, view, distance)
+                pictures[side] = _picture(values_mm, axes_mm, view, colouring)
     return {side: pictures[side] for side in VIEWS}
 
 
@@ -81,8 +90,6 @@ def _prepared(masks: Masks) -> Masks:
     kept = tuple(slice(n // 2, None, n) for n in every.tolist())
     prediction = np.pad(masks.prediction[kept], PADDING)
     reference = None if masks.reference is None else np.pad(masks.reference[kept], PADDING)
-    if reference is not None and not reference.any():
-        reference = None
     return Masks(prediction, reference, masks.spacing_mm * every)
 
 
@@ -161,7 +168,7 @@ def _picture(
     values_mm: np.ndarray,
     axes_mm: list[np.ndarray],
     view: View,
-    distance: ReferenceDistance | None,
+    colouring: ReferenceDistance | str,
 ) -> np.ndarray:
     """Draws the surface on which the values of a grid become negative along the rays of a view."""
     axes = (view.ray_axis, 0, 3 - view.ray_axis)  # away from the viewer, down, to the right
@@ -178,12 +185,13 @@ def _picture(
     falls = np.maximum(before - after, 1e-6)  # of rays that begin in the mask, which do not fall
     places = np.stack([inner - 1 + (before / falls).clip(0, 1), rows, columns])
 
-    colours = np.broadcast_to(rgb(PLAIN_COLOUR), (len(rows), 3))
-    if distance is not None:
+    if isinstance(colouring, str):
+        colours = np.broadcast_to(rgb(colouring), (len(rows), 3))
+    else:
         points_mm = np.empty_like(places)
         for axis, along, place in zip(axes, along_mm, places, strict=True):
             points_mm[axis] = along[0] + (along[1] - along[0]) * place
-        colours = distance_colours(distance.at(points_mm))
+        colours = distance_colours(colouring.at(points_mm))
     brightness = _brightness(values_mm, places, steps_mm)
     coverage = (0.5 - innermost_mm[rows, columns] / pixel_mm).clip(0, 1)
     picture = np.zeros((SIDE, SIDE, 3), np.uint8)

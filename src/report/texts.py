@@ -127,8 +127,8 @@ PAGE = {
     ),
     "about_distance": (
         "Its colour is the distance to the surface of the reference: blue where the prediction "
-        "lies within it, red where it reaches beyond.",
-        "颜色表示到参考掩码表面的距离：蓝色处预测在参考之内，红色处超出参考。",
+        "lies within it, red where it reaches beyond; grey: no reference.",
+        "颜色表示到参考掩码表面的距离：蓝色处预测在参考之内，红色处超出参考；灰色：没有参考。",
     ),
     "distance_scale": (
         "colours of the distances from −{limit} to {limit} mm: blue, white, red",

@@ -122,6 +122,14 @@ def test_each_side_is_seen_with_the_head_up_and_the_patient_facing_the_viewer(or
     assert len(columns) and (columns + 30).mean() > centre  # the patient's left is at the right
 
 
+@pytest.mark.parametrize(("reference", "is_grey"), [(on_grid(0 * box_mask()), True), (None, False)])
+def test_grey_is_a_surface_whose_reference_is_empty(reference, is_grey):
+    """Blue would say that it lies within the reference; of a prediction it says nothing."""
+    case = OverlayCase("a", grey_image(), on_grid(box_mask()), reference)
+    for picture in surfaces.surface_views(cropped_masks(orient_to_lps(case))).values():
+        assert (np.ptp(picture[lit(picture)], axis=1) == 0).all() == is_grey
+
+
 def test_nothing_is_drawn_of_an_empty_mask_and_of_what_is_too_small():
     empty = OverlayCase("a", grey_image(), on_grid(0 * box_mask()), on_grid(box_mask()))
     assert cropped_masks(orient_to_lps(empty)) is None
