@@ -7,10 +7,13 @@ import SimpleITK as sitk
 
 from ..images.grid import grid_difference
 from ..images.intensity import without_padding
+from ..images.orientation import nearest_patient_axes
 from ..metrics import bounding_box, dice, volume_ml
 
 AXIAL_SLICES = 12  # of a case in report.html, at most
 OVERLAY_MARGIN_MM = 15  # around the masks, to show the tissue next to the gland
+LONGEST_NAME = 36  # characters of a case's name in overlays.png
+LEAST_WIDTH_MM = 50  # of what is shown; the scale bar then ends before the letter beside it
 # Of the grey values in the box that is shown. An endorectal coil makes the tissue next to it
 # several times as bright as the gland, so that a higher percentile would leave the gland dark.
 GREY_PERCENTILES = (1, 95)
@@ -103,22 +106,28 @@ class OverlayRow(NamedTuple):
 def overlay_row(case: OverlayCase, volumes: Volumes) -> OverlayRow:
     """Cuts the slices of a case for overlays.png, and writes the title above them.
 
+    The middle of a long name is left out, so that the numbers behind it are seen.
+
     Args:
         case: to draw.
         volumes: the same, from `orient_to_lps`.
     """
-    title, score = f"{case.case}   prediction {volume_ml(case.prediction):.1f} ml", np.nan
+    name, score = case.case, np.nan
+    longest = LONGEST_NAME if max(name) < "\u1100" else LONGEST_NAME // 2  # East Asian: wider
+    if len(name) > longest:
+        name = f"{name[: longest // 2]}…{name[-(longest // 2) :]}"
+    title = f"{name}   prediction {volume_ml(case.prediction):.1f} ml"
     if case.reference is not None:
         score = dice(volumes.reference, volumes.prediction)
         title = (
-            f"{case.case}   Dice {score:.3f}   reference {volume_ml(case.reference):.1f} ml, "
+            f"{name}   Dice {score:.3f}   reference {volume_ml(case.reference):.1f} ml, "
             f"prediction {volume_ml(case.prediction):.1f} ml"
         )
     return OverlayRow(title, score, central_planes(volumes))
 
 
 def orient_to_lps(case: OverlayCase) -> Volumes:
-    """Reorients a case to LPS by permuting and flipping its axes, without interpolation.
+    """Reorients a case to LPS by permuting and flipping its axes (see `nearest_patient_axes`).
 
     In LPS the rows of an axial slice run from anterior to posterior and its columns from right to
     left, as radiologists view it.
@@ -131,12 +140,17 @@ def orient_to_lps(case: OverlayCase) -> Volumes:
         difference = "" if mask is None else grid_difference(case.image, mask)
         if difference:
             raise ValueError(f"{case.case}: {name} on another grid than its image: {difference}")
-    image = sitk.DICOMOrient(case.image, "LPS")
+    axes, signs = nearest_patient_axes(case.image)
+
+    def to_lps(image: sitk.Image) -> sitk.Image:
+        return sitk.Flip(sitk.PermuteAxes(image, axes), [sign < 0 for sign in signs])
+
+    image = to_lps(case.image)
     image_zyx = sitk.GetArrayFromImage(image)
     prediction, reference = (
         np.zeros(image_zyx.shape, bool)
         if mask is None
-        else sitk.GetArrayFromImage(sitk.DICOMOrient(mask, "LPS")) != 0
+        else sitk.GetArrayFromImage(to_lps(mask)) != 0
         for mask in (case.prediction, case.reference)
     )
     if prediction.any() or reference.any():
@@ -218,7 +232,7 @@ def axial_planes(volumes: Volumes) -> list[Plane]:
 
 def _width_mm(volumes: Volumes, axes: tuple[int, ...]) -> float:
     sides_mm = (volumes.high - volumes.low) * volumes.spacing_mm
-    return float(max(sides_mm[list(axes)]) + 2 * volumes.margin_mm)
+    return max(LEAST_WIDTH_MM, float(max(sides_mm[list(axes)]) + 2 * volumes.margin_mm))
 
 
 def _plane(

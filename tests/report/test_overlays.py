@@ -4,11 +4,14 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from matplotlib.image import imread
+from scipy.spatial.transform import Rotation
 
+from src.images.orientation import to_patient_order
 from src.report import overlays, planes
-from src.report.figures import PREDICTION_COLOUR, REFERENCE_COLOUR
+from src.report.figures import PREDICTION_COLOUR, REFERENCE_COLOUR, figure_png
 from src.report.planes import OverlayCase
 from tests.report.made import SHAPE_ZYX, SPACING_XYZ_MM, box_mask, grey_image, near, on_grid
+from tests.volumes import image_of
 
 
 def row_of(case):
@@ -114,6 +117,23 @@ def test_views_face_the_patient_as_radiologists_expect(tmp_path, orientation):
     assert letters == [list("RLAP"), list("APSI"), list("RLSI")]
 
 
+def test_axes_between_the_patients_are_those_of_the_metrics():
+    """An image whose nearest axes one by one are other ones than those nearest together."""
+    direction = Rotation.random(random_state=1).as_matrix() * (1, 1, -1)
+    image = image_of(np.arange(24.0).reshape(4, 3, 2), direction=direction)
+    shown = planes.orient_to_lps(OverlayCase("a", image, image > 99)).image
+    expected = to_patient_order(sitk.GetArrayFromImage(image).T, image).T
+    np.testing.assert_array_equal(shown, expected)
+    assert shown.shape != sitk.DICOMOrient(image, "LPS").GetSize()[::-1]
+
+
+def test_the_scale_bar_of_a_small_mask_ends_before_the_letter():
+    mask = box_mask(z=(6, 7), y=(30, 31), x=(35, 36))
+    for panel in figure_of([OverlayCase("a", grey_image(), on_grid(mask))]).axes:
+        (bar,) = [line for line in panel.lines if line.get_transform() == panel.transAxes]
+        assert min(bar.get_xdata()) > 0.5 + 0.05
+
+
 def test_a_ball_is_as_wide_as_high_in_every_view(tmp_path):
     grids = np.ogrid[tuple(slice(n) for n in SHAPE_ZYX)]
     terms = zip(grids, SPACING_XYZ_MM[::-1], (20, 27, 24), strict=True)
@@ -216,6 +236,15 @@ def test_titles_have_dice_and_volumes():
     voxel_ml = 0.7 * 0.9 * 3 / 1000
     assert f"reference {5 * 18 * 25 * voxel_ml:.1f} ml" in titles[0]
     assert f"prediction {5 * 18 * 10 * voxel_ml:.1f} ml" in titles[0]
+
+
+@pytest.mark.parametrize("name", ["STUDY_1_" * 14, "病例甲前列腺" * 9])
+def test_the_numbers_stand_behind_the_longest_name(name):
+    figure = figure_of([OverlayCase(name, grey_image(), *[on_grid(box_mask())] * 2)])
+    figure_png(figure)  # with a font that has the characters
+    title = figure.texts[0]
+    assert title.get_window_extent().x1 < figure.bbox.x1
+    assert title.get_text().startswith(name[:9]) and name[-9:] + "   Dice" in title.get_text()
 
 
 @pytest.mark.parametrize(
