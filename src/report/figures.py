@@ -13,11 +13,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.font_manager import fontManager
+from matplotlib.font_manager import FontManager, fontManager
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from matplotlib.text import Text
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, ScalarFormatter
 
 from ..utils.files import write_files
 
@@ -33,6 +33,7 @@ CHINESE_FONTS = (
 )
 
 BOX_PLOT_SIDES = (0.16, 0.98)  # page.css has the first for the names below
+LEAST_SPAN = 0.01  # of a box plot, as a share of its values: ticks then differ in few digits
 
 PLOTTED_COLUMNS = ("epoch", "learning_rate", "train_loss", "val_dice")
 
@@ -131,7 +132,7 @@ def _draw_rate(panel: Axes, history: pd.DataFrame) -> None:
 
 
 def _plain_number(value: float, _: int) -> str:
-    return f"{value:g}"
+    return f"{value:.5g}".replace("e+0", "e").replace("-", "−")
 
 
 def box_plot_figure(groups: list[list[float]]) -> Figure:
@@ -160,6 +161,13 @@ def box_plot_figure(groups: list[list[float]]) -> Figure:
         panel.plot(position + offsets, values, "o", color=LOSS_COLOUR, **dot)
     panel.set_xlim(0.5, len(groups) + 0.5)
     panel.set_xticks([])
+    low, high = panel.get_ylim()
+    largest = max(abs(low), abs(high))
+    missing = max(0, LEAST_SPAN * largest - (high - low))
+    panel.set_ylim(low - missing / 2, high + missing / 2)
+    plain = ScalarFormatter(useOffset=False)
+    panel.yaxis.set_major_formatter(plain if largest < 1e5 else _plain_number)
+    panel.tick_params("y", labelsize=8, pad=2)
     panel.grid(axis="y", color="0.9")
     panel.set_axisbelow(True)
     panel.spines[["top", "right", "bottom"]].set_visible(False)
@@ -223,5 +231,8 @@ def _chinese_fonts() -> list[str]:
     """Those of `CHINESE_FONTS` that are installed."""
     # Some have no weight "normal", which Matplotlib would log at each start.
     logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
+    if not any(font.name in CHINESE_FONTS for font in fontManager.ttflist):
+        # Matplotlib keeps the list of its first start: one may have been installed since.
+        fontManager.ttflist += [f for f in FontManager().ttflist if f.name in CHINESE_FONTS]
     installed = {font.name for font in fontManager.ttflist}
     return [name for name in CHINESE_FONTS if name in installed]

@@ -4,10 +4,12 @@ import re
 import subprocess
 import sys
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.font_manager import fontManager
 from matplotlib.image import imread
 from matplotlib.text import Text
 
@@ -75,6 +77,20 @@ def test_a_box_plot_shows_every_case_and_the_quartiles():
     )
 
 
+@pytest.mark.parametrize(
+    "values", [(0.88061, 0.88063), (10, 150000), (12, 1.3e6), (150000, 150010), (-100, 2), (0, 0)]
+)
+def test_ticks_of_a_box_plot_are_true_numbers_of_few_digits(values):
+    figure = figures.box_plot_figure([list(values), []])
+    figure.draw_without_rendering()
+    (panel,) = figure.axes
+    labels = panel.get_yticklabels()
+    assert panel.yaxis.get_offset_text().get_text() == ""
+    assert min(label.get_window_extent().x0 for label in labels) >= 0
+    shown = [float(label.get_text().replace("−", "-")) for label in labels]
+    assert shown == pytest.approx(panel.get_yticks(), rel=1e-9, abs=1e-9)
+
+
 def words(figure):
     """The texts in a figure other than numbers."""
     texts = [text.get_text() for text in figure.findobj(Text) if text.get_visible()]
@@ -101,6 +117,13 @@ def test_names_in_chinese_are_drawn_or_boxes_without_a_warning(capfd):
     assert different == bool(figures._chinese_fonts())
     assert png("\U0010fffd")  # no font has it
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_font_that_was_installed_after_the_first_start_is_found(monkeypatch):
+    found = SimpleNamespace(ttflist=[SimpleNamespace(name="SimHei")])
+    monkeypatch.setattr(figures, "FontManager", lambda: found)
+    monkeypatch.setattr(fontManager, "ttflist", [])
+    assert figures._chinese_fonts.__wrapped__() == ["SimHei"]
 
 
 def test_drawing_leaves_the_global_state_of_pyplot_alone():
