@@ -558,6 +558,7 @@ def test_a_single_case_has_no_deviation(quick_report):
     assert "Distribution" not in [heading["text"] for heading in page.all("h2")]
     page = quick_report([SEGMENTED[0]])
     assert page.all("h1")[0]["text"] == f"{SEGMENTED[0]['prostate_ml']:.1f} ml"
+    assert "sort" not in page.all("main")[0]["text"] and "first" not in page.all("main")[0]["text"]
     headings = [heading["text"] for heading in page.all("h2")]
     assert headings == ["Failures", "Cases", "Pictures", "Configuration", "Origin"]
     about = "of which more than 5 % was cut off as no part of the gland, or whose volume"
@@ -886,6 +887,10 @@ def check_breaks(browser):
         """
     )
     assert broken == 0
+    words = browser.find_element("css selector", "body").text
+    assert "first." in words and "sort" not in words  # there is nothing to click on
+    (note,) = browser.find_elements("css selector", "#pictures > .note")
+    assert note.value_of_css_property("break-after") == "avoid"  # the pictures follow
     # Of the names only one that is very long is broken; the head, repeated on each page, would be
     # blank with buttons in it.
     lines = """return [...document.querySelectorAll(".sortable .name")].map((name) =>
