@@ -40,6 +40,7 @@ GLAND_METRICS = [metric for metric in METRICS if not metric.key.startswith(("ape
 # Of the metadata: shown in other places, or for programs.
 NOT_ORIGIN = ("configuration", "checkpoints", "folds", "network_id", "processing", "trained_on")
 DIGITS = {"": 3, "%": 1, "mm": 2, "ml": 1}  # unit -> decimals
+LIMITS = {"": (LOW_DICE,), "ml": PLAUSIBLE_ML}  # unit -> what no other value may be rounded to
 
 
 class Column(NamedTuple):
@@ -200,12 +201,18 @@ def _csp_hash(text: str) -> str:
 def format_number(value: float, unit: str, signed: bool = False, digits: int | None = None) -> str:
     """Writes a number with a typographic minus, by default with the decimals of its unit.
 
-    An int is written as it is.
+    An int is written as it is. A value close to one of `LIMITS` gets the decimals that tell it
+    apart, and a very small volume is not written as 0.
     """
     if isinstance(value, int):
         return str(value)
+    if unit == "ml" and 0 < value < 0.05:
+        return "<0.1"
     decimals = DIGITS[unit] if digits is None else digits
-    return f"{value:{'+' if signed else ''}.{decimals}f}".replace("-", "−")
+    while any(round(value, 6) != limit == round(value, decimals) for limit in LIMITS.get(unit, ())):
+        decimals += 1
+    rounded = round(value, decimals) or 0.0  # not -0.0
+    return f"{rounded:{'+' if signed and rounded else ''}.{decimals}f}".replace("-", "−")
 
 
 def _medians(metric: "MetricGroups", text: Texts) -> str:
@@ -283,7 +290,7 @@ def _evaluation_statistics(rows: list[dict], text: Texts) -> dict:
     if by_fold:
         cases = text("cases_in_folds", cases=cases, n=len(by_fold))
     heading, subheading, names = (
-        (f"Dice {dice['mean']:.3f}", cases, ["mean"])
+        (f"Dice {format_number(dice['mean'], '')}", cases, ["mean"])
         if len(rows) == 1
         else (
             f"Dice {dice['mean']:.3f} ± {dice['std']:.3f}",
@@ -305,7 +312,13 @@ def _evaluation_statistics(rows: list[dict], text: Texts) -> dict:
         "subheading": subheading,
         "statistic_names": ["value"] if len(rows) == 1 else names,
         "statistics": statistics,
+        "diagonals": sum(map(_has_diagonal, rows)),
     }
+
+
+def _has_diagonal(row: dict) -> bool:
+    """Whether one mask of a case is empty, but not the other, in the gland or a part of it."""
+    return any(row[f"{prefix}empty"] and not row[f"{prefix}dice"] for prefix in PARTS)
 
 
 def _dice_by_fold(rows: list[dict], text: Texts) -> list[StatisticsLine]:
@@ -324,13 +337,16 @@ def _dice_by_fold(rows: list[dict], text: Texts) -> list[StatisticsLine]:
 
 def _prediction_statistics(rows: list[dict], text: Texts) -> dict:
     """Heading and table of statistics, by the template's names."""
-    volumes_ml = np.array([row["prostate_ml"] for row in rows if not row["problem"]])
+    volumes_ml = np.array(_counted_ml(rows))
     cases = text.count(len(volumes_ml), "case")
+    if len(volumes_ml) < len(rows):
+        cases = text("some_cases", n=len(volumes_ml), count=len(rows))
     if len(volumes_ml) == 0:
-        heading, subheading = text("no_mask"), text.count(len(rows), "image")
+        heading, subheading = text("no_volume"), text.count(len(rows), "image")
         return {"heading": heading, "subheading": subheading, "statistics": {}}
     if len(volumes_ml) == 1:
-        return {"heading": f"{volumes_ml[0]:.1f} ml", "subheading": cases, "statistics": {}}
+        heading = f"{format_number(volumes_ml[0], 'ml')} ml"
+        return {"heading": heading, "subheading": cases, "statistics": {}}
     values = {
         "mean": float(volumes_ml.mean()),
         "std": float(volumes_ml.std()),
@@ -344,6 +360,11 @@ def _prediction_statistics(rows: list[dict], text: Texts) -> dict:
         "statistic_names": list(values),
         "statistics": {"": [(text("prostate_ml"), "ml", list(values.values()))]},
     }
+
+
+def _counted_ml(rows: list[dict]) -> list[float]:
+    """The volumes of a prediction in the statistics: of masks that it made, if not empty."""
+    return [row["prostate_ml"] for row in rows if row["prostate_ml"] and not row["problem"]]
 
 
 class MetricGroups(NamedTuple):
@@ -370,7 +391,7 @@ def metric_groups(rows: list[dict]) -> list[MetricGroups]:
             for metric in GLAND_METRICS
             if len(rows) > 1
         ]
-    volumes_ml = [row["prostate_ml"] for row in rows if not row["problem"]]
+    volumes_ml = _counted_ml(rows)
     groups = MetricGroups("prostate_ml", "ml", {PARTS[""]: volumes_ml})
     return [groups] if len(volumes_ml) > 1 else []
 

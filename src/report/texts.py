@@ -28,11 +28,15 @@ PAGE = {
     "n_cases": ("{n} cases", "{n} 例"),
     "one_image": ("of 1 image", "共 1 幅图像"),
     "n_images": ("of {n} images", "共 {n} 幅图像"),
-    "no_mask": ("No mask", "没有掩码"),
+    "no_volume": ("No volume", "没有体积"),
     "mean_dice": ("mean ± standard deviation of {cases}", "{cases}的平均值 ± 标准差"),
     "mean_volume": (
         "mean volume ± standard deviation of {cases}",
         "{cases}的平均体积 ± 标准差",
+    ),
+    "some_cases": (
+        "{n} of {count} cases, without empty and earlier masks",
+        "{count} 例中的 {n} 例（不含空掩码和先前的掩码）",
     ),
     "cases_in_folds": ("{cases} in {n} folds", "{cases}（{n} 折）"),
     # Failures.
@@ -76,6 +80,10 @@ PAGE = {
     "about_worst": (
         "Worst is the lowest Dice and, of every other metric, the value farthest from 0.",
         "最差值：Dice 系数取最低值，其他指标取离 0 最远的值。",
+    ),
+    "about_diagonals": (
+        "Distances of empty masks count as the image's diagonal ({cases}).",
+        "空掩码的距离按图像对角线计（{cases}）。",
     ),
     "box_plot": ("Box plot of {metric}, medians: {medians}", "{metric}的箱线图，中位数：{medians}"),
     "about_box_plots": (

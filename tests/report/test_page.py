@@ -85,6 +85,7 @@ VOLUMES = [
 ]
 VOLUMES.append({"case": "bad", "prostate_ml": None, "findings_text": [], "problem": NOT_READ})
 SEGMENTED = VOLUMES[:-1]
+COUNTED_ML = [row["prostate_ml"] for row in SEGMENTED if row["case"] != "missed"]
 METADATA = {
     "checkpoint": Path("run", "ckpt", "best.ckpt"),
     "configuration": {
@@ -277,9 +278,10 @@ def test_the_verdict(evaluated, predicted):
     assert heading["text"] == f"Dice {np.mean(dice):.3f} ± {np.std(dice):.3f}"
     (verdict,) = [e for e in parsed(evaluated).all("p") if e.get("class") == "verdict"]
     assert verdict["text"] == "mean ± standard deviation of 6 cases · 3 failures"
-    volumes = [row["prostate_ml"] for row in SEGMENTED]
     (heading,) = parsed(predicted).all("h1")
-    assert heading["text"] == f"{np.mean(volumes):.1f} ± {np.std(volumes):.1f} ml"
+    assert heading["text"] == f"{np.mean(COUNTED_ML):.1f} ± {np.std(COUNTED_ML):.1f} ml"
+    (verdict,) = [e for e in parsed(predicted).all("p") if e.get("class") == "verdict"]
+    assert "of 5 of 7 cases, without empty and earlier masks · 3 failures" in verdict["text"]
 
 
 def test_the_summary_holds_all_metrics_of_gland_base_and_apex(evaluated):
@@ -303,13 +305,16 @@ def test_the_summary_holds_all_metrics_of_gland_base_and_apex(evaluated):
     assert cells == expected
     heads = [e["text"] for e in page.section("summary") if e.get("scope") == "rowgroup"]
     assert heads == ["Whole gland", "Base", "Apex"]
+    # Of "missed", and of the apex of "half".
+    notes = [e["text"] for e in page.section("summary") if e.get("class") == "note"]
+    assert notes[1:] == ["Distances of empty masks count as the image's diagonal (2 cases)."]
 
 
 def test_the_summary_of_volumes(predicted):
     page = parsed(predicted)
     cells = [number(e["text"]) for e in page.section("summary") if e["tag"] == "td" and e["text"]]
-    volumes = pd.Series([row["prostate_ml"] for row in SEGMENTED])
-    statistics = (volumes.mean(), volumes.std(ddof=0), volumes.median(), 0, volumes.max())
+    ml = pd.Series(COUNTED_ML)
+    statistics = (ml.mean(), ml.std(ddof=0), ml.median(), ml.min(), ml.max())
     assert cells == [pytest.approx(value, abs=0.0501) for value in statistics]
 
 
@@ -487,7 +492,7 @@ def test_an_image_without_a_mask_has_a_row_and_no_pictures(predicted):
 def test_where_nothing_was_segmented_the_reasons_are_told(quick_report):
     earlier = {**VOLUMES[0], "problem": "edited"}
     page = quick_report([VOLUMES[-1], earlier])
-    assert page.all("h1")[0]["text"] == "No mask"
+    assert page.all("h1")[0]["text"] == "No volume"
     assert items(page) == [
         f"bad not segmented, {NOT_READ}",
         f"{earlier['case']} earlier mask, edited",
@@ -508,6 +513,23 @@ def test_without_failures_the_lowest_are_named(quick_report):
     assert items(page) == []
     assert "None." in [e["text"] for e in page.section("failures") if e["tag"] == "p"]
     assert "failure" not in page.all("title")[0]["text"]
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "expected"),
+    [
+        *((0.79962, "", "0.7996"), (0.7999999999, "", "0.800"), (0.8, "", "0.800")),
+        *(
+            (9.96, "ml", "9.96"),
+            (250.04, "ml", "250.04"),
+            (0.007, "ml", "<0.1"),
+            (0.0, "ml", "0.0"),
+        ),
+        *((-0.03, "%", "0.0"), (0.03, "%", "0.0"), (-0.06, "%", "−0.1"), (0.06, "%", "+0.1")),
+    ],
+)
+def test_a_rounded_number_does_not_contradict_what_stands_beside_it(value, unit, expected):
+    assert report_page.format_number(value, unit, signed=unit == "%") == expected
 
 
 # --- odd cases ----------------------------------------------------------------------------------
