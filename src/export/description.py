@@ -192,14 +192,17 @@ def _load(path, model_path):
                 f"a configuration with the keys {', '.join(description['configuration'])}"
             )
         override_config({**vnet_cfg, **description["configuration"]}, [])
-        int(description["input"]["shape"][0])
+        batch, *sides = description["input"]["shape"]
+        if not isinstance(batch, int) or sides != [1, *description["configuration"]["VolSize"]]:
+            raise ValueError(f"an input of shape {[batch, *sides]}, which is not that of VolSize")
         if not all(
-            {"format", "sha256", "checkpoint_sha256"} <= set(f)
+            {"format", "sha256", "checkpoint_sha256"} <= f.keys()
             for f in description["files"].values()
         ):
             raise ValueError("a file without format or hashes")
-        if not all(isinstance(x, str) for item in _ensemble(description).items() for x in item):
-            raise ValueError("an ensemble that is no list of models and hashes")
+        for name, digest in _ensemble(description).items():
+            if not name or Path(name).name != name or not isinstance(digest, str):
+                raise ValueError("an ensemble that is no list of models and hashes")
     except (ValueError, LookupError, TypeError, AttributeError, UsageError) as error:
         raise DataError(
             f"{path}: not a valid model description ({error!r}); export again: "

@@ -415,9 +415,16 @@ EDITS = {
     "an empty shape": lambda d: d["input"].update(shape=[]),
     "a shape of words": lambda d: d["input"].update(shape=["batch", 1, "X", "Y", "Z"]),
     "an unknown side": lambda d: d["input"].update(shape=[None, 1, 32, 48, 16]),
+    "an infinite shape": lambda d: d["input"].update(shape=[float("inf"), 1, 32, 48, 16]),
+    "a shape of another grid": lambda d: d["input"].update(shape=[1, 1, 32, 32, 16]),
+    "an ensemble in another folder": lambda d: d.update(ensemble={"../x": "h"}),
+    "an ensemble without a name": lambda d: d.update(ensemble={"": "h"}),
     "no files": lambda d: d.pop("files"),
     "files a list": lambda d: d.update(files=[]),
     "a file without facts": lambda d: d.update(files={"vnet.v2.mindir": None}),
+    "facts a list": lambda d: d.update(
+        files={"vnet.v2.mindir": ["format", "sha256", "checkpoint_sha256"]}
+    ),
     "no format": lambda d: d["files"]["vnet.v2.mindir"].pop("format"),
     "no hash": lambda d: d["files"]["vnet.v2.mindir"].pop("sha256"),
     "no checkpoint": lambda d: d["files"]["vnet.v2.mindir"].pop("checkpoint_sha256"),
