@@ -85,7 +85,8 @@ def write_attempts(attempts: list[Attempt], config: EasyDict, folder: str | Path
         raise DataError(f"{folder / duplicate}.bin: two cases have this name; rename one of them")
     files = [f"{name}{suffix}" for name in names for suffix in (".json", ".bin")]
     ours = output_folder.list_outputs(folder)
-    foreign = {path.name for path in folder.glob("*.bin")}.difference(files, ours)
+    volumes = {path.name for path in folder.glob("[!.]*.bin") if not path.is_dir()}
+    foreign = volumes.difference(files, ours)
     if foreign:
         raise DataError(
             f"{folder / min(foreign)}: not written by this program, but the C++ program "
@@ -209,10 +210,9 @@ def evaluate_outputs(
 
 
 def check_model(result_folders: Sequence[str | Path], models: Sequence[Path]) -> None:
-    """Raises a DataError if the C++ program's outputs are of another model, or that cannot be read.
+    """Raises a DataError if the C++ program's outputs are of another model, or not known of which.
 
-    Another model is another checkpoint, or the same with another network grid. Outputs without a
-    record, of a model that had no description beside it, are not checked.
+    Another model is another checkpoint, or the same with another network grid.
 
     Args:
         result_folders: see `Results`.
@@ -223,7 +223,10 @@ def check_model(result_folders: Sequence[str | Path], models: Sequence[Path]) ->
     grid = _grid_of(descriptions[0][0])  # the same for all of an ensemble
     for record in (Path(folder, MODEL_RECORD) for folder in result_folders):
         if not record.is_file():
-            continue
+            raise DataError(
+                f"{record}: no such file, expected the model's description: run the C++ program on "
+                f"{INPUT_FOLDER}, with the model's .json beside the model"
+            )
         try:
             description = json.loads(record.read_text("utf-8"))
             found = {file["checkpoint_sha256"] for file in description["files"].values()}

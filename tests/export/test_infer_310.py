@@ -247,6 +247,16 @@ def test_other_peoples_volumes_stay_and_stop_it(tmp_path, cases, config, name):
     assert contents(folder) == before
 
 
+def test_what_the_cpp_program_ignores_stays_and_stops_nothing(tmp_path, cases, config):
+    folder = tmp_path / "bin"
+    (folder / "folder.bin").mkdir(parents=True)
+    (folder / "._Case9.bin").write_text("mine")
+    write_inputs(cases[:1], config(), folder)
+    assert {path.name for path in folder.glob("*.bin")} == {
+        *("Case2.bin", "folder.bin", "._Case9.bin")
+    }
+
+
 def test_a_case_named_like_anothers_mirror_image_is_refused(tmp_path, write_case, config):
     for name in ("A", "A_mirrored"):
         write_case(tmp_path / "data", name)
@@ -520,6 +530,7 @@ def test_the_commands_take_all_from_beside_the_model(
     run_script("preprocess")
     stand_in_program(tmp_path / INPUT_FOLDER, tmp_path / "result_Files")
     assert len(contents(tmp_path / "result_Files")) == count
+    shutil.copy(model.with_suffix(".json"), tmp_path / "result_Files" / MODEL_RECORD)
     words = "--result_path result_Files --language zh --set threshold=0.4"
     words += " --set dirPredictionImage=files"
     monkeypatch.setattr(sys, "argv", ["postprocess.py", *words.split(), *flip])
@@ -576,6 +587,7 @@ def test_the_program_runs_again_for_a_gland_far_from_the_grids_centre(
     _, printed = command("preprocess")
     assert printed.out.splitlines()[1].startswith("recentre: once the C++ program has run, ")
     stand_in_program(tmp_path / INPUT_FOLDER, results, bright)
+    shutil.copy(model.with_suffix(".json"), results / MODEL_RECORD)
     _, printed = command("preprocess", *again)
     (name,) = (tmp_path / RECENTRED_FOLDER).glob("Case2_about_*[0-9].bin")
     names = [name.stem] + [f"{name.stem}_mirrored"] * (flip == "true")
@@ -702,11 +714,11 @@ def test_results_of_another_model_are_refused(tmp_path, data, cases, config):
     write_inputs(cases, settings, tmp_path / "bin")
     stand_in_program(tmp_path / "bin", tmp_path / "outputs")
     arguments = data, split, ours, [tmp_path / "outputs"], [f"dirPredictionImage={tmp_path}/out"]
-    without_record = postprocess(*arguments)
-
     record = tmp_path / "outputs" / MODEL_RECORD
+    with pytest.raises(DataError, match=rf"{record}: no such file, .*'s \.json beside the model"):
+        postprocess(*arguments)
     shutil.copy(ours.with_suffix(".json"), record)
-    assert postprocess(*arguments) == without_record
+    assert len(postprocess(*arguments)) == len(cases)
 
     coarser = json.loads(record.read_text())
     coarser["configuration"]["dstRes"] = [5, 5, 5]
