@@ -56,7 +56,12 @@ lib/libmindspore-extendrt_python.so, nor has its folder runtime: set it to the f
 unpacked MindSpore Lite, or unset it to have one downloaded"
 }
 
+if [[ ${1:-} == -h || ${1:-} == --help ]]; then
+  print_help
+  exit
+fi
 runtime=${LITE_HOME:+lite}
+[[ ${1:-} != --runtime=* ]] || set -- --runtime "${1#*=}" "${@:2}"
 if [[ ${1:-} == --runtime ]]; then
   runtime=${2:-}
   [[ $runtime == native || $runtime == lite ]] || fail 2 "--runtime '$runtime' is not native or lite"

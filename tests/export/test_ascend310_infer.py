@@ -866,6 +866,16 @@ def test_no_download_for_another_processor(tmp_path):
     fails(result, 1, "x86-64 Linux only", "LITE_HOME")
 
 
+def test_the_arguments_of_the_build(tmp_path):
+    sources = copy_of_sources(tmp_path)
+    for flag in ("--help", "-h"):
+        result = build(sources, flag)
+        assert (result.returncode, result.stderr) == (0, "")
+        assert "build.sh [--runtime native|lite]" in result.stdout
+    fails(build(sources, "--runtime=GPU"), 2, "--runtime 'GPU' is not native or lite")
+    assert not (sources / "build").exists()
+
+
 @pytest.fixture
 def as_anybody():
     """Words before a command that let file permissions hold for it."""
