@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cmath>
 #include <string>
+#include <system_error>
 
 #include "errors.h"
 #include "volume_files.h"
@@ -42,7 +43,8 @@ Prediction Network::run(const fs::path& volume) {
 }
 
 void require_model_file(const fs::path& model) {
-  if (!fs::is_regular_file(model))
+  std::error_code ignored;
+  if (!fs::is_regular_file(model, ignored))
     throw DataError(model.string() + ": is no file, expected a model: export.py writes it");
 }
 

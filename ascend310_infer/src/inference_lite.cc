@@ -48,6 +48,8 @@ std::string failure(const Call& call) {
     reason = status.ToString();
   } catch (const std::exception& error) {
     reason = error.what();
+  } catch (...) {
+    reason = "unknown error";
   }
   return "MindSpore Lite: " + reason.substr(0, reason.find('\n'));
 }
@@ -70,7 +72,13 @@ class LiteNetwork : public Network {
 
  private:
   std::vector<int64_t> input_shape() const override { return inputs_[0].Shape(); }
-  float* input() override { return static_cast<float*>(inputs_[0].MutableData()); }
+  float* input() override {
+    void* const data = inputs_[0].MutableData();
+    if (data == nullptr)
+      throw DataError(
+          "MindSpore Lite has no memory for the input: a model of a smaller grid needs less");
+    return static_cast<float*>(data);
+  }
   std::vector<float> compute(const fs::path& volume) override;
 
   mindspore::Model model_;

@@ -4,12 +4,15 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <cctype>
 #include <csignal>
 #include <cstddef>
 #include <cstdio>
 #include <exception>
 #include <iomanip>
 #include <iostream>
+#include <new>
 #include <set>
 #include <sstream>
 #include <string>
@@ -191,6 +194,13 @@ void prepare_streams() {
   std::signal(SIGPIPE, SIG_IGN);
 }
 
+// Prints an error as one line, also where it names a file with control characters.
+void report(int descriptor, std::string message) {
+  std::replace_if(
+      message.begin(), message.end(), [](unsigned char c) { return std::iscntrl(c) != 0; }, '?');
+  dprintf(descriptor, "error: %s\n", message.c_str());
+}
+
 }  // namespace
 }  // namespace vnet
 
@@ -211,10 +221,14 @@ int main(int argc, char** argv) {
     vnet::infer(*options);
     return 0;
   } catch (const vnet::UsageError& error) {
-    dprintf(errors, "error: %s\n", error.what());
+    vnet::report(errors, error.what());
     return 2;
+  } catch (const std::bad_alloc&) {
+    vnet::report(errors, "out of memory: a model of a smaller grid or width needs less");
   } catch (const std::exception& error) {
-    dprintf(errors, "error: %s\n", error.what());
-    return 1;
+    vnet::report(errors, error.what());
+  } catch (...) {
+    vnet::report(errors, "unknown error");
   }
+  return 1;
 }

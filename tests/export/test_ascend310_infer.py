@@ -497,6 +497,22 @@ def test_bad_options(infer, tmp_path, arguments, words):
     assert everything_in(tmp_path) == []
 
 
+def test_an_error_is_one_line_without_control_characters(infer):
+    arguments = "--mindir_path=m", "--device_type=CPU", "--dataset_path=a\n\x1b[2Jb"
+    fails(infer(*arguments), 1, "error: a??[2Jb: cannot be read")
+
+
+@pytest.mark.parametrize(
+    ("grid", "threads", "words"),
+    [((1024,) * 3, 1, "out of memory"), (GRID, 1024, "cannot start a thread (Resource")],
+)
+def test_too_little_memory(plain, volumes, tmp_path, grid, threads, words):
+    write_weights(seeded_vnet("monai", 2), grid, tmp_path / "m.vnet")
+    limit = ["prlimit", "--as=1000000000"]
+    arguments = "--mindir_path=m.vnet", "--device_type=CPU", f"--threads={threads}"
+    fails(run([*limit, plain, *arguments], cwd=tmp_path), 1, words)
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -549,6 +565,7 @@ def test_a_weight_file_is_none_for_lite(infer, weights, lite_home, volumes, tmp_
     ("name", "words"),
     [
         ("missing.vnet", ("is no file", "export.py")),
+        ("loop.vnet", ("is no file", "export.py")),
         ("a.mindir", ("is a MindIR file", "NAME.vnet", "--runtime lite")),
         ("text.vnet", ("no weight file of a V-Net", "export.py")),
         ("cut.vnet", ("found", "bytes, expected", "export.py")),
@@ -557,7 +574,9 @@ def test_a_weight_file_is_none_for_lite(infer, weights, lite_home, volumes, tmp_
 def test_bad_models(infer, weights, volumes, tmp_path, name, words):
     whole = weights.read_bytes()
     contents = {"text.vnet": b"no model\n", "cut.vnet": whole[:-64], "a.mindir": whole}
-    if name != "missing.vnet":
+    if name == "loop.vnet":
+        (tmp_path / name).symlink_to(name)
+    elif name != "missing.vnet":
         (tmp_path / name).write_bytes(contents.get(name, whole))
     before = everything_in(tmp_path)
     result = infer("--mindir_path", name, "--device_type", "CPU")
@@ -700,6 +719,7 @@ PREDICT = """
 Status Model::Predict(const std::vector<MSTensor>&, std::vector<MSTensor>*,
                       const MSKernelCallBack&, const MSKernelCallBack&) {
   if (std::getenv("THROWS") != nullptr) throw std::runtime_error("lost device\\nin line 7");
+  if (std::getenv("THROWS_7") != nullptr) throw 7;
   return Status(kLiteMemoryFailed);
 }
 }
@@ -740,10 +760,20 @@ def test_settings_of_an_ascend_device(plain, preloaded, models, volumes, tmp_pat
 def test_inference_that_fails(plain, preloaded, models, volumes, tmp_path):
     environment = preloaded(PREDICT)
     command = [plain.with_name("main_lite"), "--mindir_path", models / "network.mindir", *LITE]
-    for more, words in (({}, "Fail to create memory"), ({"THROWS": "1"}, "lost device)")):
-        result = run(command, cwd=tmp_path, env=environment | more)
+    for variable, words in (
+        *(("NOTHING", "Fail to create memory"), ("THROWS", "lost device)")),
+        ("THROWS_7", "unknown error)"),
+    ):
+        result = run(command, cwd=tmp_path, env=environment | {variable: "1"})
         fails(result, 1, "Case02.bin: inference fails", words)
         assert everything_in(tmp_path / "result_Files") == []
+
+
+@pytest.mark.parametrize("model", ["lite"], indirect=True)
+def test_no_memory_for_the_input(plain, preloaded, model, volumes, tmp_path):
+    environment = preloaded("void* MSTensor::MutableData() { return nullptr; }\n}\n")
+    result = run([plain, *model.arguments], cwd=tmp_path, env=environment)
+    fails(result, 1, "MindSpore Lite has no memory for the input")
 
 
 # ------------------------------------------------------------------------------- the library in C

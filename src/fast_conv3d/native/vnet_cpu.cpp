@@ -41,7 +41,11 @@ bool attempt(const Work& work) {
     work();
     return true;
   } catch (const std::bad_alloc&) {
-    set_message("out of memory: a smaller grid or width needs less");
+    set_message("out of memory: a model of a smaller grid or width needs less");
+  } catch (const std::system_error& error) {
+    std::snprintf(message, sizeof message,
+                  "cannot start a thread (%s): use fewer, or raise the limit (ulimit -u)",
+                  error.what());
   } catch (const std::exception& error) {
     set_message(error.what());
   } catch (...) {
@@ -61,11 +65,23 @@ bool processor_fits() {
 #if defined(__AVX512F__) && defined(__GNUC__)
   if (!__builtin_cpu_supports("avx512f")) return false;
 #endif
+#if defined(__AVX512VL__) && defined(__GNUC__)
+  if (!__builtin_cpu_supports("avx512vl")) return false;
+#endif
+#if defined(__AVX512DQ__) && defined(__GNUC__)
+  if (!__builtin_cpu_supports("avx512dq")) return false;
+#endif
+#if defined(__AVX512BW__) && defined(__GNUC__)
+  if (!__builtin_cpu_supports("avx512bw")) return false;
+#endif
 #if defined(__AVX2__) && defined(__GNUC__)
   if (!__builtin_cpu_supports("avx2")) return false;
 #endif
 #if defined(__FMA__) && defined(__GNUC__)
   if (!__builtin_cpu_supports("fma")) return false;
+#endif
+#if defined(__BMI2__) && defined(__GNUC__)
+  if (!__builtin_cpu_supports("bmi2")) return false;
 #endif
   return true;
 }
