@@ -18,6 +18,14 @@ size_t Network::input_bytes() const {
   return bytes;
 }
 
+std::string Network::grid() const {
+  std::string sides;
+  const auto shape = input_shape();
+  for (size_t axis = 2; axis < shape.size(); ++axis)
+    sides += (sides.empty() ? "" : ",") + std::to_string(shape[axis]);
+  return "[" + sides + "]";
+}
+
 void Network::check(const fs::path& volume) const {
   const size_t found = size_bytes(volume);
   if (found == input_bytes()) return;

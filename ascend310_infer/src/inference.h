@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "options.h"
@@ -20,6 +21,9 @@ struct Prediction {
 class Network {
  public:
   virtual ~Network() = default;
+
+  // The sides of the network grid as a list in JSON, [X,Y,Z].
+  std::string grid() const;
 
   // Throws DataError if the file does not have the size of the model's input.
   void check(const std::filesystem::path& volume) const;

@@ -37,23 +37,29 @@ std::filesystem::path output_of(const std::filesystem::path& volume, const Optio
   return options.output_path / (volume.stem().string() + "_0.bin");
 }
 
-// The description beside a model: that of NAME_lite.mindir may be NAME.json. Empty if there is
-// none.
-std::string description_of(const std::filesystem::path& model) {
+// Where the description beside a model is: that of NAME_lite.mindir may be NAME.json.
+std::filesystem::path description_path(const std::filesystem::path& model) {
   std::string name = model.stem().string();
-  if (!std::filesystem::exists(model.parent_path() / (name + ".json")) && name.size() > 5 &&
-      name.compare(name.size() - 5, 5, "_lite") == 0)
+  std::error_code ignored;
+  if (!std::filesystem::exists(model.parent_path() / (name + ".json"), ignored) &&
+      name.size() > 5 && name.compare(name.size() - 5, 5, "_lite") == 0)
     name.resize(name.size() - 5);
-  return read_text(model.parent_path() / (name + ".json"));
+  return model.parent_path() / (name + ".json");
 }
 
-// The value of a key in a description, as text up to one of `ends`; empty if it has none.
-std::string value_of(const std::string& description, const std::string& key, const char* ends) {
-  const std::string start = "\"" + key + "\": ";
+// The value of a key in a description, a list or what ends at , or }, without white space; empty if
+// it has none.
+std::string value_of(std::string description, const std::string& key) {
+  description.erase(std::remove_if(description.begin(), description.end(),
+                                   [](unsigned char c) { return std::isspace(c) != 0; }),
+                    description.end());
+  const std::string start = "\"" + key + "\":";
   const auto found = description.find(start);
   if (found == std::string::npos) return "";
   const auto first = found + start.size();
-  return description.substr(first, description.find_first_of(ends, first) - first);
+  const auto end = description[first] == '[' ? description.find(']', first) + 1
+                                             : description.find_first_of(",}", first);
+  return description.substr(first, end - first);
 }
 
 // The record of a volume or a result, beside it.
@@ -65,34 +71,48 @@ std::filesystem::path record_path(const std::filesystem::path& file) {
 // its result; empty if there is no such record.
 std::string record_of(const std::filesystem::path& file) {
   const std::string record = read_text(record_path(file));
-  return value_of(record, "image_sha256", ",\n}").empty() ? "" : record;
+  return value_of(record, "image_sha256").empty() ? "" : record;
 }
 
 // The network grid and intensities of a description, or of the record of a volume.
 std::string grid_of(const std::string& description) {
-  return value_of(description, "VolSize", "]") + value_of(description, "dstRes", "]") +
-         value_of(description, "normDir", ",\n}") + value_of(description, "intensity", ",\n}");
+  return value_of(description, "VolSize") + value_of(description, "dstRes") +
+         value_of(description, "normDir") + value_of(description, "intensity");
 }
 
-// Throws DataError for a volume that preprocess.py wrote for another network grid than the model's.
-void check_grids(const Options& options, const std::vector<std::filesystem::path>& volumes) {
-  const std::string expected = grid_of(description_of(options.mindir_path));
+// Throws DataError if the description of a model has another network grid than the model, or the
+// record of a volume another than the description. The description may be empty.
+void check_grids(const Options& options, const std::string& description, const Network& network,
+                 const std::vector<std::filesystem::path>& volumes) {
+  if (description.empty()) return;
+  const std::string sides = value_of(description, "VolSize");
+  if (sides != network.grid())
+    throw DataError(description_path(options.mindir_path).string() + ": found " +
+                    (sides.empty() ? "no VolSize" : "VolSize " + sides) + ", expected " +
+                    network.grid() + ", the grid of " + options.mindir_path.string() +
+                    ": export both again with export.py");
   for (const auto& volume : volumes) {
     const std::string grid = grid_of(record_of(volume));
-    if (!grid.empty() && !expected.empty() && grid != expected)
+    if (!grid.empty() && grid != grid_of(description))
       throw DataError(record_path(volume).string() + ": a volume of another network grid than " +
                       "that of " + options.mindir_path.string() + ", expected its VolSize, " +
                       "dstRes, normDir and intensity: run preprocess.py with this model");
   }
 }
 
+// The error of a file that is in the way of the results.
+DataError in_the_way(const std::filesystem::path& file, const std::string& found,
+                     const std::string& expected) {
+  return DataError(file.string() + ": " + found + ", expected " + expected +
+                   ": move it away, or choose another --output_path");
+}
+
 // Throws DataError if something else has the name of a result or of its record.
 void check_replaceable(const std::filesystem::path& output) {
   require_no_folder(output);
-  if (std::filesystem::exists(record_path(output)) && record_of(output).empty())
-    throw DataError(record_path(output).string() + ": not written by this program, expected the " +
-                    "record of " + output.filename().string() +
-                    ": move it away, or choose another --output_path");
+  if (exists_or_link(record_path(output)) && record_of(output).empty())
+    throw in_the_way(record_path(output), "not written by this program",
+                     "the record of " + output.filename().string());
 }
 
 // Removes a result and its record; returns whether there was a result.
@@ -104,43 +124,38 @@ bool remove_result(const std::filesystem::path& output) {
 // What decides the results of a model: checkpoint and network grid; without the former the
 // description itself. A model that is exported in a further format stays the same.
 std::string model_of(const std::string& description) {
-  const std::string checkpoint = value_of(description, "checkpoint_sha256", ",\n}");
+  const std::string checkpoint = value_of(description, "checkpoint_sha256");
   return checkpoint.empty() ? description : checkpoint + grid_of(description);
 }
 
-// Copies the model's description into the folder of the results, so that postprocess.py can tell
-// them from those of another model, and removes what is there of another model. Throws DataError
-// for what this program may not have written, or if it is not known of which model the others are.
-void record_model(const Options& options, const std::vector<std::filesystem::path>& volumes) {
-  const auto record = options.output_path / "model.json";
-  const std::string description = description_of(options.mindir_path);
+// The description of the model of the results, beside them, by which postprocess.py can tell them
+// from those of another model.
+std::filesystem::path model_record(const Options& options) {
+  return options.output_path / "model.json";
+}
+
+// Removes the results of another model. Throws DataError, before, for what this program may not
+// have written, and if it is not known of which model the results of other volumes are.
+void remove_other_models(const Options& options, const std::string& description,
+                         const std::vector<std::filesystem::path>& volumes) {
+  const auto record = model_record(options);
   const std::string earlier = read_text(record);
-  if (model_of(earlier) != model_of(description)) {
-    std::set<std::filesystem::path> written;  // by this run, which replaces what is there
-    for (const auto& volume : volumes) written.insert(output_of(volume, options));
-    std::vector<std::filesystem::path> old;
-    for (const auto& entry : std::filesystem::directory_iterator(options.output_path)) {
-      const auto& path = entry.path();
-      const std::string name = path.filename().string();
-      if (name.size() <= 6 || name.compare(name.size() - 6, 6, "_0.bin") != 0 ||
-          !entry.is_regular_file())
-        continue;
-      if (written.count(path) == 0 && (earlier.empty() || record_of(path).empty()))
-        throw DataError(path.string() +
-                        ": of unknown origin, expected only results of this program, of the model "
-                        "in model.json: move it away, or choose another --output_path");
-      old.push_back(path);
-    }
-    for (const auto& path : old) remove_result(path);
-    if (!old.empty())
-      std::cout << options.output_path.string() << ": removed " << old.size()
-                << " result(s) of another model" << std::endl;
-  }
-  if (earlier == description) return;
-  if (description.empty())
-    remove_file(record);
-  else
-    write_file(record, description.data(), description.size());
+  if (model_of(earlier) == model_of(description)) return;
+  std::set<std::filesystem::path> written;  // by this run, which replaces what is there
+  for (const auto& volume : volumes) written.insert(output_of(volume, options));
+  const auto old = list_files(options.output_path, "_0.bin");
+  for (const auto& path : old)
+    if (written.count(path) == 0 && (earlier.empty() || record_of(path).empty()))
+      throw in_the_way(path, "of unknown origin",
+                       "only results of this program, of the model in model.json");
+  if (exists_or_link(record) && (old.empty() || grid_of(earlier).empty()))
+    throw in_the_way(record, "of unknown origin",
+                     "the description of the model of the results beside it");
+  for (const auto& path : old) remove_result(path);
+  if (!old.empty())
+    std::cout << options.output_path.string() << ": removed " << old.size()
+              << " result(s) of another model" << std::endl;
+  remove_file(record);
 }
 
 void infer(const Options& options) {
@@ -148,14 +163,15 @@ void infer(const Options& options) {
   if (std::filesystem::equivalent(options.dataset_path, options.output_path, ignored))
     throw UsageError("--output_path: found the folder of --dataset_path, expected another one");
   const auto volumes = list_volumes(options.dataset_path);
-  check_grids(options, volumes);
   const auto network = load_network(options);
+  const std::string description = read_text(description_path(options.mindir_path));
+  check_grids(options, description, *network, volumes);
   for (const auto& volume : volumes) network->check(volume);
   const std::filesystem::path time_folder = "time_Result";
   make_folder(options.output_path);
   make_folder(time_folder);
   for (const auto& volume : volumes) check_replaceable(output_of(volume, options));
-  record_model(options, volumes);
+  remove_other_models(options, description, volumes);
   // Where this run ends early, no result of an earlier one stays among the new ones.
   size_t replaced = 0;
   for (const auto& volume : volumes) replaced += remove_result(output_of(volume, options));
@@ -168,6 +184,8 @@ void infer(const Options& options) {
     const std::string record = record_of(volume);
     const Prediction prediction = network->run(volume);
     const auto output = output_of(volume, options);
+    if (read_text(model_record(options)) != description)
+      write_file(model_record(options), description.data(), description.size());
     if (!record.empty()) write_file(record_path(output), record.data(), record.size());
     write_file(output, prediction.values.data(), prediction.values.size() * sizeof(float));
     std::cout << volume.string() << ": " << one_decimal(prediction.milliseconds) << " ms, "

@@ -29,21 +29,27 @@ std::error_code last_error() { return {errno != 0 ? errno : EIO, std::generic_ca
 
 }  // namespace
 
-std::vector<fs::path> list_volumes(const fs::path& folder) {
-  std::error_code error;
-  std::vector<fs::path> volumes;
+std::vector<fs::path> list_files(const fs::path& folder, const std::string& ending) {
+  std::error_code error, ignored;
+  std::vector<fs::path> files;
   for (fs::directory_iterator entry(folder, error), end; !error && entry != end;
        entry.increment(error)) {
-    const fs::path& path = entry->path();
-    if (path.extension() == ".bin" && path.filename().string()[0] != '.' &&
-        !entry->is_directory(error))
-      volumes.push_back(path);
+    const std::string name = entry->path().filename().string();
+    if (name[0] != '.' && name.size() > ending.size() &&
+        name.compare(name.size() - ending.size(), ending.size(), ending) == 0 &&
+        !entry->is_directory(ignored))
+      files.push_back(entry->path());
   }
   if (error) throw unreadable(folder, error);
+  std::sort(files.begin(), files.end());
+  return files;
+}
+
+std::vector<fs::path> list_volumes(const fs::path& folder) {
+  const auto volumes = list_files(folder, ".bin");
   if (volumes.empty())
     throw DataError(folder.string() + ": has no .bin file, expected one for each case: run " +
                     "preprocess.py first");
-  std::sort(volumes.begin(), volumes.end());
   return volumes;
 }
 
@@ -93,6 +99,11 @@ bool remove_file(const fs::path& file) {
   const bool found = fs::remove(file, error);
   if (error) throw unwritable(file, error);
   return found;
+}
+
+bool exists_or_link(const fs::path& file) {
+  std::error_code ignored;
+  return fs::exists(fs::symlink_status(file, ignored));
 }
 
 void require_no_folder(const fs::path& file) {

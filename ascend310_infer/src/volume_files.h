@@ -8,7 +8,12 @@
 
 namespace vnet {
 
-// The files NAME.bin of a folder, sorted, without hidden ones. Throws DataError if there are none.
+// The files of a folder whose names have this ending, sorted, without hidden ones. Throws DataError
+// if it cannot be read.
+std::vector<std::filesystem::path> list_files(const std::filesystem::path& folder,
+                                              const std::string& ending);
+
+// The files NAME.bin of a folder. Throws DataError if there are none.
 std::vector<std::filesystem::path> list_volumes(const std::filesystem::path& folder);
 
 // The size of a file. Throws DataError if it cannot be read.
@@ -25,6 +30,9 @@ void write_file(const std::filesystem::path& file, const void* data, size_t size
 
 // Removes a file; returns whether there was one. Throws DataError if it cannot be removed.
 bool remove_file(const std::filesystem::path& file);
+
+// Whether there is anything of this name, a link to nothing included.
+bool exists_or_link(const std::filesystem::path& file);
 
 // Throws DataError for a folder that has the name of a file to write.
 void require_no_folder(const std::filesystem::path& file);

@@ -41,6 +41,7 @@ SANITIZER_OPTIONS = {
 }
 
 LITE = ("--device_type=CPU", "--runtime=lite")
+DESCRIPTION = f'{{"VolSize": {list(GRID)}, "dstRes": 1}}'  # of a model
 RECORD = '{\n  "image_sha256": "0"\n}'  # beside a volume and its result
 
 run = partial(subprocess.run, capture_output=True, text=True, stdin=subprocess.DEVNULL)
@@ -343,7 +344,7 @@ def test_the_results_tell_of_which_model_they_are(infer, weights, volumes, tmp_p
     assert not record.exists()
 
     description = tmp_path / "vnet.json"  # shared by both models
-    for text in ("a description", "another, of the same cases"):
+    for text in (DESCRIPTION, DESCRIPTION.replace("1}", "2}")):  # another, of the same cases
         description.write_text(text)
         assert infer(*arguments).returncode == 0
         assert record.read_text() == text
@@ -354,15 +355,15 @@ def test_the_results_tell_of_which_model_they_are(infer, weights, volumes, tmp_p
     other.write_text("mine")
     old_record = old.with_suffix(".json")
     for text, stays in (
-        ('"checkpoint_sha256": "a", "files": 1', False),
-        ('"checkpoint_sha256": "a", "files": 2', True),  # the same, exported in a further format
-        ('"checkpoint_sha256": "b", "files": 2', False),
-        ('"checkpoint_sha256": "b", "configuration": {"normDir": true}', False),
+        ('"checkpoint_sha256": "a", "files": 1, ', False),
+        ('"checkpoint_sha256": "a", "files": 2, ', True),  # the same, exported in a further format
+        ('"checkpoint_sha256": "b", "files": 2, ', False),
+        ('"checkpoint_sha256": "b", "normDir": true, ', False),
         (None, False),
     ):
         old.write_text("of a case of an earlier run")
         old_record.write_text(RECORD)
-        description.write_text(text) if text else description.unlink()
+        description.write_text(text + DESCRIPTION) if text else description.unlink()
         result = infer(*arguments)
         assert result.returncode == 0 and old.exists() == old_record.exists() == stays
         assert ("result(s) of another model" in result.stdout) == (not stays)
@@ -377,7 +378,8 @@ def test_volumes_of_another_grid_are_refused(infer, weights, tmp_path, write_cas
     config = override_config(vnet_cfg, [f"VolSize={','.join(map(str, GRID))}"])
     description = {"configuration": {name: config[name] for name in CONFIGURATION}}
     model = shutil.copy(weights, tmp_path)
-    (tmp_path / "vnet.json").write_text(json.dumps(description, indent=2))
+    # Not formatted as the volumes' records are.
+    (tmp_path / "vnet.json").write_text(json.dumps(description, separators=(",", ":")))
     arguments = f"--mindir_path={model}", "--device_type=CPU"
     attempts, folder = [Attempt(Case("Case0", image, reference))], tmp_path / "results" / "bin_data"
     write_attempts(attempts, config, folder)
@@ -393,12 +395,27 @@ def test_volumes_of_another_grid_are_refused(infer, weights, tmp_path, write_cas
     fails(infer(*arguments), 1, "Case0.json: a volume of another network grid", "preprocess.py")
 
 
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [('{"VolSize" :[32, 16,\n16]}', "VolSize [32,16,16]"), ("{}", "no VolSize")],
+)
+def test_a_description_of_another_grid_than_the_weights(
+    infer, weights, volumes, tmp_path, text, found
+):
+    model = shutil.copy(weights, tmp_path / "vnet.vnet")
+    (tmp_path / "vnet.json").write_text(text)
+    before = everything_in(tmp_path)
+    result = infer("--mindir_path", model, "--device_type=CPU")
+    fails(result, 1, f"vnet.json: found {found}, expected [16,32,16]", "export.py")
+    assert everything_in(tmp_path) == before
+
+
 @pytest.mark.parametrize("earlier", [None, "a description of another model"])
 def test_files_that_may_be_the_users_own_stay(infer, weights, volumes, tmp_path, earlier):
     """Without a record beside it, nothing says whose a file is, whatever its name."""
     model, outputs = tmp_path / "vnet.vnet", tmp_path / "result_Files"
     shutil.copy(weights, model)
-    (tmp_path / "vnet.json").write_text("a description")
+    (tmp_path / "vnet.json").write_text(DESCRIPTION)
     outputs.mkdir()
     (outputs / "backup_0.bin").write_text("mine")
     for name in ("Case02_0", "Case99_0"):  # the first is of a case of this run
@@ -412,6 +429,27 @@ def test_files_that_may_be_the_users_own_stay(infer, weights, volumes, tmp_path,
     before = tree(outputs)
     result = infer("--mindir_path", model, "--device_type=CPU")
     fails(result, 1, f"{Path('result_Files', 'backup_0.bin')}: of unknown origin", "--output_path")
+    assert tree(outputs) == before
+
+
+@pytest.mark.parametrize("text", [None, DESCRIPTION])
+@pytest.mark.parametrize(
+    ("theirs", "result"), [(DESCRIPTION.replace("1}", "2}"), None), ("mine", "Case02_0.bin")]
+)
+def test_a_model_json_that_is_the_users_own_stays(
+    infer, weights, volumes, tmp_path, text, theirs, result
+):
+    """A description without results, or no description."""
+    model, outputs = shutil.copy(weights, tmp_path / "vnet.vnet"), tmp_path / "result_Files"
+    outputs.mkdir()
+    (outputs / "model.json").write_text(theirs)
+    if text:
+        (tmp_path / "vnet.json").write_text(text)
+    if result:
+        (outputs / result).write_text("of an earlier run")
+    before = tree(outputs)
+    result = infer("--mindir_path", model, "--device_type=CPU")
+    fails(result, 1, "model.json: of unknown origin", "move it away")
     assert tree(outputs) == before
 
 
