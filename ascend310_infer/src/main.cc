@@ -107,9 +107,10 @@ DataError in_the_way(const std::filesystem::path& file, const std::string& found
                    ": move it away, or choose another --output_path");
 }
 
-// Throws DataError if something else has the name of a result or of its record.
+// Throws DataError if a result or its record cannot have its name, or something else has it.
 void check_replaceable(const std::filesystem::path& output) {
-  require_no_folder(output);
+  require_replaceable(output);
+  require_replaceable(record_path(output));
   if (exists_or_link(record_path(output)) && record_of(output).empty())
     throw in_the_way(record_path(output), "not written by this program",
                      "the record of " + output.filename().string());
@@ -119,6 +120,18 @@ void check_replaceable(const std::filesystem::path& output) {
 bool remove_result(const std::filesystem::path& output) {
   remove_file(record_path(output));
   return remove_file(output);
+}
+
+// Writes a result and, unless it is empty, its record; neither stays without the other.
+void write_result(const std::filesystem::path& output, const std::vector<float>& values,
+                  const std::string& record) {
+  if (!record.empty()) write_file(record_path(output), record.data(), record.size());
+  try {
+    write_file(output, values.data(), values.size() * sizeof(float));
+  } catch (const DataError&) {
+    remove_file(record_path(output));
+    throw;
+  }
 }
 
 // What decides the results of a model: checkpoint and network grid; without the former the
@@ -167,12 +180,14 @@ void infer(const Options& options) {
   const std::string description = read_text(description_path(options.mindir_path));
   check_grids(options, description, *network, volumes);
   for (const auto& volume : volumes) network->check(volume);
-  const std::filesystem::path time_folder = "time_Result";
+  const std::filesystem::path times = "time_Result/test_perform_static.txt";
   make_folder(options.output_path);
-  make_folder(time_folder);
+  make_folder(times.parent_path());
+  require_replaceable(times);
   for (const auto& volume : volumes) check_replaceable(output_of(volume, options));
   remove_other_models(options, description, volumes);
   // Where this run ends early, no result of an earlier one stays among the new ones.
+  remove_file(times);
   size_t replaced = 0;
   for (const auto& volume : volumes) replaced += remove_result(output_of(volume, options));
   if (replaced > 0)
@@ -186,8 +201,7 @@ void infer(const Options& options) {
     const auto output = output_of(volume, options);
     if (read_text(model_record(options)) != description)
       write_file(model_record(options), description.data(), description.size());
-    if (!record.empty()) write_file(record_path(output), record.data(), record.size());
-    write_file(output, prediction.values.data(), prediction.values.size() * sizeof(float));
+    write_result(output, prediction.values, record);
     std::cout << volume.string() << ": " << one_decimal(prediction.milliseconds) << " ms, "
               << output.string() << std::endl;
     milliseconds += prediction.milliseconds;
@@ -197,7 +211,7 @@ void infer(const Options& options) {
   const std::string summary =
       "NN inference cost average time: " + one_decimal(milliseconds / static_cast<double>(count)) +
       " ms of infer_count " + std::to_string(count) + "\n";
-  write_file(time_folder / "test_perform_static.txt", summary.data(), summary.size());
+  write_file(times, summary.data(), summary.size());
   std::cout << summary << std::flush;
 }
 

@@ -20,9 +20,13 @@ DataError unreadable(const fs::path& path, const std::error_code& error) {
 }
 
 DataError unwritable(const fs::path& path, const std::error_code& error) {
-  return DataError(path.string() + ": cannot be written (" + error.message() +
-                   "): check that its folder is a folder, allows writing and has space left");
+  return DataError(
+      path.string() + ": cannot be written (" + error.message() +
+      "): check its name, and that its folder is a folder, allows writing and has space left");
 }
+
+// The names of temporary files, .vnet.PID.tmp, are short: what may have its name can be written.
+constexpr char kTemporary[] = ".vnet";
 
 // The error of the last stream operations; set errno to 0 before them.
 std::error_code last_error() { return {errno != 0 ? errno : EIO, std::generic_category()}; }
@@ -76,8 +80,8 @@ std::string read_text(const fs::path& file) {
 }
 
 void write_file(const fs::path& file, const void* data, size_t size) {
-  const fs::path temporary = file.parent_path() / ("." + file.filename().string() + "." +
-                                                   std::to_string(getpid()) + ".tmp");
+  const fs::path temporary =
+      file.parent_path() / (kTemporary + ("." + std::to_string(getpid()) + ".tmp"));
   errno = 0;
   std::ofstream stream(temporary, std::ios::binary);
   stream.write(static_cast<const char*>(data), static_cast<std::streamsize>(size));
@@ -106,16 +110,23 @@ bool exists_or_link(const fs::path& file) {
   return fs::exists(fs::symlink_status(file, ignored));
 }
 
-void require_no_folder(const fs::path& file) {
-  std::error_code ignored;
-  if (fs::is_directory(file, ignored))
-    throw unwritable(file, std::make_error_code(std::errc::is_a_directory));
+void require_replaceable(const fs::path& file) {
+  std::error_code error;
+  const fs::file_type type = fs::status(file, error).type();
+  if (type == fs::file_type::directory) error = std::make_error_code(std::errc::is_a_directory);
+  if (error && type != fs::file_type::not_found) throw unwritable(file, error);
 }
 
 void make_folder(const fs::path& folder) {
-  std::error_code error;
+  std::error_code error, ignored;
   fs::create_directories(folder, error);
   if (error) throw unwritable(folder, error);
+  for (fs::directory_iterator entry(folder, ignored), end; entry != end; entry.increment(ignored)) {
+    const fs::path name = entry->path().stem(), process = name.extension();
+    if (entry->path().extension() == ".tmp" && name.stem() == kTemporary && !process.empty() &&
+        !fs::exists("/proc/" + process.string().substr(1), ignored))
+      fs::remove(entry->path(), ignored);
+  }
 }
 
 }  // namespace vnet

@@ -34,10 +34,11 @@ bool remove_file(const std::filesystem::path& file);
 // Whether there is anything of this name, a link to nothing included.
 bool exists_or_link(const std::filesystem::path& file);
 
-// Throws DataError for a folder that has the name of a file to write.
-void require_no_folder(const std::filesystem::path& file);
+// Throws DataError if no file can have this name: a folder has it, or it is too long.
+void require_replaceable(const std::filesystem::path& file);
 
-// Creates a folder and its parents, unless it exists. Throws DataError.
+// Creates a folder and its parents, unless it exists, and removes what a killed process left of a
+// file half written there. Throws DataError.
 void make_folder(const std::filesystem::path& folder);
 
 }  // namespace vnet

@@ -492,6 +492,23 @@ def test_after_an_early_end_no_earlier_results_are_left(infer, model, volumes, t
     assert "replacing 3 result(s) of an earlier run" in result.stdout
     left = {path.name for path in outputs.iterdir()}
     assert left == {"Case02_0.bin", "Case02_0.json", "Case99_0.bin"}
+    assert everything_in(tmp_path / "time_Result") == []
+
+
+def test_the_longest_name_and_what_a_killed_run_left(infer, model, volumes, tmp_path):
+    inputs, outputs = tmp_path / "results" / "bin_data", tmp_path / "result_Files"
+    outputs.mkdir()
+    for name in (f".vnet.{os.getpid()}.tmp", ".vnet.tmp", ".vnet.99999999.tmp"):
+        (outputs / name).write_text("half of a result")
+    longest = "n" * (255 - len("_0.json"))
+    (inputs / "Case10.bin").rename(inputs / f"{longest}.bin")
+    (inputs / f"{longest}.json").write_text(RECORD)
+    result = infer(*model.arguments)
+    assert result.returncode == 0, result.stderr
+    assert {path.name for path in outputs.iterdir()} == {
+        *(f".vnet.{os.getpid()}.tmp", ".vnet.tmp", "Case02_0.bin", "a.b_0.bin"),
+        *(f"{longest}_0.bin", f"{longest}_0.json"),
+    }
 
 
 def test_help(infer):
@@ -694,6 +711,19 @@ def output_is_a_folder(folder):
     return "result_Files/Case10_0.bin:"
 
 
+def record_is_a_loop(folder):
+    (folder / "result_Files").mkdir()
+    (folder / "result_Files" / "Case10_0.json").symlink_to("Case10_0.json")
+    return "result_Files/Case10_0.json:"
+
+
+def name_is_too_long(folder):
+    name = "n" * (256 - len("_0.json"))
+    volume = folder / "results" / "bin_data" / "Case10.bin"
+    volume.rename(volume.with_stem(name))
+    return f"result_Files/{name}_0.json:"
+
+
 def times_are_a_file(folder):
     (folder / "time_Result").touch()
     return "time_Result:"
@@ -705,16 +735,22 @@ def times_file_is_a_folder(folder):
 
 
 @pytest.mark.parametrize(
-    "spoil", [folder_is_a_file, output_is_a_folder, times_are_a_file, times_file_is_a_folder]
+    "spoil",
+    [
+        *(folder_is_a_file, output_is_a_folder, record_is_a_loop, name_is_too_long),
+        *(times_are_a_file, times_file_is_a_folder),
+    ],
 )
 def test_unwritable(infer, model, volumes, tmp_path, spoil):
     spoilt = spoil(tmp_path)
     result = infer(*model.arguments)
     fails(result, 1, spoilt, "cannot be written", "space left")
+    assert " ms, " not in result.stdout  # before the first inference
     assert not [path for path in everything_in(tmp_path) if path.name.startswith(".")]
 
 
 def test_full_disk(infer, model, volumes, tmp_path, full_disk):
+    (tmp_path / "results" / "bin_data" / "Case02.json").write_text(RECORD)
     with full_disk(100):
         result = infer(
             *model.arguments,
