@@ -20,6 +20,7 @@ from matplotlib.text import Text
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, ScalarFormatter
 
 from ..utils.files import write_files
+from .planes import EAST_ASIAN
 
 # The palette of Okabe and Ito, which is safe for colour-blind readers; its orange and sky blue also
 # stand out from every grey of an image.
@@ -220,7 +221,7 @@ def figure_png(figure: Figure) -> bytes:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)  # a box stands there
         for text in figure.findobj(Text):
-            if not text.get_text().isascii():
+            if max(text.get_text(), default="") >= EAST_ASIAN:
                 text.set_fontfamily([*text.get_fontfamily(), *_chinese_fonts()])
         figure.savefig(png, format="png", dpi=110)
     return png.getvalue()

@@ -13,6 +13,7 @@ from ..metrics import bounding_box, dice, volume_ml
 AXIAL_SLICES = 12  # of a case in report.html, at most
 OVERLAY_MARGIN_MM = 15  # around the masks, to show the tissue next to the gland
 LONGEST_NAME = 36  # characters of a case's name in overlays.png
+EAST_ASIAN = "\u2e80"  # the first of the characters that are twice as wide, in fonts of their own
 LEAST_WIDTH_MM = 50  # of what is shown; the scale bar then ends before the letter beside it
 # Of the grey values in the box that is shown. An endorectal coil makes the tissue next to it
 # several times as bright as the gland, so that a higher percentile would leave the gland dark.
@@ -113,7 +114,7 @@ def overlay_row(case: OverlayCase, volumes: Volumes) -> OverlayRow:
         volumes: the same, from `orient_to_lps`.
     """
     name, score = case.case, np.nan
-    longest = LONGEST_NAME if max(name) < "\u1100" else LONGEST_NAME // 2  # East Asian: wider
+    longest = LONGEST_NAME if max(name) < EAST_ASIAN else LONGEST_NAME // 2  # East Asian: wider
     if len(name) > longest:
         name = f"{name[: longest // 2]}…{name[-(longest // 2) :]}"
     title = f"{name}   prediction {volume_ml(case.prediction):.1f} ml"
