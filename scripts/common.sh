@@ -47,6 +47,7 @@ logged() { # logged LOG COMMAND...
   child=""
   trap 'stop INT 130' INT
   trap 'stop TERM 143' TERM
+  trap 'stop TERM 129' HUP
   open_log "$1" >/dev/null
   set -m
   "${@:2}" </dev/null >&3 2>&1 3>&- &
@@ -336,7 +337,7 @@ set_msrun() {
 claim_log() {
   local code=0
   exec 8<.
-  flock 8 # until the log is locked, since two launchers may start at once
+  flock --wait 10 8 || true # until the log is locked, since two launchers may start at once
   [[ ! -f $1 ]] || flock --nonblock --conflict-exit-code 75 -- "$1" true 2>/dev/null || code=$?
   ((code != 75)) ||
     fail 1 "a training that was started here still runs, see $PWD/$1: stop it, or start from another folder"

@@ -168,17 +168,20 @@ def start(args):
 
 
 def report_failure(code, message):
-    """Writes the failure to the status file, unless the first rank has, which a signal prevents."""
+    """Writes the failure to the status file, where the first rank has not: it was killed."""
     path = Path(os.environ.get(STATUS_FILE, ""))
-    try:
-        entries = json.loads(path.read_text())
-        if entries["state"] != "failed":
-            new = path.with_name(f".{path.name}.{os.getpid()}.new")
-            entries |= {"state": "failed", "exit_code": code, "error": message}
-            new.write_text(json.dumps(entries) + "\n")
-            new.replace(path)
-    except (OSError, ValueError):  # no such file, or not a status: nobody waits for it
-        pass
+    if not path.name or not path.parent.is_dir():  # launchers remove the folder after the start
+        return
+    entries = {"pid": os.getpid()}
+    with contextlib.suppress(OSError, ValueError):
+        entries = json.loads(path.read_text("utf-8"))
+    if entries.get("state") == "failed":
+        return
+    entries |= {"state": "failed", "exit_code": code, "error": message}
+    new = path.with_name(f".{path.name}.{os.getpid()}.new")
+    with contextlib.suppress(OSError):
+        new.write_text(json.dumps(entries, ensure_ascii=False) + "\n", "utf-8")
+        new.replace(path)
 
 
 def print_end(args, stops, ended, status):

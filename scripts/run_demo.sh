@@ -29,6 +29,7 @@ case ${1:-} in
   -*) fail 2 "run_demo.sh has no option '$1'; usage: bash scripts/run_demo.sh [FOLDER]" ;;
 esac
 (($# < 2)) || fail 2 "run_demo.sh takes one folder, not '$*'; usage: bash scripts/run_demo.sh [FOLDER]"
+check_variables
 
 wanted=${1:-vnet_demo}
 folder=$wanted

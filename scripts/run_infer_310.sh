@@ -8,7 +8,7 @@
 # shellcheck source=scripts/common.sh
 source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
 
-show() { # the lines of a log that match, numbered
+show() { # for `logged`: the lines of a log that match run_step's PATTERN, numbered
   local line number=0
   while IFS= read -r line; do
     if [[ $line =~ $pattern ]]; then echo "  $((number += 1)) of $count: $line"; fi

@@ -190,17 +190,24 @@ void infer(const Options& options) {
   remove_file(times);
   size_t replaced = 0;
   for (const auto& volume : volumes) replaced += remove_result(output_of(volume, options));
+  // A description without results would be of unknown origin to the next run.
+  if (replaced > 0 && list_files(options.output_path, "_0.bin").empty() &&
+      !std::filesystem::equivalent(model_record(options), description_path(options.mindir_path),
+                                   ignored))
+    remove_file(model_record(options));
   if (replaced > 0)
     std::cout << options.output_path.string() << ": replacing " << replaced
               << " result(s) of an earlier run" << std::endl;
 
   double milliseconds = 0;
+  bool is_described = false;
   for (const auto& volume : volumes) {
     const std::string record = record_of(volume);
     const Prediction prediction = network->run(volume);
     const auto output = output_of(volume, options);
-    if (read_text(model_record(options)) != description)
+    if (!is_described && !description.empty())
       write_file(model_record(options), description.data(), description.size());
+    is_described = true;
     write_result(output, prediction.values, record);
     std::cout << volume.string() << ": " << one_decimal(prediction.milliseconds) << " ms, "
               << output.string() << std::endl;

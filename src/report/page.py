@@ -293,7 +293,7 @@ def _evaluation_statistics(rows: list[dict], text: Texts) -> dict:
         (f"Dice {format_number(dice['mean'], '')}", cases, ["mean"])
         if len(rows) == 1
         else (
-            f"Dice {dice['mean']:.3f} ± {dice['std']:.3f}",
+            f"Dice {format_number(dice['mean'], '')} ± {dice['std']:.3f}",
             text("mean_dice", cases=cases),
             [*dice],
         )

@@ -35,8 +35,8 @@ PAGE = {
         "{cases}的平均体积 ± 标准差",
     ),
     "some_cases": (
-        "{n} of {count} cases, without empty and earlier masks",
-        "{count} 例中的 {n} 例（不含空掩码和先前的掩码）",
+        "{n} of {count} images, without failures, empty and earlier masks",
+        "{count} 幅图像中的 {n} 幅（不含失败的图像、空掩码和先前的掩码）",
     ),
     "cases_in_folds": ("{cases} in {n} folds", "{cases}（{n} 折）"),
     # Failures.

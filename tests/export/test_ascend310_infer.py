@@ -495,6 +495,23 @@ def test_after_an_early_end_no_earlier_results_are_left(infer, model, volumes, t
     assert everything_in(tmp_path / "time_Result") == []
 
 
+def test_after_an_early_end_another_model_can_run(infer, weights, volumes, tmp_path):
+    """No description is left that no result is of."""
+    arguments = ("--mindir_path", shutil.copy(weights, tmp_path / "vnet.vnet"), "--device_type=CPU")
+    volume = tmp_path / "results" / "bin_data" / "Case02.bin"  # the first
+    for path in volume.parent.iterdir():
+        path.with_suffix(".json").write_text(RECORD)
+    (tmp_path / "vnet.json").write_text(DESCRIPTION)
+    assert infer(*arguments).returncode == 0
+    good = volume.read_bytes()
+    np.full_like(volumes["Case02"], np.nan).tofile(volume)
+    fails(infer(*arguments), 1, "Case02.bin:")
+    assert everything_in(tmp_path / "result_Files") == []
+    volume.write_bytes(good)
+    (tmp_path / "vnet.json").write_text(DESCRIPTION.replace("1}", "2}"))
+    assert infer(*arguments).returncode == 0
+
+
 def test_the_longest_name_and_what_a_killed_run_left(infer, model, volumes, tmp_path):
     inputs, outputs = tmp_path / "results" / "bin_data", tmp_path / "result_Files"
     outputs.mkdir()

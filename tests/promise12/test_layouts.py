@@ -360,6 +360,18 @@ GOOD = {
         },
         ["taken for one folder per patient"],
     ),
+    "patients' folders whose masks begin with the name of a folder": (
+        {f"{p}/t2.nii": IMAGE for p in ("P1", "P1_v2", "prostate")}
+        | {"P1/prostate_mask.nii": GLAND, "P1_v2/P1_mask.nii": GLAND, "prostate/mask.nii": GLAND},
+        {},
+        {f"TrainData/img/{p}.nii": f"{p}/t2.nii" for p in ("P1", "P1_v2", "prostate")}
+        | {
+            "TrainData/gt/P1_segmentation.nii": "P1/prostate_mask.nii",
+            "TrainData/gt/P1_v2_segmentation.nii": "P1_v2/P1_mask.nii",
+            "TrainData/gt/prostate_segmentation.nii": "prostate/mask.nii",
+        },
+        ["taken for one folder per patient: 3 image(s), 3 mask(s)"],
+    ),
     "patients' folders, masks in a tree of their own": (
         {
             "scans/A/anat/T2.nii": IMAGE,

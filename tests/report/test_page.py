@@ -281,7 +281,10 @@ def test_the_verdict(evaluated, predicted):
     (heading,) = parsed(predicted).all("h1")
     assert heading["text"] == f"{np.mean(COUNTED_ML):.1f} ± {np.std(COUNTED_ML):.1f} ml"
     (verdict,) = [e for e in parsed(predicted).all("p") if e.get("class") == "verdict"]
-    assert "of 5 of 7 cases, without empty and earlier masks · 3 failures" in verdict["text"]
+    assert (
+        "of 5 of 7 images, without failures, empty and earlier masks · 3 failures"
+        in verdict["text"]
+    )
 
 
 def test_the_summary_holds_all_metrics_of_gland_base_and_apex(evaluated):

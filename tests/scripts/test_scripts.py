@@ -1146,7 +1146,8 @@ def test_an_inference_stops_at_the_first_step_that_fails(inference, failing):
     assert "avg_dice" not in process.stdout and "average time" not in process.stdout
 
 
-def test_a_stopped_inference_leaves_no_process(inference):
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_stopped_inference_leaves_no_process(inference, sent, code):
     text = inference.python.read_text()
     slow = text.replace(
         "  preprocess.py)\n", '  preprocess.py)\n    echo $$ >"$CALLS.pid"; sleep 60\n'
@@ -1158,8 +1159,8 @@ def test_a_stopped_inference_leaves_no_process(inference):
     second, _ = inference.run()
     assert second.returncode == 1
     assert second.stderr.startswith(f"error: another call works in {inference.folder}: ")
-    process.terminate()
-    assert process.wait(60) == 143
+    process.send_signal(sent)
+    assert process.wait(60) == code
     assert not alive(int(pid_file.read_text()))
 
 

@@ -1,6 +1,7 @@
 """One folder per patient with t2.nii.gz, or another name that is the same in each folder."""
 
 from collections import Counter
+from functools import cache
 from pathlib import PurePath, PurePosixPath
 
 from ...images.formats import stem
@@ -8,6 +9,7 @@ from ...utils.errors import DataError, list_few
 from ..names import (
     FILLERS,
     IMAGE_FOLDERS,
+    MASK_WORDS,
     T2_WORDS,
     case_names,
     is_other_contrast,
@@ -109,12 +111,23 @@ def patient_key(path: PurePosixPath, folders: dict[PurePosixPath, Key]) -> Key:
     return keys[0] if len(keys) == 1 else (None, relative_path(path))
 
 
+@cache
+def _words(name):
+    """`words`, of which each patient's are asked for once for each mask."""
+    return tuple(words(name))
+
+
 def _check_named_as(path, patient, patients):
-    """Raises a DataError for a mask named as another patient's; lesions may be numbered."""
-    split = words(stem(path))
-    named = [name for name in patients if split[: len(words(name))] == words(name)]
-    nearest = max(named, key=lambda name: len(words(name)), default=patient)
-    if words(nearest) != words(patient) and not outlines_lesions(path):
+    """Raises a DataError for a mask whose name begins with that of another patient.
+
+    Not for P1_mask in P1_v2, nor for a folder called prostate; and lesions may be numbered.
+    """
+    split = _words(stem(path))
+    named = [name for name in patients if split[: len(_words(name))] == _words(name)]
+    named = [name for name in named if not MASK_WORDS.union(FILLERS).issuperset(_words(name))]
+    nearest = max(named, key=lambda name: len(_words(name)), default=patient)
+    is_own = _words(patient)[: len(_words(nearest))] == _words(nearest)
+    if not is_own and not outlines_lesions(path):
         raise DataError(
             f"{path}: in the folder of {patient}, named as of {nearest}; move or rename it, or say "
             "which mask is whose with --mask_pattern"
