@@ -367,7 +367,7 @@ def test_of_bad_images_only_there_is_still_a_report(tmp_path, data, results, con
     images = find_images([tmp_path / "a.mha", tmp_path / "b.mha"])
     with pytest.raises(DataError, match="2 of 2 images could not be segmented"):
         predict(bright, images, config, {})
-    assert "No mask" in (results / "report.html").read_text("utf-8")
+    assert "No volume" in (results / "report.html").read_text("utf-8")
     assert not (results / "overlays.png").exists()
     assert "overlays.png" not in list_outputs(results)
     assert [row["problem"][-12:] for row in rows_of(results).values()] == ["no such file"] * 2

@@ -15,7 +15,7 @@ from src.config import vnet_cfg
 from src.export.description import describe
 from src.utils.files import hash_file
 from tests.helpers import ROOT, alive, wait_until, write_executable
-from tests.launchers import Caller
+from tests.launchers import Caller, heed_signals
 
 pytestmark = pytest.mark.launchers
 
@@ -1007,6 +1007,7 @@ class Inference:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            preexec_fn=heed_signals,
         )
 
     def run(self, *further, **variables):
