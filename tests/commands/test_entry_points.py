@@ -49,6 +49,7 @@ def healthy(tmp_path_factory, write_case):
     files = {model.name: {"format": "MINDIR", **hashes}}
     model.with_suffix(".json").write_text(json.dumps(describe(config, 1, files)))
     (folder / "answers").mkdir()
+    shutil.copy(model.with_suffix(".json"), folder / "answers" / "model.json")
     for number in range(3):
         answer = np.full((16, 16, 16), 0.9, "<f4")
         (folder / "answers" / f"Case0{number}_0.bin").write_bytes(answer.tobytes())
@@ -262,7 +263,7 @@ def test_a_broken_validation_case_is_found_before_anything_runs(
         (PREPROCESS + " --set normDir=true", 2, "normDir=False"),
         (PREPROCESS + " --set treshold=0.4", 2, "did you mean 'threshold'"),
         (POSTPROCESS.replace("--result_path answers", ""), 2, "--result_path"),
-        (POSTPROCESS.replace("answers", "run"), 1, "run/Case02_0.bin: no such result"),
+        (POSTPROCESS.replace("answers", "run"), 1, "run/model.json: no such file"),
         (POSTPROCESS + " --set dstRes=1,1,1", 2, "dstRes=[4.0, 4.0, 4.0]"),
         (POSTPROCESS + " --set dirPredictionImage=val.csv", 1, "val.csv"),
     ],
