@@ -286,7 +286,7 @@ evaluate() { # evaluate DEFAULT_DEVICE_TARGET LOG "$@"
 # --------------------------------------------------------------------- launchers, many ranks
 
 # set_training TARGET PYTHON RANKS DATA_PATH TRAIN_SPLIT_FILE_PATH FURTHER...: sets `training` to the command
-# of every rank, with absolute paths, since ranks run in other folders.
+# of every rank, with absolute paths, since ranks run in other folders; and the variables of all ranks.
 set_training() {
   local word option=""
   training=("$2" "$ROOT/train.py" --device_target "$1" --run_distribute 1 --device_num "$3"
@@ -302,6 +302,8 @@ set_training() {
     training+=("$word")
     option=$word
   done
+  # Variables that another launcher has left would change the numbers of the ranks.
+  unset RANK_ID RANK_TABLE_FILE MINDSPORE_HCCL_CONFIG_PATH "${!MS_ROLE@}" "${!OMPI_COMM_WORLD_@}"
   export DEVICE_NUM=$3 RANK_SIZE=$3 VNET_COMMAND
 }
 
@@ -324,8 +326,6 @@ set_msrun() {
   ((node > 0)) || logs=("$folder/scheduler.log")
   for ((rank = node * $3; rank < (node + 1) * $3; rank++)); do logs+=("$folder/worker_$rank.log"); done
   export PATH=${1%/*}:$PATH # for the python3 that msrun starts
-  # Variables that another launcher has left would change the numbers of the ranks.
-  unset RANK_TABLE_FILE MINDSPORE_HCCL_CONFIG_PATH "${!OMPI_COMM_WORLD_@}"
   # shellcheck disable=SC2034  # for the launchers
   engine=("$msrun" --worker_num "$2" --local_worker_num "$3" --master_addr "$4" --master_port "$port"
     ${6:+--node_rank "$6"} --log_dir "$folder" --join True --tail_worker_log "$2" # there is no rank of this number

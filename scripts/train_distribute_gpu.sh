@@ -34,8 +34,6 @@ else
     fail 1 "no mpirun on PATH: install OpenMPI, or take DEVICE_TARGET=GPU bash scripts/train_msrun.sh"
   as_root=(--allow-run-as-root)
   ((EUID == 0)) || as_root=()
-  # Variables that another launcher has left would change the numbers of the ranks.
-  unset RANK_ID RANK_TABLE_FILE "${!MS_ROLE@}" "${!OMPI_COMM_WORLD_@}"
   engine=("$mpirun" -n "$1" "${as_root[@]}" --bind-to none --map-by :OVERSUBSCRIBE "$python")
 fi
 claim_log train_distribute_gpu.log log_output "${logs[@]}"

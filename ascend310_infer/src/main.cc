@@ -200,7 +200,7 @@ void infer(const Options& options) {
               << " result(s) of an earlier run" << std::endl;
 
   double milliseconds = 0;
-  bool is_described = false;
+  bool is_described = false;  // with the first result: no description lies there without any
   for (const auto& volume : volumes) {
     const std::string record = record_of(volume);
     const Prediction prediction = network->run(volume);
